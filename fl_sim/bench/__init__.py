@@ -1,0 +1,1 @@
+"""Benchmarks that anyone can rerun: `fl-sim bench engine | codec | pruning`."""

@@ -1,0 +1,95 @@
+"""The command line: `fl-sim run`, `compare`, `list`, `bench`. Exit status 0 done, 2 wrong input, 1 the run failed."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from fl_sim.types import UserError
+
+if TYPE_CHECKING:
+    pass
+
+app = typer.Typer(
+    name="fl-sim",
+    help="Federated learning whose communication numbers are the bytes it encoded.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+console = Console()
+errors = Console(stderr=True, highlight=False)
+
+
+@app.command()
+def run(
+    config: Annotated[Path, typer.Argument(help="experiment as TOML, for instance configs/quickstart.toml")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="key=value, for instance rounds=5 training.lr=0.05")
+    ] = None,
+    engine: Annotated[str | None, typer.Option(help="inline or ray; overrides the config")] = None,
+    out: Annotated[Path | None, typer.Option(help="folder that receives the run's folder")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="print errors only")] = False,
+) -> None:
+    """Run one experiment and leave its results in a run folder.
+
+    Example: fl-sim run configs/quickstart.toml rounds=5 --engine ray
+    """
+    from fl_sim.config import Experiment
+    from fl_sim.progress import display
+    from fl_sim.report import comparison, per_run
+    from fl_sim.simulation import run as simulate
+
+    extra = [f'engine="{engine}"'] if engine else []
+    extra += [f'out="{out}"'] if out else []
+    experiment = Experiment.load(config, [*(overrides or []), *extra])
+    with display(experiment, console, quiet=quiet) as observer:
+        report = simulate(experiment, observer)
+    if not quiet:
+        console.print(per_run(report))
+        console.print(comparison([report]))
+        console.print(f"{report.folder}", highlight=False)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="run folders, for instance runs/quickstart-*")],
+) -> None:
+    """Compare finished runs in one table."""
+    from fl_sim.report import Report, comparison
+
+    console.print(comparison([Report.load(folder) for folder in runs]))
+
+
+@app.command(name="list")
+def list_() -> None:
+    """List what a config can name: clients, strategies, models, data sources, partitions, value types."""
+    from fl_sim.catalogue import catalogue
+
+    for title, entries in catalogue().items():
+        console.print(f"[bold]{title}[/bold]")
+        width = max(map(len, entries))
+        for name, line in entries.items():
+            console.print(f"  {name:<{width}}  {line}", highlight=False)
+
+
+def main() -> None:
+    """Entry point: turns wrong input into one line and status 2, a failed run into one line and status 1."""
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+    sys.path.insert(0, os.getcwd())
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    try:
+        app(standalone_mode=True)
+    except UserError as error:
+        errors.print(f"fl-sim: {error}", style="red", soft_wrap=True, markup=False)
+        sys.exit(2)
+    except RuntimeError as error:
+        errors.print(f"fl-sim: the run failed: {error}", style="red", soft_wrap=True, markup=False)
+        sys.exit(1)

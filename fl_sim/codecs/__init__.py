@@ -1,0 +1,19 @@
+"""Payloads: parameters and masks as bytes near the entropy floor, and back.
+
+    schema = Schema.of(params, prunable_names(model))
+    data = encode(params, mask, schema=schema)
+    params, mask = decode(data, schema=schema)
+    describe(data, schema=schema).sections          # {"mask": ..., "values": ..., ...}, sums to len(data)
+
+Law: `decode(encode(x)) == x` bit for bit for lossless value types, and every other input to `decode` raises
+`CorruptPayload` or yields legal values of the schema's shapes. What a decoder allocates depends on the receiver's schema
+alone.
+"""
+
+from fl_sim.codecs.errors import CorruptPayload
+from fl_sim.codecs.mask_coding import mask_hash
+from fl_sim.codecs.payload import Description, decode, describe, encode
+from fl_sim.codecs.schema import Schema
+from fl_sim.codecs.value_coding import VALUES
+
+__all__ = ["VALUES", "CorruptPayload", "Description", "Schema", "decode", "describe", "encode", "mask_hash"]

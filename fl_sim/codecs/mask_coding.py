@@ -1,0 +1,247 @@
+"""Masks as bytes. Six ways; the encoder takes the smallest for the mask at hand.
+
+| mode  | codes                                                       | wins for                              |
+|-------|-------------------------------------------------------------|---------------------------------------|
+| held  | nothing: an 8-byte hash of the mask the receiver holds      | training under a known mask           |
+| whole | the bits of each tensor                                     | a first mask                          |
+| rows  | live and full flags of output channels, bits of mixed rows  | structured masks                      |
+| split | the bits where the held mask is set, then those where not   | a few swaps against a sparse mask     |
+| xor   | the bits that differ from the held mask                     | a few swaps against a dense mask      |
+| gaps  | distances between ones, by power-of-two class               | clustered masks of top-k updates      |
+
+All but `held` start with the number of ones of every coded segment (LEB128), from which both ends build their models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import xxhash
+from torch import Tensor
+
+from fl_sim.codecs import bits, gap_coding
+from fl_sim.codecs.bits import Bits, Decoder, Reader, floor_bits
+from fl_sim.codecs.errors import CorruptPayload
+from fl_sim.types import FlatMask, Mask
+
+Layout = tuple[tuple[int, int], ...]
+"""(rows, elements) of each prunable tensor; rows = output channels."""
+
+
+def mask_hash(mask: Mask) -> bytes:
+    """Eight bytes that name a mask, whatever dict holds it: two ends compare them before a mask is left out."""
+    return flat_hash((mask if isinstance(mask, FlatMask) else FlatMask.pack(mask)).flat)
+
+
+def flat_hash(flat: Tensor) -> bytes:
+    """`mask_hash` of a mask as one bool vector."""
+    return xxhash.xxh3_64_digest(np.packbits(flat.numpy()).tobytes() + len(flat).to_bytes(8, "little"))
+
+
+def _tensors(flat: Bits, layout: Layout) -> Iterator[Bits]:
+    at = 0
+    for _, size in layout:
+        yield flat[at : at + size]
+        at += size
+
+
+def _joined(parts: list[Bits]) -> Bits:
+    return np.concatenate(parts) if parts else np.zeros(0, dtype=np.bool_)
+
+
+def _cost(segments: Iterator[tuple[int, int]]) -> float:
+    """Predicted bits of coded segments given as (ones, size): the floor, and a byte for each count."""
+    return sum(floor_bits(ones, size) + (8 if size < 128 else 16) for ones, size in segments)
+
+
+# -- whole -------------------------------------------------------------------------------------------------------------
+
+
+def _whole_encode(flat: Bits, layout: Layout, held: Bits | None) -> bytes:
+    return b"".join(bits.encode(_tensors(flat, layout)))
+
+
+def _whole_decode(reader: Reader, layout: Layout, held: Bits | None) -> Bits:
+    ones = [reader.varint(size) for _, size in layout]
+    decoder = Decoder(reader.data[reader.at :])
+    flat = _joined([decoder.bits(k, size) for k, (_, size) in zip(ones, layout, strict=True)])
+    decoder.finish()
+    return flat
+
+
+def _whole_segments(reader: Reader, layout: Layout, held: Bits | None) -> Iterator[tuple[int, int]]:
+    return ((reader.varint(size), size) for _, size in layout)
+
+
+# -- rows --------------------------------------------------------------------------------------------------------------
+
+
+def _row_parts(part: Bits, rows: int) -> tuple[Bits, Bits, Bits]:
+    """(live flags of rows, full flags of live rows, bits of the rows that are neither empty nor full)."""
+    table = part.reshape(rows, -1)
+    live, full = table.any(axis=1), table.all(axis=1)
+    return live, full[live], table[live & ~full].reshape(-1)
+
+
+def _rows_encode(flat: Bits, layout: Layout, held: Bits | None) -> bytes:
+    parts = [_row_parts(p, rows) for p, (rows, size) in zip(_tensors(flat, layout), layout, strict=True) if size]
+    return b"".join(bits.encode(segment for part in parts for segment in part))
+
+
+def _rows_counts(reader: Reader, layout: Layout) -> Iterator[tuple[tuple[int, int], tuple[int, int], tuple[int, int]]]:
+    """(ones, size) of the three segments of every tensor."""
+    for rows, size in layout:
+        if size:
+            live = reader.varint(rows)
+            full = reader.varint(live)
+            mixed = (live - full) * (size // rows)
+            yield (live, rows), (full, live), (reader.varint(mixed), mixed)
+
+
+def _rows_decode(reader: Reader, layout: Layout, held: Bits | None) -> Bits:
+    counts = list(_rows_counts(reader, layout))
+    decoder = Decoder(reader.data[reader.at :])
+    parts = []
+    for (rows, size), segments in zip((entry for entry in layout if entry[1]), counts, strict=True):
+        live, full, mixed = (decoder.bits(*segment) for segment in segments)
+        table = np.zeros((rows, size // rows), dtype=np.bool_)
+        chosen = np.flatnonzero(live)
+        table[chosen[full]] = True
+        table[chosen[~full]] = mixed.reshape(-1, size // rows)
+        parts.append(table.reshape(-1))
+    decoder.finish()
+    return _joined(parts)
+
+
+def _rows_segments(reader: Reader, layout: Layout, held: Bits | None) -> Iterator[tuple[int, int]]:
+    return (segment for three in _rows_counts(reader, layout) for segment in three)
+
+
+# -- split, xor --------------------------------------------------------------------------------------------------------
+
+
+def _sides(flat: Bits, layout: Layout, held: Bits) -> Iterator[Bits]:
+    for part, before in zip(_tensors(flat, layout), _tensors(held, layout), strict=True):
+        yield part[before]
+        yield part[~before]
+
+
+def _side_sizes(layout: Layout, held: Bits) -> list[int]:
+    sizes = []
+    for before in _tensors(held, layout):
+        alive = int(np.count_nonzero(before))
+        sizes += [alive, len(before) - alive]
+    return sizes
+
+
+def _split_encode(flat: Bits, layout: Layout, held: Bits | None) -> bytes:
+    assert held is not None
+    return b"".join(bits.encode(_sides(flat, layout, held)))
+
+
+def _split_decode(reader: Reader, layout: Layout, held: Bits | None) -> Bits:
+    assert held is not None
+    sizes = _side_sizes(layout, held)
+    ones = [reader.varint(size) for size in sizes]
+    decoder = Decoder(reader.data[reader.at :])
+    sides = [decoder.bits(k, size) for k, size in zip(ones, sizes, strict=True)]
+    decoder.finish()
+    flat = np.empty_like(held)
+    for part, before, kept, grown in zip(
+        _tensors(flat, layout), _tensors(held, layout), sides[0::2], sides[1::2], strict=True
+    ):
+        part[before] = kept
+        part[~before] = grown
+    return flat
+
+
+def _split_segments(reader: Reader, layout: Layout, held: Bits | None) -> Iterator[tuple[int, int]]:
+    assert held is not None
+    return ((reader.varint(size), size) for size in _side_sizes(layout, held))
+
+
+def _xor_encode(flat: Bits, layout: Layout, held: Bits | None) -> bytes:
+    assert held is not None
+    return _whole_encode(flat ^ held, layout, None)
+
+
+def _xor_decode(reader: Reader, layout: Layout, held: Bits | None) -> Bits:
+    assert held is not None
+    return _whole_decode(reader, layout, None) ^ held
+
+
+# -- gaps --------------------------------------------------------------------------------------------------------------
+
+
+def _gaps_encode(flat: Bits, layout: Layout, held: Bits | None) -> bytes:
+    counts = b"".join(bits.varint(int(np.count_nonzero(part))) for part in _tensors(flat, layout))
+    return counts + gap_coding.encode(flat)
+
+
+def _gaps_decode(reader: Reader, layout: Layout, held: Bits | None) -> Bits:
+    ones = [reader.varint(size) for _, size in layout]
+    flat = gap_coding.decode(reader, size=sum(size for _, size in layout), ones=sum(ones))
+    if [int(np.count_nonzero(part)) for part in _tensors(flat, layout)] != ones:
+        raise CorruptPayload("gaps do not land in the tensors they say")
+    return flat
+
+
+# -- the table, and the choice -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Mode:
+    """One way to code a mask.
+
+    Attributes:
+        id: its number on the wire.
+        relative: whether both ends need the held mask.
+        encode, decode: flat mask -> bytes and back.
+        segments: (ones, size) of each coded segment, read from the counts alone.
+    """
+
+    id: int
+    relative: bool
+    encode: Callable[[Bits, Layout, Bits | None], bytes]
+    decode: Callable[[Reader, Layout, Bits | None], Bits]
+    segments: Callable[[Reader, Layout, Bits | None], Iterator[tuple[int, int]]]
+
+
+MODES: Mapping[str, Mode] = {
+    "whole": Mode(2, False, _whole_encode, _whole_decode, _whole_segments),
+    "rows": Mode(3, False, _rows_encode, _rows_decode, _rows_segments),
+    "split": Mode(4, True, _split_encode, _split_decode, _split_segments),
+    "xor": Mode(5, True, _xor_encode, _xor_decode, _whole_segments),
+    "gaps": Mode(6, False, _gaps_encode, _gaps_decode, _whole_segments),
+}
+
+
+def choose(flat: Bits, layout: Layout, held: Bits | None) -> str:
+    """The mode with the fewest predicted bytes; predictions need popcounts only, gaps a histogram."""
+    tensors = list(_tensors(flat, layout))
+    ones = [int(np.count_nonzero(part)) for part in tensors]
+    sizes = [size for _, size in layout]
+    costs = {"whole": _cost(zip(ones, sizes, strict=True))}
+    costs["rows"] = _rows_cost(tensors, layout)
+    if held is not None:
+        changed = [int(np.count_nonzero(part)) for part in _tensors(flat ^ held, layout)]
+        costs["xor"] = _cost(zip(changed, sizes, strict=True))
+        both = [int(np.count_nonzero(part)) for part in _tensors(flat & held, layout)]
+        sides = _side_sizes(layout, held)
+        split = [k for pair in zip(both, (o - b for o, b in zip(ones, both, strict=True)), strict=True) for k in pair]
+        costs["split"] = _cost(zip(split, sides, strict=True))
+    if 0 < sum(ones) < gap_coding.DENSEST * len(flat):
+        costs["gaps"] = gap_coding.cost_bits(flat) + 16 * len(layout)
+    return min(costs, key=lambda name: costs[name])
+
+
+def _rows_cost(tensors: list[Bits], layout: Layout) -> float:
+    total, useful = 0.0, False
+    for part, (rows, size) in zip(tensors, layout, strict=True):
+        if size:
+            live, full, mixed = _row_parts(part, rows)
+            useful = useful or len(mixed) < size
+            total += _cost((int(np.count_nonzero(s)), len(s)) for s in (live, full, mixed))
+    return total if useful else float("inf")

@@ -1,0 +1,222 @@
+"""The payload `fl_sim.update/1`: one blob, little-endian.
+
+    magic "FLSU" | version u8 | value type u8 | mask mode u8 | reserved u8 = 0 | schema hash 8 | [held-mask hash 8]
+    LEB128: values sent, then bytes of mask, values, dense, buffers, auxiliary
+    mask | values | dense | buffers | auxiliary | checksum u32 (XXH3 of everything before)
+
+Mask modes: 0 no mask, all values are there; 1 the held mask; 2.. `mask_coding.MODES`. The held-mask hash is there in modes
+1, 4 and 5. Value types apply to the prunable values; everything else travels exactly, compressed where the values are.
+The checksum guards against accidents; an adversary can always encode legal values.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import xxhash
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fl_sim.codecs import mask_coding, tensor_coding
+from fl_sim.codecs.bits import Reader, floor_bits, varint
+from fl_sim.codecs.errors import CorruptPayload
+from fl_sim.codecs.mask_coding import MODES, Layout
+from fl_sim.codecs.schema import KINDS, Schema
+from fl_sim.codecs.value_coding import BY_ID, VALUES
+from fl_sim.types import Mask, Params
+
+HEAD = struct.Struct("<4sBBBB8s")
+CHECK = struct.Struct("<I")
+MAGIC, VERSION = b"FLSU", 1
+NONE, HELD = 0, 1
+NAMES = {NONE: "none", HELD: "held", **{mode.id: name for name, mode in MODES.items()}}
+SECTIONS = ("mask", "values", "dense", "buffers", "auxiliary")
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a payload's bytes are.
+
+    Attributes:
+        sections: bytes of mask, values, dense, buffers, auxiliary and header; they sum to the payload's length.
+        nnz: prunable values sent.
+        dense_bytes: bytes of the same tensors sent complete, in their own dtypes, by section.
+        entropy_bytes: log2 C(n, k) over the coded mask segments, in bytes; 0 where no mask travels.
+        mask_mode, values: names of how mask and values are coded.
+    """
+
+    sections: dict[str, int]
+    nnz: int
+    dense_bytes: dict[str, int]
+    entropy_bytes: float
+    mask_mode: str
+    values: str
+
+    @classmethod
+    def opaque(cls, size: int) -> Description:
+        """Bytes that are no payload, booked as header."""
+        return cls({"header": size}, 0, {}, 0.0, "none", "none")
+
+
+def _layout(schema: Schema) -> Layout:
+    count = len(schema.prunable)
+    return tuple(
+        (shape[0] if len(shape) else 1, size)
+        for shape, size in zip(schema.shapes[:count], schema.numels[:count], strict=True)
+    )
+
+
+def encode(
+    params: Params,
+    mask: Mask | None,
+    *,
+    schema: Schema,
+    held: Mask | None = None,
+    values: str = "float32",
+    seed: int = 0,
+) -> bytes:
+    """Encode parameters.
+
+    Args:
+        params: a tensor for every name of the schema, finite.
+        mask: prunable coordinates to send; None sends all.
+        schema: the receiver's expectations.
+        held: the mask that the receiver holds, or None.
+        values: value type of the prunable values, a name of `VALUES`.
+        seed: feeds the stochastic rounding of "int8".
+
+    Raises:
+        ValueError: NaN or infinity (named), a value beyond the value type's range, or a name or shape not in the schema.
+    """
+    coder = VALUES[values]
+    alive = None if mask is None else schema.flat_mask(mask)
+    before = None if held is None else schema.flat_mask(held)
+    mode, mask_bytes = _encode_mask(alive, before, _layout(schema))
+    sent = schema.prunable_size if alive is None else int(alive.sum())
+    body = tensor_coding.encode(params, alive, schema=schema, coder=coder, seed=seed)
+    parts: list[bytes | memoryview] = [mask_bytes, *body]
+    relative = mode == HELD or (mode in NAMES and mode > HELD and MODES[NAMES[mode]].relative)
+    head = HEAD.pack(MAGIC, VERSION, coder.id, mode, 0, schema.hash)
+    if relative and before is not None:
+        head += mask_coding.flat_hash(before)
+    head += b"".join(varint(n) for n in (sent, *(len(part) for part in parts)))
+    check = xxhash.xxh3_64(head)
+    for part in parts:
+        check.update(part)
+    return b"".join([head, *parts, CHECK.pack(check.intdigest() & 0xFFFFFFFF)])
+
+
+def _encode_mask(alive: Tensor | None, before: Tensor | None, layout: Layout) -> tuple[int, bytes]:
+    if alive is None:
+        return NONE, b""
+    if before is not None and torch.equal(alive, before):
+        return HELD, b""
+    flat, held = alive.numpy(), None if before is None else before.numpy()
+    name = mask_coding.choose(flat, layout, held)
+    return MODES[name].id, MODES[name].encode(flat, layout, held)
+
+
+@dataclass(frozen=True)
+class _Parsed:
+    """A checked header and where the sections lie."""
+
+    mode: int
+    values: str
+    held: NDArray[np.bool_] | None
+    nnz: int
+    header: int
+    lengths: dict[str, int]
+    body: memoryview
+
+    def section(self, name: str) -> memoryview:
+        start = 0
+        for other, length in self.lengths.items():
+            if other == name:
+                return self.body[start : start + length]
+            start += length
+        raise KeyError(name)
+
+
+def _parse(data: bytes, schema: Schema, held: Mask | None) -> _Parsed:
+    view = memoryview(data)
+    if len(view) < HEAD.size + CHECK.size:
+        raise CorruptPayload("shorter than a header")
+    magic, version, value_id, mode, reserved, schema_hash = HEAD.unpack_from(view)
+    if magic != MAGIC or version != VERSION or reserved:
+        raise CorruptPayload("not a payload of version 1")
+    if value_id not in BY_ID or mode not in NAMES:
+        raise CorruptPayload(f"unknown value type {value_id} or mask mode {mode}")
+    if schema_hash != schema.hash:
+        raise CorruptPayload("made for another schema: names, shapes, dtypes or their order differ")
+    reader = Reader(view[: -CHECK.size], HEAD.size)
+    before = None
+    if mode == HELD or (mode > HELD and MODES[NAMES[mode]].relative):
+        before = _held(view, schema, held)
+        reader.at += 8
+    nnz = reader.varint(schema.prunable_size)
+    lengths = {name: reader.varint(len(view)) for name in SECTIONS}
+    if reader.at + sum(lengths.values()) + CHECK.size != len(view):
+        raise CorruptPayload("section lengths do not add up to the payload")
+    return _Parsed(mode, BY_ID[value_id], before, nnz, reader.at + CHECK.size, lengths, view[reader.at : -CHECK.size])
+
+
+def _held(view: memoryview, schema: Schema, held: Mask | None) -> NDArray[np.bool_]:
+    if held is None:
+        raise CorruptPayload("refers to a held mask, and none is held")
+    flat = schema.flat_mask(held)
+    if bytes(view[HEAD.size : HEAD.size + 8]) != mask_coding.flat_hash(flat):
+        raise CorruptPayload("refers to another mask than the one that is held")
+    return flat.numpy()
+
+
+def decode(data: bytes, *, schema: Schema, held: Mask | None = None) -> tuple[Params, Mask | None]:
+    """Decode a payload into (parameters, mask); coordinates outside the mask are 0. Flat dicts for a float32 schema.
+
+    Raises:
+        CorruptPayload: anything but a payload that `encode` could have made for this schema and held mask.
+    """
+    parsed = _parse(data, schema, held)
+    view = memoryview(data)
+    if CHECK.unpack(view[-CHECK.size :])[0] != xxhash.xxh3_64_intdigest(view[: -CHECK.size]) & 0xFFFFFFFF:
+        raise CorruptPayload("the checksum does not match")
+    alive = _decode_mask(parsed, schema)
+    if parsed.nnz != (schema.prunable_size if alive is None else int(np.count_nonzero(alive))):
+        raise CorruptPayload("the number of values is not that of the mask")
+    params = tensor_coding.decode(
+        {name: parsed.section(name) for name in ("values", "dense", "buffers", "auxiliary")},
+        alive,
+        schema=schema,
+        coder=VALUES[parsed.values],
+        count=parsed.nnz,
+    )
+    return params, None if alive is None else schema.view_mask(torch.from_numpy(alive))
+
+
+def _decode_mask(parsed: _Parsed, schema: Schema) -> NDArray[np.bool_] | None:
+    section = parsed.section("mask")
+    if parsed.mode in (NONE, HELD):
+        if len(section):
+            raise CorruptPayload("mask bytes where none are due")
+        return None if parsed.held is None else parsed.held.copy()
+    return MODES[NAMES[parsed.mode]].decode(Reader(section), _layout(schema), parsed.held)
+
+
+def describe(data: bytes, *, schema: Schema, held: Mask | None = None) -> Description:
+    """What the bytes of a payload are, from its header and counts alone; values and mask are not decoded.
+
+    Raises:
+        CorruptPayload: the header is not one of this schema and held mask.
+    """
+    parsed = _parse(data, schema, held)
+    entropy = 0.0
+    if parsed.mode > HELD:
+        segments = MODES[NAMES[parsed.mode]].segments(Reader(parsed.section("mask")), _layout(schema), parsed.held)
+        entropy = sum(floor_bits(ones, size) for ones, size in segments) / 8
+    dense = dict(
+        zip(("values", "dense", "buffers", "auxiliary"), (schema.section_bytes[kind] for kind in KINDS), strict=True)
+    )
+    sections = {name: length for name, length in parsed.lengths.items() if length} | {"header": parsed.header}
+    return Description(sections, parsed.nnz, dense, entropy, NAMES[parsed.mode], parsed.values)

@@ -1,0 +1,148 @@
+"""The four value sections of a payload: prunable values through a value coder, everything else exactly."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fl_sim.codecs.errors import CorruptPayload
+from fl_sim.codecs.schema import KINDS, Schema
+from fl_sim.codecs.value_coding import COMPRESSED, EXACT, VALUES, ValueCoder, shuffled, unshuffled
+from fl_sim.types import Params
+
+Buffer = bytes | memoryview
+SECTIONS = ("values", "dense", "buffers", "auxiliary")
+
+
+def _finite(values: NDArray[np.float32]) -> bool:
+    # NaN and infinity survive in a sum of squares, which costs one pass without a temporary; only overflow needs the rest.
+    return bool(np.isfinite(np.dot(values, values))) or bool(np.isfinite(values).all())
+
+
+def encode(params: Params, alive: Tensor | None, *, schema: Schema, coder: ValueCoder, seed: int) -> list[Buffer]:
+    """The four sections' bytes.
+
+    Raises:
+        ValueError: a value that is not finite, with its tensor's name.
+    """
+    if not schema.is_flat:
+        return _encode_mixed(params, alive, schema=schema, coder=coder)
+    flat = schema.flat(params).numpy()
+    if not _finite(flat):
+        _refuse(params, schema)
+    count = schema.prunable_size
+    values = flat[:count] if alive is None else flat[:count][alive.numpy()]
+    parts: list[Buffer] = [coder.encode(values, seed)]
+    at = count
+    for kind in KINDS[1:]:
+        size = schema.section_bytes[kind] // 4
+        parts.append(_exact(memoryview(flat[at : at + size]).cast("B"), 4, coder))
+        at += size
+    return parts
+
+
+def _refuse(params: Params, schema: Schema) -> None:
+    for name in schema.names:
+        if not bool(torch.isfinite(params[name]).all()):
+            raise ValueError(f"parameter {name!r} holds NaN or infinity, which is never sent")
+
+
+def _exact(raw: memoryview, width: int, coder: ValueCoder) -> Buffer:
+    compress = len(raw) > 0 and coder.id in {VALUES[name].id for name in COMPRESSED}
+    return shuffled(raw, width) if compress else raw
+
+
+def _restored(data: memoryview, width: int, size: int, coder: ValueCoder) -> Buffer:
+    if size and coder.id != VALUES[EXACT].id:
+        return unshuffled(data, width, size)
+    if len(data) != size:
+        raise CorruptPayload("a section has another length than the schema says")
+    return data
+
+
+def decode(
+    sections: dict[str, memoryview], alive: NDArray[np.bool_] | None, *, schema: Schema, coder: ValueCoder, count: int
+) -> Params:
+    """Invert `encode`; `count` values are due."""
+    if not schema.is_flat:
+        return _decode_mixed(sections, alive, schema=schema, coder=coder)
+    values = coder.decode(sections["values"], count)
+    flat = torch.empty(schema.size) if alive is None else torch.zeros(schema.size)
+    array = flat.numpy()
+    if alive is None:
+        array[: schema.prunable_size] = values
+    else:
+        array[: schema.prunable_size][alive] = values
+    at = schema.prunable_size
+    for kind in KINDS[1:]:
+        size = schema.section_bytes[kind] // 4
+        array[at : at + size] = np.frombuffer(_restored(sections[kind], 4, 4 * size, coder), dtype="<f4")
+        at += size
+    if not _finite(array):
+        raise CorruptPayload("a value is NaN or infinite")
+    return schema.view(flat)
+
+
+# -- schemas with other dtypes: tensor by tensor, raw ------------------------------------------------------------------
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.contiguous().view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
+
+
+def _encode_mixed(params: Params, alive: Tensor | None, *, schema: Schema, coder: ValueCoder) -> list[Buffer]:
+    parts: dict[str, list[bytes]] = {kind: [] for kind in KINDS}
+    at = 0
+    for name, kind, size, dtype in zip(schema.names, schema.kinds, schema.numels, schema.dtypes, strict=True):
+        tensor = params[name].detach().reshape(-1).cpu()
+        if tensor.dtype != dtype:
+            raise ValueError(f"parameter {name!r} is {tensor.dtype}, the schema says {dtype}")
+        if dtype.is_floating_point and not bool(torch.isfinite(tensor).all()):
+            _refuse(params, schema)
+        if kind == "prunable" and alive is not None:
+            tensor = tensor[alive[at : at + size]]
+        at += size
+        parts[kind].append(_bytes(tensor))
+    return [_exact(memoryview(b"".join(parts[kind])), 1, coder) for kind in KINDS]
+
+
+def _decode_mixed(
+    sections: dict[str, memoryview], alive: NDArray[np.bool_] | None, *, schema: Schema, coder: ValueCoder
+) -> Params:
+    masks = _masks(alive, schema)
+    due = dict.fromkeys(KINDS, 0)
+    for name, kind, size, dtype in zip(schema.names, schema.kinds, schema.numels, schema.dtypes, strict=True):
+        due[kind] += (int(masks[name].sum()) if name in masks else size) * dtype.itemsize
+    raw = {
+        kind: memoryview(_restored(sections[s], 1, due[kind], coder)) for kind, s in zip(KINDS, SECTIONS, strict=True)
+    }
+    at = dict.fromkeys(KINDS, 0)
+    params: Params = {}
+    for name, kind, shape, dtype in zip(schema.names, schema.kinds, schema.shapes, schema.dtypes, strict=True):
+        tensor = torch.zeros(shape.numel(), dtype=dtype)
+        chosen = masks.get(name)
+        size = (shape.numel() if chosen is None else int(chosen.sum())) * dtype.itemsize
+        values = _from_bytes(raw[kind][at[kind] : at[kind] + size], dtype)
+        at[kind] += size
+        tensor[slice(None) if chosen is None else chosen] = values
+        params[name] = tensor.view(shape)
+    return params
+
+
+def _masks(alive: NDArray[np.bool_] | None, schema: Schema) -> dict[str, Tensor]:
+    if alive is None:
+        return {}
+    cut = torch.from_numpy(alive).split(list(schema.numels[: len(schema.prunable)]))
+    return dict(zip(schema.prunable, cut, strict=True))
+
+
+def _from_bytes(data: memoryview, dtype: torch.dtype) -> Tensor:
+    tensor = torch.from_numpy(np.frombuffer(data, dtype=np.uint8).copy())
+    if dtype == torch.bool and len(data) and int(tensor.max()) > 1:
+        raise CorruptPayload("a bool is neither 0 nor 1")
+    tensor = tensor.view(dtype)
+    if dtype.is_floating_point and not bool(torch.isfinite(tensor).all()):
+        raise CorruptPayload("a value is NaN or infinite")
+    return tensor

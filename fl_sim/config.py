@@ -1,0 +1,260 @@
+"""An experiment as one frozen, typed tree: TOML in, `key=value` overrides on top, unknown keys refused by name.
+
+>>> Experiment.load("configs/quickstart.toml", ["rounds=2", "training.lr=0.05"]).rounds
+2
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib
+import inspect
+import json
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Literal, Self, get_args
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from fl_sim.runtime.ray import RayOptions
+from fl_sim.training import Training
+from fl_sim.types import UserError
+from fl_sim.wire import Coding
+
+Json = str | int | float | bool | None | list["Json"] | dict[str, "Json"]
+Engine = Literal["inline", "ray"]
+
+
+class Section(BaseModel):
+    """A table of the config: frozen, and strict about its keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Target(BaseModel):
+    """Something named by import path, with its keyword arguments: `"module:name"` or `{ target = "...", key = ... }`."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+    target: str
+
+    @property
+    def options(self) -> dict[str, Json]:
+        """The keyword arguments."""
+        return dict(self.model_extra or {})
+
+    def resolve(self) -> Callable[..., object]:
+        """Import the object.
+
+        Raises:
+            UserError: no such module or name.
+        """
+        module, _, name = self.target.partition(":")
+        if not name:
+            raise UserError(f"{self.target!r} is no import path; write 'module:name'")
+        try:
+            found = getattr(importlib.import_module(module), name, None)
+        except ModuleNotFoundError as error:
+            raise UserError(f"{self.target!r}: {error}") from error
+        if not callable(found):
+            public = [
+                n for n, v in vars(importlib.import_module(module)).items() if callable(v) and not n.startswith("_")
+            ]
+            raise UserError(f"{module!r} has no callable {name!r}{_nearest(name, public)}")
+        return found
+
+    def build(self, given: Mapping[str, object]) -> object:
+        """Call a preset (all parameters keyword-only) with its options and what it asks of `given`; else return it."""
+        found = self.resolve()
+        parameters = inspect.signature(found).parameters
+        if any(p.kind is not p.KEYWORD_ONLY for p in parameters.values()):
+            if self.options and "config" not in given:
+                raise UserError(f"{self.target!r} takes no options, got {', '.join(self.options)}")
+            return found
+        for key in self.options:
+            if key not in parameters:
+                raise UserError(f"{self.target!r} has no option {key!r}{_nearest(key, list(parameters))}")
+        wanted = {k: v for k, v in given.items() if k in parameters}
+        try:
+            return found(**{**wanted, **self.options})
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{self.target!r}: {error}") from error
+
+
+def _as_target(value: object) -> object:
+    return {"target": value} if isinstance(value, str) else value
+
+
+TargetSpec = Annotated[Target, BeforeValidator(_as_target)]
+
+
+class DataSection(Section):
+    """Where the samples come from and how they are spread over the clients."""
+
+    source: str = Field(
+        "digits", description="digits, a torchvision data set's name, a parquet folder or an image folder"
+    )
+    clients: int = Field(20, ge=1, description="number of partitions, one per client")
+    partition: str = Field("dirichlet", description="iid, dirichlet, shards, quantity")
+    alpha: float = Field(0.5, gt=0, description="Dirichlet concentration; smaller is more skewed")
+    shards: int = Field(2, ge=1, description="label shards per client, for partition = 'shards'")
+    min_size: int | None = Field(None, ge=1, description="fewest samples of a client; unset = the partition's own rule")
+    validation: float = Field(0.1, gt=0, lt=1, description="share of the training set kept for validation")
+    augment: Literal["none", "crop_flip"] = Field("none", description="augmentation of training batches")
+
+
+class ModelSection(Section):
+    """The model, by name."""
+
+    name: str = Field("cnn_bn", description="see `fl-sim list models`, or module:function")
+    width: float = Field(1.0, gt=0, description="channel multiplier of the CIFAR ResNets")
+
+
+class CohortSection(Section):
+    """Who trains in a round."""
+
+    size: int = Field(10, ge=1, description="clients per round, drawn from the seed without replacement")
+
+
+class EvaluateSection(Section):
+    """When and where the global model is measured."""
+
+    every: int = Field(1, ge=1, description="rounds between evaluations on the server; the last round always counts")
+    clients: int = Field(0, ge=0, description="clients that also evaluate after each round, on their own data")
+    batch_size: int = Field(512, ge=1, description="evaluation batch")
+
+
+class WireSection(Section):
+    """How payloads are encoded."""
+
+    uplink: Coding = Field(default_factory=Coding, description="values and content of what clients send")
+    downlink: Coding = Field(default_factory=Coding, description="values and content of what the server sends")
+    error_feedback: bool = Field(False, description="clients keep what an upload left out and offer it again")
+
+
+class Experiment(Section):
+    """One run, completely described."""
+
+    name: str = Field("run", pattern=r"^[A-Za-z0-9._-]{1,64}$", description="names the run's folder")
+    seed: int = Field(0, ge=0, lt=2**31, description="the only source of randomness")
+    rounds: int = Field(10, ge=1, description="federated rounds")
+    engine: Engine = Field("inline", description="runtime: " + ", ".join(get_args(Engine)))
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, ...")
+    out: str = Field("runs", description="folder that receives the run's folder")
+    client: TargetSpec = Target(target="clients.presets:fedavg")
+    strategy: TargetSpec = Target(target="strategies.presets:fedavg")
+    data: DataSection = DataSection()
+    model: ModelSection = ModelSection()
+    cohort: CohortSection = CohortSection()
+    training: Training = Field(default_factory=Training)
+    evaluate: EvaluateSection = EvaluateSection()
+    wire: WireSection = WireSection()
+    ray: RayOptions = Field(default_factory=RayOptions)
+
+    @model_validator(mode="after")
+    def _cohort_fits(self) -> Self:
+        if self.cohort.size > self.data.clients:
+            raise ValueError(f"cohort.size = {self.cohort.size} is more than data.clients = {self.data.clients}")
+        return self
+
+    @classmethod
+    def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
+        """Read a TOML file and apply `a.b=value` overrides (TOML values; bare words are strings).
+
+        Raises:
+            UserError: missing file, bad TOML, unknown key (with the nearest valid one), or a wrong value.
+        """
+        try:
+            tree = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UserError(f"config {path}: {error.strerror or error}") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise UserError(f"config {path}: not valid TOML: {error}") from error
+        return cls.from_tree(tree, overrides, where=f"config {path}")
+
+    @classmethod
+    def from_tree(
+        cls, tree: Mapping[str, object], overrides: Sequence[str] = (), *, where: str = "config"
+    ) -> Experiment:
+        """Validate a nested mapping; `where` starts the error message."""
+        merged = json.loads(json.dumps(tree))
+        for text in overrides:
+            _override(merged, text)
+        try:
+            return cls.model_validate(merged)
+        except ValidationError as error:
+            raise UserError(f"{where}: {_explain(error.errors()[0], cls)}") from error
+
+    @property
+    def id(self) -> str:
+        """Eight hex digits of what determines the result: every non-default key but name, engine and places."""
+        where = {"name", "engine", "out", "ray", "device"}
+        tree = self.model_dump(mode="json", exclude_defaults=True, exclude=where)
+        return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:8]
+
+    def to_toml(self) -> str:
+        """The resolved config as TOML that loads back to an equal experiment."""
+        return "\n".join(_toml(self.model_dump(mode="json", exclude_none=True)))
+
+
+def _override(tree: dict[str, Json], text: str) -> None:
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise UserError(f"override {text!r}: write key=value, for instance training.lr=0.05")
+    try:
+        parsed = tomllib.loads(f"x = {value}")["x"]
+    except tomllib.TOMLDecodeError:
+        parsed = value
+    *parents, leaf = key.strip().split(".")
+    node = tree
+    for parent in parents:
+        below = node.setdefault(parent, {})
+        if isinstance(below, str) and parent in ("client", "strategy"):
+            below = node[parent] = {"target": below}
+        if not isinstance(below, dict):
+            raise UserError(f"override {text!r}: {parent!r} is a value, not a table")
+        node = below
+    node[leaf] = parsed
+
+
+def _nearest(word: str, allowed: Sequence[str]) -> str:
+    close = difflib.get_close_matches(word, allowed, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; allowed: {', '.join(allowed)}"
+
+
+def _explain(error: ErrorDetails, root: type[BaseModel]) -> str:
+    """One line: which key, what is wrong, what is allowed."""
+    path = [str(part) for part in error["loc"] if not str(part).startswith("function-")]
+    key = ".".join(path)
+    if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        return f"unknown key {key!r}{_nearest(path[-1], _keys(root, path[:-1]))}"
+    message = error["msg"].removeprefix("Value error, ")
+    shown = "" if isinstance(error["input"], dict) else f" = {error['input']!r}"
+    return f"{key}{shown}: {message[0].lower()}{message[1:]}" if key else message
+
+
+def _keys(root: type[BaseModel], path: Sequence[str]) -> list[str]:
+    """The keys allowed in the table at `path`."""
+    kind: object = root
+    for part in path:
+        fields = getattr(kind, "model_fields", None) or getattr(kind, "__dataclass_fields__", {})
+        if part not in fields:
+            return []
+        annotation = getattr(fields[part], "annotation", None)
+        kind = annotation if annotation is not None else inspect.get_annotations(kind, eval_str=True).get(part)  # type: ignore[arg-type]
+    return list(getattr(kind, "model_fields", None) or getattr(kind, "__dataclass_fields__", {}))
+
+
+def _toml(tree: Mapping[str, Json], path: str = "") -> list[str]:
+    lines = [f"{key} = {_scalar(value)}" for key, value in tree.items() if not isinstance(value, dict)]
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            lines += ["", f"[{path}{key}]", *_toml(value, f"{path}{key}.")]
+    return lines
+
+
+def _scalar(value: Json) -> str:
+    # A JSON string, number, boolean or list of them is also a TOML value.
+    return json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,67 @@
+"""Decoded images on disk, memory-mapped, under the hash of what they were decoded from."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+Arrays = dict[str, NDArray[np.generic]]
+
+
+def folder() -> Path:
+    """Where decoded data is kept: $FL_SIM_CACHE, or .cache/fl_sim in the home folder."""
+    return Path(os.environ.get("FL_SIM_CACHE") or Path.home() / ".cache" / "fl_sim")
+
+
+def content_key(kind: str, files: Iterable[Path]) -> str:
+    """A key over the names and bytes of the source files; `kind` names the decoder and its version."""
+    digest = xxhash.xxh3_128(kind.encode())
+    for path in files:
+        digest.update(path.name.encode() + b"\0")
+        with path.open("rb") as stream:
+            while block := stream.read(1 << 22):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def cached(key: str, decode: Callable[[], Arrays]) -> Arrays:
+    """The arrays under `key`, memory-mapped copy-on-write; decoded and stored first where missing or damaged."""
+    place = folder() / key
+    found = _read(place)
+    if found is None:
+        _write(place, decode())
+        found = _read(place)
+        if found is None:
+            raise OSError(f"cannot read back the data cache {place}")
+    return found
+
+
+def _read(place: Path) -> Arrays | None:
+    """None where an entry is missing or not what its index says: it is decoded anew, nothing is lost."""
+    try:
+        index = json.loads((place / "index.json").read_text(encoding="utf-8"))
+        arrays: Arrays = {name: np.load(place / f"{name}.npy", mmap_mode="c", allow_pickle=False) for name in index}
+    except (OSError, ValueError, EOFError):
+        return None
+    intact = all([list(a.shape), str(a.dtype)] == index[name] for name, a in arrays.items())
+    return arrays if intact else None
+
+
+def _write(place: Path, arrays: Arrays) -> None:
+    """Written beside and renamed, so that two processes may build one entry at once."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=place.parent, prefix=".building-") as building:
+        for name, array in arrays.items():
+            np.save(Path(building) / f"{name}.npy", array, allow_pickle=False)
+        index = {name: [list(a.shape), str(a.dtype)] for name, a in arrays.items()}
+        (Path(building) / "index.json").write_text(json.dumps(index), encoding="utf-8")
+        place.mkdir(exist_ok=True)
+        for name in [*(f"{n}.npy" for n in arrays), "index.json"]:
+            os.replace(Path(building) / name, place / name)

@@ -1,0 +1,145 @@
+"""Partitions of a training set over clients: disjoint, complete, deterministic.
+
+parts = partition(labels, 100, kind="dirichlet", alpha=0.5, seed=0)      # 100 sorted int64 index arrays
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl_sim.seeding import Purpose, numpy_generator
+from fl_sim.types import UserError
+
+Labels = NDArray[np.int64]
+Parts = list[NDArray[np.int64]]
+ATTEMPTS = 1000
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a partition is asked for: its parameters and the generator to draw from."""
+
+    num_clients: int
+    alpha: float
+    shards: int
+    min_size: int
+    rng: np.random.Generator
+
+
+Partition = Callable[[Labels, Request], Parts]
+
+
+def iid(labels: Labels, request: Request) -> Parts:
+    """Shuffled and dealt evenly."""
+    return np.array_split(request.rng.permutation(len(labels)), request.num_clients)
+
+
+def dirichlet(labels: Labels, request: Request) -> Parts:
+    """Label skew: each class is spread by a Dirichlet(alpha) draw (Yurochkin et al., 2019; Hsu et al., 2019).
+
+    Recipe of the published code of arXiv 2106.06921: a client that already holds its even share gets nothing more of
+    a class; everything is drawn again until every client has `min_size` samples.
+    """
+    n, rng = request.num_clients, request.rng
+    classes = [np.flatnonzero(labels == c) for c in np.unique(labels)]
+    for _ in range(ATTEMPTS):
+        sizes = np.zeros(n, dtype=np.int64)
+        chunks: list[list[NDArray[np.int64]]] = []
+        for members in classes:
+            shares = rng.dirichlet(np.full(n, request.alpha)) * (sizes < len(labels) / n)
+            if shares.sum() == 0:
+                shares = np.ones(n)
+            cuts = (np.cumsum(shares / shares.sum())[:-1] * len(members)).astype(np.int64)
+            dealt = np.split(rng.permutation(members), cuts)
+            sizes += [len(part) for part in dealt]
+            chunks.append(dealt)
+        if sizes.min() >= request.min_size:
+            return [np.concatenate(parts) for parts in zip(*chunks, strict=True)]
+    raise UserError(
+        f"data.partition = 'dirichlet': no draw of {ATTEMPTS} gave each of {n} clients {request.min_size} of "
+        f"{len(labels)} samples at alpha = {request.alpha}; raise data.alpha, or lower data.clients or data.min_size"
+    )
+
+
+def shards(labels: Labels, request: Request) -> Parts:
+    """Pathological skew: samples sorted by label, cut into shards, `shards` of them per client (McMahan et al., 2017)."""
+    order = np.lexsort((request.rng.permutation(len(labels)), labels))
+    cut = np.array_split(order, request.num_clients * request.shards)
+    dealt = request.rng.permutation(len(cut)).reshape(request.num_clients, request.shards)
+    return [np.concatenate([cut[i] for i in mine]) for mine in dealt]
+
+
+def quantity(labels: Labels, request: Request) -> Parts:
+    """Quantity skew: sizes by a Dirichlet(alpha) draw over what `min_size` leaves, labels iid (Li et al., 2022)."""
+    n, spare = request.num_clients, len(labels) - request.num_clients * request.min_size
+    shares = request.rng.dirichlet(np.full(n, request.alpha))
+    cuts = np.cumsum(shares)[:-1] * spare + np.arange(1, n) * request.min_size
+    return np.split(request.rng.permutation(len(labels)), np.floor(cuts).astype(np.int64))
+
+
+PARTITIONS: Mapping[str, Partition] = {"iid": iid, "dirichlet": dirichlet, "shards": shards, "quantity": quantity}
+
+
+def partition(
+    labels: Labels,
+    num_clients: int,
+    *,
+    kind: str = "dirichlet",
+    alpha: float = 0.5,
+    seed: int = 0,
+    shards: int = 2,
+    min_size: int | None = None,
+) -> Parts:
+    """Spread samples over clients.
+
+    Args:
+        labels: int64 (N,).
+        num_clients: number of parts.
+        kind: a name of `PARTITIONS`, or `module:function` of your own.
+        alpha: Dirichlet concentration; smaller is more skewed.
+        seed: determines the result.
+        shards: shards per client, for "shards".
+        min_size: fewest samples of a part; by default 10, or a tenth of an even share where that is less, at least 1.
+
+    Returns:
+        `num_clients` disjoint, sorted index arrays (int64) that cover all samples.
+
+    Raises:
+        UserError: unknown kind, more clients than samples, or a minimum that cannot be met.
+    """
+    if min_size is None:
+        min_size = max(1, min(10, len(labels) // num_clients // 10))
+    if num_clients * min_size > len(labels):
+        raise UserError(f"data.clients = {num_clients} with at least {min_size} samples each: there are {len(labels)}")
+    request = Request(num_clients, alpha, shards, min_size, numpy_generator(seed, Purpose.DATA))
+    parts = [np.sort(part).astype(np.int64) for part in _find(kind)(labels, request)]
+    smallest = min(map(len, parts))
+    if smallest < min_size:
+        raise UserError(f"data.partition = {kind!r}: a client got {smallest} samples, fewer than min_size = {min_size}")
+    return parts
+
+
+def _find(kind: str) -> Partition:
+    if kind in PARTITIONS:
+        return PARTITIONS[kind]
+    module, colon, name = kind.partition(":")
+    if colon:
+        try:
+            found: Partition = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError) as error:
+            raise UserError(f"data.partition = {kind!r}: {error}") from error
+        return found
+    near = difflib.get_close_matches(kind, PARTITIONS, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise UserError(f"data.partition = {kind!r}: unknown; {hint}allowed: {', '.join(PARTITIONS)}, or module:function")
+
+
+def label_counts(labels: Labels, parts: Parts, num_classes: int) -> NDArray[np.int64]:
+    """Samples per client and class, int64 (clients, classes)."""
+    return np.stack([np.bincount(labels[part], minlength=num_classes) for part in parts])

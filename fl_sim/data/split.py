@@ -1,0 +1,96 @@
+"""A set of labelled images and its batches: uint8 in memory, normalised and augmented per batch, on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+Augment = Callable[[Tensor, torch.Generator], Tensor]
+"""(images uint8 (B, C, H, W), CPU generator) -> images of the same shape and dtype."""
+
+
+@dataclass(frozen=True)
+class CropFlip:
+    """Random crop after zero padding, and horizontal flip: the usual CIFAR augmentation (He et al., 2016).
+
+    Offsets and flips are drawn on the CPU, so that every device sees the same batch.
+    """
+
+    padding: int = 4
+    flip: bool = True
+
+    def __call__(self, images: Tensor, rng: torch.Generator) -> Tensor:
+        count, _, height, width = images.shape
+        reach = 2 * self.padding + 1
+        top, left = torch.randint(reach, (2, count), generator=rng)
+        mirrored = torch.rand(count, generator=rng) < 0.5 if self.flip else torch.zeros(count, dtype=torch.bool)
+        columns = torch.arange(width).expand(count, width)
+        columns = torch.where(mirrored[:, None], width - 1 - columns, columns) + left[:, None]
+        rows = torch.arange(height) + top[:, None]
+        padded = functional.pad(images, (self.padding,) * 4)
+        device = images.device
+        which = torch.arange(count, device=device)[:, None, None]
+        # Advanced indices around a slice put the channel axis last; move it back.
+        crops = padded[which, :, rows.to(device)[:, :, None], columns.to(device)[:, None, :]]
+        return crops.permute(0, 3, 1, 2)
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Labelled images.
+
+    Attributes:
+        images: uint8 (N, C, H, W), possibly memory-mapped.
+        labels: int64 (N,).
+        mean, std: per channel, float32 (C,), in units of the 0..1 range.
+        augment: applied to shuffled batches only.
+    """
+
+    images: Tensor
+    labels: Tensor
+    mean: Tensor
+    std: Tensor
+    augment: Augment | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def subset(self, indices: NDArray[np.int64]) -> Split:
+        """The samples at these positions, copied into memory of their own."""
+        chosen = torch.from_numpy(np.ascontiguousarray(indices))
+        return replace(self, images=self.images[chosen].contiguous(), labels=self.labels[chosen])
+
+    def augmented(self, augment: Augment | None) -> Split:
+        """The same samples under another augmentation."""
+        return replace(self, augment=augment)
+
+    def to(self, device: torch.device) -> Split:
+        """The same samples on another device; free when they are there."""
+        if self.images.device == device:
+            return self
+        moved = {name: getattr(self, name).to(device) for name in ("images", "labels", "mean", "std")}
+        return replace(self, **moved)
+
+    def batches(self, batch_size: int, *, rng: torch.Generator | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Normalised batches: images float32 (B, C, H, W), labels int64 (B,); the last may be smaller.
+
+        With `rng` (CPU) the samples are shuffled and augmented; without, they come in order as they are.
+        """
+        scale = (1 / (255 * self.std)).view(1, -1, 1, 1)
+        shift = (self.mean / self.std).view(1, -1, 1, 1)
+        order = None if rng is None else torch.randperm(len(self), generator=rng)
+        for start in range(0, len(self), batch_size):
+            if order is None or rng is None:
+                images, labels = self.images[start : start + batch_size], self.labels[start : start + batch_size]
+            else:
+                chosen = order[start : start + batch_size].to(self.images.device)
+                images, labels = self.images[chosen], self.labels[chosen]
+                if self.augment is not None:
+                    images = self.augment(images, rng)
+            yield images.float().mul_(scale).sub_(shift), labels

@@ -1,0 +1,87 @@
+"""Models by name, and the only place that knows layer types.
+
+model = build("resnet20", num_classes=10, in_channels=3, seed=0)
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import nn
+
+from fl_sim.models.resnet import cifar_resnet
+from fl_sim.models.simple import cnn, cnn_bn, mlp
+from fl_sim.models.torchvision import resnet18, resnet34, resnet50
+from fl_sim.types import UserError
+
+__all__ = ["MODELS", "Builder", "batchnorm_names", "build", "prunable_names"]
+
+Builder = Callable[..., nn.Module]
+"""Takes keyword arguments num_classes, in_channels, image_size (pixels a side) and width (channel multiplier)."""
+
+MODELS: Mapping[str, Builder] = {
+    "cnn": cnn,
+    "cnn_bn": cnn_bn,
+    "mlp": mlp,
+    **{f"resnet{depth}": cifar_resnet(depth) for depth in (8, 14, 20, 32, 44, 56, 110, 218, 434, 866)},
+    "resnet18": resnet18,
+    "resnet34": resnet34,
+    "resnet50": resnet50,
+}
+
+
+def build(
+    name: str, *, num_classes: int = 10, in_channels: int = 3, seed: int = 0, image_size: int = 32, width: float = 1.0
+) -> nn.Module:
+    """Build a model on the CPU, initialised from `seed` alone; the global generator is left as it was.
+
+    Args:
+        name: a name of `MODELS`, or `module:function` of your own with the same keyword arguments.
+        num_classes: outputs.
+        in_channels: channels of the images.
+        seed: initialisation.
+        image_size: pixels a side.
+        width: channel multiplier, 1 = as published.
+
+    Raises:
+        UserError: unknown name.
+    """
+    builder = _find(name)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return builder(num_classes=num_classes, in_channels=in_channels, image_size=image_size, width=width)
+
+
+def _find(name: str) -> Builder:
+    if name in MODELS:
+        return MODELS[name]
+    module, colon, attribute = name.partition(":")
+    if colon:
+        try:
+            builder: Builder = getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError) as error:
+            raise UserError(f"model.name = {name!r}: {error}") from error
+        return builder
+    near = difflib.get_close_matches(name, MODELS, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise UserError(f"model.name = {name!r}: unknown; {hint}allowed: {', '.join(MODELS)}, or module:function")
+
+
+PRUNABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+BATCHNORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+def prunable_names(model: nn.Module) -> list[str]:
+    """Names of the weights of convolutions and linear layers, in module order; biases and norms are never pruned."""
+    return [
+        f"{name}.weight".removeprefix(".") for name, module in model.named_modules() if isinstance(module, PRUNABLE)
+    ]
+
+
+def batchnorm_names(model: nn.Module) -> list[str]:
+    """Names of BatchNorm's affine parameters (weight = gamma, bias = beta), in module order."""
+    layers = [(n, m) for n, m in model.named_modules() if isinstance(m, BATCHNORM) and m.affine]
+    return [f"{name}.{part}".removeprefix(".") for name, _ in layers for part in ("weight", "bias")]

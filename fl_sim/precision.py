@@ -1,0 +1,78 @@
+"""How a model computes: memory layout and autocast. Parameters stay float32 always.
+
+`choose` probes a few training steps and takes the fastest. It is asked once per run, and the name it answers goes to
+every worker, so that all compute the same numbers.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Attributes: `channels_last` memory layout of convolutions; `autocast` dtype of the forward pass, or None."""
+
+    channels_last: bool = False
+    autocast: torch.dtype | None = None
+
+    def place(self, model: nn.Module) -> None:
+        """Give a model this memory layout, in place; free when it has it already."""
+        if self.channels_last:
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def batch(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """A batch in this memory layout."""
+        images, labels = batch
+        return (images.contiguous(memory_format=torch.channels_last), labels) if self.channels_last else batch
+
+    def context(self, device: torch.device) -> AbstractContextManager[object]:
+        """The autocast context of a forward pass."""
+        return nullcontext() if self.autocast is None else torch.autocast(device.type, dtype=self.autocast)
+
+
+PRECISIONS: Mapping[str, Precision] = {
+    "float32": Precision(),
+    "channels_last": Precision(channels_last=True),
+    "bfloat16": Precision(channels_last=True, autocast=torch.bfloat16),
+}
+
+
+def choose(model: nn.Module, input_shape: tuple[int, ...], batch_size: int, device: torch.device) -> str:
+    """Name of the fastest precision for this model, batch (samples) and device: one warm-up and three timed steps each.
+
+    bfloat16 must win by 10 % to be chosen, because it costs accuracy in the last digits. Models without convolutions
+    stay in float32.
+    """
+    if not any(isinstance(module, nn.Conv2d) for module in model.modules()):
+        return "float32"
+    images = torch.zeros(batch_size, *input_shape, device=device)
+    labels = torch.zeros(batch_size, dtype=torch.int64, device=device)
+    # Dropout draws while probing; the caller's generator must not notice.
+    with torch.random.fork_rng(devices=[]):
+        seconds = {name: _probe(copy.deepcopy(model), p, (images, labels)) for name, p in PRECISIONS.items()}
+    seconds["bfloat16"] *= 1.1
+    return min(seconds, key=lambda name: seconds[name])
+
+
+def _probe(model: nn.Module, precision: Precision, batch: tuple[Tensor, Tensor]) -> float:
+    model.train()
+    precision.place(model)
+    images, labels = precision.batch(batch)
+    times = []
+    for _ in range(4):
+        start = time.perf_counter()
+        with precision.context(images.device):
+            loss = nn.functional.cross_entropy(model(images), labels)
+        loss.backward()  # type: ignore[no-untyped-call]
+        if images.is_cuda:
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return min(times[1:])

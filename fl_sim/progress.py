@@ -1,0 +1,78 @@
+"""The live display of a run: a progress bar on a terminal, one line per evaluated round on a pipe, nothing when quiet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from fl_sim.config import Experiment
+from fl_sim.simulation import Observer, Silent
+
+
+def _line(row: Mapping[str, float]) -> str:
+    accuracy = f"accuracy {100 * row['accuracy']:6.2f} %  " if "accuracy" in row else ""
+    failures = f"  {row['failures']:.0f} failed" if row.get("failures") else ""
+    return (
+        f"{accuracy}up {row['uplink_bytes'] / 1e6:.2f} MB  down {row['downlink_bytes'] / 1e6:.2f} MB"
+        f"  alive {100 * row['density']:.0f} %{failures}"
+    )
+
+
+@dataclass
+class _Bar:
+    progress: Progress
+    rounds: TaskID
+    clients: TaskID
+
+    def reply(self, answered: int, cohort: int) -> None:
+        self.progress.update(self.clients, completed=answered, total=cohort)
+
+    def round(self, row: Mapping[str, float]) -> None:
+        self.progress.update(self.rounds, advance=1, status=_line(row))
+
+
+@dataclass
+class _Lines:
+    console: Console
+    rounds: int
+
+    def reply(self, answered: int, cohort: int) -> None:
+        """Single clients are too many lines for a log."""
+
+    def round(self, row: Mapping[str, float]) -> None:
+        if "accuracy" in row:
+            self.console.print(f"round {row['round']:.0f}/{self.rounds}  {_line(row)}", highlight=False)
+
+
+@contextmanager
+def display(experiment: Experiment, console: Console, *, quiet: bool) -> Iterator[Observer]:
+    """The observer that fits the console."""
+    if quiet:
+        yield Silent()
+    elif not console.is_terminal:
+        yield _Lines(console, experiment.rounds)
+    else:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[status]}"),
+        )
+        with Progress(*columns, console=console) as progress:
+            rounds = progress.add_task(experiment.name, total=experiment.rounds, status="")
+            clients = progress.add_task("clients", total=experiment.cohort.size, status="")
+            yield _Bar(progress, rounds, clients)

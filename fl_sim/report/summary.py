@@ -1,0 +1,143 @@
+"""The numbers of a run: `summary.json`, and the `Report` that holds them with rounds and ledger."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from fl_sim.config import Experiment, Json
+from fl_sim.ledger import Ledger
+from fl_sim.types import Params, UserError
+
+TARGETS = tuple(t / 100 for t in range(10, 100, 5))
+PACKAGES = ("fl-sim", "torch", "torchvision", "flwr", "ray", "numpy", "constriction", "zstandard")
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a summary needs of the final model.
+
+    Attributes:
+        params: trainable parameters of the model (buffers excluded).
+        prunable: weights of convolutions and linear layers.
+        density: share of the prunable weights alive.
+        dense_payload_bytes: length of one dense float32 payload of this federation, really encoded.
+        macs_dense, macs: multiply-accumulates of one sample, without and with the mask.
+        params_hash: SHA-256 of the final parameters' bytes in schema order.
+        failures: failed client tasks by kind.
+    """
+
+    params: int
+    prunable: int
+    density: float
+    dense_payload_bytes: int
+    macs_dense: int
+    macs: int
+    params_hash: str
+    failures: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Report:
+    """A run's results.
+
+    Attributes:
+        folder: the run folder.
+        summary: the content of `summary.json`.
+        rounds: the lines of `rounds.jsonl`.
+        ledger: every payload that moved.
+        params: final global parameters; empty when loaded from a folder without them.
+    """
+
+    folder: Path
+    summary: Mapping[str, Json]
+    rounds: Sequence[Mapping[str, float]]
+    ledger: Ledger
+    params: Params
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Report:
+        """Read a finished run's folder.
+
+        Raises:
+            UserError: the folder is no finished run, or a file of it is damaged.
+        """
+        folder = Path(folder)
+        try:
+            summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+            rounds = [json.loads(line) for line in (folder / "rounds.jsonl").read_text(encoding="utf-8").splitlines()]
+        except OSError as error:
+            raise UserError(f"{folder}: not a finished run ({error.strerror}: {Path(error.filename).name})") from error
+        except ValueError as error:
+            raise UserError(f"{folder}: damaged run folder: {error}") from error
+        return cls(folder, summary, rounds, Ledger.read(folder / "ledger.parquet"), {})
+
+
+def summarise(
+    experiment: Experiment,
+    *,
+    rows: Sequence[Mapping[str, float]],
+    ledger: Ledger,
+    facts: ModelFacts,
+    wall_s: float,
+    training_s: float,
+) -> dict[str, Json]:
+    """The content of `summary.json`.
+
+    `accuracy.best` is the test accuracy of the evaluated round with the best validation accuracy: the test set chooses
+    nothing. `dense_total_bytes` is what the same messages of the training phase cost as dense float32 payloads.
+    `saving` is 1 - measured / dense, both directions, masks and headers included.
+    """
+    evaluated = [row for row in rows if "accuracy" in row]
+    last10 = [row["accuracy"] for row in evaluated if row["round"] > len(rows) - 10]
+    measured = ledger.total(by=("direction",))
+    up, down = measured.get(("up",), 0), measured.get(("down",), 0)
+    train = ledger.messages(phase="train")
+    dense_total = facts.dense_payload_bytes * (train.get("up", 0) + train.get("down", 0))
+    train_bytes = sum(ledger.total(by=("phase",)).get((phase,), 0) for phase in ("train",))
+    fits = sum(int(row["clients"]) for row in rows)
+    sent = ledger.total(by=("direction", "phase"), column="nnz").get(("up", "train"), 0)
+    return {
+        "name": experiment.name,
+        "id": experiment.id,
+        "seed": experiment.seed,
+        "engine": experiment.engine,
+        "rounds": len(rows),
+        "num_clients": experiment.data.clients,
+        "accuracy": {
+            "final": evaluated[-1]["accuracy"],
+            "last10_mean": sum(last10) / len(last10),
+            "best": max(evaluated, key=lambda row: row["validation_accuracy"])["accuracy"],
+        },
+        "uplink_bytes": up,
+        "downlink_bytes": down,
+        "total_bytes": up + down,
+        "dense_total_bytes": dense_total,
+        "saving": 1 - train_bytes / dense_total if dense_total else 0.0,
+        "bytes_to_accuracy": {f"{target:.2f}": _bytes_to(evaluated, target) for target in TARGETS},
+        "density": {
+            "prunable": facts.density,
+            "model": (facts.params - facts.prunable * (1 - facts.density)) / facts.params,
+            "uplink_mean": sent / (facts.prunable * train["up"]) if facts.prunable and train.get("up") else 0.0,
+        },
+        "macs": {"dense": facts.macs_dense, "mean": facts.macs},
+        "params": facts.params,
+        "params_sha256": facts.params_hash,
+        "wall_s": round(wall_s, 3),
+        "client_fits_per_s": round(fits / training_s, 3) if training_s else 0.0,
+        "failures": dict(facts.failures),
+        "precision": experiment.training.precision,
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+    }
+
+
+def _bytes_to(evaluated: Sequence[Mapping[str, float]], target: float) -> int | None:
+    """Bytes of both directions until the test accuracy first reached `target`; None = not reached."""
+    for row in evaluated:
+        if row["accuracy"] >= target:
+            return int(row["uplink_bytes"] + row["downlink_bytes"])
+    return None

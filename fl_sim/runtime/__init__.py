@@ -1,0 +1,1 @@
+"""Runtimes: Flower Grids over this process, Ray actors, and what Flower's own runtimes need."""

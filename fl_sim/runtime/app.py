@@ -1,0 +1,162 @@
+"""The ClientApp: receives a task, runs the client, answers with an encoded update.
+
+One `ClientHost` lives in each process and keeps model, data and the last decoded task resident, whatever runtime calls
+it. A client never sees Flower.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from torch import Tensor, nn
+
+from fl_sim import wire
+from fl_sim.data import Split
+from fl_sim.seeding import Purpose, derive, generator
+from fl_sim.training import evaluate, load
+from fl_sim.types import Client, ClientContext, Mask, Params, Task, Update
+
+STATE, MASK = "fl_sim.state", "fl_sim.mask"
+PARTITION = "partition-id"
+
+
+class BadUpdate(ValueError):
+    """A client returned something that is no update of this federation."""
+
+
+@dataclass
+class ClientHost:
+    """Everything that stays in a process between clients.
+
+    Attributes:
+        client: the user's client.
+        model: resident model, on its device; its parameters are overwritten for every client.
+        split_of: partition -> that client's data, resident after the first call.
+        exchange: what travels and how.
+        initial: the parameters every party can build by itself, in schema order: the names no payload carries yet.
+    """
+
+    client: Client
+    model: nn.Module
+    split_of: Callable[[int], Split]
+    exchange: wire.Exchange
+    reference: Params
+    _last: tuple[bytes, bytes, Params, Mask | None] | None = field(default=None, repr=False)
+
+    def _receive(self, message: Message, context: Context) -> Task:
+        """Decode a task; the bytes of one round are decoded once per process, not once per client."""
+        data = wire.payload(message.content)
+        config = dict(message.content.config_records[wire.CONFIG])
+        packed = _tensors(context, MASK).get(MASK)
+        key = b"" if packed is None else packed.numpy().tobytes()
+        if self._last is None or self._last[0] is not data or self._last[1] != key:
+            held = None if packed is None else wire.unpack_mask(packed, self.exchange.schema)
+            decoded = self.exchange.downlink.decode(data, self.reference, schema=self.exchange.schema, held=held)
+            self._last = (data, key, *decoded)
+        _, _, params, mask = self._last
+        if mask is not None:
+            _keep(context, MASK, {MASK: wire.pack_mask(mask)})
+        number = config.pop(wire.ROUND)
+        assert isinstance(number, int)
+        return Task(
+            number, params, mask, {k: v for k, v in config.items() if isinstance(v, (bool, int, float, str, bytes))}
+        )
+
+    def train(self, message: Message, context: Context) -> Message:
+        """Handle one training task."""
+        task = self._receive(message, context)
+        partition = int(context.node_config[PARTITION])
+        seed = task.config[wire.SEED]
+        assert isinstance(seed, int)
+        data = self.split_of(partition)
+        state = _tensors(context, STATE)
+        ctx = ClientContext(
+            model=self.model,
+            data=data,
+            num_examples=len(data),
+            rng=generator(seed, task.round, partition, Purpose.CLIENT),
+            state=state,
+        )
+        update = self.client(task, ctx)
+        self._check(update)
+        encoded = self.exchange.uplink.encode(
+            update.params,
+            update.mask,
+            task.params,
+            schema=self.exchange.schema,
+            held=task.mask,
+            seed=derive(seed, task.round, partition, Purpose.ENCODING),
+        )
+        if self.exchange.error_feedback:
+            ctx.state.update(self._residuals(update, encoded, task))
+        _keep(context, STATE, ctx.state)
+        return Message(wire.update_content(update, encoded), reply_to=message)
+
+    def _residuals(self, update: Update, encoded: bytes, task: Task) -> dict[str, Tensor]:
+        """What the client wanted the server to know of its prunable parameters, and the upload did not tell."""
+        sent, mask = self.exchange.uplink.decode(encoded, task.params, schema=self.exchange.schema, held=task.mask)
+        believed = self.exchange.believed(sent, mask, task.params)
+        return {wire.RESIDUAL + name: update.params[name] - believed[name] for name in self.exchange.schema.prunable}
+
+    def _check(self, update: object) -> None:
+        if not isinstance(update, Update):
+            raise BadUpdate(f"the client returned {type(update).__name__}, not an fl_sim.Update")
+        schema = self.exchange.schema
+        for name, shape in zip(schema.names, schema.shapes, strict=True):
+            got = update.params.get(name)
+            if got is None:
+                raise BadUpdate(f"the update lacks parameter {name!r}; return fl_sim.snapshot(model)")
+            if tuple(got.shape) != tuple(shape):
+                raise BadUpdate(f"parameter {name!r} has shape {tuple(got.shape)}, not {tuple(shape)}")
+        if update.num_examples < 1:
+            raise BadUpdate(f"num_examples must be at least 1, not {update.num_examples}")
+
+    def evaluate(self, message: Message, context: Context) -> Message:
+        """Evaluate the received model on this client's data."""
+        task = self._receive(message, context)
+        data = self.split_of(int(context.node_config[PARTITION]))
+        metrics = evaluate(load(self.model, task.params), data)
+        record = MetricRecord({**metrics, wire.NUM_EXAMPLES: len(data)})
+        return Message(RecordDict({wire.METRICS: record}), reply_to=message)
+
+    def query(self, message: Message, context: Context) -> Message:
+        """Tell which partition this node holds: foreign runtimes number their nodes at random."""
+        answer = ConfigRecord({PARTITION: int(context.node_config[PARTITION])})
+        return Message(RecordDict({wire.CONFIG: answer}), reply_to=message)
+
+
+def client_app(host: Callable[[Context], ClientHost]) -> ClientApp:
+    """The Flower app over a host; `host` is asked at every message, so that a runtime may build it late and keep it."""
+    app = ClientApp()
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        return host(context).train(message, context)
+
+    @app.evaluate()
+    def evaluate(message: Message, context: Context) -> Message:
+        return host(context).evaluate(message, context)
+
+    @app.query()
+    def query(message: Message, context: Context) -> Message:
+        return host(context).query(message, context)
+
+    return app
+
+
+def _tensors(context: Context, key: str) -> dict[str, Tensor]:
+    """A client's kept tensors under `key`; fresh copies."""
+    record = context.state.array_records.get(key)
+    return {} if record is None else {name: torch.from_numpy(array.numpy()) for name, array in record.items()}
+
+
+def _keep(context: Context, key: str, tensors: dict[str, Tensor]) -> None:
+    """Keep tensors in the node's state, which every Flower runtime carries from round to round."""
+    if tensors or key in context.state:
+        context.state[key] = ArrayRecord(
+            {name: Array(tensor.detach().cpu().numpy()) for name, tensor in tensors.items()}
+        )

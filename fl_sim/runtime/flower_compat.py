@@ -1,0 +1,91 @@
+"""The names of Flower that are not public, all in one place, with a contract test (`tests/test_flower_compat.py`).
+
+Flower's public API is `flwr.app`, `flwr.serverapp` and `flwr.clientapp`. Running a Grid of our own needs a little more.
+"""
+
+from __future__ import annotations
+
+from flwr.app import Message
+from flwr.app.message import remove_content_from_message
+from flwr.common.serde import message_to_proto
+from flwr.proto.fleet_pb2 import (
+    PullMessagesRequest,
+    PullMessagesResponse,
+    PushMessagesRequest,
+    PushMessagesResponse,
+    Reconnect,
+)
+from flwr.proto.message_pb2 import Message as ProtoMessage
+from flwr.proto.message_pb2 import ObjectTree
+from flwr.proto.node_pb2 import Node
+from flwr.supercore.inflatable.inflatable_object import (
+    get_all_nested_objects,
+    get_object_tree,
+    no_object_id_recompute,
+)
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+__all__ = [
+    "CLIENT_APP_CRASHED",
+    "CLIENT_APP_RAISED",
+    "Run",
+    "adopt_identity",
+    "inbound_bytes",
+    "outbound_bytes",
+    "set_message_id",
+]
+
+CLIENT_APP_RAISED = 2
+"""`flwr.common.constant.ErrorCode.CLIENT_APP_RAISED_EXCEPTION`."""
+CLIENT_APP_CRASHED = 0
+"""`flwr.common.constant.ErrorCode.UNKNOWN`: Flower's code for a client whose process is gone."""
+
+
+def adopt_identity() -> None:
+    """Give this process the identity that `Message(...)` reads; Flower's own runtimes set it for their processes."""
+    if TaskIdentity._run_id is None:
+        TaskIdentity.run_id = TaskIdentity.task_id = TaskIdentity.node_id = 1
+
+
+def set_message_id(message: Message, identity: str) -> None:
+    """Number a message, as Flower's in-memory Grid does; `Message` has no public setter."""
+    message.metadata.__dict__["_message_id"] = identity
+
+
+def _parts(message: Message) -> tuple[ProtoMessage, ObjectTree, dict[str, int]]:
+    """(header, object tree, bytes of every object) of a message as it crosses a SuperLink."""
+    with no_object_id_recompute():
+        objects = get_all_nested_objects(message)
+        before = message.metadata.message_id
+        set_message_id(message, message.object_id)
+        header, tree = message_to_proto(remove_content_from_message(message)), get_object_tree(message)
+        set_message_id(message, before)
+        return header, tree, {name: len(thing.deflate()) for name, thing in objects.items()}
+
+
+def outbound_bytes(message: Message) -> int:
+    """What a SuperLink counts as sent when a SuperNode pulls this task and its answer is acknowledged."""
+    header, tree, objects = _parts(message)
+    pulled = PullMessagesResponse(messages_list=[header], message_object_trees=[tree])
+    return int(pulled.ByteSize()) + sum(objects.values())
+
+
+def inbound_bytes(message: Message) -> int:
+    """What a SuperLink counts for this reply: the request that polled for its task, the push, the objects, the answer.
+
+    The answer to the push is traffic towards the client; it is booked with the reply that caused it.
+    """
+    header, tree, objects = _parts(message)
+    node = Node(node_id=2**63 - 1)
+    polled = PullMessagesRequest(node=node).ByteSize()
+    pushed = PushMessagesRequest(
+        node=node, messages_list=[header], message_object_trees=[tree], clientapp_runtime_list=[0.15]
+    ).ByteSize()
+    answer = PushMessagesResponse(
+        reconnect=Reconnect(reconnect=5),
+        results={header.metadata.message_id: 0},
+        objects_to_push=list(objects),
+        session_id="0" * 64,
+    ).ByteSize()
+    return int(polled + pushed + answer) + sum(objects.values())

@@ -1,0 +1,73 @@
+"""The default engine: clients run in this process, one after the other; no server, no Ray."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator
+
+import torch
+from flwr.app import Message
+from flwr.clientapp import ClientApp
+
+from fl_sim.runtime.flower_compat import set_message_id
+from fl_sim.runtime.local import LocalGrid, execute, isolated
+
+
+class InlineGrid(LocalGrid):
+    """Runs the ClientApp in one thread of this process while the caller folds the replies in its own.
+
+    The two overlap: decoding and aggregating a dense reply costs a few milliseconds of memory traffic, which the second
+    core takes while the next client trains. At most two finished replies wait.
+    """
+
+    def __init__(self, app: ClientApp, num_nodes: int) -> None:
+        super().__init__(num_nodes)
+        self._app = app
+
+    def stream(self, messages: list[Message], timeout: float | None) -> Iterator[Message]:
+        return _ahead(map(self._run_one, messages), depth=2)
+
+    def _run_one(self, message: Message) -> Message:
+        meta = message.metadata
+        request = Message(
+            isolated(message.content), meta.dst_node_id, meta.message_type, ttl=meta.ttl, group_id=meta.group_id
+        )
+        set_message_id(request, meta.message_id)
+        reply = execute(self._app, request, self.contexts[meta.dst_node_id])
+        set_message_id(reply, f"r{meta.message_id}")
+        return reply
+
+
+def _ahead(items: Iterator[Message], *, depth: int) -> Iterator[Message]:
+    """Yield `items` while a thread already computes the next ones; an error there is raised here."""
+    ready: queue.Queue[Message | BaseException | None] = queue.Queue(maxsize=depth)
+    stop = threading.Event()
+
+    def produce() -> None:
+        torch.set_num_threads(1)
+        last: BaseException | None = None
+        try:
+            for item in items:
+                ready.put(item)
+                if stop.is_set():
+                    return
+        except BaseException as error:
+            last = error
+        ready.put(last)
+
+    thread = threading.Thread(target=produce, name="fl_sim-clients", daemon=True)
+    thread.start()
+    try:
+        while (item := ready.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stop.set()
+        while thread.is_alive():
+            try:
+                ready.get(timeout=0.05)
+            except queue.Empty:
+                continue
+        thread.join()

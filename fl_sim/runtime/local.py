@@ -1,0 +1,113 @@
+"""What the Grids of this package share: node numbers, message identities, and one client's execution.
+
+A Grid is Flower's own seam between a ServerApp and its clients (`flwr.serverapp.Grid`, a public ABC). Replies are
+streamed in the order of the messages, so that a consumer that folds them needs no more memory than one reply.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+
+from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
+
+from fl_sim.runtime.app import PARTITION
+from fl_sim.runtime.flower_compat import CLIENT_APP_RAISED, Run, adopt_identity, set_message_id
+
+FIRST_NODE = 1000
+log = logging.getLogger("fl_sim")
+
+
+def execute(app: ClientApp, message: Message, context: Context) -> Message:
+    """Run one client. Whatever it raises becomes an error reply that names the partition, as on Flower's runtimes."""
+    try:
+        reply = app(message, context)
+        if not isinstance(reply, Message):
+            raise TypeError(f"the ClientApp returned {type(reply).__name__}, not a Message")
+        return reply
+    except Exception as error:
+        reason = f"client {context.node_config[PARTITION]}: {type(error).__name__}: {error}"
+        log.debug("%s", reason, exc_info=True)
+        return Message(Error(CLIENT_APP_RAISED, reason), reply_to=message)
+
+
+def isolated(content: RecordDict) -> RecordDict:
+    """Copy the mutable records, as a real transport would; arrays hold immutable bytes and are shared."""
+    return RecordDict(
+        {
+            key: type(record)(dict(record)) if isinstance(record, (ConfigRecord, MetricRecord)) else record
+            for key, record in content.items()
+        }
+    )
+
+
+class LocalGrid(Grid):
+    """A Grid whose nodes are the partitions 0..n-1 of one simulation; node id = 1000 + partition."""
+
+    def __init__(self, num_nodes: int) -> None:
+        adopt_identity()
+        self._run = Run.create_empty(1)
+        self._ids = itertools.count(1)
+        self._sent: dict[str, Message] = {}
+        self.contexts = {
+            FIRST_NODE + partition: Context(
+                run_id=1,
+                node_id=FIRST_NODE + partition,
+                node_config={PARTITION: partition, "num-partitions": num_nodes},
+                state=RecordDict(),
+                run_config={},
+            )
+            for partition in range(num_nodes)
+        }
+
+    @property
+    def partitions(self) -> Mapping[int, int]:
+        """Node id -> partition."""
+        return {node: node - FIRST_NODE for node in self.contexts}
+
+    @abstractmethod
+    def stream(self, messages: list[Message], timeout: float | None) -> Iterator[Message]:
+        """Run the messages' clients; yield one reply per message, in the messages' order, as they become ready."""
+
+    def close(self) -> None:
+        """Give back processes and memory; harmless when called twice."""
+
+    def set_run(self, run: Run) -> None:
+        self._run = run
+
+    @property
+    def run(self) -> Run:
+        return self._run
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> Iterable[int]:
+        return list(self.contexts)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        ids = []
+        for message in messages:
+            ids.append(self._stamp(message))
+            self._sent[ids[-1]] = message
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        return list(self.stream([self._sent.pop(i) for i in list(message_ids) if i in self._sent], None))
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        listed = list(messages)
+        for message in listed:
+            self._stamp(message)
+        return self.stream(listed, timeout)
+
+    def _stamp(self, message: Message) -> str:
+        identity = str(next(self._ids))
+        set_message_id(message, identity)
+        return identity

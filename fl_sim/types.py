@@ -1,0 +1,121 @@
+"""The values that every layer shares: parameters, masks, tasks, updates, and the shape of a client.
+
+`Params` and `Mask` are plain dicts. Where all tensors are views of one buffer they are *flat*: `FlatParams` and
+`FlatMask` are dicts that also remember that buffer, so that encoding and aggregation touch memory once instead of once
+per tensor. Code that does not care treats them as dicts.
+
+    >>> import torch
+    >>> params = FlatParams.pack({"weight": torch.ones(2, 2), "bias": torch.zeros(2)})
+    >>> params.flat.tolist(), params["weight"].shape
+    ([1.0, 1.0, 1.0, 1.0, 0.0, 0.0], torch.Size([2, 2]))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Self
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from fl_sim.data.split import Split
+
+Params = dict[str, Tensor]
+"""State-dict names -> detached CPU tensors, of any shape; floating point unless a model says otherwise."""
+
+Mask = dict[str, Tensor]
+"""Prunable names only -> bool tensors of the parameter's shape; True = alive."""
+
+Grads = dict[str, Tensor]
+"""Gradients, or the server's pseudo-gradient `old - new`, under the parameters' names."""
+
+Scores = dict[str, Tensor]
+"""Prunable names -> non-negative importance, same shapes as the parameters."""
+
+Scalar = bool | int | float | str | bytes
+Metrics = dict[str, float]
+
+
+class UserError(ValueError):
+    """Wrong input by the user: one line that says what, where and what is allowed. The CLI exits with status 2."""
+
+
+class _Flat(dict[str, Tensor]):
+    """A dict of tensors that are consecutive views of one 1-D buffer, in insertion order."""
+
+    flat: Tensor
+
+    @classmethod
+    def view(cls, flat: Tensor, names: Iterable[str], shapes: Iterable[torch.Size]) -> Self:
+        """Cut `flat` (1-D) into consecutive views; the sizes must add up to its length."""
+        sized = list(shapes)
+        parts = flat.split([shape.numel() for shape in sized])
+        made = cls(zip(names, map(torch.Tensor.view, parts, sized), strict=True))
+        made.flat = flat
+        return made
+
+    @classmethod
+    def pack(cls, tensors: Mapping[str, Tensor]) -> Self:
+        """Copy tensors of one dtype into one new buffer."""
+        if not tensors:
+            return cls.view(torch.empty(0), (), ())
+        flat = torch.cat([t.reshape(-1) for t in tensors.values()])
+        return cls.view(flat, tensors.keys(), (t.shape for t in tensors.values()))
+
+
+class FlatParams(_Flat):
+    """`Params` whose tensors are views of `flat`, a 1-D tensor of one dtype."""
+
+
+class FlatMask(_Flat):
+    """`Mask` whose tensors are views of `flat`, a 1-D bool tensor."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What the server asks of one client in one round.
+
+    `params` are the global parameters (names the federation exchanges); `mask` the global mask or None when the model
+    is dense; `config` the method's scalars, for instance `{"mu": 0.01}`.
+    """
+
+    round: int
+    params: Params
+    mask: Mask | None = None
+    config: Mapping[str, Scalar] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """What a client answers: its parameters after training and which prunable coordinates of them to send.
+
+    `mask` None sends everything. A prunable coordinate outside `mask` does not travel, whatever `params` holds there.
+    `num_examples` is the weight in the mean. `metrics` are scalars for the log; they are not aggregated by default.
+    """
+
+    params: Params
+    num_examples: int
+    mask: Mask | None = None
+    metrics: Metrics = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class ClientContext:
+    """What a client owns; it never travels.
+
+    `model` is resident in the worker and shared by its clients: load parameters before use. `data` is this client's
+    part. `rng` is seeded by (seed, round, partition). `state` is kept between this client's rounds (tensors only).
+    """
+
+    model: nn.Module
+    data: Split
+    num_examples: int
+    rng: torch.Generator
+    state: dict[str, Tensor] = field(default_factory=dict)
+
+
+Client = Callable[[Task, ClientContext], Update]
+MaskRule = Callable[[int, Mask | None, Params, Grads | None], Mask | None]
+"""(round, mask, prunable parameters, pseudo-gradient or gradient) -> the next mask; used on both sides."""

@@ -1,0 +1,1 @@
+"""Server side: the pure server step, aggregation rules, and Flower's Strategy hooks over them."""

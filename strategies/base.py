@@ -1,0 +1,341 @@
+"""Flower's Strategy hooks over the pure server step.
+
+`SparseStrategy` runs under `strategy.start(grid, ...)` on any Grid: ours, Flower's simulation, a SuperLink. It samples
+cohorts by partition from the seed, encodes one payload per distinct mask a client holds, decodes the replies one at a
+time in partition order, and books every payload that moved. The method itself is a `Method`: a composition of functions.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+
+from fl_sim import codecs, wire
+from fl_sim.codecs import CorruptPayload, Description
+from fl_sim.ledger import Ledger
+from fl_sim.runtime.app import PARTITION
+from fl_sim.runtime.flower_compat import CLIENT_APP_CRASHED
+from fl_sim.runtime.protocol import protocol_bytes
+from fl_sim.seeding import Purpose, derive, numpy_generator
+from fl_sim.types import FlatParams, Mask, MaskRule, Params, Scalar, Task, Update
+from strategies.aggregation import coverage_mean
+from strategies.server_step import Aggregate, Optimise, ServerState, accept, server_step
+
+log = logging.getLogger("fl_sim")
+
+
+@dataclass(frozen=True)
+class Method:
+    """What a server does with a round's updates, as a composition; `config` travels to the clients as scalars."""
+
+    aggregate: Aggregate = coverage_mean
+    adjust_mask: MaskRule | None = None
+    optimise: Optimise = accept
+    config: Mapping[str, Scalar] = field(default_factory=dict)
+
+    def strategy(
+        self,
+        *,
+        exchange: wire.Exchange,
+        initial: FlatParams,
+        ledger: Ledger,
+        cohort_size: int,
+        seed: int,
+        evaluate_size: int = 0,
+        on_reply: Callable[[int, int], None] = lambda answered, cohort: None,
+    ) -> SparseStrategy:
+        """The Flower strategy of one run of this method, from the seeded model that every party can build by itself."""
+        return SparseStrategy(
+            self,
+            ServerState(exchange.schema, initial),
+            exchange=exchange,
+            reference=initial,
+            ledger=ledger,
+            cohort_size=cohort_size,
+            seed=seed,
+            evaluate_size=evaluate_size,
+            on_reply=on_reply,
+        )
+
+
+class RoundFailed(RuntimeError):
+    """No client of a cohort returned a usable update."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One client of one round that returned nothing usable, and why."""
+
+    client: int
+    kind: str
+    reason: str
+
+
+@dataclass
+class RoundLog:
+    """What happened in the round in progress: weighted training metrics and failures."""
+
+    replies: int = 0
+    weight: float = 0.0
+    sums: dict[str, float] = field(default_factory=dict)
+    failures: list[Failure] = field(default_factory=list)
+
+    def add(self, count: int, metrics: Mapping[str, float]) -> None:
+        """Count a usable reply; metrics are averaged with the number of examples as weight."""
+        self.replies += 1
+        self.weight += count
+        for name, value in metrics.items():
+            self.sums[name] = self.sums.get(name, 0.0) + count * value
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Example-weighted means of the clients' metrics."""
+        return {name: total / self.weight for name, total in self.sums.items()}
+
+
+class SparseStrategy(Strategy):
+    """Federated rounds with sparse, encoded, booked updates.
+
+    Args:
+        method: what the server does with the updates.
+        state: the first server state.
+        exchange: what travels, and how it is encoded.
+        reference: the parameters that every party can build by itself (the seeded initial model).
+        ledger: where every payload is booked.
+        cohort_size: clients per round, drawn without replacement.
+        seed: the run's seed.
+        evaluate_size: clients that evaluate the new model after each round; 0 = the server evaluates alone.
+        on_reply: called after each reply with (answered, cohort) for a progress display.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        state: ServerState,
+        *,
+        exchange: wire.Exchange,
+        reference: Params,
+        ledger: Ledger,
+        cohort_size: int,
+        seed: int,
+        evaluate_size: int = 0,
+        on_reply: Callable[[int, int], None] = lambda answered, cohort: None,
+    ) -> None:
+        self.method, self.state, self.exchange, self.reference = method, state, exchange, reference
+        self.ledger, self.cohort_size, self.seed = ledger, cohort_size, seed
+        self.evaluate_size, self.on_reply = evaluate_size, on_reply
+        self.holdings = wire.Holdings()
+        self.round_log = RoundLog()
+        self.failures = {"raised": 0, "rejected": 0, "late": 0, "lost": 0}
+        self._nodes: dict[int, int] = {}
+        self._partition_of: dict[int, int] = {}
+        self._cohort: list[int] = []
+
+    @property
+    def params(self) -> Params:
+        """Global parameters, in schema order."""
+        return self.state.params
+
+    @property
+    def mask(self) -> Mask | None:
+        """Global mask, or None while the model is dense."""
+        return self.state.mask
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Of the last round: example-weighted training metrics, usable replies, failures."""
+        means = {f"train_{name}": value for name, value in self.round_log.metrics.items()}
+        return {**means, "clients": self.round_log.replies, "failures": len(self.round_log.failures)}
+
+    # -- who takes part ------------------------------------------------------------------------------------------------
+
+    def nodes(self, grid: Grid) -> Mapping[int, int]:
+        """Partition -> node id, in partition order. Our Grids know it; other runtimes are asked once, by a query."""
+        if not self._nodes:
+            known = getattr(grid, "partitions", None)
+            found = known if known is not None else self._ask(grid)
+            self._nodes = {partition: node for node, partition in sorted(found.items(), key=lambda pair: pair[1])}
+            self._partition_of = dict(found)
+        return self._nodes
+
+    def _ask(self, grid: Grid) -> dict[int, int]:
+        messages = [
+            Message(RecordDict(), node, MessageType.QUERY, group_id="0") for node in sorted(grid.get_node_ids())
+        ]
+        replies = [reply for reply in grid.send_and_receive(messages, timeout=60) if reply.has_content()]
+        return {r.metadata.src_node_id: int(str(r.content.config_records[wire.CONFIG][PARTITION])) for r in replies}
+
+    def draw(self, number: int, purpose: Purpose, size: int, partitions: Sequence[int]) -> list[int]:
+        """Partitions drawn for a round: a function of (seed, round, purpose) alone, sorted."""
+        rng = numpy_generator(self.seed, number, purpose)
+        chosen = rng.choice(list(partitions), size=min(size, len(partitions)), replace=False)
+        return sorted(int(partition) for partition in chosen)
+
+    # -- training ------------------------------------------------------------------------------------------------------
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        nodes = self.nodes(grid)
+        number = self.state.round + 1
+        self._cohort = self.draw(number, Purpose.COHORT, self.cohort_size, list(nodes))
+        self.round_log = RoundLog()
+        scalars = {
+            **self.method.config,
+            **{k: v for k, v in config.items() if isinstance(v, (bool, int, float, str, bytes))},
+        }
+        task = Task(number, self.state.params, self.state.mask, scalars)
+        return self._messages(task, [(p, nodes[p]) for p in self._cohort], MessageType.TRAIN)
+
+    def _messages(self, task: Task, recipients: list[tuple[int, int]], kind: str) -> list[Message]:
+        """One message per recipient; recipients that hold the same mask share one payload."""
+        prepared: dict[bytes, tuple[RecordDict, Description]] = {}
+        messages = []
+        for client, node in recipients:
+            held = self.holdings.held(client) if task.mask is not None else None
+            key = b"" if held is None else codecs.mask_hash(held)
+            if key not in prepared:
+                schema = self.exchange.schema
+                data = self.exchange.downlink.encode(
+                    task.params,
+                    task.mask,
+                    self.reference,
+                    schema=schema,
+                    held=held,
+                    seed=derive(self.seed, task.round, Purpose.ENCODING),
+                )
+                described = codecs.describe(data, schema=schema, held=held)
+                prepared[key] = (wire.task_content(task, data, seed=self.seed), described)
+            content, described = prepared[key]
+            message = Message(content, node, kind, group_id=str(task.round))
+            self.ledger.book(
+                round=task.round,
+                direction="down",
+                phase="evaluate" if kind == MessageType.EVALUATE else "train",
+                client=client,
+                description=described,
+                protocol_bytes=protocol_bytes(message, direction="down"),
+            )
+            messages.append(message)
+        return messages
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        self.state = server_step(
+            self.state,
+            self._updates(self.state.round + 1, replies),
+            aggregate=self.method.aggregate,
+            adjust_mask=self.method.adjust_mask,
+            optimise=self.method.optimise,
+        )
+        return ArrayRecord(), MetricRecord(self.round_log.metrics)
+
+    def _updates(self, number: int, replies: Iterable[Message]) -> Iterator[Update]:
+        """Decode replies into updates in partition order; book each; leave out what failed."""
+        for answered, (client, reply) in enumerate(_in_order(replies, self._cohort, self._partition_of), start=1):
+            try:
+                update = self._update(number, client, reply)
+            except _Unusable as problem:
+                self.holdings.forget(client)
+                self.failures[problem.kind] += 1
+                self.round_log.failures.append(Failure(client, problem.kind, str(problem)))
+                log.warning("round %d: %s", number, problem)
+            else:
+                self.holdings.learned(client, self.state.mask)
+                self.round_log.add(update.num_examples, update.metrics)
+                yield update
+            self.on_reply(answered, len(self._cohort))
+        if self.round_log.replies == 0:
+            first = self.round_log.failures[0].reason if self.round_log.failures else "no client answered in time"
+            raise RoundFailed(f"round {number}: none of {len(self._cohort)} clients returned an update: {first}")
+
+    def _update(self, number: int, client: int, reply: Message) -> Update:
+        """Decode and book one reply.
+
+        Raises:
+            _Unusable: the client failed, or its bytes are no update of this federation.
+        """
+        if reply.has_error():
+            raise _Unusable("lost" if reply.error.code == CLIENT_APP_CRASHED else "raised", reply.error.reason)
+        schema, held = self.exchange.schema, self.state.mask
+        size = wire.array_bytes(reply.content)
+        described = codecs.Description.opaque(size)
+        try:
+            data = wire.payload(reply.content)
+            described = codecs.describe(data, schema=schema, held=held)
+            count, metrics = wire.read_metrics(reply.content)
+            params, mask = self.exchange.uplink.decode(data, self.state.params, schema=schema, held=held)
+        except CorruptPayload as error:
+            self._book_up(number, client, reply, described, phase="train", status="rejected")
+            raise _Unusable("rejected", f"client {client}: rejected update: {error}") from error
+        self._book_up(number, client, reply, described, phase="train", status="ok")
+        return Update(params, count, mask, metrics)
+
+    def _book_up(
+        self, number: int, client: int, reply: Message, described: codecs.Description, *, phase: str, status: str
+    ) -> None:
+        self.ledger.book(
+            round=number,
+            direction="up",
+            phase=phase,
+            client=client,
+            description=described,
+            protocol_bytes=protocol_bytes(reply, direction="up"),
+            status=status,
+        )
+
+    # -- evaluation on clients -----------------------------------------------------------------------------------------
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        if self.evaluate_size == 0:
+            return []
+        nodes = self.nodes(grid)
+        self._cohort = self.draw(self.state.round, Purpose.EVALUATION, self.evaluate_size, list(nodes))
+        task = Task(self.state.round, self.state.params, self.state.mask)
+        return self._messages(task, [(p, nodes[p]) for p in self._cohort], MessageType.EVALUATE)
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        evaluated = RoundLog()
+        for client, reply in _in_order(replies, self._cohort, self._partition_of):
+            if reply.has_error():
+                log.warning("round %d: evaluation: %s", self.state.round, reply.error.reason)
+                continue
+            count, metrics = wire.read_metrics(reply.content)
+            self._book_up(self.state.round, client, reply, codecs.Description.opaque(0), phase="evaluate", status="ok")
+            evaluated.add(count, metrics)
+        return MetricRecord(evaluated.metrics) if evaluated.replies else None
+
+    def summary(self) -> None:
+        log.info("%s: %d clients a round", type(self).__name__, self.cohort_size)
+
+
+class _Unusable(Exception):
+    """A reply that the round goes on without; `kind` is raised, rejected, late or lost."""
+
+    def __init__(self, kind: str, reason: str) -> None:
+        super().__init__(reason)
+        self.kind = kind
+
+
+def _in_order(
+    replies: Iterable[Message], cohort: Sequence[int], partition_of: Mapping[int, int]
+) -> Iterator[tuple[int, Message]]:
+    """(partition, reply) in the cohort's order. Early replies wait; our Grids send none early, others may send all."""
+    waiting: dict[int, Message] = {}
+    due = iter(cohort)
+    head = next(due, None)
+    for reply in replies:
+        waiting[partition_of[reply.metadata.src_node_id]] = reply
+        while head is not None and head in waiting:
+            yield head, waiting.pop(head)
+            head = next(due, None)
+    # Whoever is still missing never answered: go on with the rest, still in order.
+    yield from sorted(waiting.items())

@@ -1,0 +1,91 @@
+"""The pure server step: updates in, next state out.
+
+    state = server_step(state, updates, aggregate=coverage_mean)
+
+`aggregate` turns the updates of one round into parameters; `optimise` (FedOpt; Reddi et al., 2021, algorithm 1) moves
+the old parameters towards them; `adjust_mask` decides the next global mask from the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+
+from fl_sim.codecs import Schema
+from fl_sim.sparsity import apply_mask
+from fl_sim.types import Mask, MaskRule, Params, Update
+
+
+@dataclass(frozen=True, slots=True)
+class ServerState:
+    """Everything the server carries from round to round.
+
+    Attributes:
+        schema: names, shapes, order of what the federation exchanges.
+        params: global parameters, flat float32 in schema order.
+        round: rounds finished.
+        mask: global mask over the prunable names, or None while the model is dense.
+        memory: what the optimiser keeps (for instance the velocity), same layout as `params`.
+    """
+
+    schema: Schema
+    params: Params
+    round: int = 0
+    mask: Mask | None = None
+    memory: Params = field(default_factory=dict)
+
+
+Aggregate = Callable[[ServerState, Iterable[Update]], Params]
+Optimise = Callable[[ServerState, Params], tuple[Params, Params]]
+"""(state, aggregated parameters) -> (new parameters, new memory)."""
+
+
+def accept(state: ServerState, aggregated: Params) -> tuple[Params, Params]:
+    """Plain FedAvg: the aggregate is the next model."""
+    return aggregated, {}
+
+
+@dataclass(frozen=True)
+class Momentum:
+    """Server learning rate and momentum (FedAvgM; Hsu et al., 2019): v = beta v + (old - mean); new = old - lr v.
+
+    BatchNorm statistics are estimates, not parameters: they take the aggregate as it is.
+    """
+
+    lr: float = 1.0
+    beta: float = 0.0
+
+    def __call__(self, state: ServerState, aggregated: Params) -> tuple[Params, Params]:
+        flat = state.schema.flat
+        velocity = flat(state.params) - flat(aggregated)
+        if state.memory:
+            velocity += self.beta * flat(state.memory)
+        new = state.schema.view(flat(state.params) - self.lr * velocity)
+        for name in state.schema.buffers:
+            new[name].copy_(aggregated[name])
+        return new, state.schema.view(velocity)
+
+
+def server_step(
+    state: ServerState,
+    updates: Iterable[Update],
+    *,
+    aggregate: Aggregate,
+    adjust_mask: MaskRule | None = None,
+    optimise: Optimise = accept,
+) -> ServerState:
+    """One round on the server. `updates` may be a stream: it is consumed once, in order; nothing is mutated.
+
+    `adjust_mask` receives the round just finished, the current mask, the prunable parameters and the pseudo-gradient
+    `old - new` of the prunable parameters.
+    """
+    params, memory = optimise(state, aggregate(state, updates))
+    number, mask = state.round + 1, state.mask
+    if adjust_mask is not None:
+        prunable = {name: params[name] for name in state.schema.prunable}
+        pseudo = {name: state.params[name] - value for name, value in prunable.items()}
+        mask = adjust_mask(number, mask, prunable, pseudo)
+    if mask is not None:
+        params = state.schema.view(state.schema.flat(apply_mask(params, mask)))
+        memory = apply_mask(memory, mask) if memory else memory
+    return replace(state, round=number, params=params, mask=mask, memory=memory)

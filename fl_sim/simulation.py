@@ -66,6 +66,9 @@ class Silent:
         """Ignore."""
 
 
+SILENT = Silent()
+
+
 class ServerMethod(Protocol):
     """What a `[strategy]` target must make: something that builds a Flower strategy (`strategies.base.Method`)."""
 
@@ -231,7 +234,7 @@ ENGINES: Mapping[str, Callable[[Experiment, Federation], LocalGrid]] = {"inline"
 
 
 def build_strategy(
-    federation: Federation, ledger: Ledger, on_reply: Callable[[int, int], None] = Silent().reply
+    federation: Federation, ledger: Ledger, on_reply: Callable[[int, int], None] = lambda answered, cohort: None
 ) -> ServerStrategy:
     """The Flower strategy that the config's `[strategy]` names.
 
@@ -253,7 +256,7 @@ def build_strategy(
     )
 
 
-def run(experiment: Experiment, observer: Observer = Silent()) -> Report:
+def run(experiment: Experiment, observer: Observer = SILENT) -> Report:
     """Run an experiment on its engine; writes `<out>/<name>-<id>/` and returns the same as a value.
 
     Raises:

@@ -77,12 +77,13 @@ class Reader:
 
 
 def encode(segments: Iterable[Bits]) -> tuple[bytes, bytes]:
-    """(counts, words) of bit segments, coded one after the other."""
+    """(counts, words) of bit segments, coded one after the other; empty segments leave no count."""
     coder = constriction.stream.queue.RangeEncoder()
     counts = bytearray()
     for segment in segments:
         ones = int(np.count_nonzero(segment))
-        counts += varint(ones)
+        if len(segment):
+            counts += varint(ones)
         if 0 < ones < len(segment):
             coder.encode(np.packbits(segment).astype(np.int32), model(ones, len(segment)))
     return bytes(counts), coder.get_compressed().astype("<u4").tobytes()

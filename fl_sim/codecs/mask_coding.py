@@ -51,6 +51,11 @@ def _joined(parts: list[Bits]) -> Bits:
     return np.concatenate(parts) if parts else np.zeros(0, dtype=np.bool_)
 
 
+def _count(reader: Reader, size: int) -> int:
+    """The number of ones of a segment; an empty segment has none and is not counted."""
+    return reader.varint(size) if size else 0
+
+
 def _cost(segments: Iterator[tuple[int, int]]) -> float:
     """Predicted bits of coded segments given as (ones, size): the floor, and a byte for each count."""
     return sum(floor_bits(ones, size) + (8 if size < 128 else 16) for ones, size in segments)
@@ -64,7 +69,7 @@ def _whole_encode(flat: Bits, layout: Layout, held: Bits | None) -> bytes:
 
 
 def _whole_decode(reader: Reader, layout: Layout, held: Bits | None) -> Bits:
-    ones = [reader.varint(size) for _, size in layout]
+    ones = [_count(reader, size) for _, size in layout]
     decoder = Decoder(reader.data[reader.at :])
     flat = _joined([decoder.bits(k, size) for k, (_, size) in zip(ones, layout, strict=True)])
     decoder.finish()
@@ -72,7 +77,7 @@ def _whole_decode(reader: Reader, layout: Layout, held: Bits | None) -> Bits:
 
 
 def _whole_segments(reader: Reader, layout: Layout, held: Bits | None) -> Iterator[tuple[int, int]]:
-    return ((reader.varint(size), size) for _, size in layout)
+    return ((_count(reader, size), size) for _, size in layout)
 
 
 # -- rows --------------------------------------------------------------------------------------------------------------
@@ -87,21 +92,37 @@ def _row_parts(part: Bits, rows: int) -> tuple[Bits, Bits, Bits]:
 
 def _rows_encode(flat: Bits, layout: Layout, held: Bits | None) -> bytes:
     parts = [_row_parts(p, rows) for p, (rows, size) in zip(_tensors(flat, layout), layout, strict=True) if size]
-    return b"".join(bits.encode(segment for part in parts for segment in part))
+    live_counts, live_words = bits.encode(live for live, _, _ in parts)
+    full = sum(int(np.count_nonzero(full)) for _, full, _ in parts)
+    if full == sum(len(full) for _, full, _ in parts):
+        return live_counts + bits.varint(full) + live_words
+    counts, words = bits.encode(segment for part in parts for segment in part)
+    return live_counts + bits.varint(full) + counts + words
 
 
-def _rows_counts(reader: Reader, layout: Layout) -> Iterator[tuple[tuple[int, int], tuple[int, int], tuple[int, int]]]:
-    """(ones, size) of the three segments of every tensor."""
-    for rows, size in layout:
-        if size:
-            live = reader.varint(rows)
-            full = reader.varint(live)
-            mixed = (live - full) * (size // rows)
-            yield (live, rows), (full, live), (reader.varint(mixed), mixed)
+RowCounts = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+
+
+def _rows_counts(reader: Reader, layout: Layout) -> list[RowCounts]:
+    """(ones, size) of the three segments of every tensor: live rows, full rows among them, bits of the mixed rows.
+
+    Channel masks have full rows only: one number says so, and nothing more is counted. Otherwise all counts follow.
+    """
+    tensors = [(rows, size) for rows, size in layout if size]
+    live = [reader.varint(rows) for rows, _ in tensors]
+    if reader.varint(sum(live)) == sum(live):
+        return [((k, rows), (k, k), (0, 0)) for k, (rows, _) in zip(live, tensors, strict=True)]
+    made: list[RowCounts] = []
+    for rows, size in tensors:
+        alive = reader.varint(rows)
+        full = reader.varint(alive) if alive else 0
+        mixed = (alive - full) * (size // rows)
+        made.append(((alive, rows), (full, alive), (reader.varint(mixed) if mixed else 0, mixed)))
+    return made
 
 
 def _rows_decode(reader: Reader, layout: Layout, held: Bits | None) -> Bits:
-    counts = list(_rows_counts(reader, layout))
+    counts = _rows_counts(reader, layout)
     decoder = Decoder(reader.data[reader.at :])
     parts = []
     for (rows, size), segments in zip((entry for entry in layout if entry[1]), counts, strict=True):
@@ -144,7 +165,7 @@ def _split_encode(flat: Bits, layout: Layout, held: Bits | None) -> bytes:
 def _split_decode(reader: Reader, layout: Layout, held: Bits | None) -> Bits:
     assert held is not None
     sizes = _side_sizes(layout, held)
-    ones = [reader.varint(size) for size in sizes]
+    ones = [_count(reader, size) for size in sizes]
     decoder = Decoder(reader.data[reader.at :])
     sides = [decoder.bits(k, size) for k, size in zip(ones, sizes, strict=True)]
     decoder.finish()
@@ -159,7 +180,7 @@ def _split_decode(reader: Reader, layout: Layout, held: Bits | None) -> Bits:
 
 def _split_segments(reader: Reader, layout: Layout, held: Bits | None) -> Iterator[tuple[int, int]]:
     assert held is not None
-    return ((reader.varint(size), size) for size in _side_sizes(layout, held))
+    return ((_count(reader, size), size) for size in _side_sizes(layout, held))
 
 
 def _xor_encode(flat: Bits, layout: Layout, held: Bits | None) -> bytes:
@@ -176,12 +197,12 @@ def _xor_decode(reader: Reader, layout: Layout, held: Bits | None) -> Bits:
 
 
 def _gaps_encode(flat: Bits, layout: Layout, held: Bits | None) -> bytes:
-    counts = b"".join(bits.varint(int(np.count_nonzero(part))) for part in _tensors(flat, layout))
+    counts = b"".join(bits.varint(int(np.count_nonzero(part))) for part in _tensors(flat, layout) if len(part))
     return counts + gap_coding.encode(flat)
 
 
 def _gaps_decode(reader: Reader, layout: Layout, held: Bits | None) -> Bits:
-    ones = [reader.varint(size) for _, size in layout]
+    ones = [_count(reader, size) for _, size in layout]
     flat = gap_coding.decode(reader, size=sum(size for _, size in layout), ones=sum(ones))
     if [int(np.count_nonzero(part)) for part in _tensors(flat, layout)] != ones:
         raise CorruptPayload("gaps do not land in the tensors they say")
@@ -243,5 +264,7 @@ def _rows_cost(tensors: list[Bits], layout: Layout) -> float:
         if size:
             live, full, mixed = _row_parts(part, rows)
             useful = useful or len(mixed) < size
-            total += _cost((int(np.count_nonzero(s)), len(s)) for s in (live, full, mixed))
+            if len(mixed) or not full.all():
+                total += _cost((int(np.count_nonzero(s)), len(s)) for s in (full, mixed)) + 8
+            total += _cost(iter([(int(np.count_nonzero(live)), rows)]))
     return total if useful else float("inf")

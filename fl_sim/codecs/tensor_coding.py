@@ -18,7 +18,8 @@ SECTIONS = ("values", "dense", "buffers", "auxiliary")
 
 def _finite(values: NDArray[np.float32]) -> bool:
     # NaN and infinity survive in a sum of squares, which costs one pass without a temporary; only overflow needs the rest.
-    return bool(np.isfinite(np.dot(values, values))) or bool(np.isfinite(values).all())
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.isfinite(np.dot(values, values))) or bool(np.isfinite(values).all())
 
 
 def encode(params: Params, alive: Tensor | None, *, schema: Schema, coder: ValueCoder, seed: int) -> list[Buffer]:
@@ -139,8 +140,10 @@ def _masks(alive: NDArray[np.bool_] | None, schema: Schema) -> dict[str, Tensor]
 
 
 def _from_bytes(data: memoryview, dtype: torch.dtype) -> Tensor:
+    if not len(data):
+        return torch.empty(0, dtype=dtype)
     tensor = torch.from_numpy(np.frombuffer(data, dtype=np.uint8).copy())
-    if dtype == torch.bool and len(data) and int(tensor.max()) > 1:
+    if dtype == torch.bool and int(tensor.max()) > 1:
         raise CorruptPayload("a bool is neither 0 nor 1")
     tensor = tensor.view(dtype)
     if dtype.is_floating_point and not bool(torch.isfinite(tensor).all()):

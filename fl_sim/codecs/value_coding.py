@@ -113,8 +113,8 @@ class Half:
         return shuffled(memoryview(short.view(torch.uint8).numpy()), 2)
 
     def decode(self, data: memoryview, count: int) -> Values:
-        short = torch.from_numpy(_exact(data, count, 2).copy()).view(self.dtype)
-        return short.float().numpy()
+        raw = torch.from_numpy(_exact(data, count, 2).copy())
+        return raw.view(self.dtype).float().numpy() if count else np.zeros(0, dtype=np.float32)
 
 
 @dataclass(frozen=True)

@@ -118,7 +118,13 @@ def prune_and_grow(mask: Mask, drop: Scores, grow: Scores, fraction: float) -> M
     for name, alive in mask.items():
         kept = int(alive.sum())
         count = min(int(fraction * kept), alive.numel() - kept)
-        lasting = topk_mask({name: torch.where(alive, drop[name].float() + 1.0, 0.0)}, {name: kept - count})[name]
-        candidates = torch.where(alive, 0.0, grow[name].float() + 1.0)
-        made[name] = lasting | topk_mask({name: candidates}, {name: count})[name]
+        lasting = _top_within(drop[name], alive, kept - count)
+        made[name] = lasting | _top_within(grow[name], ~alive, count)
     return made
+
+
+def _top_within(score: Tensor, where: Tensor, count: int) -> Tensor:
+    """The `count` highest scores among the coordinates `where`, ties to the lowest index."""
+    chosen = torch.zeros_like(where)
+    chosen[where] = topk_mask({"": score[where]}, {"": count})[""]
+    return chosen

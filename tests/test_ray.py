@@ -1,0 +1,82 @@
+"""The Ray engine, real: bit-identical to inline for any number of workers, and it recovers from killed workers."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+import torch
+from federation import TINY, run_tiny
+
+from fl_sim import Experiment, Report, load, local_sgd, run, snapshot
+from fl_sim.types import ClientContext, Task, Update
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_cluster() -> Iterator[None]:
+    """Runs join a started Ray, which saves its start for each."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
+def same(a: Report, b: Report) -> None:
+    assert a.summary["params_sha256"] == b.summary["params_sha256"]
+    assert all(torch.equal(a.params[n], b.params[n]) for n in a.params)
+    assert a.ledger.to_table().equals(b.ledger.to_table())
+    timing = {"seconds"}
+    assert [{k: v for k, v in row.items() if k not in timing} for row in a.rounds] == [
+        {k: v for k, v in row.items() if k not in timing} for row in b.rounds
+    ]
+
+
+METHODS = {
+    "dense": [],
+    "topk": [
+        "client.target=clients.presets:topk",
+        "client.density=0.1",
+        "wire.error_feedback=true",
+        "wire.uplink.values=int8",
+        "wire.uplink.content=difference",
+        "rounds=3",
+    ],
+    "masked": ["strategy.target=strategies.presets:global_magnitude", "strategy.density=0.2", "rounds=3"],
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_same_parameters_and_ledger_as_inline_for_any_number_of_workers(tmp_path: Path, method: str) -> None:
+    inline = run_tiny(tmp_path / "inline", *METHODS[method])
+    for workers in (1, 2):
+        same(inline, run_tiny(tmp_path / f"ray{workers}", *METHODS[method], "engine=ray", f"ray.workers={workers}"))
+
+
+def test_clients_per_task_do_not_matter(tmp_path: Path) -> None:
+    first = run_tiny(tmp_path / "one", "engine=ray", "ray.workers=2", "ray.clients_per_task=1")
+    same(first, run_tiny(tmp_path / "three", "engine=ray", "ray.workers=2", "ray.clients_per_task=3"))
+
+
+def suicidal(task: Task, ctx: ClientContext) -> Update:
+    """One partition kills its worker process in round 2, as an out-of-memory killer would."""
+    if task.round == 2 and ctx.num_examples == task.config["victim"]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    model = load(ctx.model, task.params)
+    local_sgd(model, ctx.data, lr=0.05, rng=ctx.rng)
+    return Update(snapshot(model), ctx.num_examples)
+
+
+@pytest.mark.parametrize("per_task", [1, 3])
+def test_a_killed_worker_costs_one_client_and_later_rounds_use_all(tmp_path: Path, per_task: int) -> None:
+    tree = {**TINY, "client": {"target": f"{__name__}:suicidal", "victim": 118}, "cohort": {"size": 6}, "rounds": 4}
+    experiment = Experiment.from_tree(
+        tree, [f'out="{tmp_path}"', "engine=ray", "ray.workers=2", f"ray.clients_per_task={per_task}"]
+    )
+    report = run(experiment)
+    assert [row["clients"] for row in report.rounds] == [6, 5, 6, 6]
+    assert report.summary["failures"] == {"raised": 0, "rejected": 0, "late": 0, "lost": 1}
+    assert report.ledger.messages(phase="train") == {"down": 24, "up": 23}

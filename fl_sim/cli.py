@@ -67,6 +67,32 @@ def compare(
     console.print(comparison([Report.load(folder) for folder in runs]))
 
 
+bench = typer.Typer(no_args_is_help=True, help="Benchmarks that anyone can rerun. Run them on an idle machine.")
+app.add_typer(bench, name="bench")
+AS_JSON = Annotated[bool, typer.Option("--json", help="print one JSON object instead of a table")]
+
+
+@bench.command()
+def engine(
+    as_json: AS_JSON = False,
+    repeats: Annotated[int, typer.Option(min=2, help="alternated repetitions")] = 15,
+) -> None:
+    """The engines beside the same SGD steps in bare PyTorch, overheads, start-up and memory."""
+    from fl_sim.bench import engine as measured
+    from fl_sim.bench.show import show
+
+    show(console, measured.results(repeats=repeats), as_json=as_json)
+
+
+@bench.command()
+def codec(as_json: AS_JSON = False) -> None:
+    """Payload sizes against the entropy floor, and speeds, beside COO, bitmaps and npz."""
+    from fl_sim.bench import codec as measured
+    from fl_sim.bench.show import show_rows
+
+    show_rows(console, measured.measure(), as_json=as_json)
+
+
 @app.command(name="list")
 def list_() -> None:
     """List what a config can name: clients, strategies, models, data sources, partitions, value types."""
@@ -93,3 +119,7 @@ def main() -> None:
     except RuntimeError as error:
         errors.print(f"fl-sim: the run failed: {error}", style="red", soft_wrap=True, markup=False)
         sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

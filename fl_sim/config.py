@@ -55,7 +55,7 @@ class Target(BaseModel):
         if not name:
             raise UserError(f"{self.target!r} is no import path; write 'module:name'")
         try:
-            found = getattr(importlib.import_module(module), name, None)
+            found: object = getattr(importlib.import_module(module), name, None)
         except ModuleNotFoundError as error:
             raise UserError(f"{self.target!r}: {error}") from error
         if not callable(found):
@@ -66,12 +66,13 @@ class Target(BaseModel):
         return found
 
     def build(self, given: Mapping[str, object]) -> object:
-        """Call a preset (all parameters keyword-only) with its options and what it asks of `given`; else return it."""
+        """A preset (all parameters keyword-only) is called with its options and what it asks of `given`.
+
+        Anything else is the thing itself, such as a client function; its options travel in `task.config`.
+        """
         found = self.resolve()
         parameters = inspect.signature(found).parameters
         if any(p.kind is not p.KEYWORD_ONLY for p in parameters.values()):
-            if self.options and "config" not in given:
-                raise UserError(f"{self.target!r} takes no options, got {', '.join(self.options)}")
             return found
         for key in self.options:
             if key not in parameters:

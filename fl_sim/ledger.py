@@ -102,7 +102,7 @@ class Ledger:
         keys = [self._words(name) for name in by]
         sums: dict[tuple[str | int, ...], int] = {} if by else {(): 0}
         for *key, value in zip(*keys, self._columns[column], strict=True):
-            sums[tuple(key)] = sums.get(tuple(key), 0) + value  # type: ignore[arg-type]
+            sums[tuple(key)] = sums.get(tuple(key), 0) + value
         return sums
 
     def messages(self, *, phase: str) -> dict[str, int]:

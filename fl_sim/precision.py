@@ -26,7 +26,7 @@ class Precision:
     def place(self, model: nn.Module) -> None:
         """Give a model this memory layout, in place; free when it has it already."""
         if self.channels_last:
-            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            model.to(memory_format=torch.channels_last)
 
     def batch(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """A batch in this memory layout."""
@@ -57,12 +57,13 @@ def choose(model: nn.Module, input_shape: tuple[int, ...], batch_size: int, devi
     labels = torch.zeros(batch_size, dtype=torch.int64, device=device)
     # Dropout draws while probing; the caller's generator must not notice.
     with torch.random.fork_rng(devices=[]):
-        seconds = {name: _probe(copy.deepcopy(model), p, (images, labels)) for name, p in PRECISIONS.items()}
+        seconds = {name: training_seconds(copy.deepcopy(model), p, (images, labels)) for name, p in PRECISIONS.items()}
     seconds["bfloat16"] *= 1.1
     return min(seconds, key=lambda name: seconds[name])
 
 
-def _probe(model: nn.Module, precision: Precision, batch: tuple[Tensor, Tensor]) -> float:
+def training_seconds(model: nn.Module, precision: Precision, batch: tuple[Tensor, Tensor]) -> float:
+    """Seconds of one forward and backward pass, the best of three after a warm-up."""
     model.train()
     precision.place(model)
     images, labels = precision.batch(batch)
@@ -71,7 +72,7 @@ def _probe(model: nn.Module, precision: Precision, batch: tuple[Tensor, Tensor])
         start = time.perf_counter()
         with precision.context(images.device):
             loss = nn.functional.cross_entropy(model(images), labels)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         if images.is_cuda:
             torch.cuda.synchronize()
         times.append(time.perf_counter() - start)

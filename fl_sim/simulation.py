@@ -9,9 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -20,7 +19,7 @@ from typing import Protocol, cast
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Result
@@ -105,6 +104,16 @@ class ServerStrategy(Protocol):
     def failures(self) -> Mapping[str, int]:
         """Failed client tasks so far, by kind: raised, rejected, late, lost."""
 
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """The messages of a round."""
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Fold the replies of a round."""
+
     def start(
         self,
         grid: Grid,
@@ -177,6 +186,14 @@ class Federation:
             raise UserError(f"device = {name!r}: no CUDA device here; allowed: auto, cpu")
         return device
 
+    def client(self) -> Client:
+        """The client that the config names.
+
+        Raises:
+            UserError: no such client, or not with these options.
+        """
+        return cast(Client, self.experiment.client.build({"training": self.experiment.training}))
+
     def host(self) -> ClientHost:
         """The resident client side of one process."""
         experiment = self.experiment
@@ -187,8 +204,7 @@ class Federation:
         def split_of(partition: int) -> Split:
             return self.data.train.subset(self.parts[partition]).augmented(augment).to(device)
 
-        client = cast(Client, experiment.client.build({"training": experiment.training}))
-        return ClientHost(client, self.model.to(device), split_of, self.exchange, self.initial)
+        return ClientHost(self.client(), self.model.to(device), split_of, self.exchange, self.initial)
 
 
 def make_client_app(experiment: Experiment) -> ClientApp:
@@ -227,6 +243,7 @@ def _inline(experiment: Experiment, federation: Federation) -> LocalGrid:
 
 
 def _ray(experiment: Experiment, federation: Federation) -> LocalGrid:
+    federation.client()  # wrong input is for this process to say, before others start
     return RayGrid(partial(make_client_app, experiment), len(federation.parts), experiment.ray)
 
 
@@ -266,25 +283,29 @@ def run(experiment: Experiment, observer: Observer = SILENT) -> Report:
     federation = Federation.build(experiment)
     settled = resolved(experiment, federation)
     federation = replace(federation, experiment=settled)
+    session = Session(federation, observer)
+    logging.getLogger("flwr").setLevel(logging.WARNING)
+    with open_grid(settled, federation) as grid:
+        session.server_app()(grid, Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={}))
+    return session.finish()
+
+
+def _run_folder(experiment: Experiment) -> Path:
     folder = Path(experiment.out) / f"{experiment.name}-{experiment.id}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"out = {experiment.out!r}: {error.strerror or error}") from error
-    os.environ.setdefault("FLWR_HOME", str(folder.resolve() / "flower"))
-    logging.getLogger("flwr").setLevel(logging.WARNING)
-    with open_grid(settled, federation) as grid:
-        session = Session(federation, folder, observer)
-        session.server_app()(grid, _server_context())
-    return session.finish()
+    return folder
 
 
 class Session:
     """The server's side of one run: strategy, evaluation, and the files of the run folder."""
 
-    def __init__(self, federation: Federation, folder: Path, observer: Observer) -> None:
+    def __init__(self, federation: Federation, observer: Observer = SILENT, *, engine: str | None = None) -> None:
         experiment = federation.experiment
-        self.federation, self.folder, self.observer = federation, folder, observer
+        self.federation, self.observer, self.engine = federation, observer, engine or experiment.engine
+        self.folder = folder = _run_folder(experiment)
         self.ledger = Ledger()
         self.rows: list[dict[str, float]] = []
         self.strategy = build_strategy(federation, self.ledger, observer.reply)
@@ -299,15 +320,19 @@ class Session:
 
         @app.main()
         def main(grid: Grid, context: Context) -> None:
-            self.strategy.start(
-                grid,
-                ArrayRecord(),
-                num_rounds=self.federation.experiment.rounds,
-                train_config=ConfigRecord(dict(self._client_options())),
-                evaluate_fn=self._after_round,
-            )
+            self.serve(grid)
 
         return app
+
+    def serve(self, grid: Grid) -> None:
+        """Run all rounds over a Grid."""
+        self.strategy.start(
+            grid,
+            ArrayRecord(),
+            num_rounds=self.federation.experiment.rounds,
+            train_config=ConfigRecord(dict(self._client_options())),
+            evaluate_fn=self._after_round,
+        )
 
     def _client_options(self) -> dict[str, bool | int | float | str]:
         """Options of a plain client function travel in `task.config`; presets took theirs when they were built."""
@@ -352,7 +377,7 @@ class Session:
         self._lines.close()
         self.ledger.write(self.folder / "ledger.parquet")
         summary = summarise(
-            self.federation.experiment,
+            self.federation.experiment.model_copy(update={"engine": self.engine}),
             rows=self.rows,
             ledger=self.ledger,
             facts=self._facts(),
@@ -383,7 +408,3 @@ class Session:
         save_file(
             {n: p.contiguous().clone() for n, p in self.strategy.params.items()}, self.folder / "model.safetensors"
         )
-
-
-def _server_context() -> Context:
-    return Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})

@@ -213,7 +213,7 @@ def local_sgd(
             optimizer.zero_grad(set_to_none=True)
             with precision.context(total.device):
                 value = loss(model, batch if not precision.channels_last else precision.batch(batch))
-            value.backward()  # type: ignore[no-untyped-call]
+            value.backward()
             if settings.clip_norm is not None:
                 nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
             if schedule is not SCHEDULES["constant"]:

@@ -234,7 +234,7 @@ class SparseStrategy(Strategy):
             adjust_mask=self.method.adjust_mask,
             optimise=self.method.optimise,
         )
-        return ArrayRecord(), MetricRecord(self.round_log.metrics)
+        return ArrayRecord(), MetricRecord({**self.round_log.metrics})
 
     def _updates(self, number: int, replies: Iterable[Message]) -> Iterator[Update]:
         """Decode replies into updates in partition order; book each; leave out what failed."""
@@ -262,7 +262,9 @@ class SparseStrategy(Strategy):
             _Unusable: the client failed, or its bytes are no update of this federation.
         """
         if reply.has_error():
-            raise _Unusable("lost" if reply.error.code == CLIENT_APP_CRASHED else "raised", reply.error.reason)
+            raise _Unusable(
+                "lost" if reply.error.code == CLIENT_APP_CRASHED else "raised", reply.error.reason or "no reason given"
+            )
         schema, held = self.exchange.schema, self.state.mask
         size = wire.array_bytes(reply.content)
         described = codecs.Description.opaque(size)
@@ -311,7 +313,7 @@ class SparseStrategy(Strategy):
             count, metrics = wire.read_metrics(reply.content)
             self._book_up(self.state.round, client, reply, codecs.Description.opaque(0), phase="evaluate", status="ok")
             evaluated.add(count, metrics)
-        return MetricRecord(evaluated.metrics) if evaluated.replies else None
+        return MetricRecord({**evaluated.metrics}) if evaluated.replies else None
 
     def summary(self) -> None:
         log.info("%s: %d clients a round", type(self).__name__, self.cohort_size)

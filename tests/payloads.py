@@ -123,5 +123,8 @@ MODES: Mapping[str, Callable[[], Case]] = {
 }
 CASES: Mapping[str, Callable[[], Case]] = {
     **MODES,
-    **{f"values-{v}": lambda v=v: case(bernoulli(SMALL, 0.4), values=v) for v in ("float32-zstd", "float16", "bfloat16", "int8")},
+    **{
+        f"values-{v}": lambda v=v: case(bernoulli(SMALL, 0.4), values=v)
+        for v in ("float32-zstd", "float16", "bfloat16", "int8")
+    },
 }

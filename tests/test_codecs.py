@@ -15,7 +15,16 @@ from fl_sim import codecs
 from fl_sim.codecs import CorruptPayload, Schema, decode, describe, encode, mask_hash
 from fl_sim.types import FlatMask, FlatParams, Mask, Params
 
-DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.int32, torch.uint8, torch.bool]
+DTYPES = [
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.float64,
+    torch.int64,
+    torch.int32,
+    torch.uint8,
+    torch.bool,
+]
 SHAPES = st.sampled_from([(), (0,), (1,), (7,), (3, 5), (0, 4), (4, 3, 3, 3), (13, 31), (64, 9)])
 
 
@@ -166,7 +175,9 @@ def test_lossy_values_are_close_and_the_rest_is_exact(values: str, tolerance: fl
 def test_int8_is_unbiased() -> None:
     params = {"w": torch.linspace(-1, 1, 101)}
     schema = Schema.of(params, ["w"])
-    draws = torch.stack([decode(encode(params, None, schema=schema, values="int8", seed=s), schema=schema)[0]["w"] for s in range(2000)])
+    draws = torch.stack(
+        [decode(encode(params, None, schema=schema, values="int8", seed=s), schema=schema)[0]["w"] for s in range(2000)]
+    )
     step = 1 / 127
     error = (draws.mean(0) - params["w"]).abs()
     assert float(error.max()) < 4 * step * 0.5 / math.sqrt(2000)

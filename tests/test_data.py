@@ -41,7 +41,10 @@ def parquet(folder: Path, *, column: str = "img", mode: str = "RGB", size: int =
     folder.mkdir(exist_ok=True)
     for part, count in (("train", 40), ("test", 10)):
         images = [{"bytes": data, "path": None} for data in pictures(count, mode, size)]
-        pq.write_table(pa.table({column: images, "label": [i % 4 for i in range(count)]}), folder / f"{part}-00000-of-00001.parquet")
+        pq.write_table(
+            pa.table({column: images, "label": [i % 4 for i in range(count)]}),
+            folder / f"{part}-00000-of-00001.parquet",
+        )
     return folder
 
 
@@ -152,8 +155,15 @@ def test_batches_are_normalised_complete_and_shuffled_by_the_generator() -> None
     assert sum(len(labels) for _, labels in plain) == len(data)
     assert torch.equal(torch.cat([labels for _, labels in plain]), data.labels)
     images = torch.cat([images for images, _ in plain])
-    torch.testing.assert_close(images, (data.images.float() / 255 - data.mean.view(1, -1, 1, 1)) / data.std.view(1, -1, 1, 1), rtol=1e-4, atol=1e-5)
-    shuffled = [torch.cat([l for _, l in data.batches(100, rng=torch.Generator().manual_seed(s))]) for s in (1, 1, 2)]
+    torch.testing.assert_close(
+        images,
+        (data.images.float() / 255 - data.mean.view(1, -1, 1, 1)) / data.std.view(1, -1, 1, 1),
+        rtol=1e-4,
+        atol=1e-5,
+    )
+    shuffled = [
+        torch.cat([labels for _, labels in data.batches(100, rng=torch.Generator().manual_seed(s))]) for s in (1, 1, 2)
+    ]
     assert torch.equal(shuffled[0], shuffled[1])
     assert not torch.equal(shuffled[0], shuffled[2])
     assert torch.equal(shuffled[0].sort().values, data.labels.sort().values)
@@ -185,7 +195,9 @@ def test_augmentation_is_for_shuffled_batches_only() -> None:
     data = load("digits").train.subset(np.arange(10)).augmented(CropFlip(2))
     assert torch.equal(next(iter(data.batches(10)))[0], next(iter(data.augmented(None).batches(10)))[0])
     source = [torch.Generator().manual_seed(0) for _ in range(2)]
-    assert not torch.equal(next(iter(data.batches(10, rng=source[0])))[0], next(iter(data.augmented(None).batches(10, rng=source[1])))[0])
+    assert not torch.equal(
+        next(iter(data.batches(10, rng=source[0])))[0], next(iter(data.augmented(None).batches(10, rng=source[1])))[0]
+    )
 
 
 def test_subset_copies_the_chosen() -> None:
@@ -206,13 +218,18 @@ def test_subset_copies_the_chosen() -> None:
     samples=st.integers(100, 700),
 )
 @settings(deadline=None, max_examples=60)
-def test_partitions_are_disjoint_complete_and_deterministic(kind: str, clients: int, alpha: float, seed: int, samples: int) -> None:
+def test_partitions_are_disjoint_complete_and_deterministic(
+    kind: str, clients: int, alpha: float, seed: int, samples: int
+) -> None:
     labels = np.random.default_rng(seed).integers(0, 10, samples)
     parts = partition(labels, clients, kind=kind, alpha=alpha, seed=seed, min_size=1)
     assert len(parts) == clients
     assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(samples))
     assert min(map(len, parts)) >= 1
-    assert all(np.array_equal(a, b) for a, b in zip(parts, partition(labels, clients, kind=kind, alpha=alpha, seed=seed, min_size=1), strict=True))
+    assert all(
+        np.array_equal(a, b)
+        for a, b in zip(parts, partition(labels, clients, kind=kind, alpha=alpha, seed=seed, min_size=1), strict=True)
+    )
 
 
 def entropy(labels: np.ndarray, parts: list[np.ndarray]) -> float:
@@ -233,13 +250,20 @@ def test_skew_follows_its_parameter() -> None:
 
 def test_different_seeds_differ_and_min_size_holds() -> None:
     labels = np.repeat(np.arange(10), 500)
-    assert any(not np.array_equal(a, b) for a, b in zip(partition(labels, 20, seed=0), partition(labels, 20, seed=1), strict=True))
+    assert any(
+        not np.array_equal(a, b)
+        for a, b in zip(partition(labels, 20, seed=0), partition(labels, 20, seed=1), strict=True)
+    )
     assert min(map(len, partition(labels, 20, alpha=0.1, min_size=40))) >= 40
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [({"num_clients": 101}, "101"), ({"num_clients": 10, "min_size": 11}, "11"), ({"num_clients": 5, "kind": "dirchlet"}, "did you mean 'dirichlet'")],
+    [
+        ({"num_clients": 101}, "101"),
+        ({"num_clients": 10, "min_size": 11}, "11"),
+        ({"num_clients": 5, "kind": "dirchlet"}, "did you mean 'dirichlet'"),
+    ],
 )
 def test_impossible_partitions_are_refused(options: dict[str, object], words: str) -> None:
     with pytest.raises(UserError, match=words):

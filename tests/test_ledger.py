@@ -20,7 +20,9 @@ from fl_sim.types import UserError
 
 DESCRIPTIONS = st.builds(
     Description,
-    sections=st.dictionaries(st.sampled_from(WORDS["section"]), st.integers(0, 2**40)).map(lambda s: {**s, "header": 44}),
+    sections=st.dictionaries(st.sampled_from(WORDS["section"]), st.integers(0, 2**40)).map(
+        lambda s: {**s, "header": 44}
+    ),
     nnz=st.integers(0, 10**9),
     dense_bytes=st.just({"values": 400, "dense": 8}),
     entropy_bytes=st.floats(0, 1e9),
@@ -53,7 +55,9 @@ def test_totals_are_sums_and_survive_parquet(bookings, tmp_path_factory) -> None
     assert ledger.total() == {(): sum(sizes)}
     assert ledger.sent["up"] == sum(s for s, b in zip(sizes, bookings, strict=True) if b["direction"] == "up")
     assert sum(ledger.total(by=("round", "client", "section", "status")).values()) == sum(sizes)
-    assert sum(ledger.total(by=("direction",), column="protocol_bytes").values()) == sum(b["protocol_bytes"] for b in bookings)
+    assert sum(ledger.total(by=("direction",), column="protocol_bytes").values()) == sum(
+        b["protocol_bytes"] for b in bookings
+    )
     counted = sum(n for phase in WORDS["phase"] for n in ledger.messages(phase=phase).values())
     assert counted == len(bookings)
     path = tmp_path_factory.mktemp("ledger") / "ledger.parquet"
@@ -76,7 +80,9 @@ def test_foreign_tables_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="columns"):
         Ledger.read(tmp_path / "ledger.parquet")
     table = Ledger().to_table()
-    row = {n: pa.array(["sideways"] if n == "direction" else ["train"] if n in WORDS else [1]) for n in table.column_names}
+    row = {
+        n: pa.array(["sideways"] if n == "direction" else ["train"] if n in WORDS else [1]) for n in table.column_names
+    }
     pq.write_table(pa.table(row), tmp_path / "ledger.parquet")
     with pytest.raises(UserError, match="sideways"):
         Ledger.read(tmp_path / "ledger.parquet")
@@ -91,7 +97,12 @@ def test_unknown_columns_are_named() -> None:
     "overrides",
     [
         [],
-        ["client.target=clients.presets:topk", "client.density=0.1", "wire.uplink.values=int8", "wire.uplink.content=difference"],
+        [
+            "client.target=clients.presets:topk",
+            "client.density=0.1",
+            "wire.uplink.values=int8",
+            "wire.uplink.content=difference",
+        ],
         ["strategy.target=strategies.presets:global_magnitude", "strategy.density=0.2"],
     ],
 )

@@ -49,7 +49,9 @@ def test_macs_equal_a_brute_force_count_and_follow_the_mask() -> None:
     assert model.training
 
 
-@pytest.mark.parametrize("name", [n for n in MODELS if n not in ("resnet110", "resnet218", "resnet434", "resnet866", "resnet50")])
+@pytest.mark.parametrize(
+    "name", [n for n in MODELS if n not in ("resnet110", "resnet218", "resnet434", "resnet866", "resnet50")]
+)
 @pytest.mark.parametrize(("channels", "size"), [(3, 32), (1, 8)])
 def test_models_take_the_data_they_are_built_for(name: str, channels: int, size: int) -> None:
     model = build(name, num_classes=7, in_channels=channels, image_size=size).eval()

@@ -61,7 +61,7 @@ def test_counts_sum_exactly_and_masks_have_them(some: Scores, share: float) -> N
 def test_topk_masks_equal_a_stable_sort(some: Scores, share: float) -> None:
     keep = uniform(some, share)
     for name, mask in topk_mask(some, keep).items():
-        ranked = sorted(range(mask.numel()), key=lambda i, s=some[name].reshape(-1).tolist(): (-s[i], i))
+        ranked = [i for _, i in sorted((-value, i) for i, value in enumerate(some[name].reshape(-1).tolist()))]
         expected = torch.zeros(mask.numel(), dtype=torch.bool)
         expected[ranked[: keep[name]]] = True
         assert torch.equal(mask.reshape(-1), expected)
@@ -70,7 +70,9 @@ def test_topk_masks_equal_a_stable_sort(some: Scores, share: float) -> None:
 @given(some=scores(), share=st.floats(0, 1))
 @settings(deadline=None, max_examples=200)
 def test_global_ranking_equals_a_stable_sort_of_everything(some: Scores, share: float) -> None:
-    entries = [(-value, order, i) for order, s in enumerate(some.values()) for i, value in enumerate(s.reshape(-1).tolist())]
+    entries = [
+        (-value, order, i) for order, s in enumerate(some.values()) for i, value in enumerate(s.reshape(-1).tolist())
+    ]
     chosen = sorted(entries)[: round(share * total(some))]
     names = list(some)
     expected = dict.fromkeys(names, 0)
@@ -89,13 +91,18 @@ def test_the_minimum_threshold_is_the_constrained_optimum(some: Scores, share: f
             global_topk(some, share, min_keep=least)
         return
     best = max(
-        sum(float(s.reshape(-1).sort(descending=True).values[:k].sum()) for s, k in zip(some.values(), counts, strict=True))
+        sum(
+            float(s.reshape(-1).sort(descending=True).values[:k].sum())
+            for s, k in zip(some.values(), counts, strict=True)
+        )
         for counts in itertools.product(*(range(f, s.numel() + 1) for f, s in zip(floors, some.values(), strict=True)))
         if sum(counts) == budget
     )
     keep = global_topk(some, share, min_keep=least)
     assert all(keep[n] >= f for n, f in zip(some, floors, strict=True))
-    assert float(sum(some[n].reshape(-1).sort(descending=True).values[: keep[n]].sum() for n in some)) == pytest.approx(best)
+    assert float(sum(some[n].reshape(-1).sort(descending=True).values[: keep[n]].sum() for n in some)) == pytest.approx(
+        best
+    )
 
 
 @pytest.mark.parametrize("allocate", ALLOCATIONS)
@@ -145,7 +152,9 @@ def test_densities_outside_are_refused() -> None:
 
 @given(share=st.floats(0.1, 0.9), fraction=st.floats(0, 1), seed=st.integers(0, 100))
 @settings(deadline=None)
-def test_prune_and_grow_keeps_the_density_and_exchanges_the_right_ones(share: float, fraction: float, seed: int) -> None:
+def test_prune_and_grow_keeps_the_density_and_exchanges_the_right_ones(
+    share: float, fraction: float, seed: int
+) -> None:
     drop, grow = {"w": torch.rand(6, 10, generator=rng(seed))}, {"w": torch.rand(6, 10, generator=rng(seed + 1))}
     mask = topk_mask({"w": torch.rand(6, 10, generator=rng(seed + 2))}, {"w": round(60 * share)})
     new = prune_and_grow(mask, drop, grow, fraction)["w"]

@@ -6,6 +6,7 @@ repetitions with their quartiles.
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing as mp
 import statistics
 import time
@@ -20,9 +21,10 @@ from torch import nn
 from torch.nn import functional
 
 from fl_sim import models
-from fl_sim.bench import workloads
+from fl_sim.bench import processes, workloads
 from fl_sim.config import Experiment
 from fl_sim.ledger import Ledger
+from fl_sim.precision import PRECISIONS, training_seconds
 from fl_sim.seeding import Purpose, generator
 from fl_sim.simulation import Federation, build_strategy, open_grid
 
@@ -87,10 +89,10 @@ def federation_rounds(experiment: Experiment) -> Iterator[Callable[[], None]]:
     """A function that runs one whole round of an experiment: encode, send, train, encode, decode, book, aggregate."""
     federation = Federation.build(experiment)
     with open_grid(experiment, federation) as grid:
-        strategy = build_strategy(federation, Ledger())
+        strategy, numbers = build_strategy(federation, Ledger()), itertools.count(1)
 
         def one_round() -> None:
-            number = strategy.state.round + 1
+            number = next(numbers)
             messages = strategy.configure_train(number, ArrayRecord(), ConfigRecord(), grid)
             strategy.aggregate_train(number, grid.send_and_receive(messages))
 
@@ -152,3 +154,35 @@ def measure_overhead(*, repeats: int = 7) -> dict[str, Measured]:
             "1k model x 1000, inline": stack.enter_context(federation_rounds(workloads.many("inline"))),
         }
         return alternate(contestants, repeats=repeats)
+
+
+def image_rates(*, repeats: int = 3) -> dict[str, float]:
+    """ResNet-32, batch 64, one thread: training images a second in each precision; the best of alternated repeats."""
+    torch.set_num_threads(1)
+    images = torch.zeros(64, 3, 32, 32)
+    labels = torch.zeros(64, dtype=torch.int64)
+    best = dict.fromkeys(PRECISIONS, float("inf"))
+    for _ in range(repeats):
+        for name, precision in PRECISIONS.items():
+            best[name] = min(best[name], training_seconds(models.build("resnet32"), precision, (images, labels)))
+    return {name: 64 / seconds for name, seconds in best.items()}
+
+
+def results(*, repeats: int) -> dict[str, float]:
+    """Everything `fl-sim bench engine` reports, as one flat table of numbers."""
+    b0, overhead = measure_b0(repeats=repeats), measure_overhead(repeats=max(3, repeats // 2))
+    flat: dict[str, float] = {}
+    for name, limit, measured in (
+        ("inline_over_limit", "limit, 1 process", "inline"),
+        ("ray_over_limit", "limit, 2 processes", "ray, 2 workers"),
+    ):
+        middle, low, high = ratio(b0[limit], b0[measured])
+        flat |= {name: middle, f"{name}_q1": low, f"{name}_q3": high}
+    flat |= {f"b0_fits_per_s {name}": CLIENTS / m.median for name, m in b0.items()}
+    flat["noop_inline_ms_per_client"] = 10 * overhead["no-op 467k, inline"].median
+    flat["noop_ray_ms_per_client"] = 10 * overhead["no-op 467k, ray"].median
+    flat["many_inline_s_per_round"] = overhead["1k model x 1000, inline"].median
+    flat |= {f"resnet32_images_per_s {name}": rate for name, rate in image_rates().items()}
+    flat["memory_300_clients_mb"] = processes.peak_memory_mb()
+    flat |= {f"startup_s {engine}": processes.first_round_s(engine) for engine in ("inline", "ray")}
+    return flat

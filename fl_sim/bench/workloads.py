@@ -37,10 +37,10 @@ def b0(engine: str, *, workers: int = 2) -> Experiment:
     return _experiment(engine, workers, "cifar_shape", "cnn", clients=1000, cohort=10)
 
 
-def no_op(engine: str, *, workers: int = 2) -> Experiment:
-    """100 clients a round that echo the 466,906 parameters of ResNet-32."""
+def no_op(engine: str, *, workers: int = 2, data: str = "cifar_shape", cohort: int = 100) -> Experiment:
+    """Clients that echo the 466,906 parameters of ResNet-32."""
     tree = {"client": "fl_sim.bench.workloads:echo"}
-    return _experiment(engine, workers, "cifar_shape", "resnet32", clients=1000, cohort=100, **tree)
+    return _experiment(engine, workers, data, "resnet32", clients=1000, cohort=cohort, **tree)
 
 
 def many(engine: str, *, workers: int = 2) -> Experiment:

@@ -46,7 +46,8 @@ def encode(flat: Bits) -> bytes:
     coder = constriction.stream.queue.RangeEncoder()
     if len(gaps) and len(counts) > 1:
         coder.encode(classes, _model(counts))
-    return head + varint(len(raw)) + raw + coder.get_compressed().astype("<u4").tobytes()
+    words: bytes = coder.get_compressed().astype("<u4").tobytes()
+    return head + varint(len(raw)) + raw + words
 
 
 def decode(reader: Reader, *, size: int, ones: int) -> Bits:

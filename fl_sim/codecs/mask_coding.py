@@ -86,7 +86,8 @@ def _whole_segments(reader: Reader, layout: Layout, held: Bits | None) -> Iterat
 def _row_parts(part: Bits, rows: int) -> tuple[Bits, Bits, Bits]:
     """(live flags of rows, full flags of live rows, bits of the rows that are neither empty nor full)."""
     table = part.reshape(rows, -1)
-    live, full = table.any(axis=1), table.all(axis=1)
+    live: Bits = np.asarray(table.any(axis=1))
+    full: Bits = np.asarray(table.all(axis=1))
     return live, full[live], table[live & ~full].reshape(-1)
 
 

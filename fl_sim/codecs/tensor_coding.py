@@ -10,6 +10,7 @@ from torch import Tensor
 from fl_sim.codecs.errors import CorruptPayload
 from fl_sim.codecs.schema import KINDS, Schema
 from fl_sim.codecs.value_coding import COMPRESSED, EXACT, VALUES, ValueCoder, shuffled, unshuffled
+from fl_sim.codecs.value_coding import raw as raw_bytes
 from fl_sim.types import Params
 
 Buffer = bytes | memoryview
@@ -39,7 +40,7 @@ def encode(params: Params, alive: Tensor | None, *, schema: Schema, coder: Value
     at = count
     for kind in KINDS[1:]:
         size = schema.section_bytes[kind] // 4
-        parts.append(_exact(memoryview(flat[at : at + size]).cast("B"), 4, coder))
+        parts.append(_exact(raw_bytes(flat[at : at + size]), 4, coder))
         at += size
     return parts
 

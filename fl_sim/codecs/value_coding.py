@@ -40,10 +40,15 @@ class ValueCoder(Protocol):
         """
 
 
+def raw(values: NDArray[np.generic]) -> memoryview:
+    """An array's bytes, without copying where it is contiguous."""
+    return np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
+
+
 def shuffled(raw: memoryview, width: int) -> bytes:
     """zstd over the bytes of equal significance together: exponents repeat, mantissas do not."""
     planes = np.frombuffer(raw, dtype=np.uint8).reshape(-1, width).T
-    return zstandard.ZstdCompressor(level=1, write_content_size=True).compress(np.ascontiguousarray(planes))
+    return zstandard.ZstdCompressor(level=1, write_content_size=True).compress(memoryview(planes.tobytes()))
 
 
 def unshuffled(data: memoryview, width: int, size: int) -> bytes:
@@ -70,7 +75,7 @@ class Float32:
     id: int = 0
 
     def encode(self, values: Values, seed: int) -> memoryview:
-        return memoryview(np.ascontiguousarray(values)).cast("B")
+        return raw(values)
 
     def decode(self, data: memoryview, count: int) -> Values:
         if len(data) != 4 * count:
@@ -85,7 +90,7 @@ class Float32Zstd:
     id: int = 1
 
     def encode(self, values: Values, seed: int) -> bytes:
-        return shuffled(memoryview(np.ascontiguousarray(values)).cast("B"), 4) if len(values) else b""
+        return shuffled(raw(values), 4) if len(values) else b""
 
     def decode(self, data: memoryview, count: int) -> Values:
         return _exact(data, count, 4).view("<f4")
@@ -110,7 +115,7 @@ class Half:
         short = torch.from_numpy(np.ascontiguousarray(values)).to(self.dtype)
         if not bool(torch.isfinite(short).all()):
             raise ValueError(f"a value is beyond the range of {self.dtype}: {float(np.abs(values).max()):.6g}")
-        return shuffled(memoryview(short.view(torch.uint8).numpy()), 2)
+        return shuffled(raw(short.view(torch.uint8).numpy()), 2)
 
     def decode(self, data: memoryview, count: int) -> Values:
         raw = torch.from_numpy(_exact(data, count, 2).copy())
@@ -132,7 +137,8 @@ class Int8:
         noise = np.random.default_rng(seed).random(blocks.shape, dtype=np.float32)
         whole = np.clip(np.floor(blocks / safe[:, None] + noise), -127, 127).astype(np.int8)
         quantised = whole.reshape(-1)[: len(values)]
-        return scales.tobytes() + shuffled(memoryview(quantised).cast("B"), 1)
+        head: bytes = scales.tobytes()
+        return head + shuffled(raw(quantised), 1)
 
     def decode(self, data: memoryview, count: int) -> Values:
         head = 4 * -(-count // BLOCK)
@@ -144,7 +150,8 @@ class Int8:
         whole = _exact(data[head:], count, 1).view(np.int8)
         if (whole == -128).any():
             raise CorruptPayload("-128 is no int8 value of this format")
-        return (_blocks(whole.astype(np.float32)) * scales[:, None]).reshape(-1)[:count]
+        restored: Values = (_blocks(whole.astype(np.float32)) * scales[:, None]).reshape(-1)[:count]
+        return restored
 
 
 def _blocks(values: Values) -> Values:

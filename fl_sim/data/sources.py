@@ -193,14 +193,14 @@ def _torchvision(dataset: str) -> Callable[[str], Arrays]:
             raise UserError(
                 f"data.source = {name!r}: torchvision could not download it ({type(error).__name__}); give a folder"
             ) from error
-        read = []
+        read: list[NDArray[np.generic]] = []
         for loaded in sets:
             images = np.asarray(loaded.data, dtype=np.uint8)
             if dataset != "SVHN":
                 images = images[:, None] if images.ndim == 3 else np.moveaxis(images, 3, 1)
             labels = loaded.labels if dataset == "SVHN" else loaded.targets
             read += [np.ascontiguousarray(images), np.asarray(labels, dtype=np.int64)]
-        return _arrays(*read)
+        return dict(zip(("images", "labels", "test_images", "test_labels"), read, strict=True))
 
     source.__doc__ = f"torchvision's {dataset}; downloaded where there is a network."
     return source

@@ -66,6 +66,6 @@ def per_run(report: Report) -> Table:
         table.add_column(name, justify="right" if name in ("bytes", "share %") else "left")
     for (direction, section), count in sorted(totals.items(), key=lambda item: -item[1]):
         if count:
-            table.add_row(direction, section, f"{count:,}", f"{100 * count / everything:.2f}")
+            table.add_row(str(direction), str(section), f"{count:,}", f"{100 * count / everything:.2f}")
     table.add_row("both", "all", f"{everything:,}", "100.00", style="bold")
     return table

@@ -39,7 +39,11 @@ def isolated(content: RecordDict) -> RecordDict:
     """Copy the mutable records, as a real transport would; arrays hold immutable bytes and are shared."""
     return RecordDict(
         {
-            key: type(record)(dict(record)) if isinstance(record, (ConfigRecord, MetricRecord)) else record
+            key: ConfigRecord({**record})
+            if isinstance(record, ConfigRecord)
+            else MetricRecord({**record})
+            if isinstance(record, MetricRecord)
+            else record
             for key, record in content.items()
         }
     )

@@ -14,7 +14,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, cast
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, Context, Error, Message, RecordDict
@@ -26,7 +26,9 @@ from fl_sim.types import UserError
 if TYPE_CHECKING:
     from flwr.clientapp import ClientApp
     from numpy.typing import NDArray
+    from ray import ObjectRef
 
+Content = tuple[RecordDict, "Blobs"]
 Blobs = dict[tuple[str, str], "NDArray[np.uint8]"]
 """(record, array) -> the bytes of that array, as a buffer that is not pickled."""
 
@@ -84,6 +86,22 @@ class _Job:
     content: int
 
 
+Answer = tuple[Message, Blobs, "Context | None"]
+"""(reply without its array bytes, those bytes, the node's context where it holds state)."""
+
+
+class _Actor(Protocol):
+    """What the driver sees of a worker: Ray's handle."""
+
+    run: _Method
+
+
+class _Method(Protocol):
+    def remote(
+        self, jobs: list[_Job], contexts: list[Context], contents: Mapping[int, list[ObjectRef[Content]]]
+    ) -> ObjectRef[list[Answer]]: ...
+
+
 class _Worker:
     """The actor. `app` is built once; broadcasts are fetched once."""
 
@@ -103,8 +121,8 @@ class _Worker:
         return os.getpid()
 
     def run(
-        self, jobs: list[_Job], contexts: list[Context], contents: Mapping[int, list[object]]
-    ) -> list[tuple[Message, Blobs, Context | None]]:
+        self, jobs: list[_Job], contexts: list[Context], contents: Mapping[int, list[ObjectRef[Content]]]
+    ) -> list[Answer]:
         import ray
 
         for key, (ref,) in contents.items():
@@ -113,7 +131,7 @@ class _Worker:
                 self._contents[key] = _join(*ray.get(ref))
         return [self._one(job, context) for job, context in zip(jobs, contexts, strict=True)]
 
-    def _one(self, job: _Job, context: Context) -> tuple[Message, Blobs, Context | None]:
+    def _one(self, job: _Job, context: Context) -> Answer:
         request = Message(isolated(self._contents[job.content]), job.node, job.kind, group_id=job.group)
         set_message_id(request, job.message_id)
         reply = execute(self._app, request, context)
@@ -143,13 +161,13 @@ class RayGrid(LocalGrid):
         self._actors = [self._spawn() for _ in range(count)]
         self._content_ids = 0
 
-    def _spawn(self) -> object:
+    def _spawn(self) -> _Actor:
         remote = self._ray.remote(_Worker).options(num_cpus=1, num_gpus=self._options.num_gpus)
-        return remote.remote(self._factory, list(sys.path))
+        return cast(_Actor, remote.remote(self._factory, list(sys.path)))
 
     def close(self) -> None:
         for actor in self._actors:
-            self._ray.kill(actor)
+            self._ray.kill(actor)  # type: ignore[arg-type]
         self._actors = []
         if self._started:
             self._ray.shutdown()
@@ -190,7 +208,7 @@ class _Round:
         self.window = 4 * self.DEPTH * actors * size
         self.load = {id(actor): 0 for actor in grid._actors}
         self.actors = {id(actor): actor for actor in grid._actors}
-        self.running: dict[object, tuple[tuple[_Job, ...], int]] = {}
+        self.running: dict[ObjectRef[list[Answer]], tuple[tuple[_Job, ...], int]] = {}
         self.done: dict[int, Message] = {}
 
     def replies(self) -> Iterator[Message]:
@@ -216,7 +234,7 @@ class _Round:
             self.running[ref] = (jobs, key)
             self.load[key] += 1
 
-    def _collect(self, ref: object) -> None:
+    def _collect(self, ref: ObjectRef[list[Answer]]) -> None:
         jobs, key = self.running[ref]
         try:
             results = self.ray.get(ref)
@@ -227,7 +245,7 @@ class _Round:
         self.load[key] -= 1
         self._accept(jobs, results)
 
-    def _accept(self, jobs: tuple[_Job, ...], results: list[tuple[Message, Blobs, Context | None]]) -> None:
+    def _accept(self, jobs: tuple[_Job, ...], results: list[Answer]) -> None:
         for job, (reply, blobs, context) in zip(jobs, results, strict=True):
             if reply.has_content():
                 _join(reply.content, blobs)
@@ -270,12 +288,17 @@ class _Round:
 def _connect(options: RayOptions) -> None:
     import ray
 
-    common = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     try:
         if options.address is None:
-            ray.init(address="local", num_cpus=options.workers, include_dashboard=False, **common)
+            ray.init(
+                address="local",
+                num_cpus=options.workers,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
         else:
-            ray.init(address=options.address, **common)
+            ray.init(address=options.address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError) as error:
         raise UserError(f"ray.address {options.address!r}: {error}") from error
 

@@ -1,0 +1,53 @@
+"""Benchmark results with the header that makes them results: processor, threads, versions."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from fl_sim.bench.codec import Row
+
+
+def header() -> dict[str, str]:
+    """What a number needs beside it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    processor = next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )
+    packages = {name: version(name) for name in ("torch", "flwr", "ray", "numpy", "constriction", "zstandard")}
+    return {"processor": processor, "cpus": str(os.cpu_count()), "python": platform.python_version(), **packages}
+
+
+def show(console: Console, results: Mapping[str, float], *, as_json: bool) -> None:
+    """A flat table of numbers."""
+    if as_json:
+        console.print_json(json.dumps({"machine": header(), **results}))
+        return
+    console.print(" · ".join(f"{k} {v}" for k, v in header().items()), highlight=False)
+    table = Table("measure", "value")
+    for name, value in results.items():
+        table.add_row(name, f"{value:.4g}")
+    console.print(table)
+
+
+def show_rows(console: Console, rows: Sequence[Row], *, as_json: bool) -> None:
+    """A table of equal rows."""
+    if as_json:
+        console.print_json(json.dumps({"machine": header(), "rows": [dataclasses.asdict(row) for row in rows]}))
+        return
+    console.print(" · ".join(f"{k} {v}" for k, v in header().items()), highlight=False)
+    table = Table(*(field.name for field in dataclasses.fields(rows[0])))
+    for row in rows:
+        table.add_row(*(v if isinstance(v, str) else f"{v:.4g}" for v in dataclasses.astuple(row)))
+    console.print(table)

@@ -1,0 +1,49 @@
+"""The same apps for Flower's own runtimes: `flwr run`, or a SuperLink with SuperNodes.
+
+A Flower app of two lines names `server` and `client` (see `examples/flower`). Its run config names the experiment:
+`config` is the path of a TOML file that server and nodes can read, `overrides` are `key=value` pairs separated by
+spaces.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from fl_sim.config import Experiment
+from fl_sim.runtime.app import ClientHost, client_app
+from fl_sim.simulation import Federation, Session, resolved
+
+server = ServerApp()
+
+
+@lru_cache(maxsize=1)
+def _federation(config: str, overrides: str) -> Federation:
+    experiment = Experiment.load(config, overrides.split())
+    federation = Federation.build(experiment)
+    return replace(federation, experiment=resolved(experiment, federation))
+
+
+def _of(context: Context) -> Federation:
+    return _federation(str(context.run_config["config"]), str(context.run_config.get("overrides", "")))
+
+
+@lru_cache(maxsize=1)
+def _host(config: str, overrides: str) -> ClientHost:
+    return _federation(config, overrides).host()
+
+
+@server.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run the experiment's rounds over whatever Grid the runtime gives."""
+    session = Session(_of(context), engine="flower")
+    session.serve(grid)
+    session.finish()
+
+
+client = client_app(
+    lambda context: _host(str(context.run_config["config"]), str(context.run_config.get("overrides", "")))
+)

@@ -12,7 +12,7 @@ per tensor. Code that does not care treats them as dicts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, ValuesView
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
@@ -43,26 +43,74 @@ class UserError(ValueError):
 
 
 class _Flat(dict[str, Tensor]):
-    """A dict of tensors that are consecutive views of one 1-D buffer, in insertion order."""
+    """A dict of tensors that are consecutive views of one 1-D buffer, in insertion order.
+
+    The views are made when one is first asked for: a model has hundreds, and encoding and aggregation need none.
+    Assigning to a name copies into the buffer; names cannot be added or removed (`dict(params)` makes a plain dict).
+    """
 
     flat: Tensor
+    names: tuple[str, ...]
+    _shapes: tuple[torch.Size, ...] | None
 
     @classmethod
-    def view(cls, flat: Tensor, names: Iterable[str], shapes: Iterable[torch.Size]) -> Self:
+    def view(cls, flat: Tensor, names: tuple[str, ...], shapes: tuple[torch.Size, ...]) -> Self:
         """Cut `flat` (1-D) into consecutive views; the sizes must add up to its length."""
-        sized = list(shapes)
-        parts = flat.split([shape.numel() for shape in sized])
-        made = cls(zip(names, map(torch.Tensor.view, parts, sized), strict=True))
-        made.flat = flat
+        made = cls()
+        made.flat, made.names, made._shapes = flat, names, shapes
         return made
 
     @classmethod
     def pack(cls, tensors: Mapping[str, Tensor]) -> Self:
         """Copy tensors of one dtype into one new buffer."""
-        if not tensors:
-            return cls.view(torch.empty(0), (), ())
-        flat = torch.cat([t.reshape(-1) for t in tensors.values()])
-        return cls.view(flat, tensors.keys(), (t.shape for t in tensors.values()))
+        parts = [t.reshape(-1) for t in tensors.values()]
+        flat = torch.cat(parts) if parts else torch.empty(0)
+        return cls.view(flat, tuple(tensors), tuple(t.shape for t in tensors.values()))
+
+    def _made(self) -> Self:
+        if self._shapes is not None:
+            shapes, self._shapes = self._shapes, None
+            parts = self.flat.split([shape.numel() for shape in shapes])
+            super().update(zip(self.names, map(Tensor.view, parts, shapes), strict=True))
+        return self
+
+    def __getitem__(self, name: str) -> Tensor:
+        return dict.__getitem__(self._made(), name)
+
+    def __setitem__(self, name: str, value: Tensor) -> None:
+        if name not in self._made():
+            raise KeyError(f"{name!r}: names cannot be added; make a plain dict of it first")
+        own = dict.__getitem__(self, name)
+        if own is not value:
+            own.copy_(value)
+
+    def __delitem__(self, name: str) -> None:
+        raise KeyError(f"{name!r}: names cannot be removed; make a plain dict of it first")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __contains__(self, name: object) -> bool:
+        return dict.__contains__(self._made(), name)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        shapes = tuple(value.shape for value in self.values())
+        return type(self).view, (self.flat, self.names, shapes)
+
+    def get(self, name: str, default: Tensor | None = None) -> Tensor | None:  # type: ignore[override]
+        return dict.get(self._made(), name, default)
+
+    def keys(self) -> KeysView[str]:  # type: ignore[override]
+        return dict.keys(self._made())
+
+    def values(self) -> ValuesView[Tensor]:  # type: ignore[override]
+        return dict.values(self._made())
+
+    def items(self) -> ItemsView[str, Tensor]:  # type: ignore[override]
+        return dict.items(self._made())
 
 
 class FlatParams(_Flat):

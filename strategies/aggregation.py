@@ -12,7 +12,7 @@ fixed order of updates make the result independent of engine and workers.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import torch
@@ -21,6 +21,10 @@ from torch import Tensor
 from fl_sim.codecs import Schema
 from fl_sim.types import Params, Update
 from strategies.server_step import ServerState
+
+
+PENDING, PIECE = 4, 1 << 15
+"""Updates that are folded together, and float64 coordinates of a piece (256 kB): the fold is bound by memory traffic."""
 
 
 @dataclass
@@ -39,6 +43,7 @@ class Sums:
     squares: Tensor
     covered: Tensor | None = None
     weight: float = 0.0
+    _pending: list[tuple[Tensor, Tensor | None, float]] = field(default_factory=list)
 
     @classmethod
     def zeros(cls, schema: Schema) -> Sums:
@@ -47,23 +52,40 @@ class Sums:
         return cls(schema, torch.zeros(schema.size, dtype=torch.float64), torch.zeros(len(means), dtype=torch.float64))
 
     def add(self, update: Update) -> None:
-        """Fold one update."""
-        flat, n, count = self.schema.flat(update.params), float(update.num_examples), self.schema.prunable_size
-        if update.mask is None:
-            self.total.add_(flat, alpha=n)
-            if self.covered is not None:
-                self.covered.add_(n)
-        else:
+        """Fold one update, in the order of the calls."""
+        flat, alive = self.schema.flat(update.params), None
+        if update.mask is not None:
             alive = self.schema.flat_mask(update.mask)
             if self.covered is None:
-                self.covered = torch.full((count,), self.weight, dtype=torch.float64)
-            self.total[:count].add_(torch.where(alive, flat[:count], 0.0), alpha=n)
-            self.total[count:].add_(flat[count:], alpha=n)
-            self.covered.add_(alive, alpha=n)
-        means, _ = statistics(self.schema)
-        if len(means):
-            self.squares.add_(flat[means].double().square(), alpha=n)
-        self.weight += n
+                self._fold_pending()
+                self.covered = torch.full((self.schema.prunable_size,), self.weight, dtype=torch.float64)
+        self.weight += update.num_examples
+        self._pending.append((flat, alive, float(update.num_examples)))
+        if len(self._pending) == PENDING:
+            self._fold_pending()
+
+    def _fold_pending(self) -> None:
+        """Add what waits, piece by piece: a piece of the sums stays in the cache for all updates that wait."""
+        pending, self._pending = self._pending, []
+        count, means = self.schema.prunable_size, statistics(self.schema)[0]
+        for start in range(0, self.schema.size if pending else 0, PIECE):
+            piece = self.total[start : start + PIECE]
+            for flat, alive, n in pending:
+                values = flat[start : start + PIECE]
+                if alive is not None and start < count:
+                    sent = alive[start : start + PIECE]
+                    values = torch.cat([torch.where(sent, values[: len(sent)], 0.0), values[len(sent) :]])
+                piece.add_(values, alpha=n)
+        for flat, alive, n in pending:
+            if self.covered is not None:
+                self.covered.add_(n if alive is None else alive * n)
+            if len(means):
+                self.squares.add_(flat[means].double().square(), alpha=n)
+
+    def done(self) -> Sums:
+        """The complete sums."""
+        self._fold_pending()
+        return self
 
 
 def _finish(sums: Sums, mean: Tensor) -> Params:
@@ -79,7 +101,7 @@ def _folded(state: ServerState, updates: Iterable[Update]) -> Sums:
     sums = Sums.zeros(state.schema)
     for update in updates:
         sums.add(update)
-    return sums
+    return sums.done()
 
 
 def coverage_mean(state: ServerState, updates: Iterable[Update]) -> Params:

@@ -131,16 +131,16 @@ def ratio(limit: Measured, measured: Measured) -> tuple[float, float, float]:
     return middle, low, high
 
 
-def measure_b0(*, repeats: int = 15) -> dict[str, Measured]:
-    """B0: bare PyTorch in one and in two processes, inline, Ray with two workers."""
+def measure_b0(precision: str, *, repeats: int = 15) -> dict[str, Measured]:
+    """B0: bare PyTorch (float32, default layout) in one and in two processes, inline, Ray with two workers."""
     torch.set_num_threads(1)
     model, images, labels = _bare_setup()
     with ExitStack() as stack:
         contestants = {
-            "limit, 1 process": lambda: bare_round(model, images, labels, CLIENTS),
-            "inline": stack.enter_context(federation_rounds(workloads.b0("inline"))),
-            "limit, 2 processes": stack.enter_context(bare_processes(2)),
-            "ray, 2 workers": stack.enter_context(federation_rounds(workloads.b0("ray"))),
+            "limit1": lambda: bare_round(model, images, labels, CLIENTS),
+            "inline": stack.enter_context(federation_rounds(workloads.b0("inline", precision=precision))),
+            "limit2": stack.enter_context(bare_processes(2)),
+            "ray": stack.enter_context(federation_rounds(workloads.b0("ray", precision=precision))),
         }
         return alternate(contestants, repeats=repeats)
 
@@ -168,21 +168,26 @@ def image_rates(*, repeats: int = 3) -> dict[str, float]:
     return {name: 64 / seconds for name, seconds in best.items()}
 
 
+def _b0(repeats: int) -> dict[str, float]:
+    flat: dict[str, float] = {}
+    for precision, suffix in (("float32", ""), ("channels_last", "_channels_last")):
+        measured = measure_b0(precision, repeats=repeats)
+        for engine, limit in (("inline", "limit1"), ("ray", "limit2")):
+            middle, low, high = ratio(measured[limit], measured[engine])
+            key = f"{engine}{suffix}_over_limit"
+            flat |= {key: middle, f"{key}_q1": low, f"{key}_q3": high}
+        flat |= {f"b0_fits_per_s_{name}{suffix}": CLIENTS / m.median for name, m in measured.items()}
+    return flat
+
+
 def results(*, repeats: int) -> dict[str, float]:
     """Everything `fl-sim bench engine` reports, as one flat table of numbers."""
-    b0, overhead = measure_b0(repeats=repeats), measure_overhead(repeats=max(3, repeats // 2))
-    flat: dict[str, float] = {}
-    for name, limit, measured in (
-        ("inline_over_limit", "limit, 1 process", "inline"),
-        ("ray_over_limit", "limit, 2 processes", "ray, 2 workers"),
-    ):
-        middle, low, high = ratio(b0[limit], b0[measured])
-        flat |= {name: middle, f"{name}_q1": low, f"{name}_q3": high}
-    flat |= {f"b0_fits_per_s {name}": CLIENTS / m.median for name, m in b0.items()}
-    flat["noop_inline_ms_per_client"] = 10 * overhead["no-op 467k, inline"].median
-    flat["noop_ray_ms_per_client"] = 10 * overhead["no-op 467k, ray"].median
-    flat["many_inline_s_per_round"] = overhead["1k model x 1000, inline"].median
-    flat |= {f"resnet32_images_per_s {name}": rate for name, rate in image_rates().items()}
+    flat = _b0(repeats)
+    overhead = measure_overhead(repeats=max(3, repeats // 2))
+    flat["noop_467k_inline_ms_per_client"] = 10 * overhead["no-op 467k, inline"].median
+    flat["noop_467k_ray_ms_per_client"] = 10 * overhead["no-op 467k, ray"].median
+    flat["many_1000_clients_inline_s_per_round"] = overhead["1k model x 1000, inline"].median
+    flat |= {f"resnet32_images_per_s_{name}": rate for name, rate in image_rates().items()}
     flat["memory_300_clients_mb"] = processes.peak_memory_mb()
-    flat |= {f"startup_s {engine}": processes.first_round_s(engine) for engine in ("inline", "ray")}
+    flat |= {f"first_round_s_{engine}": processes.first_round_s(engine) for engine in ("inline", "ray")}
     return flat

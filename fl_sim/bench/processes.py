@@ -61,9 +61,9 @@ def _measure() -> float:
     from fl_sim.ledger import Ledger
     from fl_sim.simulation import Federation, build_strategy, open_grid
 
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     experiment = workloads.no_op("inline", data="small_shape", cohort=300)
     federation = Federation.build(experiment)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with open_grid(experiment, federation) as grid:
         strategy = build_strategy(federation, Ledger())
         for number in (1, 2):

@@ -32,9 +32,9 @@ def echo(task: Task, ctx: ClientContext) -> Update:
     return Update(task.params, ctx.num_examples)
 
 
-def b0(engine: str, *, workers: int = 2) -> Experiment:
+def b0(engine: str, *, workers: int = 2, precision: str = "float32") -> Experiment:
     """B0: CIFAR shape, 1,000 clients x 50 samples, 10 a round, one epoch, batch 10, SGD 0.1, `cnn`."""
-    return _experiment(engine, workers, "cifar_shape", "cnn", clients=1000, cohort=10)
+    return _experiment(engine, workers, "cifar_shape", "cnn", clients=1000, cohort=10, precision=precision)
 
 
 def no_op(engine: str, *, workers: int = 2, data: str = "cifar_shape", cohort: int = 100) -> Experiment:
@@ -50,7 +50,15 @@ def many(engine: str, *, workers: int = 2) -> Experiment:
 
 
 def _experiment(
-    engine: str, workers: int, data: str, model: str, *, clients: int, cohort: int, **tree: object
+    engine: str,
+    workers: int,
+    data: str,
+    model: str,
+    *,
+    clients: int,
+    cohort: int,
+    precision: str = "float32",
+    **tree: object,
 ) -> Experiment:
     return Experiment.from_tree(
         {
@@ -65,7 +73,7 @@ def _experiment(
             },
             "model": {"name": model, **({"width": 0.2} if model == "mlp" else {})},
             "cohort": {"size": cohort},
-            "training": {"lr": 0.1, "epochs": 1, "batch_size": 10, "precision": "float32"},
+            "training": {"lr": 0.1, "epochs": 1, "batch_size": 10, "precision": precision},
             "ray": {"workers": workers},
             **tree,
         }

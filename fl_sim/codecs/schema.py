@@ -119,7 +119,7 @@ class Schema:
         """
         if not self.is_flat:
             raise ValueError("a schema with other dtypes than float32 has no flat form")
-        if isinstance(params, FlatParams) and tuple(params) == self.names:
+        if isinstance(params, FlatParams) and params.names == self.names:
             flat = params.flat
         else:
             flat = (
@@ -137,7 +137,7 @@ class Schema:
 
     def flat_mask(self, mask: Mask) -> Tensor:
         """A mask as one bool vector over the prunable tensors; a tensor without a mask is alive."""
-        if isinstance(mask, FlatMask) and tuple(mask) == self.prunable:
+        if isinstance(mask, FlatMask) and mask.names == self.prunable:
             return mask.flat
         parts = []
         for name, shape in zip(self.prunable, self.shapes, strict=False):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -17,10 +19,9 @@ Buffer = bytes | memoryview
 SECTIONS = ("values", "dense", "buffers", "auxiliary")
 
 
-def _finite(values: NDArray[np.float32]) -> bool:
+def _finite(values: Tensor) -> bool:
     # NaN and infinity survive in a sum of squares, which costs one pass without a temporary; only overflow needs the rest.
-    with np.errstate(over="ignore", invalid="ignore"):
-        return bool(np.isfinite(np.dot(values, values))) or bool(np.isfinite(values).all())
+    return math.isfinite(float(torch.dot(values, values))) or bool(torch.isfinite(values).all())
 
 
 def encode(params: Params, alive: Tensor | None, *, schema: Schema, coder: ValueCoder, seed: int) -> list[Buffer]:
@@ -31,9 +32,10 @@ def encode(params: Params, alive: Tensor | None, *, schema: Schema, coder: Value
     """
     if not schema.is_flat:
         return _encode_mixed(params, alive, schema=schema, coder=coder)
-    flat = schema.flat(params).numpy()
-    if not _finite(flat):
+    tensor = schema.flat(params)
+    if not _finite(tensor):
         _refuse(params, schema)
+    flat = tensor.numpy()
     count = schema.prunable_size
     values = flat[:count] if alive is None else flat[:count][alive.numpy()]
     parts: list[Buffer] = [coder.encode(values, seed)]
@@ -82,7 +84,7 @@ def decode(
         size = schema.section_bytes[kind] // 4
         array[at : at + size] = np.frombuffer(_restored(sections[kind], 4, 4 * size, coder), dtype="<f4")
         at += size
-    if not _finite(array):
+    if not _finite(flat):
         raise CorruptPayload("a value is NaN or infinite")
     return schema.view(flat)
 

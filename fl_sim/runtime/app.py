@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from fl_sim import wire
 from fl_sim.data import Split
-from fl_sim.seeding import Purpose, derive, generator
+from fl_sim.seeding import Purpose, generator
 from fl_sim.training import evaluate, load
-from fl_sim.types import Client, ClientContext, Mask, Params, Task, Update
+from fl_sim.types import Client, ClientContext, FlatParams, Mask, Params, Task, Update
 
 STATE, MASK = "fl_sim.state", "fl_sim.mask"
 PARTITION = "partition-id"
@@ -89,7 +89,7 @@ class ClientHost:
             task.params,
             schema=self.exchange.schema,
             held=task.mask,
-            seed=derive(seed, task.round, partition, Purpose.ENCODING),
+            seed=ctx.rng.initial_seed(),
         )
         if self.exchange.error_feedback:
             ctx.state.update(self._residuals(update, encoded, task))
@@ -105,15 +105,17 @@ class ClientHost:
     def _check(self, update: object) -> None:
         if not isinstance(update, Update):
             raise BadUpdate(f"the client returned {type(update).__name__}, not an fl_sim.Update")
+        if update.num_examples < 1:
+            raise BadUpdate(f"num_examples must be at least 1, not {update.num_examples}")
         schema = self.exchange.schema
+        if isinstance(update.params, FlatParams) and update.params.names == schema.names:
+            return
         for name, shape in zip(schema.names, schema.shapes, strict=True):
             got = update.params.get(name)
             if got is None:
                 raise BadUpdate(f"the update lacks parameter {name!r}; return fl_sim.snapshot(model)")
             if tuple(got.shape) != tuple(shape):
                 raise BadUpdate(f"parameter {name!r} has shape {tuple(got.shape)}, not {tuple(shape)}")
-        if update.num_examples < 1:
-            raise BadUpdate(f"num_examples must be at least 1, not {update.num_examples}")
 
     def evaluate(self, message: Message, context: Context) -> Message:
         """Evaluate the received model on this client's data."""

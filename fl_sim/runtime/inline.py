@@ -12,13 +12,19 @@ from flwr.clientapp import ClientApp
 
 from fl_sim.runtime.flower_compat import set_message_id
 from fl_sim.runtime.local import LocalGrid, execute, isolated
+from fl_sim.wire import array_bytes
+
+
+OVERLAP_BYTES = 500_000
+"""Below this size, handing a reply to another thread costs more than decoding and folding it."""
 
 
 class InlineGrid(LocalGrid):
-    """Runs the ClientApp in one thread of this process while the caller folds the replies in its own.
+    """Runs the ClientApp in this process.
 
-    The two overlap: decoding and aggregating a dense reply costs a few milliseconds of memory traffic, which the second
-    core takes while the next client trains. At most two finished replies wait.
+    Where payloads are large, it runs in a thread of its own while the caller folds the replies: decoding and
+    aggregating a dense reply is memory traffic of milliseconds, which a second core takes while the next client trains.
+    At most two finished replies wait.
     """
 
     def __init__(self, app: ClientApp, num_nodes: int) -> None:
@@ -26,7 +32,9 @@ class InlineGrid(LocalGrid):
         self._app = app
 
     def stream(self, messages: list[Message], timeout: float | None) -> Iterator[Message]:
-        return _ahead(map(self._run_one, messages), depth=2)
+        replies = map(self._run_one, messages)
+        large = bool(messages) and array_bytes(messages[0].content) >= OVERLAP_BYTES
+        return _ahead(replies, depth=2) if large else replies
 
     def _run_one(self, message: Message) -> Message:
         meta = message.metadata

@@ -17,6 +17,7 @@ from flwr.serverapp import Grid
 
 from fl_sim.runtime.app import PARTITION
 from fl_sim.runtime.flower_compat import CLIENT_APP_RAISED, Run, adopt_identity, set_message_id
+from fl_sim.runtime.memory import keep_freed_memory
 
 FIRST_NODE = 1000
 log = logging.getLogger("fl_sim")
@@ -54,6 +55,7 @@ class LocalGrid(Grid):
 
     def __init__(self, num_nodes: int) -> None:
         adopt_identity()
+        keep_freed_memory()
         self._run = Run.create_empty(1)
         self._ids = itertools.count(1)
         self._sent: dict[str, Message] = {}

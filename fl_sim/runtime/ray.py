@@ -110,7 +110,9 @@ class _Worker:
         import torch
 
         from fl_sim.runtime.flower_compat import adopt_identity
+        from fl_sim.runtime.memory import keep_freed_memory
 
+        keep_freed_memory()
         torch.set_num_threads(1)
         logging.getLogger("flwr").setLevel(logging.WARNING)
         adopt_identity()

@@ -1,0 +1,86 @@
+"""The command line: exit status 0, 1, 2; one clear line where the input is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FAILING = """
+from fl_sim import Update
+def broken(task, ctx):
+    raise ValueError("by design")
+def empty(task, ctx):
+    return 3
+"""
+
+
+def cli(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "COLUMNS": "200"}
+    return subprocess.run([sys.executable, "-m", "fl_sim.cli", *words], capture_output=True, text=True, check=False, cwd=cwd, env=env)
+
+
+QUICK = ["configs/quickstart.toml", "rounds=1", "evaluate.every=1"]
+
+
+def test_run_and_compare(tmp_path: Path) -> None:
+    done = cli("run", *QUICK, "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "round 1/1" in done.stdout
+    assert "MB total" in done.stdout
+    folder = next(tmp_path.iterdir())
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["engine"] == "inline"
+    compared = cli("compare", str(folder), str(folder))
+    assert compared.returncode == 0
+    assert compared.stdout.count("quickstart (inline, seed 0)") == 2
+
+
+def test_quiet_prints_errors_only(tmp_path: Path) -> None:
+    done = cli("run", *QUICK, "--out", str(tmp_path), "--quiet")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["run", "configs/none.toml"], "none.toml"),
+        (["run", "configs/quickstart.toml", "data.clinets=3"], "did you mean 'clients'"),
+        (["run", "configs/quickstart.toml", "rounds=x"], "rounds"),
+        (["run", "configs/quickstart.toml", "model.name=resnet21"], "did you mean"),
+        (["run", "configs/quickstart.toml", "data.clients=3000"], "data.clients = 3000"),
+        (["run", "configs/quickstart.toml", "data.source=nowhere"], "no such folder"),
+        (["run", "configs/quickstart.toml", "client.target=nowhere:x"], "nowhere"),
+        (["run", "configs/quickstart.toml", "strategy.target=strategies.presets:global_magnitude", "strategy.density=7"], "density = 7"),
+        (["run", "configs/quickstart.toml", "device=cuda:77"], "device"),
+        (["run", "configs/quickstart.toml", "--engine", "rya"], "inline"),
+        (["compare", "configs"], "not a finished run"),
+    ],
+)
+def test_wrong_input_is_one_line_and_status_2(words: list[str], expected: str, tmp_path: Path) -> None:
+    done = cli(*words, *(["--out", str(tmp_path)] if words[0] == "run" else []))
+    assert done.returncode == 2, done.stderr
+    assert expected in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("name", "reason"), [("broken", "by design"), ("empty", "returned int, not an fl_sim.Update")])
+def test_a_failed_run_is_status_1_and_says_why(tmp_path: Path, name: str, reason: str) -> None:
+    (tmp_path / "mine.py").write_text(FAILING)
+    (tmp_path / "configs").symlink_to(Path("configs").resolve())
+    done = cli("run", *QUICK, f"client.target=mine:{name}", cwd=tmp_path)
+    assert done.returncode == 1
+    assert reason in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_list_names_everything() -> None:
+    done = cli("list")
+    assert done.returncode == 0
+    for name in ("clients.presets:topk", "strategies.presets:global_magnitude", "resnet32", "digits", "dirichlet", "int8"):
+        assert name in done.stdout

@@ -73,7 +73,7 @@ class Coding:
         return codecs.encode(schema.view(values), mask, schema=schema, held=held, values=self.values, seed=seed)
 
     def decode(
-        self, data: bytes, reference: Params, *, schema: Schema, held: Mask | None
+        self, data: bytes | memoryview, reference: Params, *, schema: Schema, held: Mask | None
     ) -> tuple[Params, Mask | None]:
         """Invert `encode`. Coordinates outside the returned mask hold no information.
 
@@ -144,8 +144,8 @@ def content(
     return made
 
 
-def payload(message: RecordDict) -> bytes:
-    """The payload's bytes.
+def payload(message: RecordDict) -> bytes | memoryview:
+    """The payload's bytes, not copied.
 
     Raises:
         CorruptPayload: there is not exactly one array of our type.
@@ -154,7 +154,7 @@ def payload(message: RecordDict) -> bytes:
     arrays = list(records[0].values()) if len(records) == 1 else []
     if len(arrays) != 1 or arrays[0].stype != STYPE:
         raise CorruptPayload(f"expected one array of type {STYPE!r}")
-    return bytes(arrays[0].data)
+    return arrays[0].data
 
 
 def array_bytes(message: RecordDict) -> int:

@@ -22,7 +22,6 @@ from fl_sim.codecs import Schema
 from fl_sim.types import Params, Update
 from strategies.server_step import ServerState
 
-
 PENDING, PIECE = 4, 1 << 15
 """Updates that are folded together, and float64 coordinates of a piece (256 kB): the fold is bound by memory traffic."""
 

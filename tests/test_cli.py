@@ -21,7 +21,9 @@ def empty(task, ctx):
 
 def cli(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, "COLUMNS": "200"}
-    return subprocess.run([sys.executable, "-m", "fl_sim.cli", *words], capture_output=True, text=True, check=False, cwd=cwd, env=env)
+    return subprocess.run(
+        [sys.executable, "-m", "fl_sim.cli", *words], capture_output=True, text=True, check=False, cwd=cwd, env=env
+    )
 
 
 QUICK = ["configs/quickstart.toml", "rounds=1", "evaluate.every=1"]
@@ -55,7 +57,15 @@ def test_quiet_prints_errors_only(tmp_path: Path) -> None:
         (["run", "configs/quickstart.toml", "data.clients=3000"], "data.clients = 3000"),
         (["run", "configs/quickstart.toml", "data.source=nowhere"], "no such folder"),
         (["run", "configs/quickstart.toml", "client.target=nowhere:x"], "nowhere"),
-        (["run", "configs/quickstart.toml", "strategy.target=strategies.presets:global_magnitude", "strategy.density=7"], "density = 7"),
+        (
+            [
+                "run",
+                "configs/quickstart.toml",
+                "strategy.target=strategies.presets:global_magnitude",
+                "strategy.density=7",
+            ],
+            "density = 7",
+        ),
         (["run", "configs/quickstart.toml", "device=cuda:77"], "device"),
         (["run", "configs/quickstart.toml", "--engine", "rya"], "inline"),
         (["compare", "configs"], "not a finished run"),
@@ -82,5 +92,12 @@ def test_a_failed_run_is_status_1_and_says_why(tmp_path: Path, name: str, reason
 def test_list_names_everything() -> None:
     done = cli("list")
     assert done.returncode == 0
-    for name in ("clients.presets:topk", "strategies.presets:global_magnitude", "resnet32", "digits", "dirichlet", "int8"):
+    for name in (
+        "clients.presets:topk",
+        "strategies.presets:global_magnitude",
+        "resnet32",
+        "digits",
+        "dirichlet",
+        "int8",
+    ):
         assert name in done.stdout

@@ -1,7 +1,7 @@
 """The payload `fl_sim.update/1`: one blob, little-endian.
 
     magic "FLSU" | version u8 | value type u8 | mask mode u8 | reserved u8 = 0 | schema hash 8 | [held-mask hash 8]
-    LEB128: values sent, then bytes of mask, values, dense, buffers, auxiliary
+    LEB128: values sent, then bytes of mask, values, dense, buffers, auxiliary; zeros up to a multiple of 4
     mask | values | dense | buffers | auxiliary | checksum u32 (XXH3 of everything before)
 
 Mask modes: 0 no mask, all values are there; 1 the held mask; 2.. `mask_coding.MODES`. The held-mask hash is there in modes
@@ -25,13 +25,15 @@ from fl_sim.codecs.bits import Reader, floor_bits, varint
 from fl_sim.codecs.errors import CorruptPayload
 from fl_sim.codecs.mask_coding import MODES, Layout
 from fl_sim.codecs.schema import KINDS, Schema
-from fl_sim.codecs.value_coding import BY_ID, VALUES
+from fl_sim.codecs.value_coding import BY_ID, EXACT, VALUES
 from fl_sim.types import Mask, Params
 
 HEAD = struct.Struct("<4sBBBB8s")
 CHECK = struct.Struct("<I")
 MAGIC, VERSION = b"FLSU", 1
 NONE, HELD = 0, 1
+ALIGNMENT = 4
+"""The body starts at a multiple of this, so that a dense payload's values can be used where they lie."""
 NAMES = {NONE: "none", HELD: "held", **{mode.id: name for name, mode in MODES.items()}}
 SECTIONS = ("mask", "values", "dense", "buffers", "auxiliary")
 
@@ -103,6 +105,7 @@ def encode(
     if relative and before is not None:
         head += mask_coding.flat_hash(before)
     head += b"".join(varint(n) for n in (sent, *(len(part) for part in parts)))
+    head += bytes(-len(head) % ALIGNMENT)
     check = xxhash.xxh3_64(head)
     for part in parts:
         check.update(part)
@@ -140,7 +143,7 @@ class _Parsed:
         raise KeyError(name)
 
 
-def _parse(data: bytes, schema: Schema, held: Mask | None) -> _Parsed:
+def _parse(data: bytes | memoryview, schema: Schema, held: Mask | None) -> _Parsed:
     view = memoryview(data)
     if len(view) < HEAD.size + CHECK.size:
         raise CorruptPayload("shorter than a header")
@@ -158,6 +161,10 @@ def _parse(data: bytes, schema: Schema, held: Mask | None) -> _Parsed:
         reader.at += 8
     nnz = reader.varint(schema.prunable_size)
     lengths = {name: reader.varint(len(view)) for name in SECTIONS}
+    padding = -reader.at % ALIGNMENT
+    if any(view[reader.at : reader.at + padding]):
+        raise CorruptPayload("the header's padding is not zero")
+    reader.at += padding
     if reader.at + sum(lengths.values()) + CHECK.size != len(view):
         raise CorruptPayload("section lengths do not add up to the payload")
     return _Parsed(mode, BY_ID[value_id], before, nnz, reader.at + CHECK.size, lengths, view[reader.at : -CHECK.size])
@@ -172,8 +179,10 @@ def _held(view: memoryview, schema: Schema, held: Mask | None) -> NDArray[np.boo
     return flat.numpy()
 
 
-def decode(data: bytes, *, schema: Schema, held: Mask | None = None) -> tuple[Params, Mask | None]:
+def decode(data: bytes | memoryview, *, schema: Schema, held: Mask | None = None) -> tuple[Params, Mask | None]:
     """Decode a payload into (parameters, mask); coordinates outside the mask are 0. Flat dicts for a float32 schema.
+
+    The tensors of a dense float32 payload given as `bytes` lie in `data` itself: read them, or clone them first.
 
     Raises:
         CorruptPayload: anything but a payload that `encode` could have made for this schema and held mask.
@@ -185,6 +194,8 @@ def decode(data: bytes, *, schema: Schema, held: Mask | None = None) -> tuple[Pa
     alive = _decode_mask(parsed, schema)
     if parsed.nnz != (schema.prunable_size if alive is None else int(np.count_nonzero(alive))):
         raise CorruptPayload("the number of values is not that of the mask")
+    if alive is None and parsed.values == EXACT and schema.is_flat and type(data) is bytes:
+        return tensor_coding.in_place(data, parsed.body, schema=schema), None
     params = tensor_coding.decode(
         {name: parsed.section(name) for name in ("values", "dense", "buffers", "auxiliary")},
         alive,
@@ -204,7 +215,7 @@ def _decode_mask(parsed: _Parsed, schema: Schema) -> NDArray[np.bool_] | None:
     return MODES[NAMES[parsed.mode]].decode(Reader(section), _layout(schema), parsed.held)
 
 
-def describe(data: bytes, *, schema: Schema, held: Mask | None = None) -> Description:
+def describe(data: bytes | memoryview, *, schema: Schema, held: Mask | None = None) -> Description:
     """What the bytes of a payload are, from its header and counts alone; values and mask are not decoded.
 
     Raises:

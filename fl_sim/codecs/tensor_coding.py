@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import warnings
+from functools import cache
 
 import numpy as np
 import torch
@@ -84,6 +86,29 @@ def decode(
         size = schema.section_bytes[kind] // 4
         array[at : at + size] = np.frombuffer(_restored(sections[kind], 4, 4 * size, coder), dtype="<f4")
         at += size
+    if not _finite(flat):
+        raise CorruptPayload("a value is NaN or infinite")
+    return schema.view(flat)
+
+
+@cache
+def _accept_read_only() -> None:
+    """PyTorch knows no read-only tensors and warns once per process: spend that warning here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.from_numpy(np.frombuffer(bytes(4), dtype="<f4"))
+
+
+def in_place(data: bytes, body: memoryview, *, schema: Schema) -> Params:
+    """The parameters of a dense float32 payload, without a copy: views of `data`, whose body is aligned.
+
+    Raises:
+        CorruptPayload: the body has another length, or a value is not finite.
+    """
+    if len(body) != schema.nbytes:
+        raise CorruptPayload("a section has another length than the schema says")
+    _accept_read_only()
+    flat = torch.from_numpy(np.frombuffer(body, dtype="<f4"))
     if not _finite(flat):
         raise CorruptPayload("a value is NaN or infinite")
     return schema.view(flat)

@@ -45,7 +45,7 @@ class ClientHost:
     split_of: Callable[[int], Split]
     exchange: wire.Exchange
     reference: Params
-    _last: tuple[bytes, bytes, Params, Mask | None] | None = field(default=None, repr=False)
+    _last: tuple[bytes | memoryview, bytes, Params, Mask | None] | None = field(default=None, repr=False)
 
     def _receive(self, message: Message, context: Context) -> Task:
         """Decode a task; the bytes of one round are decoded once per process, not once per client."""

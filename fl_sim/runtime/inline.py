@@ -14,7 +14,6 @@ from fl_sim.runtime.flower_compat import set_message_id
 from fl_sim.runtime.local import LocalGrid, execute, isolated
 from fl_sim.wire import array_bytes
 
-
 OVERLAP_BYTES = 500_000
 """Below this size, handing a reply to another thread costs more than decoding and folding it."""
 

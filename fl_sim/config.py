@@ -25,7 +25,7 @@ from fl_sim.types import UserError
 from fl_sim.wire import Coding
 
 Json = str | int | float | bool | None | list["Json"] | dict[str, "Json"]
-Engine = Literal["inline", "ray"]
+Engine = Literal["inline", "ray", "flower"]
 
 
 class Section(BaseModel):

@@ -39,7 +39,8 @@ def _host(config: str, overrides: str) -> ClientHost:
 @server.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the experiment's rounds over whatever Grid the runtime gives."""
-    session = Session(_of(context), engine="flower")
+    federation = _of(context)
+    session = Session(federation.experiment.model_copy(update={"engine": "flower"}), federation)
     session.serve(grid)
     session.finish()
 

@@ -232,7 +232,11 @@ def resolved(experiment: Experiment, federation: Federation) -> Experiment:
 @contextmanager
 def open_grid(experiment: Experiment, federation: Federation) -> Iterator[LocalGrid]:
     """The engine of an experiment, closed at the end."""
-    factory = ENGINES[experiment.engine]
+    factory = ENGINES.get(experiment.engine)
+    if factory is None:
+        raise UserError(
+            f"engine = {experiment.engine!r} is started by Flower: flwr run examples/flower; here: {', '.join(ENGINES)}"
+        )
     with closing(factory(experiment, federation)) as grid:
         yield grid
 
@@ -283,7 +287,7 @@ def run(experiment: Experiment, observer: Observer = SILENT) -> Report:
     federation = Federation.build(experiment)
     settled = resolved(experiment, federation)
     federation = replace(federation, experiment=settled)
-    session = Session(federation, observer)
+    session = Session(experiment, federation, observer)
     logging.getLogger("flwr").setLevel(logging.WARNING)
     with open_grid(settled, federation) as grid:
         session.server_app()(grid, Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={}))
@@ -300,18 +304,21 @@ def _run_folder(experiment: Experiment) -> Path:
 
 
 class Session:
-    """The server's side of one run: strategy, evaluation, and the files of the run folder."""
+    """The server's side of one run: strategy, evaluation, and the files of the run folder.
 
-    def __init__(self, federation: Federation, observer: Observer = SILENT, *, engine: str | None = None) -> None:
-        experiment = federation.experiment
-        self.federation, self.observer, self.engine = federation, observer, engine or experiment.engine
-        self.folder = folder = _run_folder(experiment)
+    `asked` is the experiment as the user wrote it and names the run; the federation's has machine-dependent choices
+    settled.
+    """
+
+    def __init__(self, asked: Experiment, federation: Federation, observer: Observer = SILENT) -> None:
+        self.asked, self.federation, self.observer = asked, federation, observer
+        self.folder = folder = _run_folder(asked)
         self.ledger = Ledger()
         self.rows: list[dict[str, float]] = []
         self.strategy = build_strategy(federation, self.ledger, observer.reply)
         self.started = self._round_started = time.perf_counter()
         self._seconds = 0.0
-        (folder / "config.toml").write_text(experiment.to_toml() + "\n", encoding="utf-8")
+        (folder / "config.toml").write_text(asked.to_toml() + "\n", encoding="utf-8")
         self._lines = (folder / "rounds.jsonl").open("w", encoding="utf-8")
 
     def server_app(self) -> ServerApp:
@@ -377,7 +384,8 @@ class Session:
         self._lines.close()
         self.ledger.write(self.folder / "ledger.parquet")
         summary = summarise(
-            self.federation.experiment.model_copy(update={"engine": self.engine}),
+            self.asked,
+            precision=self.federation.experiment.training.precision,
             rows=self.rows,
             ledger=self.ledger,
             facts=self._facts(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -68,13 +69,16 @@ def test_flwr_run(tmp_path: Path) -> None:
     config = written(tmp_path)
     env = environment(tmp_path / "flower")
     options = [
-        ":local-in-memory:",
         "--federation-config",
         "num-supernodes=2",
         "--federation-config",
         "client-resources-num-cpus=1",
     ]
-    log = flwr_run(env, *options, run_config={"config": str(config)})
+    try:
+        log = flwr_run(env, *options, run_config={"config": str(config)})
+    finally:
+        # `flwr run` leaves a SuperLink of its own behind, on purpose.
+        subprocess.run(["pkill", "-f", str(tmp_path / "flower" / "local-superlink")], check=False)
     assert (tmp_path / "out").exists(), log[-3000:]
     report, params = of_flower(tmp_path)
     close(inline(tmp_path, config), report, params)

@@ -83,6 +83,7 @@ def summarise(
     rows: Sequence[Mapping[str, float]],
     ledger: Ledger,
     facts: ModelFacts,
+    precision: str,
     wall_s: float,
     training_s: float,
 ) -> dict[str, Json]:
@@ -130,7 +131,7 @@ def summarise(
         "wall_s": round(wall_s, 3),
         "client_fits_per_s": round(fits / training_s, 3) if training_s else 0.0,
         "failures": dict(facts.failures),
-        "precision": experiment.training.precision,
+        "precision": precision,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
     }
 

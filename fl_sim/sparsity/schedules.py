@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from fl_sim.types import UserError
+
 Schedule = Callable[[int], float]
+
+
+def _check(density: float) -> None:
+    if not 0 < density <= 1:
+        raise UserError(f"density = {density}: must be above 0 and at most 1")
 
 
 @dataclass(frozen=True)
@@ -14,6 +21,9 @@ class OneShot:
 
     at: int
     density: float
+
+    def __post_init__(self) -> None:
+        _check(self.density)
 
     def __call__(self, number: int) -> float:
         return 1.0 if number < self.at else self.density
@@ -26,6 +36,9 @@ class Cubic:
     start: int
     end: int
     density: float
+
+    def __post_init__(self) -> None:
+        _check(self.density)
 
     def __call__(self, number: int) -> float:
         progress = min(1.0, max(0.0, (number - self.start) / max(1, self.end - self.start)))
@@ -40,6 +53,9 @@ class Iterative:
     every: int
     amount: float
     density: float
+
+    def __post_init__(self) -> None:
+        _check(self.density)
 
     def __call__(self, number: int) -> float:
         events = 0 if number < self.start else (number - self.start) // self.every + 1

@@ -58,6 +58,17 @@ def run(
 
 
 @app.command()
+def report(run: Annotated[Path, typer.Argument(help="run folder")]) -> None:
+    """Show where a finished run's bytes went, their floor, and what published formulas would have claimed."""
+    from fl_sim.report import Report, comparison, estimates, floors, per_run
+
+    loaded = Report.load(run)
+    for table in (comparison([loaded]), per_run(loaded), estimates(loaded)):
+        console.print(table)
+    console.print(floors(loaded), highlight=False)
+
+
+@app.command()
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="run folders, for instance runs/quickstart-*")],
 ) -> None:

@@ -19,6 +19,7 @@ from typing import Annotated, Literal, Self, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
+from fl_sim.network import Network
 from fl_sim.runtime.ray import RayOptions
 from fl_sim.training import Training
 from fl_sim.types import UserError
@@ -152,6 +153,7 @@ class Experiment(Section):
     training: Training = Field(default_factory=Training)
     evaluate: EvaluateSection = EvaluateSection()
     wire: WireSection = WireSection()
+    network: Network = Field(default_factory=Network)
     ray: RayOptions = Field(default_factory=RayOptions)
 
     @model_validator(mode="after")

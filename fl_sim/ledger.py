@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -117,9 +117,21 @@ class Ledger:
                 counts[word] = counts.get(word, 0) + 1
         return counts
 
-    def _words(self, name: str) -> list[str | int]:
+    def by_message(self, *, phase: str) -> Iterator[dict[str, dict[str, int | float | str]]]:
+        """The messages of a phase in the order of booking, each as section -> row."""
+        columns = {name: self._words(name) for name in TYPES}
+        message: dict[str, dict[str, int | float | str]] = {}
+        for i in range(len(self)):
+            row = {name: values[i] for name, values in columns.items()}
+            message[str(row["section"])] = row
+            if row["section"] == "header":  # always a message's last row
+                if row["phase"] == phase:
+                    yield message
+                message = {}
+
+    def _words(self, name: str) -> list[str | int | float]:
         column = self._columns[name]
-        return [WORDS[name][int(code)] for code in column] if name in WORDS else list(column)  # type: ignore[arg-type]
+        return [WORDS[name][int(code)] for code in column] if name in WORDS else list(column)
 
     def to_table(self) -> pa.Table:
         """As an Arrow table, words instead of codes."""

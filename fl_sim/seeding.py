@@ -20,6 +20,7 @@ class Purpose(IntEnum):
     DATA = 4
     EVALUATION = 5
     ENCODING = 6
+    NETWORK = 7
 
 
 def derive(*key: int) -> int:

@@ -32,6 +32,7 @@ from fl_sim.data import load as load_data
 from fl_sim.data import partition as make_partition
 from fl_sim.flops import count_macs
 from fl_sim.ledger import Ledger
+from fl_sim.network import Network
 from fl_sim.report import ModelFacts, Report, summarise
 from fl_sim.runtime.app import ClientHost, client_app
 from fl_sim.runtime.inline import InlineGrid
@@ -80,6 +81,7 @@ class ServerMethod(Protocol):
         cohort_size: int,
         seed: int,
         evaluate_size: int,
+        network: Network,
         on_reply: Callable[[int, int], None],
     ) -> ServerStrategy:
         """The strategy of one run."""
@@ -254,6 +256,12 @@ def _ray(experiment: Experiment, federation: Federation) -> LocalGrid:
 ENGINES: Mapping[str, Callable[[Experiment, Federation], LocalGrid]] = {"inline": _inline, "ray": _ray}
 
 
+def _index_dims(schema: codecs.Schema) -> float:
+    count = len(schema.prunable)
+    sizes = list(zip(schema.shapes[:count], schema.numels[:count], strict=True))
+    return sum(len(shape) * size for shape, size in sizes) / max(1, schema.prunable_size)
+
+
 def build_strategy(
     federation: Federation, ledger: Ledger, on_reply: Callable[[int, int], None] = lambda answered, cohort: None
 ) -> ServerStrategy:
@@ -273,6 +281,7 @@ def build_strategy(
         cohort_size=experiment.cohort.size,
         seed=experiment.seed,
         evaluate_size=experiment.evaluate.clients,
+        network=experiment.network,
         on_reply=on_reply,
     )
 
@@ -404,6 +413,7 @@ class Session:
             prunable=federation.exchange.schema.prunable_size,
             density=1.0 if strategy.mask is None else density(strategy.mask),
             dense_payload_bytes=len(codecs.encode(federation.initial, None, schema=federation.exchange.schema)),
+            index_dims=_index_dims(federation.exchange.schema),
             macs_dense=count_macs(federation.model, shape),
             macs=count_macs(federation.model, shape, mask=strategy.mask),
             params_hash=hashlib.sha256(federation.exchange.schema.flat(strategy.params).numpy().tobytes()).hexdigest(),

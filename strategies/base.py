@@ -18,6 +18,7 @@ from flwr.serverapp.strategy import Strategy
 from fl_sim import codecs, wire
 from fl_sim.codecs import CorruptPayload, Description
 from fl_sim.ledger import Ledger
+from fl_sim.network import Network
 from fl_sim.runtime.app import PARTITION
 from fl_sim.runtime.flower_compat import CLIENT_APP_CRASHED
 from fl_sim.runtime.protocol import protocol_bytes
@@ -47,6 +48,7 @@ class Method:
         cohort_size: int,
         seed: int,
         evaluate_size: int = 0,
+        network: Network | None = None,
         on_reply: Callable[[int, int], None] = lambda answered, cohort: None,
     ) -> SparseStrategy:
         """The Flower strategy of one run of this method, from the seeded model that every party can build by itself."""
@@ -59,6 +61,7 @@ class Method:
             cohort_size=cohort_size,
             seed=seed,
             evaluate_size=evaluate_size,
+            network=network,
             on_reply=on_reply,
         )
 
@@ -84,6 +87,8 @@ class RoundLog:
     weight: float = 0.0
     sums: dict[str, float] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
+    down_bytes: dict[int, int] = field(default_factory=dict)
+    finished_s: list[float] = field(default_factory=list)
 
     def add(self, count: int, metrics: Mapping[str, float]) -> None:
         """Count a usable reply; metrics are averaged with the number of examples as weight."""
@@ -110,6 +115,7 @@ class SparseStrategy(Strategy):
         cohort_size: clients per round, drawn without replacement.
         seed: the run's seed.
         evaluate_size: clients that evaluate the new model after each round; 0 = the server evaluates alone.
+        network: links, speeds and deadline of the simulated clients; None = no clock.
         on_reply: called after each reply with (answered, cohort) for a progress display.
     """
 
@@ -124,11 +130,14 @@ class SparseStrategy(Strategy):
         cohort_size: int,
         seed: int,
         evaluate_size: int = 0,
+        network: Network | None = None,
         on_reply: Callable[[int, int], None] = lambda answered, cohort: None,
     ) -> None:
         self.method, self.state, self.exchange, self.reference = method, state, exchange, reference
         self.ledger, self.cohort_size, self.seed = ledger, cohort_size, seed
         self.evaluate_size, self.on_reply = evaluate_size, on_reply
+        self.network = network if network is not None and network.links else None
+        self.simulated_s = 0.0
         self.holdings = wire.Holdings()
         self.round_log = RoundLog()
         self.failures = {"raised": 0, "rejected": 0, "late": 0, "lost": 0}
@@ -150,7 +159,8 @@ class SparseStrategy(Strategy):
     def metrics(self) -> dict[str, float]:
         """Of the last round: example-weighted training metrics, usable replies, failures."""
         means = {f"train_{name}": value for name, value in self.round_log.metrics.items()}
-        return {**means, "clients": self.round_log.replies, "failures": len(self.round_log.failures)}
+        clock = {"simulated_s": self.simulated_s} if self.network is not None else {}
+        return {**means, **clock, "clients": self.round_log.replies, "failures": len(self.round_log.failures)}
 
     # -- who takes part ------------------------------------------------------------------------------------------------
 
@@ -221,6 +231,7 @@ class SparseStrategy(Strategy):
                 description=described,
                 protocol_bytes=protocol_bytes(message, direction="down"),
             )
+            self.round_log.down_bytes[client] = sum(described.sections.values())
             messages.append(message)
         return messages
 
@@ -251,6 +262,9 @@ class SparseStrategy(Strategy):
                 self.round_log.add(update.num_examples, update.metrics)
                 yield update
             self.on_reply(answered, len(self._cohort))
+        if self.network is not None:
+            missing = self.round_log.replies < len(self._cohort)
+            self.simulated_s += self.network.round_s(self.round_log.finished_s, missing=missing)
         if self.round_log.replies == 0:
             first = self.round_log.failures[0].reason if self.round_log.failures else "no client answered in time"
             raise RoundFailed(f"round {number}: none of {len(self._cohort)} clients returned an update: {first}")
@@ -259,8 +273,10 @@ class SparseStrategy(Strategy):
         """Decode and book one reply.
 
         Raises:
-            _Unusable: the client failed, or its bytes are no update of this federation.
+            _Unusable: the client failed, dropped out or was late, or its bytes are no update of this federation.
         """
+        if self.network is not None and self.network.drops(client=client, round=number, seed=self.seed):
+            raise _Unusable("lost", f"client {client}: dropped out of the simulated network")
         if reply.has_error():
             raise _Unusable(
                 "lost" if reply.error.code == CLIENT_APP_CRASHED else "raised", reply.error.reason or "no reason given"
@@ -276,8 +292,27 @@ class SparseStrategy(Strategy):
         except CorruptPayload as error:
             self._book_up(number, client, reply, described, phase="train", status="rejected")
             raise _Unusable("rejected", f"client {client}: rejected update: {error}") from error
-        self._book_up(number, client, reply, described, phase="train", status="ok")
+        late = self._is_late(client, described, samples=metrics.get("examples", count))
+        self._book_up(number, client, reply, described, phase="train", status="late" if late else "ok")
+        if late:
+            raise _Unusable("late", f"client {client}: later than the deadline")
         return Update(params, count, mask, metrics)
+
+    def _is_late(self, client: int, described: codecs.Description, *, samples: float) -> bool:
+        """Ask the clock, where there is one."""
+        if self.network is None:
+            return False
+        seconds = self.network.seconds(
+            client=client,
+            seed=self.seed,
+            down_bytes=self.round_log.down_bytes[client],
+            up_bytes=sum(described.sections.values()),
+            samples=samples,
+        )
+        late = self.network.is_late(seconds)
+        if not late:
+            self.round_log.finished_s.append(seconds)
+        return late
 
     def _book_up(
         self, number: int, client: int, reply: Message, described: codecs.Description, *, phase: str, status: str

@@ -229,5 +229,6 @@ def describe(data: bytes | memoryview, *, schema: Schema, held: Mask | None = No
     dense = dict(
         zip(("values", "dense", "buffers", "auxiliary"), (schema.section_bytes[kind] for kind in KINDS), strict=True)
     )
-    sections = {name: length for name, length in parsed.lengths.items() if length} | {"header": parsed.header}
+    present = {name: length for name, length in parsed.lengths.items() if length or dense.get(name)}
+    sections = present | {"header": parsed.header}
     return Description(sections, parsed.nnz, dense, entropy, NAMES[parsed.mode], parsed.values)

@@ -10,7 +10,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 from fl_sim.config import Experiment, Json
+from fl_sim.estimates import estimate
 from fl_sim.ledger import Ledger
+from fl_sim.network import time_to
 from fl_sim.types import Params, UserError
 
 TARGETS = tuple(t / 100 for t in range(10, 100, 5))
@@ -26,6 +28,7 @@ class ModelFacts:
         prunable: weights of convolutions and linear layers.
         density: share of the prunable weights alive.
         dense_payload_bytes: length of one dense float32 payload of this federation, really encoded.
+        index_dims: dimensions of a weight tensor, averaged over prunable weights.
         macs_dense, macs: multiply-accumulates of one sample, without and with the mask.
         params_hash: SHA-256 of the final parameters' bytes in schema order.
         failures: failed client tasks by kind.
@@ -36,6 +39,7 @@ class ModelFacts:
     density: float
     dense_payload_bytes: int
     macs_dense: int
+    index_dims: float
     macs: int
     params_hash: str
     failures: Mapping[str, int]
@@ -120,6 +124,12 @@ def summarise(
         "dense_total_bytes": dense_total,
         "saving": 1 - train_bytes / dense_total if dense_total else 0.0,
         "bytes_to_accuracy": {f"{target:.2f}": _bytes_to(evaluated, target) for target in TARGETS},
+        "time_to_accuracy": {f"{target:.2f}": time_to(evaluated, target) for target in TARGETS},
+        "simulated_s": rows[-1].get("simulated_s"),
+        "mask_bytes": sum(n for (s,), n in ledger.total(by=("section",)).items() if s == "mask"),
+        "mask_floor_bytes": round(sum(ledger.total(by=(), column="entropy_bytes").values())),
+        "protocol_bytes": sum(ledger.total(by=(), column="protocol_bytes").values()),
+        "estimates": dict(estimate(ledger, index_dims=facts.index_dims)),
         "density": {
             "prunable": facts.density,
             "model": (facts.params - facts.prunable * (1 - facts.density)) / facts.params,

@@ -65,3 +65,30 @@ def per_run(report: Report) -> Table:
             table.add_row(str(direction), str(section), f"{count:,}", f"{100 * count / everything:.2f}")
     table.add_row("both", "all", f"{everything:,}", "100.00", style="bold")
     return table
+
+
+def estimates(report: Report) -> Table:
+    """What published formulas would have claimed for the same messages, beside what was measured."""
+    measured = _number(report.summary, "total_bytes")
+    table = Table(
+        title="estimates of published code for the same traffic",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    for name in ("formula", "MB", "of measured %"):
+        table.add_column(name, justify="left" if name == "formula" else "right")
+    table.add_row("measured", _mb(measured), "100.0", style="bold")
+    for name, value in cast(dict[str, float], report.summary["estimates"]).items():
+        table.add_row(name, _mb(value), f"{100 * value / measured:.1f}")
+    return table
+
+
+def floors(report: Report) -> str:
+    """One line on how close masks came to their floor, and on Flower's own framing."""
+    s = report.summary
+    mask, floor, protocol, total = (
+        _number(s, k) for k in ("mask_bytes", "mask_floor_bytes", "protocol_bytes", "total_bytes")
+    )
+    masks = f"masks {_mb(mask)} MB ({100 * mask / total:.2f} % of all), floor {_mb(floor)} MB; " if mask else ""
+    return f"{masks}Flower's own counters would show {_mb(protocol)} MB for these messages"

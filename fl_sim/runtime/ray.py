@@ -213,6 +213,7 @@ class _Round:
         self.actors = {id(actor): actor for actor in grid._actors}
         self.running: dict[ObjectRef[list[Answer]], tuple[tuple[_Job, ...], int]] = {}
         self.done: dict[int, Message] = {}
+        self.suspects: set[int] = set()
 
     def replies(self) -> Iterator[Message]:
         head = 0
@@ -228,14 +229,16 @@ class _Round:
     def _dispatch(self, head: int) -> None:
         while self.todo and self.todo[0][0].index < head + self.window:
             key = min(self.load, key=lambda k: self.load[k])
-            if self.load[key] >= self.DEPTH:
+            # A suspect has an actor for itself, so that a second death is its own doing.
+            weight = self.DEPTH if self.todo[0][0].index in self.suspects else 1
+            if self.load[key] + weight > self.DEPTH:
                 return
             jobs = self.todo.popleft()
             contexts = [self.grid.contexts[job.node] for job in jobs]
             contents = {job.content: [self.refs[job.content]] for job in jobs}
             ref = self.actors[key].run.remote(list(jobs), contexts, contents)
             self.running[ref] = (jobs, key)
-            self.load[key] += 1
+            self.load[key] += weight
 
     def _collect(self, ref: ObjectRef[list[Answer]]) -> None:
         jobs, key = self.running[ref]
@@ -245,7 +248,7 @@ class _Round:
             self._lost(key)
             return
         del self.running[ref]
-        self.load[key] -= 1
+        self.load[key] -= self.DEPTH if jobs[0].index in self.suspects else 1
         self._accept(jobs, results)
 
     def _accept(self, jobs: tuple[_Job, ...], results: list[Answer]) -> None:
@@ -257,29 +260,24 @@ class _Round:
             self.done[job.index] = reply
 
     def _lost(self, key: int) -> None:
-        """An actor died: replace it, and run again what it had not answered. Its oldest unanswered task is suspect."""
+        """An actor died: replace it; every client it had not answered runs again alone, unless it died alone already."""
         owned = [ref for ref, (_, owner) in self.running.items() if owner == key]
         del self.load[key]
         dead = self.actors.pop(key)
         fresh = self.grid._spawn()
         self.grid._actors = [a for a in self.grid._actors if a is not dead] + [fresh]
         self.load[id(fresh)], self.actors[id(fresh)] = 0, fresh
-        again: list[tuple[_Job, ...]] = []
-        suspect: tuple[_Job, ...] | None = None
         for ref in owned:
             jobs, _ = self.running.pop(ref)
             try:
                 self._accept(jobs, self.ray.get(ref))
             except self.ray.exceptions.RayError as error:
-                if suspect is not None:
-                    again.append(jobs)
-                    continue
-                suspect = jobs
-                if len(jobs) == 1:
+                if jobs[0].index in self.suspects:
                     self._give_up(jobs[0], error)
                 else:
-                    again.extend((job,) for job in jobs)
-        self.todo = deque(sorted([*again, *self.todo], key=lambda task: task[0].index))
+                    self.suspects.update(job.index for job in jobs)
+                    self.todo.extend((job,) for job in jobs)
+        self.todo = deque(sorted(self.todo, key=lambda task: task[0].index))
 
     def _give_up(self, job: _Job, error: Exception) -> None:
         reason = f"client {self.grid.partitions[job.node]}: its worker process died ({type(error).__name__})"

@@ -2,29 +2,71 @@
 
 scores = magnitude(params)
 mask = topk_mask(scores, global_topk(scores, 0.1))
+
+`rules` composes them into what a server or client calls every round.
 """
 
-from fl_sim.sparsity.allocation import Allocate, erk, global_topk, lamp, uniform
+from fl_sim.sparsity.allocation import (
+    Allocate,
+    GlobalMagnitude,
+    RandomTopk,
+    erk,
+    global_published,
+    global_topk,
+    lamp,
+    uniform,
+)
+from fl_sim.sparsity.distortion import min_distortion
 from fl_sim.sparsity.masks import apply_mask, density, intersect, prune_and_grow, topk_mask
-from fl_sim.sparsity.rules import PruneTo
-from fl_sim.sparsity.schedules import Cubic, Iterative, OneShot, Schedule
-from fl_sim.sparsity.scores import magnitude, saliency
+from fl_sim.sparsity.rate_distortion import RateDistortion
+from fl_sim.sparsity.rules import (
+    Chain,
+    GrowAtRandom,
+    PruneAndGrow,
+    PruneTo,
+    StaticMask,
+    chain,
+    grow_by_gradient,
+    no_mask,
+)
+from fl_sim.sparsity.schedules import Constant, Cosine, Cubic, Exponential, Iterative, Linear, OneShot, Schedule
+from fl_sim.sparsity.scores import Random, Score, gradient, magnitude, random, saliency
 
 __all__ = [
     "Allocate",
+    "Chain",
+    "Constant",
+    "Cosine",
     "Cubic",
+    "Exponential",
+    "GlobalMagnitude",
+    "GrowAtRandom",
     "Iterative",
+    "Linear",
     "OneShot",
+    "PruneAndGrow",
     "PruneTo",
+    "Random",
+    "RandomTopk",
+    "RateDistortion",
     "Schedule",
+    "Score",
+    "StaticMask",
     "apply_mask",
+    "chain",
     "density",
     "erk",
+    "global_published",
     "global_topk",
+    "gradient",
+    "grow_by_gradient",
     "intersect",
     "lamp",
     "magnitude",
+    "min_distortion",
+    "no_mask",
     "prune_and_grow",
+    "random",
     "saliency",
     "topk_mask",
     "uniform",

@@ -15,6 +15,7 @@ import zstandard
 from numpy.typing import NDArray
 
 from fl_sim.codecs import Schema, decode, encode
+from fl_sim.runtime.memory import keep_freed_memory
 from fl_sim.seeding import Purpose, numpy_generator
 from fl_sim.types import FlatMask, FlatParams
 
@@ -148,6 +149,7 @@ def _seconds(action: Callable[[], object], repeats: int) -> float:
 def measure(*, repeats: int = 5) -> list[Row]:
     """Every codec on every model and density, on one thread; the best of `repeats`."""
     torch.set_num_threads(1)
+    keep_freed_memory()  # as the engines do; it serves every codec here alike
     rows = []
     for model in MODELS:
         for density in DENSITIES:

@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -47,7 +48,7 @@ def show_rows(console: Console, rows: Sequence[Row], *, as_json: bool) -> None:
         console.print_json(json.dumps({"machine": header(), "rows": [dataclasses.asdict(row) for row in rows]}))
         return
     console.print(" · ".join(f"{k} {v}" for k, v in header().items()), highlight=False)
-    table = Table(*(field.name for field in dataclasses.fields(rows[0])))
+    table = Table(*(field.name for field in dataclasses.fields(rows[0])), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for row in rows:
         table.add_row(*(v if isinstance(v, str) else f"{v:.4g}" for v in dataclasses.astuple(row)))
     console.print(table)

@@ -97,7 +97,7 @@ def encode(
     alive = None if mask is None else schema.flat_mask(mask)
     before = None if held is None else schema.flat_mask(held)
     mode, mask_bytes = _encode_mask(alive, before, _layout(schema))
-    sent = schema.prunable_size if alive is None else int(alive.sum())
+    sent = schema.prunable_size if alive is None else int(np.count_nonzero(alive.numpy()))
     body = tensor_coding.encode(params, alive, schema=schema, coder=coder, seed=seed)
     parts: list[bytes | memoryview] = [mask_bytes, *body]
     relative = mode == HELD or (mode in NAMES and mode > HELD and MODES[NAMES[mode]].relative)

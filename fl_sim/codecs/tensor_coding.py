@@ -39,7 +39,7 @@ def encode(params: Params, alive: Tensor | None, *, schema: Schema, coder: Value
         _refuse(params, schema)
     flat = tensor.numpy()
     count = schema.prunable_size
-    values = flat[:count] if alive is None else flat[:count][alive.numpy()]
+    values = flat[:count] if alive is None else _gathered(flat[:count], alive.numpy())
     parts: list[Buffer] = [coder.encode(values, seed)]
     at = count
     for kind in KINDS[1:]:
@@ -47,6 +47,24 @@ def encode(params: Params, alive: Tensor | None, *, schema: Schema, coder: Value
         parts.append(_exact(raw_bytes(flat[at : at + size]), 4, coder))
         at += size
     return parts
+
+
+CHUNK = 1 << 18
+
+
+def _gathered(flat: NDArray[np.float32], alive: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """`flat[alive]`, in pieces that stay in the cache; by positions, which beats a mask two to four times at half density."""
+    pieces = [np.compress(alive[i : i + CHUNK], flat[i : i + CHUNK]) for i in range(0, len(flat), CHUNK)]
+    return np.concatenate(pieces) if pieces else flat
+
+
+def _scatter(flat: NDArray[np.float32], alive: NDArray[np.bool_], values: NDArray[np.float32]) -> None:
+    """`flat[alive] = values`, in pieces."""
+    done = 0
+    for i in range(0, len(flat), CHUNK):
+        where = np.flatnonzero(alive[i : i + CHUNK])
+        flat[i : i + CHUNK][where] = values[done : done + len(where)]
+        done += len(where)
 
 
 def _refuse(params: Params, schema: Schema) -> None:
@@ -80,7 +98,7 @@ def decode(
     if alive is None:
         array[: schema.prunable_size] = values
     else:
-        array[: schema.prunable_size][alive] = values
+        _scatter(array[: schema.prunable_size], alive, values)
     at = schema.prunable_size
     for kind in KINDS[1:]:
         size = schema.section_bytes[kind] // 4

@@ -69,6 +69,25 @@ def report(run: Annotated[Path, typer.Argument(help="run folder")]) -> None:
 
 
 @app.command()
+def replay(
+    run: Annotated[Path, typer.Argument(help="folder of a run with wire.record_masks = true")],
+    values: Annotated[str, typer.Option(help="value type to price: float32, float16, bfloat16, int8")] = "float32",
+    mask: Annotated[str, typer.Option(help="mask codec to price: fl_sim, coo, bitmap, free")] = "fl_sim",
+) -> None:
+    """Price a run's recorded masks under other codecs, without training again."""
+    from fl_sim.config import Experiment
+    from fl_sim.replay import read_masks
+    from fl_sim.replay import replay as price
+    from fl_sim.report import Report, repriced
+    from fl_sim.simulation import Federation
+
+    loaded = Report.load(run)
+    schema = Federation.build(Experiment.load(run / "config.toml")).exchange.schema
+    masks = read_masks(run / "masks.parquet", schema)
+    console.print(repriced(loaded, price(loaded.ledger, masks, schema, values=values, mask=mask), f"{values}, {mask}"))
+
+
+@app.command()
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="run folders, for instance runs/quickstart-*")],
 ) -> None:

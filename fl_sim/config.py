@@ -134,6 +134,7 @@ class WireSection(Section):
     uplink: Coding = Field(default_factory=Coding, description="values and content of what clients send")
     downlink: Coding = Field(default_factory=Coding, description="values and content of what the server sends")
     error_feedback: bool = Field(False, description="clients keep what an upload left out and offer it again")
+    record_masks: bool = Field(False, description="keep the masks that travel, for `fl-sim replay`")
 
 
 class Experiment(Section):

@@ -8,10 +8,13 @@ to reproduce a paper's number and to see its optimism; nothing of ours is comput
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from fl_sim.ledger import Ledger
+import numpy as np
+
+from fl_sim.ledger import CODES, Ledger
 
 FLOAT, INT32, INT64 = 4.0, 4.0, 8.0
 
@@ -45,6 +48,16 @@ class Traffic:
         """Bytes of everything as float32."""
         return FLOAT * (self.prunable + self.other + self.buffers)
 
+    @property
+    def kept(self) -> float:
+        """Bytes as float32 of what is sent when only values count."""
+        return FLOAT * (self.sent + self.other + self.buffers)
+
+    @property
+    def density(self) -> float:
+        """Share of the prunable weights sent; 1 where none are prunable."""
+        return self.sent / self.prunable if self.prunable else 1.0
+
 
 Estimate = Callable[[Traffic], float]
 
@@ -61,31 +74,50 @@ def dense(t: Traffic) -> float:
 
 def dispfl(t: Traffic) -> float:
     """DisPFL (`model_trainer.py`): non-zero entries of the state dict, as float32; masks that differ are not counted."""
-    return FLOAT * (t.sent + t.other + t.buffers)
+    return t.kept
 
 
 def feddip(t: Traffic) -> float:
     """FedDIP (`comm_costs_in_mb`): 32 d n / 2^20 called MB: mebibits, 8 times the bytes; all parameters taken as pruned."""
-    density = t.sent / t.prunable if t.prunable else 1.0
-    return 32 * density * (t.prunable + t.other) / 2**20 * 1e6
+    return 32 * t.density * (t.prunable + t.other) / 2**20 * 1e6
 
 
 def feddst(t: Traffic) -> float:
-    """FedDST (`dst.py`): values; a moved mask costs n bits down but only d n bits up; a client's first download is free."""
-    if t.first and not t.up:
-        return 0.0
+    """FedDST (`dst.py`): values; a moved mask costs n bits down but only d n bits up; a client's first values are free.
+
+    The released code compares the received mask with a tensor that it has just overwritten with it, so that the n bits
+    down, which its formula has and which are counted here, were never added.
+    """
+    values = 0.0 if t.first and not t.up else FLOAT * (t.sent + t.other)
     mask_bits = (t.sent if t.up else t.prunable) if t.mask_moved else 0
-    return FLOAT * (t.sent + t.other) + mask_bits / 8
+    return values + mask_bits / 8
+
+
+def feddst_prunefl(t: Traffic) -> float:
+    """PruneFL as in FedDST's comparison (`prunefl.py`): as `feddst`, and a gradient of every weight with a new mask up."""
+    return feddst(t) + (FLOAT * t.prunable if t.up and t.mask_moved else 0.0)
+
+
+def ssfl(t: Traffic) -> float:
+    """SSFL for Flower (`comm_stats.py`): uplink values, and masks down as one byte a weight; no downlink of the model."""
+    return t.kept if t.up else float(t.prunable if t.mask_moved else 0)
 
 
 def flsim_coo(t: Traffic) -> float:
-    """FLSim (`sparse_mask_channel.py`): uplink 4 + 8 ndim bytes a retained value (int64 indices per dimension); downlink dense."""
-    return t.sent * (FLOAT + INT64 * t.index_dims) + FLOAT * (t.other + t.buffers) if t.up else t.dense
+    """FLSim (`sparse_mask_channel.py`): uplink 4 + 8 ndim bytes a retained value (int64 indices per dimension); downlink dense.
+
+    Its density is the configured one and holds for every tensor, biases and BatchNorm too.
+    """
+    if not t.up or t.sent == t.prunable:
+        return t.dense
+    return t.sent * (FLOAT + INT64 * t.index_dims) + t.density * (t.other + t.buffers) * (FLOAT + INT64)
 
 
 def flsim_bitmask(t: Traffic) -> float:
-    """FLSim (`sparse_mask_channel.py`): uplink one bit a weight and the values; downlink dense."""
-    return t.prunable / 8 + FLOAT * (t.sent + t.other + t.buffers) if t.up else t.dense
+    """FLSim (`sparse_mask_channel.py`): uplink one bit for every number and the retained values; downlink dense."""
+    if not t.up or t.sent == t.prunable:
+        return t.dense
+    return t.dense / 32 + t.density * t.dense
 
 
 def dasha(t: Traffic) -> float:
@@ -100,14 +132,24 @@ def fl_pytorch(t: Traffic) -> float:
 
 def coo_int32(t: Traffic) -> float:
     """Coordinates as int32 beside each value, both ways, everything else dense."""
-    indices = 0.0 if t.sent == t.prunable else INT32 * t.sent
-    return indices + FLOAT * (t.sent + t.other + t.buffers)
+    return t.kept + (0.0 if t.sent == t.prunable else INT32 * t.sent)
+
+
+def coo_int64(t: Traffic) -> float:
+    """Coordinates as int64 beside each value (FedLab's top-k, and what DASHA's arrays really hold), everything else dense."""
+    return t.kept + (0.0 if t.sent == t.prunable else INT64 * t.sent)
 
 
 def bitmap(t: Traffic) -> float:
     """One bit a prunable weight in every sparse message, both ways, whether the receiver holds the mask or not."""
-    bits = 0.0 if t.sent == t.prunable else t.prunable / 8
-    return bits + FLOAT * (t.sent + t.other + t.buffers)
+    return t.kept + (0.0 if t.sent == t.prunable else t.prunable / 8)
+
+
+def entropy(t: Traffic) -> float:
+    """32 d + H(d) bits a prunable weight: the floor for a mask without structure that the receiver does not hold."""
+    d = t.density
+    bits = 0.0 if d in (0.0, 1.0) else -d * math.log2(d) - (1 - d) * math.log2(1 - d)
+    return t.kept + bits * t.prunable / 8
 
 
 ESTIMATES: Mapping[str, Estimate] = {
@@ -118,43 +160,57 @@ ESTIMATES: Mapping[str, Estimate] = {
         dispfl,
         feddip,
         feddst,
+        feddst_prunefl,
+        ssfl,
         flsim_coo,
         flsim_bitmask,
         dasha,
         fl_pytorch,
         coo_int32,
+        coo_int64,
         bitmap,
+        entropy,
     )
 }
 
 
-def traffic(ledger: Ledger, *, index_dims: float) -> Iterator[Traffic]:
-    """The training messages of a ledger, in order."""
-    seen: set[object] = set()
-    for rows in ledger.by_message(phase="train"):
-        head = rows["header"]
-        first = head["client"] not in seen
-        seen.add(head["client"])
-        yield Traffic(
-            up=head["direction"] == "up",
-            prunable=_floats(rows, "values"),
-            sent=int(rows.get("values", {}).get("nnz", 0)),
-            other=_floats(rows, "dense"),
-            buffers=_floats(rows, "buffers"),
-            mask_moved="mask" in rows,
-            first=first,
-            index_dims=index_dims,
+def traffic(ledger: Ledger, *, index_dims: float) -> dict[Traffic, int]:
+    """The training messages of a ledger -> how many of each; messages of equal size are one entry."""
+    section = ledger.column("section")
+    ends = section == CODES["section"]["header"]
+    message = np.cumsum(ends) - ends  # a header is its message's last row
+    clients, down = ledger.column("client")[ends], ledger.column("direction")[ends] == CODES["direction"]["down"]
+
+    def at(name: str, column: str) -> np.ndarray:
+        rows = section == CODES["section"][name]
+        found = np.zeros(len(clients), dtype=np.int64)
+        found[message[rows]] = ledger.column(column)[rows] if column else 1
+        return found
+
+    facts = np.stack(
+        [
+            ~down,
+            at("values", "dense_bytes") // 4,
+            at("values", "nnz"),
+            at("dense", "dense_bytes") // 4,
+            at("buffers", "dense_bytes") // 4,
+            at("mask", ""),
+            np.zeros(len(clients), dtype=np.int64),
+        ],
+        axis=1,
+    )
+    facts = facts[train := ledger.column("phase")[ends] == CODES["phase"]["train"]]
+    facts[np.unique(clients[train], return_index=True)[1], -1] = 1
+    distinct, counts = np.unique(facts, axis=0, return_counts=True)
+    return {
+        Traffic(bool(up), prunable, sent, other, buffers, bool(mask), bool(first), index_dims): count
+        for (up, prunable, sent, other, buffers, mask, first), count in zip(
+            distinct.tolist(), counts.tolist(), strict=True
         )
-
-
-def _floats(rows: Mapping[str, Mapping[str, int | float | str]], section: str) -> int:
-    return int(rows.get(section, {}).get("dense_bytes", 0)) // 4
+    }
 
 
 def estimate(ledger: Ledger, *, index_dims: float) -> dict[str, int]:
     """Name -> bytes claimed for all training messages."""
-    totals = dict.fromkeys(ESTIMATES, 0.0)
-    for message in traffic(ledger, index_dims=index_dims):
-        for name, formula in ESTIMATES.items():
-            totals[name] += formula(message)
-    return {name: round(total) for name, total in totals.items()}
+    messages = traffic(ledger, index_dims=index_dims)
+    return {name: round(sum(formula(t) * n for t, n in messages.items())) for name, formula in ESTIMATES.items()}

@@ -1,8 +1,8 @@
 """The ledger: every payload that moved, section by section. The only place where bytes are counted.
 
 ledger.book(round=1, direction="down", phase="train", client=7, description=codecs.describe(data, ...), protocol_bytes=n)
-ledger.total()                               # all payload bytes
-ledger.total(by=("direction", "section"))    # {("down", "values"): ..., ...}
+ledger.total()                                                            # {(): all payload bytes}
+ledger.total(by=("direction", "section"), where={"phase": "train"})       # {("down", "values"): ..., ...}
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
 
 from fl_sim.codecs import Description
 from fl_sim.types import UserError
@@ -39,15 +42,21 @@ TYPES: Mapping[str, str] = {
     "protocol_bytes": "q",
     "status": "b",
 }
+OWNERS: Mapping[str, str] = {"nnz": "values", "entropy_bytes": "mask", "protocol_bytes": "header"}
+"""Columns that stand on one section's rows only, and are 0 on the others."""
 ARROW = {"i": "int32", "q": "int64", "d": "float64"}
+
+Column = NDArray[np.int8] | NDArray[np.int32] | NDArray[np.int64] | NDArray[np.float64]
+Key = tuple[str | int | float, ...]
 
 
 class Ledger:
-    """One row a message and section; columns are packed arrays, about 60 bytes a row.
+    """One row a message and section; columns are packed arrays, about 35 bytes a row.
 
     `payload_bytes` of a message's rows sum to `len(payload)`. `nnz` stands on the values row, `entropy_bytes` (the floor
     of the mask as it was coded) on the mask row, `protocol_bytes` (Flower's count for the whole message) on the header
-    row, and `dense_bytes` (the same tensors sent complete) on each section's row. Every message has a header row.
+    row, and `dense_bytes` (the same tensors sent complete) on each section's row. Every message has a header row, its
+    last.
     """
 
     def __init__(self) -> None:
@@ -69,117 +78,181 @@ class Ledger:
         status: str = "ok",
     ) -> None:
         """Book one message that moved."""
-        common = (round, CODES["direction"][direction], CODES["phase"][phase], client)
-        last = CODES["status"][status]
-        for section, size in description.sections.items():
+        sections = [name for name in description.sections if name != "header"]
+        columns, last = self._columns, CODES["status"][status]
+        common = (("round", round), ("direction", CODES["direction"][direction]), ("phase", CODES["phase"][phase]))
+        for section in (*sections, "header"):
+            size = description.sections.get(section, 0)
             row = (
                 *common,
-                CODES["section"][section],
-                size,
-                description.nnz if section == "values" else 0,
-                description.dense_bytes.get(section, 0),
-                description.entropy_bytes if section == "mask" else 0.0,
-                protocol_bytes if section == "header" else 0,
-                last,
+                ("client", client),
+                ("section", CODES["section"][section]),
+                ("payload_bytes", size),
+                ("dense_bytes", description.dense_bytes.get(section, 0)),
+                ("status", last),
             )
-            for column, value in zip(self._columns.values(), row, strict=True):
-                column.append(value)  # type: ignore[arg-type]
+            for name, value in row:
+                columns[name].append(value)
             self._totals[direction] += size
+        if "values" in description.sections:
+            columns["nnz"].append(description.nnz)
+        if "mask" in description.sections:
+            columns["entropy_bytes"].append(description.entropy_bytes)  # type: ignore[arg-type]
+        columns["protocol_bytes"].append(protocol_bytes)
 
     @property
     def sent(self) -> Mapping[str, int]:
         """Payload bytes so far by direction; free to ask."""
         return self._totals
 
-    def total(self, by: Sequence[str] = (), *, column: str = "payload_bytes") -> dict[tuple[str | int, ...], int]:
-        """Sums of a column grouped by others; `{(): everything}` without groups.
+    def column(self, name: str) -> Column:
+        """A copy of one column, in the order of booking; words as their index in `WORDS[name]` (int8).
 
         Raises:
             ValueError: a column that does not exist.
         """
-        if unknown := {*by, column} - TYPES.keys():
-            raise ValueError(f"no such ledger column: {', '.join(sorted(unknown))}; there are {', '.join(TYPES)}")
-        keys = [self._words(name) for name in by]
-        sums: dict[tuple[str | int, ...], int] = {} if by else {(): 0}
-        for *key, value in zip(*keys, self._columns[column], strict=True):
-            sums[tuple(key)] = sums.get(tuple(key), 0) + value
-        return sums
+        _known(name)
+        held = np.array(np.frombuffer(self._columns[name], dtype=TYPES[name])) if len(self._columns[name]) else None
+        if name not in OWNERS:
+            return np.zeros(0, TYPES[name]) if held is None else held
+        full = np.zeros(len(self), TYPES[name])
+        if held is not None:
+            full[self.column("section") == CODES["section"][OWNERS[name]]] = held
+        return full
+
+    def total(
+        self,
+        by: Sequence[str] = (),
+        *,
+        column: str = "payload_bytes",
+        where: Mapping[str, str | int] | None = None,
+    ) -> dict[Key, int]:
+        """Sums of a column grouped by others; `{(): everything}` without groups. `where` keeps the rows that match.
+
+        Raises:
+            ValueError: a column, or a word of one, that does not exist.
+        """
+        _known(*by, column)
+        keep = np.ones(len(self), dtype=bool)
+        for name, value in (where or {}).items():
+            keep &= self.column(name) == _code(name, value)
+        values = self.column(column)[keep]
+        if not by:
+            return {(): values.sum().item()}
+        group = np.zeros(len(values), dtype=np.int64)
+        parts: list[NDArray[np.generic]] = []
+        for name in by:
+            part, place = np.unique(self.column(name)[keep], return_inverse=True)
+            parts.append(part)
+            group = group * len(part) + place
+        groups, place = np.unique(group, return_inverse=True)
+        sums = np.zeros(len(groups), values.dtype)
+        np.add.at(sums, place, values)  # not bincount: sums of bytes stay integers
+        places = np.unravel_index(groups, [len(part) for part in parts]) if len(groups) else []
+        keys = [_words(name, part[p]) for name, part, p in zip(by, parts, places, strict=False)]
+        return dict(zip(zip(*keys, strict=True), sums.tolist(), strict=True))
 
     def messages(self, *, phase: str) -> dict[str, int]:
         """Messages of a phase by direction."""
-        wanted, header = CODES["phase"][phase], CODES["section"]["header"]
-        counts: dict[str, int] = {}
-        for direction, kind, section in zip(
-            *(self._columns[c] for c in ("direction", "phase", "section")), strict=True
-        ):
-            if kind == wanted and section == header:
-                word = WORDS["direction"][int(direction)]
-                counts[word] = counts.get(word, 0) + 1
-        return counts
+        found = (self.column("phase") == _code("phase", phase)) & (self.column("section") == CODES["section"]["header"])
+        counts = np.bincount(self.column("direction")[found], minlength=2)
+        return {word: count for word, count in zip(WORDS["direction"], counts.tolist(), strict=True) if count}
 
     def by_message(self, *, phase: str) -> Iterator[dict[str, dict[str, int | float | str]]]:
         """The messages of a phase in the order of booking, each as section -> row."""
-        columns = {name: self._words(name) for name in TYPES}
-        message: dict[str, dict[str, int | float | str]] = {}
-        for i in range(len(self)):
-            row = {name: values[i] for name, values in columns.items()}
-            message[str(row["section"])] = row
-            if row["section"] == "header":  # always a message's last row
-                if row["phase"] == phase:
-                    yield message
-                message = {}
+        columns = {name: self.column(name) for name in TYPES}
+        ends = np.flatnonzero(columns["section"] == CODES["section"]["header"]) + 1  # always a message's last row
+        wanted = columns["phase"][ends - 1] == _code("phase", phase)
+        for start, end in zip(np.append(0, ends)[:-1][wanted].tolist(), ends[wanted].tolist(), strict=True):
+            rows = zip(*(_words(name, column[start:end]) for name, column in columns.items()), strict=True)
+            yield {str(row["section"]): row for row in (dict(zip(TYPES, values, strict=True)) for values in rows)}
 
-    def _words(self, name: str) -> list[str | int | float]:
-        column = self._columns[name]
-        return [WORDS[name][int(code)] for code in column] if name in WORDS else list(column)
-
-    def to_table(self) -> pa.Table:
-        """As an Arrow table, words instead of codes."""
-        import numpy as np
+    def to_table(self, *, start: int = 0) -> pa.Table:
+        """As an Arrow table, words instead of codes; from row `start` on."""
         import pyarrow as pa
 
         arrays = []
         for name, code in TYPES.items():
-            values = np.frombuffer(self._columns[name], dtype=code) if len(self) else np.zeros(0, dtype=code)
+            values = self.column(name)[start:]
             if name in WORDS:
                 arrays.append(pa.DictionaryArray.from_arrays(pa.array(values, pa.int8()), pa.array(WORDS[name])))
             else:
                 arrays.append(pa.array(values, ARROW[code]))
         return pa.table(dict(zip(TYPES, arrays, strict=True)))
 
-    def write(self, path: Path) -> None:
-        """Write as parquet, atomically."""
+    def write(self, path: Path, *, start: int = 0) -> None:
+        """Write as parquet, atomically; from row `start` on, so that parts can be written as a run goes."""
         import pyarrow.parquet as pq
 
         beside = path.with_suffix(".tmp")
-        pq.write_table(self.to_table(), beside, compression="zstd")
+        pq.write_table(self.to_table(start=start), beside, compression="zstd")
         os.replace(beside, path)
 
     @classmethod
-    def read(cls, path: Path) -> Ledger:
-        """Read what `write` wrote.
+    def read(cls, *paths: Path) -> Ledger:
+        """Read what `write` wrote, parts in the order given.
 
         Raises:
             UserError: no such file, or not a ledger.
         """
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        try:
-            # A plain file: a path could also name a folder of parts or a remote file system.
-            with path.open("rb") as stream:
-                table = pq.read_table(stream)
-        except (OSError, pa.ArrowException) as error:
-            raise UserError(f"ledger {path}: {str(error).splitlines()[0]}") from error
-        if table.column_names != list(TYPES):
-            raise UserError(f"ledger {path}: columns {table.column_names}; a ledger has {', '.join(TYPES)}")
         ledger = cls()
-        for name, code in TYPES.items():
-            values = table[name].to_pylist()
-            try:
-                ledger._columns[name] = array(code, [CODES[name][v] for v in values] if name in WORDS else values)
-            except (KeyError, TypeError, OverflowError) as error:
-                raise UserError(f"ledger {path}: column {name!r} holds {error}") from error
+        for path in paths:
+            table = _read_table(path)
+            for name, code in TYPES.items():
+                values = _from_arrow(table, name, path)
+                if name in OWNERS:
+                    values = values[_from_arrow(table, "section", path) == CODES["section"][OWNERS[name]]]
+                ledger._columns[name].frombytes(values.astype(code).tobytes())
         for (direction,), size in ledger.total(by=("direction",)).items():
             ledger._totals[str(direction)] = size
         return ledger
+
+
+def _known(*names: str) -> None:
+    if unknown := set(names) - TYPES.keys():
+        raise ValueError(f"no such ledger column: {', '.join(sorted(unknown))}; there are {', '.join(TYPES)}")
+
+
+def _code(name: str, value: str | int) -> int:
+    _known(name)
+    if name not in WORDS:
+        return int(value)
+    if value not in WORDS[name]:
+        raise ValueError(f"no such {name}: {value!r}; there are {', '.join(WORDS[name])}")
+    return CODES[name][str(value)]
+
+
+def _words(name: str, codes: NDArray[np.generic]) -> list[str | int | float]:
+    return [WORDS[name][code] for code in codes.tolist()] if name in WORDS else codes.tolist()
+
+
+def _read_table(path: Path) -> pa.Table:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        # A plain file: a path could also name a folder of parts or a remote file system.
+        with path.open("rb") as stream:
+            table = pq.read_table(stream)
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"ledger {path}: {str(error).splitlines()[0]}") from error
+    if table.column_names != list(TYPES):
+        raise UserError(f"ledger {path}: columns {table.column_names}; a ledger has {', '.join(TYPES)}")
+    return table
+
+
+def _from_arrow(table: pa.Table, name: str, path: Path) -> Column:
+    """One column as codes or numbers."""
+    import pyarrow as pa
+
+    column = table[name]
+    try:
+        if column.null_count:
+            raise ValueError("missing values")
+        if name not in WORDS:
+            return np.array(column.cast(ARROW[TYPES[name]]).to_numpy(), dtype=TYPES[name])
+        encoded = column.cast("string").dictionary_encode().combine_chunks()
+        codes = [_code(name, word) for word in encoded.dictionary.to_pylist()]
+        return np.array(np.array(codes, np.int8)[encoded.indices.to_numpy()])
+    except (ValueError, pa.ArrowException) as error:
+        raise UserError(f"ledger {path}: column {name!r} holds {error}") from error

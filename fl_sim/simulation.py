@@ -33,6 +33,7 @@ from fl_sim.data import partition as make_partition
 from fl_sim.flops import count_macs
 from fl_sim.ledger import Ledger
 from fl_sim.network import Network
+from fl_sim.replay import MaskRecorder
 from fl_sim.report import ModelFacts, Report, summarise
 from fl_sim.runtime.app import ClientHost, client_app
 from fl_sim.runtime.inline import InlineGrid
@@ -82,6 +83,7 @@ class ServerMethod(Protocol):
         seed: int,
         evaluate_size: int,
         network: Network,
+        recorder: MaskRecorder | None,
         on_reply: Callable[[int, int], None],
     ) -> ServerStrategy:
         """The strategy of one run."""
@@ -263,7 +265,11 @@ def _index_dims(schema: codecs.Schema) -> float:
 
 
 def build_strategy(
-    federation: Federation, ledger: Ledger, on_reply: Callable[[int, int], None] = lambda answered, cohort: None
+    federation: Federation,
+    ledger: Ledger,
+    *,
+    recorder: MaskRecorder | None = None,
+    on_reply: Callable[[int, int], None] = lambda answered, cohort: None,
 ) -> ServerStrategy:
     """The Flower strategy that the config's `[strategy]` names.
 
@@ -282,6 +288,7 @@ def build_strategy(
         seed=experiment.seed,
         evaluate_size=experiment.evaluate.clients,
         network=experiment.network,
+        recorder=recorder,
         on_reply=on_reply,
     )
 
@@ -324,7 +331,8 @@ class Session:
         self.folder = folder = _run_folder(asked)
         self.ledger = Ledger()
         self.rows: list[dict[str, float]] = []
-        self.strategy = build_strategy(federation, self.ledger, observer.reply)
+        self.recorder = MaskRecorder([]) if asked.wire.record_masks else None
+        self.strategy = build_strategy(federation, self.ledger, recorder=self.recorder, on_reply=observer.reply)
         self.started = self._round_started = time.perf_counter()
         self._seconds = 0.0
         (folder / "config.toml").write_text(asked.to_toml() + "\n", encoding="utf-8")
@@ -392,6 +400,8 @@ class Session:
         """Write what a finished run leaves behind."""
         self._lines.close()
         self.ledger.write(self.folder / "ledger.parquet")
+        if self.recorder is not None:
+            self.recorder.write(self.folder / "masks.parquet")
         summary = summarise(
             self.asked,
             precision=self.federation.experiment.training.precision,

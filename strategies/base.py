@@ -19,6 +19,7 @@ from fl_sim import codecs, wire
 from fl_sim.codecs import CorruptPayload, Description
 from fl_sim.ledger import Ledger
 from fl_sim.network import Network
+from fl_sim.replay import MaskRecorder
 from fl_sim.runtime.app import PARTITION
 from fl_sim.runtime.flower_compat import CLIENT_APP_CRASHED
 from fl_sim.runtime.protocol import protocol_bytes
@@ -49,6 +50,7 @@ class Method:
         seed: int,
         evaluate_size: int = 0,
         network: Network | None = None,
+        recorder: MaskRecorder | None = None,
         on_reply: Callable[[int, int], None] = lambda answered, cohort: None,
     ) -> SparseStrategy:
         """The Flower strategy of one run of this method, from the seeded model that every party can build by itself."""
@@ -62,6 +64,7 @@ class Method:
             seed=seed,
             evaluate_size=evaluate_size,
             network=network,
+            recorder=recorder,
             on_reply=on_reply,
         )
 
@@ -116,6 +119,7 @@ class SparseStrategy(Strategy):
         seed: the run's seed.
         evaluate_size: clients that evaluate the new model after each round; 0 = the server evaluates alone.
         network: links, speeds and deadline of the simulated clients; None = no clock.
+        recorder: keeps the masks that travel in training messages, for `fl-sim replay`; None = keep none.
         on_reply: called after each reply with (answered, cohort) for a progress display.
     """
 
@@ -131,13 +135,14 @@ class SparseStrategy(Strategy):
         seed: int,
         evaluate_size: int = 0,
         network: Network | None = None,
+        recorder: MaskRecorder | None = None,
         on_reply: Callable[[int, int], None] = lambda answered, cohort: None,
     ) -> None:
         self.method, self.state, self.exchange, self.reference = method, state, exchange, reference
         self.ledger, self.cohort_size, self.seed = ledger, cohort_size, seed
         self.evaluate_size, self.on_reply = evaluate_size, on_reply
         self.network = network if network is not None and network.links else None
-        self.simulated_s = 0.0
+        self.recorder, self.simulated_s = recorder, 0.0
         self.holdings = wire.Holdings()
         self.round_log = RoundLog()
         self.failures = {"raised": 0, "rejected": 0, "late": 0, "lost": 0}
@@ -232,6 +237,8 @@ class SparseStrategy(Strategy):
                 protocol_bytes=protocol_bytes(message, direction="down"),
             )
             self.round_log.down_bytes[client] = sum(described.sections.values())
+            if kind == MessageType.TRAIN:
+                self._record(task.round, "down", client, described, task.mask)
             messages.append(message)
         return messages
 
@@ -294,9 +301,18 @@ class SparseStrategy(Strategy):
             raise _Unusable("rejected", f"client {client}: rejected update: {error}") from error
         late = self._is_late(client, described, samples=metrics.get("examples", count))
         self._book_up(number, client, reply, described, phase="train", status="late" if late else "ok")
+        self._record(number, "up", client, described, mask)
         if late:
             raise _Unusable("late", f"client {client}: later than the deadline")
         return Update(params, count, mask, metrics)
+
+    def _record(
+        self, number: int, direction: str, client: int, described: codecs.Description, mask: Mask | None
+    ) -> None:
+        if self.recorder is not None:
+            travelled = mask if described.mask_mode not in ("none", "held") else None
+            bits = None if travelled is None else self.exchange.schema.flat_mask(travelled).numpy()
+            self.recorder.add(round=number, direction=direction, client=client, mask=bits)
 
     def _is_late(self, client: int, described: codecs.Description, *, samples: float) -> bool:
         """Ask the clock, where there is one."""

@@ -12,7 +12,15 @@ LAYERS = [
     {"fl_sim.types", "fl_sim.seeding"},
     {"fl_sim.sparsity", "fl_sim.losses", "fl_sim.codecs"},
     {"fl_sim.training", "fl_sim.models", "fl_sim.data", "fl_sim.gating", "fl_sim.flops", "fl_sim.precision"},
-    {"fl_sim.wire", "fl_sim.runtime", "fl_sim.ledger", "fl_sim.network", "fl_sim.estimates", "fl_sim.checkpoint"},
+    {
+        "fl_sim.wire",
+        "fl_sim.runtime",
+        "fl_sim.ledger",
+        "fl_sim.network",
+        "fl_sim.estimates",
+        "fl_sim.replay",
+        "fl_sim.checkpoint",
+    },
     {"strategies", "clients"},
     {
         "fl_sim.config",

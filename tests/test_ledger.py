@@ -68,6 +68,94 @@ def test_totals_are_sums_and_survive_parquet(bookings, tmp_path_factory) -> None
     assert again.to_table().column_names == list(TYPES)
 
 
+GROUPS = st.lists(
+    st.sampled_from(["round", "direction", "phase", "client", "section", "status"]), max_size=3, unique=True
+)
+SUMMED = ("payload_bytes", "nnz", "dense_bytes", "protocol_bytes")
+
+
+@given(bookings=BOOKINGS, by=GROUPS, column=st.sampled_from(SUMMED), phase=st.sampled_from([None, *WORDS["phase"]]))
+@settings(deadline=None, max_examples=150)
+def test_totals_equal_a_loop_over_the_rows(bookings, by: list[str], column: str, phase: str | None) -> None:
+    ledger = Ledger()
+    for booking in bookings:
+        ledger.book(**booking)
+    expected: dict[tuple[object, ...], int] = {} if by else {(): 0}
+    for row in ledger.to_table().to_pylist():
+        if phase in (None, row["phase"]):
+            key = tuple(row[name] for name in by)
+            expected[key] = expected.get(key, 0) + row[column]
+    where = None if phase is None else {"phase": phase}
+    assert ledger.total(by=by, column=column, where=where) == expected
+
+
+@given(bookings=BOOKINGS)
+@settings(deadline=None, max_examples=60)
+def test_rows_say_what_was_booked(bookings) -> None:
+    ledger = Ledger()
+    for booking in bookings:
+        ledger.book(**booking)
+    for phase in WORDS["phase"]:
+        of_phase = [b for b in bookings if b["phase"] == phase]
+        for booking, rows in zip(of_phase, ledger.by_message(phase=phase), strict=True):
+            described = booking["description"]
+            assert {name: row["payload_bytes"] for name, row in rows.items()} == described.sections
+            assert list(rows)[-1] == "header"
+            assert all(row[key] == booking[key] for row in rows.values() for key in ("round", "direction", "client"))
+            assert all(row["dense_bytes"] == described.dense_bytes.get(name, 0) for name, row in rows.items())
+            assert all(
+                (row["nnz"] == described.nnz) if name == "values" else row["nnz"] == 0 for name, row in rows.items()
+            )
+            floors = {name: row["entropy_bytes"] for name, row in rows.items() if row["entropy_bytes"]}
+            assert floors == ({"mask": described.entropy_bytes} if "mask" in rows and described.entropy_bytes else {})
+            assert sum(row["protocol_bytes"] for row in rows.values()) == booking["protocol_bytes"]
+
+
+@given(bookings=BOOKINGS, cut=st.integers(0, 12), more=BOOKINGS)
+@settings(deadline=None, max_examples=40)
+def test_parts_make_the_whole_and_can_be_continued(bookings, cut: int, more, tmp_path_factory) -> None:
+    folder, ledger = tmp_path_factory.mktemp("parts"), Ledger()
+    for booking in bookings[:cut]:
+        ledger.book(**booking)
+    written = len(ledger)
+    ledger.write(folder / "0.parquet")
+    for booking in bookings[cut:]:
+        ledger.book(**booking)
+    ledger.write(folder / "1.parquet", start=written)
+    again = Ledger.read(folder / "0.parquet", folder / "1.parquet")
+    for one in (ledger, again):
+        for booking in more:
+            one.book(**booking)
+    assert again.to_table().equals(ledger.to_table())
+    assert again.sent == ledger.sent
+
+
+def test_a_table_in_hand_does_not_stop_booking() -> None:
+    ledger = Ledger()
+    booking = {"round": 1, "direction": "up", "phase": "train", "client": 0, "protocol_bytes": 3}
+    ledger.book(**booking, description=Description.opaque(9))
+    table, column = ledger.to_table(), ledger.column("round")
+    for _ in range(1000):
+        ledger.book(**booking, description=Description.opaque(9))
+    assert (table.num_rows, len(column), len(ledger)) == (1, 1, 1001)
+
+
+def test_a_ledger_of_many_clients_stays_small(tmp_path: Path) -> None:
+    """1,000 clients, 10 rounds: 40 bytes a row in memory, and row groups on disk that are read back in pieces."""
+    ledger = Ledger()
+    described = Description({"mask": 5, "values": 40, "dense": 8, "header": 44}, 10, {"values": 400}, 4.5, "whole", "x")
+    for round in range(10):
+        for client in range(1000):
+            ledger.book(
+                round=round, direction="up", phase="train", client=client, description=described, protocol_bytes=99
+            )
+    held = sum(column.itemsize * len(column) for column in ledger._columns.values())
+    assert held / len(ledger) < 40
+    assert ledger.total(by=("round",), column="entropy_bytes") == {(r,): 4500.0 for r in range(10)}
+    pq.write_table(ledger.to_table(), tmp_path / "ledger.parquet", row_group_size=777)
+    assert Ledger.read(tmp_path / "ledger.parquet").to_table().equals(ledger.to_table())
+
+
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"not parquet at all"])
 def test_damaged_files_are_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "ledger.parquet").write_bytes(content)
@@ -88,9 +176,24 @@ def test_foreign_tables_are_refused(tmp_path: Path) -> None:
         Ledger.read(tmp_path / "ledger.parquet")
 
 
-def test_unknown_columns_are_named() -> None:
+@pytest.mark.parametrize("bad", [pa.array([None], pa.int64()), pa.array([1.5]), pa.array([2**40])])
+def test_damaged_numbers_are_refused(tmp_path: Path, bad: pa.Array) -> None:
+    ledger = Ledger()
+    ledger.book(round=1, direction="up", phase="train", client=0, description=Description.opaque(9), protocol_bytes=3)
+    table = ledger.to_table()
+    pq.write_table(table.set_column(0, "round", bad), tmp_path / "ledger.parquet")
+    with pytest.raises(UserError, match="column 'round'") as error:
+        Ledger.read(tmp_path / "ledger.parquet")
+    assert "\n" not in str(error.value)
+
+
+def test_unknown_columns_and_words_are_named() -> None:
     with pytest.raises(ValueError, match="roundd"):
         Ledger().total(by=("roundd",))
+    with pytest.raises(ValueError, match="evaluate"):
+        Ledger().total(where={"phase": "training"})
+    with pytest.raises(ValueError, match="payload_bytes"):
+        Ledger().column("bytes")
 
 
 @pytest.mark.parametrize(

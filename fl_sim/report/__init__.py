@@ -1,6 +1,6 @@
 """What a finished run says: `summary.json` as a value, and tables over runs."""
 
 from fl_sim.report.summary import ModelFacts, Report, summarise
-from fl_sim.report.table import comparison, estimates, floors, per_run
+from fl_sim.report.table import comparison, estimates, floors, per_run, repriced
 
-__all__ = ["ModelFacts", "Report", "comparison", "estimates", "floors", "per_run", "summarise"]
+__all__ = ["ModelFacts", "Report", "comparison", "estimates", "floors", "per_run", "repriced", "summarise"]

@@ -92,3 +92,17 @@ def floors(report: Report) -> str:
     )
     masks = f"masks {_mb(mask)} MB ({100 * mask / total:.2f} % of all), floor {_mb(floor)} MB; " if mask else ""
     return f"{masks}Flower's own counters would show {_mb(protocol)} MB for these messages"
+
+
+def repriced(report: Report, price: Mapping[str, float], name: str) -> Table:
+    """A run's training traffic as measured and as another codec would price it."""
+    totals = report.ledger.total(by=("direction", "phase"))
+    table = Table(
+        title="training traffic under another codec", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
+    for column in ("codec", "MB up", "MB down", "MB total"):
+        table.add_column(column, justify="left" if column == "codec" else "right")
+    measured = {direction: totals.get((direction, "train"), 0) for direction in ("up", "down")}
+    for label, row in (("measured", measured), (name, price)):
+        table.add_row(label, _mb(row["up"]), _mb(row["down"]), _mb(row["up"] + row["down"]))
+    return table

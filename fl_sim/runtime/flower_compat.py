@@ -5,8 +5,12 @@ Flower's public API is `flwr.app`, `flwr.serverapp` and `flwr.clientapp`. Runnin
 
 from __future__ import annotations
 
-from flwr.app import Message
+from collections.abc import Callable
+
+from flwr.app import Array, ArrayRecord, Message, RecordDict
 from flwr.app.message import remove_content_from_message
+from flwr.app.message.arraychunk import ArrayChunk
+from flwr.common.constant import FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE
 from flwr.common.serde import message_to_proto
 from flwr.proto.fleet_pb2 import (
     PullMessagesRequest,
@@ -27,14 +31,20 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 __all__ = [
+    "CHUNK_BYTES",
     "CLIENT_APP_CRASHED",
     "CLIENT_APP_RAISED",
     "Run",
     "adopt_identity",
+    "chunk_bytes",
     "inbound_bytes",
     "outbound_bytes",
     "set_message_id",
+    "with_chunks",
 ]
+
+CHUNK_BYTES = FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE
+"""Flower cuts an array's data into objects of at most this many bytes."""
 
 CLIENT_APP_RAISED = 2
 """`flwr.common.constant.ErrorCode.CLIENT_APP_RAISED_EXCEPTION`."""
@@ -89,3 +99,29 @@ def inbound_bytes(message: Message) -> int:
         session_id="0" * 64,
     ).ByteSize()
     return int(polled + pushed + answer) + sum(objects.values())
+
+
+def chunk_bytes(size: int) -> int:
+    """Bytes of the objects that carry an array's `size` bytes of data, each with its head "ArrayChunk  <length>\\0"."""
+    full, rest = divmod(size, CHUNK_BYTES)
+    objects = [(full, CHUNK_BYTES), (1 if rest else 0, rest)]
+    return sum(count * (len("ArrayChunk  ") + len(str(length)) + 1 + length) for count, length in objects)
+
+
+def with_chunks(message: Message, count: Callable[[Array], int]) -> Message:
+    """A message of the same structure whose arrays carry `count(array)` distinct chunks of four bytes instead of data."""
+    content, made = RecordDict(), 0
+    for key, record in message.content.items():
+        if not isinstance(record, ArrayRecord):
+            content[key] = record
+            continue
+        content[key] = arrays = ArrayRecord()
+        for name, array in record.items():
+            stand_in = Array(dtype=array.dtype, shape=array.shape, stype=array.stype, data=b"")
+            chunks = [ArrayChunk(memoryview((made + i).to_bytes(4, "little"))) for i in range(count(array))]
+            made += len(chunks)
+            stand_in.__dict__["_chunks"] = [(chunk.object_id, chunk) for chunk in chunks]
+            arrays[name] = stand_in
+    copied = remove_content_from_message(message)
+    copied.content = content
+    return copied

@@ -1,0 +1,122 @@
+"""The k highest of several tensors together, exactly, in linear time and constant extra memory.
+
+Non-negative IEEE 754 numbers are ordered like their bit patterns read as integers. So the k-th highest value is found
+digit by digit, as in a radix sort: histogram the leading 11 bits, choose the digit in which the k-th value lies, look
+at the next bits of the values in that digit only. No tensor is sorted, joined or copied as a whole, the result does
+not depend on the chunks, and the same code runs on any device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fl_sim.types import UserError
+
+CHUNK = 1 << 18
+RADIX = 11
+# Bits below the sign.
+WIDTHS = {torch.float32: (torch.int32, 31), torch.float64: (torch.int64, 63)}
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The chosen part of one tensor: everything above `threshold`, and the first `ties` coordinates equal to it."""
+
+    threshold: float
+    ties: int
+    count: int
+
+
+def select(tensors: Sequence[Tensor], k: int, *, floors: Sequence[int] | None = None) -> list[int]:
+    """How many of the k highest values each tensor holds; ties go to the earlier tensor.
+
+    With `floors`, each tensor holds at least its floor, and among all such choices the sum of the chosen values is the
+    largest. Why one threshold t still suffices: raise it until the tensors, each with its floor or with what it has at
+    t and above, whichever is more, hold k. Every chosen value below t is then forced by a floor.
+
+    Args:
+        tensors: non-negative scores, any shapes; float32 or float64 are compared as they are, half precision as
+            float32, everything else as float64. All on one device.
+        k: how many to choose, from the sum of the floors to the number of values.
+        floors: at least so many of each tensor, at most its size; none by default.
+
+    Raises:
+        UserError: a negative score or NaN.
+        ValueError: `k` outside its range.
+    """
+    sizes = np.array([t.numel() for t in tensors], dtype=np.int64)
+    least = np.zeros_like(sizes) if floors is None else np.asarray(floors, dtype=np.int64)
+    if not least.sum() <= k <= sizes.sum():
+        raise ValueError(f"cannot choose {k} of {sizes.sum()} values when {least.sum()} are fixed")
+    _, above, equal = _kth(tensors, k, least)
+    chosen = np.maximum(least, above)
+    for i, more in enumerate(np.maximum(least, above + equal) - chosen):
+        chosen[i] += min(int(more), k - int(chosen.sum()))
+    return [int(count) for count in chosen]
+
+
+def top(tensor: Tensor, k: int) -> Selection:
+    """The k highest of one tensor; ties go to the lower flat index. Raises what `select` raises."""
+    if not 0 <= k <= tensor.numel():
+        raise ValueError(f"cannot choose {k} of {tensor.numel()} values")
+    if k in (0, tensor.numel()):
+        return Selection(float("inf") if k == 0 else -1.0, 0, k)
+    threshold, above, _ = _kth([tensor], k, np.zeros(1, dtype=np.int64))
+    return Selection(threshold, k - int(above[0]), k)
+
+
+def common_dtype(tensors: Sequence[Tensor]) -> torch.dtype:
+    """The dtype in which values are compared: it holds all of them exactly, except integers beyond 2^53."""
+    if any(t.dtype == torch.float64 or not t.dtype.is_floating_point for t in tensors):
+        return torch.float64
+    return torch.float32
+
+
+def _kth(
+    tensors: Sequence[Tensor], k: int, floors: NDArray[np.int64]
+) -> tuple[float, NDArray[np.int64], NDArray[np.int64]]:
+    """(threshold, values above it in each tensor, values equal to it in each tensor)."""
+    dtype = common_dtype(tensors)
+    integer, width = WIDTHS[dtype]
+    prefix, above, equal = 0, np.zeros_like(floors), np.zeros_like(floors)
+    while width:
+        digit = min(RADIX, width)
+        width -= digit
+        counts = np.stack([_histogram(t, dtype, prefix, (width, digit)) for t in tensors])
+        # at_least[l, d]: values of tensor l that share the prefix and have digit d or a higher one, and those above it.
+        at_least = above[:, None] + counts[:, ::-1].cumsum(axis=1)[:, ::-1]
+        held = np.maximum(floors[:, None], at_least).sum(axis=0)
+        chosen = int(np.flatnonzero(held >= k)[-1])
+        equal = counts[:, chosen]
+        above = at_least[:, chosen] - equal
+        prefix = prefix << digit | chosen
+    return float(torch.tensor(prefix, dtype=integer).view(dtype)), above, equal
+
+
+def _histogram(tensor: Tensor, dtype: torch.dtype, prefix: int, place: tuple[int, int]) -> NDArray[np.int64]:
+    """Counts of the `digit` bits above bit `shift`, over the values whose higher bits equal `prefix`."""
+    shift, digit = place
+    integer, width = WIDTHS[dtype]
+    rest = width - shift - digit
+    counts = torch.zeros(1 << digit, dtype=torch.int64, device=tensor.device)
+    for chunk in _chunks(tensor):
+        values = chunk.to(dtype)
+        if not rest and not bool(values.min() >= 0):
+            raise UserError("scores must be non-negative, and none may be NaN")
+        bits = values.view(integer)
+        if rest:
+            bits = bits[(bits >> (shift + digit)).bitwise_and_((1 << rest) - 1) == prefix]
+        # The mask also drops the sign: -0.0 counts as 0.0.
+        counts += torch.bincount((bits >> shift).bitwise_and_((1 << digit) - 1), minlength=1 << digit)
+    result: NDArray[np.int64] = counts.cpu().numpy()
+    return result
+
+
+def _chunks(tensor: Tensor) -> Iterator[Tensor]:
+    return iter(tensor.detach().reshape(-1).split(CHUNK)) if tensor.numel() else iter(())

@@ -123,6 +123,15 @@ def codec(as_json: AS_JSON = False) -> None:
     show_rows(console, measured.measure(), as_json=as_json)
 
 
+@bench.command()
+def pruning(as_json: AS_JSON = False) -> None:
+    """Global selection beside torch's own pruning, and the growth of the rate-distortion program."""
+    from fl_sim.bench import pruning as measured
+    from fl_sim.bench.show import show_rows
+
+    show_rows(console, measured.measure(), as_json=as_json)
+
+
 @app.command(name="list")
 def list_() -> None:
     """List what a config can name: clients, strategies, models, data sources, partitions, value types."""

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from fl_sim.sparsity import OneShot, PruneTo
+from fl_sim.sparsity import Allocate, Cubic, OneShot, PruneTo, erk, global_topk, lamp, uniform
 from fl_sim.types import UserError
 from strategies.aggregation import coverage_mean, zero_fill
 from strategies.base import Method
 from strategies.server_step import Aggregate, Momentum, Optimise, accept
 
+ALLOCATIONS: Mapping[str, Allocate] = {"global": global_topk, "uniform": uniform, "erk": erk, "lamp": lamp}
 AGGREGATES: Mapping[str, Aggregate] = {"coverage": coverage_mean, "zero_fill": zero_fill}
 
 
@@ -30,12 +31,33 @@ def fedavg(*, lr: float = 1.0, momentum: float = 0.0, aggregate: str = "coverage
     return Method(aggregate=AGGREGATES[aggregate], optimise=optimise)
 
 
-def global_magnitude(*, density: float = 0.1, at: int = 1, min_keep: int = 0) -> Method:
-    """One-shot global magnitude pruning of the aggregated model (Global MP, arXiv 2209.14624), then masked training.
+def _allocation(name: str) -> Allocate:
+    if name not in ALLOCATIONS:
+        raise UserError(f"strategy.allocate: unknown {name!r}; allowed: {', '.join(ALLOCATIONS)}")
+    return ALLOCATIONS[name]
+
+
+def global_magnitude(*, density: float = 0.1, at: int = 1, min_keep: int = 0, allocate: str = "global") -> Method:
+    """One-shot magnitude pruning of the aggregated model (Global MP, arXiv 2209.14624), then masked training.
 
     Args:
         density: fraction of prunable weights kept.
         at: after which round the mask is made.
         min_keep: minimum threshold: weights that survive in every layer at least.
+        allocate: how many each layer keeps: "global", "uniform", "erk", "lamp".
     """
-    return Method(adjust_mask=PruneTo(OneShot(at, density), min_keep=min_keep))
+    return Method(adjust_mask=PruneTo(OneShot(at, density), _allocation(allocate), min_keep=min_keep))
+
+
+def gradual_magnitude(
+    *, density: float = 0.1, start: int = 1, end: int = 10, min_keep: int = 0, allocate: str = "global"
+) -> Method:
+    """Magnitude pruning on the cubic schedule of Zhu and Gupta (2017) between two rounds; masks are nested.
+
+    Args:
+        density: fraction of prunable weights kept from round `end` on.
+        start, end: first and last round of pruning.
+        min_keep: weights that survive in every layer at least.
+        allocate: how many each layer keeps: "global", "uniform", "erk", "lamp".
+    """
+    return Method(adjust_mask=PruneTo(Cubic(start, end, density), _allocation(allocate), min_keep=min_keep))

@@ -137,6 +137,10 @@ def test_lamp_scores_are_those_of_the_definition() -> None:
     assert list(lamp(some, 0.03).values()) == expected
 
 
+def test_nothing_is_allocated_to_nothing() -> None:
+    assert all(allocate({}, 0.5) == {} for allocate in PLAIN)
+
+
 def test_random_counts_ignore_the_scores() -> None:
     keep = RandomTopk(1)(network(), 0.1)
     assert keep == RandomTopk(1)({n: torch.zeros_like(s) for n, s in network().items()}, 0.1)

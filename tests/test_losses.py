@@ -117,6 +117,14 @@ def test_feature_distillation_limits_and_formula() -> None:
     assert float(got) == pytest.approx(0.3 * (squared + 0.7 * cosine) + 0.7 * float(hard), rel=1e-5)
 
 
+def test_no_gradient_reaches_the_teachers_features() -> None:
+    student, teacher = normal(3, 8, 4, 4).requires_grad_(), normal(3, 8, 4, 4, seed=1).requires_grad_()
+    for objective in (FeatureDistillation(), FeatureDistillation(scale=teacher_std)):
+        objective(normal(3, 4), [student], [teacher], torch.arange(3)).backward()
+    assert teacher.grad is None
+    assert student.grad is not None
+
+
 def test_feature_scale_makes_the_unit_of_the_features_irrelevant() -> None:
     logits, labels, objective = normal(3, 4), torch.arange(3), FeatureDistillation(1.0, scale=teacher_std)
     student, teacher = normal(3, 8, 4, 4), normal(3, 8, 4, 4, seed=1)

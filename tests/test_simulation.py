@@ -111,6 +111,17 @@ def test_static_mask_is_sent_once_and_then_values_only(tmp_path: Path) -> None:
     assert alive <= 0.2 * Federation.build(tiny(tmp_path)).exchange.schema.prunable_size + 1
 
 
+def test_gradual_pruning_sends_differences_of_nested_masks(tmp_path: Path) -> None:
+    options = ["strategy.target=strategies.presets:gradual_magnitude", "strategy.density=0.1", "strategy.end=4"]
+    report = run_tiny(tmp_path, *options, "strategy.allocate=erk", "rounds=6", "cohort.size=6")
+    densities = [row["density"] for row in report.rounds]
+    assert densities == sorted(densities, reverse=True)
+    assert densities[3:] == [pytest.approx(0.1, abs=1e-3)] * 3
+    masks = report.ledger.total(by=("round", "direction", "section"))
+    assert 0 < masks[4, "down", "mask"] < masks[3, "down", "mask"]
+    assert masks.get((6, "down", "mask"), 0) == 0
+
+
 def test_a_client_that_missed_the_mask_is_charged_for_it(tmp_path: Path) -> None:
     report = run_tiny(
         tmp_path,

@@ -143,7 +143,7 @@ def _peak_bytes(run: Callable[[], object]) -> float:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
         before = _status_bytes("VmRSS")
         run()
-        return _status_bytes("VmHWM") - before
+        return max(0.0, _status_bytes("VmHWM") - before)
     except OSError:
         return float("nan")
 

@@ -54,6 +54,8 @@ def select(tensors: Sequence[Tensor], k: int, *, floors: Sequence[int] | None = 
     least = np.zeros_like(sizes) if floors is None else np.asarray(floors, dtype=np.int64)
     if not least.sum() <= k <= sizes.sum():
         raise ValueError(f"cannot choose {k} of {sizes.sum()} values when {least.sum()} are fixed")
+    if not tensors:
+        return []
     _, above, equal = _kth(tensors, k, least)
     chosen = np.maximum(least, above)
     for i, more in enumerate(np.maximum(least, above + equal) - chosen):

@@ -54,7 +54,7 @@ def run(
     if not quiet:
         console.print(per_run(report))
         console.print(comparison([report]))
-        console.print(f"{report.folder}", highlight=False)
+        console.print(f"{report.folder} (computed in {report.summary['precision']})", highlight=False)
 
 
 @app.command()

@@ -148,7 +148,7 @@ def bitmap(t: Traffic) -> float:
 def entropy(t: Traffic) -> float:
     """32 d + H(d) bits a prunable weight: the floor for a mask without structure that the receiver does not hold."""
     d = t.density
-    bits = 0.0 if d in (0.0, 1.0) else -d * math.log2(d) - (1 - d) * math.log2(1 - d)
+    bits = -d * math.log2(d) - (1 - d) * math.log2(1 - d) if 0 < d < 1 else 0.0
     return t.kept + bits * t.prunable / 8
 
 

@@ -8,6 +8,7 @@ Nothing waits: clients run at full speed here, and only the clock tells who woul
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -65,13 +66,15 @@ class Network:
         for name, weight in self.links.items():
             if name not in PRESETS:
                 raise UserError(f"network.links: unknown {name!r}; allowed: {', '.join(PRESETS)}")
-            if weight < 0:
-                raise UserError(f"network.links.{name} = {weight}: must not be negative")
+            if not 0 <= weight < math.inf:
+                raise UserError(f"network.links.{name} = {weight}: must be a number of at least 0")
+        if self.links and not sum(self.links.values()) > 0:
+            raise UserError("network.links: every weight is 0; at least one must be positive")
         for key, least in (("samples_per_s", 0.0), ("deadline_s", 0.0)):
             value = getattr(self, key)
-            if value is not None and value <= least:
+            if value is not None and not value > least:
                 raise UserError(f"network.{key} = {value}: must be positive")
-        if not 0 <= self.dropout < 1 or self.speed_spread < 0:
+        if not 0 <= self.dropout < 1 or not 0 <= self.speed_spread < math.inf:
             raise UserError(
                 f"network: dropout = {self.dropout} must be in [0, 1), speed_spread = {self.speed_spread} at least 0"
             )

@@ -39,6 +39,23 @@ def test_profiles_follow_weights_and_the_seed() -> None:
     assert 1.9 < max(speeds) <= 2.0
 
 
+@given(finished=st.lists(st.floats(0, 1e6), max_size=9), deadline=st.floats(0.01, 1e6), later=st.floats(0, 1e6))
+def test_more_patience_never_loses_a_client_and_never_shortens_a_round(
+    finished: list[float], deadline: float, later: float
+) -> None:
+    def round_of(network: Network) -> tuple[int, float]:
+        on_time = [s for s in finished if not network.is_late(s)]
+        return len(on_time), network.round_s(on_time, missing=len(on_time) < len(finished))
+
+    links = {"4G": 1.0}
+    hasty, patient = (round_of(Network(links=links, deadline_s=d)) for d in (deadline, deadline + later))
+    endless = round_of(Network(links=links))
+    assert hasty[0] <= patient[0] <= endless[0] == len(finished)
+    assert hasty[1] <= patient[1] <= max(endless[1], deadline + later)
+    assert hasty[1] <= deadline
+    assert endless[1] == max(finished, default=0.0)
+
+
 def test_faster_links_finish_sooner_in_a_federation(tmp_path: Path) -> None:
     spent = {
         name: run_tiny(tmp_path / name, f'network.links={{"{name}" = 1}}').summary["simulated_s"] for name in PRESETS
@@ -88,6 +105,10 @@ def test_time_to_accuracy() -> None:
         {"links": {"4G": 1}, "deadline_s": 0.0},
         {"dropout": 1.0},
         {"links": {"4G": -1}},
+        {"links": {"4G": 0, "3G": 0.0}},
+        {"links": {"4G": float("nan")}},
+        {"links": {"4G": 1}, "samples_per_s": float("nan")},
+        {"links": {"4G": 1}, "speed_spread": float("inf")},
     ],
 )
 def test_wrong_networks_are_refused(bad: dict[str, object]) -> None:

@@ -173,7 +173,7 @@ class Ledger:
 
         arrays = []
         for name, code in TYPES.items():
-            values = self.column(name)
+            values = self.column(name)[start:]
             if name in WORDS:
                 arrays.append(pa.DictionaryArray.from_arrays(pa.array(values, pa.int8()), pa.array(WORDS[name])))
             else:

@@ -5,14 +5,13 @@ parts = partition(labels, 100, kind="dirichlet", alpha=0.5, seed=0)      # 100 s
 
 from __future__ import annotations
 
-import difflib
-import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fl_sim.lookup import find
 from fl_sim.seeding import Purpose, numpy_generator
 from fl_sim.types import UserError
 
@@ -118,26 +117,11 @@ def partition(
     if num_clients * min_size > len(labels):
         raise UserError(f"data.clients = {num_clients} with at least {min_size} samples each: there are {len(labels)}")
     request = Request(num_clients, alpha, shards, min_size, numpy_generator(seed, Purpose.DATA))
-    parts = [np.sort(part).astype(np.int64) for part in _find(kind)(labels, request)]
+    parts = [np.sort(part).astype(np.int64) for part in find("data.partition", kind, PARTITIONS)(labels, request)]
     smallest = min(map(len, parts))
     if smallest < min_size:
         raise UserError(f"data.partition = {kind!r}: a client got {smallest} samples, fewer than min_size = {min_size}")
     return parts
-
-
-def _find(kind: str) -> Partition:
-    if kind in PARTITIONS:
-        return PARTITIONS[kind]
-    module, colon, name = kind.partition(":")
-    if colon:
-        try:
-            found: Partition = getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError) as error:
-            raise UserError(f"data.partition = {kind!r}: {error}") from error
-        return found
-    near = difflib.get_close_matches(kind, PARTITIONS, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    raise UserError(f"data.partition = {kind!r}: unknown; {hint}allowed: {', '.join(PARTITIONS)}, or module:function")
 
 
 def label_counts(labels: Labels, parts: Parts, num_classes: int) -> NDArray[np.int64]:

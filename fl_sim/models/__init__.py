@@ -5,17 +5,15 @@ model = build("resnet20", num_classes=10, in_channels=3, seed=0)
 
 from __future__ import annotations
 
-import difflib
-import importlib
 from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
 
+from fl_sim.lookup import find
 from fl_sim.models.resnet import cifar_resnet
 from fl_sim.models.simple import cnn, cnn_bn, mlp
 from fl_sim.models.torchvision import resnet18, resnet34, resnet50
-from fl_sim.types import UserError
 
 __all__ = ["MODELS", "Builder", "batchnorm_names", "build", "prunable_names"]
 
@@ -49,25 +47,10 @@ def build(
     Raises:
         UserError: unknown name.
     """
-    builder = _find(name)
+    builder = find("model.name", name, MODELS)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return builder(num_classes=num_classes, in_channels=in_channels, image_size=image_size, width=width)
-
-
-def _find(name: str) -> Builder:
-    if name in MODELS:
-        return MODELS[name]
-    module, colon, attribute = name.partition(":")
-    if colon:
-        try:
-            builder: Builder = getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
-            raise UserError(f"model.name = {name!r}: {error}") from error
-        return builder
-    near = difflib.get_close_matches(name, MODELS, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    raise UserError(f"model.name = {name!r}: unknown; {hint}allowed: {', '.join(MODELS)}, or module:function")
 
 
 PRUNABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)

@@ -1,4 +1,4 @@
-"""The names of Flower that are not public, all in one place, with a contract test (`tests/test_flower_compat.py`).
+"""The names of Flower that are not public, all in one place, with a contract test (`tests/test_flower.py`).
 
 Flower's public API is `flwr.app`, `flwr.serverapp` and `flwr.clientapp`. Running a Grid of our own needs a little more.
 """

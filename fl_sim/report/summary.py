@@ -103,7 +103,7 @@ def summarise(
     up, down = measured.get(("up",), 0), measured.get(("down",), 0)
     train = ledger.messages(phase="train")
     dense_total = facts.dense_payload_bytes * (train.get("up", 0) + train.get("down", 0))
-    train_bytes = sum(ledger.total(by=("phase",)).get((phase,), 0) for phase in ("train",))
+    train_bytes = ledger.total(where={"phase": "train"})[()]
     fits = sum(int(row["clients"]) for row in rows)
     sent = ledger.total(by=("direction", "phase"), column="nnz").get(("up", "train"), 0)
     return {
@@ -126,7 +126,7 @@ def summarise(
         "bytes_to_accuracy": {f"{target:.2f}": _bytes_to(evaluated, target) for target in TARGETS},
         "time_to_accuracy": {f"{target:.2f}": time_to(evaluated, target) for target in TARGETS},
         "simulated_s": rows[-1].get("simulated_s"),
-        "mask_bytes": sum(n for (s,), n in ledger.total(by=("section",)).items() if s == "mask"),
+        "mask_bytes": ledger.total(where={"section": "mask"})[()],
         "mask_floor_bytes": round(sum(ledger.total(by=(), column="entropy_bytes").values())),
         "protocol_bytes": sum(ledger.total(by=(), column="protocol_bytes").values()),
         "estimates": dict(estimate(ledger, index_dims=facts.index_dims)),

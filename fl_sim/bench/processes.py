@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -61,7 +60,7 @@ def _measure() -> float:
     from fl_sim.ledger import Ledger
     from fl_sim.simulation import Federation, build_strategy, open_grid
 
-    before = _resident_kb()
+    before = _status_kb("VmRSS")
     experiment = workloads.no_op("inline", data="small_shape", cohort=300)
     federation = Federation.build(experiment)
     with open_grid(experiment, federation) as grid:
@@ -69,13 +68,13 @@ def _measure() -> float:
         for number in (1, 2):
             messages = strategy.configure_train(number, ArrayRecord(), ConfigRecord(), grid)
             strategy.aggregate_train(number, grid.send_and_receive(messages))
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / 1e6
+    return (_status_kb("VmHWM") - before) * 1024 / 1e6
 
 
-def _resident_kb() -> int:
-    """What the process holds now; the peak so far may be that of the imports."""
+def _status_kb(field: str) -> int:
+    """What the kernel says of this process. getrusage's peak would include that of the process that started this one."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:"))
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
 
 
 if __name__ == "__main__":

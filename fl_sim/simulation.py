@@ -32,13 +32,13 @@ from fl_sim.data import load as load_data
 from fl_sim.data import partition as make_partition
 from fl_sim.flops import count_macs
 from fl_sim.ledger import Ledger
-from fl_sim.network import Network
 from fl_sim.replay import MaskRecorder
 from fl_sim.report import ModelFacts, Report, summarise
 from fl_sim.runtime.app import ClientHost, client_app
 from fl_sim.runtime.inline import InlineGrid
 from fl_sim.runtime.local import LocalGrid
 from fl_sim.runtime.ray import RayGrid
+from fl_sim.runtime.setup import Setup, unseen
 from fl_sim.sparsity import density
 from fl_sim.training import evaluate, load, snapshot
 from fl_sim.types import Client, FlatParams, Mask, Params, UserError
@@ -73,19 +73,7 @@ SILENT = Silent()
 class ServerMethod(Protocol):
     """What a `[strategy]` target must make: something that builds a Flower strategy (`strategies.base.Method`)."""
 
-    def strategy(
-        self,
-        *,
-        exchange: wire.Exchange,
-        initial: FlatParams,
-        ledger: Ledger,
-        cohort_size: int,
-        seed: int,
-        evaluate_size: int,
-        network: Network,
-        recorder: MaskRecorder | None,
-        on_reply: Callable[[int, int], None],
-    ) -> ServerStrategy:
+    def strategy(self, setup: Setup) -> ServerStrategy:
         """The strategy of one run."""
 
 
@@ -269,7 +257,7 @@ def build_strategy(
     ledger: Ledger,
     *,
     recorder: MaskRecorder | None = None,
-    on_reply: Callable[[int, int], None] = lambda answered, cohort: None,
+    on_reply: Callable[[int, int], None] = unseen,
 ) -> ServerStrategy:
     """The Flower strategy that the config's `[strategy]` names.
 
@@ -280,10 +268,10 @@ def build_strategy(
     method = experiment.strategy.build({})
     if not hasattr(method, "strategy"):
         raise UserError(f"strategy {experiment.strategy.target!r} made a {type(method).__name__}, not a Method")
-    return cast(ServerMethod, method).strategy(
-        exchange=federation.exchange,
-        initial=federation.initial,
-        ledger=ledger,
+    setup = Setup(
+        federation.exchange,
+        federation.initial,
+        ledger,
         cohort_size=experiment.cohort.size,
         seed=experiment.seed,
         evaluate_size=experiment.evaluate.clients,
@@ -291,6 +279,7 @@ def build_strategy(
         recorder=recorder,
         on_reply=on_reply,
     )
+    return cast(ServerMethod, method).strategy(setup)
 
 
 def run(experiment: Experiment, observer: Observer = SILENT) -> Report:

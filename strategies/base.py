@@ -8,7 +8,7 @@ time in partition order, and books every payload that moved. The method itself i
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -17,14 +17,12 @@ from flwr.serverapp.strategy import Strategy
 
 from fl_sim import codecs, wire
 from fl_sim.codecs import CorruptPayload, Description
-from fl_sim.ledger import Ledger
-from fl_sim.network import Network
-from fl_sim.replay import MaskRecorder
 from fl_sim.runtime.app import PARTITION
 from fl_sim.runtime.flower_compat import CLIENT_APP_CRASHED
 from fl_sim.runtime.protocol import protocol_bytes
+from fl_sim.runtime.setup import Setup
 from fl_sim.seeding import Purpose, derive, numpy_generator
-from fl_sim.types import FlatParams, Mask, MaskRule, Params, Scalar, Task, Update
+from fl_sim.types import Mask, MaskRule, Params, Scalar, Task, Update
 from strategies.aggregation import coverage_mean
 from strategies.server_step import Aggregate, Optimise, ServerState, accept, server_step
 
@@ -40,33 +38,9 @@ class Method:
     optimise: Optimise = accept
     config: Mapping[str, Scalar] = field(default_factory=dict)
 
-    def strategy(
-        self,
-        *,
-        exchange: wire.Exchange,
-        initial: FlatParams,
-        ledger: Ledger,
-        cohort_size: int,
-        seed: int,
-        evaluate_size: int = 0,
-        network: Network | None = None,
-        recorder: MaskRecorder | None = None,
-        on_reply: Callable[[int, int], None] = lambda answered, cohort: None,
-    ) -> SparseStrategy:
-        """The Flower strategy of one run of this method, from the seeded model that every party can build by itself."""
-        return SparseStrategy(
-            self,
-            ServerState(exchange.schema, initial),
-            exchange=exchange,
-            reference=initial,
-            ledger=ledger,
-            cohort_size=cohort_size,
-            seed=seed,
-            evaluate_size=evaluate_size,
-            network=network,
-            recorder=recorder,
-            on_reply=on_reply,
-        )
+    def strategy(self, setup: Setup) -> SparseStrategy:
+        """The Flower strategy of one run of this method."""
+        return SparseStrategy(self, setup)
 
 
 class RoundFailed(RuntimeError):
@@ -107,42 +81,13 @@ class RoundLog:
 
 
 class SparseStrategy(Strategy):
-    """Federated rounds with sparse, encoded, booked updates.
+    """Federated rounds with sparse, encoded, booked updates, under `method`, surrounded by `setup`."""
 
-    Args:
-        method: what the server does with the updates.
-        state: the first server state.
-        exchange: what travels, and how it is encoded.
-        reference: the parameters that every party can build by itself (the seeded initial model).
-        ledger: where every payload is booked.
-        cohort_size: clients per round, drawn without replacement.
-        seed: the run's seed.
-        evaluate_size: clients that evaluate the new model after each round; 0 = the server evaluates alone.
-        network: links, speeds and deadline of the simulated clients; None = no clock.
-        recorder: keeps the masks that travel in training messages, for `fl-sim replay`; None = keep none.
-        on_reply: called after each reply with (answered, cohort) for a progress display.
-    """
-
-    def __init__(
-        self,
-        method: Method,
-        state: ServerState,
-        *,
-        exchange: wire.Exchange,
-        reference: Params,
-        ledger: Ledger,
-        cohort_size: int,
-        seed: int,
-        evaluate_size: int = 0,
-        network: Network | None = None,
-        recorder: MaskRecorder | None = None,
-        on_reply: Callable[[int, int], None] = lambda answered, cohort: None,
-    ) -> None:
-        self.method, self.state, self.exchange, self.reference = method, state, exchange, reference
-        self.ledger, self.cohort_size, self.seed = ledger, cohort_size, seed
-        self.evaluate_size, self.on_reply = evaluate_size, on_reply
-        self.network = network if network is not None and network.links else None
-        self.recorder, self.simulated_s = recorder, 0.0
+    def __init__(self, method: Method, setup: Setup) -> None:
+        self.method, self.setup, self.exchange = method, setup, setup.exchange
+        self.state = ServerState(setup.exchange.schema, setup.initial)
+        self.network = setup.network if setup.network.links else None
+        self.simulated_s = 0.0
         self.holdings = wire.Holdings()
         self.round_log = RoundLog()
         self.failures = {"raised": 0, "rejected": 0, "late": 0, "lost": 0}
@@ -187,7 +132,7 @@ class SparseStrategy(Strategy):
 
     def draw(self, number: int, purpose: Purpose, size: int, partitions: Sequence[int]) -> list[int]:
         """Partitions drawn for a round: a function of (seed, round, purpose) alone, sorted."""
-        rng = numpy_generator(self.seed, number, purpose)
+        rng = numpy_generator(self.setup.seed, number, purpose)
         chosen = rng.choice(list(partitions), size=min(size, len(partitions)), replace=False)
         return sorted(int(partition) for partition in chosen)
 
@@ -198,7 +143,7 @@ class SparseStrategy(Strategy):
     ) -> Iterable[Message]:
         nodes = self.nodes(grid)
         number = self.state.round + 1
-        self._cohort = self.draw(number, Purpose.COHORT, self.cohort_size, list(nodes))
+        self._cohort = self.draw(number, Purpose.COHORT, self.setup.cohort_size, list(nodes))
         self.round_log = RoundLog()
         scalars = {
             **self.method.config,
@@ -219,16 +164,16 @@ class SparseStrategy(Strategy):
                 data = self.exchange.downlink.encode(
                     task.params,
                     task.mask,
-                    self.reference,
+                    self.setup.initial,
                     schema=schema,
                     held=held,
-                    seed=derive(self.seed, task.round, Purpose.ENCODING),
+                    seed=derive(self.setup.seed, task.round, Purpose.ENCODING),
                 )
                 described = codecs.describe(data, schema=schema, held=held)
-                prepared[key] = (wire.task_content(task, data, seed=self.seed), described)
+                prepared[key] = (wire.task_content(task, data, seed=self.setup.seed), described)
             content, described = prepared[key]
             message = Message(content, node, kind, group_id=str(task.round))
-            self.ledger.book(
+            self.setup.ledger.book(
                 round=task.round,
                 direction="down",
                 phase="evaluate" if kind == MessageType.EVALUATE else "train",
@@ -268,7 +213,7 @@ class SparseStrategy(Strategy):
                 self.holdings.learned(client, self.state.mask)
                 self.round_log.add(update.num_examples, update.metrics)
                 yield update
-            self.on_reply(answered, len(self._cohort))
+            self.setup.on_reply(answered, len(self._cohort))
         if self.network is not None:
             missing = self.round_log.replies < len(self._cohort)
             self.simulated_s += self.network.round_s(self.round_log.finished_s, missing=missing)
@@ -282,7 +227,7 @@ class SparseStrategy(Strategy):
         Raises:
             _Unusable: the client failed, dropped out or was late, or its bytes are no update of this federation.
         """
-        if self.network is not None and self.network.drops(client=client, round=number, seed=self.seed):
+        if self.network is not None and self.network.drops(client=client, round=number, seed=self.setup.seed):
             raise _Unusable("lost", f"client {client}: dropped out of the simulated network")
         if reply.has_error():
             raise _Unusable(
@@ -309,10 +254,10 @@ class SparseStrategy(Strategy):
     def _record(
         self, number: int, direction: str, client: int, described: codecs.Description, mask: Mask | None
     ) -> None:
-        if self.recorder is not None:
+        if self.setup.recorder is not None:
             travelled = mask if described.mask_mode not in ("none", "held") else None
             bits = None if travelled is None else self.exchange.schema.flat_mask(travelled).numpy()
-            self.recorder.add(round=number, direction=direction, client=client, mask=bits)
+            self.setup.recorder.add(round=number, direction=direction, client=client, mask=bits)
 
     def _is_late(self, client: int, described: codecs.Description, *, samples: float) -> bool:
         """Ask the clock, where there is one."""
@@ -320,7 +265,7 @@ class SparseStrategy(Strategy):
             return False
         seconds = self.network.seconds(
             client=client,
-            seed=self.seed,
+            seed=self.setup.seed,
             down_bytes=self.round_log.down_bytes[client],
             up_bytes=sum(described.sections.values()),
             samples=samples,
@@ -333,7 +278,7 @@ class SparseStrategy(Strategy):
     def _book_up(
         self, number: int, client: int, reply: Message, described: codecs.Description, *, phase: str, status: str
     ) -> None:
-        self.ledger.book(
+        self.setup.ledger.book(
             round=number,
             direction="up",
             phase=phase,
@@ -348,10 +293,10 @@ class SparseStrategy(Strategy):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        if self.evaluate_size == 0:
+        if self.setup.evaluate_size == 0:
             return []
         nodes = self.nodes(grid)
-        self._cohort = self.draw(self.state.round, Purpose.EVALUATION, self.evaluate_size, list(nodes))
+        self._cohort = self.draw(self.state.round, Purpose.EVALUATION, self.setup.evaluate_size, list(nodes))
         task = Task(self.state.round, self.state.params, self.state.mask)
         return self._messages(task, [(p, nodes[p]) for p in self._cohort], MessageType.EVALUATE)
 
@@ -367,7 +312,7 @@ class SparseStrategy(Strategy):
         return MetricRecord({**evaluated.metrics}) if evaluated.replies else None
 
     def summary(self) -> None:
-        log.info("%s: %d clients a round", type(self).__name__, self.cohort_size)
+        log.info("%s: %d clients a round", type(self).__name__, self.setup.cohort_size)
 
 
 class _Unusable(Exception):

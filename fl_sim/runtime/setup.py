@@ -1,0 +1,43 @@
+"""What a run gives its server strategy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from fl_sim.ledger import Ledger
+from fl_sim.network import Network
+from fl_sim.replay import MaskRecorder
+from fl_sim.types import FlatParams
+from fl_sim.wire import Exchange
+
+
+def unseen(answered: int, cohort: int) -> None:
+    """A progress display that shows nothing."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """The surroundings of a method in one run.
+
+    Attributes:
+        exchange: what travels, and how it is encoded.
+        initial: the seeded model, which every party can build by itself.
+        ledger: where every payload is booked.
+        cohort_size: clients per round, drawn without replacement.
+        seed: the run's seed.
+        evaluate_size: clients that evaluate the new model after each round; 0 = the server evaluates alone.
+        network: links, speeds and deadline of the simulated clients; without links there is no clock.
+        recorder: keeps the masks that travel in training messages, for `fl-sim replay`; None = keep none.
+        on_reply: called after each reply with (answered, cohort).
+    """
+
+    exchange: Exchange
+    initial: FlatParams
+    ledger: Ledger
+    cohort_size: int
+    seed: int
+    evaluate_size: int = 0
+    network: Network = field(default_factory=Network)
+    recorder: MaskRecorder | None = None
+    on_reply: Callable[[int, int], None] = unseen

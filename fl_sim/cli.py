@@ -76,10 +76,10 @@ def replay(
 ) -> None:
     """Price a run's recorded masks under other codecs, without training again."""
     from fl_sim.config import Experiment
+    from fl_sim.federation import Federation
     from fl_sim.replay import read_masks
     from fl_sim.replay import replay as price
     from fl_sim.report import Report, repriced
-    from fl_sim.simulation import Federation
 
     loaded = Report.load(run)
     schema = Federation.build(Experiment.load(run / "config.toml")).exchange.schema

@@ -14,8 +14,9 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fl_sim.config import Experiment
+from fl_sim.federation import Federation, resolved
 from fl_sim.runtime.app import ClientHost, client_app
-from fl_sim.simulation import Federation, Session, resolved
+from fl_sim.session import Session
 
 server = ServerApp()
 

@@ -18,7 +18,7 @@ from rich.progress import (
 )
 
 from fl_sim.config import Experiment
-from fl_sim.simulation import Observer, Silent
+from fl_sim.session import Observer, Silent
 
 
 def _line(row: Mapping[str, float]) -> str:

@@ -26,6 +26,8 @@ LAYERS = [
         "fl_sim.config",
         "fl_sim.report",
         "fl_sim.simulation",
+        "fl_sim.federation",
+        "fl_sim.session",
         "fl_sim.progress",
         "fl_sim.catalogue",
         "fl_sim.bench",

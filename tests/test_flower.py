@@ -12,11 +12,11 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedMedian
 
+from fl_sim.federation import Federation
 from fl_sim.runtime import flower_compat
 from fl_sim.runtime.inline import InlineGrid
 from fl_sim.runtime.protocol import protocol_bytes
 from fl_sim.seeding import Purpose, generator
-from fl_sim.simulation import Federation
 from fl_sim.training import load, snapshot
 from fl_sim.wire import content, payload
 

@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 
 from fl_sim import wire
 from fl_sim.codecs import Description
+from fl_sim.federation import Federation
 from fl_sim.ledger import TYPES, WORDS, Ledger
-from fl_sim.simulation import Federation, build_strategy, open_grid
+from fl_sim.session import build_strategy
+from fl_sim.simulation import open_grid
 from fl_sim.types import UserError
 
 DESCRIPTIONS = st.builds(

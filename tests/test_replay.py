@@ -8,8 +8,8 @@ import pytest
 from federation import run_tiny
 
 from fl_sim import Report
+from fl_sim.federation import Federation
 from fl_sim.replay import read_masks, replay
-from fl_sim.simulation import Federation
 from fl_sim.types import UserError
 
 TOPK = ["client.target=clients.presets:topk", "client.density=0.1", "wire.record_masks=true"]

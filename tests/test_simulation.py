@@ -10,8 +10,8 @@ import torch
 from federation import TINY, run_tiny, tiny
 
 from fl_sim import Experiment, Report, codecs, run
+from fl_sim.federation import Federation
 from fl_sim.seeding import Purpose, generator
-from fl_sim.simulation import Federation
 from fl_sim.training import load, snapshot
 from fl_sim.types import ClientContext, Task, Update, UserError
 

@@ -57,8 +57,10 @@ def _measure() -> float:
     from flwr.app import ArrayRecord, ConfigRecord
 
     from fl_sim.bench import workloads
+    from fl_sim.federation import Federation
     from fl_sim.ledger import Ledger
-    from fl_sim.simulation import Federation, build_strategy, open_grid
+    from fl_sim.session import build_strategy
+    from fl_sim.simulation import open_grid
 
     before = _status_kb("VmRSS")
     experiment = workloads.no_op("inline", data="small_shape", cohort=300)

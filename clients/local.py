@@ -17,12 +17,15 @@ from fl_sim.training import Training, load, snapshot
 from fl_sim.types import ClientContext, Mask, Params, Task, Update
 from fl_sim.wire import RESIDUAL
 
-LossFor = Callable[[Task, nn.Module], Loss]
+OWN = "loss."
+"""Prefix of a client's kept tensors that belong to its loss, for instance projections."""
+LossFor = Callable[[Task, ClientContext], Loss]
+"""(task, context whose model holds the received parameters) -> the loss of this round."""
 Upload = Callable[[Task, Params], Mask | None]
 """(task, prunable parameters after training) -> the coordinates of them to send; None sends all."""
 
 
-def plain(task: Task, model: nn.Module) -> Loss:
+def plain(task: Task, ctx: ClientContext) -> Loss:
     """Cross-entropy, whatever the task."""
     return cross_entropy
 
@@ -33,8 +36,8 @@ class ProximalLoss:
 
     mu: float
 
-    def __call__(self, task: Task, model: nn.Module) -> Loss:
-        return Proximal(self.mu, {name: p.detach().clone() for name, p in model.named_parameters()})
+    def __call__(self, task: Task, ctx: ClientContext) -> Loss:
+        return Proximal(self.mu, {name: p.detach().clone() for name, p in ctx.model.named_parameters()})
 
 
 def everything(task: Task, params: Params) -> Mask | None:
@@ -57,13 +60,21 @@ class TopK:
         return topk_mask(change, global_topk(change, self.density))
 
 
+def _own(loss: Loss, state: Params) -> Params:
+    """Parameters of a loss that is a module, as they were kept in `state`. They never travel: no model contains them."""
+    own = {OWN + name: value for name, value in loss.state_dict().items()} if isinstance(loss, nn.Module) else {}
+    for name in own.keys() & state.keys():
+        own[name].copy_(state[name])
+    return own
+
+
 @dataclass(frozen=True)
 class LocalClient:
     """Local training with slots.
 
     Attributes:
         training: hyper-parameters of the one training loop.
-        loss: (task, model holding the received parameters) -> the loss of this round.
+        loss: the loss of a round; one that is a module keeps its parameters in the client's state, and trains them.
         upload: which coordinates travel.
     """
 
@@ -73,7 +84,10 @@ class LocalClient:
 
     def __call__(self, task: Task, ctx: ClientContext) -> Update:
         model = load(ctx.model, task.params)
-        metrics = self.training.fit(model, ctx.data, self.loss(task, model), mask=task.mask, rng=ctx.rng)
+        loss = self.loss(task, ctx)
+        own = _own(loss, ctx.state)
+        metrics = self.training.fit(model, ctx.data, loss, mask=task.mask, rng=ctx.rng)
+        ctx.state.update(own)
         params = snapshot(model)
         prunable = {name: params[name] for name in prunable_names(model)}
         for name, value in prunable.items():

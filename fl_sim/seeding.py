@@ -21,6 +21,8 @@ class Purpose(IntEnum):
     EVALUATION = 5
     ENCODING = 6
     NETWORK = 7
+    PROJECTION = 8
+    DISTILLATION = 9
 
 
 def derive(*key: int) -> int:

@@ -32,6 +32,15 @@ def _cosine(progress: float) -> float:
 SCHEDULES: Mapping[str, Schedule] = {"constant": lambda progress: 1.0, "cosine": _cosine}
 
 
+Clip = Callable[[list[nn.Parameter], list[nn.Parameter], float], object]
+"""(the model's parameters, the loss's own, largest norm): scales gradients in place."""
+CLIPS: Mapping[str, Clip] = {
+    "union": lambda model, loss, norm: nn.utils.clip_grad_norm_([*model, *loss], norm),
+    # What the published code of arXiv 2605.31191 did at first: its projections' gradients were never scaled.
+    "model": lambda model, loss, norm: nn.utils.clip_grad_norm_(model, norm),
+}
+
+
 class TrainingDiverged(RuntimeError):
     """The loss became NaN or infinite."""
 
@@ -76,7 +85,8 @@ class Training:
         momentum, nesterov: of SGD.
         weight_decay: L2 penalty (SGD) or decoupled decay (AdamW).
         schedule: "constant" or "cosine", within one client's training.
-        clip_norm: largest gradient norm, over all trained parameters; None = no clipping.
+        clip_norm: largest gradient norm; None = no clipping.
+        clip: over what: "union" (all trained parameters) or "model" (those of a loss are left as they are).
         precision: "float32", "channels_last", "bfloat16", or "auto" (probed once per run).
     """
 
@@ -90,10 +100,12 @@ class Training:
     weight_decay: float = 0.0
     schedule: str = "constant"
     clip_norm: float | None = None
+    clip: str = "union"
     precision: str = "float32"
 
     def __post_init__(self) -> None:
-        for key, allowed in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("precision", [*PRECISIONS, "auto"])):
+        tables: dict[str, Iterable[str]] = {"optimizer": OPTIMIZERS, "schedule": SCHEDULES, "clip": CLIPS}
+        for key, allowed in {**tables, "precision": [*PRECISIONS, "auto"]}.items():
             if getattr(self, key) not in allowed:
                 raise UserError(f"training.{key} = {getattr(self, key)!r}: allowed: {', '.join(allowed)}")
         for key in ("lr", "epochs", "batch_size", "steps", "clip_norm"):
@@ -206,8 +218,7 @@ def local_sgd(
     total = torch.zeros((), device=next(model.parameters()).device)
     seen = 0
     with _dropout_from(rng), _only(model, trainable) as own:
-        parameters = own + extra
-        optimizer = OPTIMIZERS[settings.optimizer](parameters, settings)
+        optimizer = OPTIMIZERS[settings.optimizer](own + extra, settings)
         project = _projection(model, mask)
         project()
         schedule = SCHEDULES[settings.schedule]
@@ -218,7 +229,7 @@ def local_sgd(
                 value = loss(model, batch if not precision.channels_last else precision.batch(batch))
             value.backward()
             if settings.clip_norm is not None:
-                nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
+                CLIPS[settings.clip](own, extra, settings.clip_norm)
             if schedule is not SCHEDULES["constant"]:
                 for group in optimizer.param_groups:
                     group["lr"] = settings.lr * schedule(step / steps)

@@ -45,6 +45,7 @@ METHODS = {
         "wire.uplink.content=difference",
         "rounds=3",
     ],
+    "features": ["client.target=clients.presets:feature_distillation", 'client.stages=["2", "5", "8"]', "rounds=3"],
     "masked": ["strategy.target=strategies.presets:global_magnitude", "strategy.density=0.2", "rounds=3"],
 }
 

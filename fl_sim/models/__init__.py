@@ -14,8 +14,9 @@ from fl_sim.lookup import find
 from fl_sim.models.resnet import cifar_resnet
 from fl_sim.models.simple import cnn, cnn_bn, mlp
 from fl_sim.models.torchvision import resnet18, resnet34, resnet50
+from fl_sim.types import UserError
 
-__all__ = ["MODELS", "Builder", "batchnorm_names", "build", "prunable_names"]
+__all__ = ["MODELS", "Builder", "batchnorm_names", "build", "prunable_names", "stage_names"]
 
 Builder = Callable[..., nn.Module]
 """Takes keyword arguments num_classes, in_channels, image_size (pixels a side) and width (channel multiplier)."""
@@ -68,3 +69,16 @@ def batchnorm_names(model: nn.Module) -> list[str]:
     """Names of BatchNorm's affine parameters (weight = gamma, bias = beta), in module order."""
     layers = [(n, m) for n, m in model.named_modules() if isinstance(m, BATCHNORM) and m.affine]
     return [f"{name}.{part}".removeprefix(".") for name, _ in layers for part in ("weight", "bias")]
+
+
+def stage_names(model: nn.Module) -> list[str]:
+    """Names of a residual network's stages (`layer1`, ...), whose outputs feature distillation compares.
+
+    Raises:
+        UserError: the model has none.
+    """
+    names = [name for name, _ in model.named_children() if name.startswith("layer")]
+    if not names:
+        children = ", ".join(name for name, _ in model.named_children())
+        raise UserError(f"stages: {type(model).__name__} has no layer1, layer2, ...; name them, allowed: {children}")
+    return names

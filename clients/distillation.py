@@ -1,0 +1,88 @@
+"""Learning from a teacher while training locally: who teaches, and the losses that ask.
+
+client = LocalClient(training, loss=LearnLogits(Distillation(temperature=2.0, alpha=0.3), teacher=received))
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from fl_sim.losses import (
+    Distillation,
+    FeatureDistillation,
+    FeaturesFromTeacher,
+    FromTeacher,
+    Loss,
+    Projections,
+    cross_entropy,
+    with_features,
+)
+from fl_sim.models import stage_names
+from fl_sim.seeding import Purpose, generator
+from fl_sim.types import ClientContext, Task
+
+Teacher = Callable[[Task, ClientContext], nn.Module | None]
+"""(task, context whose model holds the received parameters) -> a frozen model, or None: learn from the labels alone."""
+
+
+def frozen(model: nn.Module) -> nn.Module:
+    """A copy in evaluation mode whose parameters require no gradient."""
+    return copy.deepcopy(model).eval().requires_grad_(False)
+
+
+def received(task: Task, ctx: ClientContext) -> nn.Module | None:
+    """The global model as received (FedGKD; Yao et al., 2021; buffer of one): no extra byte. None in round 1: it is random."""
+    return frozen(ctx.model) if task.round > 1 else None
+
+
+@dataclass(frozen=True)
+class LearnLogits:
+    """Distillation from the teacher's logits."""
+
+    objective: Distillation
+    teacher: Teacher = received
+
+    def __call__(self, task: Task, ctx: ClientContext) -> Loss:
+        teacher = self.teacher(task, ctx)
+        return cross_entropy if teacher is None else FromTeacher(teacher, self.objective)
+
+
+@dataclass(frozen=True)
+class LearnFeatures:
+    """Distillation from the outputs of the teacher's stages, through projections that the client keeps.
+
+    Attributes:
+        objective: the formula.
+        teacher: whose stages.
+        stages: names of the submodules that are compared, in student and teacher alike; empty = `models.stage_names`.
+    """
+
+    objective: FeatureDistillation
+    teacher: Teacher = received
+    stages: Sequence[str] = ()
+
+    def __call__(self, task: Task, ctx: ClientContext) -> Loss:
+        teacher = self.teacher(task, ctx)
+        if teacher is None:
+            return cross_entropy
+        own, theirs = (self.stages or stage_names(model) for model in (ctx.model, teacher))
+        # The rng of training is not touched, so that a teacher without weight changes nothing.
+        rng = generator(ctx.rng.initial_seed(), Purpose.PROJECTION)
+        projections = Projections(_channels(ctx, ctx.model, own), _channels(ctx, teacher, theirs), rng=rng)
+        stages = list(zip(own, theirs, strict=True))
+        return FeaturesFromTeacher(
+            teacher, projections.to(ctx.data.images.device), stages=stages, objective=self.objective
+        )
+
+
+def _channels(ctx: ClientContext, model: nn.Module, stages: Sequence[str]) -> list[int]:
+    """Channels of each stage's output, from one image."""
+    image = torch.zeros(1, *ctx.data.images.shape[1:], device=ctx.data.images.device)
+    with torch.no_grad():
+        _, features = with_features(model.eval(), image, stages)
+    return [feature.shape[1] for feature in features]

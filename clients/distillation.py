@@ -8,6 +8,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -22,6 +24,7 @@ from fl_sim.losses import (
     cross_entropy,
     with_features,
 )
+from fl_sim.model_file import read_model, require
 from fl_sim.models import stage_names
 from fl_sim.seeding import Purpose, generator
 from fl_sim.types import ClientContext, Task
@@ -38,6 +41,30 @@ def frozen(model: nn.Module) -> nn.Module:
 def received(task: Task, ctx: ClientContext) -> nn.Module | None:
     """The global model as received (FedGKD; Yao et al., 2021; buffer of one): no extra byte. None in round 1: it is random."""
     return frozen(ctx.model) if task.round > 1 else None
+
+
+@dataclass(frozen=True)
+class FromFile:
+    """A model file, of any architecture with the same classes. It is on every client already: no bytes are booked for it."""
+
+    path: Path
+
+    def __post_init__(self) -> None:
+        require(self.path)
+
+    def __call__(self, task: Task, ctx: ClientContext) -> nn.Module:
+        return _resident(self.path, ctx.data.images.device)
+
+
+@lru_cache(maxsize=1)
+def _resident(path: Path, device: torch.device) -> nn.Module:
+    """Read once a process: all clients of a federation share their frozen teacher."""
+    return read_model(path).to(device)
+
+
+def teacher(name: str) -> Teacher:
+    """ "global", or the path of a model file."""
+    return received if name == "global" else FromFile(Path(name))
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from clients.distillation import LearnFeatures, LearnLogits
+from clients.distillation import teacher as teacher_of
 from clients.local import LocalClient, ProximalLoss, TopK
 from fl_sim.losses import Distillation, FeatureDistillation
 from fl_sim.training import Training
@@ -29,19 +30,27 @@ def topk(*, training: Training, density: float = 0.1) -> Client:
     return LocalClient(training, upload=TopK(density))
 
 
-def distillation(*, training: Training, temperature: float = 4.0, alpha: float = 0.5) -> Client:
+def distillation(
+    *, training: Training, temperature: float = 4.0, alpha: float = 0.5, teacher: str = "global"
+) -> Client:
     """Distils from the logits of the global model as received, at no extra byte (FedGKD; Yao et al., 2021).
 
     Args:
         training: the config's `[training]` table.
         temperature: softens both sides' logits.
         alpha: weight of the teacher; the labels have 1 - alpha.
+        teacher: "global", or a model file that every client has already (its bytes are not booked).
     """
-    return LocalClient(training, loss=LearnLogits(Distillation(temperature, alpha)))
+    return LocalClient(training, loss=LearnLogits(Distillation(temperature, alpha), teacher_of(teacher)))
 
 
 def feature_distillation(
-    *, training: Training, alpha: float = 0.5, beta: float = 0.5, stages: Sequence[str] = ()
+    *,
+    training: Training,
+    alpha: float = 0.5,
+    beta: float = 0.5,
+    stages: Sequence[str] = (),
+    teacher: str = "global",
 ) -> Client:
     """Distils from the stages of the global model as received, through 1x1 projections (arXiv 2605.31191).
 
@@ -53,5 +62,7 @@ def feature_distillation(
         alpha: weight of the teacher; the labels have 1 - alpha.
         beta: weight of the cosine term beside the squared error.
         stages: names of the submodules whose outputs are compared; empty = the residual stages.
+        teacher: "global", or a model file that every client has already (its bytes are not booked).
     """
-    return LocalClient(training, loss=LearnFeatures(FeatureDistillation(alpha, beta), stages=tuple(stages)))
+    loss = LearnFeatures(FeatureDistillation(alpha, beta), teacher_of(teacher), tuple(stages))
+    return LocalClient(training, loss=loss)

@@ -104,7 +104,19 @@ class DataSection(Section):
     shards: int = Field(2, ge=1, description="label shards per client, for partition = 'shards'")
     min_size: int | None = Field(None, ge=1, description="fewest samples of a client; unset = the partition's own rule")
     validation: float = Field(0.1, gt=0, lt=1, description="share of the training set kept for validation")
+    proxy: float = Field(
+        0.0, ge=0, lt=1, description="share of the training set that the server holds, not the clients"
+    )
+    noise: int = Field(0, ge=0, description="unlabelled noise images that the server holds instead")
     augment: Literal["none", "crop_flip"] = Field("none", description="augmentation of training batches")
+
+    @model_validator(mode="after")
+    def _shares_fit(self) -> Self:
+        if self.validation + self.proxy >= 1:
+            raise ValueError(f"validation + proxy = {self.validation + self.proxy}: must leave training data, below 1")
+        if self.proxy and self.noise:
+            raise ValueError("proxy and noise: give one of them")
+        return self
 
 
 class ModelSection(Section):

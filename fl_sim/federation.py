@@ -18,6 +18,7 @@ from fl_sim.data import CropFlip, Data, Split
 from fl_sim.data import load as load_data
 from fl_sim.data import partition as make_partition
 from fl_sim.runtime.app import ClientHost, client_app
+from fl_sim.seeding import Purpose, generator
 from fl_sim.training import snapshot
 from fl_sim.types import Client, FlatParams, UserError
 
@@ -44,7 +45,7 @@ class Federation:
         """
         torch.set_num_threads(1)
         section = experiment.data
-        data = load_data(section.source, validation=section.validation)
+        data = load_data(section.source, validation=section.validation, proxy=section.proxy)
         parts = make_partition(
             data.train.labels.numpy(),
             section.clients,
@@ -82,6 +83,21 @@ class Federation:
         if device.type == "cuda" and not torch.cuda.is_available():
             raise UserError(f"device = {name!r}: no CUDA device here; allowed: auto, cpu")
         return device
+
+    @property
+    def described(self) -> dict[str, str | int | float]:
+        """The arguments of `fl_sim.models.build` that make this federation's model, initialisation aside."""
+        channels, height, _ = self.data.shape
+        asked = self.experiment.model
+        shape = {"num_classes": self.data.num_classes, "in_channels": channels, "image_size": height}
+        return {"name": asked.name, "width": asked.width, **shape}
+
+    def proxy(self) -> Split | None:
+        """Images that the server holds: a share of the training set, or noise; None unless the config asks for them."""
+        count = self.experiment.data.noise
+        rng = generator(self.experiment.seed, Purpose.DATA)
+        held = self.data.train.noise(count, rng) if count else self.data.proxy
+        return None if held is None else held.to(self.device)
 
     def client(self) -> Client:
         """The client that the config names.

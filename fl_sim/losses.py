@@ -227,6 +227,25 @@ class FromTeacher:
         return self.objective(model(images), teacher_logits, labels)
 
 
+@dataclass(frozen=True, eq=False)
+class FromLogits:
+    """Distillation from logits computed beforehand: a batch's labels are the samples' positions in both tensors.
+
+    Attributes:
+        teacher: logits (N, K).
+        labels: the samples' classes (N,), int64.
+        objective: the formula.
+    """
+
+    teacher: Tensor = field(repr=False)
+    labels: Tensor = field(repr=False)
+    objective: Distillation = Distillation()
+
+    def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
+        images, positions = batch
+        return self.objective(model(images), self.teacher[positions], self.labels[positions])
+
+
 class FeaturesFromTeacher(nn.Module):
     """Distillation from the stages of a frozen teacher; a module, because its projections are trained.
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -18,6 +20,7 @@ from fl_sim.config import Experiment
 from fl_sim.federation import Federation
 from fl_sim.flops import count_macs
 from fl_sim.ledger import Ledger
+from fl_sim.model_file import write_model
 from fl_sim.replay import MaskRecorder
 from fl_sim.report import ModelFacts, Report, summarise
 from fl_sim.runtime.setup import Setup, unseen
@@ -126,6 +129,8 @@ def build_strategy(
         ledger,
         cohort_size=experiment.cohort.size,
         seed=experiment.seed,
+        model=cache(lambda: copy.deepcopy(federation.model).to(federation.device)),
+        proxy=federation.proxy(),
         evaluate_size=experiment.evaluate.clients,
         network=experiment.network,
         recorder=recorder,
@@ -255,8 +260,4 @@ class Session:
         )
 
     def _save_model(self) -> None:
-        from safetensors.torch import save_file
-
-        save_file(
-            {n: p.contiguous().clone() for n, p in self.strategy.params.items()}, self.folder / "model.safetensors"
-        )
+        write_model(self.folder / "model.safetensors", self.strategy.params, self.federation.described)

@@ -24,6 +24,7 @@ from fl_sim.runtime.setup import Setup
 from fl_sim.seeding import Purpose, derive, numpy_generator
 from fl_sim.types import Mask, MaskRule, Params, Scalar, Task, Update
 from strategies.aggregation import coverage_mean
+from strategies.distillation import Teach, untaught
 from strategies.server_step import Aggregate, Optimise, ServerState, accept, server_step
 
 log = logging.getLogger("fl_sim")
@@ -36,6 +37,7 @@ class Method:
     aggregate: Aggregate = coverage_mean
     adjust_mask: MaskRule | None = None
     optimise: Optimise = accept
+    teach: Teach = untaught
     config: Mapping[str, Scalar] = field(default_factory=dict)
 
     def strategy(self, setup: Setup) -> SparseStrategy:
@@ -190,12 +192,15 @@ class SparseStrategy(Strategy):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        arriving = self._updates(self.state.round + 1, replies)
+        updates, refine = self.method.teach(self.setup, self.state, arriving)
         self.state = server_step(
             self.state,
-            self._updates(self.state.round + 1, replies),
+            updates,
             aggregate=self.method.aggregate,
             adjust_mask=self.method.adjust_mask,
             optimise=self.method.optimise,
+            refine=refine,
         )
         return ArrayRecord(), MetricRecord({**self.round_log.metrics})
 

@@ -11,24 +11,34 @@ from fl_sim.sparsity import Allocate, Cubic, OneShot, PruneTo, erk, global_topk,
 from fl_sim.types import UserError
 from strategies.aggregation import coverage_mean, zero_fill
 from strategies.base import Method
+from strategies.distillation import Teach, server_distillation, untaught
 from strategies.server_step import Aggregate, Momentum, Optimise, accept
 
+Table = Mapping[str, object]
+"""A nested table of the config."""
 ALLOCATIONS: Mapping[str, Allocate] = {"global": global_topk, "uniform": uniform, "erk": erk, "lamp": lamp}
 AGGREGATES: Mapping[str, Aggregate] = {"coverage": coverage_mean, "zero_fill": zero_fill}
 
 
-def fedavg(*, lr: float = 1.0, momentum: float = 0.0, aggregate: str = "coverage") -> Method:
+def _teach(table: Table | None) -> Teach:
+    return untaught if table is None else server_distillation(**table)  # type: ignore[arg-type]
+
+
+def fedavg(
+    *, lr: float = 1.0, momentum: float = 0.0, aggregate: str = "coverage", distil: Table | None = None
+) -> Method:
     """FedAvg (McMahan et al., 2017), with server learning rate and momentum (FedAvgM; Hsu et al., 2019).
 
     Args:
         lr: server learning rate; 1 takes the mean of the clients.
         momentum: server momentum.
         aggregate: "coverage" or "zero_fill", how updates that cover different coordinates are averaged.
+        distil: server-side distillation after aggregation, see `strategies.distillation.server_distillation`.
     """
     if aggregate not in AGGREGATES:
         raise UserError(f"strategy.aggregate: unknown {aggregate!r}; allowed: {', '.join(AGGREGATES)}")
     optimise: Optimise = accept if (lr, momentum) == (1.0, 0.0) else Momentum(lr, momentum)
-    return Method(aggregate=AGGREGATES[aggregate], optimise=optimise)
+    return Method(aggregate=AGGREGATES[aggregate], optimise=optimise, teach=_teach(distil))
 
 
 def _allocation(name: str) -> Allocate:
@@ -37,7 +47,14 @@ def _allocation(name: str) -> Allocate:
     return ALLOCATIONS[name]
 
 
-def global_magnitude(*, density: float = 0.1, at: int = 1, min_keep: int = 0, allocate: str = "global") -> Method:
+def global_magnitude(
+    *,
+    density: float = 0.1,
+    at: int = 1,
+    min_keep: int = 0,
+    allocate: str = "global",
+    distil: Table | None = None,
+) -> Method:
     """One-shot magnitude pruning of the aggregated model (Global MP, arXiv 2209.14624), then masked training.
 
     Args:
@@ -45,12 +62,20 @@ def global_magnitude(*, density: float = 0.1, at: int = 1, min_keep: int = 0, al
         at: after which round the mask is made.
         min_keep: minimum threshold: weights that survive in every layer at least.
         allocate: how many each layer keeps: "global", "uniform", "erk", "lamp".
+        distil: server-side distillation after pruning, see `strategies.distillation.server_distillation`.
     """
-    return Method(adjust_mask=PruneTo(OneShot(at, density), _allocation(allocate), min_keep=min_keep))
+    rule = PruneTo(OneShot(at, density), _allocation(allocate), min_keep=min_keep)
+    return Method(adjust_mask=rule, teach=_teach(distil))
 
 
 def gradual_magnitude(
-    *, density: float = 0.1, start: int = 1, end: int = 10, min_keep: int = 0, allocate: str = "global"
+    *,
+    density: float = 0.1,
+    start: int = 1,
+    end: int = 10,
+    min_keep: int = 0,
+    allocate: str = "global",
+    distil: Table | None = None,
 ) -> Method:
     """Magnitude pruning on the cubic schedule of Zhu and Gupta (2017) between two rounds; masks are nested.
 
@@ -59,5 +84,7 @@ def gradual_magnitude(
         start, end: first and last round of pruning.
         min_keep: weights that survive in every layer at least.
         allocate: how many each layer keeps: "global", "uniform", "erk", "lamp".
+        distil: server-side distillation after each pruning, see `strategies.distillation.server_distillation`.
     """
-    return Method(adjust_mask=PruneTo(Cubic(start, end, density), _allocation(allocate), min_keep=min_keep))
+    rule = PruneTo(Cubic(start, end, density), _allocation(allocate), min_keep=min_keep)
+    return Method(adjust_mask=rule, teach=_teach(distil))

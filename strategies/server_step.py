@@ -3,7 +3,7 @@
     state = server_step(state, updates, aggregate=coverage_mean)
 
 `aggregate` turns the updates of one round into parameters; `optimise` (FedOpt; Reddi et al., 2021, algorithm 1) moves
-the old parameters towards them; `adjust_mask` decides the next global mask from the result.
+the old parameters towards them; `adjust_mask` decides the next global mask from the result; `refine` may train it.
 """
 
 from __future__ import annotations
@@ -38,11 +38,18 @@ class ServerState:
 Aggregate = Callable[[ServerState, Iterable[Update]], Params]
 Optimise = Callable[[ServerState, Params], tuple[Params, Params]]
 """(state, aggregated parameters) -> (new parameters, new memory)."""
+Refine = Callable[[ServerState, Params], Params]
+"""(new state, its parameters before the mask was applied) -> parameters, zero where the mask is."""
 
 
 def accept(state: ServerState, aggregated: Params) -> tuple[Params, Params]:
     """Plain FedAvg: the aggregate is the next model."""
     return aggregated, {}
+
+
+def as_aggregated(new: ServerState, dense: Params) -> Params:
+    """Nothing happens after aggregation and pruning."""
+    return new.params
 
 
 @dataclass(frozen=True)
@@ -73,11 +80,12 @@ def server_step(
     aggregate: Aggregate,
     adjust_mask: MaskRule | None = None,
     optimise: Optimise = accept,
+    refine: Refine = as_aggregated,
 ) -> ServerState:
     """One round on the server. `updates` may be a stream: it is consumed once, in order; nothing is mutated.
 
     `adjust_mask` receives the round just finished, the current mask, the prunable parameters and the pseudo-gradient
-    `old - new` of the prunable parameters.
+    `old - new` of the prunable parameters. `refine` has the last word on the parameters.
     """
     params, memory = optimise(state, aggregate(state, updates))
     number, mask = state.round + 1, state.mask
@@ -85,7 +93,9 @@ def server_step(
         prunable = {name: params[name] for name in state.schema.prunable}
         pseudo = {name: state.params[name] - value for name, value in prunable.items()}
         mask = adjust_mask(number, mask, prunable, pseudo)
+    masked = params
     if mask is not None:
-        params = state.schema.view(state.schema.flat(apply_mask(params, mask)))
+        masked = state.schema.view(state.schema.flat(apply_mask(params, mask)))
         memory = apply_mask(memory, mask) if memory else memory
-    return replace(state, round=number, params=params, mask=mask, memory=memory)
+    new = replace(state, round=number, params=masked, mask=mask, memory=memory)
+    return replace(new, params=refine(new, params))

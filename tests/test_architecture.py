@@ -30,6 +30,7 @@ LAYERS = [
         "fl_sim.estimates",
         "fl_sim.replay",
         "fl_sim.checkpoint",
+        "fl_sim.model_file",
     },
     {"strategies", "clients"},
     {

@@ -46,6 +46,12 @@ METHODS = {
         "rounds=3",
     ],
     "features": ["client.target=clients.presets:feature_distillation", 'client.stages=["2", "5", "8"]', "rounds=3"],
+    "taught": [
+        "strategy.target=strategies.presets:fedavg",
+        'strategy.distil.teacher="ensemble"',
+        "strategy.distil.steps=5",
+        "data.proxy=0.1",
+    ],
     "masked": ["strategy.target=strategies.presets:global_magnitude", "strategy.density=0.2", "rounds=3"],
 }
 

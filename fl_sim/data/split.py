@@ -66,6 +66,13 @@ class Split:
         chosen = torch.from_numpy(np.ascontiguousarray(indices))
         return replace(self, images=self.images[chosen].contiguous(), labels=self.labels[chosen])
 
+    def noise(self, count: int, rng: torch.Generator) -> Split:
+        """Unlabelled (-1) images of normal noise with this split's mean, deviation and shape."""
+        drawn = torch.randn(count, *self.images.shape[1:], generator=rng)
+        level = drawn * self.std.cpu().view(-1, 1, 1) + self.mean.cpu().view(-1, 1, 1)
+        images = (255 * level).round_().clamp_(0, 255).to(torch.uint8)
+        return replace(self, images=images, labels=torch.full((count,), -1), augment=None)
+
     def augmented(self, augment: Augment | None) -> Split:
         """The same samples under another augmentation."""
         return replace(self, augment=augment)

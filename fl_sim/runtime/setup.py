@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from torch import nn
+
+from fl_sim.data import Split
 from fl_sim.ledger import Ledger
 from fl_sim.network import Network
 from fl_sim.replay import MaskRecorder
@@ -26,6 +29,8 @@ class Setup:
         ledger: where every payload is booked.
         cohort_size: clients per round, drawn without replacement.
         seed: the run's seed.
+        model: the server's own copy of the model, on its device, for strategies that compute; made when first asked for.
+        proxy: images that the server holds, on that device; None = none.
         evaluate_size: clients that evaluate the new model after each round; 0 = the server evaluates alone.
         network: links, speeds and deadline of the simulated clients; without links there is no clock.
         recorder: keeps the masks that travel in training messages, for `fl-sim replay`; None = keep none.
@@ -37,6 +42,8 @@ class Setup:
     ledger: Ledger
     cohort_size: int
     seed: int
+    model: Callable[[], nn.Module]
+    proxy: Split | None = None
     evaluate_size: int = 0
     network: Network = field(default_factory=Network)
     recorder: MaskRecorder | None = None

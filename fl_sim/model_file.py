@@ -1,0 +1,63 @@
+"""A model in one safetensors file that says which model it is: what `fl-sim run` leaves behind and teachers are read from.
+
+The file's metadata holds the keyword arguments of `fl_sim.models.build`, so a teacher may have another architecture
+than the student. Nothing is unpickled, and only models of this package are built.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from fl_sim.models import MODELS, build
+from fl_sim.training import load, snapshot
+from fl_sim.types import Params, UserError
+
+MODEL = "fl_sim.model"
+"""The metadata's key: a JSON object with `name` and the other arguments of `build`."""
+
+
+def write_model(path: Path, params: Params, described: Mapping[str, str | int | float]) -> None:
+    """Save parameters with the arguments of `fl_sim.models.build` that make their model."""
+    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in params.items()}
+    save_file(tensors, path, metadata={MODEL: json.dumps(dict(described))})
+
+
+def require(path: Path) -> Path:
+    """The path, when there is a file.
+
+    Raises:
+        UserError: there is none.
+    """
+    if not path.is_file():
+        raise UserError(f"model file {str(path)!r}: no such file; allowed: a model.safetensors that `fl-sim run` wrote")
+    return path
+
+
+def read_model(path: Path) -> nn.Module:
+    """The model of a file, on the CPU, frozen in evaluation mode.
+
+    Raises:
+        UserError: no such file, not a safetensors file with a description, or parameters that do not fit it.
+    """
+    try:
+        with safe_open(require(path), framework="pt") as stored:
+            described = json.loads((stored.metadata() or {}).get(MODEL, "{}"))
+            params = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118, it is no dict
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"model file {str(path)!r}: {error}") from error
+    name = described.pop("name", None) if isinstance(described, dict) else None
+    if not isinstance(name, str) or name not in MODELS:
+        raise UserError(f"model file {str(path)!r}: its metadata name no model of this package, but {name!r}")
+    try:
+        model = build(name, **described)
+        if missing := snapshot(model).keys() - params.keys():
+            raise ValueError(f"lacks {min(missing)!r}")
+        return load(model, params).eval().requires_grad_(False)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"model file {str(path)!r}: {error}") from error

@@ -1,0 +1,169 @@
+"""Distillation on the server: the new global model learns from a teacher on data that the server holds.
+
+    method = Method(adjust_mask=PruneTo(...), teach=Distil(Distillation(2.0, 0.5), Training(lr=0.05, steps=100)))
+
+Runs after aggregation and pruning, under the mask. The teacher is asked for its logits on the proxy data once a round;
+the updates it may listen to are those that travel anyway, so no teacher costs a byte on the wire.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from fl_sim.codecs import mask_hash
+from fl_sim.data import Split
+from fl_sim.losses import Distillation, FromLogits
+from fl_sim.model_file import read_model, require
+from fl_sim.runtime.setup import Setup
+from fl_sim.seeding import Purpose, generator
+from fl_sim.training import Training, load, snapshot
+from fl_sim.types import Params, Update, UserError
+from strategies.server_step import Refine, ServerState, as_aggregated
+
+Teach = Callable[[Setup, ServerState, Iterable[Update]], tuple[Iterable[Update], Refine]]
+"""(run, state before the round, updates) -> (the same updates, what happens to the new state once they are folded)."""
+Teacher = Callable[["Lab", Iterable[Update]], tuple[Iterable[Update], Callable[[Params], Tensor]]]
+"""(lab, updates) -> (the same updates, a function from the aggregate to logits (N, K) on the proxy data)."""
+When = Callable[[ServerState, ServerState], bool]
+"""(state before the round, state after it) -> whether to distil."""
+
+
+def untaught(setup: Setup, state: ServerState, updates: Iterable[Update]) -> tuple[Iterable[Update], Refine]:
+    """The aggregate, pruned where there is a mask, is the next model."""
+    return updates, as_aggregated
+
+
+@dataclass(frozen=True, eq=False)
+class Lab:
+    """What the server computes with: its own model, the proxy data, and the state before the round."""
+
+    setup: Setup
+    proxy: Split
+    state: ServerState
+
+    def logits(self, params: Params) -> Tensor:
+        """Logits (N, K), float32, of the federation's model with these parameters."""
+        return logits(load(self.setup.model(), params), self.proxy)
+
+    def believed(self, update: Update) -> Params:
+        """A client's model as the server knows it: what did not travel is as the client received it."""
+        return self.setup.exchange.believed(update.params, update.mask, self.state.params)
+
+
+def logits(model: nn.Module, data: Split, *, batch_size: int = 512) -> Tensor:
+    """Logits (N, K), float32, in evaluation mode and in the order of the data."""
+    model.eval()
+    with torch.no_grad():
+        return torch.cat([model(images).float() for images, _ in data.batches(batch_size)])
+
+
+def aggregate(lab: Lab, updates: Iterable[Update]) -> tuple[Iterable[Update], Callable[[Params], Tensor]]:
+    """The aggregate before pruning teaches what is left of it."""
+    return updates, lab.logits
+
+
+def ensemble(lab: Lab, updates: Iterable[Update]) -> tuple[Iterable[Update], Callable[[Params], Tensor]]:
+    """The mean of the clients' logits teaches (FedDF; Lin et al., 2020). Each update is asked as it passes: O(N K) memory."""
+    heard: list[Tensor] = []
+
+    def listen() -> Iterator[Update]:
+        for update in updates:
+            value = lab.logits(lab.believed(update)).double()
+            heard[:] = [heard[0] + value, heard[1] + 1] if heard else [value, torch.ones((), dtype=torch.float64)]
+            yield update
+
+    return listen(), lambda aggregated: (heard[0] / heard[1]).float()
+
+
+@dataclass(frozen=True)
+class FromFile:
+    """A model file teaches; of any architecture with the same classes."""
+
+    path: Path
+
+    def __post_init__(self) -> None:
+        require(self.path)
+
+    def __call__(self, lab: Lab, updates: Iterable[Update]) -> tuple[Iterable[Update], Callable[[Params], Tensor]]:
+        teacher = read_model(self.path).to(lab.proxy.images.device)
+        return updates, lambda aggregated: logits(teacher, lab.proxy)
+
+
+def always(before: ServerState, after: ServerState) -> bool:
+    """Every round."""
+    return True
+
+
+def after_pruning(before: ServerState, after: ServerState) -> bool:
+    """When the mask changed: otherwise the aggregate would teach itself."""
+    if after.mask is None:
+        return False
+    return before.mask is None or mask_hash(before.mask) != mask_hash(after.mask)
+
+
+@dataclass(frozen=True)
+class Distil:
+    """Train the new global model on the proxy data, under its mask.
+
+    Proxy images without a label (-1) take the teacher's first choice. BatchNorm statistics become those of the proxy.
+
+    Attributes:
+        objective: weighs teacher against labels.
+        training: the training loop's hyper-parameters.
+        teacher: who gives the logits.
+        when: in which rounds.
+    """
+
+    objective: Distillation
+    training: Training
+    teacher: Teacher = aggregate
+    when: When = after_pruning
+
+    def __call__(self, setup: Setup, state: ServerState, updates: Iterable[Update]) -> tuple[Iterable[Update], Refine]:
+        if setup.proxy is None:
+            raise UserError("strategy.distil needs data on the server: set data.proxy (a share) or data.noise (images)")
+        lab = Lab(setup, setup.proxy, state)
+        updates, asked = self.teacher(lab, updates)
+        return updates, partial(self._refine, lab, asked)
+
+    def _refine(self, lab: Lab, asked: Callable[[Params], Tensor], new: ServerState, aggregated: Params) -> Params:
+        if not self.when(lab.state, new):
+            return new.params
+        teacher = asked(aggregated)
+        labels = torch.where(lab.proxy.labels < 0, teacher.argmax(dim=1), lab.proxy.labels)
+        numbered = replace(lab.proxy, labels=torch.arange(len(labels), device=labels.device))
+        student = load(lab.setup.model(), new.params)
+        rng = generator(lab.setup.seed, new.round, Purpose.DISTILLATION)
+        self.training.fit(student, numbered, FromLogits(teacher, labels, self.objective), mask=new.mask, rng=rng)
+        return new.schema.view(new.schema.flat(snapshot(student)))
+
+
+# The aggregate has something to teach only where pruning took it away.
+TEACHERS: Mapping[str, tuple[Teacher, When]] = {"aggregate": (aggregate, after_pruning), "ensemble": (ensemble, always)}
+
+
+def server_distillation(
+    *,
+    teacher: str = "aggregate",
+    steps: int = 100,
+    lr: float = 0.05,
+    batch_size: int = 64,
+    temperature: float = 2.0,
+    alpha: float = 0.5,
+) -> Distil:
+    """A preset's `distil` table.
+
+    Args:
+        teacher: "aggregate" (after each pruning), "ensemble" of the clients' models, or a model file (both each round).
+        steps, lr, batch_size: SGD with momentum 0.9, cosine learning rate, gradients clipped at norm 1.
+        temperature, alpha: of `fl_sim.losses.Distillation`.
+    """
+    who, when = TEACHERS[teacher] if teacher in TEACHERS else (FromFile(Path(teacher)), always)
+    training = Training(lr=lr, steps=steps, batch_size=batch_size, momentum=0.9, schedule="cosine", clip_norm=1.0)
+    return Distil(Distillation(temperature, alpha), training, who, when)

@@ -97,6 +97,44 @@ def compare(
     console.print(comparison([Report.load(folder) for folder in runs]))
 
 
+@app.command()
+def prune(
+    checkpoint: Annotated[Path, typer.Argument(help="safetensors state dict, or folder of a finished run")],
+    method: Annotated[str, typer.Option(help="global, rd, lamp, erk, uniform, random, or module:function")] = "global",
+    density: Annotated[float, typer.Option(help="share of the prunable weights that stays")] = 0.1,
+    min_keep: Annotated[int, typer.Option(help="weights that every layer keeps at least")] = 0,
+    calibration: Annotated[
+        str | None, typer.Option(help="data source for rd and for accuracies; without one, rd draws Gaussian images")
+    ] = None,
+    images: Annotated[int, typer.Option(help="calibration images")] = 128,
+    levels: Annotated[int, typer.Option(help="points of a distortion curve")] = 21,
+    model: Annotated[str | None, typer.Option(help="architecture of a state dict: a name of `fl-sim list`")] = None,
+    image_size: Annotated[int, typer.Option(help="pixels a side, for a state dict")] = 32,
+    out: Annotated[Path | None, typer.Option(help="file to write; default: beside the checkpoint")] = None,
+) -> None:
+    """Prune one model, without a federation: a table per layer, and the pruned state dict.
+
+    Example: fl-sim prune runs/quickstart-1a2b3c4d --method rd --density 0.1 --calibration digits
+    """
+    from fl_sim.curves import MeasureCurves, calibration_images
+    from fl_sim.lookup import find
+    from fl_sim.progress import counting
+    from fl_sim.prune import METHODS, Request, layer_rows
+    from fl_sim.report import effect, pruned_table
+    from fl_sim.saved import data_for, open_saved, write_model
+
+    saved = open_saved(checkpoint, name=model, image_size=image_size)
+    data = None if calibration is None else data_for(saved, calibration)
+    with counting(errors, "distortion curves") as progress:
+        given = calibration_images(data, saved.shape, images)
+        request = Request(density, min_keep, given, MeasureCurves(levels=levels), progress)
+        pruned = find("method", method, METHODS)(saved.model, request)
+    console.print(pruned_table(layer_rows(saved.model, pruned, saved.shape)))
+    for line in effect(saved.model, pruned, data):
+        console.print(line, highlight=False)
+    console.print(write_model(pruned, out or saved.beside(f"{method}-{density:g}")), highlight=False)
+
+
 bench = typer.Typer(no_args_is_help=True, help="Benchmarks that anyone can rerun. Run them on an idle machine.")
 app.add_typer(bench, name="bench")
 AS_JSON = Annotated[bool, typer.Option("--json", help="print one JSON object instead of a table")]

@@ -20,7 +20,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from fl_sim.data import Split
+from fl_sim.data import Data, Split
 from fl_sim.models import prunable_names
 from fl_sim.prefix import resumed
 from fl_sim.seeding import Purpose, generator
@@ -160,8 +160,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 def calibration(split: Split, count: int) -> Tensor:
     """`count` images of a split at equal distances, or all if it has fewer: float32 (N, C, H, W), normalised, fixed."""
-    if count < 1:
-        raise UserError(f"calibration images = {count}: must be at least 1")
+    _check_count(count)
     number = min(count, len(split))
     part = split.subset(torch.arange(number).mul_(len(split)).div_(number, rounding_mode="floor").numpy())
     return next(iter(part.batches(number, rng=None)))[0]
@@ -169,7 +168,18 @@ def calibration(split: Split, count: int) -> Tensor:
 
 def gaussian_calibration(shape: Sequence[int], count: int, *, seed: int = 0) -> Tensor:
     """N(0, 1) images (count, *shape): calibration without data (arXiv 2308.10438, section 4.4: "zero-data")."""
+    _check_count(count)
     return torch.randn(count, *shape, generator=generator(seed, Purpose.DATA))
+
+
+def _check_count(count: int) -> None:
+    if count < 1:
+        raise UserError(f"calibration images = {count}: must be at least 1")
+
+
+def calibration_images(data: Data | None, shape: Sequence[int], count: int) -> Tensor:
+    """Of a data set's training part, where there is one; Gaussian ones of `shape` otherwise."""
+    return gaussian_calibration(shape, count) if data is None else calibration(data.train, count)
 
 
 def pooled(parts: Sequence[Curves], counts: Sequence[int], *, summary: str = "mean") -> dict[str, list[float]]:

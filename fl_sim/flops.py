@@ -16,19 +16,23 @@ def count_macs(model: nn.Module, input_shape: tuple[int, ...], *, mask: Mask | N
     With `mask`, only alive weights count: nnz * H_out * W_out for a convolution, nnz for a linear layer. The model is
     left untouched.
     """
+    return sum(layer_macs(model, input_shape, mask=mask).values())
+
+
+def layer_macs(model: nn.Module, input_shape: tuple[int, ...], *, mask: Mask | None = None) -> dict[str, int]:
+    """Name of the weight -> MACs, in the order in which the layers run; as `count_macs`, which is the sum."""
     positions: dict[str, int] = {}
     probe = copy.deepcopy(model).cpu().eval()
     for name, module in probe.named_modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
-            module.register_forward_hook(_recorder(name, positions))
+            module.register_forward_hook(_recorder(f"{name}.weight".removeprefix("."), positions))
     with torch.inference_mode():
         probe(torch.zeros(1, *input_shape))
-    weights = {name: module.weight for name, module in probe.named_modules() if name in positions}
     alive = mask or {}
-    return sum(
-        uses * int(alive[f"{name}.weight"].sum() if f"{name}.weight" in alive else weights[name].numel())
+    return {
+        name: uses * int(alive[name].sum() if name in alive else probe.get_parameter(name).numel())
         for name, uses in positions.items()
-    )
+    }
 
 
 def _recorder(name: str, positions: dict[str, int]):  # type: ignore[no-untyped-def]

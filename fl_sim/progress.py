@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -76,3 +76,12 @@ def display(experiment: Experiment, console: Console, *, quiet: bool) -> Iterato
             rounds = progress.add_task(experiment.name, total=experiment.rounds, status="")
             clients = progress.add_task("clients", total=experiment.cohort.size, status="")
             yield _Bar(progress, rounds, clients)
+
+
+@contextmanager
+def counting(console: Console, what: str) -> Iterator[Callable[[int, int], None]]:
+    """A function of (done, total) that shows a bar on a terminal from its first call on, and nothing elsewhere."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(what, visible=False)
+        yield lambda done, total: progress.update(task, completed=done, total=total, visible=True)

@@ -21,6 +21,7 @@ LAYERS = [
         "fl_sim.prefix",
         "fl_sim.curves",
         "fl_sim.curve_cache",
+        "fl_sim.prune",
     },
     {
         "fl_sim.wire",
@@ -39,6 +40,7 @@ LAYERS = [
         "fl_sim.simulation",
         "fl_sim.federation",
         "fl_sim.session",
+        "fl_sim.saved",
         "fl_sim.progress",
         "fl_sim.catalogue",
         "fl_sim.bench",

@@ -1,6 +1,18 @@
 """What a finished run says: `summary.json` as a value, and tables over runs."""
 
+from fl_sim.report.pruned import effect, pruned_table
 from fl_sim.report.summary import ModelFacts, Report, summarise
 from fl_sim.report.table import comparison, estimates, floors, per_run, repriced
 
-__all__ = ["ModelFacts", "Report", "comparison", "estimates", "floors", "per_run", "repriced", "summarise"]
+__all__ = [
+    "ModelFacts",
+    "Report",
+    "comparison",
+    "effect",
+    "estimates",
+    "floors",
+    "per_run",
+    "pruned_table",
+    "repriced",
+    "summarise",
+]

@@ -43,7 +43,7 @@ def run(
     """
     from fl_sim.config import Experiment
     from fl_sim.progress import display
-    from fl_sim.report import comparison, per_run
+    from fl_sim.report import comparison, per_run, write_page
     from fl_sim.simulation import run as simulate
 
     extra = [f'engine="{engine}"'] if engine else []
@@ -51,6 +51,7 @@ def run(
     experiment = Experiment.load(config, [*(overrides or []), *extra])
     with display(experiment, console, quiet=quiet) as observer:
         report = simulate(experiment, observer)
+    write_page([report], report.folder / "report.html")
     if not quiet:
         console.print(per_run(report))
         console.print(comparison([report]))
@@ -59,13 +60,20 @@ def run(
 
 @app.command()
 def report(run: Annotated[Path, typer.Argument(help="run folder")]) -> None:
-    """Show where a finished run's bytes went, their floor, and what published formulas would have claimed."""
-    from fl_sim.report import Report, comparison, estimates, floors, per_run
+    """Show where a finished run's bytes went, their floor, and what published formulas would have claimed.
+
+    Writes report.html into the run's folder: charts that open in any browser, without a network.
+
+    Example: fl-sim report runs/quickstart-bc58d0c5
+    """
+    from fl_sim.report import Report, comparison, estimates, floors, per_run, write_page
 
     loaded = Report.load(run)
     for table in (comparison([loaded]), per_run(loaded), estimates(loaded)):
         console.print(table)
     console.print(floors(loaded), highlight=False)
+    write_page([loaded], run / "report.html")
+    console.print(str(run / "report.html"), highlight=False)
 
 
 @app.command()
@@ -90,11 +98,19 @@ def replay(
 @app.command()
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="run folders, for instance runs/quickstart-*")],
+    page: Annotated[Path | None, typer.Option("--html", help="write charts and tables to this file as well")] = None,
 ) -> None:
-    """Compare finished runs in one table."""
-    from fl_sim.report import Report, comparison
+    """Compare finished runs in one table; runs that differ only by their seed become one line with an interval.
 
-    console.print(comparison([Report.load(folder) for folder in runs]))
+    Example: fl-sim compare runs/quickstart-* --html comparison.html
+    """
+    from fl_sim.report import Report, comparison, write_page
+
+    reports = [Report.load(folder) for folder in runs]
+    console.print(comparison(reports))
+    if page is not None:
+        write_page(reports, page)
+        console.print(str(page), highlight=False)
 
 
 @app.command()

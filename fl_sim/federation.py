@@ -14,7 +14,7 @@ from torch import nn
 
 from fl_sim import codecs, models, precision, wire
 from fl_sim.config import Experiment
-from fl_sim.data import CropFlip, Data, Split
+from fl_sim.data import CropFlip, Data, Split, label_counts
 from fl_sim.data import load as load_data
 from fl_sim.data import partition as make_partition
 from fl_sim.runtime.app import ClientHost, client_app
@@ -69,6 +69,14 @@ class Federation:
         options = experiment.wire
         exchange = wire.Exchange(schema, options.uplink, options.downlink, options.error_feedback)
         return cls(experiment, data, parts, model, schema.view(schema.flat(params)), exchange)
+
+    @property
+    def label_counts(self) -> list[list[int]]:
+        """Training samples of each client (row) by class (column)."""
+        counts: list[list[int]] = label_counts(
+            self.data.train.labels.numpy(), self.parts, self.data.num_classes
+        ).tolist()
+        return counts
 
     @property
     def device(self) -> torch.device:

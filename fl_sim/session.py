@@ -24,7 +24,7 @@ from fl_sim.model_file import write_model
 from fl_sim.replay import MaskRecorder
 from fl_sim.report import ModelFacts, Report, summarise
 from fl_sim.runtime.setup import Setup, unseen
-from fl_sim.sparsity import density
+from fl_sim.sparsity import density, layer_densities
 from fl_sim.training import evaluate, load
 from fl_sim.types import Mask, Params, UserError
 
@@ -165,6 +165,7 @@ class Session:
         self.started = self._round_started = time.perf_counter()
         self._seconds = 0.0
         (folder / "config.toml").write_text(asked.to_toml() + "\n", encoding="utf-8")
+        (folder / "partition.json").write_text(json.dumps(federation.label_counts), encoding="utf-8")
         self._lines = (folder / "rounds.jsonl").open("w", encoding="utf-8")
 
     def server_app(self) -> ServerApp:
@@ -204,6 +205,7 @@ class Session:
         row |= {"uplink_bytes": self.ledger.sent["up"], "downlink_bytes": self.ledger.sent["down"]}
         mask = self.strategy.mask
         row["density"] = 1.0 if mask is None else density(mask)
+        row |= {f"density/{name}": round(share, 4) for name, share in layer_densities(mask or {}).items()}
         if number % experiment.evaluate.every == 0 or number == experiment.rounds:
             row |= self._evaluate()
         self.rows.append(row)

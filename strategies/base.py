@@ -22,6 +22,7 @@ from fl_sim.runtime.flower_compat import CLIENT_APP_CRASHED
 from fl_sim.runtime.protocol import protocol_bytes
 from fl_sim.runtime.setup import Setup
 from fl_sim.seeding import Purpose, derive, numpy_generator
+from fl_sim.sparsity import layer_densities
 from fl_sim.types import Mask, MaskRule, Params, Scalar, Task, Update
 from strategies.aggregation import coverage_mean
 from strategies.distillation import Teach, untaught
@@ -68,6 +69,7 @@ class RoundLog:
     failures: list[Failure] = field(default_factory=list)
     down_bytes: dict[int, int] = field(default_factory=dict)
     finished_s: list[float] = field(default_factory=list)
+    chosen: list[dict[str, float]] = field(default_factory=list)
 
     def add(self, count: int, metrics: Mapping[str, float]) -> None:
         """Count a usable reply; metrics are averaged with the number of examples as weight."""
@@ -80,6 +82,12 @@ class RoundLog:
     def metrics(self) -> dict[str, float]:
         """Example-weighted means of the clients' metrics."""
         return {name: total / self.weight for name, total in self.sums.items()}
+
+    @property
+    def sent(self) -> dict[str, float]:
+        """Layer -> share of its coordinates in the updates that chose their own; empty where none did."""
+        names = self.chosen[0] if self.chosen else {}
+        return {name: sum(shares[name] for shares in self.chosen) / len(self.chosen) for name in names}
 
 
 class SparseStrategy(Strategy):
@@ -109,10 +117,11 @@ class SparseStrategy(Strategy):
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Of the last round: example-weighted training metrics, usable replies, failures."""
+        """Of the last round: example-weighted training metrics, layers' shares sent, usable replies, failures."""
         means = {f"train_{name}": value for name, value in self.round_log.metrics.items()}
         clock = {"simulated_s": self.simulated_s} if self.network is not None else {}
-        return {**means, **clock, "clients": self.round_log.replies, "failures": len(self.round_log.failures)}
+        sent = {f"sent/{name}": round(share, 4) for name, share in self.round_log.sent.items()}
+        return {**means, **clock, **sent, "clients": self.round_log.replies, "failures": len(self.round_log.failures)}
 
     # -- who takes part ------------------------------------------------------------------------------------------------
 
@@ -254,6 +263,8 @@ class SparseStrategy(Strategy):
         self._record(number, "up", client, described, mask)
         if late:
             raise _Unusable("late", f"client {client}: later than the deadline")
+        if mask is not None and described.mask_mode != "held":
+            self.round_log.chosen.append(layer_densities(mask))
         return Update(params, count, mask, metrics)
 
     def _record(

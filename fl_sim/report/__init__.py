@@ -1,5 +1,6 @@
-"""What a finished run says: `summary.json` as a value, and tables over runs."""
+"""What a finished run says: `summary.json` as a value, tables over runs, and one HTML file."""
 
+from fl_sim.report.page import write_page
 from fl_sim.report.pruned import effect, pruned_table
 from fl_sim.report.summary import ModelFacts, Report, summarise
 from fl_sim.report.table import comparison, estimates, floors, per_run, repriced
@@ -15,4 +16,5 @@ __all__ = [
     "pruned_table",
     "repriced",
     "summarise",
+    "write_page",
 ]

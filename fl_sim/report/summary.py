@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import platform
+import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 
@@ -79,6 +81,42 @@ class Report:
         except ValueError as error:
             raise UserError(f"{folder}: damaged run folder: {error}") from error
         return cls(folder, summary, rounds, Ledger.read(folder / "ledger.parquet"), {})
+
+    def number(self, *path: str) -> float:
+        """A number of the summary, for instance `number("accuracy", "final")`.
+
+        Raises:
+            UserError: the summary has no such number.
+        """
+        node: Json = dict(self.summary)
+        for key in path:
+            node = node.get(key) if isinstance(node, dict) else None
+        if not isinstance(node, (int, float)):
+            raise UserError(f"{self.folder}: damaged run folder: summary.json has no number {'.'.join(path)}")
+        return float(node)
+
+    @cached_property
+    def config(self) -> Mapping[str, Json]:
+        """The resolved config, as it was written.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        try:
+            return tomllib.loads((self.folder / "config.toml").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.folder}: damaged run folder: config.toml: {error}") from error
+
+    @cached_property
+    def label_counts(self) -> Sequence[Sequence[int]]:
+        """Training samples of each client (row) by class (column); empty where the run did not keep them."""
+        try:
+            counts: list[list[int]] = json.loads((self.folder / "partition.json").read_text(encoding="utf-8"))
+        except OSError:
+            return []
+        except ValueError as error:
+            raise UserError(f"{self.folder}: damaged run folder: partition.json: {error}") from error
+        return counts
 
 
 def summarise(

@@ -3,34 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import cast
 
 from rich import box
 from rich.table import Table
 
-from fl_sim.config import Json
 from fl_sim.report.summary import Report
-
-
-def _number(summary: Mapping[str, Json], *path: str) -> float:
-    node: Json = dict(summary)
-    for key in path:
-        node = cast(dict[str, Json], node)[key]
-    return float(cast(float, node))
 
 
 def _mb(count: float) -> str:
     return f"{count / 1e6:.3f}" if count < 1e8 else f"{count / 1e6:.1f}"
 
 
-COLUMNS: Mapping[str, Callable[[Mapping[str, Json]], str]] = {
-    "rounds": lambda s: str(s["rounds"]),
-    "accuracy %": lambda s: f"{100 * _number(s, 'accuracy', 'final'):.2f}",
-    "MB up": lambda s: _mb(_number(s, "uplink_bytes")),
-    "MB down": lambda s: _mb(_number(s, "downlink_bytes")),
-    "saving %": lambda s: f"{100 * _number(s, 'saving'):.2f}",
-    "sent %": lambda s: f"{100 * _number(s, 'density', 'uplink_mean'):.1f}",
-    "alive %": lambda s: f"{100 * _number(s, 'density', 'prunable'):.1f}",
+COLUMNS: Mapping[str, Callable[[Report], str]] = {
+    "rounds": lambda r: str(r.summary["rounds"]),
+    "accuracy %": lambda r: f"{100 * r.number('accuracy', 'final'):.2f}",
+    "MB up": lambda r: _mb(r.number("uplink_bytes")),
+    "MB down": lambda r: _mb(r.number("downlink_bytes")),
+    "saving %": lambda r: f"{100 * r.number('saving'):.2f}",
+    "sent %": lambda r: f"{100 * r.number('density', 'uplink_mean'):.1f}",
+    "alive %": lambda r: f"{100 * r.number('density', 'prunable'):.1f}",
 }
 
 
@@ -49,7 +40,7 @@ def comparison(reports: Sequence[Report]) -> Table:
         s = report.summary
         where = "" if s["engine"] == "inline" else f" {s['engine']}"
         seed = "" if s["seed"] == 0 else f" seed {s['seed']}"
-        table.add_row(f"{s['name']}{where}{seed}", *(cell(s) for cell in COLUMNS.values()))
+        table.add_row(f"{s['name']}{where}{seed}", *(cell(report) for cell in COLUMNS.values()))
     return table
 
 
@@ -69,7 +60,7 @@ def per_run(report: Report) -> Table:
 
 def estimates(report: Report) -> Table:
     """What published formulas would have claimed for the same messages, beside what was measured."""
-    measured = _number(report.summary, "total_bytes")
+    measured = report.number("total_bytes")
     table = Table(
         title="estimates of published code for the same traffic",
         title_justify="left",
@@ -79,16 +70,17 @@ def estimates(report: Report) -> Table:
     for name in ("formula", "MB", "of measured %"):
         table.add_column(name, justify="left" if name == "formula" else "right")
     table.add_row("measured", _mb(measured), "100.0", style="bold")
-    for name, value in cast(dict[str, float], report.summary["estimates"]).items():
+    claimed = report.summary["estimates"]
+    for name in claimed if isinstance(claimed, dict) else ():
+        value = report.number("estimates", name)
         table.add_row(name, _mb(value), f"{100 * value / measured:.1f}")
     return table
 
 
 def floors(report: Report) -> str:
     """One line on how close masks came to their floor, and on Flower's own framing."""
-    s = report.summary
     mask, floor, protocol, total = (
-        _number(s, k) for k in ("mask_bytes", "mask_floor_bytes", "protocol_bytes", "total_bytes")
+        report.number(k) for k in ("mask_bytes", "mask_floor_bytes", "protocol_bytes", "total_bytes")
     )
     masks = f"masks {_mb(mask)} MB ({100 * mask / total:.2f} % of all), floor {_mb(floor)} MB; " if mask else ""
     return f"{masks}Flower's own counters would show {_mb(protocol)} MB for these messages"

@@ -17,7 +17,7 @@ from fl_sim.sparsity.allocation import (
     uniform,
 )
 from fl_sim.sparsity.distortion import min_distortion
-from fl_sim.sparsity.masks import apply_mask, density, intersect, prune_and_grow, topk_mask
+from fl_sim.sparsity.masks import apply_mask, density, intersect, layer_densities, prune_and_grow, topk_mask
 from fl_sim.sparsity.rate_distortion import RateDistortion
 from fl_sim.sparsity.rules import (
     Chain,
@@ -62,6 +62,7 @@ __all__ = [
     "grow_by_gradient",
     "intersect",
     "lamp",
+    "layer_densities",
     "magnitude",
     "min_distortion",
     "no_mask",

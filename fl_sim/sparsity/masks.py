@@ -52,6 +52,11 @@ def density(mask: Mask) -> float:
     return alive(mask) / max(1, size(mask))
 
 
+def layer_densities(mask: Mask) -> dict[str, float]:
+    """Share of true coordinates of each tensor that has any."""
+    return {name: int(m.count_nonzero()) / m.numel() for name, m in mask.items() if m.numel()}
+
+
 def alive(mask: Mask) -> int:
     """Number of true coordinates."""
     return sum(int(m.count_nonzero()) for m in mask.values())

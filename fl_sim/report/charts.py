@@ -1,0 +1,92 @@
+"""A figure as a value, and what all figures share: a palette, names safe for plotly, bars and heat maps."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from fl_sim.config import Json
+from fl_sim.report.numbers import PARTS
+
+Chart = dict[str, Json]
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+"""Okabe and Ito's palette, without yellow and black, which fail on white and on dark paper."""
+DASHES = ("solid", "dash", "dot", "dashdot")
+SYMBOLS = {"circle": "●", "square": "■", "diamond": "◆", "triangle-up": "▲", "cross": "✚", "x": "✖"}
+"""Of plotly, and as a character."""
+PART_COLOURS = dict(
+    zip(PARTS, ("#0072B2", "#D55E00", "#56B4E9", "#009E73", "#CC79A7", "#6b7280", "#E69F00", "#F0E442"), strict=True)
+)
+
+
+@dataclass(frozen=True)
+class Style:
+    """How the group of one index is drawn: colour, dash and symbol differ, so that colour is never alone."""
+
+    index: int
+
+    @property
+    def colour(self) -> str:
+        """Of lines and markers."""
+        return COLOURS[self.index % len(COLOURS)]
+
+    @property
+    def dash(self) -> str:
+        """Of lines."""
+        return DASHES[(self.index + self.index // len(COLOURS)) % len(DASHES)]
+
+    @property
+    def symbol(self) -> str:
+        """Of markers."""
+        return list(SYMBOLS)[(self.index + self.index // len(COLOURS)) % len(SYMBOLS)]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A chart with one or more views, of which the page shows one at a time.
+
+    Attributes:
+        title, caption: plain text.
+        views: button's label -> {"data": [...], "layout": {...}}.
+        legend: "groups", "parts", or "" where labels stand in the chart.
+        height: pixels.
+    """
+
+    title: str
+    caption: str
+    views: Mapping[str, Chart] = field(default_factory=dict)
+    legend: str = ""
+    height: int = 340
+
+
+def plain(text: object, *, longest: int = 48) -> str:
+    """Text for plotly, which reads tags and entities; long text loses its middle."""
+    shown = str(text)
+    if len(shown) > longest:
+        shown = f"{shown[: longest * 2 // 3]}…{shown[-(longest // 3) :]}"
+    return html.escape(shown, quote=False)
+
+
+def _label(text: str, row: float) -> Chart:
+    place: Chart = {"x": 0, "y": row, "xref": "paper", "xanchor": "left", "yanchor": "bottom", "yshift": 13}
+    return {**place, "text": text, "showarrow": False, "align": "left"}
+
+
+def bars(data: list[Json], labels: Sequence[str], x_title: str) -> Chart:
+    """Horizontal bars whose names stand above them, so that names of any length fit a phone."""
+    rows: Chart = {"visible": False, "range": [len(labels) - 0.6, -0.8], "fixedrange": True}
+    x: Chart = {"title": {"text": x_title}, "rangemode": "tozero"}
+    notes: list[Json] = [_label(label, row) for row, label in enumerate(labels)]
+    return {
+        "data": data,
+        "layout": {"barmode": "stack", "yaxis": rows, "xaxis": x, "annotations": notes, "bargap": 0.55},
+    }
+
+
+def heat(x: list[Json], y: list[Json], z: list[Json], titles: tuple[str, str, str], hover: str) -> Chart:
+    bar: Chart = {"title": {"text": titles[2], "side": "right"}, "thickness": 10, "outlinewidth": 0}
+    trace: Chart = {"type": "heatmap", "x": x, "y": y, "z": z, "colorscale": "Cividis", "zmin": 0, "colorbar": bar}
+    axis: Chart = {"title": {"text": titles[1]}, "type": "category", "autorange": "reversed", "automargin": True}
+    columns: Chart = {"title": {"text": titles[0]}}
+    return {"data": [{**trace, "hovertemplate": hover}], "layout": {"xaxis": columns, "yaxis": axis}}

@@ -1,0 +1,128 @@
+"""What the charts of a report show, as numbers: curves, traffic by part, link time, the Pareto front."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fl_sim.ledger import CODES, WORDS, Ledger
+from fl_sim.network import Link
+from fl_sim.report.groups import Group, Spread
+from fl_sim.report.summary import Report
+
+PARTS = ("values", "mask", "dense", "buffers", "auxiliary", "header", "evaluation", "waste")
+"""Sections of the training messages that counted; evaluation traffic; training messages that led to no accepted update."""
+
+
+def traffic(ledger: Ledger) -> dict[tuple[str, str], int]:
+    """(direction, part of `PARTS`) -> bytes; the sum is every payload byte.
+
+    Waste is what failed, rejected, late or lost clients cost, the models that were sent to them included.
+    """
+    column = ledger.column
+    train, up = column("phase") == CODES["phase"]["train"], column("direction") == CODES["direction"]["up"]
+    clients = column("client").astype(np.int64)
+    task = column("round").astype(np.int64) * (clients.max(initial=0) + 1) + clients
+    answered = np.unique(task[train & up & (column("status") == CODES["status"]["ok"])])
+    part = np.array([PARTS.index(section) for section in WORDS["section"]])[column("section")]
+    part = np.where(train, np.where(np.isin(task, answered), part, PARTS.index("waste")), PARTS.index("evaluation"))
+    size = column("payload_bytes")
+    return {
+        (direction, name): int(size[(up == (direction == "up")) & (part == code)].sum())
+        for direction in WORDS["direction"]
+        for code, name in enumerate(PARTS)
+    }
+
+
+def link_time(ledger: Ledger, link: Link) -> dict[int, float]:
+    """Round -> seconds since the start when every client sits behind `link`, and only moving bytes takes time.
+
+    A round lasts as long as its slowest client's download and upload; clients do not share a link.
+    """
+    tasks: dict[int, dict[int, float]] = {}
+    sizes = ledger.total(by=("round", "client", "direction"), where={"phase": "train"})
+    for (number, client, direction), size in sizes.items():
+        seconds = (link.up_s if direction == "up" else link.down_s)(size)
+        spent = tasks.setdefault(int(number), {})
+        spent[int(client)] = spent.get(int(client), 0.0) + seconds
+    clock, elapsed = 0.0, {}
+    for number in sorted(tasks):
+        clock += max(tasks[number].values())
+        elapsed[number] = clock
+    return elapsed
+
+
+Axis = Callable[[Report], Mapping[int, float]]
+"""Run -> round -> position on the x axis."""
+
+
+def at_round(report: Report) -> dict[int, float]:
+    """The round itself."""
+    return {int(row["round"]): row["round"] for row in report.rounds}
+
+
+def at_megabytes(report: Report) -> dict[int, float]:
+    """MB of both directions so far."""
+    return {int(row["round"]): (row["uplink_bytes"] + row["downlink_bytes"]) / 1e6 for row in report.rounds}
+
+
+def at_clock(report: Report) -> dict[int, float]:
+    """Seconds on the run's own virtual clock."""
+    return {int(row["round"]): row["simulated_s"] for row in report.rounds if "simulated_s" in row}
+
+
+@dataclass(frozen=True)
+class BehindLink:
+    """Seconds when every client sits behind `link`."""
+
+    link: Link
+
+    def __call__(self, report: Report) -> dict[int, float]:
+        return link_time(report.ledger, self.link)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Accuracy in percent along an axis; `low` and `high` bound the 95 % confidence interval, empty for one seed."""
+
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+    low: tuple[float, ...] = ()
+    high: tuple[float, ...] = ()
+
+
+def accuracy_curve(group: Group, axis: Axis) -> Curve:
+    """Test accuracy over the rounds that every seed evaluated, means over the seeds on both axes."""
+    places = [axis(report) for report in group.reports]
+    scores = [
+        {int(row["round"]): 100 * row["accuracy"] for row in report.rounds if "accuracy" in row}
+        for report in group.reports
+    ]
+    common = sorted(set.intersection(*(set(a) & set(b) for a, b in zip(places, scores, strict=True))))
+    x = [Spread.of(place[number] for place in places).mean or 0.0 for number in common]
+    y = [Spread.of(score[number] for score in scores) for number in common]
+    means = tuple(spread.mean or 0.0 for spread in y)
+    if len(group.reports) == 1:
+        return Curve(tuple(x), means)
+    reach = [spread.ci or 0.0 for spread in y]
+    low = tuple(max(0.0, mean - ci) for mean, ci in zip(means, reach, strict=True))
+    high = tuple(min(100.0, mean + ci) for mean, ci in zip(means, reach, strict=True))
+    return Curve(tuple(x), means, low, high)
+
+
+def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The points (cost, gain) that no other beats: none is at most as dear and at least as good; cheapest first."""
+    front: list[tuple[float, float]] = []
+    for cost, gain in sorted(set(points), key=lambda point: (point[0], -point[1])):
+        if not front or gain > front[-1][1]:
+            front.append((cost, gain))
+    return front
+
+
+def densities(report: Report, prefix: str) -> tuple[list[int], dict[str, list[float | None]]]:
+    """(rounds, layer -> density a round) from the columns `<prefix>/<layer>` of rounds.jsonl; None = not in that round."""
+    layers = list(dict.fromkeys(key for row in report.rounds for key in row if key.startswith(prefix + "/")))
+    rounds = [int(row["round"]) for row in report.rounds]
+    return rounds, {layer.split("/", 1)[1]: [row.get(layer) for row in report.rounds] for layer in layers}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -36,6 +37,7 @@ def run(
     engine: Annotated[str | None, typer.Option(help="inline or ray; overrides the config")] = None,
     out: Annotated[Path | None, typer.Option(help="folder that receives the run's folder")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="print errors only")] = False,
+    go_on: Annotated[bool, typer.Option("--resume", help="go on after the last checkpoint of a stopped run")] = False,
 ) -> None:
     """Run one experiment and leave its results in a run folder.
 
@@ -44,13 +46,19 @@ def run(
     from fl_sim.config import Experiment
     from fl_sim.progress import display
     from fl_sim.report import comparison, per_run, write_page
-    from fl_sim.simulation import run as simulate
+    from fl_sim.simulation import resume
+    from fl_sim.simulation import run as start
 
     extra = [f'engine="{engine}"'] if engine else []
     extra += [f'out="{out}"'] if out else []
     experiment = Experiment.load(config, [*(overrides or []), *extra])
-    with display(experiment, console, quiet=quiet) as observer:
-        report = simulate(experiment, observer)
+    try:
+        with display(experiment, console, quiet=quiet) as observer:
+            report = (resume if go_on else start)(experiment, observer)
+    except KeyboardInterrupt as error:
+        again = shlex.join(["fl-sim", *sys.argv[1:], *([] if go_on else ["--resume"])])
+        errors.print(f"fl-sim: interrupted; to go on: {again}", soft_wrap=True, markup=False)
+        raise typer.Exit(130) from error
     write_page([report], report.folder / "report.html")
     if not quiet:
         console.print(per_run(report))

@@ -19,6 +19,7 @@ from typing import Annotated, Literal, Self, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
+from fl_sim.checkpoint import CheckpointOptions
 from fl_sim.network import Network
 from fl_sim.runtime.ray import RayOptions
 from fl_sim.training import Training
@@ -167,6 +168,7 @@ class Experiment(Section):
     evaluate: EvaluateSection = EvaluateSection()
     wire: WireSection = WireSection()
     network: Network = Field(default_factory=Network)
+    checkpoint: CheckpointOptions = Field(default_factory=CheckpointOptions)
     ray: RayOptions = Field(default_factory=RayOptions)
 
     @model_validator(mode="after")
@@ -206,7 +208,7 @@ class Experiment(Section):
     @property
     def id(self) -> str:
         """Eight hex digits of what determines the result: every non-default key but name, engine and places."""
-        where = {"name", "engine", "out", "ray", "device"}
+        where = {"name", "engine", "out", "ray", "device", "checkpoint"}
         tree = self.model_dump(mode="json", exclude_defaults=True, exclude=where)
         return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:8]
 

@@ -15,6 +15,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fl_sim.config import Experiment
 from fl_sim.federation import Federation, resolved
+from fl_sim.folder import claimed, clear
 from fl_sim.runtime.app import ClientHost, client_app
 from fl_sim.session import Session
 
@@ -41,9 +42,12 @@ def _host(config: str, overrides: str) -> ClientHost:
 def main(grid: Grid, context: Context) -> None:
     """Run the experiment's rounds over whatever Grid the runtime gives."""
     federation = _of(context)
-    session = Session(federation.experiment.model_copy(update={"engine": "flower"}), federation)
-    session.serve(grid)
-    session.finish()
+    experiment = federation.experiment.model_copy(update={"engine": "flower"})
+    with claimed(experiment) as folder:
+        session = Session(experiment, federation, folder)
+        clear(folder)
+        session.serve(grid)
+        session.finish()
 
 
 client = client_app(

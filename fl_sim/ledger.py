@@ -105,19 +105,20 @@ class Ledger:
         """Payload bytes so far by direction; free to ask."""
         return self._totals
 
-    def column(self, name: str) -> Column:
-        """A copy of one column, in the order of booking; words as their index in `WORDS[name]` (int8).
+    def column(self, name: str, *, start: int = 0) -> Column:
+        """A copy of one column from row `start` on, in the order of booking; words as their index in `WORDS[name]` (int8).
 
         Raises:
             ValueError: a column that does not exist.
         """
         _known(name)
-        held = np.array(np.frombuffer(self._columns[name], dtype=TYPES[name])) if len(self._columns[name]) else None
+        stored = self._columns[name]
+        held = np.frombuffer(stored, dtype=TYPES[name]) if len(stored) else np.zeros(0, TYPES[name])
         if name not in OWNERS:
-            return np.zeros(0, TYPES[name]) if held is None else held
-        full = np.zeros(len(self), TYPES[name])
-        if held is not None:
-            full[self.column("section") == CODES["section"][OWNERS[name]]] = held
+            return np.array(held[start:])
+        owners = self.column("section", start=start) == CODES["section"][OWNERS[name]]
+        full = np.zeros(len(owners), TYPES[name])
+        full[owners] = held[len(held) - np.count_nonzero(owners) :]
         return full
 
     def total(
@@ -173,7 +174,7 @@ class Ledger:
 
         arrays = []
         for name, code in TYPES.items():
-            values = self.column(name)[start:]
+            values = self.column(name, start=start)
             if name in WORDS:
                 arrays.append(pa.DictionaryArray.from_arrays(pa.array(values, pa.int8()), pa.array(WORDS[name])))
             else:
@@ -197,15 +198,23 @@ class Ledger:
         """
         ledger = cls()
         for path in paths:
-            table = _read_table(path)
-            for name, code in TYPES.items():
-                values = _from_arrow(table, name, path)
-                if name in OWNERS:
-                    values = values[_from_arrow(table, "section", path) == CODES["section"][OWNERS[name]]]
-                ledger._columns[name].frombytes(values.astype(code).tobytes())
-        for (direction,), size in ledger.total(by=("direction",)).items():
-            ledger._totals[str(direction)] = size
+            ledger.extend(path)
         return ledger
+
+    def extend(self, path: Path) -> None:
+        """Append the rows of a file that `write` wrote.
+
+        Raises:
+            UserError: no such file, or not a ledger; nothing was appended.
+        """
+        table = _read_table(path)
+        section = _from_arrow(table, "section", path)
+        read = {name: _from_arrow(table, name, path) for name in TYPES}
+        for name, code in TYPES.items():
+            values = read[name][section == CODES["section"][OWNERS[name]]] if name in OWNERS else read[name]
+            self._columns[name].frombytes(values.astype(code).tobytes())
+        for word, number in CODES["direction"].items():
+            self._totals[word] += int(read["payload_bytes"][read["direction"] == number].sum())
 
 
 def _known(*names: str) -> None:

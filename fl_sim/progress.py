@@ -40,7 +40,7 @@ class _Bar:
         self.progress.update(self.clients, completed=answered, total=cohort)
 
     def round(self, row: Mapping[str, float]) -> None:
-        self.progress.update(self.rounds, advance=1, status=_line(row))
+        self.progress.update(self.rounds, completed=row["round"], status=_line(row))
 
 
 @dataclass

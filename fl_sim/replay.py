@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,6 +19,9 @@ from numpy.typing import NDArray
 from fl_sim.codecs import Schema, describe, encode
 from fl_sim.ledger import Ledger
 from fl_sim.types import UserError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 Bits = NDArray[np.bool_]
 WIDTHS: Mapping[str, float] = {"float32": 4.0, "float16": 2.0, "bfloat16": 2.0, "int8": 1.0 + 4.0 / 4096}
@@ -34,15 +38,37 @@ class MaskRecorder:
         """Record one message."""
         self.rows.append((round, direction, client, None if mask is None else np.packbits(mask).tobytes()))
 
-    def write(self, path: Path) -> None:
-        """As parquet."""
+    def extend(self, path: Path) -> None:
+        """Append the rows of a file that `write` wrote.
+
+        Raises:
+            UserError: no such file, or not recorded masks.
+        """
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        names = ("round", "direction", "client", "mask")
-        pq.write_table(
-            pa.table(dict(zip(names, map(list, zip(*self.rows, strict=True)), strict=True))), path, compression="zstd"
+        try:
+            with path.open("rb") as stream:
+                table = pq.read_table(stream).cast(self.to_table().schema)
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise UserError(f"{path}: {str(error).splitlines()[0]}") from error
+        self.rows.extend((r["round"], r["direction"], r["client"], r["mask"]) for r in table.to_pylist())
+
+    def to_table(self, *, start: int = 0) -> pa.Table:
+        """As an Arrow table, from row `start` on."""
+        import pyarrow as pa
+
+        schema = pa.schema(
+            [("round", pa.int64()), ("direction", pa.string()), ("client", pa.int64()), ("mask", pa.binary())]
         )
+        rows = self.rows[start:]
+        return pa.table({name: [row[i] for row in rows] for i, name in enumerate(schema.names)}, schema=schema)
+
+    def write(self, path: Path) -> None:
+        """As parquet."""
+        import pyarrow.parquet as pq
+
+        pq.write_table(self.to_table(), path, compression="zstd")
 
 
 def read_masks(path: Path, schema: Schema) -> Iterator[tuple[str, Bits | None]]:

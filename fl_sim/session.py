@@ -5,8 +5,11 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import logging
+import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Protocol, cast
@@ -16,17 +19,23 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Result
 
 from fl_sim import codecs
+from fl_sim.checkpoint import Checkpoints, write_atomically
 from fl_sim.config import Experiment
 from fl_sim.federation import Federation
 from fl_sim.flops import count_macs
+from fl_sim.folder import CHECKPOINTS
 from fl_sim.ledger import Ledger
 from fl_sim.model_file import write_model
 from fl_sim.replay import MaskRecorder
 from fl_sim.report import ModelFacts, Report, summarise
+from fl_sim.resume import Keeper, Restorable
+from fl_sim.runtime.local import LocalGrid
 from fl_sim.runtime.setup import Setup, unseen
 from fl_sim.sparsity import density, layer_densities
 from fl_sim.training import evaluate, load
 from fl_sim.types import Mask, Params, UserError
+
+log = logging.getLogger("fl_sim")
 
 
 class Observer(Protocol):
@@ -59,8 +68,8 @@ class ServerMethod(Protocol):
         """The strategy of one run."""
 
 
-class ServerStrategy(Protocol):
-    """A Flower strategy whose model and current round can be read."""
+class ServerStrategy(Restorable, Protocol):
+    """A Flower strategy whose model and current round can be read, saved and restored."""
 
     @property
     def params(self) -> Params:
@@ -139,34 +148,43 @@ def build_strategy(
     return cast(ServerMethod, method).strategy(setup)
 
 
-def _run_folder(experiment: Experiment) -> Path:
-    folder = Path(experiment.out) / f"{experiment.name}-{experiment.id}"
+def saved_params(folder: Path) -> Params:
+    """The final parameters of a finished run.
+
+    Raises:
+        UserError: they are missing or damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = folder / "model.safetensors"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"out = {experiment.out!r}: {error.strerror or error}") from error
-    return folder
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+class RunStopped(RuntimeError):
+    """A run that could not go on; what it had finished is on disk."""
 
 
 class Session:
     """The server's side of one run: strategy, evaluation, and the files of the run folder.
 
     `asked` is the experiment as the user wrote it and names the run; the federation's has machine-dependent choices
-    settled.
+    settled. `folder` is the claimed run folder.
     """
 
-    def __init__(self, asked: Experiment, federation: Federation, observer: Observer = SILENT) -> None:
+    def __init__(self, asked: Experiment, federation: Federation, folder: Path, observer: Observer = SILENT) -> None:
         self.asked, self.federation, self.observer = asked, federation, observer
-        self.folder = folder = _run_folder(asked)
+        self.folder = folder
         self.ledger = Ledger()
         self.rows: list[dict[str, float]] = []
         self.recorder = MaskRecorder([]) if asked.wire.record_masks else None
         self.strategy = build_strategy(federation, self.ledger, recorder=self.recorder, on_reply=observer.reply)
         self.started = self._round_started = time.perf_counter()
         self._seconds = 0.0
-        (folder / "config.toml").write_text(asked.to_toml() + "\n", encoding="utf-8")
-        (folder / "partition.json").write_text(json.dumps(federation.label_counts), encoding="utf-8")
-        self._lines = (folder / "rounds.jsonl").open("w", encoding="utf-8")
+        self._keeper: Keeper | None = None
 
     def server_app(self) -> ServerApp:
         """The Flower ServerApp; runs unchanged on any Grid."""
@@ -178,25 +196,80 @@ class Session:
 
         return app
 
-    def serve(self, grid: Grid) -> None:
-        """Run all rounds over a Grid."""
-        self.strategy.start(
+    def keeper(self, grid: LocalGrid) -> Keeper:
+        """What saves this run's rounds over a Grid whose clients live here; on other Grids they keep their own state."""
+        return Keeper(
+            Checkpoints(self.folder / CHECKPOINTS),
+            self.asked.id,
+            self.federation.experiment.training.precision,
+            self.federation.exchange.schema,
+            self.strategy,
+            self.ledger,
+            self.rows,
+            self.recorder,
             grid,
-            ArrayRecord(),
-            num_rounds=self.federation.experiment.rounds,
-            train_config=ConfigRecord(dict(self._client_options())),
-            evaluate_fn=self._after_round,
         )
+
+    def restore(self, grid: LocalGrid) -> None:
+        """Go on from the newest checkpoint in the folder; without one, from the beginning.
+
+        Raises:
+            UserError: no checkpoint can be read.
+        """
+        self._keeper = self.keeper(grid)
+        manifest = self._keeper.load()
+        if manifest is not None:
+            self._seconds, self.started = manifest.training_s, self.started - manifest.wall_s
+        log.warning("%s: going on after round %d", self.folder, len(self.rows))
+
+    def serve(self, grid: Grid) -> None:
+        """Run the rounds that are left over a Grid.
+
+        Raises:
+            RunStopped: a round failed, or the folder cannot be written.
+        """
+        if self._keeper is None and isinstance(grid, LocalGrid):
+            self._keeper = self.keeper(grid)
+        with self._stopping():
+            (self.folder / "config.toml").write_text(self.asked.to_toml() + "\n", encoding="utf-8")
+            labels = json.dumps(self.federation.label_counts)
+            (self.folder / "partition.json").write_text(labels, encoding="utf-8")
+            with (self.folder / "rounds.jsonl").open("w", encoding="utf-8") as self._lines:
+                for row in self.rows:
+                    self._write_line(row)
+                self.strategy.start(
+                    grid,
+                    ArrayRecord(),
+                    num_rounds=self.federation.experiment.rounds - len(self.rows),
+                    train_config=ConfigRecord(dict(self._client_options())),
+                    evaluate_fn=self._after_round,
+                )
+
+    @contextmanager
+    def _stopping(self) -> Iterator[None]:
+        """Whatever stops a run says which rounds are safe."""
+        try:
+            yield
+        except (OSError, RuntimeError) as error:
+            reason = f"{self.folder}: {error.strerror or error}" if isinstance(error, OSError) else str(error)
+            kept = 0 if self._keeper is None else self._keeper.saved_round
+            hint = f"; {kept} finished rounds are kept, --resume goes on from there" if kept else ""
+            raise RunStopped(reason + hint) from error
+
+    def _write_line(self, row: Mapping[str, float]) -> None:
+        self._lines.write(json.dumps(row) + "\n")
+        self._lines.flush()
 
     def _client_options(self) -> dict[str, bool | int | float | str]:
         """Options of a plain client function travel in `task.config`; presets took theirs when they were built."""
         options = self.federation.experiment.client.options
         return {k: v for k, v in options.items() if isinstance(v, (bool, int, float, str))}
 
-    def _after_round(self, number: int, arrays: ArrayRecord) -> MetricRecord | None:
-        if number == 0:
+    def _after_round(self, since_start: int, arrays: ArrayRecord) -> MetricRecord | None:
+        if since_start == 0:
             self._round_started = time.perf_counter()
             return None
+        number = len(self.rows) + 1
         spent = time.perf_counter() - self._round_started
         self._seconds += spent
         experiment = self.federation.experiment
@@ -209,11 +282,16 @@ class Session:
         if number % experiment.evaluate.every == 0 or number == experiment.rounds:
             row |= self._evaluate()
         self.rows.append(row)
-        self._lines.write(json.dumps(row) + "\n")
-        self._lines.flush()
+        self._write_line(row)
+        self._checkpoint(number)
         self.observer.round(row)
         self._round_started = time.perf_counter()
         return MetricRecord({"accuracy": row["accuracy"]}) if "accuracy" in row else None
+
+    def _checkpoint(self, number: int) -> None:
+        every = self.asked.checkpoint.every
+        if self._keeper is not None and every and (number % every == 0 or number == self.asked.rounds):
+            self._keeper.save(training_s=self._seconds, wall_s=time.perf_counter() - self.started)
 
     def _evaluate(self) -> dict[str, float]:
         """Accuracy on the test set, and on the validation set, which alone may choose anything."""
@@ -228,8 +306,15 @@ class Session:
         return row
 
     def finish(self) -> Report:
-        """Write what a finished run leaves behind."""
-        self._lines.close()
+        """Write what a finished run leaves behind, the summary last: where it is, the run is complete.
+
+        Raises:
+            RunStopped: the folder cannot be written.
+        """
+        with self._stopping():
+            return self._finish()
+
+    def _finish(self) -> Report:
         self.ledger.write(self.folder / "ledger.parquet")
         if self.recorder is not None:
             self.recorder.write(self.folder / "masks.parquet")
@@ -242,8 +327,9 @@ class Session:
             wall_s=time.perf_counter() - self.started,
             training_s=self._seconds,
         )
-        (self.folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
         self._save_model()
+        write_atomically(self.folder / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
+        shutil.rmtree(self.folder / CHECKPOINTS, ignore_errors=True)
         return Report(self.folder, summary, self.rows, self.ledger, dict(self.strategy.params))
 
     def _facts(self) -> ModelFacts:

@@ -11,17 +11,21 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 from flwr.app import Context, RecordDict
 
+from fl_sim.checkpoint import Checkpoints
 from fl_sim.config import Experiment
 from fl_sim.federation import Federation, make_client_app, resolved
+from fl_sim.folder import CHECKPOINTS, claimed, clear
+from fl_sim.precision import PRECISIONS
 from fl_sim.report import Report
 from fl_sim.runtime.app import client_app
 from fl_sim.runtime.inline import InlineGrid
 from fl_sim.runtime.local import LocalGrid
 from fl_sim.runtime.ray import RayGrid
-from fl_sim.session import SILENT, Observer, Session
+from fl_sim.session import SILENT, Observer, Session, saved_params
 from fl_sim.types import UserError
 
 
@@ -54,14 +58,53 @@ def run(experiment: Experiment, observer: Observer = SILENT) -> Report:
     """Run an experiment on its engine; writes `<out>/<name>-<id>/` and returns the same as a value.
 
     Raises:
-        UserError: the experiment asks for something impossible.
-        RoundFailed: a round in which no client returned a usable update.
+        UserError: the experiment asks for something impossible, or another run holds the folder.
+        RunStopped: too few usable updates in a round, or a folder that cannot be written.
     """
-    federation = Federation.build(experiment)
-    settled = resolved(experiment, federation)
-    federation = replace(federation, experiment=settled)
-    session = Session(experiment, federation, observer)
+    with claimed(experiment) as folder:
+        federation = Federation.build(experiment)
+        federation = replace(federation, experiment=resolved(experiment, federation))
+        session = Session(experiment, federation, folder, observer)
+        clear(folder)
+        with _engine(federation) as grid:
+            _serve(session, grid)
+        return session.finish()
+
+
+def resume(experiment: Experiment, observer: Observer = SILENT) -> Report:
+    """Finish a run that was killed or stopped, with the results of one that never was; read one that is finished.
+
+    Raises:
+        UserError: as `run`, or checkpoints that cannot be read.
+        RunStopped: as `run`.
+    """
+    with claimed(experiment) as folder:
+        if (folder / "summary.json").exists():
+            return replace(Report.load(folder), params=saved_params(folder))
+        federation = Federation.build(experiment)
+        federation = replace(federation, experiment=_as_before(experiment, federation, folder))
+        session = Session(experiment, federation, folder, observer)
+        with _engine(federation) as grid:
+            session.restore(grid)
+            _serve(session, grid)
+        return session.finish()
+
+
+def _as_before(experiment: Experiment, federation: Federation, folder: Path) -> Experiment:
+    """Settle what depends on the machine as the stopped run did, which may have chosen otherwise than a probe now."""
+    for manifest in Checkpoints(folder / CHECKPOINTS).manifests():
+        if manifest.precision in PRECISIONS:
+            training = replace(experiment.training, precision=manifest.precision)
+            return experiment.model_copy(update={"training": training})
+    return resolved(experiment, federation)
+
+
+@contextmanager
+def _engine(federation: Federation) -> Iterator[LocalGrid]:
     logging.getLogger("flwr").setLevel(logging.WARNING)
-    with open_grid(settled, federation) as grid:
-        session.server_app()(grid, Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={}))
-    return session.finish()
+    with open_grid(federation.experiment, federation) as grid:
+        yield grid
+
+
+def _serve(session: Session, grid: LocalGrid) -> None:
+    session.server_app()(grid, Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={}))

@@ -126,6 +126,10 @@ class Holdings:
                 used = set(self._held.values())
                 self._masks = {k: m for k, m in self._masks.items() if k in used}
 
+    def known(self) -> dict[int, Mask]:
+        """Client -> the mask that it holds; clients with equal masks share one."""
+        return {client: self._masks[key] for client, key in self._held.items()}
+
     def forget(self, client: int) -> None:
         """The client failed, so what it kept is unknown: the next task carries its mask whole."""
         self._held.pop(client, None)

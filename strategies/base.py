@@ -16,6 +16,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from fl_sim import codecs, wire
+from fl_sim.checkpoint import ServerSnapshot
 from fl_sim.codecs import CorruptPayload, Description
 from fl_sim.runtime.app import PARTITION
 from fl_sim.runtime.flower_compat import CLIENT_APP_CRASHED
@@ -122,6 +123,29 @@ class SparseStrategy(Strategy):
         clock = {"simulated_s": self.simulated_s} if self.network is not None else {}
         sent = {f"sent/{name}": round(share, 4) for name, share in self.round_log.sent.items()}
         return {**means, **clock, **sent, "clients": self.round_log.replies, "failures": len(self.round_log.failures)}
+
+    # -- what survives the process -------------------------------------------------------------------------------------
+
+    def saved(self) -> ServerSnapshot:
+        """What the next round depends on."""
+        state = self.state
+        return ServerSnapshot(
+            state.round,
+            state.params,
+            state.mask,
+            state.memory,
+            self.holdings.known(),
+            self.simulated_s,
+            dict(self.failures),
+        )
+
+    def restore(self, saved: ServerSnapshot) -> None:
+        """Go on where `saved` was taken."""
+        self.state = ServerState(self.exchange.schema, saved.params, saved.round, saved.mask, saved.memory)
+        self.simulated_s, self.failures = saved.simulated_s, dict(saved.failures)
+        self.holdings = wire.Holdings()
+        for client, mask in saved.held.items():
+            self.holdings.learned(client, mask)
 
     # -- who takes part ------------------------------------------------------------------------------------------------
 

@@ -41,6 +41,8 @@ LAYERS = [
         "fl_sim.federation",
         "fl_sim.session",
         "fl_sim.saved",
+        "fl_sim.resume",
+        "fl_sim.folder",
         "fl_sim.progress",
         "fl_sim.catalogue",
         "fl_sim.bench",

@@ -6,7 +6,6 @@ streamed in the order of the messages, so that a consumer that folds them needs 
 
 from __future__ import annotations
 
-import itertools
 import logging
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
@@ -57,7 +56,7 @@ class LocalGrid(Grid):
         adopt_identity()
         keep_freed_memory()
         self._run = Run.create_empty(1)
-        self._ids = itertools.count(1)
+        self.numbered = 0
         self._sent: dict[str, Message] = {}
         self.contexts = {
             FIRST_NODE + partition: Context(
@@ -114,6 +113,7 @@ class LocalGrid(Grid):
         return self.stream(listed, timeout)
 
     def _stamp(self, message: Message) -> str:
-        identity = str(next(self._ids))
+        self.numbered += 1
+        identity = str(self.numbered)
         set_message_id(message, identity)
         return identity

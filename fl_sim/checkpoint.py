@@ -1,0 +1,265 @@
+"""Checkpoints on disk: objects named by the SHA-256 of their bytes, and one small manifest a checkpoint.
+
+    checkpoint/objects/<sha256>     safetensors (tensors), parquet (ledger, recorded masks) or JSON lines (rounds)
+    checkpoint/round-00000012.json  {"sha256": of the manifest's text, "manifest": which objects, and the scalars}
+
+An object is written once however many checkpoints, clients or rounds name it, so a checkpoint costs what changed since
+the last one. Everything is written beside, flushed to the device and renamed, objects before the manifest that names
+them: whenever the power goes, the newest manifest on disk is complete. The previous one is kept. Nothing is pickled;
+every byte is checked against its name or its sum before it is used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from fl_sim.types import Mask, Params
+
+log = logging.getLogger("fl_sim")
+KEPT = 2
+"""Checkpoints on disk: the newest, and the one before for the day the newest is damaged."""
+_MANIFEST = re.compile(r"^round-\d{8}\.json$")
+
+ObjectName = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+"""Only this names a file, so a manifest cannot reach outside its folder."""
+
+
+class Damaged(ValueError):
+    """A checkpoint that is incomplete or whose bytes are not those that were written."""
+
+
+@dataclass(frozen=True)
+class CheckpointOptions:
+    """The config's `[checkpoint]` table.
+
+    Attributes:
+        every: rounds between checkpoints; 0 = none, and a run that was killed starts over.
+    """
+
+    every: Annotated[int, Field(ge=0)] = 1
+
+
+@dataclass(frozen=True)
+class ServerSnapshot:
+    """What a server strategy carries from one round to the next.
+
+    Attributes:
+        round: rounds finished.
+        params: global parameters.
+        mask: global mask, or None while the model is dense.
+        memory: the server optimiser's tensors.
+        held: client -> the mask it holds.
+        simulated_s: the virtual clock.
+        failures: failed client tasks so far, by kind.
+    """
+
+    round: int
+    params: Params
+    mask: Mask | None = None
+    memory: Params = field(default_factory=dict)
+    held: Mapping[int, Mask] = field(default_factory=dict)
+    simulated_s: float = 0.0
+    failures: Mapping[str, int] = field(default_factory=dict)
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Part(_Record):
+    """A piece of a log that only grows: the object that holds it, and how many entries the log has with it."""
+
+    name: ObjectName
+    stop: int = Field(ge=0)
+
+
+class Manifest(_Record):
+    """One checkpoint: scalars, and the names of the objects that hold the rest.
+
+    Attributes:
+        experiment: id of the experiment. precision: the settled precision, which a probe of the machine may have chosen.
+        round: rounds finished. messages: messages numbered so far (the numbers' lengths are part of Flower's traffic).
+        training_s, wall_s: seconds spent so far. simulated_s, failures: see `ServerSnapshot`.
+        server: params, mask and memory. held: mask object -> the clients that hold it.
+        clients: partition -> record of its kept state -> object.
+        ledger, rounds, masks: parts of the three logs, in order.
+    """
+
+    format: Literal["fl_sim.checkpoint/1"] = "fl_sim.checkpoint/1"
+    experiment: str
+    precision: str
+    round: int = Field(ge=0)
+    messages: int = Field(ge=0)
+    training_s: float
+    wall_s: float
+    simulated_s: float
+    failures: dict[str, int]
+    server: ObjectName
+    held: dict[ObjectName, list[int]]
+    clients: dict[int, dict[str, ObjectName]]
+    ledger: list[Part]
+    rounds: list[Part]
+    masks: list[Part]
+
+    @property
+    def objects(self) -> set[str]:
+        """Every object that this checkpoint needs."""
+        parts = [part.name for log_ in (self.ledger, self.rounds, self.masks) for part in log_]
+        kept = [name for records in self.clients.values() for name in records.values()]
+        return {self.server, *self.held, *parts, *kept}
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write beside, flush to the device, rename: `path` holds the old bytes or the new ones, never a part.
+
+    Raises:
+        OSError: as the file system says; what was at `path` is still there.
+    """
+    beside = path.with_name(path.name + ".tmp")
+    try:
+        with beside.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(beside, path)
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make renames in `folder` survive a power failure."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class Checkpoints:
+    """The checkpoints of one run, in `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self._objects = folder, folder / "objects"
+        # Objects that this process wrote or checked; one that merely lies there may be damaged and is written again.
+        self._known: set[str] = set()
+        self._kept: list[Manifest] = []
+
+    def path(self, name: str) -> Path:
+        """Where an object lies."""
+        return self._objects / name
+
+    def put(self, data: bytes) -> str:
+        """Store bytes; returns the name to ask for them by.
+
+        Raises:
+            OSError: the disk is full or not writable.
+        """
+        name = hashlib.sha256(data).hexdigest()
+        if name not in self._known:
+            self._objects.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.path(name), data)
+            self._known.add(name)
+        return name
+
+    def get(self, name: str) -> bytes:
+        """The bytes of an object.
+
+        Raises:
+            Damaged: it is missing, or its bytes are not those that were stored.
+        """
+        try:
+            data = self.path(name).read_bytes()
+        except OSError as error:
+            raise Damaged(f"object {name[:12]}: {error.strerror or error}") from error
+        if hashlib.sha256(data).hexdigest() != name:
+            raise Damaged(f"object {name[:12]}: wrong checksum")
+        self._known.add(name)
+        return data
+
+    def commit(self, manifest: Manifest) -> None:
+        """Make a manifest, whose objects were all put, the newest checkpoint; drop those before the previous one.
+
+        Raises:
+            OSError: the disk is full or not writable; the checkpoints before are untouched.
+        """
+        text = manifest.model_dump_json()
+        whole = json.dumps({"sha256": hashlib.sha256(text.encode()).hexdigest(), "manifest": text})
+        _flush_folder(self._objects)
+        write_atomically(self._place(manifest), whole.encode())
+        _flush_folder(self.folder)
+        self._kept = [*self._kept, manifest][-KEPT:]
+        self._drop_others()
+
+    def _place(self, manifest: Manifest) -> Path:
+        return self.folder / f"round-{manifest.round:08}.json"
+
+    def _drop_others(self) -> None:
+        """Delete what neither kept checkpoint names."""
+        places = {self._place(manifest).name for manifest in self._kept}
+        needed = set().union(*(manifest.objects for manifest in self._kept))
+        for folder, wanted in ((self.folder, {*places, "objects"}), (self._objects, needed)):
+            for entry in os.scandir(folder):
+                if entry.name not in wanted:
+                    os.unlink(entry.path)
+        self._known &= needed
+
+    def check(self, manifest: Manifest) -> None:
+        """Read every object of a checkpoint.
+
+        Raises:
+            Damaged: one is missing or not what was stored.
+        """
+        for name in sorted(manifest.objects):
+            self.get(name)
+
+    def resume_from(self, manifest: Manifest) -> None:
+        """The run goes on from this checkpoint: it is the one to keep beside the next."""
+        self._kept = [manifest]
+
+    def manifests(self) -> Iterator[Manifest]:
+        """The checkpoints on disk whose manifest is whole, newest first; a damaged one is logged and passed over."""
+        for name in reversed(self._places()):
+            try:
+                yield read_manifest(self.folder / name)
+            except Damaged as error:
+                log.warning("checkpoint %s is damaged (%s); trying the one before", self.folder / name, error)
+
+    def any(self) -> bool:
+        """Whether a checkpoint was ever finished here, damaged or not."""
+        return bool(self._places())
+
+    def _places(self) -> list[str]:
+        names = [entry.name for entry in os.scandir(self.folder)] if self.folder.is_dir() else []
+        return sorted(filter(_MANIFEST.match, names))
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read and check one manifest.
+
+    Raises:
+        Damaged: anything is wrong with it.
+    """
+    try:
+        whole = json.loads(path.read_bytes())
+        if not isinstance(whole, dict) or not isinstance(text := whole.get("manifest"), str):
+            raise Damaged("no manifest")
+        if hashlib.sha256(text.encode()).hexdigest() != whole.get("sha256"):
+            raise Damaged("wrong checksum")
+        return Manifest.model_validate_json(text)
+    except OSError as error:
+        raise Damaged(error.strerror or str(error)) from error
+    except ValidationError as error:
+        raise Damaged(f"{error.errors()[0]['loc']}: {error.errors()[0]['msg']}") from error
+    except (ValueError, RecursionError) as error:
+        raise error if isinstance(error, Damaged) else Damaged("not JSON") from error

@@ -1,0 +1,52 @@
+"""The run folder: where it is, who may write into it, and what a run that starts over clears away."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from fl_sim.config import Experiment
+from fl_sim.types import UserError
+
+RESULTS = ("rounds.jsonl", "ledger.parquet", "masks.parquet", "summary.json", "model.safetensors", "report.html")
+CHECKPOINTS = "checkpoint"
+
+
+def run_folder(experiment: Experiment) -> Path:
+    """`<out>/<name>-<id>`; need not exist."""
+    return Path(experiment.out) / f"{experiment.name}-{experiment.id}"
+
+
+@contextmanager
+def claimed(experiment: Experiment) -> Iterator[Path]:
+    """The experiment's run folder, made and locked; the lock goes with the process, however it ends.
+
+    Raises:
+        UserError: it cannot be made or written, or another run holds it.
+    """
+    folder = run_folder(experiment)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / "lock")
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise UserError(
+            f"{folder}: another run is writing into this folder; wait for it or choose another --out"
+        ) from error
+    except OSError as error:
+        raise UserError(f"out = {experiment.out!r}: {error.strerror or error}") from error
+    try:
+        yield folder
+    finally:
+        lock.release()
+
+
+def clear(folder: Path) -> None:
+    """Remove what an earlier run of the same experiment left, so that old and new results never mix."""
+    for name in RESULTS:
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)

@@ -1,0 +1,261 @@
+"""What of a run goes into a checkpoint and comes out of it again, so that a killed run ends as if it never was.
+
+Between two rounds, a run is: the server's state and who holds which mask (`ServerSnapshot`), what every client keeps,
+the three logs that only grow (ledger, rounds, recorded masks), and a few scalars. Everything random is a function of
+(seed, round, partition, purpose), so there is no generator to save.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from flwr.app import Array, ArrayRecord
+from safetensors import SafetensorError
+from safetensors.numpy import load as read_arrays
+from safetensors.numpy import save as write_arrays
+from safetensors.torch import load as read_tensors
+
+from fl_sim.checkpoint import Checkpoints, Damaged, Manifest, Part, ServerSnapshot
+from fl_sim.codecs import Schema
+from fl_sim.ledger import Ledger
+from fl_sim.replay import MaskRecorder
+from fl_sim.runtime.local import FIRST_NODE, LocalGrid
+from fl_sim.types import FlatMask, Params, UserError
+from fl_sim.wire import pack_mask, unpack_mask
+
+log = logging.getLogger("fl_sim")
+PARAMS, MEMORY, MASK = "params.", "memory.", "mask"
+
+
+class Restorable(Protocol):
+    """A strategy whose state can leave the process and come back."""
+
+    def saved(self) -> ServerSnapshot:
+        """What the next round depends on."""
+
+    def restore(self, saved: ServerSnapshot) -> None:
+        """Go on where `saved` was taken."""
+
+
+def grown(parts: list[Part], length: int) -> tuple[list[Part], int]:
+    """(parts to keep, first entry of the next part) for a log that now has `length` entries.
+
+    A part no longer than what follows it is written again with it, as in a binary counter: a log of n entries has
+    O(log n) parts, and an entry is written O(log n) times.
+    """
+    kept, stop = list(parts), parts[-1].stop if parts else 0
+    while kept:
+        start = kept[-2].stop if len(kept) > 1 else 0
+        if stop - start > length - stop:
+            break
+        kept.pop()
+        stop = start
+    return kept, stop
+
+
+@dataclass(frozen=True)
+class Log:
+    """A log that only grows: its length, its entries from one on as bytes, and how to append an object's entries."""
+
+    length: Callable[[], int]
+    since: Callable[[int], bytes]
+    extend: Callable[[Path], None]
+
+
+def _ledger_log(ledger: Ledger) -> Log:
+    return Log(lambda: len(ledger), lambda start: _parquet(ledger.to_table(start=start)), ledger.extend)
+
+
+def _rounds_log(rows: list[dict[str, float]]) -> Log:
+    def extend(path: Path) -> None:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise ValueError("a round that is no object")
+            rows.append(row)
+
+    return Log(
+        lambda: len(rows), lambda start: "".join(json.dumps(row) + "\n" for row in rows[start:]).encode(), extend
+    )
+
+
+def _masks_log(recorder: MaskRecorder) -> Log:
+    return Log(lambda: len(recorder.rows), lambda start: _parquet(recorder.to_table(start=start)), recorder.extend)
+
+
+def _parquet(table: object) -> bytes:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    return bytes(sink.getvalue().to_pybytes())
+
+
+@dataclass
+class Keeper:
+    """Saves a run between rounds, and brings it back.
+
+    Attributes:
+        store: where checkpoints lie.
+        experiment: the id that a checkpoint must carry. precision: what the run computes in.
+        schema: names and shapes that the server's tensors must have.
+        strategy, ledger, rows, recorder, grid: what is saved, and changed in place by `load`.
+        saved_round: rounds that the newest checkpoint holds.
+    """
+
+    store: Checkpoints
+    experiment: str
+    precision: str
+    schema: Schema
+    strategy: Restorable
+    ledger: Ledger
+    rows: list[dict[str, float]]
+    recorder: MaskRecorder | None
+    grid: LocalGrid
+    saved_round: int = 0
+    _records: dict[tuple[int, str], tuple[ArrayRecord, str]] = field(default_factory=dict)
+    _parts: dict[str, list[Part]] = field(default_factory=dict)
+
+    def _logs(self) -> Mapping[str, Log]:
+        logs = {"ledger": _ledger_log(self.ledger), "rounds": _rounds_log(self.rows)}
+        return logs if self.recorder is None else {**logs, "masks": _masks_log(self.recorder)}
+
+    def save(self, *, training_s: float, wall_s: float) -> None:
+        """Write a checkpoint of the round just finished.
+
+        Raises:
+            OSError: the disk is full or not writable; earlier checkpoints are untouched.
+        """
+        saved = self.strategy.saved()
+        manifest = Manifest(
+            experiment=self.experiment,
+            precision=self.precision,
+            round=saved.round,
+            messages=self.grid.numbered,
+            training_s=training_s,
+            wall_s=wall_s,
+            simulated_s=saved.simulated_s,
+            failures=dict(saved.failures),
+            server=self._put_server(saved),
+            held=self._put_held(saved),
+            clients=self._put_clients(),
+            ledger=self._put_log("ledger"),
+            rounds=self._put_log("rounds"),
+            masks=self._put_log("masks"),
+        )
+        self.store.commit(manifest)
+        self.saved_round = manifest.round
+
+    def _put_server(self, saved: ServerSnapshot) -> str:
+        arrays = {PARAMS + name: value.numpy() for name, value in saved.params.items()}
+        arrays |= {MEMORY + name: value.numpy() for name, value in saved.memory.items()}
+        if saved.mask is not None:
+            arrays[MASK] = pack_mask(saved.mask).numpy()
+        return self.store.put(write_arrays(arrays))
+
+    def _put_held(self, saved: ServerSnapshot) -> dict[str, list[int]]:
+        names: dict[int, str] = {}
+        held: dict[str, list[int]] = {}
+        for client, mask in saved.held.items():
+            if id(mask) not in names:
+                names[id(mask)] = self.store.put(write_arrays({MASK: pack_mask(mask).numpy()}))
+            held.setdefault(names[id(mask)], []).append(client)
+        return held
+
+    def _put_clients(self) -> dict[int, dict[str, str]]:
+        kept: dict[int, dict[str, str]] = {}
+        for node, context in self.grid.contexts.items():
+            for key, record in context.state.array_records.items():
+                before = self._records.get((node, key))
+                if before is None or before[0] is not record:
+                    arrays = {name: array.numpy() for name, array in record.items()}
+                    before = self._records[node, key] = (record, self.store.put(write_arrays(arrays)))
+                kept.setdefault(node - FIRST_NODE, {})[key] = before[1]
+        return kept
+
+    def _put_log(self, name: str) -> list[Part]:
+        if (log_ := self._logs().get(name)) is None:
+            return []
+        length, parts = log_.length(), self._parts.get(name, [])
+        if length != (parts[-1].stop if parts else 0):
+            parts, start = grown(parts, length)
+            parts = [*parts, Part(name=self.store.put(log_.since(start)), stop=length)]
+        self._parts[name] = parts
+        return parts
+
+    def load(self) -> Manifest | None:
+        """Bring the newest checkpoint that is whole back into the run; None = there never was one.
+
+        Raises:
+            UserError: there are checkpoints and none of them can be read, or the newest is another experiment's.
+        """
+        for manifest in self.store.manifests():
+            try:
+                self.store.check(manifest)
+            except Damaged as error:
+                log.warning("checkpoint of round %d is damaged (%s); trying the one before", manifest.round, error)
+                continue
+            try:
+                self._apply(manifest)
+            except (ValueError, KeyError, TypeError, SafetensorError) as error:
+                reason = f"is not of this experiment: {error}"
+                raise UserError(f"{self.store.folder}: the checkpoint of round {manifest.round} {reason}") from error
+            self.store.resume_from(manifest)
+            self.saved_round = manifest.round
+            return manifest
+        if self.store.any():
+            raise UserError(f"{self.store.folder}: no checkpoint can be read; run without --resume to start over")
+        return None
+
+    def _apply(self, manifest: Manifest) -> None:
+        if manifest.experiment != self.experiment:
+            raise ValueError(f"id {manifest.experiment!r}, not {self.experiment!r}")
+        self.strategy.restore(self._server(manifest))
+        for client, records in manifest.clients.items():
+            context = self.grid.contexts[FIRST_NODE + client]
+            for key, name in records.items():
+                arrays = read_arrays(self.store.get(name))
+                context.state[key] = record = ArrayRecord({n: Array(value) for n, value in arrays.items()})
+                self._records[FIRST_NODE + client, key] = (record, name)
+        for name, log_ in self._logs().items():
+            self._parts[name] = parts = list(getattr(manifest, name))
+            for part in parts:
+                log_.extend(self.store.path(part.name))
+                if log_.length() != part.stop:
+                    raise ValueError(f"{name}: {log_.length()} entries instead of {part.stop}")
+        self.grid.numbered = manifest.messages
+
+    def _server(self, manifest: Manifest) -> ServerSnapshot:
+        tensors = read_tensors(self.store.get(manifest.server))
+        memory = {n.removeprefix(MEMORY): value for n, value in tensors.items() if n.startswith(MEMORY)}
+        held = {
+            client: self._mask(read_tensors(self.store.get(name)))
+            for name, clients in manifest.held.items()
+            for client in clients
+        }
+        return ServerSnapshot(
+            manifest.round,
+            self._params({n.removeprefix(PARAMS): value for n, value in tensors.items() if n.startswith(PARAMS)}),
+            self._mask(tensors) if MASK in tensors else None,
+            self._params(memory) if memory else {},
+            held,
+            manifest.simulated_s,
+            manifest.failures,
+        )
+
+    def _params(self, tensors: Params) -> Params:
+        for name, shape in zip(self.schema.names, self.schema.shapes, strict=True):
+            if tensors[name].shape != shape:
+                raise ValueError(f"{name!r} has shape {tuple(tensors[name].shape)}, the model's is {tuple(shape)}")
+        return self.schema.view(self.schema.flat(tensors))
+
+    def _mask(self, tensors: Params) -> FlatMask:
+        if tensors[MASK].shape != (-(-self.schema.prunable_size // 8),):
+            raise ValueError(f"a mask of {tuple(tensors[MASK].shape)} bytes")
+        return unpack_mask(tensors[MASK], self.schema)

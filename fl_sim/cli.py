@@ -15,7 +15,8 @@ from rich.console import Console
 from fl_sim.types import UserError
 
 if TYPE_CHECKING:
-    pass
+    from fl_sim.config import Experiment
+    from fl_sim.report import Report
 
 app = typer.Typer(
     name="fl-sim",
@@ -104,20 +105,73 @@ def replay(
 
 
 @app.command()
+def sweep(
+    config: Annotated[Path, typer.Argument(help="experiment as TOML")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="key=a,b,c: every combination, for instance client.density=0.05,0.1")
+    ] = None,
+    seeds: Annotated[str, typer.Option(help="comma-separated seeds; every combination runs under each")] = "0,1,2",
+    out: Annotated[Path | None, typer.Option(help="folder that receives the runs' folders")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="print errors only")] = False,
+) -> None:
+    """Run a grid under several seeds; finished runs are skipped, stopped ones go on, a failed one does not stop the others.
+
+    Example: fl-sim sweep configs/quickstart.toml data.alpha=0.1,1.0 rounds=10 --seeds 0,1,2
+    """
+    from fl_sim.folder import run_folder
+    from fl_sim.progress import display
+    from fl_sim.report import grouped, over_seeds
+    from fl_sim.simulation import resume
+    from fl_sim.sweep import integers, plan
+    from fl_sim.sweep import sweep as outcomes
+
+    def one(experiment: Experiment) -> Report:
+        with display(experiment, console, quiet=quiet) as observer:
+            return resume(experiment, observer)
+
+    experiments = plan(
+        config, [*(overrides or []), *([f'out="{out}"'] if out else [])], seeds=integers("--seeds", seeds)
+    )
+    finished, failed = [], 0
+    for number, outcome in enumerate(outcomes(experiments, one), start=1):
+        where = f"{number}/{len(experiments)}  {run_folder(outcome.experiment)}"
+        if outcome.report is None:
+            failed += 1
+            errors.print(f"{where}  failed: {outcome.reason}", style="red", soft_wrap=True, markup=False)
+            continue
+        finished.append(outcome.report)
+        if not quiet:
+            console.print(f"{where}  {'already there' if outcome.skipped else 'done'}", highlight=False, soft_wrap=True)
+    if finished and not quiet:
+        console.print(over_seeds(grouped(finished)))
+    if failed:
+        raise RuntimeError(f"{failed} of {len(experiments)} runs failed")
+
+
+@app.command()
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="run folders, for instance runs/quickstart-*")],
     page: Annotated[Path | None, typer.Option("--html", help="write charts and tables to this file as well")] = None,
+    as_text: Annotated[str | None, typer.Option("--format", help="csv, markdown or latex instead of tables")] = None,
 ) -> None:
     """Compare finished runs in one table; runs that differ only by their seed become one line with an interval.
 
     Example: fl-sim compare runs/quickstart-* --html comparison.html
     """
-    from fl_sim.report import Report, comparison, write_page
+    from fl_sim.lookup import find
+    from fl_sim.report import FORMATS, Report, comparison, grouped, over_seeds, write_page
 
     reports = [Report.load(folder) for folder in runs]
-    console.print(comparison(reports))
+    groups = grouped(reports)
     if page is not None:
         write_page(reports, page)
+    if as_text is not None:
+        print(find("--format", as_text, FORMATS)(groups), end="")
+        return
+    console.print(comparison(reports))
+    if len(groups) < len(reports):
+        console.print(over_seeds(groups))
+    if page is not None:
         console.print(str(page), highlight=False)
 
 

@@ -46,6 +46,7 @@ LAYERS = [
         "fl_sim.progress",
         "fl_sim.catalogue",
         "fl_sim.bench",
+        "fl_sim.sweep",
         "fl_sim.cli",
         "fl_sim",
     },

@@ -54,7 +54,7 @@ def test_the_python_example_runs(tmp_path: Path) -> None:
 @pytest.mark.parametrize("command", [c for c in CONSOLE if "fl-sim" in c])
 def test_the_commands_run(command: str) -> None:
     words = command.replace(".venv/bin/fl-sim", f"{sys.executable} -m fl_sim.cli").split()
-    extra = ["rounds=1", "evaluate.every=1"] if "run" in words else []
+    extra = ["rounds=1", "evaluate.every=1"] if {"run", "sweep"} & set(words) else []
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([*words, *extra], capture_output=True, text=True, check=False, env=env)
     assert done.returncode == 0, done.stderr

@@ -1,17 +1,22 @@
 """What a finished run says: `summary.json` as a value, tables over runs, and one HTML file."""
 
+from fl_sim.report.export import FORMATS
+from fl_sim.report.groups import grouped
 from fl_sim.report.page import write_page
 from fl_sim.report.pruned import effect, pruned_table
 from fl_sim.report.summary import ModelFacts, Report, summarise
-from fl_sim.report.table import comparison, estimates, floors, per_run, repriced
+from fl_sim.report.table import comparison, estimates, floors, over_seeds, per_run, repriced
 
 __all__ = [
+    "FORMATS",
     "ModelFacts",
     "Report",
     "comparison",
     "effect",
     "estimates",
     "floors",
+    "grouped",
+    "over_seeds",
     "per_run",
     "pruned_table",
     "repriced",

@@ -10,12 +10,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fl_sim.config import Experiment, Json
 from fl_sim.estimates import estimate
 from fl_sim.ledger import Ledger
 from fl_sim.network import time_to
 from fl_sim.types import Params, UserError
+
+if TYPE_CHECKING:
+    import pandas
 
 TARGETS = tuple(t / 100 for t in range(10, 100, 5))
 PACKAGES = ("fl-sim", "torch", "torchvision", "flwr", "ray", "numpy", "constriction", "zstandard")
@@ -94,6 +98,20 @@ class Report:
         if not isinstance(node, (int, float)):
             raise UserError(f"{self.folder}: damaged run folder: summary.json has no number {'.'.join(path)}")
         return float(node)
+
+    def frame(self) -> pandas.DataFrame:
+        """One row a round: the columns of rounds.jsonl after the run's name, id and seed, so that runs concatenate.
+
+        Raises:
+            UserError: pandas is not installed; it is an optional extra.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise UserError("Report.frame() needs pandas: pip install 'fl-sim[pandas]'") from error
+        return pandas.DataFrame(
+            [{**{key: self.summary[key] for key in ("name", "id", "seed")}, **r} for r in self.rounds]
+        )
 
     @cached_property
     def config(self) -> Mapping[str, Json]:

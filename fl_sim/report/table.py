@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from rich import box
 from rich.table import Table
 
+from fl_sim.report.groups import Group
+from fl_sim.report.measures import MEASURES
 from fl_sim.report.summary import Report
 
 
@@ -41,6 +43,22 @@ def comparison(reports: Sequence[Report]) -> Table:
         where = "" if s["engine"] == "inline" else f" {s['engine']}"
         seed = "" if s["seed"] == 0 else f" seed {s['seed']}"
         table.add_row(f"{s['name']}{where}{seed}", *(cell(report) for cell in COLUMNS.values()))
+    return table
+
+
+def over_seeds(groups: Sequence[Group]) -> Table:
+    """One row a group of runs that differ only by their seed: means with 95 % confidence intervals."""
+    table = Table(
+        title="over seeds: mean ± half a 95 % confidence interval",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("run", overflow="fold", min_width=15)
+    for name in ("seeds", "accuracy %", "MB up", "MB down", "saving %"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for group in groups:
+        table.add_row(group.name, str(len(group.reports)), *(measure.text(group) for measure in MEASURES[:4]))
     return table
 
 

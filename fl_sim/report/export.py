@@ -1,0 +1,71 @@
+"""A comparison as text for other programs: CSV, Markdown, LaTeX. The same numbers as the HTML report's.
+
+print(FORMATS["markdown"](grouped(reports)))
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from fl_sim.report.groups import Group
+from fl_sim.report.measures import MEASURES, claims, targets
+
+LATEX = {
+    "\\": r"\textbackslash{}",
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "–": "--",  # noqa: RUF001
+}
+
+
+def _sheet(groups: Sequence[Group]) -> tuple[list[str], list[list[str]]]:
+    """(headings, rows) for a reader: means with intervals, and MB to the highest accuracies reached."""
+    measures = [*MEASURES, *targets(groups)]
+    rows = [[group.name, group.seeds, *(measure.text(group) for measure in measures)] for group in groups]
+    return ["run", "seeds", *(measure.heading for measure in measures)], rows
+
+
+def as_csv(groups: Sequence[Group]) -> str:
+    """For a program: means in full precision, half the 95 % confidence interval beside each; empty = no value."""
+    measures = [*MEASURES, *targets(groups), *claims(groups)]
+    headings = (name for m in measures for name in (m.heading, f"{m.heading} ci95"))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["run", "seeds", *headings])
+    for group in groups:
+        spreads = [measure.spread(group) for measure in measures]
+        writer.writerow([group.name, group.seeds, *(cell for s in spreads for cell in (s.mean, s.ci))])
+    return text.getvalue()
+
+
+def as_markdown(groups: Sequence[Group]) -> str:
+    """A pipe table."""
+    headings, rows = _sheet(groups)
+    rule = ["---", *("---:" for _ in headings[1:])]
+    return "".join(f"| {' | '.join(map(_markdown, cells))} |\n" for cells in (headings, rule, *rows))
+
+
+def _markdown(cell: str) -> str:
+    return cell.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+
+
+def as_latex(groups: Sequence[Group]) -> str:
+    """A `tabular` with rules of the booktabs package."""
+    headings, rows = _sheet(groups)
+    lines = [f"\\begin{{tabular}}{{l{'r' * (len(headings) - 1)}}}", "\\toprule", _latex(headings), "\\midrule"]
+    return "\n".join([*lines, *map(_latex, rows), "\\bottomrule", "\\end{tabular}"]) + "\n"
+
+
+def _latex(cells: Iterable[str]) -> str:
+    return " & ".join("".join(LATEX.get(character, character) for character in cell) for cell in cells) + r" \\"
+
+
+FORMATS: Mapping[str, Callable[[Sequence[Group]], str]] = {
+    "csv": as_csv,
+    "markdown": as_markdown,
+    "latex": as_latex,
+}

@@ -1,0 +1,62 @@
+"""The same numbers as CSV, Markdown, LaTeX and a frame."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pandas
+import pytest
+from federation import run_tiny
+
+from fl_sim import Report
+from fl_sim.report import FORMATS, grouped
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory: pytest.TempPathFactory) -> list[Report]:
+    out = tmp_path_factory.mktemp("runs")
+    return [run_tiny(out, f"seed={seed}") for seed in (0, 1)]
+
+
+def test_csv_holds_the_summaries_exactly(reports: list[Report]) -> None:
+    rows = list(csv.DictReader(io.StringIO(FORMATS["csv"](grouped(reports)))))
+    assert len(rows) == 1
+    accuracies = [100 * report.number("accuracy", "final") for report in reports]
+    assert float(rows[0]["accuracy [%]"]) == pytest.approx(sum(accuracies) / 2, rel=1e-12)
+    assert float(rows[0]["accuracy [%] ci95"]) == pytest.approx(
+        12.7062 * abs(accuracies[0] - accuracies[1]) / 2, rel=1e-4
+    )
+    assert float(rows[0]["feddst [MB]"]) > 0
+    assert (rows[0]["run"], rows[0]["seeds"]) == ("tiny", "0, 1")
+
+
+def test_one_seed_has_no_interval(reports: list[Report]) -> None:
+    row = next(csv.DictReader(io.StringIO(FORMATS["csv"](grouped(reports[:1])))))
+    assert row["accuracy [%] ci95"] == ""
+
+
+def test_markdown_and_latex_have_equal_columns_everywhere(reports: list[Report]) -> None:
+    odd = replace(reports[0], summary={**reports[0].summary, "name": r"a|b\c_100%&<x>"})
+    groups = grouped([*reports, odd])
+    lines = FORMATS["markdown"](groups).splitlines()
+    assert len(lines) == 4
+    assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1
+    latex = FORMATS["latex"](groups)
+    rows = [line for line in latex.splitlines() if line.endswith(r"\\")]
+    assert {len(re.findall(r"(?<!\\)&", row)) for row in rows} == {rows[0].count("&")}
+    assert r"a|b\textbackslash{}c\_100\%\&<x>" in latex
+    assert not re.search(r"(?<!\\)[%#_]", latex)
+
+
+def test_frames_concatenate(reports: list[Report]) -> None:
+    frame = pandas.concat([report.frame() for report in reports])
+    assert len(frame) == sum(len(report.rounds) for report in reports)
+    assert frame.groupby("seed")["uplink_bytes"].max().tolist() == [r.summary["uplink_bytes"] for r in reports]
+
+
+def test_a_loaded_report_has_the_same_frame(reports: list[Report], tmp_path: Path) -> None:
+    pandas.testing.assert_frame_equal(Report.load(reports[0].folder).frame(), reports[0].frame())

@@ -6,28 +6,58 @@ client = LocalClient(training=Training(lr=0.1, epochs=2), upload=TopK(0.1))
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Protocol
 
+import torch
 from torch import nn
 
+from fl_sim.data import Split
 from fl_sim.losses import Loss, Proximal, cross_entropy
 from fl_sim.models import prunable_names
-from fl_sim.sparsity import global_topk, magnitude, topk_mask
-from fl_sim.training import Training, load, snapshot
-from fl_sim.types import ClientContext, Mask, Params, Task, Update
+from fl_sim.sparsity import global_topk, intersect, magnitude, topk_mask
+from fl_sim.training import load, snapshot
+from fl_sim.types import ClientContext, Mask, Metrics, Params, Task, Update
 from fl_sim.wire import RESIDUAL
 
 OWN = "loss."
 """Prefix of a client's kept tensors that belong to its loss, for instance projections."""
+
+
+class Trains(Protocol):
+    """What trains a model in place: `fl_sim.training.Training`, or something around it."""
+
+    def fit(
+        self, model: nn.Module, data: Split, loss: Loss, *, mask: Mask | None, rng: torch.Generator | None
+    ) -> Metrics:
+        """Train on the client's data; returns metrics."""
+
+
 LossFor = Callable[[Task, ClientContext], Loss]
 """(task, context whose model holds the received parameters) -> the loss of this round."""
 Upload = Callable[[Task, Params], Mask | None]
 """(task, prunable parameters after training) -> the coordinates of them to send; None sends all."""
+Setting = Callable[[Task, ClientContext], AbstractContextManager[None]]
+"""(task, context) -> what holds while the model trains, for instance how many channels its gates keep."""
+Retain = Callable[[Task, ClientContext], Mask | None]
+"""(task, context after training) -> by parameter name, which coordinates keep what they learnt; the named parameters'
+others go back to what was received, and do not travel. None retains all."""
 
 
 def plain(task: Task, ctx: ClientContext) -> Loss:
     """Cross-entropy, whatever the task."""
     return cross_entropy
+
+
+def as_it_is(task: Task, ctx: ClientContext) -> AbstractContextManager[None]:
+    """Train the model as it stands."""
+    return nullcontext()
+
+
+def all_of_it(task: Task, ctx: ClientContext) -> Mask | None:
+    """Retain everything."""
+    return None
 
 
 @dataclass(frozen=True)
@@ -60,6 +90,19 @@ class TopK:
         return topk_mask(change, global_topk(change, self.density))
 
 
+def _restore(params: Params, received: Params, retained: Mask) -> None:
+    """Put back, in place, what was received wherever `retained` names a parameter and is False."""
+    for name, kept in retained.items():
+        torch.where(kept, params[name], received[name], out=params[name])
+
+
+def _within(chosen: Mask | None, retained: Mask, prunable: Params) -> Mask:
+    """The chosen coordinates (None: all) of the prunable parameters that are retained."""
+    whole = {name: torch.ones_like(value, dtype=torch.bool) for name, value in prunable.items()}
+    mine = whole | {name: kept for name, kept in retained.items() if name in prunable}
+    return mine if chosen is None else intersect(mine, whole | chosen)
+
+
 def _own(loss: Loss, state: Params) -> Params:
     """Parameters of a loss that is a module, as they were kept in `state`. They never travel: no model contains them."""
     own = {OWN + name: value for name, value in loss.state_dict().items()} if isinstance(loss, nn.Module) else {}
@@ -73,20 +116,25 @@ class LocalClient:
     """Local training with slots.
 
     Attributes:
-        training: hyper-parameters of the one training loop.
+        training: hyper-parameters of the one training loop, or a loop around it.
         loss: the loss of a round; one that is a module keeps its parameters in the client's state, and trains them.
-        upload: which coordinates travel.
+        setting: what holds while the model trains.
+        retain: which coordinates keep what they learnt.
+        upload: which of them travel.
     """
 
-    training: Training
+    training: Trains
     loss: LossFor = plain
+    setting: Setting = as_it_is
+    retain: Retain = all_of_it
     upload: Upload = everything
 
     def __call__(self, task: Task, ctx: ClientContext) -> Update:
         model = load(ctx.model, task.params)
         loss = self.loss(task, ctx)
         own = _own(loss, ctx.state)
-        metrics = self.training.fit(model, ctx.data, loss, mask=task.mask, rng=ctx.rng)
+        with self.setting(task, ctx):
+            metrics = self.training.fit(model, ctx.data, loss, mask=task.mask, rng=ctx.rng)
         ctx.state.update(own)
         params = snapshot(model)
         prunable = {name: params[name] for name in prunable_names(model)}
@@ -94,4 +142,8 @@ class LocalClient:
             # Error feedback (Seide et al., 2014): what earlier uploads left out is offered again.
             if (residual := ctx.state.get(RESIDUAL + name)) is not None:
                 value += residual
-        return Update(params, ctx.num_examples, self.upload(task, prunable), metrics)
+        retained = self.retain(task, ctx)
+        if retained is None:
+            return Update(params, ctx.num_examples, self.upload(task, prunable), metrics)
+        _restore(params, task.params, retained)
+        return Update(params, ctx.num_examples, _within(self.upload(task, prunable), retained, prunable), metrics)

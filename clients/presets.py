@@ -9,10 +9,24 @@ from collections.abc import Sequence
 
 from clients.distillation import LearnFeatures, LearnLogits
 from clients.distillation import teacher as teacher_of
-from clients.local import LocalClient, ProximalLoss, TopK
+from clients.local import LocalClient, ProximalLoss, TopK, Upload, everything
+from clients.retention import (
+    ChannelScore,
+    FollowGap,
+    Gates,
+    Ratio,
+    RetainChannels,
+    at_random,
+    magnitude,
+    own_ratio,
+    ratio_of,
+    salience,
+)
+from clients.threshold import ThresholdEachEpoch, not_zero
+from fl_sim.gating import Gating
 from fl_sim.losses import Distillation, FeatureDistillation
 from fl_sim.training import Training
-from fl_sim.types import Client
+from fl_sim.types import Client, UserError
 
 
 def fedavg(*, training: Training) -> Client:
@@ -66,3 +80,85 @@ def feature_distillation(
     """
     loss = LearnFeatures(FeatureDistillation(alpha, beta), teacher_of(teacher), tuple(stages))
     return LocalClient(training, loss=loss)
+
+
+def _retaining(
+    training: Training, ratio: Ratio, keep_up: float, density: float, score: ChannelScore = salience
+) -> LocalClient:
+    upload: Upload = everything if density == 1.0 else TopK(density)
+    return LocalClient(training, setting=Gates(ratio), retain=RetainChannels(keep_up, score), upload=upload)
+
+
+def _needed(gating: Gating | None) -> Gating:
+    if gating is None:
+        raise UserError("this client trains a gated model: add a [gating] table to the config")
+    return gating
+
+
+def adaptive_pruning(
+    *,
+    training: Training,
+    gating: Gating | None,
+    keep_up: float = 0.5,
+    density: float = 1.0,
+    profile: Sequence[float] = (),
+) -> Client:
+    """Per-sample channel gates; retains and uploads the channels that were salient for the client's data.
+
+    The composite of `fl_sim.gating.gate` (arXiv 2106.06921) with an upload protocol of our own, which the paper leaves
+    open: the `keep_up` share of each gated layer's channels with the highest salience, summed over the round's samples,
+    keeps what it learnt; filters, BatchNorm entries and gate rows go together. BatchNorm statistics always travel.
+
+    Args:
+        training: the config's `[training]` table.
+        gating: the config's `[gating]` table.
+        keep_up: share of the channels retained.
+        density: share of all prunable weights sent, those that changed most among the retained (`topk`); 1 sends all.
+        profile: heterogeneous devices: each client draws its keep ratio from these, instead of the table's.
+    """
+    return _retaining(training, ratio_of(_needed(gating), profile), keep_up, density)
+
+
+def gap_pruning(
+    *,
+    training: Training,
+    gating: Gating | None,
+    keep_up: float = 0.5,
+    density: float = 1.0,
+    limit: float = 0.1,
+    step: float = 0.1,
+    least: float = 0.5,
+    holdout: float = 0.1,
+) -> Client:
+    """Adaptive pruning whose keep ratio follows each client's own over-fitting; see `clients.retention.FollowGap`.
+
+    Args:
+        training, gating, keep_up, density: see `adaptive_pruning`; the server evaluates at the table's ratio.
+        limit: gap between validation and training loss, in nats, above which a client prunes more.
+        step: by how much the ratio moves a round.
+        least: the lowest ratio.
+        holdout: share of the client's samples kept for validation.
+    """
+    _needed(gating)
+    return FollowGap(_retaining(training, own_ratio, keep_up, density), limit, step, least, holdout)
+
+
+def random_channels(*, training: Training, gating: Gating | None, keep_up: float = 0.5, density: float = 1.0) -> Client:
+    """Control of adaptive pruning: retains as many channels, drawn at random each round."""
+    return _retaining(training, ratio_of(_needed(gating), ()), keep_up, density, at_random)
+
+
+def magnitude_channels(
+    *, training: Training, gating: Gating | None, keep_up: float = 0.5, density: float = 1.0
+) -> Client:
+    """Control of adaptive pruning: retains as many channels, those with the largest filters in the received model."""
+    return _retaining(training, ratio_of(_needed(gating), ()), keep_up, density, magnitude)
+
+
+def weight_threshold(*, training: Training, threshold: float = 1e-3) -> Client:
+    """Zeroes convolution weights up to `threshold` after each local epoch and uploads the rest.
+
+    The rule of the authors' second code for arXiv 2106.06921. Its uploads were dense and its zeros entered the mean;
+    here a zero does not travel, and the mean of a weight is over the clients that sent it.
+    """
+    return LocalClient(ThresholdEachEpoch(training, threshold), upload=not_zero)

@@ -11,6 +11,7 @@ import hashlib
 import importlib
 import inspect
 import json
+import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic_core import ErrorDetails
 
 from fl_sim.checkpoint import CheckpointOptions
+from fl_sim.gating import Gating
 from fl_sim.network import Network
 from fl_sim.runtime.ray import RayOptions
 from fl_sim.training import Training
@@ -163,6 +165,7 @@ class Experiment(Section):
     strategy: TargetSpec = Target(target="strategies.presets:fedavg")
     data: DataSection = DataSection()
     model: ModelSection = ModelSection()
+    gating: Gating | None = None
     cohort: CohortSection = CohortSection()
     training: Training = Field(default_factory=Training)
     evaluate: EvaluateSection = EvaluateSection()
@@ -262,12 +265,15 @@ def _keys(root: type[BaseModel], path: Sequence[str]) -> list[str]:
             return []
         annotation = getattr(fields[part], "annotation", None)
         kind = annotation if annotation is not None else inspect.get_annotations(kind, eval_str=True).get(part)  # type: ignore[arg-type]
+        # `Table | None`: a table that may be left out.
+        kind = next((choice for choice in get_args(kind) if isinstance(choice, type)), kind)
     return list(getattr(kind, "model_fields", None) or getattr(kind, "__dataclass_fields__", {}))
 
 
 def _toml(tree: Mapping[str, Json], path: str = "") -> list[str]:
-    lines = [f"{key} = {_scalar(value)}" for key, value in tree.items() if not isinstance(value, dict)]
-    for key, value in tree.items():
+    named = {key if re.fullmatch(r"[\w-]+", key, re.ASCII) else json.dumps(key): value for key, value in tree.items()}
+    lines = [f"{key} = {_scalar(value)}" for key, value in named.items() if not isinstance(value, dict)]
+    for key, value in named.items():
         if isinstance(value, dict):
             lines += ["", f"[{path}{key}]", *_toml(value, f"{path}{key}.")]
     return lines

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from typing import cast
 
@@ -17,8 +18,9 @@ from fl_sim.config import Experiment
 from fl_sim.data import CropFlip, Data, Split, label_counts
 from fl_sim.data import load as load_data
 from fl_sim.data import partition as make_partition
+from fl_sim.gating import Gated, Gating, keeping
 from fl_sim.runtime.app import ClientHost, client_app
-from fl_sim.seeding import Purpose, generator
+from fl_sim.seeding import Purpose, derive, generator
 from fl_sim.training import snapshot
 from fl_sim.types import Client, FlatParams, UserError
 
@@ -35,6 +37,7 @@ class Federation:
     model: nn.Module
     initial: FlatParams
     exchange: wire.Exchange
+    gating: Gating | None = None
 
     @classmethod
     def build(cls, experiment: Experiment) -> Federation:
@@ -64,11 +67,16 @@ class Federation:
             width=experiment.model.width,
             seed=experiment.seed,
         )
+        gating = experiment.gating
+        if gating is not None:
+            model = gating.wrap(model, seed=derive(experiment.seed, Purpose.GATES))
+            gating = gating.settled(model, data.shape)
+            model.set_keep(gating.keep)
         params = snapshot(model)
         schema = codecs.Schema.of(params, models.prunable_names(model))
         options = experiment.wire
         exchange = wire.Exchange(schema, options.uplink, options.downlink, options.error_feedback)
-        return cls(experiment, data, parts, model, schema.view(schema.flat(params)), exchange)
+        return cls(experiment, data, parts, model, schema.view(schema.flat(params)), exchange, gating)
 
     @property
     def label_counts(self) -> list[list[int]]:
@@ -93,12 +101,13 @@ class Federation:
         return device
 
     @property
-    def described(self) -> dict[str, str | int | float]:
-        """The arguments of `fl_sim.models.build` that make this federation's model, initialisation aside."""
+    def described(self) -> dict[str, object]:
+        """The arguments of `fl_sim.models.build` that make this federation's model, initialisation aside, and its gates."""
         channels, height, _ = self.data.shape
         asked = self.experiment.model
         shape = {"num_classes": self.data.num_classes, "in_channels": channels, "image_size": height}
-        return {"name": asked.name, "width": asked.width, **shape}
+        gates = {} if self.gating is None else {"gating": asdict(self.gating)}
+        return {"name": asked.name, "width": asked.width, **shape, **gates}
 
     def proxy(self) -> Split | None:
         """Images that the server holds: a share of the training set, or noise; None unless the config asks for them."""
@@ -107,13 +116,19 @@ class Federation:
         held = self.data.train.noise(count, rng) if count else self.data.proxy
         return None if held is None else held.to(self.device)
 
+    def as_in(self, number: int) -> AbstractContextManager[object]:
+        """The model as the plan has it in this round: a gated one keeps that round's share of its channels."""
+        if self.gating is None or not isinstance(self.model, Gated):
+            return nullcontext()
+        return keeping(self.model, self.gating.at(number))
+
     def client(self) -> Client:
         """The client that the config names.
 
         Raises:
             UserError: no such client, or not with these options.
         """
-        return cast(Client, self.experiment.client.build({"training": self.experiment.training}))
+        return cast(Client, self.experiment.client.build({"training": self.experiment.training, "gating": self.gating}))
 
     def host(self) -> ClientHost:
         """The resident client side of one process."""

@@ -14,15 +14,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from fl_sim.gating import Gating
 from fl_sim.models import MODELS, build
 from fl_sim.training import load, snapshot
 from fl_sim.types import Params, UserError
 
 MODEL = "fl_sim.model"
-"""The metadata's key: a JSON object with `name` and the other arguments of `build`."""
+"""The metadata's key: a JSON object with `name`, the other arguments of `build`, and `gating` where there are gates."""
 
 
-def write_model(path: Path, params: Params, described: Mapping[str, str | int | float]) -> None:
+def write_model(path: Path, params: Params, described: Mapping[str, object]) -> None:
     """Save parameters with the arguments of `fl_sim.models.build` that make their model."""
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in params.items()}
     save_file(tensors, path, metadata={MODEL: json.dumps(dict(described))})
@@ -55,7 +56,10 @@ def read_model(path: Path) -> nn.Module:
     if not isinstance(name, str) or name not in MODELS:
         raise UserError(f"model file {str(path)!r}: its metadata name no model of this package, but {name!r}")
     try:
+        gating = described.pop("gating", None)
         model = build(name, **described)
+        if gating is not None:
+            model = Gating(**gating).wrap(model, seed=0)
         if missing := snapshot(model).keys() - params.keys():
             raise ValueError(f"lacks {min(missing)!r}")
         return load(model, params).eval().requires_grad_(False)

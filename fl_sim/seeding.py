@@ -23,6 +23,7 @@ class Purpose(IntEnum):
     NETWORK = 7
     PROJECTION = 8
     DISTILLATION = 9
+    GATES = 10
 
 
 def derive(*key: int) -> int:

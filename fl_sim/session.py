@@ -18,11 +18,10 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Result
 
-from fl_sim import codecs
+from fl_sim import codecs, facts
 from fl_sim.checkpoint import Checkpoints, write_atomically
 from fl_sim.config import Experiment
 from fl_sim.federation import Federation
-from fl_sim.flops import count_macs
 from fl_sim.folder import CHECKPOINTS
 from fl_sim.ledger import Ledger
 from fl_sim.model_file import write_model
@@ -280,7 +279,7 @@ class Session:
         row["density"] = 1.0 if mask is None else density(mask)
         row |= {f"density/{name}": round(share, 4) for name, share in layer_densities(mask or {}).items()}
         if number % experiment.evaluate.every == 0 or number == experiment.rounds:
-            row |= self._evaluate()
+            row |= self._evaluate(number)
         self.rows.append(row)
         self._write_line(row)
         self._checkpoint(number)
@@ -293,16 +292,17 @@ class Session:
         if self._keeper is not None and every and (number % every == 0 or number == self.asked.rounds):
             self._keeper.save(training_s=self._seconds, wall_s=time.perf_counter() - self.started)
 
-    def _evaluate(self) -> dict[str, float]:
+    def _evaluate(self, number: int) -> dict[str, float]:
         """Accuracy on the test set, and on the validation set, which alone may choose anything."""
         federation = self.federation
         section, chosen = federation.experiment.evaluate, federation.experiment.training.precision
         model = load(federation.model, self.strategy.params)
         parts = {"": federation.data.test, "validation_": federation.data.validation}
         row: dict[str, float] = {}
-        for prefix, split in parts.items():
-            metrics = evaluate(model, split.to(federation.device), batch_size=section.batch_size, precision=chosen)
-            row |= {prefix + "accuracy": metrics["accuracy"], prefix + "loss": metrics["loss"]}
+        with federation.as_in(number):
+            for prefix, split in parts.items():
+                metrics = evaluate(model, split.to(federation.device), batch_size=section.batch_size, precision=chosen)
+                row |= {prefix + "accuracy": metrics["accuracy"], prefix + "loss": metrics["loss"]}
         return row
 
     def finish(self) -> Report:
@@ -334,15 +334,15 @@ class Session:
 
     def _facts(self) -> ModelFacts:
         federation, strategy = self.federation, self.strategy
-        shape = federation.data.shape
+        macs_dense, macs = facts.macs(federation, strategy.params, strategy.mask)
         return ModelFacts(
             params=sum(p.numel() for p in federation.model.parameters()),
             prunable=federation.exchange.schema.prunable_size,
             density=1.0 if strategy.mask is None else density(strategy.mask),
-            dense_payload_bytes=len(codecs.encode(federation.initial, None, schema=federation.exchange.schema)),
+            dense_payload_bytes=facts.plain_payload_bytes(federation),
             index_dims=_index_dims(federation.exchange.schema),
-            macs_dense=count_macs(federation.model, shape),
-            macs=count_macs(federation.model, shape, mask=strategy.mask),
+            macs_dense=macs_dense,
+            macs=macs,
             params_hash=hashlib.sha256(federation.exchange.schema.flat(strategy.params).numpy().tobytes()).hexdigest(),
             failures=dict(strategy.failures),
         )

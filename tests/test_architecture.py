@@ -39,6 +39,7 @@ LAYERS = [
         "fl_sim.report",
         "fl_sim.simulation",
         "fl_sim.federation",
+        "fl_sim.facts",
         "fl_sim.session",
         "fl_sim.saved",
         "fl_sim.resume",

@@ -66,6 +66,11 @@ class Gated(nn.Module):
         }
 
     @property
+    def gate_names(self) -> frozenset[str]:
+        """Names of the gates' own parameters."""
+        return frozenset(name for name, _ in self.named_parameters() if name.startswith("net.gates."))
+
+    @property
     def keep(self) -> dict[str, float]:
         """Gated convolution -> share of its channels that is kept."""
         return {conv: gate.kept / gate.channels for conv, gate in self.gates.items()}

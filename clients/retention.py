@@ -1,0 +1,176 @@
+"""What of a round's training a client keeps: the rows of the channels that mattered for its data.
+
+The union of per-sample masks over a round is nearly dense, so what saves bytes is a ranking of the channels. A channel's
+filters, BatchNorm entries and gate rows are retained together; everything else of a gated layer goes back to the
+received values, so that a sparse payload tells the server exactly what the client holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from fl_sim.data import Split
+from fl_sim.gating import Gated, Gating, Keep, keeping
+from fl_sim.gating.graph import kept_channels, top_channels
+from fl_sim.training import evaluate
+from fl_sim.types import Client, ClientContext, Mask, Task, Update, UserError
+
+KEEP = "gating.keep"
+"""A client's own keep ratio, kept between its rounds."""
+Ratio = Callable[[Task, ClientContext], Keep]
+"""(task, context) -> share of the channels that is on for a sample in this round's training."""
+ChannelScore = Callable[[Task, ClientContext], Mapping[str, Tensor]]
+"""(task, context after training) -> gated convolution -> score of each channel (C,)."""
+
+
+def gated(ctx: ClientContext) -> Gated:
+    """The client's model.
+
+    Raises:
+        UserError: it has no gates.
+    """
+    if not isinstance(ctx.model, Gated):
+        raise UserError("this client needs a gated model: add a [gating] table to the config")
+    return ctx.model
+
+
+@dataclass(frozen=True)
+class Planned:
+    """The federation's ratio of this round."""
+
+    plan: Gating
+
+    def __call__(self, task: Task, ctx: ClientContext) -> Keep:
+        return self.plan.at(task.round)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Heterogeneous devices: each client draws its own ratio once, in its first round, and stays with it."""
+
+    ratios: tuple[float, ...]
+
+    def __call__(self, task: Task, ctx: ClientContext) -> Keep:
+        if KEEP not in ctx.state:
+            drawn = int(torch.randint(len(self.ratios), (), generator=ctx.rng))
+            ctx.state[KEEP] = torch.tensor(self.ratios[drawn], dtype=torch.float64)
+        return float(ctx.state[KEEP])
+
+
+@dataclass(frozen=True)
+class Gates:
+    """The gates' part of a round: this ratio while training, and counters that start at zero."""
+
+    ratio: Ratio
+
+    @contextmanager
+    def __call__(self, task: Task, ctx: ClientContext) -> Iterator[None]:
+        model = gated(ctx)
+        model.reset()
+        with keeping(model, self.ratio(task, ctx)):
+            yield
+
+
+def salience(task: Task, ctx: ClientContext) -> Mapping[str, Tensor]:
+    """What the channel scored in the samples that had it on, summed over the round."""
+    return {conv: use.salience for conv, use in gated(ctx).use().items()}
+
+
+def frequency(task: Task, ctx: ClientContext) -> Mapping[str, Tensor]:
+    """Share of the round's samples that had the channel on."""
+    return {conv: use.active for conv, use in gated(ctx).use().items()}
+
+
+def at_random(task: Task, ctx: ClientContext) -> Mapping[str, Tensor]:
+    """Control: as many channels, whichever."""
+    return {conv: torch.rand(gate.channels, generator=ctx.rng) for conv, gate in gated(ctx).gates.items()}
+
+
+def magnitude(task: Task, ctx: ClientContext) -> Mapping[str, Tensor]:
+    """Control: the largest filters of the received model, the same for all clients and samples."""
+    return {conv: task.params[f"net.{conv}.weight"].abs().flatten(1).sum(dim=1) for conv in gated(ctx).gates}
+
+
+@dataclass(frozen=True)
+class RetainChannels:
+    """Retain the ceil(keep_up * C) channels of each gated layer that score highest, and all of the other layers.
+
+    Equal scores: lowest index first. The mask is True on retained rows, by parameter name.
+    """
+
+    keep_up: float
+    score: ChannelScore = salience
+
+    def __post_init__(self) -> None:
+        if not 0 < self.keep_up <= 1:
+            raise UserError(f"client.keep_up = {self.keep_up}: must be above 0 and at most 1")
+
+    def __call__(self, task: Task, ctx: ClientContext) -> Mask:
+        groups = gated(ctx).groups
+        mask = {}
+        for conv, scores in self.score(task, ctx).items():
+            rows = top_channels(scores[None].cpu(), kept_channels(self.keep_up, len(scores)))[0]
+            for name in groups[conv]:
+                shape = task.params[name].shape
+                mask[name] = rows.view(-1, *(1,) * (len(shape) - 1)).expand(shape)
+        return mask
+
+
+@dataclass(frozen=True)
+class FollowGap:
+    """A client that prunes as it over-fits: the gap between validation and training loss on its data moves its ratio.
+
+    A tenth of the client's samples (`holdout`) is not trained on. After training, in evaluation mode: a gap above
+    `limit` lowers the ratio of the client's next round by `step`, to `least` at the lowest; a smaller one raises it.
+    The first round is dense.
+
+    Attributes:
+        client: what trains; its ratio is `own_ratio`.
+        limit: largest tolerated gap, in nats.
+    """
+
+    client: Client
+    limit: float = 0.1
+    step: float = 0.1
+    least: float = 0.5
+    holdout: float = 0.1
+
+    def __post_init__(self) -> None:
+        for key in ("step", "least", "holdout"):
+            if not 0 < getattr(self, key) < 1:
+                raise UserError(f"client.{key} = {getattr(self, key)}: must be above 0 and below 1")
+
+    def __call__(self, task: Task, ctx: ClientContext) -> Update:
+        train, held = self._split(ctx.data)
+        update = self.client(task, replace(ctx, data=train))
+        ratio = float(ctx.state.get(KEEP, torch.ones(())))
+        with keeping(gated(ctx), ratio) as model:
+            losses = [evaluate(model, part)["loss"] for part in (held, train)]
+        gap = losses[0] - losses[1]
+        moved = ratio - self.step if gap > self.limit else ratio + self.step
+        ctx.state[KEEP] = torch.tensor(min(1.0, max(self.least, moved)), dtype=torch.float64)
+        return replace(update, metrics={**update.metrics, "gap": gap, "keep": ratio})
+
+    def _split(self, data: Split) -> tuple[Split, Split]:
+        """(trained on, held out): the same samples in every round."""
+        count = max(1, int(self.holdout * len(data)))
+        order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0)).numpy()
+        return data.subset(order[count:]).augmented(data.augment), data.subset(order[:count]).augmented(None)
+
+
+def own_ratio(task: Task, ctx: ClientContext) -> Keep:
+    """The ratio that the client keeps for itself; dense while it has none."""
+    return float(ctx.state.get(KEEP, torch.ones(())))
+
+
+def ratio_of(plan: Gating, profile: Sequence[float]) -> Ratio:
+    """The federation's plan, or each client's draw from a profile where one is given."""
+    for ratio in profile:
+        if not 0 < ratio <= 1:
+            raise UserError(f"client.profile: {ratio}: must be above 0 and at most 1")
+    return Profile(tuple(profile)) if profile else Planned(plan)

@@ -1,0 +1,52 @@
+"""The `weight` rule of arXiv 2106.06921's second public code: small weights go after each local epoch and may return."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from fl_sim.data import Split
+from fl_sim.losses import Loss, cross_entropy
+from fl_sim.training import Training
+from fl_sim.types import Mask, Metrics, Params, Task, UserError
+
+
+@dataclass(frozen=True)
+class ThresholdEachEpoch:
+    """Training that zeroes convolution weights of at most `threshold` after each epoch, or after all given `steps`.
+
+    No mask is kept: the next epoch may regrow a weight. Momentum and learning-rate schedule start anew in each epoch.
+    """
+
+    training: Training
+    threshold: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if not self.threshold >= 0:
+            raise UserError(f"client.threshold = {self.threshold}: must not be negative")
+
+    def fit(
+        self,
+        model: nn.Module,
+        data: Split,
+        loss: Loss = cross_entropy,
+        *,
+        mask: Mask | None = None,
+        rng: torch.Generator | None = None,
+    ) -> Metrics:
+        """See `Training.fit`; metrics are the last epoch's."""
+        filters = [m.weight for m in model.modules() if isinstance(m, nn.Conv2d)]
+        metrics: Metrics = {}
+        for _ in range(1 if self.training.steps else self.training.epochs):
+            metrics = replace(self.training, epochs=1).fit(model, data, loss, mask=mask, rng=rng)
+            with torch.no_grad():
+                for weight in filters:
+                    weight.masked_fill_(weight.abs() <= self.threshold, 0.0)
+        return metrics
+
+
+def not_zero(task: Task, params: Params) -> Mask:
+    """Send what is not zero."""
+    return {name: value != 0 for name, value in params.items()}

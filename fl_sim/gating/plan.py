@@ -1,0 +1,118 @@
+"""The config's `[gating]` table: which gates a federation's model has, and how many channels they keep in which round."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from torch import nn
+
+from fl_sim.gating.gates import SALIENCES, Masking, backward_only, both_ways
+from fl_sim.gating.model import Gated, Keep, gate
+from fl_sim.lookup import find
+from fl_sim.sparsity.schedules import Cubic
+from fl_sim.types import UserError
+
+MASKINGS: Mapping[str, Masking] = {"both_ways": both_ways, "backward_only": backward_only}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gating:
+    """Per-sample channel gates of server's and clients' model.
+
+    Attributes:
+        salience: what ranks channels; see `fl_sim.gating.gate`.
+        keep: share of the channels on for each sample: one number, or a table by module path.
+        macs_budget: a device's budget, as a share of the plain model's MACs with the gates' own included; set instead of
+            `keep`, it gives the largest ratio, the same for all layers, that stays within.
+        start, end: the ratio falls from 1 in round `start` to its value in round `end`, on the cubic schedule of Zhu and
+            Gupta (2017); both 0 = constant from the first round on.
+        masking: "both_ways", or "backward_only", which masks gradients alone.
+    """
+
+    salience: str = "gate"
+    keep: float | dict[str, float] = 0.5
+    macs_budget: float | None = None
+    start: int = 0
+    end: int = 0
+    masking: str = "both_ways"
+
+    def __post_init__(self) -> None:
+        find("gating.salience", self.salience, SALIENCES)
+        find("gating.masking", self.masking, MASKINGS)
+        given = self.keep if isinstance(self.keep, dict) else {"": self.keep}
+        for path, ratio in given.items():
+            if not 0 < ratio <= 1:
+                raise UserError(f"gating.keep{path and f'[{path!r}]'} = {ratio}: must be above 0 and at most 1")
+        if not 0 <= self.start <= self.end:
+            raise UserError(
+                f"gating: start = {self.start}, end = {self.end}: rounds, not before 0, the end not before the start"
+            )
+
+    def wrap(self, model: nn.Module, *, seed: int) -> Gated:
+        """The gated model; its ratio is `keep`, whatever the budget and the round.
+
+        Raises:
+            UserError: nothing to gate, or a path in `keep` that no gated convolution has.
+        """
+        masking = find("gating.masking", self.masking, MASKINGS)
+        return gate(model, self.keep, self.salience, seed, masking=masking)
+
+    def settled(self, model: Gated, input_shape: tuple[int, ...]) -> Self:
+        """The same plan with `macs_budget` turned into the `keep` that it means for this model.
+
+        Raises:
+            UserError: the budget is below what one channel a layer takes.
+        """
+        if self.macs_budget is None:
+            return self
+        return replace(self, keep=ratio_within(model, input_shape, self.macs_budget), macs_budget=None)
+
+    def at(self, number: int) -> Keep:
+        """What is kept in this round."""
+        if isinstance(self.keep, dict):
+            return {path: Cubic(self.start, self.end, ratio)(number) for path, ratio in self.keep.items()}
+        return Cubic(self.start, self.end, self.keep)(number)
+
+
+@contextmanager
+def keeping(model: Gated, keep: Keep) -> Iterator[Gated]:
+    """The model with another keep ratio for the block."""
+    before = model.keep
+    model.set_keep(keep)
+    try:
+        yield model
+    finally:
+        model.set_keep(before)
+
+
+def ratio_within(model: Gated, input_shape: tuple[int, ...], budget: float) -> float:
+    """The largest ratio, to 1/256, at which a sample's MACs (gates included) are within `budget` of the plain model's.
+
+    Every sample keeps equally many channels, so one image of zeros tells the MACs of all.
+
+    Raises:
+        UserError: no ratio is small enough, or the budget is none.
+    """
+    if not budget > 0:
+        raise UserError(f"gating.macs_budget = {budget}: must be above 0")
+    image = torch.zeros(1, *input_shape, device=next(model.parameters()).device)
+
+    def share(ratio: float) -> float:
+        with keeping(model, ratio):
+            return (int(model.count_macs(image)) + model.gate_macs) / dense
+
+    with keeping(model, 1.0):
+        dense = int(model.count_macs(image))
+    if share(1.0) <= budget:
+        return 1.0
+    low, high = 1, 256
+    if share(low / 256) > budget:
+        raise UserError(f"gating.macs_budget = {budget}: the least this model takes is {share(low / 256):.3f}")
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if share(middle / 256) <= budget else (low, middle)
+    return low / 256

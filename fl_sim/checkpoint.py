@@ -16,7 +16,10 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -28,10 +31,15 @@ from fl_sim.types import Mask, Params
 log = logging.getLogger("fl_sim")
 KEPT = 2
 """Checkpoints on disk: the newest, and the one before for the day the newest is damaged."""
+LEAD = 8
+"""Objects that are flushed at once: a device takes the flushes of several threads together."""
 _MANIFEST = re.compile(r"^round-\d{8}\.json$")
 
 ObjectName = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 """Only this names a file, so a manifest cannot reach outside its folder."""
+
+
+Put = Callable[[bytes], str]
 
 
 class Damaged(ValueError):
@@ -159,18 +167,33 @@ class Checkpoints:
         """Where an object lies."""
         return self._objects / name
 
-    def put(self, data: bytes) -> str:
-        """Store bytes; returns the name to ask for them by.
+    @contextmanager
+    def writing(self) -> Iterator[Put]:
+        """A function that stores bytes and returns their name; when the block ends, all of them are on the device.
 
         Raises:
             OSError: the disk is full or not writable.
         """
-        name = hashlib.sha256(data).hexdigest()
-        if name not in self._known:
+        writes: deque[Future[None]] = deque()
+
+        def put(data: bytes) -> str:
+            name = hashlib.sha256(data).hexdigest()
+            if name not in self._known:
+                self._known.add(name)
+                writes.append(pool.submit(write_atomically, self.path(name), data))
+                if len(writes) > LEAD:
+                    writes.popleft().result()
+            return name
+
+        try:
             self._objects.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.path(name), data)
-            self._known.add(name)
-        return name
+            with ThreadPoolExecutor(LEAD) as pool:
+                yield put
+                for write in writes:
+                    write.result()
+        except OSError:
+            self._known.clear()
+            raise
 
     def get(self, name: str) -> bytes:
         """The bytes of an object.

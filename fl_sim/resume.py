@@ -20,7 +20,7 @@ from safetensors.numpy import load as read_arrays
 from safetensors.numpy import save as write_arrays
 from safetensors.torch import load as read_tensors
 
-from fl_sim.checkpoint import Checkpoints, Damaged, Manifest, Part, ServerSnapshot
+from fl_sim.checkpoint import Checkpoints, Damaged, Manifest, Part, Put, ServerSnapshot
 from fl_sim.codecs import Schema
 from fl_sim.ledger import Ledger
 from fl_sim.replay import MaskRecorder
@@ -133,7 +133,13 @@ class Keeper:
             OSError: the disk is full or not writable; earlier checkpoints are untouched.
         """
         saved = self.strategy.saved()
-        manifest = Manifest(
+        with self.store.writing() as put:
+            manifest = self._manifest(put, saved, training_s, wall_s)
+        self.store.commit(manifest)
+        self.saved_round = manifest.round
+
+    def _manifest(self, put: Put, saved: ServerSnapshot, training_s: float, wall_s: float) -> Manifest:
+        return Manifest(
             experiment=self.experiment,
             precision=self.precision,
             round=saved.round,
@@ -142,50 +148,48 @@ class Keeper:
             wall_s=wall_s,
             simulated_s=saved.simulated_s,
             failures=dict(saved.failures),
-            server=self._put_server(saved),
-            held=self._put_held(saved),
-            clients=self._put_clients(),
-            ledger=self._put_log("ledger"),
-            rounds=self._put_log("rounds"),
-            masks=self._put_log("masks"),
+            server=self._put_server(put, saved),
+            held=self._put_held(put, saved),
+            clients=self._put_clients(put),
+            ledger=self._put_log(put, "ledger"),
+            rounds=self._put_log(put, "rounds"),
+            masks=self._put_log(put, "masks"),
         )
-        self.store.commit(manifest)
-        self.saved_round = manifest.round
 
-    def _put_server(self, saved: ServerSnapshot) -> str:
+    def _put_server(self, put: Put, saved: ServerSnapshot) -> str:
         arrays = {PARAMS + name: value.numpy() for name, value in saved.params.items()}
         arrays |= {MEMORY + name: value.numpy() for name, value in saved.memory.items()}
         if saved.mask is not None:
             arrays[MASK] = pack_mask(saved.mask).numpy()
-        return self.store.put(write_arrays(arrays))
+        return put(write_arrays(arrays))
 
-    def _put_held(self, saved: ServerSnapshot) -> dict[str, list[int]]:
+    def _put_held(self, put: Put, saved: ServerSnapshot) -> dict[str, list[int]]:
         names: dict[int, str] = {}
         held: dict[str, list[int]] = {}
         for client, mask in saved.held.items():
             if id(mask) not in names:
-                names[id(mask)] = self.store.put(write_arrays({MASK: pack_mask(mask).numpy()}))
+                names[id(mask)] = put(write_arrays({MASK: pack_mask(mask).numpy()}))
             held.setdefault(names[id(mask)], []).append(client)
         return held
 
-    def _put_clients(self) -> dict[int, dict[str, str]]:
+    def _put_clients(self, put: Put) -> dict[int, dict[str, str]]:
         kept: dict[int, dict[str, str]] = {}
         for node, context in self.grid.contexts.items():
             for key, record in context.state.array_records.items():
                 before = self._records.get((node, key))
                 if before is None or before[0] is not record:
                     arrays = {name: array.numpy() for name, array in record.items()}
-                    before = self._records[node, key] = (record, self.store.put(write_arrays(arrays)))
+                    before = self._records[node, key] = (record, put(write_arrays(arrays)))
                 kept.setdefault(node - FIRST_NODE, {})[key] = before[1]
         return kept
 
-    def _put_log(self, name: str) -> list[Part]:
+    def _put_log(self, put: Put, name: str) -> list[Part]:
         if (log_ := self._logs().get(name)) is None:
             return []
         length, parts = log_.length(), self._parts.get(name, [])
         if length != (parts[-1].stop if parts else 0):
             parts, start = grown(parts, length)
-            parts = [*parts, Part(name=self.store.put(log_.since(start)), stop=length)]
+            parts = [*parts, Part(name=put(log_.since(start)), stop=length)]
         self._parts[name] = parts
         return parts
 

@@ -271,7 +271,7 @@ def main() -> None:
     except UserError as error:
         errors.print(f"fl-sim: {error}", style="red", soft_wrap=True, markup=False)
         sys.exit(2)
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:
         errors.print(f"fl-sim: the run failed: {error}", style="red", soft_wrap=True, markup=False)
         sys.exit(1)
 

@@ -23,6 +23,7 @@ from pydantic_core import ErrorDetails
 from fl_sim.checkpoint import CheckpointOptions
 from fl_sim.gating import Gating
 from fl_sim.network import Network
+from fl_sim.runtime.faults import Faults
 from fl_sim.runtime.ray import RayOptions
 from fl_sim.training import Training
 from fl_sim.types import UserError
@@ -171,6 +172,7 @@ class Experiment(Section):
     evaluate: EvaluateSection = EvaluateSection()
     wire: WireSection = WireSection()
     network: Network = Field(default_factory=Network)
+    faults: Faults = Field(default_factory=Faults)
     checkpoint: CheckpointOptions = Field(default_factory=CheckpointOptions)
     ray: RayOptions = Field(default_factory=RayOptions)
 
@@ -211,7 +213,7 @@ class Experiment(Section):
     @property
     def id(self) -> str:
         """Eight hex digits of what determines the result: every non-default key but name, engine and places."""
-        where = {"name", "engine", "out", "ray", "device", "checkpoint"}
+        where = {"name", "engine", "out", "ray", "device", "checkpoint", "faults"}
         tree = self.model_dump(mode="json", exclude_defaults=True, exclude=where)
         return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:8]
 

@@ -9,7 +9,6 @@ from typing import cast
 
 import numpy as np
 import torch
-from flwr.app import Context
 from flwr.clientapp import ClientApp
 from torch import nn
 
@@ -144,15 +143,9 @@ class Federation:
 
 
 def make_client_app(experiment: Experiment) -> ClientApp:
-    """The Flower ClientApp of an experiment; its host is built at the first message and stays."""
-    hosts: list[ClientHost] = []
-
-    def host(context: Context) -> ClientHost:
-        if not hosts:
-            hosts.append(Federation.build(experiment).host())
-        return hosts[0]
-
-    return client_app(host)
+    """The Flower ClientApp of an experiment; its host is built now, so that no client's time contains it."""
+    host = Federation.build(experiment).host()
+    return client_app(lambda context: host)
 
 
 def resolved(experiment: Experiment, federation: Federation) -> Experiment:

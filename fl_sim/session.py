@@ -141,6 +141,7 @@ def build_strategy(
         proxy=federation.proxy(),
         evaluate_size=experiment.evaluate.clients,
         network=experiment.network,
+        faults=experiment.faults,
         recorder=recorder,
         on_reply=on_reply,
     )

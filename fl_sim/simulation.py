@@ -43,12 +43,13 @@ def open_grid(experiment: Experiment, federation: Federation) -> Iterator[LocalG
 
 def _inline(experiment: Experiment, federation: Federation) -> LocalGrid:
     host = federation.host()
-    return InlineGrid(client_app(lambda context: host), len(federation.parts))
+    return InlineGrid(client_app(lambda context: host), len(federation.parts), timeout_s=experiment.faults.timeout_s)
 
 
 def _ray(experiment: Experiment, federation: Federation) -> LocalGrid:
     federation.client()  # wrong input is for this process to say, before others start
-    return RayGrid(partial(make_client_app, experiment), len(federation.parts), experiment.ray)
+    app = partial(make_client_app, experiment)
+    return RayGrid(app, len(federation.parts), experiment.ray, timeout_s=experiment.faults.timeout_s)
 
 
 ENGINES: Mapping[str, Callable[[Experiment, Federation], LocalGrid]] = {"inline": _inline, "ray": _ray}

@@ -19,7 +19,7 @@ from fl_sim import codecs, wire
 from fl_sim.checkpoint import ServerSnapshot
 from fl_sim.codecs import CorruptPayload, Description
 from fl_sim.runtime.app import PARTITION
-from fl_sim.runtime.flower_compat import CLIENT_APP_CRASHED
+from fl_sim.runtime.flower_compat import CLIENT_APP_CRASHED, CLIENT_APP_OVERDUE
 from fl_sim.runtime.protocol import protocol_bytes
 from fl_sim.runtime.setup import Setup
 from fl_sim.seeding import Purpose, derive, numpy_generator
@@ -30,6 +30,8 @@ from strategies.distillation import Teach, untaught
 from strategies.server_step import Aggregate, Optimise, ServerState, accept, server_step
 
 log = logging.getLogger("fl_sim")
+ERRORS = {CLIENT_APP_CRASHED: "lost", CLIENT_APP_OVERDUE: "late"}
+"""Kind of failure by Flower's error code; every other code is a client that raised."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Method:
 
 
 class RoundFailed(RuntimeError):
-    """No client of a cohort returned a usable update."""
+    """Too few clients of a cohort returned a usable update."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class RoundLog:
     """What happened in the round in progress: weighted training metrics and failures."""
 
     replies: int = 0
+    faults: int = 0
     weight: float = 0.0
     sums: dict[str, float] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
@@ -245,6 +248,7 @@ class SparseStrategy(Strategy):
             except _Unusable as problem:
                 self.holdings.forget(client)
                 self.failures[problem.kind] += 1
+                self.round_log.faults += problem.is_fault
                 self.round_log.failures.append(Failure(client, problem.kind, str(problem)))
                 log.warning("round %d: %s", number, problem)
             else:
@@ -255,9 +259,17 @@ class SparseStrategy(Strategy):
         if self.network is not None:
             missing = self.round_log.replies < len(self._cohort)
             self.simulated_s += self.network.round_s(self.round_log.finished_s, missing=missing)
+        self._require_enough(number)
+
+    def _require_enough(self, number: int) -> None:
+        """Stop where a round has no update, or more faults than the run puts up with."""
+        cohort, allowed = len(self._cohort), self.setup.faults.max_share
+        first = self.round_log.failures[0].reason if self.round_log.failures else "no client answered in time"
         if self.round_log.replies == 0:
-            first = self.round_log.failures[0].reason if self.round_log.failures else "no client answered in time"
-            raise RoundFailed(f"round {number}: none of {len(self._cohort)} clients returned an update: {first}")
+            raise RoundFailed(f"round {number}: none of {cohort} clients returned an update: {first}")
+        if self.round_log.faults > allowed * cohort:
+            share = f"{self.round_log.faults} of {cohort} clients failed, faults.max_share allows {allowed:g}"
+            raise RoundFailed(f"round {number}: {share}: {first}")
 
     def _update(self, number: int, client: int, reply: Message) -> Update:
         """Decode and book one reply.
@@ -266,11 +278,9 @@ class SparseStrategy(Strategy):
             _Unusable: the client failed, dropped out or was late, or its bytes are no update of this federation.
         """
         if self.network is not None and self.network.drops(client=client, round=number, seed=self.setup.seed):
-            raise _Unusable("lost", f"client {client}: dropped out of the simulated network")
+            raise _Unusable("lost", f"client {client}: dropped out of the simulated network", is_fault=False)
         if reply.has_error():
-            raise _Unusable(
-                "lost" if reply.error.code == CLIENT_APP_CRASHED else "raised", reply.error.reason or "no reason given"
-            )
+            raise _Unusable(ERRORS.get(reply.error.code, "raised"), reply.error.reason or f"client {client}: no reason")
         schema, held = self.exchange.schema, self.state.mask
         size = wire.array_bytes(reply.content)
         described = codecs.Description.opaque(size)
@@ -286,7 +296,7 @@ class SparseStrategy(Strategy):
         self._book_up(number, client, reply, described, phase="train", status="late" if late else "ok")
         self._record(number, "up", client, described, mask)
         if late:
-            raise _Unusable("late", f"client {client}: later than the deadline")
+            raise _Unusable("late", f"client {client}: later than the deadline", is_fault=False)
         if mask is not None and described.mask_mode != "held":
             self.round_log.chosen.append(layer_densities(mask))
         return Update(params, count, mask, metrics)
@@ -356,11 +366,11 @@ class SparseStrategy(Strategy):
 
 
 class _Unusable(Exception):
-    """A reply that the round goes on without; `kind` is raised, rejected, late or lost."""
+    """A reply that the round goes on without; `kind` is raised, rejected, late or lost. What is simulated is no fault."""
 
-    def __init__(self, kind: str, reason: str) -> None:
+    def __init__(self, kind: str, reason: str, *, is_fault: bool = True) -> None:
         super().__init__(reason)
-        self.kind = kind
+        self.kind, self.is_fault = kind, is_fault
 
 
 def _in_order(

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 import ray
 import torch
-from federation import TINY, run_tiny
+from federation import TINY, run_tiny, tiny
 
 from fl_sim import Experiment, Report, load, local_sgd, run, snapshot
+from fl_sim.session import Silent
+from fl_sim.simulation import resume
 from fl_sim.types import ClientContext, Task, Update
 
 
@@ -87,3 +90,35 @@ def test_a_killed_worker_costs_one_client_and_later_rounds_use_all(tmp_path: Pat
     assert [row["clients"] for row in report.rounds] == [6, 5, 6, 6]
     assert report.summary["failures"] == {"raised": 0, "rejected": 0, "late": 0, "lost": 1}
     assert report.ledger.messages(phase="train") == {"down": 24, "up": 23}
+
+
+def sleepy(task: Task, ctx: ClientContext) -> Update:
+    """One partition never answers in round 2."""
+    if task.round == 2 and ctx.num_examples == task.config["victim"]:
+        time.sleep(3600)
+    return Update(dict(task.params), ctx.num_examples)
+
+
+@pytest.mark.parametrize("per_task", [1, 3])
+def test_a_client_that_hangs_costs_one_update_and_its_worker_comes_back(tmp_path: Path, per_task: int) -> None:
+    tree = {**TINY, "client": {"target": f"{__name__}:sleepy", "victim": 118}, "cohort": {"size": 6}, "rounds": 3}
+    options = ["engine=ray", "ray.workers=2", f"ray.clients_per_task={per_task}", "faults.timeout_s=1"]
+    report = run(Experiment.from_tree(tree, [f'out="{tmp_path}"', *options]))
+    assert [row["clients"] for row in report.rounds] == [6, 5, 6]
+    assert report.summary["failures"] == {"raised": 0, "rejected": 0, "late": 1, "lost": 0}
+    assert report.ledger.messages(phase="train") == {"down": 18, "up": 17}
+
+
+def test_resumed_on_ray_as_if_never_stopped_inline(tmp_path: Path) -> None:
+    """What clients keep comes back to workers that never saw it."""
+    options = METHODS["topk"]
+    whole = run_tiny(tmp_path / "whole", *options)
+
+    class Stop(Silent):
+        def round(self, row: Mapping[str, float]) -> None:
+            if row["round"] == 2:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny(tmp_path / "ray", *options, "engine=ray", "ray.workers=2"), Stop())
+    same(whole, resume(tiny(tmp_path / "ray", *options, "engine=ray", "ray.workers=1")))

@@ -33,6 +33,7 @@ from flwr.supercore.task_identity import TaskIdentity
 __all__ = [
     "CHUNK_BYTES",
     "CLIENT_APP_CRASHED",
+    "CLIENT_APP_OVERDUE",
     "CLIENT_APP_RAISED",
     "Run",
     "adopt_identity",
@@ -48,6 +49,8 @@ CHUNK_BYTES = FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE
 
 CLIENT_APP_RAISED = 2
 """`flwr.common.constant.ErrorCode.CLIENT_APP_RAISED_EXCEPTION`."""
+CLIENT_APP_OVERDUE = 4
+"""`flwr.common.constant.ErrorCode.REPLY_MESSAGE_UNAVAILABLE`: no reply in time."""
 CLIENT_APP_CRASHED = 0
 """`flwr.common.constant.ErrorCode.UNKNOWN`: Flower's code for a client whose process is gone."""
 

@@ -10,8 +10,9 @@ import torch
 from flwr.app import Message
 from flwr.clientapp import ClientApp
 
+from fl_sim.runtime.faults import Overdue, alarm
 from fl_sim.runtime.flower_compat import set_message_id
-from fl_sim.runtime.local import LocalGrid, execute, isolated
+from fl_sim.runtime.local import LocalGrid, execute, isolated, overdue
 from fl_sim.wire import array_bytes
 
 OVERLAP_BYTES = 500_000
@@ -23,16 +24,16 @@ class InlineGrid(LocalGrid):
 
     Where payloads are large, it runs in a thread of its own while the caller folds the replies: decoding and
     aggregating a dense reply is memory traffic of milliseconds, which a second core takes while the next client trains.
-    At most two finished replies wait.
+    At most two finished replies wait. Under a time limit it stays in the main thread, which alone can be interrupted.
     """
 
-    def __init__(self, app: ClientApp, num_nodes: int) -> None:
+    def __init__(self, app: ClientApp, num_nodes: int, *, timeout_s: float | None = None) -> None:
         super().__init__(num_nodes)
-        self._app = app
+        self._app, self._timeout_s = app, timeout_s
 
     def stream(self, messages: list[Message], timeout: float | None) -> Iterator[Message]:
         replies = map(self._run_one, messages)
-        large = bool(messages) and array_bytes(messages[0].content) >= OVERLAP_BYTES
+        large = self._timeout_s is None and bool(messages) and array_bytes(messages[0].content) >= OVERLAP_BYTES
         return _ahead(replies, depth=2) if large else replies
 
     def _run_one(self, message: Message) -> Message:
@@ -41,9 +42,19 @@ class InlineGrid(LocalGrid):
             isolated(message.content), meta.dst_node_id, meta.message_type, ttl=meta.ttl, group_id=meta.group_id
         )
         set_message_id(request, meta.message_id)
-        reply = execute(self._app, request, self.contexts[meta.dst_node_id])
+        reply = self._execute(request)
         set_message_id(reply, f"r{meta.message_id}")
         return reply
+
+    def _execute(self, request: Message) -> Message:
+        node = request.metadata.dst_node_id
+        if self._timeout_s is None:
+            return execute(self._app, request, self.contexts[node])
+        try:
+            with alarm(self._timeout_s):
+                return execute(self._app, request, self.contexts[node])
+        except Overdue:
+            return overdue(request, self.partitions[node], self._timeout_s)
 
 
 def _ahead(items: Iterator[Message], *, depth: int) -> Iterator[Message]:

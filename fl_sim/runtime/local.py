@@ -15,7 +15,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
 from fl_sim.runtime.app import PARTITION
-from fl_sim.runtime.flower_compat import CLIENT_APP_RAISED, Run, adopt_identity, set_message_id
+from fl_sim.runtime.flower_compat import CLIENT_APP_OVERDUE, CLIENT_APP_RAISED, Run, adopt_identity, set_message_id
 from fl_sim.runtime.memory import keep_freed_memory
 
 FIRST_NODE = 1000
@@ -33,6 +33,12 @@ def execute(app: ClientApp, message: Message, context: Context) -> Message:
         reason = f"client {context.node_config[PARTITION]}: {type(error).__name__}: {error}"
         log.debug("%s", reason, exc_info=True)
         return Message(Error(CLIENT_APP_RAISED, reason), reply_to=message)
+
+
+def overdue(message: Message, partition: int, seconds: float) -> Message:
+    """The error reply of a client that took longer than it may."""
+    reason = f"client {partition}: no answer within faults.timeout_s = {seconds:g} s"
+    return Message(Error(CLIENT_APP_OVERDUE, reason), reply_to=message)
 
 
 def isolated(content: RecordDict) -> RecordDict:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, Context, Error, Message, RecordDict
 
 from fl_sim.runtime.flower_compat import CLIENT_APP_CRASHED, set_message_id
-from fl_sim.runtime.local import LocalGrid, execute, isolated
+from fl_sim.runtime.local import LocalGrid, execute, isolated, overdue
 from fl_sim.types import UserError
 
 if TYPE_CHECKING:
@@ -95,12 +96,17 @@ class _Actor(Protocol):
     """What the driver sees of a worker: Ray's handle."""
 
     run: _Method
+    ready: _Ready
 
 
 class _Method(Protocol):
     def remote(
         self, jobs: list[_Job], contexts: list[Context], contents: Mapping[int, list[ObjectRef[Content]]]
     ) -> ObjectRef[list[Answer]]: ...
+
+
+class _Ready(Protocol):
+    def remote(self) -> ObjectRef[int]: ...
 
 
 class _Worker:
@@ -138,6 +144,8 @@ class _Worker:
         request = Message(isolated(self._contents[job.content]), job.node, job.kind, group_id=job.group)
         set_message_id(request, job.message_id)
         reply = execute(self._app, request, context)
+        if reply.has_error() and _device_is_lost():
+            os._exit(1)  # a CUDA context does not recover; a fresh process may, and the driver starts one
         set_message_id(reply, f"r{job.message_id}")
         blobs: Blobs = {}
         if reply.has_content():
@@ -148,8 +156,16 @@ class _Worker:
 class RayGrid(LocalGrid):
     """Flower Grid over resident Ray actors."""
 
-    def __init__(self, factory: Callable[[], ClientApp], num_nodes: int, options: RayOptions = RayOptions()) -> None:
+    def __init__(
+        self,
+        factory: Callable[[], ClientApp],
+        num_nodes: int,
+        options: RayOptions = RayOptions(),
+        *,
+        timeout_s: float | None = None,
+    ) -> None:
         super().__init__(num_nodes)
+        self.timeout_s = timeout_s
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         import ray
@@ -160,13 +176,23 @@ class RayGrid(LocalGrid):
             _connect(options)
         self._options = options
         self._factory = ray.put(factory)
+        self._starting: dict[int, ObjectRef[int]] = {}
         count = options.workers or _fitting(options)
         self._actors = [self._spawn() for _ in range(count)]
         self._content_ids = 0
 
     def _spawn(self) -> _Actor:
         remote = self._ray.remote(_Worker).options(num_cpus=1, num_gpus=self._options.num_gpus)
-        return cast(_Actor, remote.remote(self._factory, list(sys.path)))
+        actor = cast(_Actor, remote.remote(self._factory, list(sys.path)))
+        self._starting[id(actor)] = actor.ready.remote()
+        return actor
+
+    def is_ready(self, actor: _Actor) -> bool:
+        """Whether an actor has started."""
+        starting = self._starting.get(id(actor))
+        if starting is not None and self._ray.wait([starting], timeout=0)[0]:
+            del self._starting[id(actor)]
+        return id(actor) not in self._starting
 
     def close(self) -> None:
         for actor in self._actors:
@@ -214,13 +240,13 @@ class _Round:
         self.running: dict[ObjectRef[list[Answer]], tuple[tuple[_Job, ...], int]] = {}
         self.done: dict[int, Message] = {}
         self.suspects: set[int] = set()
+        self.since: dict[int, float] = {}
 
     def replies(self) -> Iterator[Message]:
         head = 0
         while head < len(self.messages):
             self._dispatch(head)
-            ready, _ = self.ray.wait(list(self.running), num_returns=1)
-            for ref in ready:
+            for ref in self._finished():
                 self._collect(ref)
             while head in self.done:
                 yield self.done.pop(head)
@@ -236,6 +262,8 @@ class _Round:
             jobs = self.todo.popleft()
             contexts = [self.grid.contexts[job.node] for job in jobs]
             contents = {job.content: [self.refs[job.content]] for job in jobs}
+            if not self.load[key]:
+                self.since[key] = time.monotonic()
             ref = self.actors[key].run.remote(list(jobs), contexts, contents)
             self.running[ref] = (jobs, key)
             self.load[key] += weight
@@ -248,6 +276,7 @@ class _Round:
             self._lost(key)
             return
         del self.running[ref]
+        self.since[key] = time.monotonic()
         self.load[key] -= self.DEPTH if jobs[0].index in self.suspects else 1
         self._accept(jobs, results)
 
@@ -259,31 +288,86 @@ class _Round:
                 self.grid.contexts[job.node] = context
             self.done[job.index] = reply
 
-    def _lost(self, key: int) -> None:
-        """An actor died: replace it; every client it had not answered runs again alone, unless it died alone already."""
+    def _replace(self, key: int) -> dict[ObjectRef[list[Answer]], tuple[_Job, ...]]:
+        """Put a fresh actor in the place of one that is dead; returns the tasks it had not answered, in their order."""
         owned = [ref for ref, (_, owner) in self.running.items() if owner == key]
         del self.load[key]
         dead = self.actors.pop(key)
         fresh = self.grid._spawn()
         self.grid._actors = [a for a in self.grid._actors if a is not dead] + [fresh]
         self.load[id(fresh)], self.actors[id(fresh)] = 0, fresh
-        for ref in owned:
-            jobs, _ = self.running.pop(ref)
+        return {ref: self.running.pop(ref)[0] for ref in owned}
+
+    def _lost(self, key: int) -> None:
+        """An actor died: replace it; every client it had not answered runs again alone, unless it died alone already."""
+        for ref, jobs in self._replace(key).items():
             try:
                 self._accept(jobs, self.ray.get(ref))
             except self.ray.exceptions.RayError as error:
                 if jobs[0].index in self.suspects:
-                    self._give_up(jobs[0], error)
+                    reason = f"its worker process died ({type(error).__name__})"
+                    self._give_up(jobs[0], Error(CLIENT_APP_CRASHED, f"client {self._partition(jobs[0])}: {reason}"))
                 else:
-                    self.suspects.update(job.index for job in jobs)
-                    self.todo.extend((job,) for job in jobs)
+                    self._retry_alone(jobs)
+        self._sort()
+
+    def _finished(self) -> list[ObjectRef[list[Answer]]]:
+        """Wait for a task to end; under a time limit, look now and then for actors whose clients take too long."""
+        limit = None if self.grid.timeout_s is None else min(1.0, self.grid.timeout_s / 4)
+        ready: list[ObjectRef[list[Answer]]] = self.ray.wait(list(self.running), num_returns=1, timeout=limit)[0]
+        if not ready:
+            # An actor works on the task it was given first.
+            for key, jobs in {owner: jobs for jobs, owner in reversed(self.running.values())}.items():
+                if self._is_overdue(key, len(jobs)):
+                    self._interrupt(key)
+        return ready
+
+    def _is_overdue(self, key: int, clients: int) -> bool:
+        """Whether an actor has taken too long over its first task; the time it needs to start does not count."""
+        assert self.grid.timeout_s is not None
+        if not self.grid.is_ready(self.actors[key]):
+            self.since[key] = time.monotonic()
+        return time.monotonic() - self.since[key] > clients * self.grid.timeout_s
+
+    def _interrupt(self, key: int) -> None:
+        """Kill an actor that hangs. Of several clients each runs again alone; one that was alone is given up."""
+        self.ray.kill(self.actors[key])
+        (_, head), *rest = self._replace(key).items()
+        if len(head) == 1:
+            assert self.grid.timeout_s is not None
+            told = overdue(self.messages[head[0].index], self._partition(head[0]), self.grid.timeout_s)
+            self._give_up(head[0], told.error)
+        else:
+            self._retry_alone(head)
+        self.todo.extend(jobs for _, jobs in rest)
+        self._sort()
+
+    def _retry_alone(self, jobs: tuple[_Job, ...]) -> None:
+        self.suspects.update(job.index for job in jobs)
+        self.todo.extend((job,) for job in jobs)
+
+    def _sort(self) -> None:
         self.todo = deque(sorted(self.todo, key=lambda task: task[0].index))
 
-    def _give_up(self, job: _Job, error: Exception) -> None:
-        reason = f"client {self.grid.partitions[job.node]}: its worker process died ({type(error).__name__})"
-        reply = Message(Error(CLIENT_APP_CRASHED, reason), reply_to=self.messages[job.index])
+    def _partition(self, job: _Job) -> int:
+        return self.grid.partitions[job.node]
+
+    def _give_up(self, job: _Job, error: Error) -> None:
+        reply = Message(error, reply_to=self.messages[job.index])
         set_message_id(reply, f"r{job.message_id}")
         self.done[job.index] = reply
+
+
+def _device_is_lost() -> bool:
+    """Whether the GPU of this process answers no more."""
+    import torch
+
+    try:
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False
 
 
 def _connect(options: RayOptions) -> None:

@@ -11,6 +11,7 @@ from fl_sim.data import Split
 from fl_sim.ledger import Ledger
 from fl_sim.network import Network
 from fl_sim.replay import MaskRecorder
+from fl_sim.runtime.faults import Faults
 from fl_sim.types import FlatParams
 from fl_sim.wire import Exchange
 
@@ -33,6 +34,7 @@ class Setup:
         proxy: images that the server holds, on that device; None = none.
         evaluate_size: clients that evaluate the new model after each round; 0 = the server evaluates alone.
         network: links, speeds and deadline of the simulated clients; without links there is no clock.
+        faults: how many clients of a cohort may fail.
         recorder: keeps the masks that travel in training messages, for `fl-sim replay`; None = keep none.
         on_reply: called after each reply with (answered, cohort).
     """
@@ -46,5 +48,6 @@ class Setup:
     proxy: Split | None = None
     evaluate_size: int = 0
     network: Network = field(default_factory=Network)
+    faults: Faults = field(default_factory=Faults)
     recorder: MaskRecorder | None = None
     on_reply: Callable[[int, int], None] = unseen

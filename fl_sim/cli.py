@@ -7,16 +7,18 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from fl_sim.types import UserError
 
 if TYPE_CHECKING:
     from fl_sim.config import Experiment
     from fl_sim.report import Report
+    from fl_sim.types import Client
 
 app = typer.Typer(
     name="fl-sim",
@@ -246,6 +248,32 @@ def pruning(as_json: AS_JSON = False) -> None:
     from fl_sim.bench.show import show_rows
 
     show_rows(console, measured.measure(), as_json=as_json)
+
+
+@app.command()
+def doctor(
+    client: Annotated[str, typer.Argument(help="module:function, or module:preset")],
+    options: Annotated[list[str] | None, typer.Argument(help="key=value, as in the config's [client] table")] = None,
+    model: Annotated[str, typer.Option(help="the model it is tried on")] = "cnn_bn",
+) -> None:
+    """Try a client on a few digits and say in plain words what is wrong with it.
+
+    Example: fl-sim doctor my_clients:proximal_client mu=0.01
+    """
+    from fl_sim.config import Experiment
+    from fl_sim.doctor import examine
+
+    experiment = Experiment.from_tree({"client": client}, [f"client.{option}" for option in options or []])
+    built = cast("Client", experiment.client.build({"training": experiment.training}))
+    config = {k: v for k, v in experiment.client.options.items() if isinstance(v, (bool, int, float, str))}
+    findings = examine(built, model=model, config=config)
+    for finding in findings:
+        sign, style = ("✗", "red") if finding.problem else ("✓", "green")
+        console.print(f"[{style}]{sign}[/{style}] {escape(finding.check)}", highlight=False, soft_wrap=True)
+        if finding.problem:
+            console.print(f"    {finding.problem}", style="bold", highlight=False, soft_wrap=True, markup=False)
+    if any(finding.problem for finding in findings):
+        raise typer.Exit(1)
 
 
 @app.command(name="list")

@@ -48,6 +48,7 @@ LAYERS = [
         "fl_sim.catalogue",
         "fl_sim.bench",
         "fl_sim.sweep",
+        "fl_sim.doctor",
         "fl_sim.cli",
         "fl_sim",
     },

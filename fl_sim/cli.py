@@ -201,7 +201,7 @@ def prune(
     from fl_sim.progress import counting
     from fl_sim.prune import METHODS, Request, layer_rows
     from fl_sim.report import effect, pruned_table
-    from fl_sim.saved import data_for, open_saved, write_model
+    from fl_sim.saved import data_for, open_saved
 
     saved = open_saved(checkpoint, name=model, image_size=image_size)
     data = None if calibration is None else data_for(saved, calibration)
@@ -212,7 +212,8 @@ def prune(
     console.print(pruned_table(layer_rows(saved.model, pruned, saved.shape)))
     for line in effect(saved.model, pruned, data):
         console.print(line, highlight=False)
-    console.print(write_model(pruned, out or saved.beside(f"{method}-{density:g}")), highlight=False)
+    target = saved.path.with_name(f"{saved.path.stem}-{method}-{density:g}.safetensors".replace(":", "-"))
+    console.print(saved.write(pruned, out or target), highlight=False)
 
 
 bench = typer.Typer(no_args_is_help=True, help="Benchmarks that anyone can rerun. Run them on an idle machine.")

@@ -122,7 +122,9 @@ class MeasureCurves:
                 part = slice(start, start + self.batch_size)
                 with resumed(model, name, images[part]) as (reference, again):
                     for level, changed in enumerate(_pruned(parameter.detach(), self.levels), start=1):
-                        errors[level, part] = squared_error(again(), reference) if changed else errors[level - 1, part]
+                        errors[level, part] = (
+                            squared_error(again(), reference).cpu() if changed else errors[level - 1, part]
+                        )
                 parameter.detach().copy_(original)
         finally:
             parameter.detach().copy_(original)

@@ -1,21 +1,23 @@
-"""A trained model from a file: a safetensors state dict, or the folder of a finished run."""
+"""A trained model from a file: the folder of a finished run, a file that a run wrote, or any safetensors state dict."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from fl_sim import models
-from fl_sim.config import Experiment
+from fl_sim import model_file, models
 from fl_sim.data import Data
 from fl_sim.data import load as load_data
 from fl_sim.training import COUNTER, load, snapshot
 from fl_sim.types import Params, UserError
 
-MODEL, CONFIG = "model.safetensors", "config.toml"
+FILE = "model.safetensors"
+Described = Mapping[str, str | int | float]
 
 
 @dataclass(frozen=True)
@@ -24,55 +26,52 @@ class Saved:
 
     Attributes:
         model: the model.
-        shape: (channels, height, width) of its images.
-        path: the file that holds them.
+        described: the arguments of `fl_sim.models.build` that make it.
+        path: the file that holds its parameters.
     """
 
     model: nn.Module
-    shape: tuple[int, int, int]
+    described: Described
     path: Path
 
-    def beside(self, what: str) -> Path:
-        """A file name for what was made of this model."""
-        return self.path.with_name(f"{self.path.stem}-{what}.safetensors".replace(":", "-"))
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of its images."""
+        size = int(self.described["image_size"])
+        return int(self.described["in_channels"]), size, size
+
+    def write(self, model: nn.Module, path: Path) -> Path:
+        """Save another model of this architecture. Raises UserError where the path cannot be written."""
+        try:
+            model_file.write_model(path, snapshot(model), self.described)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{path}: cannot be written: {error}") from error
+        return path
 
 
 def open_saved(path: Path, *, name: str | None = None, image_size: int = 32) -> Saved:
-    """The model in a run folder, or in a safetensors file whose architecture is `name`.
+    """The model in a run folder or a safetensors file.
 
     Args:
         path: folder of a finished run, or a file.
-        name: a model's name or `module:function`; needed for a file, unless a run's config lies beside it.
-        image_size: pixels a side; of a file only.
+        name: the architecture, a model's name or `module:function`; needed where the file does not say it.
+        image_size: pixels a side; only with `name`.
 
     Raises:
         UserError: no such file, no name for its architecture, or parameters that do not fit it.
     """
-    folder = path if path.is_dir() else path.parent
-    if path.is_dir() and not (path / MODEL).is_file():
-        raise UserError(f"{path}: not a finished run; there is no {MODEL} in it")
-    file = path / MODEL if path.is_dir() else path
-    params = _read(file)
-    if name is None and (folder / CONFIG).is_file():
-        return _of_run(Experiment.load(folder / CONFIG), params, file)
+    file = path / FILE if path.is_dir() else path
+    if path.is_dir() and not file.is_file():
+        raise UserError(f"{path}: not a finished run; there is no {FILE} in it")
+    params, told = _read(file)
+    if name is None and not told:
+        raise UserError(f"{file}: --model is needed; one of {', '.join(models.MODELS)}, or module:function")
     if name is None:
-        raise UserError(f"{path}: --model is needed for a file; one of {', '.join(models.MODELS)}, or module:function")
+        return Saved(model_file.read_model(file), told, file)
     channels = next((v.shape[1] for v in params.values() if v.dim() == 4), 3)
-    model = models.build(name, in_channels=channels, image_size=image_size, num_classes=_classes(name, params))
-    return Saved(_filled(model, params, f"{file} as {name}"), (channels, image_size, image_size), file)
-
-
-def _of_run(experiment: Experiment, params: Params, file: Path) -> Saved:
-    data = load_data(experiment.data.source, validation=experiment.data.validation)
-    channels, height, width = data.shape
-    model = models.build(
-        experiment.model.name,
-        num_classes=data.num_classes,
-        in_channels=channels,
-        image_size=height,
-        width=experiment.model.width,
-    )
-    return Saved(_filled(model, params, f"{file} as {experiment.model.name}"), (channels, height, width), file)
+    shape = {"num_classes": _classes(name, params), "in_channels": channels, "image_size": image_size}
+    model = _filled(models.build(name, **shape), params, f"{file} as {name}")
+    return Saved(model, {"name": name, **shape}, file)
 
 
 def data_for(saved: Saved, source: str) -> Data:
@@ -83,35 +82,24 @@ def data_for(saved: Saved, source: str) -> Data:
     return data
 
 
-def write_model(model: nn.Module, path: Path) -> Path:
-    """Write a model's parameters as a safetensors state dict. Raises UserError where that is not possible."""
-    from safetensors.torch import save_file
-
+def _read(file: Path) -> tuple[Params, Described]:
+    """(parameters as float32, the description in the file's metadata or an empty one)."""
+    if not file.is_file():
+        raise UserError(f"{file}: no such file")
     try:
-        save_file({name: value.contiguous().clone() for name, value in snapshot(model).items()}, path)
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}") from error
-    return path
-
-
-def _read(path: Path) -> Params:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        tensors: Params = load_file(path)
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}") from error
-    except SafetensorError as error:
-        raise UserError(f"{path}: not a safetensors file: {error}") from error
-    return {name: value.float() for name, value in tensors.items() if not name.endswith(COUNTER)}
+        with safe_open(file, framework="pt") as stored:
+            told = json.loads((stored.metadata() or {}).get(model_file.MODEL, "{}"))
+            params = {name: stored.get_tensor(name).float() for name in stored.keys()}  # noqa: SIM118, it is no dict
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{file}: not a safetensors file: {error}") from error
+    return {name: value for name, value in params.items() if not name.endswith(COUNTER)}, told
 
 
 def _classes(name: str, params: Mapping[str, Tensor]) -> int:
-    """The number of outputs: that of the last bias or weight of the architecture, which is the classifier's."""
+    """The number of outputs: that of the last parameter of the architecture, which is the classifier's."""
     last = list(snapshot(models.build(name)))[-1]
     if last not in params:
-        raise UserError(f"model = {name!r}: the file has no parameter {last!r}")
+        raise UserError(f"--model {name}: the file has no parameter {last!r}")
     return int(params[last].shape[0])
 
 

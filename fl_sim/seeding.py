@@ -24,6 +24,7 @@ class Purpose(IntEnum):
     PROJECTION = 8
     DISTILLATION = 9
     GATES = 10
+    CALIBRATION = 11
 
 
 def derive(*key: int) -> int:

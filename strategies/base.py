@@ -10,14 +10,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from fl_sim import codecs, wire
+from fl_sim import codecs, measuring, wire
 from fl_sim.checkpoint import ServerSnapshot
 from fl_sim.codecs import CorruptPayload, Description
+from fl_sim.curves import Curves, MeasureCurves
 from fl_sim.runtime.app import PARTITION
 from fl_sim.runtime.flower_compat import CLIENT_APP_CRASHED, CLIENT_APP_OVERDUE
 from fl_sim.runtime.protocol import protocol_bytes
@@ -26,22 +28,28 @@ from fl_sim.seeding import Purpose, derive, numpy_generator
 from fl_sim.sparsity import layer_densities
 from fl_sim.types import Mask, MaskRule, Params, Scalar, Task, Update
 from strategies.aggregation import coverage_mean
+from strategies.calibration import Calibrate
 from strategies.distillation import Teach, untaught
 from strategies.server_step import Aggregate, Optimise, ServerState, accept, server_step
 
 log = logging.getLogger("fl_sim")
 ERRORS = {CLIENT_APP_CRASHED: "lost", CLIENT_APP_OVERDUE: "late"}
 """Kind of failure by Flower's error code; every other code is a client that raised."""
+PHASES = {MessageType.TRAIN: "train", MessageType.EVALUATE: "evaluate"}
 
 
 @dataclass(frozen=True)
 class Method:
-    """What a server does with a round's updates, as a composition; `config` travels to the clients as scalars."""
+    """What a server does with a round's updates, as a composition; `config` travels to the clients as scalars.
+
+    `calibrate` makes the mask rule anew after each round, from measurements; it takes the place of `adjust_mask`.
+    """
 
     aggregate: Aggregate = coverage_mean
     adjust_mask: MaskRule | None = None
     optimise: Optimise = accept
     teach: Teach = untaught
+    calibrate: Calibrate | None = None
     config: Mapping[str, Scalar] = field(default_factory=dict)
 
     def strategy(self, setup: Setup) -> SparseStrategy:
@@ -108,6 +116,7 @@ class SparseStrategy(Strategy):
         self._nodes: dict[int, int] = {}
         self._partition_of: dict[int, int] = {}
         self._cohort: list[int] = []
+        self._grid: Grid | None = None
 
     @property
     def params(self) -> Params:
@@ -180,6 +189,7 @@ class SparseStrategy(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         nodes = self.nodes(grid)
+        self._grid = grid
         number = self.state.round + 1
         self._cohort = self.draw(number, Purpose.COHORT, self.setup.cohort_size, list(nodes))
         self.round_log = RoundLog()
@@ -214,7 +224,7 @@ class SparseStrategy(Strategy):
             self.setup.ledger.book(
                 round=task.round,
                 direction="down",
-                phase="evaluate" if kind == MessageType.EVALUATE else "train",
+                phase=PHASES.get(kind, "query"),
                 client=client,
                 description=described,
                 protocol_bytes=protocol_bytes(message, direction="down"),
@@ -230,11 +240,13 @@ class SparseStrategy(Strategy):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         arriving = self._updates(self.state.round + 1, replies)
         updates, refine = self.method.teach(self.setup, self.state, arriving)
+        calibrate = self.method.calibrate
         self.state = server_step(
             self.state,
             updates,
             aggregate=self.method.aggregate,
             adjust_mask=self.method.adjust_mask,
+            calibrate=None if calibrate is None else partial(calibrate, self.setup, self.ask),
             optimise=self.method.optimise,
             refine=refine,
         )
@@ -246,11 +258,7 @@ class SparseStrategy(Strategy):
             try:
                 update = self._update(number, client, reply)
             except _Unusable as problem:
-                self.holdings.forget(client)
-                self.failures[problem.kind] += 1
-                self.round_log.faults += problem.is_fault
-                self.round_log.failures.append(Failure(client, problem.kind, str(problem)))
-                log.warning("round %d: %s", number, problem)
+                self._failed(number, client, problem)
             else:
                 self.holdings.learned(client, self.state.mask)
                 self.round_log.add(update.num_examples, update.metrics)
@@ -271,6 +279,13 @@ class SparseStrategy(Strategy):
             share = f"{self.round_log.faults} of {cohort} clients failed, faults.max_share allows {allowed:g}"
             raise RoundFailed(f"round {number}: {share}: {first}")
 
+    def _failed(self, number: int, client: int, problem: _Unusable) -> None:
+        self.holdings.forget(client)
+        self.failures[problem.kind] += 1
+        self.round_log.faults += problem.is_fault
+        self.round_log.failures.append(Failure(client, problem.kind, str(problem)))
+        log.warning("round %d: %s", number, problem)
+
     def _update(self, number: int, client: int, reply: Message) -> Update:
         """Decode and book one reply.
 
@@ -279,8 +294,7 @@ class SparseStrategy(Strategy):
         """
         if self.network is not None and self.network.drops(client=client, round=number, seed=self.setup.seed):
             raise _Unusable("lost", f"client {client}: dropped out of the simulated network", is_fault=False)
-        if reply.has_error():
-            raise _Unusable(ERRORS.get(reply.error.code, "raised"), reply.error.reason or f"client {client}: no reason")
+        _require_content(client, reply)
         schema, held = self.exchange.schema, self.state.mask
         size = wire.array_bytes(reply.content)
         described = codecs.Description.opaque(size)
@@ -338,6 +352,45 @@ class SparseStrategy(Strategy):
             status=status,
         )
 
+    # -- measurements on clients ---------------------------------------------------------------------------------------
+
+    def ask(self, state: ServerState, measure: MeasureCurves, images: int) -> list[tuple[Curves, int]]:
+        """Distortion curves of `state` from a cohort of clients, each with the number of images behind it.
+
+        Raises:
+            RoundFailed: no client answered.
+        """
+        assert self._grid is not None
+        nodes, schema = self.nodes(self._grid), measuring.answer_schema(state.schema.prunable, measure.levels)
+        cohort = self.draw(state.round, Purpose.CALIBRATION, self.setup.cohort_size, list(nodes))
+        task = Task(state.round, state.params, state.mask, measuring.question(measure, images))
+        messages = self._messages(task, [(p, nodes[p]) for p in cohort], f"{MessageType.QUERY}.{measuring.ACTION}")
+        replies = self._grid.send_and_receive(messages)
+        answers = []
+        for client, reply in _in_order(replies, cohort, self._partition_of):
+            try:
+                answers.append(self._answer(state.round, client, reply, schema))
+            except _Unusable as problem:
+                self._failed(state.round, client, problem)
+            else:
+                self.holdings.learned(client, state.mask)
+        if not answers:
+            raise RoundFailed(f"round {state.round}: none of {len(cohort)} clients measured distortion curves")
+        return answers
+
+    def _answer(self, number: int, client: int, reply: Message, schema: codecs.Schema) -> tuple[Curves, int]:
+        _require_content(client, reply)
+        described = codecs.Description.opaque(wire.array_bytes(reply.content))
+        try:
+            data = wire.payload(reply.content)
+            described = codecs.describe(data, schema=schema)
+            answer = measuring.decode_curves(data, schema), wire.read_metrics(reply.content)[0]
+        except CorruptPayload as error:
+            self._book_up(number, client, reply, described, phase="query", status="rejected")
+            raise _Unusable("rejected", f"client {client}: rejected curves: {error}") from error
+        self._book_up(number, client, reply, described, phase="query", status="ok")
+        return answer
+
     # -- evaluation on clients -----------------------------------------------------------------------------------------
 
     def configure_evaluate(
@@ -371,6 +424,12 @@ class _Unusable(Exception):
     def __init__(self, kind: str, reason: str, *, is_fault: bool = True) -> None:
         super().__init__(reason)
         self.kind, self.is_fault = kind, is_fault
+
+
+def _require_content(client: int, reply: Message) -> None:
+    """Raises _Unusable where a client or its process failed."""
+    if reply.has_error():
+        raise _Unusable(ERRORS.get(reply.error.code, "raised"), reply.error.reason or f"client {client}: no reason")
 
 
 def _in_order(

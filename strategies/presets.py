@@ -7,10 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from fl_sim.sparsity import Allocate, Cubic, OneShot, PruneTo, erk, global_topk, lamp, uniform
+from fl_sim.curves import MeasureCurves
+from fl_sim.lookup import find
+from fl_sim.sparsity import (
+    Allocate,
+    Cubic,
+    Iterative,
+    OneShot,
+    PruneTo,
+    Schedule,
+    erk,
+    global_topk,
+    lamp,
+    uniform,
+)
 from fl_sim.types import UserError
 from strategies.aggregation import coverage_mean, zero_fill
 from strategies.base import Method
+from strategies.calibration import SOURCES, PruneByDistortion
 from strategies.distillation import Teach, server_distillation, untaught
 from strategies.server_step import Aggregate, Momentum, Optimise, accept
 
@@ -88,3 +102,35 @@ def gradual_magnitude(
     """
     rule = PruneTo(Cubic(start, end, density), _allocation(allocate), min_keep=min_keep)
     return Method(adjust_mask=rule, teach=_teach(distil))
+
+
+def rate_distortion(
+    *,
+    density: float = 0.1,
+    at: int = 1,
+    every: int = 1,
+    amount: float | None = None,
+    curves: str = "clients",
+    images: int = 64,
+    levels: int = 21,
+    summary: str = "mean",
+    min_keep: int = 0,
+    distil: Table | None = None,
+) -> Method:
+    """Magnitude pruning with layer densities by rate-distortion (arXiv 2308.10438), measured on clients or the server.
+
+    Args:
+        density: fraction of prunable weights kept in the end.
+        at: after which round the first mask is made.
+        every, amount: every so many rounds the share `amount` of what is left goes, until `density` is reached; without
+            `amount` everything goes at once.
+        curves: who measures: "clients" (kilobytes up), or "server" (on `data.proxy`, or on noise: `data.noise`).
+        images: calibration images of each client, or of the server.
+        levels: points of a curve; the paper has 101.
+        summary: "mean" or "worst" over the images.
+        min_keep: weights that survive in every layer at least.
+        distil: server-side distillation after each pruning, see `strategies.distillation.server_distillation`.
+    """
+    source = find("strategy.curves", curves, SOURCES)(MeasureCurves(levels=levels, summary=summary), images)
+    schedule: Schedule = OneShot(at, density) if amount is None else Iterative(at, every, amount, density)
+    return Method(calibrate=PruneByDistortion(schedule, source, min_keep), teach=_teach(distil))

@@ -79,23 +79,29 @@ def server_step(
     *,
     aggregate: Aggregate,
     adjust_mask: MaskRule | None = None,
+    calibrate: Callable[[ServerState], MaskRule] | None = None,
     optimise: Optimise = accept,
     refine: Refine = as_aggregated,
 ) -> ServerState:
     """One round on the server. `updates` may be a stream: it is consumed once, in order; nothing is mutated.
 
     `adjust_mask` receives the round just finished, the current mask, the prunable parameters and the pseudo-gradient
-    `old - new` of the prunable parameters. `refine` has the last word on the parameters.
+    `old - new` of the prunable parameters. `calibrate` takes its place: it makes the rule from the aggregated state, whose
+    mask is still the old one. `refine` has the last word on the parameters.
     """
     params, memory = optimise(state, aggregate(state, updates))
     number, mask = state.round + 1, state.mask
+    if calibrate is not None:
+        adjust_mask = calibrate(replace(state, round=number, params=_masked(state.schema, params, mask)))
     if adjust_mask is not None:
         prunable = {name: params[name] for name in state.schema.prunable}
         pseudo = {name: state.params[name] - value for name, value in prunable.items()}
         mask = adjust_mask(number, mask, prunable, pseudo)
-    masked = params
-    if mask is not None:
-        masked = state.schema.view(state.schema.flat(apply_mask(params, mask)))
-        memory = apply_mask(memory, mask) if memory else memory
+    masked = _masked(state.schema, params, mask)
+    memory = apply_mask(memory, mask) if memory and mask is not None else memory
     new = replace(state, round=number, params=masked, mask=mask, memory=memory)
     return replace(new, params=refine(new, params))
+
+
+def _masked(schema: Schema, params: Params, mask: Mask | None) -> Params:
+    return params if mask is None else schema.view(schema.flat(apply_mask(params, mask)))

@@ -25,6 +25,7 @@ LAYERS = [
     },
     {
         "fl_sim.wire",
+        "fl_sim.measuring",
         "fl_sim.runtime",
         "fl_sim.ledger",
         "fl_sim.network",

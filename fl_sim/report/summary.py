@@ -151,7 +151,7 @@ def summarise(
 
     `accuracy.best` is the test accuracy of the evaluated round with the best validation accuracy: the test set chooses
     nothing. `dense_total_bytes` is what the same messages of the training phase cost as dense float32 payloads.
-    `saving` is 1 - measured / dense, both directions, masks and headers included.
+    `saving` is 1 - measured / dense, both directions, masks, headers and measurements on clients included.
     """
     evaluated = [row for row in rows if "accuracy" in row]
     last10 = [row["accuracy"] for row in evaluated if row["round"] > len(rows) - 10]
@@ -159,7 +159,8 @@ def summarise(
     up, down = measured.get(("up",), 0), measured.get(("down",), 0)
     train = ledger.messages(phase="train")
     dense_total = facts.dense_payload_bytes * (train.get("up", 0) + train.get("down", 0))
-    train_bytes = ledger.total(where={"phase": "train"})[()]
+    by_phase = ledger.total(by=("phase",))
+    train_bytes = by_phase.get(("train",), 0) + by_phase.get(("query",), 0)
     fits = sum(int(row["clients"]) for row in rows)
     sent = ledger.total(by=("direction", "phase"), column="nnz").get(("up", "train"), 0)
     return {

@@ -14,7 +14,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricR
 from flwr.clientapp import ClientApp
 from torch import Tensor, nn
 
-from fl_sim import wire
+from fl_sim import measuring, wire
+from fl_sim.curves import calibration
 from fl_sim.data import Split
 from fl_sim.seeding import Purpose, generator
 from fl_sim.training import evaluate, load
@@ -125,6 +126,15 @@ class ClientHost:
         record = MetricRecord({**metrics, wire.NUM_EXAMPLES: len(data)})
         return Message(RecordDict({wire.METRICS: record}), reply_to=message)
 
+    def curves(self, message: Message, context: Context) -> Message:
+        """Measure distortion curves of the received model on a fixed part of this client's data."""
+        task = self._receive(message, context)
+        measure, count = measuring.asked(task.config)
+        images = calibration(self.split_of(int(context.node_config[PARTITION])), count)
+        measured = measure(load(self.model, task.params), images, self.exchange.schema.prunable)
+        answer = wire.content(measuring.encode_curves(measured), metrics={wire.NUM_EXAMPLES: len(images)})
+        return Message(answer, reply_to=message)
+
     def query(self, message: Message, context: Context) -> Message:
         """Tell which partition this node holds: foreign runtimes number their nodes at random."""
         answer = ConfigRecord({PARTITION: int(context.node_config[PARTITION])})
@@ -146,6 +156,10 @@ def client_app(host: Callable[[Context], ClientHost]) -> ClientApp:
     @app.query()
     def query(message: Message, context: Context) -> Message:
         return host(context).query(message, context)
+
+    @app.query(measuring.ACTION)
+    def curves(message: Message, context: Context) -> Message:
+        return host(context).curves(message, context)
 
     return app
 

@@ -1,0 +1,81 @@
+"""Pruning that measures first: distortion curves from clients or from the server's own images, then a mask rule.
+
+    method = Method(calibrate=PruneByDistortion(OneShot(5, 0.1), FromClients(MeasureCurves(), images=64)))
+
+At a pruning event the server sends the aggregated model to a cohort; each client measures on a fixed part of its data and
+answers with kilobytes. The model is common, so the mean of the curves, weighted with the calibration images, is the curve
+of all those images. Allocation and pruning then happen as for any other rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from fl_sim.curves import Curves, MeasureCurves, calibration, pooled
+from fl_sim.runtime.setup import Setup
+from fl_sim.sparsity import PruneTo, RateDistortion, Schedule
+from fl_sim.training import load
+from fl_sim.types import MaskRule, Scores, UserError
+from strategies.server_step import ServerState
+
+Ask = Callable[[ServerState, MeasureCurves, int], list[tuple[Curves, int]]]
+"""(state, how to measure, images a client) -> (curves, images used) of each client that answered."""
+Calibrate = Callable[[Setup, Ask, ServerState], MaskRule]
+"""(run, clients, aggregated state whose mask is still that of the round before) -> the rule that decides its mask."""
+CurveSource = Callable[[Setup, Ask, ServerState], Curves]
+
+
+@dataclass(frozen=True)
+class FromClients:
+    """A cohort of clients measures, each on `images` of its own images (or all, if it has fewer)."""
+
+    measure: MeasureCurves
+    images: int
+
+    def __call__(self, setup: Setup, ask: Ask, state: ServerState) -> Curves:
+        curves, counts = zip(*ask(state, self.measure, self.images), strict=True)
+        return pooled(curves, counts, summary=self.measure.summary)
+
+
+@dataclass(frozen=True)
+class FromServer:
+    """The server measures on images that it holds: a share of the data (`data.proxy`) or noise (`data.noise`).
+
+    No byte travels. Normal noise is the zero-data variant of arXiv 2308.10438.
+    """
+
+    measure: MeasureCurves
+    images: int
+
+    def __call__(self, setup: Setup, ask: Ask, state: ServerState) -> Curves:
+        if setup.proxy is None:
+            raise UserError(
+                "strategy.curves = 'server' needs images: set data.proxy (a share) or data.noise (a number)"
+            )
+        model = load(setup.model(), state.params)
+        return self.measure(model, calibration(setup.proxy, self.images), state.schema.prunable)
+
+
+SOURCES: Mapping[str, Callable[[MeasureCurves, int], CurveSource]] = {"clients": FromClients, "server": FromServer}
+
+
+@dataclass(frozen=True)
+class PruneByDistortion:
+    """Rate-distortion pruning on a schedule; curves are measured only in rounds that prune.
+
+    Attributes:
+        schedule: round -> density.
+        curves: who measures, and on what.
+        min_keep: survivors of each tensor at least.
+    """
+
+    schedule: Schedule
+    curves: CurveSource
+    min_keep: int = 0
+
+    def __call__(self, setup: Setup, ask: Ask, state: ServerState) -> MaskRule:
+        def allocate(scores: Scores, density: float, /, *, min_keep: int = 0) -> dict[str, int]:
+            return RateDistortion(self.curves(setup, ask, state))(scores, density, min_keep=min_keep)
+
+        return PruneTo(self.schedule, allocate, min_keep=self.min_keep)

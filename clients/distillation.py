@@ -14,18 +14,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from fl_sim.losses import (
-    Distillation,
-    FeatureDistillation,
-    FeaturesFromTeacher,
-    FromTeacher,
-    Loss,
-    Projections,
-    cross_entropy,
-    with_features,
-)
+from fl_sim.features import feature_loss
+from fl_sim.losses import Distillation, FeatureDistillation, FromTeacher, Loss, cross_entropy
 from fl_sim.model_file import read_model, require
-from fl_sim.models import stage_names
 from fl_sim.seeding import Purpose, generator
 from fl_sim.types import ClientContext, Task
 
@@ -97,19 +88,7 @@ class LearnFeatures:
         teacher = self.teacher(task, ctx)
         if teacher is None:
             return cross_entropy
-        own, theirs = (self.stages or stage_names(model) for model in (ctx.model, teacher))
         # The rng of training is not touched, so that a teacher without weight changes nothing.
         rng = generator(ctx.rng.initial_seed(), Purpose.PROJECTION)
-        projections = Projections(_channels(ctx, ctx.model, own), _channels(ctx, teacher, theirs), rng=rng)
-        stages = list(zip(own, theirs, strict=True))
-        return FeaturesFromTeacher(
-            teacher, projections.to(ctx.data.images.device), stages=stages, objective=self.objective
-        )
-
-
-def _channels(ctx: ClientContext, model: nn.Module, stages: Sequence[str]) -> list[int]:
-    """Channels of each stage's output, from one image."""
-    image = torch.zeros(1, *ctx.data.images.shape[1:], device=ctx.data.images.device)
-    with torch.no_grad():
-        _, features = with_features(model.eval(), image, stages)
-    return [feature.shape[1] for feature in features]
+        image = torch.zeros(1, *ctx.data.images.shape[1:], device=ctx.data.images.device)
+        return feature_loss(ctx.model, teacher, image, objective=self.objective, rng=rng, stages=self.stages)

@@ -251,6 +251,45 @@ def pruning(as_json: AS_JSON = False) -> None:
     show_rows(console, measured.measure(), as_json=as_json)
 
 
+@bench.command()
+def distillation(
+    config: Annotated[
+        Path, typer.Argument(help="data, model width and training, for instance configs/kd_capacity.toml")
+    ],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, for instance training.epochs=30")] = None,
+    pairs: Annotated[str, typer.Option(help="TEACHER-STUDENT,... by model name")] = "resnet20-resnet8",
+    seeds: Annotated[str, typer.Option(help="of the final trainings; the first one's choose")] = "0,1,2",
+    alphas: Annotated[str, typer.Option(help="weights of the teacher to choose from")] = "0.3,0.5,0.7",
+    temperatures: Annotated[str, typer.Option(help="temperatures to choose from")] = "2,3,4",
+    teacher_epochs: Annotated[int | None, typer.Option(help="default: twice the students'")] = None,
+    out: Annotated[Path, typer.Option(help="keeps the model of every training, so that a study can go on")] = Path(
+        "runs/kd"
+    ),
+    as_json: AS_JSON = False,
+) -> None:
+    """Which student profits from which teacher: chosen on validation, tested once, with Welch's test and fidelity.
+
+    Example: fl-sim bench distillation configs/kd_capacity.toml data.source=digits training.epochs=2 --seeds 0,1
+    """
+    from fl_sim.bench import distillation as measured
+    from fl_sim.bench.show import show_rows
+    from fl_sim.config import Experiment
+
+    experiment = Experiment.load(config, overrides or [])
+    rows = measured.measure(
+        experiment,
+        pairs=measured.pairs_of(pairs),
+        seeds=measured.numbers("--seeds", seeds, int),
+        grid=measured.Grid(
+            measured.numbers("--alphas", alphas, float), measured.numbers("--temperatures", temperatures, float)
+        ),
+        teacher_epochs=teacher_epochs or 2 * experiment.training.epochs,
+        folder=out,
+        on_trial=lambda trial: errors.print(str(trial), soft_wrap=True),
+    )
+    show_rows(Console(width=max(console.width, 170)), rows, as_json=as_json)  # fourteen columns
+
+
 @app.command()
 def doctor(
     client: Annotated[str, typer.Argument(help="module:function, or module:preset")],

@@ -10,13 +10,14 @@ import pytest
 
 LAYERS = [
     {"fl_sim.types", "fl_sim.seeding", "fl_sim.lookup"},
-    {"fl_sim.sparsity", "fl_sim.losses", "fl_sim.codecs"},
+    {"fl_sim.sparsity", "fl_sim.losses", "fl_sim.fidelity", "fl_sim.codecs"},
     {
         "fl_sim.training",
         "fl_sim.models",
         "fl_sim.data",
         "fl_sim.gating",
         "fl_sim.flops",
+        "fl_sim.features",
         "fl_sim.precision",
         "fl_sim.prefix",
         "fl_sim.curves",

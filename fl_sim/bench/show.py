@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from fl_sim.bench import codec, pruning
+    from fl_sim.bench import codec, distillation, pruning
 
 
 def header() -> dict[str, str]:
@@ -42,7 +42,9 @@ def show(console: Console, results: Mapping[str, float], *, as_json: bool) -> No
     console.print(table)
 
 
-def show_rows(console: Console, rows: Sequence[codec.Row] | Sequence[pruning.Row], *, as_json: bool) -> None:
+def show_rows(
+    console: Console, rows: Sequence[codec.Row] | Sequence[pruning.Row] | Sequence[distillation.Row], *, as_json: bool
+) -> None:
     """A table of equal rows."""
     if as_json:
         console.print_json(json.dumps({"machine": header(), "rows": [dataclasses.asdict(row) for row in rows]}))

@@ -13,7 +13,7 @@ from torch import nn
 from fl_sim.lookup import find
 from fl_sim.models.resnet import cifar_resnet
 from fl_sim.models.simple import cnn, cnn_bn, mlp
-from fl_sim.models.torchvision import resnet18, resnet34, resnet50
+from fl_sim.models.torchvision import imagenet_stem, resnet18, resnet34, resnet50
 from fl_sim.types import UserError
 
 __all__ = ["MODELS", "Builder", "batchnorm_names", "build", "prunable_names", "stage_names"]
@@ -29,6 +29,7 @@ MODELS: Mapping[str, Builder] = {
     "resnet18": resnet18,
     "resnet34": resnet34,
     "resnet50": resnet50,
+    **{f"{name}_imagenet_stem": imagenet_stem(name) for name in ("resnet18", "resnet34", "resnet50")},
 }
 
 

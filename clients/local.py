@@ -137,7 +137,7 @@ class LocalClient:
             metrics = self.training.fit(model, ctx.data, loss, mask=task.mask, rng=ctx.rng)
         ctx.state.update(own)
         params = snapshot(model)
-        prunable = {name: params[name] for name in prunable_names(model)}
+        prunable = {name: params[name] for name in prunable_names(model) if name in task.params}
         for name, value in prunable.items():
             # Error feedback (Seide et al., 2014): what earlier uploads left out is offered again.
             if (residual := ctx.state.get(RESIDUAL + name)) is not None:

@@ -128,6 +128,17 @@ class ModelSection(Section):
 
     name: str = Field("cnn_bn", description="see `fl-sim list models`, or module:function")
     width: float = Field(1.0, gt=0, description="channel multiplier of the CIFAR ResNets")
+    trainable: str = Field(
+        "all", description="what is trained and travels: all, batchnorm, head, random, a glob; several joined by '+'"
+    )
+    batchnorm_init: str | None = Field(
+        None,
+        description="fixed, uniform, positive_negative, one_one; unset = uniform where trainable = 'batchnorm', else "
+        "the model's own",
+    )
+    statistics: Literal["average", "local", "recalibrate"] = Field(
+        "average", description="BatchNorm statistics: averaged, kept by each client, or measured by the server"
+    )
 
 
 class CohortSection(Section):
@@ -180,6 +191,8 @@ class Experiment(Section):
     def _cohort_fits(self) -> Self:
         if self.cohort.size > self.data.clients:
             raise ValueError(f"cohort.size = {self.cohort.size} is more than data.clients = {self.data.clients}")
+        if self.evaluate.clients and self.model.statistics == "recalibrate":
+            raise ValueError("evaluate.clients > 0 needs model.statistics = 'average' or 'local': clients hold none")
         return self
 
     @classmethod

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from fl_sim import codecs
-from fl_sim.federation import Federation
+from fl_sim.federation import Federation, plain_model
 from fl_sim.flops import count_macs
 from fl_sim.gating import Gated
-from fl_sim.training import load
-from fl_sim.types import FlatParams, Mask, Params
+from fl_sim.models import prunable_names
+from fl_sim.training import load, snapshot
+from fl_sim.types import Mask, Params
 
 MACS_SAMPLES = 256
 """Test samples over which a gated model's MACs are averaged."""
@@ -15,12 +16,9 @@ MACS_SAMPLES = 256
 
 def plain_payload_bytes(federation: Federation) -> int:
     """Length of one dense float32 payload of the plain model, really encoded."""
-    initial, schema, model = federation.initial, federation.exchange.schema, federation.model
-    if isinstance(model, Gated):
-        plain = {name: value for name, value in initial.items() if name not in model.gate_names}
-        schema = codecs.Schema.of(plain, [name for name in schema.prunable if name in plain])
-        initial = schema.view(schema.flat(FlatParams.pack(plain)))
-    return len(codecs.encode(initial, None, schema=schema))
+    model = plain_model(federation.experiment, federation.data, federation.experiment.seed)
+    whole = snapshot(model)
+    return len(codecs.encode(whole, None, schema=codecs.Schema.of(whole, prunable_names(model))))
 
 
 def macs(federation: Federation, params: Params, mask: Mask | None) -> tuple[int, int]:

@@ -14,16 +14,19 @@ from torch import nn
 
 from fl_sim import codecs, models, precision, wire
 from fl_sim.config import Experiment
-from fl_sim.data import CropFlip, Data, Split, label_counts
+from fl_sim.data import CropFlip, Data, Split, label_counts, matching
 from fl_sim.data import load as load_data
 from fl_sim.data import partition as make_partition
 from fl_sim.gating import Gated, Gating, keeping
+from fl_sim.recalibration import recalibrate
 from fl_sim.runtime.app import ClientHost, client_app
-from fl_sim.seeding import Purpose, derive, generator
-from fl_sim.training import snapshot
-from fl_sim.types import Client, FlatParams, UserError
+from fl_sim.seeding import Purpose, derive, generator, numpy_generator
+from fl_sim.training import load, snapshot
+from fl_sim.types import Client, FlatParams, Params, UserError
 
 AUGMENT = {"none": None, "crop_flip": CropFlip()}
+TEST_SIZE = 500
+"""Test samples on which one client evaluates."""
 
 
 @dataclass(frozen=True)
@@ -57,25 +60,10 @@ class Federation:
             min_size=section.min_size,
             seed=experiment.seed,
         )
-        channels, height, _ = data.shape
-        model = models.build(
-            experiment.model.name,
-            num_classes=data.num_classes,
-            in_channels=channels,
-            image_size=height,
-            width=experiment.model.width,
-            seed=experiment.seed,
-        )
-        gating = experiment.gating
-        if gating is not None:
-            model = gating.wrap(model, seed=derive(experiment.seed, Purpose.GATES))
-            gating = gating.settled(model, data.shape)
-            model.set_keep(gating.keep)
-        params = snapshot(model)
-        schema = codecs.Schema.of(params, models.prunable_names(model))
-        options = experiment.wire
-        exchange = wire.Exchange(schema, options.uplink, options.downlink, options.error_feedback)
-        return cls(experiment, data, parts, model, schema.view(schema.flat(params)), exchange, gating)
+        model, gating = make_model(experiment, data, experiment.seed)
+        exchange = make_exchange(experiment, model)
+        initial = exchange.schema.view(exchange.schema.flat(snapshot(model)))
+        return cls(experiment, data, parts, model, initial, exchange, gating)
 
     @property
     def label_counts(self) -> list[list[int]]:
@@ -139,7 +127,93 @@ class Federation:
         def split_of(partition: int) -> Split:
             return self.data.train.subset(self.parts[partition]).augmented(augment).to(device)
 
-        return ClientHost(self.client(), self.model.to(device), split_of, self.exchange, self.initial)
+        @cache
+        def test_of(partition: int) -> Split:
+            kind = self.data.train.labels.numpy()[self.parts[partition]]
+            rng = numpy_generator(experiment.seed, partition, Purpose.EVALUATION)
+            test = self.data.test
+            return test.subset(matching(test.labels.numpy(), kind, size=TEST_SIZE, rng=rng)).to(device)
+
+        @cache
+        def rebuild(seed: int) -> Params:
+            return untravelled(make_model(experiment, self.data, seed)[0], self.exchange)
+
+        return ClientHost(self.client(), self.model.to(device), split_of, test_of, self.exchange, self.initial, rebuild)
+
+    def complete(self, params: Params) -> nn.Module:
+        """The model under these global parameters, with statistics that fit, as the server can measure it."""
+        model = load(self.model, params)
+        if self.experiment.model.statistics != "average":
+            chosen = self.experiment.training.precision
+            recalibrate(model, (self.data.proxy or self.data.validation).to(self.device), precision=chosen)
+        return model
+
+
+def plain_model(experiment: Experiment, data: Data, seed: int) -> nn.Module:
+    """The architecture of an experiment, made from `seed` alone, on the CPU; no gates, nothing frozen.
+
+    Raises:
+        UserError: unknown model.
+    """
+    section = experiment.model
+    channels, height, _ = data.shape
+    return models.build(
+        section.name,
+        num_classes=data.num_classes,
+        in_channels=channels,
+        image_size=height,
+        width=section.width,
+        seed=seed,
+    )
+
+
+def make_model(experiment: Experiment, data: Data, seed: int) -> tuple[nn.Module, Gating | None]:
+    """The model of an experiment as its method trains it, and its gating as this model settles it.
+
+    Frozen parameters require no gradient.
+
+    Raises:
+        UserError: unknown model or initialisation, or `model.trainable` selects nothing.
+    """
+    section, gating = experiment.model, experiment.gating
+    model = plain_model(experiment, data, seed)
+    batchnorm_only = "batchnorm" in section.trainable.split("+")
+    init = section.batchnorm_init or ("uniform" if batchnorm_only else None)
+    if init is not None:
+        models.initialise(model, init, seed=derive(seed, Purpose.MODEL))
+    if gating is not None:
+        gated = gating.wrap(model, seed=derive(seed, Purpose.GATES))
+        gating = gating.settled(gated, data.shape)
+        gated.set_keep(gating.keep)
+        model = gated
+    models.freeze(model, section.trainable, seed=derive(seed, Purpose.MODEL, 1))
+    return model, gating
+
+
+def make_exchange(experiment: Experiment, model: nn.Module) -> wire.Exchange:
+    """What travels: trainable parameters and, where they are averaged, BatchNorm statistics."""
+    params, named = snapshot(model), dict(model.named_parameters())
+    frozen = {name for name, parameter in named.items() if not parameter.requires_grad}
+    statistics = [name for name in params if name not in named]
+    averaged = experiment.model.statistics == "average"
+    travelling = {n: p for n, p in params.items() if n not in frozen and (averaged or n not in statistics)}
+    prunable = [name for name in models.prunable_names(model) if name in travelling]
+    schema = codecs.Schema.of(travelling, prunable)
+    digest = wire.Frozen.digest_of({n: p for n, p in params.items() if n in frozen})
+    return wire.Exchange(
+        schema,
+        experiment.wire.uplink,
+        experiment.wire.downlink,
+        experiment.wire.error_feedback,
+        frozen=wire.Frozen(experiment.seed, digest) if frozen else None,
+        personal=tuple(statistics) if experiment.model.statistics == "local" else (),
+    )
+
+
+def untravelled(model: nn.Module, exchange: wire.Exchange) -> Params:
+    """Frozen weights and personal entries of a model: what a client holds and no payload carries."""
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    return {name: value for name, value in snapshot(model).items() if name in frozen or name in exchange.personal}
 
 
 def make_client_app(experiment: Experiment) -> ClientApp:

@@ -22,17 +22,17 @@ def count_macs(model: nn.Module, input_shape: tuple[int, ...], *, mask: Mask | N
 def layer_macs(model: nn.Module, input_shape: tuple[int, ...], *, mask: Mask | None = None) -> dict[str, int]:
     """Name of the weight -> MACs, in the order in which the layers run; as `count_macs`, which is the sum."""
     positions: dict[str, int] = {}
+    sizes: dict[str, int] = {}
     probe = copy.deepcopy(model).cpu().eval()
     for name, module in probe.named_modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
-            module.register_forward_hook(_recorder(f"{name}.weight".removeprefix("."), positions))
+            weight = f"{name}.weight".removeprefix(".")
+            sizes[weight] = module.weight.numel()
+            module.register_forward_hook(_recorder(weight, positions))
     with torch.inference_mode():
         probe(torch.zeros(1, *input_shape))
     alive = mask or {}
-    return {
-        name: uses * int(alive[name].sum() if name in alive else probe.get_parameter(name).numel())
-        for name, uses in positions.items()
-    }
+    return {name: uses * (int(alive[name].sum()) if name in alive else sizes[name]) for name, uses in positions.items()}
 
 
 def _recorder(name: str, positions: dict[str, int]):  # type: ignore[no-untyped-def]

@@ -25,13 +25,14 @@ from fl_sim.federation import Federation
 from fl_sim.folder import CHECKPOINTS
 from fl_sim.ledger import Ledger
 from fl_sim.model_file import write_model
+from fl_sim.models import disabled_features, merged, prunable_names
 from fl_sim.replay import MaskRecorder
 from fl_sim.report import ModelFacts, Report, summarise
 from fl_sim.resume import Keeper, Restorable
 from fl_sim.runtime.local import LocalGrid
 from fl_sim.runtime.setup import Setup, unseen
 from fl_sim.sparsity import density, layer_densities
-from fl_sim.training import evaluate, load
+from fl_sim.training import evaluate, snapshot
 from fl_sim.types import Mask, Params, UserError
 
 log = logging.getLogger("fl_sim")
@@ -297,7 +298,7 @@ class Session:
         """Accuracy on the test set, and on the validation set, which alone may choose anything."""
         federation = self.federation
         section, chosen = federation.experiment.evaluate, federation.experiment.training.precision
-        model = load(federation.model, self.strategy.params)
+        model = federation.complete(self.strategy.params)
         parts = {"": federation.data.test, "validation_": federation.data.validation}
         row: dict[str, float] = {}
         with federation.as_in(number):
@@ -336,9 +337,13 @@ class Session:
     def _facts(self) -> ModelFacts:
         federation, strategy = self.federation, self.strategy
         macs_dense, macs = facts.macs(federation, strategy.params, strategy.mask)
+        model = federation.complete(strategy.params)
+        named = dict(model.named_parameters())
         return ModelFacts(
-            params=sum(p.numel() for p in federation.model.parameters()),
-            prunable=federation.exchange.schema.prunable_size,
+            params=sum(p.numel() for p in named.values()),
+            trainable=sum(p.numel() for p in named.values() if p.requires_grad),
+            disabled_features=disabled_features(model),
+            prunable=sum(model.get_parameter(name).numel() for name in prunable_names(model) if name in named),
             density=1.0 if strategy.mask is None else density(strategy.mask),
             dense_payload_bytes=facts.plain_payload_bytes(federation),
             index_dims=_index_dims(federation.exchange.schema),
@@ -349,4 +354,6 @@ class Session:
         )
 
     def _save_model(self) -> None:
-        write_model(self.folder / "model.safetensors", self.strategy.params, self.federation.described)
+        model = self.federation.complete(self.strategy.params)
+        whole = merged(snapshot(model), model=model)
+        write_model(self.folder / "model.safetensors", whole, self.federation.described)

@@ -45,14 +45,14 @@ class TrainingDiverged(RuntimeError):
     """The loss became NaN or infinite."""
 
 
-def _entries(model: nn.Module) -> dict[str, Tensor]:
-    """State-dict entries that federations exchange. `num_batches_tracked` counts one process's batches: it stays."""
+def entries(model: nn.Module) -> dict[str, Tensor]:
+    """State-dict entries that federations know, not copied. `num_batches_tracked` counts one process's batches: it stays."""
     return {name: value for name, value in model.state_dict(keep_vars=True).items() if not name.endswith(COUNTER)}
 
 
 def snapshot(model: nn.Module) -> FlatParams:
     """Detached CPU copies of a model's state, in state-dict order, as views of one float32 buffer."""
-    return FlatParams.pack({name: value.detach().cpu() for name, value in _entries(model).items()})
+    return FlatParams.pack({name: value.detach().cpu() for name, value in entries(model).items()})
 
 
 def load(model: nn.Module, params: Params) -> nn.Module:
@@ -61,7 +61,7 @@ def load(model: nn.Module, params: Params) -> nn.Module:
     Raises:
         ValueError: a name that the model does not have, or another shape.
     """
-    own = _entries(model)
+    own = entries(model)
     for name, value in params.items():
         if name not in own:
             raise ValueError(f"the model has no entry {name!r}")
@@ -169,7 +169,8 @@ def _dropout_from(rng: torch.Generator | None) -> Iterator[None]:
 def _only(model: nn.Module, trainable: Iterable[str] | None) -> Iterator[list[nn.Parameter]]:
     """Require gradients of the named parameters alone; all others are restored to what they were afterwards."""
     named = dict(model.named_parameters())
-    chosen = set(named) if trainable is None else set(trainable)
+    unfrozen = {name for name, parameter in named.items() if parameter.requires_grad}
+    chosen = unfrozen if trainable is None else set(trainable)
     if unknown := chosen - named.keys():
         raise ValueError(f"no such parameters to train: {', '.join(sorted(unknown))}")
     before = {name: p.requires_grad for name, p in named.items()}
@@ -201,7 +202,8 @@ def local_sgd(
         loss: `(model, batch) -> scalar`. A loss that is an `nn.Module` with parameters trains them too.
         mask: pruned coordinates are set to zero before the first and after every optimiser step.
         rng: shuffles, augments, and seeds dropout; None keeps the order of the data.
-        trainable: names of the parameters to train; all by default. Frozen BatchNorm layers stay in training mode.
+        trainable: names of the parameters to train; by default those that require a gradient (`models.freeze`). BatchNorm
+            layers stay in training mode, trained or not.
 
     Returns:
         `loss` (mean over the samples seen), `steps`, `examples`.

@@ -1,16 +1,19 @@
 """Tasks and updates as messages: one payload per message, and who holds which mask.
 
 A message's content is `{"payload": ArrayRecord({"p": Array}), "config" | "metrics": ...}`. The one `Array` has the type
-`fl_sim.update/1` and carries the bytes of `fl_sim.codecs`; nothing else that scales with the model travels. Flower's
-records hold the scalars.
+`fl_sim.update/1` and carries the bytes of `fl_sim.codecs`; nothing else that scales with the model travels. A client's
+first task also names what never travels (`Frozen`, 16 bytes, type `fl_sim.frozen/1`). Flower's records hold the scalars.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from struct import Struct
+from typing import ClassVar
 
 import torch
+import xxhash
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 
@@ -18,7 +21,7 @@ from fl_sim import codecs
 from fl_sim.codecs import CorruptPayload, Schema
 from fl_sim.types import FlatMask, FlatParams, Mask, Params, Scalar, Task, Update, UserError
 
-STYPE = "fl_sim.update/1"
+STYPE, FROZEN_STYPE = "fl_sim.update/1", "fl_sim.frozen/1"
 PAYLOAD, CONFIG, METRICS = "payload", "config", "metrics"
 NUM_EXAMPLES = "num-examples"
 ROUND, SEED = "round", "seed"
@@ -85,13 +88,56 @@ class Coding:
 
 
 @dataclass(frozen=True)
+class Frozen:
+    """Weights that never travel: every party makes them from `seed`, and `digest` proves that they came out the same."""
+
+    seed: int
+    digest: bytes
+    FORM: ClassVar[Struct] = Struct("<Q8s")
+
+    def encode(self) -> bytes:
+        """Sixteen bytes: seed, hash."""
+        return self.FORM.pack(self.seed, self.digest)
+
+    @classmethod
+    def decode(cls, data: bytes | memoryview) -> Frozen:
+        """Invert `encode`.
+
+        Raises:
+            CorruptPayload: not sixteen bytes.
+        """
+        if len(data) != cls.FORM.size:
+            raise CorruptPayload(f"{FROZEN_STYPE} takes {cls.FORM.size} bytes, not {len(data)}")
+        return cls(*cls.FORM.unpack(data))
+
+    @staticmethod
+    def digest_of(params: Params) -> bytes:
+        """Eight bytes over names, shapes and float32 bits, whatever the memory layout and device."""
+        check = xxhash.xxh3_64()
+        for name, value in params.items():
+            check.update(f"{name}{tuple(value.shape)}".encode())
+            check.update(value.detach().cpu().contiguous().numpy().tobytes())
+        return check.digest()
+
+
+@dataclass(frozen=True)
 class Exchange:
-    """What a federation exchanges: the schema both ends hold and the coding of each direction."""
+    """What a federation exchanges: the schema both ends hold and the coding of each direction.
+
+    Attributes:
+        schema: the tensors that travel.
+        uplink, downlink: how each direction is encoded.
+        error_feedback: whether clients keep what an upload left out.
+        frozen: what stands for the weights that never travel; None when there are none.
+        personal: names of entries that each client keeps for itself.
+    """
 
     schema: Schema
     uplink: Coding = Coding()
     downlink: Coding = Coding()
     error_feedback: bool = False
+    frozen: Frozen | None = None
+    personal: tuple[str, ...] = ()
 
     def believed(self, sent: Params, mask: Mask | None, received: Params) -> FlatParams:
         """The client's parameters as the server now knows them: `sent` where it travelled, else what was `received`."""
@@ -107,10 +153,18 @@ class Exchange:
 
 @dataclass
 class Holdings:
-    """Which mask each client holds, as the server knows it. A mask may stay implied only for a client that holds it."""
+    """What each client holds, as the server knows it: which mask, and whether it has made the frozen weights.
+
+    A mask may stay implied only for a client that holds it.
+    """
 
     _masks: dict[bytes, Mask] = field(default_factory=dict)
     _held: dict[int, bytes] = field(default_factory=dict)
+    _made: set[int] = field(default_factory=set)
+
+    def has_frozen(self, client: int) -> bool:
+        """Whether the client has answered before, so that it has made and checked the frozen weights."""
+        return client in self._made
 
     def held(self, client: int) -> Mask | None:
         """The mask that this client holds, or None when it must be sent."""
@@ -119,6 +173,7 @@ class Holdings:
 
     def learned(self, client: int, mask: Mask | None) -> None:
         """The client answered a task under `mask` (None: a dense task leaves what it holds as it was)."""
+        self._made.add(client)
         if mask is not None:
             self._held[client] = key = codecs.mask_hash(mask)
             if key not in self._masks:
@@ -131,21 +186,32 @@ class Holdings:
         return {client: self._masks[key] for client, key in self._held.items()}
 
     def forget(self, client: int) -> None:
-        """The client failed, so what it kept is unknown: the next task carries its mask whole."""
+        """The client failed, so what it kept is unknown: the next task carries its mask whole, and the frozen seed."""
         self._held.pop(client, None)
+        self._made.discard(client)
 
 
 def content(
-    data: bytes, *, config: Mapping[str, Scalar] | None = None, metrics: Mapping[str, float] | None = None
+    data: bytes,
+    *,
+    frozen: Frozen | None = None,
+    config: Mapping[str, Scalar] | None = None,
+    metrics: Mapping[str, float] | None = None,
 ) -> RecordDict:
     """One message's content around one payload."""
-    array = Array(dtype="uint8", shape=(len(data),), stype=STYPE, data=data)
-    made = RecordDict({PAYLOAD: ArrayRecord({"p": array})})
+    arrays = {"p": _array(data, STYPE)}
+    if frozen is not None:
+        arrays["frozen"] = _array(frozen.encode(), FROZEN_STYPE)
+    made = RecordDict({PAYLOAD: ArrayRecord(arrays)})
     if config is not None:
         made[CONFIG] = ConfigRecord(dict(config))
     if metrics is not None:
         made[METRICS] = MetricRecord(dict(metrics))
     return made
+
+
+def _array(data: bytes, stype: str) -> Array:
+    return Array(dtype="uint8", shape=(len(data),), stype=stype, data=data)
 
 
 def payload(message: RecordDict) -> bytes | memoryview:
@@ -154,11 +220,28 @@ def payload(message: RecordDict) -> bytes | memoryview:
     Raises:
         CorruptPayload: there is not exactly one array of our type.
     """
-    records = list(message.array_records.values())
-    arrays = list(records[0].values()) if len(records) == 1 else []
-    if len(arrays) != 1 or arrays[0].stype != STYPE:
+    found = _arrays(message, STYPE)
+    if len(found) != 1:
         raise CorruptPayload(f"expected one array of type {STYPE!r}")
-    return arrays[0].data
+    return found[0]
+
+
+def frozen(message: RecordDict) -> Frozen | None:
+    """What a task says of the weights that never travel; None where it says nothing.
+
+    Raises:
+        CorruptPayload: it says more than one thing, or the bytes are no `Frozen`.
+    """
+    found = _arrays(message, FROZEN_STYPE)
+    if len(found) > 1:
+        raise CorruptPayload(f"expected at most one array of type {FROZEN_STYPE!r}")
+    return Frozen.decode(found[0]) if found else None
+
+
+def _arrays(message: RecordDict, stype: str) -> list[bytes | memoryview]:
+    return [
+        array.data for record in message.array_records.values() for array in record.values() if array.stype == stype
+    ]
 
 
 def array_bytes(message: RecordDict) -> int:
@@ -166,9 +249,9 @@ def array_bytes(message: RecordDict) -> int:
     return sum(len(array.data) for record in message.array_records.values() for array in record.values())
 
 
-def task_content(task: Task, data: bytes, *, seed: int) -> RecordDict:
+def task_content(task: Task, data: bytes, *, seed: int, frozen: Frozen | None = None) -> RecordDict:
     """The message of a task whose parameters and mask are encoded in `data`."""
-    return content(data, config={**task.config, ROUND: task.round, SEED: seed})
+    return content(data, frozen=frozen, config={**task.config, ROUND: task.round, SEED: seed})
 
 
 def update_content(update: Update, data: bytes) -> RecordDict:

@@ -201,12 +201,13 @@ class SparseStrategy(Strategy):
         return self._messages(task, [(p, nodes[p]) for p in self._cohort], MessageType.TRAIN)
 
     def _messages(self, task: Task, recipients: list[tuple[int, int]], kind: str) -> list[Message]:
-        """One message per recipient; recipients that hold the same mask share one payload."""
-        prepared: dict[bytes, tuple[RecordDict, Description]] = {}
+        """One message per recipient; recipients that hold the same share one payload."""
+        prepared: dict[tuple[bytes, wire.Frozen | None], tuple[RecordDict, Description]] = {}
         messages = []
         for client, node in recipients:
             held = self.holdings.held(client) if task.mask is not None else None
-            key = b"" if held is None else codecs.mask_hash(held)
+            frozen = None if self.holdings.has_frozen(client) else self.exchange.frozen
+            key = b"" if held is None else codecs.mask_hash(held), frozen
             if key not in prepared:
                 schema = self.exchange.schema
                 data = self.exchange.downlink.encode(
@@ -218,7 +219,9 @@ class SparseStrategy(Strategy):
                     seed=derive(self.setup.seed, task.round, Purpose.ENCODING),
                 )
                 described = codecs.describe(data, schema=schema, held=held)
-                prepared[key] = (wire.task_content(task, data, seed=self.setup.seed), described)
+                if frozen is not None:
+                    described = described.with_auxiliary(len(frozen.encode()))
+                prepared[key] = (wire.task_content(task, data, seed=self.setup.seed, frozen=frozen), described)
             content, described = prepared[key]
             message = Message(content, node, kind, group_id=str(task.round))
             self.setup.ledger.book(

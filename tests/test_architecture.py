@@ -23,6 +23,7 @@ LAYERS = [
         "fl_sim.curves",
         "fl_sim.curve_cache",
         "fl_sim.prune",
+        "fl_sim.recalibration",
     },
     {
         "fl_sim.wire",

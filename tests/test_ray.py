@@ -55,6 +55,8 @@ METHODS = {
         "strategy.distil.steps=5",
         "data.proxy=0.1",
     ],
+    "batchnorm": ["model.name=resnet20", "model.trainable=batchnorm", "training.steps=2"],
+    "local_statistics": ["model.trainable=batchnorm", "model.statistics=local", "evaluate.clients=2"],
     "masked": ["strategy.target=strategies.presets:global_magnitude", "strategy.density=0.2", "rounds=3"],
 }
 

@@ -12,7 +12,7 @@ The checksum guards against accidents; an adversary can always encode legal valu
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -61,6 +61,10 @@ class Description:
     def opaque(cls, size: int) -> Description:
         """Bytes that are no payload, booked as header."""
         return cls({"header": size}, 0, {}, 0.0, "none", "none")
+
+    def with_auxiliary(self, size: int) -> Description:
+        """The same message with `size` more bytes of another array, booked as auxiliary."""
+        return replace(self, sections={**self.sections, "auxiliary": self.sections.get("auxiliary", 0) + size})
 
 
 def _layout(schema: Schema) -> Layout:

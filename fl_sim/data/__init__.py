@@ -1,7 +1,7 @@
 """Data: sources decoded once to uint8, deterministic partitions, splits that yield normalised batches."""
 
-from fl_sim.data.partition import PARTITIONS, label_counts, partition
+from fl_sim.data.partition import PARTITIONS, label_counts, matching, partition
 from fl_sim.data.sources import SOURCES, Data, load
 from fl_sim.data.split import CropFlip, Split
 
-__all__ = ["PARTITIONS", "SOURCES", "CropFlip", "Data", "Split", "label_counts", "load", "partition"]
+__all__ = ["PARTITIONS", "SOURCES", "CropFlip", "Data", "Split", "label_counts", "load", "matching", "partition"]

@@ -5,6 +5,7 @@ parts = partition(labels, 100, kind="dirichlet", alpha=0.5, seed=0)      # 100 s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -127,3 +128,19 @@ def partition(
 def label_counts(labels: Labels, parts: Parts, num_classes: int) -> NDArray[np.int64]:
     """Samples per client and class, int64 (clients, classes)."""
     return np.stack([np.bincount(labels[part], minlength=num_classes) for part in parts])
+
+
+def matching(labels: Labels, like: Labels, *, size: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Positions in `labels` whose classes come in the proportions of `like`: a client's share of a common test set.
+
+    Args:
+        labels, like: int64; the labels to choose from and those to imitate.
+        size: samples wanted; fewer come back where a class runs out or shares round down.
+        rng: which samples of a class.
+    """
+    shares = np.bincount(like, minlength=int(labels.max()) + 1) / len(like)
+    parts = []
+    for label in np.flatnonzero(shares[: int(labels.max()) + 1]):
+        members = np.flatnonzero(labels == label)
+        parts.append(rng.permutation(members)[: math.ceil(shares[label] * size)])
+    return np.sort(np.concatenate(parts)).astype(np.int64)

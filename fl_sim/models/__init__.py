@@ -11,12 +11,28 @@ import torch
 from torch import nn
 
 from fl_sim.lookup import find
+from fl_sim.models.layers import BATCHNORM, batchnorm_names, disabled_features, head_names, prunable_names, stage_names
 from fl_sim.models.resnet import cifar_resnet
 from fl_sim.models.simple import cnn, cnn_bn, mlp
 from fl_sim.models.torchvision import imagenet_stem, resnet18, resnet34, resnet50
-from fl_sim.types import UserError
+from fl_sim.models.trainable import BATCHNORM_INITS, SELECTORS, freeze, initialise, merged
 
-__all__ = ["MODELS", "Builder", "batchnorm_names", "build", "prunable_names", "stage_names"]
+__all__ = [
+    "BATCHNORM",
+    "BATCHNORM_INITS",
+    "MODELS",
+    "SELECTORS",
+    "Builder",
+    "batchnorm_names",
+    "build",
+    "disabled_features",
+    "freeze",
+    "head_names",
+    "initialise",
+    "merged",
+    "prunable_names",
+    "stage_names",
+]
 
 Builder = Callable[..., nn.Module]
 """Takes keyword arguments num_classes, in_channels, image_size (pixels a side) and width (channel multiplier)."""
@@ -53,33 +69,3 @@ def build(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return builder(num_classes=num_classes, in_channels=in_channels, image_size=image_size, width=width)
-
-
-PRUNABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
-BATCHNORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-
-
-def prunable_names(model: nn.Module) -> list[str]:
-    """Names of the weights of convolutions and linear layers, in module order; biases and norms are never pruned."""
-    return [
-        f"{name}.weight".removeprefix(".") for name, module in model.named_modules() if isinstance(module, PRUNABLE)
-    ]
-
-
-def batchnorm_names(model: nn.Module) -> list[str]:
-    """Names of BatchNorm's affine parameters (weight = gamma, bias = beta), in module order."""
-    layers = [(n, m) for n, m in model.named_modules() if isinstance(m, BATCHNORM) and m.affine]
-    return [f"{name}.{part}".removeprefix(".") for name, _ in layers for part in ("weight", "bias")]
-
-
-def stage_names(model: nn.Module) -> list[str]:
-    """Names of a residual network's stages (`layer1`, ...), whose outputs feature distillation compares.
-
-    Raises:
-        UserError: the model has none.
-    """
-    names = [name for name, _ in model.named_children() if name.startswith("layer")]
-    if not names:
-        children = ", ".join(name for name, _ in model.named_children())
-        raise UserError(f"stages: {type(model).__name__} has no layer1, layer2, ...; name them, allowed: {children}")
-    return names

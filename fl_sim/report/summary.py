@@ -30,10 +30,12 @@ class ModelFacts:
     """What a summary needs of the final model.
 
     Attributes:
-        params: trainable parameters of the model (buffers excluded).
+        params: parameters of the model (buffers excluded).
+        trainable: those that are trained and travel.
+        disabled_features: BatchNorm layer -> share of its channels with |gamma| below 0.01.
         prunable: weights of convolutions and linear layers.
         density: share of the prunable weights alive.
-        dense_payload_bytes: length of one dense float32 payload of this federation, really encoded.
+        dense_payload_bytes: length of one dense float32 payload of the whole model, really encoded.
         index_dims: dimensions of a weight tensor, averaged over prunable weights.
         macs_dense, macs: multiply-accumulates of one sample, without and with the mask.
         params_hash: SHA-256 of the final parameters' bytes in schema order.
@@ -41,6 +43,8 @@ class ModelFacts:
     """
 
     params: int
+    trainable: int
+    disabled_features: Mapping[str, float]
     prunable: int
     density: float
     dense_payload_bytes: int
@@ -194,6 +198,8 @@ def summarise(
         },
         "macs": {"dense": facts.macs_dense, "mean": facts.macs},
         "params": facts.params,
+        "trainable_params": facts.trainable,
+        "disabled_features": dict(facts.disabled_features),
         "params_sha256": facts.params_hash,
         "wall_s": round(wall_s, 3),
         "client_fits_per_s": round(fits / training_s, 3) if training_s else 0.0,

@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from fl_sim import measuring, wire
 from fl_sim.curves import calibration
 from fl_sim.data import Split
+from fl_sim.runtime.resident import Resident
 from fl_sim.seeding import Purpose, generator
 from fl_sim.training import evaluate, load
 from fl_sim.types import Client, ClientContext, FlatParams, Mask, Params, Task, Update
 
-STATE, MASK = "fl_sim.state", "fl_sim.mask"
+STATE, MASK, FROZEN, PERSONAL = "fl_sim.state", "fl_sim.mask", "fl_sim.frozen", "fl_sim.personal"
 PARTITION = "partition-id"
 
 
@@ -36,20 +37,32 @@ class ClientHost:
     Attributes:
         client: the user's client.
         model: resident model, on its device; its parameters are overwritten for every client.
-        split_of: partition -> that client's data, resident after the first call.
+        split_of: partition -> that client's training data, resident after the first call.
+        test_of: partition -> test samples in the proportions of that client's labels.
         exchange: what travels and how.
-        initial: the parameters every party can build by itself, in schema order: the names no payload carries yet.
+        reference: the first global parameters, which every party can make by itself; differences start from them.
+        rebuild: seed -> the entries that never travel.
     """
 
     client: Client
     model: nn.Module
     split_of: Callable[[int], Split]
+    test_of: Callable[[int], Split]
     exchange: wire.Exchange
     reference: Params
+    rebuild: Callable[[int], Params]
     _last: tuple[bytes | memoryview, bytes, Params, Mask | None] | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        self._resident = Resident(self.model, self.exchange, self.rebuild)
 
     def _receive(self, message: Message, context: Context) -> Task:
         """Decode a task; the bytes of one round are decoded once per process, not once per client."""
+        told = _tensors(context, FROZEN).get(FROZEN)
+        known = None if told is None else wire.Frozen.decode(told.numpy().tobytes())
+        frozen = self._resident.receive(wire.frozen(message.content), known)
+        if frozen is not None and frozen != known:
+            _keep(context, FROZEN, {FROZEN: torch.frombuffer(bytearray(frozen.encode()), dtype=torch.uint8)})
         data = wire.payload(message.content)
         config = dict(message.content.config_records[wire.CONFIG])
         packed = _tensors(context, MASK).get(MASK)
@@ -82,7 +95,9 @@ class ClientHost:
             rng=generator(seed, task.round, partition, Purpose.CLIENT),
             state=state,
         )
+        self._resident.enter(_tensors(context, PERSONAL))
         update = self.client(task, ctx)
+        personal = self._resident.leave()
         self._check(update)
         encoded = self.exchange.uplink.encode(
             update.params,
@@ -95,6 +110,7 @@ class ClientHost:
         if self.exchange.error_feedback:
             ctx.state.update(self._residuals(update, encoded, task))
         _keep(context, STATE, ctx.state)
+        _keep(context, PERSONAL, personal)
         return Message(wire.update_content(update, encoded), reply_to=message)
 
     def _residuals(self, update: Update, encoded: bytes, task: Task) -> dict[str, Tensor]:
@@ -119,10 +135,11 @@ class ClientHost:
                 raise BadUpdate(f"parameter {name!r} has shape {tuple(got.shape)}, not {tuple(shape)}")
 
     def evaluate(self, message: Message, context: Context) -> Message:
-        """Evaluate the received model on this client's data."""
+        """Evaluate the received model, with this client's personal entries, on test samples of this client's kind."""
         task = self._receive(message, context)
-        data = self.split_of(int(context.node_config[PARTITION]))
-        metrics = evaluate(load(self.model, task.params), data)
+        data = self.test_of(int(context.node_config[PARTITION]))
+        load(self.model, {**task.params, **_tensors(context, PERSONAL)})
+        metrics = evaluate(self.model, data)
         record = MetricRecord({**metrics, wire.NUM_EXAMPLES: len(data)})
         return Message(RecordDict({wire.METRICS: record}), reply_to=message)
 

@@ -1,0 +1,146 @@
+"""Which parameters of a model are trained: the rest stays at values that every party makes from one seed.
+
+    freeze(model, "batchnorm", seed=0)     # only BatchNorm's gamma and beta require a gradient from here on
+
+A frozen parameter requires no gradient; the training loop, snapshots and exchanges follow from that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from fl_sim.models.layers import CONVOLUTION, batchnorm_names, head_names, prunable_names
+from fl_sim.types import Params, UserError
+
+ORIGINAL, VALUES = ".parametrizations.weight.original", ".parametrizations.weight.0.values"
+PER_CHANNEL = 2
+"""BatchNorm has two parameters per channel, gamma and beta; the control "random" trains as many weights."""
+
+
+class ChosenWeights(nn.Module):
+    """A weight (C_out, ...) whose entries at seeded random places are parameters of their own, `values` (C_out, k)."""
+
+    indices: Tensor
+
+    def __init__(self, weight: Tensor, count: int, generator: torch.Generator) -> None:
+        super().__init__()
+        rows = weight.detach().flatten(1)
+        drawn = torch.rand(rows.shape, generator=generator).topk(min(count, rows.shape[1]), dim=1).indices
+        self.register_buffer("indices", drawn, persistent=False)
+        self.values = nn.Parameter(rows.gather(1, drawn))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight.flatten(1).scatter(1, self.indices, self.values.to(weight.dtype)).view_as(weight)
+
+
+def choose_random_weights(model: nn.Module, generator: torch.Generator) -> list[str]:
+    """Make two random weights of every output channel of every convolution parameters of their own; their names.
+
+    The control of arXiv 2003.00152, section 4: equally many parameters as BatchNorm has, elsewhere.
+    """
+    names = []
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, CONVOLUTION):
+            parametrize.register_parametrization(layer, "weight", ChosenWeights(layer.weight, PER_CHANNEL, generator))
+            names.append(name + VALUES)
+    return names
+
+
+def merged(params: Params, *, model: nn.Module) -> Params:
+    """`params` with chosen random weights back in place, under the names that the architecture gives them.
+
+    Args:
+        params: every entry of the model's snapshot.
+        model: the model itself, which knows where the chosen weights lie.
+    """
+    plain: Params = {}
+    for name, value in params.items():
+        if name.endswith(ORIGINAL):
+            layer = name.removesuffix(ORIGINAL)
+            indices = model.get_buffer(f"{layer}.parametrizations.weight.0.indices").cpu()
+            rows = value.flatten(1).scatter(1, indices, params[layer + VALUES])
+            plain[f"{layer}.weight"] = rows.view_as(value)
+        elif not name.endswith(VALUES):
+            plain[name] = value
+    return plain
+
+
+Select = Callable[[nn.Module, torch.Generator], list[str]]
+SELECTORS: Mapping[str, Select] = {
+    "all": lambda model, generator: [name for name, _ in model.named_parameters()],
+    "batchnorm": lambda model, generator: batchnorm_names(model),
+    "head": lambda model, generator: head_names(model),
+    "random": choose_random_weights,
+}
+
+
+def freeze(model: nn.Module, trainable: str, *, seed: int = 0) -> list[str]:
+    """Let only the chosen parameters require a gradient.
+
+    Args:
+        model: changed in place; "random" also adds parameters.
+        trainable: names of `SELECTORS` or globs over parameter names, joined by "+": "batchnorm+head", "layer3.*".
+        seed: draws the places of "random".
+
+    Returns:
+        Names of the trainable parameters, in model order.
+
+    Raises:
+        UserError: a part selects nothing.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    chosen: set[str] = set()
+    for part in trainable.split("+"):
+        selected = SELECTORS.get(part, _matching(part))(model, generator)
+        if not selected:
+            raise UserError(
+                f"model.trainable = {trainable!r}: {part!r} selects no parameter of this model; allowed: "
+                f"{', '.join(SELECTORS)}, a glob such as 'layer3.*', or several joined by '+'"
+            )
+        chosen.update(selected)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in chosen)
+    return [name for name, _ in model.named_parameters() if name in chosen]
+
+
+def _matching(pattern: str) -> Select:
+    return lambda model, generator: [name for name, _ in model.named_parameters() if fnmatchcase(name, pattern)]
+
+
+Gammas = Callable[[Tensor, torch.Generator], Tensor]
+BATCHNORM_INITS: Mapping[str, tuple[Gammas, float]] = {
+    "fixed": (lambda gamma, generator: gamma.fill_(1.0), 0.0),
+    "uniform": (lambda gamma, generator: gamma.uniform_(0.0, 1.0, generator=generator), 0.0),
+    "positive_negative": (lambda gamma, generator: gamma.uniform_(-1.0, 1.0, generator=generator), 0.0),
+    "one_one": (lambda gamma, generator: gamma.fill_(1.0), 1.0),
+}
+"""Name -> (how gamma is drawn, beta): the four of the code of arXiv 2003.00152; "uniform" is the paper's default."""
+
+
+def initialise(model: nn.Module, batchnorm: str, *, seed: int = 0) -> None:
+    """Kaiming-normal convolutions and linear layers (He et al., 2015), BatchNorm as named; on the CPU, from `seed`.
+
+    Args:
+        model: changed in place; parameters on the CPU, so that every machine draws the same bits.
+        batchnorm: a name of `BATCHNORM_INITS`.
+
+    Raises:
+        UserError: no such initialisation.
+    """
+    if batchnorm not in BATCHNORM_INITS:
+        raise UserError(f"model.batchnorm_init = {batchnorm!r}: allowed: {', '.join(BATCHNORM_INITS)}")
+    draw, beta = BATCHNORM_INITS[batchnorm]
+    generator = torch.Generator().manual_seed(seed)
+    named = dict(model.named_parameters())
+    scales = [name for name in batchnorm_names(model) if name.endswith("weight")]
+    with torch.no_grad():
+        for name in prunable_names(model):
+            nn.init.kaiming_normal_(named[name], generator=generator)
+        for name in scales:
+            draw(named[name], generator)
+            named[name.removesuffix("weight") + "bias"].fill_(beta)

@@ -198,7 +198,7 @@ def meddler(task: Task, ctx: ClientContext) -> Update:
 
 
 def test_a_client_that_changes_frozen_weights_is_refused_and_harms_no_other(tmp_path: Path) -> None:
-    asked = [*BN, "rounds=3", f"client={__name__}:sometimes_meddling"]
+    asked = [*BN, "rounds=3", "faults.max_share=1.0", f"client={__name__}:sometimes_meddling"]
     report = run_tiny(tmp_path, *asked)
     assert report.summary["failures"]["raised"] > 0
     assert any(row["clients"] > 0 for row in report.rounds)

@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 FL := $(BIN)/fl-sim
 
-.PHONY: demo test test-all lint bench
+.PHONY: demo test test-all lint bench docs
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -31,3 +31,7 @@ bench: $(VENV)/ready
 	$(FL) bench engine
 	$(FL) bench codec
 	$(FL) bench pruning
+
+docs: $(VENV)/ready
+	mkdir -p docs
+	$(BIN)/python -m fl_sim.reference > docs/config.md

@@ -93,7 +93,10 @@ def replay(
     values: Annotated[str, typer.Option(help="value type to price: float32, float16, bfloat16, int8")] = "float32",
     mask: Annotated[str, typer.Option(help="mask codec to price: fl_sim, coo, bitmap, free")] = "fl_sim",
 ) -> None:
-    """Price a run's recorded masks under other codecs, without training again."""
+    """Price a run's recorded masks under other codecs, without training again.
+
+    Example: fl-sim replay runs/quickstart-bc58d0c5 --values int8 --mask coo
+    """
     from fl_sim.config import Experiment
     from fl_sim.federation import Federation
     from fl_sim.replay import read_masks
@@ -316,16 +319,42 @@ def doctor(
         raise typer.Exit(1)
 
 
-@app.command(name="list")
-def list_() -> None:
-    """List what a config can name: clients, strategies, models, data sources, partitions, value types."""
-    from fl_sim.catalogue import catalogue
+@app.command()
+def init(path: Annotated[Path, typer.Argument(help="file to write")] = Path("experiment.toml")) -> None:
+    """Write a config with every key, its meaning and its default, to start from.
 
-    for title, entries in catalogue().items():
-        console.print(f"[bold]{title}[/bold]")
-        width = max(map(len, entries))
-        for name, line in entries.items():
-            console.print(f"  {name:<{width}}  {line}", highlight=False)
+    Example: fl-sim init mine.toml
+    """
+    from fl_sim.reference import template
+
+    try:
+        with path.open("x", encoding="utf-8") as stream:
+            stream.write(template())
+    except FileExistsError as error:
+        raise UserError(f"{path}: exists; init never overwrites, choose another name") from error
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}") from error
+    console.print(f"{path}; now: fl-sim run {path}", highlight=False, soft_wrap=True)
+
+
+@app.command(name="list")
+def list_(
+    what: Annotated[str | None, typer.Argument(help="one kind only, for instance models")] = None,
+) -> None:
+    """List what a config can name, one line each: clients, strategies, models, data, partitions, schedules, and more.
+
+    Example: fl-sim list models
+    """
+    from fl_sim.catalogue import KEYS, catalogue
+    from fl_sim.lookup import find
+
+    entries = catalogue()
+    for title in entries if what is None else [what]:
+        lines = find("fl-sim list", title, entries)
+        console.print(f"[bold]{title}[/bold] ({KEYS[title]})", highlight=False)
+        width = max(map(len, lines))
+        for name, line in lines.items():
+            console.print(f"  {name:<{width}}  {line}", highlight=False, soft_wrap=True, markup=False)
 
 
 def main() -> None:

@@ -43,7 +43,7 @@ class Target(BaseModel):
     """Something named by import path, with its keyword arguments: `"module:name"` or `{ target = "...", key = ... }`."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
-    target: str
+    target: str = Field(description="import path, module:name")
 
     @property
     def options(self) -> dict[str, Json]:
@@ -173,8 +173,12 @@ class Experiment(Section):
     engine: Engine = Field("inline", description="runtime: " + ", ".join(get_args(Engine)))
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, ...")
     out: str = Field("runs", description="folder that receives the run's folder")
-    client: TargetSpec = Target(target="clients.presets:fedavg")
-    strategy: TargetSpec = Target(target="strategies.presets:fedavg")
+    client: TargetSpec = Field(
+        Target(target="clients.presets:fedavg"), description="what every client runs; further keys are its options"
+    )
+    strategy: TargetSpec = Field(
+        Target(target="strategies.presets:fedavg"), description="what the server does; further keys are its options"
+    )
     data: DataSection = DataSection()
     model: ModelSection = ModelSection()
     gating: Gating | None = None

@@ -55,7 +55,12 @@ CONTENTS: Mapping[str, Content] = {
 
 @dataclass(frozen=True)
 class Coding:
-    """How one direction is encoded: the value type (`fl_sim.codecs.VALUES`) and what the values mean (`CONTENTS`)."""
+    """How one direction is encoded: the value type (`fl_sim.codecs.VALUES`) and what the values mean (`CONTENTS`).
+
+    Attributes:
+        values: value type: float32, float32-zstd, float16, bfloat16, int8.
+        content: what is encoded: "parameters", or their "difference" to what the receiver knows.
+    """
 
     values: str = "float32"
     content: str = "parameters"

@@ -52,6 +52,7 @@ LAYERS = [
         "fl_sim.bench",
         "fl_sim.sweep",
         "fl_sim.doctor",
+        "fl_sim.reference",
         "fl_sim.cli",
         "fl_sim",
     },

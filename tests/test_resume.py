@@ -42,6 +42,14 @@ METHODS = {
         "strategy.end=4",
         "cohort.size=2",
     ],
+    "projections": [
+        "client.target=clients.presets:feature_distillation",
+        'client.stages=["2", "5", "8"]',
+        "strategy.target=strategies.presets:fedavg",
+        'strategy.distil.teacher="ensemble"',
+        "strategy.distil.steps=3",
+        "data.proxy=0.1",
+    ],
     "momentum": [
         "strategy.target=strategies.presets:fedavg",
         "strategy.momentum=0.9",
@@ -105,7 +113,15 @@ def stopped(out: Path, options: Sequence[str], *, after: int, replies: int = 0) 
 
 @pytest.mark.parametrize(
     ("method", "after", "replies"),
-    [("topk", 0, 1), ("topk", 3, 1), ("topk", 5, 0), ("dense", 1, 1), ("masked", 3, 0), ("momentum", 2, 1)],
+    [
+        ("topk", 0, 1),
+        ("topk", 3, 1),
+        ("topk", 5, 0),
+        ("dense", 1, 1),
+        ("masked", 3, 0),
+        ("momentum", 2, 1),
+        ("projections", 3, 1),
+    ],
 )
 def test_a_killed_run_ends_as_one_that_never_was(
     tmp_path: Path, whole: Callable[[str], Report], method: str, after: int, replies: int

@@ -183,9 +183,12 @@ def compare(
 @app.command()
 def prune(
     checkpoint: Annotated[Path, typer.Argument(help="safetensors state dict, or folder of a finished run")],
-    method: Annotated[str, typer.Option(help="global, rd, lamp, erk, uniform, random, or module:function")] = "global",
+    method: Annotated[
+        str, typer.Option(help="global, rd, lamp, erk, uniform, random, batchnorm, or module:function")
+    ] = "global",
     density: Annotated[float, typer.Option(help="share of the prunable weights that stays")] = 0.1,
     min_keep: Annotated[int, typer.Option(help="weights that every layer keeps at least")] = 0,
+    threshold: Annotated[float, typer.Option(help="|gamma| of a disabled channel, for batchnorm")] = 0.01,
     calibration: Annotated[
         str | None, typer.Option(help="data source for rd and for accuracies; without one, rd draws Gaussian images")
     ] = None,
@@ -210,7 +213,7 @@ def prune(
     data = None if calibration is None else data_for(saved, calibration)
     with counting(errors, "distortion curves") as progress:
         given = calibration_images(data, saved.shape, images)
-        request = Request(density, min_keep, given, MeasureCurves(levels=levels), progress)
+        request = Request(density, min_keep, threshold, given, MeasureCurves(levels=levels), progress)
         pruned = find("method", method, METHODS)(saved.model, request)
     console.print(pruned_table(layer_rows(saved.model, pruned, saved.shape)))
     for line in effect(saved.model, pruned, data):

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from fl_sim.channels import shrink
 from fl_sim.gating import Gating
 from fl_sim.models import MODELS, build
 from fl_sim.training import load, snapshot
@@ -62,6 +63,18 @@ def read_model(path: Path) -> nn.Module:
             model = Gating(**gating).wrap(model, seed=0)
         if missing := snapshot(model).keys() - params.keys():
             raise ValueError(f"lacks {min(missing)!r}")
-        return load(model, params).eval().requires_grad_(False)
+        return fill(model, params).eval().requires_grad_(False)
     except (TypeError, ValueError) as error:
         raise UserError(f"model file {str(path)!r}: {error}") from error
+
+
+def fill(model: nn.Module, params: Params) -> nn.Module:
+    """Load stored parameters in place; a model that was saved with channels removed is made that small first.
+
+    Raises:
+        ValueError: a shape that is not the model's.
+    """
+    own = snapshot(model)
+    if any(value.shape != own[name].shape for name, value in params.items() if name in own):
+        shrink(model, {name: value.shape for name, value in params.items()})
+    return load(model, params)

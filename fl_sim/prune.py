@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from fl_sim import codecs
+from fl_sim.channels import remove_disabled
 from fl_sim.curve_cache import cached_curves
 from fl_sim.curves import MeasureCurves, Progress, unseen
 from fl_sim.flops import layer_macs
@@ -42,6 +43,7 @@ class Request:
     Attributes:
         density: share of the prunable weights that stay, 0..1.
         min_keep: weights that every tensor keeps at least.
+        threshold: |gamma| below which a channel counts as disabled, for the method "batchnorm".
         images: calibration images, (N, ...) as the model takes them; None where there are none.
         measure: how distortion curves are measured.
         progress: called with (curves measured, curves in all).
@@ -49,6 +51,7 @@ class Request:
 
     density: float
     min_keep: int = 0
+    threshold: float = 0.01
     images: Tensor | None = field(default=None, repr=False, compare=False)
     measure: MeasureCurves = field(default_factory=MeasureCurves)
     progress: Progress = unseen
@@ -82,6 +85,11 @@ def by_distortion(model: nn.Module, request: Request) -> nn.Module:
     return ByScore(RateDistortion(curves))(model, request)
 
 
+def by_batchnorm(model: nn.Module, request: Request) -> nn.Module:
+    """Channels that BatchNorm has disabled are removed, whatever density is asked for: tensors become smaller."""
+    return remove_disabled(model, request.threshold)
+
+
 METHODS: Mapping[str, Method] = {
     "global": ByScore(global_topk),
     "rd": by_distortion,
@@ -89,6 +97,7 @@ METHODS: Mapping[str, Method] = {
     "erk": ByScore(erk),
     "uniform": ByScore(uniform),
     "random": ByScore(global_topk, Random()),
+    "batchnorm": by_batchnorm,
 }
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fl_sim import model_file, models
 from fl_sim.data import Data
 from fl_sim.data import load as load_data
-from fl_sim.training import COUNTER, load, snapshot
+from fl_sim.training import COUNTER, snapshot
 from fl_sim.types import Params, UserError
 
 FILE = "model.safetensors"
@@ -109,6 +109,6 @@ def _filled(model: nn.Module, params: Params, what: str) -> nn.Module:
         if names:
             raise UserError(f"{what}: the file {problem} {', '.join(sorted(names)[:3])}")
     try:
-        return load(model, params).eval()
+        return model_file.fill(model, params).eval()
     except ValueError as error:
         raise UserError(f"{what}: {error}") from error

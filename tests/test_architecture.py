@@ -24,6 +24,7 @@ LAYERS = [
         "fl_sim.curve_cache",
         "fl_sim.prune",
         "fl_sim.recalibration",
+        "fl_sim.channels",
     },
     {
         "fl_sim.wire",

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from fl_sim.report import figures
 from fl_sim.report.charts import PART_COLOURS, SYMBOLS, Figure, Style
+from fl_sim.report.disabled import disabled_features
 from fl_sim.report.groups import Group, grouped
 from fl_sim.report.headline import headline
 from fl_sim.report.measures import MEASURES, TOTAL, Measure, claims, targets
@@ -54,6 +55,7 @@ def page(groups: Sequence[Group]) -> str:
         figures.front(groups) if len(groups) > 1 else None,
         figures.layers(groups),
         figures.macs(groups),
+        disabled_features(groups),
         figures.labels(groups),
     ]
     body = [

@@ -105,7 +105,7 @@ class MeasureCurves:
         chosen = prunable_names(model) if names is None else list(names)
         summary = SUMMARIES[self.summary]
         curves: dict[str, list[float]] = {}
-        with _evaluating(model):
+        with evaluating(model):
             for name in chosen:
                 errors = self._errors(model, name, images)
                 curves[name] = [summary.of(level) for level in errors]
@@ -115,19 +115,15 @@ class MeasureCurves:
     def _errors(self, model: nn.Module, name: str, images: Tensor) -> Tensor:
         """(levels, N) float64: the error of every sample at every level."""
         errors = torch.zeros(self.levels, len(images), dtype=torch.float64)
-        parameter = model.get_parameter(name)
-        original = parameter.detach().clone()
-        try:
+        with restored(model.get_parameter(name)) as weight:
+            original = weight.clone()
             for start in range(0, len(images), self.batch_size):
                 part = slice(start, start + self.batch_size)
+                weight.copy_(original)
                 with resumed(model, name, images[part]) as (reference, again):
-                    for level, changed in enumerate(_pruned(parameter.detach(), self.levels), start=1):
-                        errors[level, part] = (
-                            squared_error(again(), reference).cpu() if changed else errors[level - 1, part]
-                        )
-                parameter.detach().copy_(original)
-        finally:
-            parameter.detach().copy_(original)
+                    for level, changed in enumerate(_pruned(weight, self.levels), start=1):
+                        new = squared_error(again(), reference).cpu() if changed else errors[level - 1, part]
+                        errors[level, part] = new
         return errors
 
 
@@ -149,7 +145,18 @@ def _pruned(weight: Tensor, levels: int) -> Iterator[bool]:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def restored(parameter: nn.Parameter) -> Iterator[Tensor]:
+    """The parameter's values, to be changed in place during the block and given back afterwards."""
+    weight = parameter.detach()
+    original = weight.clone()
+    try:
+        yield weight
+    finally:
+        weight.copy_(original)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode for the block; every module gets its own mode back."""
     before = {module: module.training for module in model.modules()}
     model.eval()

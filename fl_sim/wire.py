@@ -7,7 +7,7 @@ first task also names what never travels (`Frozen`, 16 bytes, type `fl_sim.froze
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from struct import Struct
 from typing import ClassVar
@@ -74,11 +74,24 @@ class Coding:
                 raise UserError(f"wire: unknown {what} {value!r}; allowed: {', '.join(allowed)}")
 
     def encode(
-        self, params: Params, mask: Mask | None, reference: Params, *, schema: Schema, held: Mask | None, seed: int
+        self,
+        params: Params,
+        mask: Mask | None,
+        reference: Params,
+        *,
+        schema: Schema,
+        held: Mask | None,
+        seed: int,
+        types: Sequence[str] | None = None,
     ) -> bytes:
-        """Encode parameters of `schema`, relative to `reference` where this coding says so."""
+        """Encode parameters of `schema`, relative to `reference` where this coding says so.
+
+        `types`, a value type for each prunable tensor, takes the place of this coding's one.
+        """
         values = CONTENTS[self.content].outgoing(schema.flat(params), schema.flat(reference))
-        return codecs.encode(schema.view(values), mask, schema=schema, held=held, values=self.values, seed=seed)
+        return codecs.encode(
+            schema.view(values), mask, schema=schema, held=held, values=types or self.values, seed=seed
+        )
 
     def decode(
         self, data: bytes | memoryview, reference: Params, *, schema: Schema, held: Mask | None

@@ -30,6 +30,7 @@ from fl_sim.types import Mask, MaskRule, Params, Scalar, Task, Update
 from strategies.aggregation import coverage_mean
 from strategies.calibration import Calibrate
 from strategies.distillation import Teach, untaught
+from strategies.downlink import Downlink, as_configured
 from strategies.server_step import Aggregate, Optimise, ServerState, accept, server_step
 
 log = logging.getLogger("fl_sim")
@@ -50,6 +51,7 @@ class Method:
     optimise: Optimise = accept
     teach: Teach = untaught
     calibrate: Calibrate | None = None
+    downlink: Downlink = as_configured
     config: Mapping[str, Scalar] = field(default_factory=dict)
 
     def strategy(self, setup: Setup) -> SparseStrategy:
@@ -203,20 +205,16 @@ class SparseStrategy(Strategy):
     def _messages(self, task: Task, recipients: list[tuple[int, int]], kind: str) -> list[Message]:
         """One message per recipient; recipients that hold the same share one payload."""
         prepared: dict[tuple[bytes, wire.Frozen | None], tuple[RecordDict, Description]] = {}
+        schema, seed = self.exchange.schema, derive(self.setup.seed, task.round, Purpose.ENCODING)
+        types = self.method.downlink(self.setup, task, seed)
         messages = []
         for client, node in recipients:
             held = self.holdings.held(client) if task.mask is not None else None
             frozen = None if self.holdings.has_frozen(client) else self.exchange.frozen
             key = b"" if held is None else codecs.mask_hash(held), frozen
             if key not in prepared:
-                schema = self.exchange.schema
                 data = self.exchange.downlink.encode(
-                    task.params,
-                    task.mask,
-                    self.setup.initial,
-                    schema=schema,
-                    held=held,
-                    seed=derive(self.setup.seed, task.round, Purpose.ENCODING),
+                    task.params, task.mask, self.setup.initial, schema=schema, held=held, seed=seed, types=types
                 )
                 described = codecs.describe(data, schema=schema, held=held)
                 if frozen is not None:

@@ -5,9 +5,10 @@ A preset takes keyword arguments only (from the config's `[strategy]` table) and
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from fl_sim.curves import MeasureCurves
+from fl_sim.layer_adaptive import TYPES, LayerAdaptive
 from fl_sim.lookup import find
 from fl_sim.sparsity import (
     Allocate,
@@ -26,6 +27,7 @@ from strategies.aggregation import coverage_mean, zero_fill
 from strategies.base import Method
 from strategies.calibration import SOURCES, PruneByDistortion
 from strategies.distillation import Teach, server_distillation, untaught
+from strategies.downlink import Adapted
 from strategies.server_step import Aggregate, Momentum, Optimise, accept
 
 Table = Mapping[str, object]
@@ -134,3 +136,14 @@ def rate_distortion(
     source = find("strategy.curves", curves, SOURCES)(MeasureCurves(levels=levels, summary=summary), images)
     schedule: Schedule = OneShot(at, density) if amount is None else Iterative(at, every, amount, density)
     return Method(calibrate=PruneByDistortion(schedule, source, min_keep), teach=_teach(distil))
+
+
+def layer_adaptive(*, kilobytes: float, images: int = 32, types: Sequence[str] = TYPES) -> Method:
+    """FedAvg whose downlink fits a budget: a value type for every layer, with the least output distortion.
+
+    Args:
+        kilobytes: of a payload to a client, 1 kB = 1,000 bytes; a mask that has to be sent comes on top.
+        images: of the server's images (`data.proxy` or `data.noise`) that the distortion is measured on.
+        types: value types on offer, of `fl-sim list`.
+    """
+    return Method(downlink=Adapted(LayerAdaptive(round(1000 * kilobytes), tuple(types)), images))

@@ -99,14 +99,14 @@ class Case:
     params: Params
     mask: Mask | None
     held: Mask | None
-    values: str
+    values: str | tuple[str, ...]
     schema: Schema
 
     def encode(self) -> bytes:
         return encode(self.params, self.mask, schema=self.schema, held=self.held, values=self.values, seed=7)
 
 
-def case(mask: Mask | None, *, held: Mask | None = None, values: str = "float32") -> Case:
+def case(mask: Mask | None, *, held: Mask | None = None, values: str | tuple[str, ...] = "float32") -> Case:
     """A small payload with all five sections."""
     params = params_of({**SMALL, **OTHERS}, seed=3)
     return Case(params, mask, held, values, Schema.of(params, SMALL, auxiliary=["curve"]))
@@ -125,6 +125,7 @@ CASES: Mapping[str, Callable[[], Case]] = {
     **MODES,
     **{
         f"values-{v}": lambda v=v: case(bernoulli(SMALL, 0.4), values=v)
-        for v in ("float32-zstd", "float16", "bfloat16", "int8")
+        for v in ("float32-zstd", "float16", "bfloat16", "int8", "int4", "int2")
     },
+    "values-mixed": lambda: case(bernoulli(SMALL, 0.4), values=("int4", "float32")),
 }

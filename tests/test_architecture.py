@@ -22,6 +22,7 @@ LAYERS = [
         "fl_sim.prefix",
         "fl_sim.curves",
         "fl_sim.curve_cache",
+        "fl_sim.layer_adaptive",
         "fl_sim.prune",
         "fl_sim.recalibration",
         "fl_sim.channels",

@@ -101,7 +101,7 @@ def test_every_case_uses_its_mode_and_is_flat(name: str) -> None:
     if mask is not None:
         assert isinstance(mask, FlatMask)
         assert described.nnz == int(mask.flat.sum())
-    if case.values.startswith("float32"):
+    if str(case.values).startswith("float32"):
         for other in payloads.OTHERS:
             assert torch.equal(params[other], case.params[other])
 
@@ -161,7 +161,9 @@ def test_dense_payloads_have_one_size_and_no_overhead_per_tensor() -> None:
     assert sizes.pop() - 4 * 464_432 < 64
 
 
-@pytest.mark.parametrize(("values", "tolerance"), [("float16", 2**-11), ("bfloat16", 2**-8), ("int8", 1 / 60)])
+@pytest.mark.parametrize(
+    ("values", "tolerance"), [("float16", 2**-11), ("bfloat16", 2**-8), ("int8", 1 / 60), ("int4", 1 / 3), ("int2", 2)]
+)
 def test_lossy_values_are_close_and_the_rest_is_exact(values: str, tolerance: float) -> None:
     case = payloads.case(None, values=values)
     got, _ = decode(case.encode(), schema=case.schema)
@@ -170,6 +172,30 @@ def test_lossy_values_are_close_and_the_rest_is_exact(values: str, tolerance: fl
             assert float((got[name] - value).abs().max()) <= tolerance * float(value.abs().max())
         else:
             assert torch.equal(got[name], value)
+
+
+def test_a_type_for_each_tensor_costs_what_the_tensors_cost_alone() -> None:
+    for mask in (None, payloads.bernoulli(payloads.SMALL, 0.4)):
+        values = {}
+        for first in codecs.VALUES:
+            for second in ("float32-zstd", "int2"):
+                case = payloads.case(mask, values=(first, second))
+                data = case.encode()
+                values[first, second] = describe(data, schema=case.schema).sections["values"]
+                got, _ = decode(data, schema=case.schema)
+                sent = torch.ones(payloads.SMALL["a.weight"], dtype=torch.bool) if mask is None else mask["a.weight"]
+                if first.startswith("float32"):
+                    assert torch.equal(got["a.weight"][sent], case.params["a.weight"][sent])
+                for name in payloads.OTHERS:
+                    assert torch.equal(got[name], case.params[name])
+        saved = [values[first, "float32-zstd"] - values[first, "int2"] for first in codecs.VALUES]
+        assert max(saved) - min(saved) <= 1
+
+
+def test_types_that_do_not_match_the_tensors_are_refused() -> None:
+    for types in ((), ("int8",), ("int8", "int9"), ("int8", "int8", "int8")):
+        with pytest.raises(ValueError, match="2 tensors"):
+            payloads.case(None, values=types).encode()
 
 
 def test_int8_is_unbiased() -> None:

@@ -5,13 +5,15 @@
     mask | values | dense | buffers | auxiliary | checksum u32 (XXH3 of everything before)
 
 Mask modes: 0 no mask, all values are there; 1 the held mask; 2.. `mask_coding.MODES`. The held-mask hash is there in modes
-1, 4 and 5. Value types apply to the prunable values; everything else travels exactly, compressed where the values are.
+1, 4 and 5. A value type, or one for each tensor (number 7), applies to the prunable values; everything else travels exactly,
+compressed where the values are.
 The checksum guards against accidents; an adversary can always encode legal values.
 """
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -24,8 +26,9 @@ from fl_sim.codecs import mask_coding, tensor_coding
 from fl_sim.codecs.bits import Reader, floor_bits, varint
 from fl_sim.codecs.errors import CorruptPayload
 from fl_sim.codecs.mask_coding import MODES, Layout
+from fl_sim.codecs.mixed_coding import Mixed
 from fl_sim.codecs.schema import KINDS, Schema
-from fl_sim.codecs.value_coding import BY_ID, EXACT, VALUES
+from fl_sim.codecs.value_coding import BY_ID, EXACT, VALUES, ValueCoder
 from fl_sim.types import Mask, Params
 
 HEAD = struct.Struct("<4sBBBB8s")
@@ -35,6 +38,8 @@ NONE, HELD = 0, 1
 ALIGNMENT = 4
 """The body starts at a multiple of this, so that a dense payload's values can be used where they lie."""
 NAMES = {NONE: "none", HELD: "held", **{mode.id: name for name, mode in MODES.items()}}
+MIXED = "mixed"
+TYPES = {**BY_ID, Mixed.id: MIXED}
 SECTIONS = ("mask", "values", "dense", "buffers", "auxiliary")
 
 
@@ -81,7 +86,7 @@ def encode(
     *,
     schema: Schema,
     held: Mask | None = None,
-    values: str = "float32",
+    values: str | Sequence[str] = "float32",
     seed: int = 0,
 ) -> bytes:
     """Encode parameters.
@@ -91,14 +96,14 @@ def encode(
         mask: prunable coordinates to send; None sends all.
         schema: the receiver's expectations.
         held: the mask that the receiver holds, or None.
-        values: value type of the prunable values, a name of `VALUES`.
-        seed: feeds the stochastic rounding of "int8".
+        values: value type of the prunable values, a name of `VALUES`; or one for each prunable tensor.
+        seed: feeds the stochastic rounding of integers.
 
     Raises:
         ValueError: NaN or infinity (named), a value beyond the value type's range, or a name or shape not in the schema.
     """
-    coder = VALUES[values]
     alive = None if mask is None else schema.flat_mask(mask)
+    coder = VALUES[values] if isinstance(values, str) else _mixed(alive, schema, tuple(values))
     before = None if held is None else schema.flat_mask(held)
     mode, mask_bytes = _encode_mask(alive, before, _layout(schema))
     sent = schema.prunable_size if alive is None else int(np.count_nonzero(alive.numpy()))
@@ -114,6 +119,14 @@ def encode(
     for part in parts:
         check.update(part)
     return b"".join([head, *parts, CHECK.pack(check.intdigest() & 0xFFFFFFFF)])
+
+
+def _mixed(alive: Tensor | None, schema: Schema, types: tuple[str, ...] = ()) -> Mixed:
+    if not schema.is_flat:
+        raise ValueError("a value type for each tensor needs a schema of float32 only")
+    sizes = schema.numels[: len(schema.prunable)]
+    counts = sizes if alive is None else tuple(int(part.count_nonzero()) for part in alive.split(list(sizes)))
+    return Mixed(counts, types)
 
 
 def _encode_mask(alive: Tensor | None, before: Tensor | None, layout: Layout) -> tuple[int, bytes]:
@@ -154,7 +167,7 @@ def _parse(data: bytes | memoryview, schema: Schema, held: Mask | None) -> _Pars
     magic, version, value_id, mode, reserved, schema_hash = HEAD.unpack_from(view)
     if magic != MAGIC or version != VERSION or reserved:
         raise CorruptPayload("not a payload of version 1")
-    if value_id not in BY_ID or mode not in NAMES:
+    if value_id not in TYPES or mode not in NAMES:
         raise CorruptPayload(f"unknown value type {value_id} or mask mode {mode}")
     if schema_hash != schema.hash:
         raise CorruptPayload("made for another schema: names, shapes, dtypes or their order differ")
@@ -171,7 +184,7 @@ def _parse(data: bytes | memoryview, schema: Schema, held: Mask | None) -> _Pars
     reader.at += padding
     if reader.at + sum(lengths.values()) + CHECK.size != len(view):
         raise CorruptPayload("section lengths do not add up to the payload")
-    return _Parsed(mode, BY_ID[value_id], before, nnz, reader.at + CHECK.size, lengths, view[reader.at : -CHECK.size])
+    return _Parsed(mode, TYPES[value_id], before, nnz, reader.at + CHECK.size, lengths, view[reader.at : -CHECK.size])
 
 
 def _held(view: memoryview, schema: Schema, held: Mask | None) -> NDArray[np.bool_]:
@@ -204,10 +217,18 @@ def decode(data: bytes | memoryview, *, schema: Schema, held: Mask | None = None
         {name: parsed.section(name) for name in ("values", "dense", "buffers", "auxiliary")},
         alive,
         schema=schema,
-        coder=VALUES[parsed.values],
+        coder=_coder(parsed, alive, schema),
         count=parsed.nnz,
     )
     return params, None if alive is None else schema.view_mask(torch.from_numpy(alive))
+
+
+def _coder(parsed: _Parsed, alive: NDArray[np.bool_] | None, schema: Schema) -> ValueCoder:
+    if parsed.values != MIXED:
+        return VALUES[parsed.values]
+    if not schema.is_flat:
+        raise CorruptPayload("a value type for each tensor, in a schema that is not float32")
+    return _mixed(None if alive is None else torch.from_numpy(alive), schema)
 
 
 def _decode_mask(parsed: _Parsed, schema: Schema) -> NDArray[np.bool_] | None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fl_sim.codecs.errors import CorruptPayload
 from fl_sim.codecs.schema import KINDS, Schema
-from fl_sim.codecs.value_coding import COMPRESSED, EXACT, VALUES, ValueCoder, shuffled, unshuffled
+from fl_sim.codecs.value_coding import EXACT, VALUES, ValueCoder, shuffled, unshuffled
 from fl_sim.codecs.value_coding import raw as raw_bytes
 from fl_sim.types import Params
 
@@ -74,7 +74,7 @@ def _refuse(params: Params, schema: Schema) -> None:
 
 
 def _exact(raw: memoryview, width: int, coder: ValueCoder) -> Buffer:
-    compress = len(raw) > 0 and coder.id in {VALUES[name].id for name in COMPRESSED}
+    compress = len(raw) > 0 and coder.id != VALUES[EXACT].id
     return shuffled(raw, width) if compress else raw
 
 

@@ -1,4 +1,4 @@
-"""Values as bytes: float32 as it is, float32 losslessly compressed, and three lossy types that a config must ask for."""
+"""Values as bytes: float32 as it is, float32 losslessly compressed, and lossy types that a config must ask for."""
 
 from __future__ import annotations
 
@@ -123,19 +123,23 @@ class Half:
 
 
 @dataclass(frozen=True)
-class Int8:
-    """8-bit integers by stochastic rounding, unbiased (QSGD; Alistarh et al., 2017), one float32 scale per 4,096 values."""
+class Rounded:
+    """Integers -top..top by stochastic rounding, unbiased (QSGD; Alistarh et al., 2017), a float32 scale per 4,096 values.
 
-    id: int = 4
+    They are compressed as bytes: the fewer values there are, the fewer bits each takes.
+    """
+
+    id: int
+    top: int
 
     def encode(self, values: Values, seed: int) -> bytes:
         if not len(values):
             return b""
         blocks = _blocks(values)
-        scales = (np.abs(blocks).max(axis=1) / 127).astype("<f4")
+        scales = (np.abs(blocks).max(axis=1) / self.top).astype("<f4")
         safe = np.where(scales > 0, scales, 1).astype(np.float32)
         noise = np.random.default_rng(seed).random(blocks.shape, dtype=np.float32)
-        whole = np.clip(np.floor(blocks / safe[:, None] + noise), -127, 127).astype(np.int8)
+        whole = np.clip(np.floor(blocks / safe[:, None] + noise), -self.top, self.top).astype(np.int8)
         quantised = whole.reshape(-1)[: len(values)]
         head: bytes = scales.tobytes()
         return head + shuffled(raw(quantised), 1)
@@ -143,13 +147,13 @@ class Int8:
     def decode(self, data: memoryview, count: int) -> Values:
         head = 4 * -(-count // BLOCK)
         if len(data) < head:
-            raise CorruptPayload("int8 scales are cut off")
+            raise CorruptPayload("scales are cut off")
         scales = np.frombuffer(data[:head], dtype="<f4")
         if not np.isfinite(scales).all() or (scales < 0).any():
-            raise CorruptPayload("int8 scales must be finite and not negative")
+            raise CorruptPayload("scales must be finite and not negative")
         whole = _exact(data[head:], count, 1).view(np.int8)
-        if (whole == -128).any():
-            raise CorruptPayload("-128 is no int8 value of this format")
+        if (whole < -self.top).any() or (whole > self.top).any():
+            raise CorruptPayload(f"a rounded value is beyond {self.top}")
         restored: Values = (_blocks(whole.astype(np.float32)) * scales[:, None]).reshape(-1)[:count]
         return restored
 
@@ -166,7 +170,9 @@ VALUES: Mapping[str, ValueCoder] = {
     "float32-zstd": Float32Zstd(),
     "float16": Half(2, torch.float16),
     "bfloat16": Half(3, torch.bfloat16),
-    "int8": Int8(),
+    "int8": Rounded(4, 127),
+    "int4": Rounded(5, 7),
+    "int2": Rounded(6, 1),
 }
 BY_ID: Mapping[int, str] = {coder.id: name for name, coder in VALUES.items()}
 EXACT = "float32"

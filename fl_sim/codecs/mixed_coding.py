@@ -1,0 +1,63 @@
+"""Values of every tensor in a type of its own, one after the other.
+
+    type number of each tensor, u8 | bytes of each tensor, LEB128 | the tensors' bytes as their types write them
+
+The sizes add up: a tensor costs the same bytes whatever the others are, which lets a budget be divided among them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from fl_sim.codecs.bits import Reader, varint
+from fl_sim.codecs.errors import CorruptPayload
+from fl_sim.codecs.value_coding import BY_ID, VALUES, Values
+from fl_sim.seeding import derive
+
+
+def tensor_seed(seed: int, position: int) -> int:
+    """What feeds the stochastic rounding of the tensor at this position of the schema."""
+    return derive(seed, position)
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """Coder of the sent values of several tensors.
+
+    Attributes:
+        counts: values of each tensor, known to both ends.
+        types: value type of each tensor, names of `VALUES`; decoding reads them from the bytes.
+    """
+
+    counts: tuple[int, ...]
+    types: tuple[str, ...] = ()
+    id: ClassVar[int] = 7
+
+    def encode(self, values: Values, seed: int) -> bytes:
+        """Raises ValueError where there is not one known type for each tensor, or one cannot hold its values."""
+        if len(self.types) != len(self.counts) or not set(self.types) <= VALUES.keys():
+            raise ValueError(f"{len(self.counts)} tensors need as many value types of {', '.join(VALUES)}")
+        pieces = np.split(values, np.cumsum(self.counts)[:-1])
+        bodies = [
+            bytes(VALUES[name].encode(piece, tensor_seed(seed, i)))
+            for i, (name, piece) in enumerate(zip(self.types, pieces, strict=True))
+        ]
+        head = bytes(VALUES[name].id for name in self.types)
+        return b"".join([head, *(varint(len(body)) for body in bodies), *bodies])
+
+    def decode(self, data: memoryview, count: int) -> Values:
+        tensors = len(self.counts)
+        if len(data) < tensors or any(number not in BY_ID for number in data[:tensors]):
+            raise CorruptPayload("unknown value types of tensors")
+        reader = Reader(data, tensors)
+        sizes = [reader.varint(len(data)) for _ in self.counts]
+        if reader.at + sum(sizes) != len(data):
+            raise CorruptPayload("the tensors' sizes do not add up")
+        pieces, at = [], reader.at
+        for number, size, values in zip(data[:tensors], sizes, self.counts, strict=True):
+            pieces.append(VALUES[BY_ID[number]].decode(data[at : at + size], values))
+            at += size
+        return np.concatenate(pieces) if pieces else np.zeros(0, dtype=np.float32)

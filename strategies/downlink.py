@@ -1,0 +1,41 @@
+"""What the server does to a downlink's values before they travel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from fl_sim.curves import calibration
+from fl_sim.layer_adaptive import LayerAdaptive
+from fl_sim.runtime.setup import Setup
+from fl_sim.types import Task, UserError
+
+Downlink = Callable[[Setup, Task, int], Sequence[str] | None]
+"""(run, task, seed of the payload) -> a value type for each prunable tensor; None leaves it to `wire.downlink`."""
+
+
+def as_configured(setup: Setup, task: Task, seed: int) -> None:
+    """The value type of `wire.downlink` for all tensors."""
+    return
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """A type for every layer, chosen anew for every model sent: the least output distortion within the bytes.
+
+    Attributes:
+        choose: the budget and the types.
+        images: how many of the server's images (`data.proxy` or `data.noise`) the distortion is measured on.
+    """
+
+    choose: LayerAdaptive
+    images: int
+
+    def __call__(self, setup: Setup, task: Task, seed: int) -> Sequence[str]:
+        if setup.proxy is None:
+            raise UserError("strategy: a layer-adaptive downlink needs images: set data.proxy (a share) or data.noise")
+        if setup.exchange.downlink.content != "parameters":
+            raise UserError("wire.downlink.content: a layer-adaptive downlink sends 'parameters'")
+        images = calibration(setup.proxy, self.images)
+        schema = setup.exchange.schema
+        return self.choose(setup.model(), task.params, task.mask, images, schema=schema, seed=seed)

@@ -22,6 +22,7 @@ from clients.retention import (
     ratio_of,
     salience,
 )
+from clients.shared import SharedRandom
 from clients.threshold import ThresholdEachEpoch, not_zero
 from fl_sim.gating import Gating
 from fl_sim.losses import Distillation, FeatureDistillation
@@ -42,6 +43,11 @@ def fedprox(*, training: Training, mu: float = 0.01) -> Client:
 def topk(*, training: Training, density: float = 0.1) -> Client:
     """Uploads the `density` share of weights that changed most; add `wire.error_feedback = true` to carry the rest over."""
     return LocalClient(training, upload=TopK(density))
+
+
+def shared_random(*, training: Training, density: float = 0.1) -> Client:
+    """Uploads the same random `density` share of weights as every other client, drawn anew each round (`sparsity.Shared`)."""
+    return LocalClient(training, upload=SharedRandom(density))
 
 
 def distillation(

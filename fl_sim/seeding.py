@@ -25,6 +25,8 @@ class Purpose(IntEnum):
     DISTILLATION = 9
     GATES = 10
     CALIBRATION = 11
+    PRIVACY = 12
+    SHARED_MASK = 13
 
 
 def derive(*key: int) -> int:

@@ -129,7 +129,8 @@ def build_strategy(
         UserError: the target makes something else.
     """
     experiment = federation.experiment
-    method = experiment.strategy.build({})
+    run = {"seed": experiment.seed, "num_clients": len(federation.parts), "cohort_size": experiment.cohort.size}
+    method = experiment.strategy.build(run)
     if not hasattr(method, "strategy"):
         raise UserError(f"strategy {experiment.strategy.target!r} made a {type(method).__name__}, not a Method")
     setup = Setup(

@@ -102,7 +102,10 @@ class Coding:
             CorruptPayload: the bytes are no payload of `schema`, or name a mask that is not `held`.
         """
         params, mask = codecs.decode(data, schema=schema, held=held)
-        return schema.view(CONTENTS[self.content].incoming(schema.flat(params), schema.flat(reference))), mask
+        values = CONTENTS[self.content].incoming(schema.flat(params), schema.flat(reference))
+        if not codecs.finite(values):
+            raise CorruptPayload("a value overflows once it is added to what it differs from")
+        return schema.view(values), mask
 
 
 @dataclass(frozen=True)

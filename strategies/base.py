@@ -8,10 +8,11 @@ time in partition order, and books every payload that moved. The method itself i
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
+import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
@@ -39,6 +40,15 @@ ERRORS = {CLIENT_APP_CRASHED: "lost", CLIENT_APP_OVERDUE: "late"}
 PHASES = {MessageType.TRAIN: "train", MessageType.EVALUATE: "evaluate"}
 
 
+Account = Callable[[int], Mapping[str, float]]
+"""Rounds finished -> numbers of a method's own for the round's log, for instance the privacy spent."""
+
+
+def nothing(rounds: int) -> Mapping[str, float]:
+    """No numbers of its own."""
+    return {}
+
+
 @dataclass(frozen=True)
 class Method:
     """What a server does with a round's updates, as a composition; `config` travels to the clients as scalars.
@@ -52,6 +62,7 @@ class Method:
     teach: Teach = untaught
     calibrate: Calibrate | None = None
     downlink: Downlink = as_configured
+    account: Account = nothing
     config: Mapping[str, Scalar] = field(default_factory=dict)
 
     def strategy(self, setup: Setup) -> SparseStrategy:
@@ -136,7 +147,9 @@ class SparseStrategy(Strategy):
         means = {f"train_{name}": value for name, value in self.round_log.metrics.items()}
         clock = {"simulated_s": self.simulated_s} if self.network is not None else {}
         sent = {f"sent/{name}": round(share, 4) for name, share in self.round_log.sent.items()}
-        return {**means, **clock, **sent, "clients": self.round_log.replies, "failures": len(self.round_log.failures)}
+        own = self.method.account(self.state.round)
+        counts = {"clients": self.round_log.replies, "failures": len(self.round_log.failures)}
+        return {**means, **clock, **sent, **own, **counts}
 
     # -- what survives the process -------------------------------------------------------------------------------------
 
@@ -251,6 +264,10 @@ class SparseStrategy(Strategy):
             optimise=self.method.optimise,
             refine=refine,
         )
+        if not all(bool(torch.isfinite(value).all()) for value in self.state.params.values()):
+            raise RoundFailed(
+                f"round {self.state.round}: the aggregate overflows; strategy.clip bounds what clients can do"
+            )
         return ArrayRecord(), MetricRecord({**self.round_log.metrics})
 
     def _updates(self, number: int, replies: Iterable[Message]) -> Iterator[Update]:

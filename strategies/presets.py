@@ -17,6 +17,7 @@ from fl_sim.sparsity import (
     OneShot,
     PruneTo,
     Schedule,
+    Shared,
     erk,
     global_topk,
     lamp,
@@ -28,12 +29,18 @@ from strategies.base import Method
 from strategies.calibration import SOURCES, PruneByDistortion
 from strategies.distillation import Teach, server_distillation, untaught
 from strategies.downlink import Adapted
+from strategies.privacy import Accountant, PrivateMean
+from strategies.robust import ClipNorm, Trimmed, coordinate_median
 from strategies.server_step import Aggregate, Momentum, Optimise, accept
 
 Table = Mapping[str, object]
 """A nested table of the config."""
 ALLOCATIONS: Mapping[str, Allocate] = {"global": global_topk, "uniform": uniform, "erk": erk, "lamp": lamp}
-AGGREGATES: Mapping[str, Aggregate] = {"coverage": coverage_mean, "zero_fill": zero_fill}
+AGGREGATES: Mapping[str, Aggregate] = {
+    "coverage": coverage_mean,
+    "zero_fill": zero_fill,
+    "median": coordinate_median,
+}
 
 
 def _teach(table: Table | None) -> Teach:
@@ -41,20 +48,66 @@ def _teach(table: Table | None) -> Teach:
 
 
 def fedavg(
-    *, lr: float = 1.0, momentum: float = 0.0, aggregate: str = "coverage", distil: Table | None = None
+    *,
+    lr: float = 1.0,
+    momentum: float = 0.0,
+    aggregate: str = "coverage",
+    trim: float = 0.1,
+    clip: float | None = None,
+    distil: Table | None = None,
 ) -> Method:
     """FedAvg (McMahan et al., 2017), with server learning rate and momentum (FedAvgM; Hsu et al., 2019).
 
     Args:
         lr: server learning rate; 1 takes the mean of the clients.
         momentum: server momentum.
-        aggregate: "coverage" or "zero_fill", how updates that cover different coordinates are averaged.
+        aggregate: how updates that cover different coordinates are put together: "coverage" or "zero_fill" means, or,
+            against bad clients, the "median" or the "trimmed" mean of each coordinate (`strategies.robust`).
+        trim: share of the values that "trimmed" leaves out at either end.
+        clip: largest L2 norm of a client's change, longer ones are scaled down; None = any.
         distil: server-side distillation after aggregation, see `strategies.distillation.server_distillation`.
     """
-    if aggregate not in AGGREGATES:
-        raise UserError(f"strategy.aggregate: unknown {aggregate!r}; allowed: {', '.join(AGGREGATES)}")
-    optimise: Optimise = accept if (lr, momentum) == (1.0, 0.0) else Momentum(lr, momentum)
-    return Method(aggregate=AGGREGATES[aggregate], optimise=optimise, teach=_teach(distil))
+    table: Mapping[str, Aggregate] = {**AGGREGATES, "trimmed": Trimmed(trim)}
+    chosen = find("strategy.aggregate", aggregate, table)
+    return Method(
+        aggregate=chosen if clip is None else ClipNorm(clip, chosen), optimise=_step(lr, momentum), teach=_teach(distil)
+    )
+
+
+def _step(lr: float, momentum: float) -> Optimise:
+    return accept if (lr, momentum) == (1.0, 0.0) else Momentum(lr, momentum)
+
+
+def private(
+    *,
+    seed: int,
+    num_clients: int,
+    cohort_size: int,
+    clip: float = 1.0,
+    noise: float = 1.0,
+    delta: float = 1e-5,
+    lr: float = 1.0,
+    momentum: float = 0.0,
+    shared_density: float | None = None,
+) -> Method:
+    """Central differential privacy of the clients (DP-FedAvg; McMahan et al., 2018); see `strategies.privacy`.
+
+    `rounds.jsonl` shows the epsilon spent so far. Models without BatchNorm suffer less: statistics are noised too.
+
+    Args:
+        seed, num_clients, cohort_size: of the run.
+        clip: largest L2 norm of a client's change.
+        noise: standard deviation of the noise over the sum's sensitivity, 2 clip.
+        delta: the guarantee's second number; below one over the number of clients.
+        lr, momentum: server learning rate and momentum.
+        shared_density: density of `clients.presets:shared_random`, where the clients use it; noise is on its mask only.
+    """
+    shared = None if shared_density is None else Shared(shared_density, seed)
+    return Method(
+        aggregate=PrivateMean(clip, noise, cohort_size, seed, shared),
+        optimise=_step(lr, momentum),
+        account=Accountant(noise, cohort_size, num_clients, delta),
+    )
 
 
 def _allocation(name: str) -> Allocate:

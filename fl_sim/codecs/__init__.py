@@ -14,6 +14,7 @@ from fl_sim.codecs.errors import CorruptPayload
 from fl_sim.codecs.mask_coding import mask_hash
 from fl_sim.codecs.payload import Description, decode, describe, encode
 from fl_sim.codecs.schema import Schema
+from fl_sim.codecs.tensor_coding import finite
 from fl_sim.codecs.value_coding import VALUES
 
-__all__ = ["VALUES", "CorruptPayload", "Description", "Schema", "decode", "describe", "encode", "mask_hash"]
+__all__ = ["VALUES", "CorruptPayload", "Description", "Schema", "decode", "describe", "encode", "finite", "mask_hash"]

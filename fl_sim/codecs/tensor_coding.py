@@ -21,7 +21,8 @@ Buffer = bytes | memoryview
 SECTIONS = ("values", "dense", "buffers", "auxiliary")
 
 
-def _finite(values: Tensor) -> bool:
+def finite(values: Tensor) -> bool:
+    """Whether a 1-D tensor holds neither NaN nor infinity."""
     # NaN and infinity survive in a sum of squares, which costs one pass without a temporary; only overflow needs the rest.
     return math.isfinite(float(torch.dot(values, values))) or bool(torch.isfinite(values).all())
 
@@ -35,7 +36,7 @@ def encode(params: Params, alive: Tensor | None, *, schema: Schema, coder: Value
     if not schema.is_flat:
         return _encode_mixed(params, alive, schema=schema, coder=coder)
     tensor = schema.flat(params)
-    if not _finite(tensor):
+    if not finite(tensor):
         _refuse(params, schema)
     flat = tensor.numpy()
     count = schema.prunable_size
@@ -104,7 +105,7 @@ def decode(
         size = schema.section_bytes[kind] // 4
         array[at : at + size] = np.frombuffer(_restored(sections[kind], 4, 4 * size, coder), dtype="<f4")
         at += size
-    if not _finite(flat):
+    if not finite(flat):
         raise CorruptPayload("a value is NaN or infinite")
     return schema.view(flat)
 
@@ -127,7 +128,7 @@ def in_place(data: bytes, body: memoryview, *, schema: Schema) -> Params:
         raise CorruptPayload("a section has another length than the schema says")
     _accept_read_only()
     flat = torch.from_numpy(np.frombuffer(body, dtype="<f4"))
-    if not _finite(flat):
+    if not finite(flat):
         raise CorruptPayload("a value is NaN or infinite")
     return schema.view(flat)
 

@@ -31,6 +31,7 @@ from fl_sim.sparsity.rules import (
 )
 from fl_sim.sparsity.schedules import Constant, Cosine, Cubic, Exponential, Iterative, Linear, OneShot, Schedule
 from fl_sim.sparsity.scores import Random, Score, gradient, magnitude, random, saliency
+from fl_sim.sparsity.shared import Shared
 
 __all__ = [
     "Allocate",
@@ -51,6 +52,7 @@ __all__ = [
     "RateDistortion",
     "Schedule",
     "Score",
+    "Shared",
     "StaticMask",
     "apply_mask",
     "chain",

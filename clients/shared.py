@@ -1,0 +1,21 @@
+"""What to upload when nothing may depend on the client's data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fl_sim.sparsity import Shared
+from fl_sim.types import Mask, Params, Task
+from fl_sim.wire import SEED
+
+
+@dataclass(frozen=True)
+class SharedRandom:
+    """Send the `density` share of prunable coordinates that the round's shared mask names, as every other client does."""
+
+    density: float
+
+    def __call__(self, task: Task, params: Params) -> Mask | None:
+        seed = task.config[SEED]
+        assert isinstance(seed, int)
+        return Shared(self.density, seed)(task.round, params)

@@ -1,0 +1,110 @@
+"""Central differential privacy of the clients: bounded changes, Gaussian noise, and what that guarantees.
+
+DP-FedAvg (McMahan et al., 2018, algorithm 1) with cohorts of fixed size drawn without replacement. Neighbouring
+federations differ in one client's whole data set, replaced by any other. With cohort m, bound S and noise multiplier z:
+
+    new = old + (sum_k clip_S(change_k) + N(0, (z 2S)^2 I)) / m
+
+Replacing a client moves the sum by at most 2S, which is the sensitivity that z refers to. Clients that failed count as
+zero, and m stays the configured size. Every client counts once, whatever number of examples it claims.
+
+What is protected: every released model, for someone who sees all of them. What is not: the server, which sees each
+update; the log (training metrics, the ledger's sizes). A mask that depends on data says which coordinates changed most,
+to everybody who sees the message, and noise on values does not hide it. Here it never reaches the released model: a
+coordinate that a client did not send counts as unchanged, and noise goes on every coordinate, sent or not. A shared mask
+(`Shared`) is a function of the round alone: it reveals nothing, noise is needed on its coordinates only, and because all
+clients send the same coordinates, a secure sum of their updates needs no more than the sum of equally long vectors.
+Noise comes from the run's seed: right for a simulation, but whoever knows the seed can subtract it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from fl_sim.seeding import Purpose, generator
+from fl_sim.sparsity import Shared
+from fl_sim.types import Params, Update, UserError
+from strategies.server_step import ServerState
+
+LEAST_VARIANCE = 1e-5
+"""Noise may make a BatchNorm variance negative; no model can be evaluated with that."""
+
+
+@dataclass(frozen=True)
+class PrivateMean:
+    """The private aggregate; see the module.
+
+    Attributes:
+        clip: S, the largest L2 norm of a client's change over everything it sends, BatchNorm statistics included.
+        noise: z, standard deviation over sensitivity.
+        cohort: m, clients per round as configured.
+        seed: the run's seed.
+        shared: the mask that all clients use, where they do.
+    """
+
+    clip: float
+    noise: float
+    cohort: int
+    seed: int
+    shared: Shared | None = None
+
+    def __post_init__(self) -> None:
+        if not self.clip > 0 or not self.noise > 0:
+            raise UserError(f"strategy: clip = {self.clip} and noise = {self.noise} must be positive")
+
+    def __call__(self, state: ServerState, updates: Iterable[Update]) -> Params:
+        schema, number = state.schema, state.round + 1
+        old = schema.flat(state.params).double()
+        released = torch.ones(schema.size, dtype=torch.bool)
+        mask = state.mask if self.shared is None else self.shared(number, {n: state.params[n] for n in schema.prunable})
+        if mask is not None:
+            released[: schema.prunable_size] = schema.flat_mask(mask)
+        total = torch.zeros_like(old)
+        for update in updates:
+            change = torch.where(released, schema.flat(update.params).double() - old, 0.0)
+            if update.mask is not None:
+                change[: schema.prunable_size] *= schema.flat_mask(update.mask)
+            norm = float(torch.linalg.vector_norm(change))
+            total.add_(change, alpha=min(1.0, self.clip / norm) if norm else 1.0)
+        draw = torch.randn(schema.size, generator=generator(self.seed, number, Purpose.PRIVACY), dtype=torch.float64)
+        total.add_(draw, alpha=2 * self.clip * self.noise)
+        new = old + torch.where(released, total, 0.0) / self.cohort
+        params = schema.view(new.float())
+        for name in schema.buffers:
+            if name.endswith("running_var"):
+                params[name].clamp_(min=LEAST_VARIANCE)
+        return params
+
+
+@dataclass(frozen=True)
+class Accountant:
+    """Epsilon after so many rounds, by Renyi differential privacy (Wang et al., 2019; the package dp-accounting).
+
+    Attributes:
+        noise: z. cohort, clients: m of how many clients a round. delta: the guarantee's second number.
+    """
+
+    noise: float
+    cohort: int
+    clients: int
+    delta: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.delta < 1:
+            raise UserError(f"strategy.delta = {self.delta}: must be between 0 and 1")
+        try:
+            import dp_accounting  # noqa: F401
+        except ImportError as error:
+            raise UserError("strategies.presets:private needs the extra: pip install 'fl-sim[privacy]'") from error
+
+    def __call__(self, rounds: int) -> Mapping[str, float]:
+        """`{"epsilon": ...}` for (epsilon, delta) after that many rounds."""
+        from dp_accounting import GaussianDpEvent, NeighboringRelation, SampledWithoutReplacementDpEvent
+        from dp_accounting.rdp import RdpAccountant
+
+        accountant = RdpAccountant(neighboring_relation=NeighboringRelation.REPLACE_ONE)
+        one = SampledWithoutReplacementDpEvent(self.clients, self.cohort, GaussianDpEvent(self.noise))
+        return {"epsilon": float(accountant.compose(one, rounds).get_epsilon(self.delta))}

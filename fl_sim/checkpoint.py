@@ -67,6 +67,7 @@ class ServerSnapshot:
         mask: global mask, or None while the model is dense.
         memory: the server optimiser's tensors.
         held: client -> the mask it holds.
+        answered: clients that have answered since they last failed, so that they know the frozen weights.
         simulated_s: the virtual clock.
         failures: failed client tasks so far, by kind.
     """
@@ -76,6 +77,7 @@ class ServerSnapshot:
     mask: Mask | None = None
     memory: Params = field(default_factory=dict)
     held: Mapping[int, Mask] = field(default_factory=dict)
+    answered: frozenset[int] = frozenset()
     simulated_s: float = 0.0
     failures: Mapping[str, int] = field(default_factory=dict)
 
@@ -99,6 +101,7 @@ class Manifest(_Record):
         round: rounds finished. messages: messages numbered so far (the numbers' lengths are part of Flower's traffic).
         training_s, wall_s: seconds spent so far. simulated_s, failures: see `ServerSnapshot`.
         server: params, mask and memory. held: mask object -> the clients that hold it.
+        answered: clients that know the frozen weights.
         clients: partition -> record of its kept state -> object.
         ledger, rounds, masks: parts of the three logs, in order.
     """
@@ -114,6 +117,7 @@ class Manifest(_Record):
     failures: dict[str, int]
     server: ObjectName
     held: dict[ObjectName, list[int]]
+    answered: list[int]
     clients: dict[int, dict[str, ObjectName]]
     ledger: list[Part]
     rounds: list[Part]

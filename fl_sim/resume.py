@@ -150,6 +150,7 @@ class Keeper:
             failures=dict(saved.failures),
             server=self._put_server(put, saved),
             held=self._put_held(put, saved),
+            answered=sorted(saved.answered),
             clients=self._put_clients(put),
             ledger=self._put_log(put, "ledger"),
             rounds=self._put_log(put, "rounds"),
@@ -249,6 +250,7 @@ class Keeper:
             self._mask(tensors) if MASK in tensors else None,
             self._params(memory) if memory else {},
             held,
+            frozenset(manifest.answered),
             manifest.simulated_s,
             manifest.failures,
         )

@@ -181,11 +181,11 @@ class Holdings:
 
     _masks: dict[bytes, Mask] = field(default_factory=dict)
     _held: dict[int, bytes] = field(default_factory=dict)
-    _made: set[int] = field(default_factory=set)
+    _answered: set[int] = field(default_factory=set)
 
     def has_frozen(self, client: int) -> bool:
         """Whether the client has answered before, so that it has made and checked the frozen weights."""
-        return client in self._made
+        return client in self._answered
 
     def held(self, client: int) -> Mask | None:
         """The mask that this client holds, or None when it must be sent."""
@@ -194,7 +194,7 @@ class Holdings:
 
     def learned(self, client: int, mask: Mask | None) -> None:
         """The client answered a task under `mask` (None: a dense task leaves what it holds as it was)."""
-        self._made.add(client)
+        self._answered.add(client)
         if mask is not None:
             self._held[client] = key = codecs.mask_hash(mask)
             if key not in self._masks:
@@ -206,10 +206,15 @@ class Holdings:
         """Client -> the mask that it holds; clients with equal masks share one."""
         return {client: self._masks[key] for client, key in self._held.items()}
 
+    @property
+    def answered(self) -> frozenset[int]:
+        """Clients that have answered since they last failed."""
+        return frozenset(self._answered)
+
     def forget(self, client: int) -> None:
         """The client failed, so what it kept is unknown: the next task carries its mask whole, and the frozen seed."""
         self._held.pop(client, None)
-        self._made.discard(client)
+        self._answered.discard(client)
 
 
 def content(

@@ -162,6 +162,7 @@ class SparseStrategy(Strategy):
             state.mask,
             state.memory,
             self.holdings.known(),
+            self.holdings.answered,
             self.simulated_s,
             dict(self.failures),
         )
@@ -171,8 +172,8 @@ class SparseStrategy(Strategy):
         self.state = ServerState(self.exchange.schema, saved.params, saved.round, saved.mask, saved.memory)
         self.simulated_s, self.failures = saved.simulated_s, dict(saved.failures)
         self.holdings = wire.Holdings()
-        for client, mask in saved.held.items():
-            self.holdings.learned(client, mask)
+        for client in saved.answered:
+            self.holdings.learned(client, saved.held.get(client))
 
     # -- who takes part ------------------------------------------------------------------------------------------------
 

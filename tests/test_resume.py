@@ -36,6 +36,7 @@ METHODS = {
         "wire.uplink.content=difference",
         "wire.record_masks=true",
     ],
+    "batchnorm": ["model.trainable=batchnorm", "model.statistics=local", "evaluate.clients=2"],
     "masked": [
         "strategy.target=strategies.presets:gradual_magnitude",
         "strategy.density=0.2",

@@ -55,6 +55,7 @@ LAYERS = [
         "fl_sim.sweep",
         "fl_sim.doctor",
         "fl_sim.reference",
+        "fl_sim.flower_run",
         "fl_sim.cli",
         "fl_sim",
     },

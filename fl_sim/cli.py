@@ -174,7 +174,7 @@ def compare(
         print(find("--format", as_text, FORMATS)(groups), end="")
         return
     console.print(comparison(reports))
-    if len(groups) < len(reports):
+    if any(len(group.reports) > 1 for group in groups):
         console.print(over_seeds(groups))
     if page is not None:
         console.print(str(page), highlight=False)

@@ -22,12 +22,12 @@ from fl_sim.checkpoint import ServerSnapshot
 from fl_sim.codecs import CorruptPayload, Description
 from fl_sim.curves import Curves, MeasureCurves
 from fl_sim.runtime.app import PARTITION
-from fl_sim.runtime.flower_compat import CLIENT_APP_CRASHED, CLIENT_APP_OVERDUE
+from fl_sim.runtime.flower_compat import CLIENT_ANSWERED_NONSENSE, CLIENT_APP_CRASHED, CLIENT_APP_OVERDUE
 from fl_sim.runtime.protocol import protocol_bytes
 from fl_sim.runtime.setup import Setup
 from fl_sim.seeding import Purpose, derive, numpy_generator
 from fl_sim.sparsity import layer_densities
-from fl_sim.types import Mask, MaskRule, Params, Scalar, Task, Update
+from fl_sim.types import Mask, MaskRule, Params, Scalar, Task, Update, UserError
 from strategies.aggregation import coverage_mean
 from strategies.calibration import Calibrate
 from strategies.distillation import Teach, untaught
@@ -89,6 +89,7 @@ class RoundLog:
 
     replies: int = 0
     faults: int = 0
+    nonsense: int = 0
     weight: float = 0.0
     sums: dict[str, float] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
@@ -293,7 +294,9 @@ class SparseStrategy(Strategy):
         cohort, allowed = len(self._cohort), self.setup.faults.max_share
         first = self.round_log.failures[0].reason if self.round_log.failures else "no client answered in time"
         if self.round_log.replies == 0:
-            raise RoundFailed(f"round {number}: none of {cohort} clients returned an update: {first}")
+            # What no client at all gets right is wrong with the client that the config names.
+            kind = UserError if self.round_log.nonsense == cohort else RoundFailed
+            raise kind(f"round {number}: none of {cohort} clients returned an update: {first}")
         if self.round_log.faults > allowed * cohort:
             share = f"{self.round_log.faults} of {cohort} clients failed, faults.max_share allows {allowed:g}"
             raise RoundFailed(f"round {number}: {share}: {first}")
@@ -302,6 +305,7 @@ class SparseStrategy(Strategy):
         self.holdings.forget(client)
         self.failures[problem.kind] += 1
         self.round_log.faults += problem.is_fault
+        self.round_log.nonsense += problem.is_nonsense
         self.round_log.failures.append(Failure(client, problem.kind, str(problem)))
         log.warning("round %d: %s", number, problem)
 
@@ -440,15 +444,16 @@ class SparseStrategy(Strategy):
 class _Unusable(Exception):
     """A reply that the round goes on without; `kind` is raised, rejected, late or lost. What is simulated is no fault."""
 
-    def __init__(self, kind: str, reason: str, *, is_fault: bool = True) -> None:
+    def __init__(self, kind: str, reason: str, *, is_fault: bool = True, is_nonsense: bool = False) -> None:
         super().__init__(reason)
-        self.kind, self.is_fault = kind, is_fault
+        self.kind, self.is_fault, self.is_nonsense = kind, is_fault, is_nonsense
 
 
 def _require_content(client: int, reply: Message) -> None:
     """Raises _Unusable where a client or its process failed."""
     if reply.has_error():
-        raise _Unusable(ERRORS.get(reply.error.code, "raised"), reply.error.reason or f"client {client}: no reason")
+        code, reason = reply.error.code, reply.error.reason or f"client {client}: no reason"
+        raise _Unusable(ERRORS.get(code, "raised"), reason, is_nonsense=code == CLIENT_ANSWERED_NONSENSE)
 
 
 def _in_order(

@@ -10,12 +10,16 @@ from pathlib import Path
 
 import pytest
 
+from fl_sim.cli import main
+
 FAILING = """
 from fl_sim import Update
 def broken(task, ctx):
     raise ValueError("by design")
 def empty(task, ctx):
     return 3
+def partial(task, ctx):
+    return Update(params={}, num_examples=1)
 """
 
 
@@ -37,9 +41,12 @@ def test_run_and_compare(tmp_path: Path) -> None:
     folder = next(tmp_path.iterdir())
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["engine"] == "inline"
-    compared = cli("compare", str(folder), str(folder))
+    assert "<h1>fl-sim</h1>" in (folder / "report.html").read_text()
+    page = tmp_path / "both.html"
+    compared = cli("compare", str(folder), str(folder), "--html", str(page))
     assert compared.returncode == 0
     assert compared.stdout.count("quickstart ") == 2
+    assert page.stat().st_size > 1e6
 
 
 def test_quiet_prints_errors_only(tmp_path: Path) -> None:
@@ -70,23 +77,43 @@ def test_quiet_prints_errors_only(tmp_path: Path) -> None:
         (["run", "configs/quickstart.toml", "--engine", "rya"], "inline"),
         (["run", "configs/quickstart.toml", "--engine", "flower"], "flwr run"),
         (["compare", "configs"], "not a finished run"),
+        (["report", "configs"], "not a finished run"),
+        (["run", "configs/quickstart.toml", "training.lr=fast"], "training.lr"),
+        (["run", "configs/quickstart.toml", "cohort.size=21"], "more than data.clients = 20"),
+        (["run", "configs/quickstart.toml", "rounds"], "key=value"),
+        (["sweep", "configs/quickstart.toml", "data.alfa=1,2"], "did you mean 'alpha'"),
+        (["sweep", "configs/quickstart.toml", "--seeds", "one"], "--seeds"),
+        (["doctor", "clients.presets:fedavgg"], "did you mean 'fedavg'"),
     ],
 )
-def test_wrong_input_is_one_line_and_status_2(words: list[str], expected: str, tmp_path: Path) -> None:
-    done = cli(*words, *(["--out", str(tmp_path)] if words[0] == "run" else []))
-    assert done.returncode == 2, done.stderr
-    assert expected in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
-    assert "Traceback" not in done.stderr
+def test_wrong_input_is_one_line_and_status_2(
+    words: list[str],
+    expected: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = ["--out", str(tmp_path)] if words[0] in ("run", "sweep") else []
+    monkeypatch.setattr("sys.argv", ["fl-sim", *words, *out])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr().err
+    assert ended.value.code == 2, said
+    assert expected in said
+    assert len(said.strip().splitlines()) == 1
+    assert "Traceback" not in said
 
 
-@pytest.mark.parametrize(("name", "reason"), [("broken", "by design"), ("empty", "returned int, not an fl_sim.Update")])
-def test_a_failed_run_is_status_1_and_says_why(tmp_path: Path, name: str, reason: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "status", "reason"),
+    [("broken", 1, "by design"), ("empty", 2, "returned int, not an fl_sim.Update"), ("partial", 2, "lacks parameter")],
+)
+def test_a_failed_run_says_why(tmp_path: Path, name: str, status: int, reason: str) -> None:
     (tmp_path / "mine.py").write_text(FAILING)
     (tmp_path / "configs").symlink_to(Path("configs").resolve())
     done = cli("run", *QUICK, f"client.target=mine:{name}", cwd=tmp_path)
-    assert done.returncode == 1
-    assert reason in done.stderr
+    assert done.returncode == status
+    assert reason in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
 
 

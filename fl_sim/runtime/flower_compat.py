@@ -32,6 +32,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 __all__ = [
     "CHUNK_BYTES",
+    "CLIENT_ANSWERED_NONSENSE",
     "CLIENT_APP_CRASHED",
     "CLIENT_APP_OVERDUE",
     "CLIENT_APP_RAISED",
@@ -51,6 +52,8 @@ CLIENT_APP_RAISED = 2
 """`flwr.common.constant.ErrorCode.CLIENT_APP_RAISED_EXCEPTION`."""
 CLIENT_APP_OVERDUE = 4
 """`flwr.common.constant.ErrorCode.REPLY_MESSAGE_UNAVAILABLE`: no reply in time."""
+CLIENT_ANSWERED_NONSENSE = 100
+"""Ours, no code of Flower's: the client function returned something that is no update."""
 CLIENT_APP_CRASHED = 0
 """`flwr.common.constant.ErrorCode.UNKNOWN`: Flower's code for a client whose process is gone."""
 

@@ -14,8 +14,15 @@ from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, Record
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
-from fl_sim.runtime.app import PARTITION
-from fl_sim.runtime.flower_compat import CLIENT_APP_OVERDUE, CLIENT_APP_RAISED, Run, adopt_identity, set_message_id
+from fl_sim.runtime.app import PARTITION, BadUpdate
+from fl_sim.runtime.flower_compat import (
+    CLIENT_ANSWERED_NONSENSE,
+    CLIENT_APP_OVERDUE,
+    CLIENT_APP_RAISED,
+    Run,
+    adopt_identity,
+    set_message_id,
+)
 from fl_sim.runtime.memory import keep_freed_memory
 
 FIRST_NODE = 1000
@@ -32,7 +39,8 @@ def execute(app: ClientApp, message: Message, context: Context) -> Message:
     except Exception as error:
         reason = f"client {context.node_config[PARTITION]}: {type(error).__name__}: {error}"
         log.debug("%s", reason, exc_info=True)
-        return Message(Error(CLIENT_APP_RAISED, reason), reply_to=message)
+        code = CLIENT_ANSWERED_NONSENSE if isinstance(error, BadUpdate) else CLIENT_APP_RAISED
+        return Message(Error(code, reason), reply_to=message)
 
 
 def overdue(message: Message, partition: int, seconds: float) -> Message:

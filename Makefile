@@ -31,6 +31,7 @@ bench: $(VENV)/ready
 	$(FL) bench engine
 	$(FL) bench codec
 	$(FL) bench pruning
+	$(FL) bench inference
 
 docs: $(VENV)/ready
 	mkdir -p docs

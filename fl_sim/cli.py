@@ -249,6 +249,27 @@ def codec(as_json: AS_JSON = False) -> None:
 
 
 @bench.command()
+def inference(
+    as_json: AS_JSON = False,
+    model: Annotated[str, typer.Option(help="see `fl-sim list models`")] = "resnet32",
+    budget: Annotated[float, typer.Option(help="share of the plain model's MACs, gates included")] = 0.5,
+    gates: Annotated[
+        list[str] | None, typer.Option(help="gated layers, one pattern each; several are compared")
+    ] = None,
+    side: Annotated[int, typer.Option(min=4, help="pixels a side")] = 32,
+    repeats: Annotated[int, typer.Option(min=2, help="alternated repetitions")] = 200,
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+) -> None:
+    """Latency of one image: the dense model beside the gated one that skips its off channels, on one core or a GPU."""
+    from fl_sim.bench import inference as measured
+    from fl_sim.bench.show import show_rows
+
+    chosen = gates or ["*", "*.conv1"]
+    rows = measured.measure(model=model, budget=budget, gates=chosen, side=side, repeats=repeats, device=device)
+    show_rows(console, rows, as_json=as_json)
+
+
+@bench.command()
 def pruning(as_json: AS_JSON = False) -> None:
     """Global selection beside torch's own pruning, and the growth of the rate-distortion program."""
     from fl_sim.bench import pruning as measured

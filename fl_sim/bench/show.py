@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from fl_sim.bench import codec, distillation, pruning
+    from fl_sim.bench import codec, distillation, inference, pruning
 
 
 def header() -> dict[str, str]:
@@ -43,7 +43,10 @@ def show(console: Console, results: Mapping[str, float], *, as_json: bool) -> No
 
 
 def show_rows(
-    console: Console, rows: Sequence[codec.Row] | Sequence[pruning.Row] | Sequence[distillation.Row], *, as_json: bool
+    console: Console,
+    rows: Sequence[codec.Row] | Sequence[pruning.Row] | Sequence[distillation.Row] | Sequence[inference.Row],
+    *,
+    as_json: bool,
 ) -> None:
     """A table of equal rows."""
     if as_json:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, fx, nn
@@ -16,7 +17,8 @@ from fl_sim.types import UserError
 
 Keep = float | Mapping[str, float]
 """Share of a layer's channels kept for each sample: one for all, or by module path of the convolution or of what
-contains it (the longest that fits; layers without an entry keep everything)."""
+contains it, with shell wildcards (`"*.conv1"`). The last entry that fits a convolution counts; one that none fits has no
+gate."""
 
 
 @dataclass(frozen=True)
@@ -115,27 +117,23 @@ class Gated(nn.Module):
         return sum(layer.weight.numel() for layer in layers)
 
 
-def ratios(keep: Keep, convs: list[str]) -> dict[str, float]:
-    """The keep ratio of each convolution.
+def ratios(keep: Keep, convs: Sequence[str]) -> dict[str, float]:
+    """The keep ratio of each convolution that `keep` names.
 
     Raises:
         UserError: a ratio outside (0, 1], or a path that fits none.
     """
-    given = dict(keep) if isinstance(keep, Mapping) else {"": keep}
+    given = dict(keep) if isinstance(keep, Mapping) else {"*": keep}
+    found: dict[str, float] = {}
     for path, ratio in given.items():
-        where = f"gating.keep{f'[{path!r}]' if path else ''} = {ratio}"
+        where = f"gating.keep{f'[{path!r}]' if path != '*' else ''} = {ratio}"
         if not 0 < ratio <= 1:
             raise UserError(f"{where}: must be above 0 and at most 1")
-        if not any(_fits(path, conv) for conv in convs):
+        fitting = [conv for conv in convs if fnmatchcase(conv, path) or fnmatchcase(conv, f"{path}.*")]
+        if not fitting:
             raise UserError(f"{where}: no gated convolution there; allowed: {', '.join(convs)}, or what contains them")
-    return {
-        conv: given[max((p for p in given if _fits(p, conv)), key=len)] if any(_fits(p, conv) for p in given) else 1.0
-        for conv in convs
-    }
-
-
-def _fits(path: str, conv: str) -> bool:
-    return not path or f"{conv}.".startswith(f"{path}.")
+        found |= dict.fromkeys(fitting, ratio)
+    return found
 
 
 def gate(
@@ -170,6 +168,8 @@ def gate(
     pairs = find_pairs(net)
     if not pairs:
         raise UserError(f"gating: {type(model).__name__} has no inner convolution that BatchNorm alone reads")
+    chosen = ratios(keep, [pair.conv for pair, _, _ in pairs])
+    pairs = [found for found in pairs if found[0].conv in chosen]
     rng = torch.Generator().manual_seed(seed)
     device = next(model.parameters()).device
     net.add_module("gates", nn.ModuleDict())

@@ -25,9 +25,10 @@ class Gating:
 
     Attributes:
         salience: what ranks channels; see `fl_sim.gating.gate`.
-        keep: share of the channels on for each sample: one number, or a table by module path.
-        macs_budget: a device's budget, as a share of the plain model's MACs with the gates' own included; set instead of
-            `keep`, it gives the largest ratio, the same for all layers, that stays within.
+        keep: share of the channels on for each sample: one number, or a table by module path or pattern, which gates
+            those layers alone: `{ "*.conv1" = 0.5 }` leaves a residual network's stream whole.
+        macs_budget: a device's budget, as a share of the plain model's MACs with the gates' own included: the ratio, the
+            same for all layers that `keep` names, becomes the largest that stays within.
         start, end: the ratio falls from 1 in round `start` to its value in round `end`, on the cubic schedule of Zhu and
             Gupta (2017); both 0 = constant from the first round on.
         masking: "both_ways", or "backward_only", which masks gradients alone.
@@ -69,7 +70,9 @@ class Gating:
         """
         if self.macs_budget is None:
             return self
-        return replace(self, keep=ratio_within(model, input_shape, self.macs_budget), macs_budget=None)
+        ratio = ratio_within(model, input_shape, self.macs_budget)
+        keep = dict.fromkeys(self.keep, ratio) if isinstance(self.keep, dict) else ratio
+        return replace(self, keep=keep, macs_budget=None)
 
     def at(self, number: int) -> Keep:
         """What is kept in this round."""

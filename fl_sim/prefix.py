@@ -11,7 +11,7 @@ without a call of its module, everything runs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
@@ -63,7 +63,7 @@ class Tape:
             self.inside = False
 
     def _record(self, forward: Forward, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
-        inputs = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        inputs = _tensors((*args, *kwargs.values()))
         before = [value._version for value in inputs]
         output = forward(*args, **kwargs)
         # What changes its input in place has an effect besides its output, and runs every time.
@@ -79,6 +79,14 @@ class Tape:
         self.at += 1
         known = entry.value()
         return forward(*args, **kwargs) if known is None else known
+
+
+def _tensors(values: Iterable[object]) -> list[Tensor]:
+    """The tensors among arguments, and those in lists of them (a DenseNet passes lists)."""
+    found = []
+    for value in values:
+        found += [value] if isinstance(value, Tensor) else _tensors(value) if isinstance(value, (list, tuple)) else []
+    return found
 
 
 @contextmanager

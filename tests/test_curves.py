@@ -113,10 +113,12 @@ def test_curves_equal_the_naive_ones_bit_for_bit(which: str) -> None:
             assert curve[0] == 0.0
 
 
-def test_torchvision_models_with_in_place_activations_agree() -> None:
-    model = build("resnet18", in_channels=1, image_size=8).eval()
+@pytest.mark.parametrize("which", ["resnet18", "vgg16", "densenet121", "mobilenet_v1", "wrn-16-8", "fastgrnn"])
+def test_models_of_the_papers_agree(which: str) -> None:
+    model = build(which, in_channels=1, image_size=8).eval()
     images = gaussian_calibration((1, 8, 8), 2)
-    for name in ("conv1.weight", "layer1.1.conv2.weight", "layer3.0.downsample.0.weight", "fc.weight"):
+    names = prunable_names(model)
+    for name in (names[0], *names[5 : -1 : 1 + len(names) // 4], names[-1]):
         parameter = model.get_parameter(name)
         before = parameter.detach().clone()
         with resumed(model, name, images) as (reference, again):

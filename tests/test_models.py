@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import nn
 
-from fl_sim import count_macs
+from fl_sim import count_macs, evaluate, local_sgd
+from fl_sim.data import load
 from fl_sim.models import MODELS, batchnorm_names, build, prunable_names
 from fl_sim.types import UserError
 
@@ -24,6 +27,14 @@ def count(model: nn.Module, names: list[str] | None = None) -> int:
         ("resnet32", 466_906, 464_432, 2_464),
         ("resnet56", 855_770, 851_504, 4_256),
         ("resnet110", 1_730_714, 1_722_416, 8_288),
+        ("wrn-16-8", 10_961_370, 10_954_160, 7_200),
+        ("wrn-22-8", 17_158_106, 17_147_312, 10_784),
+        ("wrn-28-8", 23_354_842, 23_340_464, 14_368),
+        ("wrn-28-10", 36_479_194, 36_461_232, 17_952),
+        ("vgg16", 14_728_266, 14_715_584, 8_448),
+        ("densenet121", 6_956_426, 6_872_768, 83_648),
+        ("mobilenet_v1", 3_217_226, 3_195_328, 21_888),
+        ("fastgrnn", 15_052, 14_880, 0),
     ],
 )
 def test_counts(name: str, params: int, prunable: int | None, batchnorm: int) -> None:
@@ -50,7 +61,12 @@ def test_macs_equal_a_brute_force_count_and_follow_the_mask() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [n for n in MODELS if n not in ("resnet110", "resnet218", "resnet434", "resnet866", "resnet50")]
+    "name",
+    [
+        n
+        for n in MODELS
+        if n not in ("resnet110", "resnet218", "resnet434", "resnet866", "resnet50", "wrn-28-8", "wrn-28-10")
+    ],
 )
 @pytest.mark.parametrize(("channels", "size"), [(3, 32), (1, 8)])
 def test_models_take_the_data_they_are_built_for(name: str, channels: int, size: int) -> None:
@@ -67,6 +83,67 @@ def test_torchvision_counts_and_stem() -> None:
     assert count(large) == 11_689_512
     assert small.conv1.stride == (1, 1)
     assert large.conv1.stride == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "params"), [("vgg16", 138_365_992), ("densenet121", 7_978_856), ("mobilenet_v1", 4_231_976)]
+)
+def test_the_large_forms_have_the_published_counts(name: str, params: int) -> None:
+    with torch.device("meta"):
+        assert count(MODELS[name](num_classes=1000, in_channels=3, image_size=224)) == params
+
+
+def test_a_wide_resnet_has_the_parameters_of_the_formula() -> None:
+    def conv(a: int, b: int, size: int) -> int:
+        return a * b * size * size
+
+    widths = (16, 128, 256, 512)
+    total = conv(3, 16, 3) + 2 * 512 + 512 * 10 + 10
+    for before, after in pairwise(widths):
+        total += conv(before, after, 1)
+        for block in range(4):
+            first = before if block == 0 else after
+            total += 2 * first + conv(first, after, 3) + 2 * after + conv(after, after, 3)
+    assert count(build("wrn-28-8")) == total
+
+
+def test_fastgrnn_counts_each_step_and_reads_images_row_by_row() -> None:
+    model = build("fastgrnn", in_channels=1, image_size=8).eval()
+    assert prunable_names(model) == ["w.weight", "u.weight", "fc.weight"]
+    assert count_macs(model, (1, 8, 8)) == 8 * (8 * 80 + 80 * 80) + 80 * 10
+    images = torch.randn(3, 1, 8, 8)
+    assert torch.equal(model(images), model(images[:, 0]))
+    assert not torch.allclose(model(images), model(images.transpose(2, 3)))
+
+
+def test_fastgrnn_learns_synthetic_sequences() -> None:
+    from fl_sim.models.fastgrnn import FastGRNN
+
+    rng = torch.Generator().manual_seed(0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = FastGRNN(3, 16, 2)
+    # Which of two marks came first is in the order alone: a sum over the sequence does not tell.
+    first = torch.randint(2, (256,), generator=rng)
+    sequences = 0.1 * torch.randn(256, 12, 3, generator=rng)
+    for i, swapped in enumerate(first.tolist()):
+        sequences[i, 2, swapped] += 2
+        sequences[i, 8, 1 - swapped] += 2
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for _ in range(60):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(sequences[:192]), first[:192]).backward()
+        optimizer.step()
+    accuracy = (model(sequences[192:]).argmax(dim=1) == first[192:]).float().mean()
+    assert float(accuracy) > 0.9
+
+
+def test_fastgrnn_learns_the_digits_row_by_row() -> None:
+    data = load("digits")
+    model = build("fastgrnn", in_channels=1, image_size=8)
+    rng = torch.Generator().manual_seed(0)
+    local_sgd(model, data.train, lr=0.005, optimizer="adamw", epochs=4, batch_size=32, rng=rng)
+    assert evaluate(model, data.validation)["accuracy"] > 0.7
 
 
 def test_the_seed_decides_and_the_global_generator_is_left_alone() -> None:

@@ -11,11 +11,14 @@ import torch
 from torch import nn
 
 from fl_sim.lookup import find
+from fl_sim.models.fastgrnn import fastgrnn
 from fl_sim.models.layers import BATCHNORM, batchnorm_names, disabled_features, head_names, prunable_names, stage_names
+from fl_sim.models.mobilenet import mobilenet_v1
 from fl_sim.models.resnet import cifar_resnet
 from fl_sim.models.simple import cnn, cnn_bn, mlp
-from fl_sim.models.torchvision import imagenet_stem, resnet18, resnet34, resnet50
+from fl_sim.models.torchvision import densenet121, imagenet_stem, resnet18, resnet34, resnet50, vgg16
 from fl_sim.models.trainable import BATCHNORM_INITS, SELECTORS, freeze, initialise, merged
+from fl_sim.models.wide_resnet import wide_resnet
 
 __all__ = [
     "BATCHNORM",
@@ -45,6 +48,11 @@ MODELS: Mapping[str, Builder] = {
     "resnet18": resnet18,
     "resnet34": resnet34,
     "resnet50": resnet50,
+    **{f"wrn-{depth}-{factor}": wide_resnet(depth, factor) for depth, factor in ((16, 8), (22, 8), (28, 8), (28, 10))},
+    "vgg16": vgg16,
+    "densenet121": densenet121,
+    "mobilenet_v1": mobilenet_v1,
+    "fastgrnn": fastgrnn,
     **{f"{name}_imagenet_stem": imagenet_stem(name) for name in ("resnet18", "resnet34", "resnet50")},
 }
 

@@ -12,7 +12,7 @@ LAYERS = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)]
 
 def _conv(before: int, after: int, size: int, *, stride: int = 1, groups: int = 1) -> list[nn.Module]:
     conv = nn.Conv2d(before, after, size, stride=stride, padding=size // 2, groups=groups, bias=False)
-    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
     return [conv, nn.BatchNorm2d(after), nn.ReLU(inplace=True)]
 
 

@@ -141,6 +141,14 @@ class ModelSection(Section):
     )
 
 
+class Capacity(Section):
+    """A further model, for a share of the clients."""
+
+    name: str = Field(description="see `fl-sim list models`")
+    width: float = Field(1.0, gt=0, description="channel multiplier of the CIFAR ResNets")
+    share: float = Field(0.5, gt=0, lt=1, description="of the clients, and of each cohort")
+
+
 class CohortSection(Section):
     """Who trains in a round."""
 
@@ -182,6 +190,7 @@ class Experiment(Section):
     data: DataSection = DataSection()
     model: ModelSection = ModelSection()
     gating: Gating | None = None
+    capacities: tuple[Capacity, ...] = Field((), description="further models, each for a share of the clients")
     cohort: CohortSection = CohortSection()
     training: Training = Field(default_factory=Training)
     evaluate: EvaluateSection = EvaluateSection()
@@ -299,5 +308,9 @@ def _toml(tree: Mapping[str, Json], path: str = "") -> list[str]:
 
 
 def _scalar(value: Json) -> str:
-    # A JSON string, number, boolean or list of them is also a TOML value.
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_scalar, value)) + "]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(key)} = {_scalar(entry)}" for key, entry in value.items()) + "}"
+    # A JSON string, number or boolean is also a TOML value.
     return json.dumps(value, ensure_ascii=False)

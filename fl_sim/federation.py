@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import cache
@@ -9,17 +10,18 @@ from typing import cast
 
 import numpy as np
 import torch
+from flwr.app import Context
 from flwr.clientapp import ClientApp
 from torch import nn
 
-from fl_sim import codecs, models, precision, wire
+from fl_sim import capacities, codecs, models, precision, wire
 from fl_sim.config import Experiment
 from fl_sim.data import CropFlip, Data, Split, label_counts, matching
 from fl_sim.data import load as load_data
 from fl_sim.data import partition as make_partition
 from fl_sim.gating import Gated, Gating, keeping
 from fl_sim.recalibration import recalibrate
-from fl_sim.runtime.app import ClientHost, client_app
+from fl_sim.runtime.app import PARTITION, ClientHost, client_app
 from fl_sim.seeding import Purpose, derive, generator, numpy_generator
 from fl_sim.training import load, snapshot
 from fl_sim.types import Client, FlatParams, Params, UserError
@@ -60,10 +62,18 @@ class Federation:
             min_size=section.min_size,
             seed=experiment.seed,
         )
+        return cls._of(experiment, data, parts)
+
+    @classmethod
+    def _of(cls, experiment: Experiment, data: Data, parts: list[np.ndarray]) -> Federation:
         model, gating = make_model(experiment, data, experiment.seed)
         exchange = make_exchange(experiment, model)
         initial = exchange.schema.view(exchange.schema.flat(snapshot(model)))
         return cls(experiment, data, parts, model, initial, exchange, gating)
+
+    def others(self) -> list[Federation]:
+        """The same with the models of the other capacities, in the order of the config."""
+        return [self._of(other, self.data, self.parts) for other in capacities.variants(self.experiment)[1:]]
 
     @property
     def label_counts(self) -> list[list[int]]:
@@ -139,6 +149,13 @@ class Federation:
             return untravelled(make_model(experiment, self.data, seed)[0], self.exchange)
 
         return ClientHost(self.client(), self.model.to(device), split_of, test_of, self.exchange, self.initial, rebuild)
+
+    def hosts(self) -> Callable[[Context], ClientHost]:
+        """The resident client side of one process, by node: clients of one capacity share a host."""
+        hosts = [federation.host() for federation in [self, *self.others()]]
+        members = capacities.members(self.experiment)
+        of = {partition: host for host, partitions in zip(hosts, members, strict=True) for partition in partitions}
+        return lambda context: of[int(context.node_config[PARTITION])]
 
     def complete(self, params: Params) -> nn.Module:
         """The model under these global parameters, with statistics that fit, as the server can measure it."""
@@ -218,8 +235,7 @@ def untravelled(model: nn.Module, exchange: wire.Exchange) -> Params:
 
 def make_client_app(experiment: Experiment) -> ClientApp:
     """The Flower ClientApp of an experiment; its host is built now, so that no client's time contains it."""
-    host = Federation.build(experiment).host()
-    return client_app(lambda context: host)
+    return client_app(Federation.build(experiment).hosts())
 
 
 def resolved(experiment: Experiment, federation: Federation) -> Experiment:

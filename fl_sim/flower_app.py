@@ -7,6 +7,7 @@ spaces.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 
@@ -34,8 +35,8 @@ def _of(context: Context) -> Federation:
 
 
 @lru_cache(maxsize=1)
-def _host(config: str, overrides: str) -> ClientHost:
-    return _federation(config, overrides).host()
+def _hosts(config: str, overrides: str) -> Callable[[Context], ClientHost]:
+    return _federation(config, overrides).hosts()
 
 
 @server.main()
@@ -51,5 +52,5 @@ def main(grid: Grid, context: Context) -> None:
 
 
 client = client_app(
-    lambda context: _host(str(context.run_config["config"]), str(context.run_config.get("overrides", "")))
+    lambda context: _hosts(str(context.run_config["config"]), str(context.run_config.get("overrides", "")))(context)
 )

@@ -153,9 +153,11 @@ class Ledger:
         keys = [_words(name, part[p]) for name, part, p in zip(by, parts, places, strict=False)]
         return dict(zip(zip(*keys, strict=True), sums.tolist(), strict=True))
 
-    def messages(self, *, phase: str) -> dict[str, int]:
-        """Messages of a phase by direction."""
+    def messages(self, *, phase: str, clients: Sequence[int] | None = None) -> dict[str, int]:
+        """Messages of a phase by direction, of these clients; None = of all."""
         found = (self.column("phase") == _code("phase", phase)) & (self.column("section") == CODES["section"]["header"])
+        if clients is not None:
+            found &= np.isin(self.column("client"), list(clients))
         counts = np.bincount(self.column("direction")[found], minlength=2)
         return {word: count for word, count in zip(WORDS["direction"], counts.tolist(), strict=True) if count}
 

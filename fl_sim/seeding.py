@@ -23,6 +23,7 @@ class Purpose(IntEnum):
     NETWORK = 7
     PROJECTION = 8
     DISTILLATION = 9
+    CAPACITY = 90
     GATES = 10
     CALIBRATION = 11
     PRIVACY = 12

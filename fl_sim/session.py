@@ -8,17 +8,18 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Protocol, cast
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Result
+from torch import nn
 
-from fl_sim import codecs, facts
+from fl_sim import capacities, codecs, facts
 from fl_sim.checkpoint import Checkpoints, write_atomically
 from fl_sim.config import Experiment
 from fl_sim.federation import Federation
@@ -64,8 +65,20 @@ SILENT = Silent()
 class ServerMethod(Protocol):
     """What a `[strategy]` target must make: something that builds a Flower strategy (`strategies.base.Method`)."""
 
-    def strategy(self, setup: Setup) -> ServerStrategy:
-        """The strategy of one run."""
+    def strategy(self, setup: Setup, *others: Setup) -> ServerStrategy:
+        """The strategy of one run; `others` are the surroundings of the other capacities."""
+
+
+class GlobalModel(Protocol):
+    """A model that a strategy trains."""
+
+    @property
+    def params(self) -> Params:
+        """Global parameters."""
+
+    @property
+    def mask(self) -> Mask | None:
+        """Global mask."""
 
 
 class ServerStrategy(Restorable, Protocol):
@@ -78,6 +91,10 @@ class ServerStrategy(Restorable, Protocol):
     @property
     def mask(self) -> Mask | None:
         """Global mask."""
+
+    @property
+    def parts(self) -> Sequence[GlobalModel]:
+        """The models of this federation, the first of which `params` and `mask` show."""
 
     @property
     def metrics(self) -> Mapping[str, float]:
@@ -120,34 +137,53 @@ def build_strategy(
     federation: Federation,
     ledger: Ledger,
     *,
+    others: Sequence[Federation] = (),
     recorder: MaskRecorder | None = None,
     on_reply: Callable[[int, int], None] = unseen,
 ) -> ServerStrategy:
-    """The Flower strategy that the config's `[strategy]` names.
+    """The Flower strategy that the config's `[strategy]` names; `others` are the federations of further capacities.
 
     Raises:
-        UserError: the target makes something else.
+        UserError: the target makes something else, or several capacities are asked for what one model alone can have.
     """
     experiment = federation.experiment
     run = {"seed": experiment.seed, "num_clients": len(federation.parts), "cohort_size": experiment.cohort.size}
     method = experiment.strategy.build(run)
     if not hasattr(method, "strategy"):
         raise UserError(f"strategy {experiment.strategy.target!r} made a {type(method).__name__}, not a Method")
-    setup = Setup(
-        federation.exchange,
-        federation.initial,
-        ledger,
-        cohort_size=experiment.cohort.size,
-        seed=experiment.seed,
-        model=cache(lambda: copy.deepcopy(federation.model).to(federation.device)),
-        proxy=federation.proxy(),
-        evaluate_size=experiment.evaluate.clients,
-        network=experiment.network,
-        faults=experiment.faults,
-        recorder=recorder,
-        on_reply=on_reply,
-    )
-    return cast(ServerMethod, method).strategy(setup)
+    alone = {"network.links": experiment.network.links, "wire.record_masks": experiment.wire.record_masks}
+    if others and (refused := [key for key, value in alone.items() if value]):
+        raise UserError(f"{refused[0]}: not with capacities; allowed with one model only")
+    setups = [
+        Setup(
+            each.exchange,
+            each.initial,
+            ledger,
+            cohort_size=size,
+            seed=experiment.seed,
+            model=cache(partial(_servers_own, each)),
+            proxy=each.proxy(),
+            members=members,
+            label=label,
+            evaluate_size=experiment.evaluate.clients,
+            network=experiment.network,
+            faults=experiment.faults,
+            recorder=recorder,
+            on_reply=on_reply,
+        )
+        for each, size, members, label in zip(
+            [federation, *others],
+            capacities.cohort_sizes(experiment),
+            capacities.members(experiment),
+            capacities.labels(experiment),
+            strict=True,
+        )
+    ]
+    return cast(ServerMethod, method).strategy(*setups)
+
+
+def _servers_own(federation: Federation) -> nn.Module:
+    return copy.deepcopy(federation.model).to(federation.device)
 
 
 def saved_params(folder: Path) -> Params:
@@ -183,7 +219,11 @@ class Session:
         self.ledger = Ledger()
         self.rows: list[dict[str, float]] = []
         self.recorder = MaskRecorder([]) if asked.wire.record_masks else None
-        self.strategy = build_strategy(federation, self.ledger, recorder=self.recorder, on_reply=observer.reply)
+        others = federation.others()
+        self.federations = [federation, *others]
+        self.strategy = build_strategy(
+            federation, self.ledger, others=others, recorder=self.recorder, on_reply=observer.reply
+        )
         self.started = self._round_started = time.perf_counter()
         self._seconds = 0.0
         self._keeper: Keeper | None = None
@@ -218,6 +258,8 @@ class Session:
         Raises:
             UserError: no checkpoint can be read.
         """
+        if self.asked.capacities:
+            raise UserError("--resume: runs with capacities keep no checkpoints; run it again without --resume")
         self._keeper = self.keeper(grid)
         manifest = self._keeper.load()
         if manifest is not None:
@@ -230,7 +272,7 @@ class Session:
         Raises:
             RunStopped: a round failed, or the folder cannot be written.
         """
-        if self._keeper is None and isinstance(grid, LocalGrid):
+        if self._keeper is None and isinstance(grid, LocalGrid) and not self.asked.capacities:
             self._keeper = self.keeper(grid)
         with self._stopping():
             (self.folder / "config.toml").write_text(self.asked.to_toml() + "\n", encoding="utf-8")
@@ -297,16 +339,23 @@ class Session:
 
     def _evaluate(self, number: int) -> dict[str, float]:
         """Accuracy on the test set, and on the validation set, which alone may choose anything."""
-        federation = self.federation
-        section, chosen = federation.experiment.evaluate, federation.experiment.training.precision
-        model = federation.complete(self.strategy.params)
-        parts = {"": federation.data.test, "validation_": federation.data.validation}
         row: dict[str, float] = {}
-        with federation.as_in(number):
-            for prefix, split in parts.items():
-                metrics = evaluate(model, split.to(federation.device), batch_size=section.batch_size, precision=chosen)
-                row |= {prefix + "accuracy": metrics["accuracy"], prefix + "loss": metrics["loss"]}
+        for federation, part, suffix in self._models("/"):
+            section, chosen = federation.experiment.evaluate, federation.experiment.training.precision
+            model = federation.complete(part.params)
+            splits = {"": federation.data.test, "validation_": federation.data.validation}
+            with federation.as_in(number):
+                for prefix, split in splits.items():
+                    split = split.to(federation.device)
+                    found = evaluate(model, split, batch_size=section.batch_size, precision=chosen)
+                    row |= {f"{prefix}{name}{suffix}": found[name] for name in ("accuracy", "loss")}
         return row
+
+    def _models(self, separator: str) -> list[tuple[Federation, GlobalModel, str]]:
+        """Each model with its federation and what its name adds to a key: nothing for the first."""
+        labels = capacities.labels(self.asked)[1:]
+        suffixes = ["", *(separator + label for label in labels)]
+        return list(zip(self.federations, self.strategy.parts, suffixes, strict=True))
 
     def finish(self) -> Report:
         """Write what a finished run leaves behind, the summary last: where it is, the run is complete.
@@ -352,9 +401,14 @@ class Session:
             macs=macs,
             params_hash=hashlib.sha256(federation.exchange.schema.flat(strategy.params).numpy().tobytes()).hexdigest(),
             failures=dict(strategy.failures),
+            other_payloads=[
+                (clients, facts.plain_payload_bytes(other))
+                for clients, other in list(zip(capacities.members(self.asked), self.federations, strict=True))[1:]
+            ],
         )
 
     def _save_model(self) -> None:
-        model = self.federation.complete(self.strategy.params)
-        whole = merged(snapshot(model), model=model)
-        write_model(self.folder / "model.safetensors", whole, self.federation.described)
+        for federation, part, suffix in self._models("-"):
+            model = federation.complete(part.params)
+            whole = merged(snapshot(model), model=model)
+            write_model(self.folder / f"model{suffix}.safetensors", whole, federation.described)

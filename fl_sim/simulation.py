@@ -42,8 +42,7 @@ def open_grid(experiment: Experiment, federation: Federation) -> Iterator[LocalG
 
 
 def _inline(experiment: Experiment, federation: Federation) -> LocalGrid:
-    host = federation.host()
-    return InlineGrid(client_app(lambda context: host), len(federation.parts), timeout_s=experiment.faults.timeout_s)
+    return InlineGrid(client_app(federation.hosts()), len(federation.parts), timeout_s=experiment.faults.timeout_s)
 
 
 def _ray(experiment: Experiment, federation: Federation) -> LocalGrid:

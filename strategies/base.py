@@ -30,7 +30,8 @@ from fl_sim.sparsity import layer_densities
 from fl_sim.types import Mask, MaskRule, Params, Scalar, Task, Update, UserError
 from strategies.aggregation import coverage_mean
 from strategies.calibration import Calibrate
-from strategies.distillation import Teach, untaught
+from strategies.capacities import Capacities
+from strategies.distillation import Teach, Unite, apart, untaught
 from strategies.downlink import Downlink, as_configured
 from strategies.server_step import Aggregate, Optimise, ServerState, accept, server_step
 
@@ -60,14 +61,16 @@ class Method:
     adjust_mask: MaskRule | None = None
     optimise: Optimise = accept
     teach: Teach = untaught
+    unite: Unite = apart
     calibrate: Calibrate | None = None
     downlink: Downlink = as_configured
     account: Account = nothing
     config: Mapping[str, Scalar] = field(default_factory=dict)
 
-    def strategy(self, setup: Setup) -> SparseStrategy:
-        """The Flower strategy of one run of this method."""
-        return SparseStrategy(self, setup)
+    def strategy(self, setup: Setup, *others: Setup) -> SparseStrategy | Capacities:
+        """The Flower strategy of one run of this method; `others` are the surroundings of the other capacities."""
+        parts = [SparseStrategy(self, each) for each in (setup, *others)]
+        return Capacities(parts, self.unite) if others else parts[0]
 
 
 class RoundFailed(RuntimeError):
@@ -183,6 +186,9 @@ class SparseStrategy(Strategy):
         if not self._nodes:
             known = getattr(grid, "partitions", None)
             found = known if known is not None else self._ask(grid)
+            if self.setup.members is not None:
+                members = set(self.setup.members)
+                found = {node: partition for node, partition in found.items() if partition in members}
             self._nodes = {partition: node for node, partition in sorted(found.items(), key=lambda pair: pair[1])}
             self._partition_of = dict(found)
         return self._nodes
@@ -199,6 +205,16 @@ class SparseStrategy(Strategy):
         rng = numpy_generator(self.setup.seed, number, purpose)
         chosen = rng.choice(list(partitions), size=min(size, len(partitions)), replace=False)
         return sorted(int(partition) for partition in chosen)
+
+    @property
+    def expected(self) -> list[int]:
+        """Nodes of the current cohort, in the order of its messages."""
+        return [self._nodes[partition] for partition in self._cohort]
+
+    @property
+    def parts(self) -> list[SparseStrategy]:
+        """The strategies of the models of this federation: there is one."""
+        return [self]
 
     # -- training ------------------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ the updates it may listen to are those that travel anyway, so no teacher costs a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,8 @@ Teach = Callable[[Setup, ServerState, Iterable[Update]], tuple[Iterable[Update],
 """(run, state before the round, updates) -> (the same updates, what happens to the new state once they are folded)."""
 Teacher = Callable[["Lab", Iterable[Update]], tuple[Iterable[Update], Callable[[Params], Tensor]]]
 """(lab, updates) -> (the same updates, a function from the aggregate to logits (N, K) on the proxy data)."""
+Unite = Callable[[Sequence[tuple[Setup, ServerState]]], Sequence[Params]]
+"""(run, state after the round) of each capacity -> the parameters of each."""
 When = Callable[[ServerState, ServerState], bool]
 """(state before the round, state after it) -> whether to distil."""
 
@@ -37,6 +39,11 @@ When = Callable[[ServerState, ServerState], bool]
 def untaught(setup: Setup, state: ServerState, updates: Iterable[Update]) -> tuple[Iterable[Update], Refine]:
     """The aggregate, pruned where there is a mask, is the next model."""
     return updates, as_aggregated
+
+
+def apart(capacities: Sequence[tuple[Setup, ServerState]]) -> Sequence[Params]:
+    """Models of different capacity know nothing of each other."""
+    return [state.params for _, state in capacities]
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,9 +58,29 @@ class Lab:
         """Logits (N, K), float32, of the federation's model with these parameters."""
         return logits(load(self.setup.model(), params), self.proxy)
 
+    def taught(self, new: ServerState, teacher: Tensor, objective: Distillation, training: Training) -> Params:
+        """Parameters of `new` after training on the proxy data with these logits (N, K), under its mask."""
+        labels = torch.where(self.proxy.labels < 0, teacher.argmax(dim=1), self.proxy.labels)
+        numbered = replace(self.proxy, labels=torch.arange(len(labels), device=labels.device))
+        student = load(self.setup.model(), new.params)
+        rng = generator(self.setup.seed, new.round, Purpose.DISTILLATION)
+        training.fit(student, numbered, FromLogits(teacher, labels, objective), mask=new.mask, rng=rng)
+        return new.schema.view(new.schema.flat(snapshot(student)))
+
     def believed(self, update: Update) -> Params:
         """A client's model as the server knows it: what did not travel is as the client received it."""
         return self.setup.exchange.believed(update.params, update.mask, self.state.params)
+
+
+def lab_of(setup: Setup, state: ServerState) -> Lab:
+    """The lab of a run.
+
+    Raises:
+        UserError: the server holds no data.
+    """
+    if setup.proxy is None:
+        raise UserError("distillation on the server needs data there: set data.proxy (a share) or data.noise (images)")
+    return Lab(setup, setup.proxy, state)
 
 
 def logits(model: nn.Module, data: Split, *, batch_size: int = 512) -> Tensor:
@@ -126,22 +153,31 @@ class Distil:
     when: When = after_pruning
 
     def __call__(self, setup: Setup, state: ServerState, updates: Iterable[Update]) -> tuple[Iterable[Update], Refine]:
-        if setup.proxy is None:
-            raise UserError("strategy.distil needs data on the server: set data.proxy (a share) or data.noise (images)")
-        lab = Lab(setup, setup.proxy, state)
+        lab = lab_of(setup, state)
         updates, asked = self.teacher(lab, updates)
         return updates, partial(self._refine, lab, asked)
 
     def _refine(self, lab: Lab, asked: Callable[[Params], Tensor], new: ServerState, aggregated: Params) -> Params:
         if not self.when(lab.state, new):
             return new.params
-        teacher = asked(aggregated)
-        labels = torch.where(lab.proxy.labels < 0, teacher.argmax(dim=1), lab.proxy.labels)
-        numbered = replace(lab.proxy, labels=torch.arange(len(labels), device=labels.device))
-        student = load(lab.setup.model(), new.params)
-        rng = generator(lab.setup.seed, new.round, Purpose.DISTILLATION)
-        self.training.fit(student, numbered, FromLogits(teacher, labels, self.objective), mask=new.mask, rng=rng)
-        return new.schema.view(new.schema.flat(snapshot(student)))
+        return lab.taught(new, asked(aggregated), self.objective, self.training)
+
+
+@dataclass(frozen=True)
+class LearnFromAll:
+    """Each capacity's new global model learns from the mean logits of all of them.
+
+    FedDF (Lin et al., 2020, algorithm 3) with one deviation: it averages over all clients' models, this over the models
+    that were aggregated, one of each capacity.
+    """
+
+    objective: Distillation
+    training: Training
+
+    def __call__(self, capacities: Sequence[tuple[Setup, ServerState]]) -> Sequence[Params]:
+        labs = [(lab_of(setup, state), state) for setup, state in capacities]
+        teacher = torch.stack([lab.logits(state.params) for lab, state in labs]).mean(dim=0)
+        return [lab.taught(state, teacher, self.objective, self.training) for lab, state in labs]
 
 
 # The aggregate has something to teach only where pruning took it away.
@@ -165,5 +201,9 @@ def server_distillation(
         temperature, alpha: of `fl_sim.losses.Distillation`.
     """
     who, when = TEACHERS[teacher] if teacher in TEACHERS else (FromFile(Path(teacher)), always)
-    training = Training(lr=lr, steps=steps, batch_size=batch_size, momentum=0.9, schedule="cosine", clip_norm=1.0)
-    return Distil(Distillation(temperature, alpha), training, who, when)
+    return Distil(Distillation(temperature, alpha), server_training(steps, lr, batch_size), who, when)
+
+
+def server_training(steps: int, lr: float, batch_size: int) -> Training:
+    """SGD with momentum 0.9, cosine learning rate, gradients clipped at norm 1."""
+    return Training(lr=lr, steps=steps, batch_size=batch_size, momentum=0.9, schedule="cosine", clip_norm=1.0)

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from fl_sim.curves import MeasureCurves
 from fl_sim.layer_adaptive import TYPES, LayerAdaptive
 from fl_sim.lookup import find
+from fl_sim.losses import Distillation
 from fl_sim.sparsity import (
     Allocate,
     Cubic,
@@ -27,7 +28,7 @@ from fl_sim.types import UserError
 from strategies.aggregation import coverage_mean, zero_fill
 from strategies.base import Method
 from strategies.calibration import SOURCES, PruneByDistortion
-from strategies.distillation import Teach, server_distillation, untaught
+from strategies.distillation import LearnFromAll, Teach, server_distillation, server_training, untaught
 from strategies.downlink import Adapted
 from strategies.privacy import Accountant, PrivateMean
 from strategies.robust import ClipNorm, Trimmed, coordinate_median
@@ -200,3 +201,15 @@ def layer_adaptive(*, kilobytes: float, images: int = 32, types: Sequence[str] =
         types: value types on offer, of `fl-sim list`.
     """
     return Method(downlink=Adapted(LayerAdaptive(round(1000 * kilobytes), tuple(types)), images))
+
+
+def mixed_capacities(
+    *, steps: int = 50, lr: float = 0.05, batch_size: int = 64, temperature: float = 2.0, alpha: float = 0.5
+) -> Method:
+    """FedAvg within each capacity; on the server all models learn from their ensemble (FedDF; Lin et al., 2020).
+
+    Args:
+        steps, lr, batch_size: of `strategies.distillation.server_training`, each round, for each model.
+        temperature, alpha: of `fl_sim.losses.Distillation`.
+    """
+    return Method(unite=LearnFromAll(Distillation(temperature, alpha), server_training(steps, lr, batch_size)))

@@ -43,6 +43,7 @@ LAYERS = [
         "fl_sim.config",
         "fl_sim.report",
         "fl_sim.simulation",
+        "fl_sim.capacities",
         "fl_sim.federation",
         "fl_sim.facts",
         "fl_sim.session",

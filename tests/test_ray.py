@@ -57,6 +57,14 @@ METHODS = {
     ],
     "batchnorm": ["model.name=resnet20", "model.trainable=batchnorm", "training.steps=2"],
     "local_statistics": ["model.trainable=batchnorm", "model.statistics=local", "evaluate.clients=2"],
+    "capacities": [
+        "model.name=resnet8",
+        "model.width=0.25",
+        'capacities=[{name = "resnet8", width = 0.125}]',
+        "strategy.target=strategies.presets:mixed_capacities",
+        "strategy.steps=5",
+        "data.proxy=0.1",
+    ],
     "masked": ["strategy.target=strategies.presets:global_magnitude", "strategy.density=0.2", "rounds=3"],
 }
 

@@ -36,6 +36,7 @@ class ModelFacts:
         prunable: weights of convolutions and linear layers.
         density: share of the prunable weights alive.
         dense_payload_bytes: length of one dense float32 payload of the whole model, really encoded.
+        other_payloads: (clients, the same of their model), where a federation has several.
         index_dims: dimensions of a weight tensor, averaged over prunable weights.
         macs_dense, macs: multiply-accumulates of one sample, without and with the mask.
         params_hash: SHA-256 of the final parameters' bytes in schema order.
@@ -53,6 +54,7 @@ class ModelFacts:
     macs: int
     params_hash: str
     failures: Mapping[str, int]
+    other_payloads: Sequence[tuple[Sequence[int], int]] = ()
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,10 @@ def summarise(
     measured = ledger.total(by=("direction",))
     up, down = measured.get(("up",), 0), measured.get(("down",), 0)
     train = ledger.messages(phase="train")
-    dense_total = facts.dense_payload_bytes * (train.get("up", 0) + train.get("down", 0))
+    dense_total = facts.dense_payload_bytes * sum(train.values())
+    for clients, payload in facts.other_payloads:
+        theirs = sum(ledger.messages(phase="train", clients=clients).values())
+        dense_total += (payload - facts.dense_payload_bytes) * theirs
     by_phase = ledger.total(by=("phase",))
     train_bytes = by_phase.get(("train",), 0) + by_phase.get(("query",), 0)
     fits = sum(int(row["clients"]) for row in rows)

@@ -32,6 +32,8 @@ class Setup:
         seed: the run's seed.
         model: the server's own copy of the model, on its device, for strategies that compute; made when first asked for.
         proxy: images that the server holds, on that device; None = none.
+        members: partitions that take part; None = all.
+        label: a word for the model, where a federation has several.
         evaluate_size: clients that evaluate the new model after each round; 0 = the server evaluates alone.
         network: links, speeds and deadline of the simulated clients; without links there is no clock.
         faults: how many clients of a cohort may fail.
@@ -46,6 +48,8 @@ class Setup:
     seed: int
     model: Callable[[], nn.Module]
     proxy: Split | None = None
+    members: tuple[int, ...] | None = None
+    label: str = ""
     evaluate_size: int = 0
     network: Network = field(default_factory=Network)
     faults: Faults = field(default_factory=Faults)

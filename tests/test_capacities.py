@@ -1,0 +1,116 @@
+"""Clients of different capacity: who has which model, what travels to whom, and what the models learn of each other."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+from federation import run_tiny, tiny
+
+from fl_sim import Experiment, Report, codecs
+from fl_sim.capacities import cohort_sizes, labels, members, variants
+from fl_sim.federation import Federation
+from fl_sim.fidelity import divergence
+from fl_sim.model_file import read_model
+from fl_sim.simulation import resume
+from fl_sim.types import UserError
+from strategies.distillation import logits
+
+MODELS = ["model.name=resnet8", "model.width=0.25", "data.clients=8", "data.proxy=0.1", "checkpoint.every=0"]
+TWO = [*MODELS, 'capacities=[{name = "resnet8", width = 0.125, share = 0.5}]']
+TAUGHT = ["strategy.target=strategies.presets:mixed_capacities", "strategy.steps=10"]
+SMALL = "resnet8x0.125"
+
+
+def small(report: Report) -> Path:
+    return report.folder / f"model-{SMALL}.safetensors"
+
+
+def weights(path: Path) -> list[torch.Tensor]:
+    return [p.detach() for p in read_model(path).parameters()]
+
+
+def same(a: Path, b: Path) -> bool:
+    return all(torch.equal(p, q) for p, q in zip(weights(a), weights(b), strict=True))
+
+
+def test_every_client_has_one_model_and_the_config_survives_its_toml(tmp_path: Path) -> None:
+    experiment = tiny(tmp_path, *TWO)
+    parts = members(experiment)
+    assert sorted(sum(parts, ())) == list(range(8))
+    assert [len(part) for part in parts] == [4, 4]
+    assert members(tiny(tmp_path, *TWO, "seed=1")) != parts
+    assert cohort_sizes(experiment) == [2, 2]
+    assert [(v.model.name, v.model.width) for v in variants(experiment)] == [("resnet8", 0.25), ("resnet8", 0.125)]
+    assert labels(experiment) == ["resnet8x0.25", SMALL]
+    again = Experiment.from_tree(tomllib.loads(experiment.to_toml()))
+    assert again == experiment
+    assert again.id == experiment.id != tiny(tmp_path, *MODELS).id
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ('capacities=[{name = "resnet8", share = 0.01}]', "each model needs at least 1"),
+        ('capacities=[{name = "resnet8", share = 0.5}, {name = "resnet14", share = 0.5}]', "each model needs"),
+        ('capacities=[{name = "resnet9"}]', "'resnet9'"),
+        ('capacities=[{nmae = "resnet8"}]', "capacities"),
+        ('network.links={"3G" = 1}', r"network\.links: not with capacities"),
+        ("wire.record_masks=true", r"wire\.record_masks: not with capacities"),
+        ("data.proxy=0.0", r"set data\.proxy"),
+    ],
+)
+def test_what_cannot_be_is_refused(tmp_path: Path, override: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        run_tiny(tmp_path, *TWO, *TAUGHT, override)
+
+
+def test_nothing_of_one_model_travels_to_the_clients_of_another(tmp_path: Path) -> None:
+    report = run_tiny(tmp_path, *TWO)
+    experiment = tiny(tmp_path, *TWO)
+    first = Federation.build(experiment)
+    for federation, clients in zip([first, *first.others()], members(experiment), strict=True):
+        payload = len(codecs.encode(federation.initial, None, schema=federation.exchange.schema))
+        rows = [r for r in report.ledger.to_table().to_pylist() if r["client"] in clients]
+        assert sum(r["payload_bytes"] for r in rows) == 2 * 2 * 2 * payload
+    assert report.summary["saving"] == 0.0
+    assert [row["clients"] for row in report.rounds] == [4, 4]
+    assert {"accuracy", f"accuracy/{SMALL}", f"train_loss/{SMALL}"} <= report.rounds[-1].keys()
+
+
+def test_models_apart_are_two_federations(tmp_path: Path) -> None:
+    """The first model's clients train as they would alone; the other model does not know of them."""
+    two = run_tiny(tmp_path / "two", *TWO)
+    other = run_tiny(tmp_path / "other", *MODELS, 'capacities=[{name = "mlp", share = 0.5}]')
+    assert two.summary["params_sha256"] == other.summary["params_sha256"]
+
+
+def test_models_learn_from_each_other_at_no_byte(tmp_path: Path) -> None:
+    apart, taught = run_tiny(tmp_path / "apart", *TWO), run_tiny(tmp_path / "taught", *TWO, *TAUGHT)
+    assert taught.ledger.to_table().equals(apart.ledger.to_table())
+    assert taught.summary["params_sha256"] != apart.summary["params_sha256"]
+    assert not same(small(taught), small(apart))
+    proxy = Federation.build(tiny(tmp_path, *TWO)).proxy()
+    assert proxy is not None
+    gaps = []
+    for report in (apart, taught):
+        large, less = (logits(read_model(path), proxy) for path in (report.folder / "model.safetensors", small(report)))
+        gaps.append(divergence(less, large))
+    assert gaps[1] < gaps[0]
+
+
+def test_masks_are_each_models_own(tmp_path: Path) -> None:
+    pruning = ["strategy.target=strategies.presets:global_magnitude", "strategy.density=0.2", "strategy.distil.steps=5"]
+    report = run_tiny(tmp_path, *TWO, *pruning, "rounds=3")
+    for path in (report.folder / "model.safetensors", small(report)):
+        model = read_model(path)
+        prunable = torch.cat([p.flatten() for p in model.parameters() if p.dim() > 1])
+        assert float((prunable != 0).float().mean()) == pytest.approx(0.2, abs=0.01)
+
+
+def test_a_run_that_keeps_no_checkpoints_says_so(tmp_path: Path) -> None:
+    run_tiny(tmp_path, *TWO, "rounds=1").folder.joinpath("summary.json").unlink()
+    with pytest.raises(UserError, match="run it again without --resume"):
+        resume(tiny(tmp_path, *TWO, "rounds=1"))

@@ -171,7 +171,8 @@ def test_foreign_tables_are_refused(tmp_path: Path) -> None:
         Ledger.read(tmp_path / "ledger.parquet")
     table = Ledger().to_table()
     row = {
-        n: pa.array(["sideways"] if n == "direction" else ["train"] if n in WORDS else [1]) for n in table.column_names
+        n: pa.array(["sideways"] if n == "direction" else [WORDS[n][0]] if n in WORDS else [1])
+        for n in table.column_names
     }
     pq.write_table(pa.table(row), tmp_path / "ledger.parquet")
     with pytest.raises(UserError, match="sideways"):

@@ -281,7 +281,8 @@ def _explain(error: ErrorDetails, root: type[BaseModel]) -> str:
         return f"unknown key {key!r}{_nearest(path[-1], _keys(root, path[:-1]))}"
     message = error["msg"].removeprefix("Value error, ")
     shown = "" if isinstance(error["input"], dict) else f" = {error['input']!r}"
-    return f"{key}{shown}: {message[0].lower()}{message[1:]}" if key else message
+    name = key if key.isprintable() else repr(key)
+    return f"{name}{shown}: {message[0].lower()}{message[1:]}" if key else message
 
 
 def _keys(root: type[BaseModel], path: Sequence[str]) -> list[str]:

@@ -245,10 +245,11 @@ def _read_table(path: Path) -> pa.Table:
         # A plain file: a path could also name a folder of parts or a remote file system.
         with path.open("rb") as stream:
             table = pq.read_table(stream)
-    except (OSError, pa.ArrowException) as error:
+        names = table.column_names
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise UserError(f"ledger {path}: {str(error).splitlines()[0]}") from error
-    if table.column_names != list(TYPES):
-        raise UserError(f"ledger {path}: columns {table.column_names}; a ledger has {', '.join(TYPES)}")
+    if names != list(TYPES):
+        raise UserError(f"ledger {path}: columns {names}; a ledger has {', '.join(TYPES)}")
     return table
 
 

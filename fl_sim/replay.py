@@ -86,7 +86,7 @@ def read_masks(path: Path, schema: Schema) -> Iterator[tuple[str, Bits | None]]:
             rows = pq.read_table(stream, columns=["direction", "mask"]).to_pylist()
     except FileNotFoundError as error:
         raise UserError(f"{path.parent}: no masks were recorded; run it with wire.record_masks=true") from error
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise UserError(f"{path}: {str(error).splitlines()[0]}") from error
     for row in rows:
         packed = row["mask"]

@@ -208,7 +208,7 @@ class Keeper:
                 continue
             try:
                 self._apply(manifest)
-            except (ValueError, KeyError, TypeError, SafetensorError) as error:
+            except (ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
                 reason = f"is not of this experiment: {error}"
                 raise UserError(f"{self.store.folder}: the checkpoint of round {manifest.round} {reason}") from error
             self.store.resume_from(manifest)

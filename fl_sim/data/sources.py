@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -22,8 +23,13 @@ from fl_sim.data.split import Split
 from fl_sim.seeding import Purpose, numpy_generator
 from fl_sim.types import UserError
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
+MOST_CLASSES = 1 << 16
+"""A label above is a damaged file, not a class: models have an output for each."""
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".ppm")
 
 
@@ -117,18 +123,35 @@ def _parquet(name: str) -> Arrays:
 
 def _read_parquet(files: Iterable[Path]) -> tuple[Images, Labels]:
     import pyarrow as pa
+    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     try:
         table = pa.concat_tables([pq.read_table(path) for path in files])
-    except (pa.ArrowException, OSError) as error:
+        names = table.column_names
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(f"data.source: unreadable parquet file: {str(error).splitlines()[0]}") from error
-    column = next((c for c in ("img", "image") if c in table.column_names), None)
-    if column is None or "label" not in table.column_names:
-        raise UserError(f"data.source: parquet columns {table.column_names}; needed: img or image, and label")
-    values = table[column].combine_chunks()
-    encoded = values.field("bytes") if pa.types.is_struct(values.type) else values
-    return _decode(encoded.to_pylist()), table["label"].to_numpy().astype(np.int64)
+    column = next((c for c in ("img", "image") if c in names), None)
+    if column is None or "label" not in names:
+        raise UserError(f"data.source: parquet columns {names}; needed: img or image, and label")
+    encoded = table[column]
+    if pa.types.is_struct(encoded.type) and encoded.type.get_field_index("bytes") >= 0:
+        encoded = pc.struct_field(encoded, "bytes")
+    if not pa.types.is_binary(encoded.type) and not pa.types.is_large_binary(encoded.type):
+        raise UserError(f"data.source: parquet column {column!r} holds {encoded.type}; needed: compressed images")
+    return _decode(encoded.to_pylist()), _labels(table["label"])
+
+
+def _labels(column: pa.ChunkedArray) -> Labels:
+    """The classes 0, 1, ... of a parquet file."""
+    import pyarrow as pa
+
+    if not pa.types.is_integer(column.type) or column.null_count:
+        raise UserError(f"data.source: parquet column 'label' holds {column.type}; needed: integers, none missing")
+    labels: Labels = column.to_numpy().astype(np.int64)
+    if not len(labels) or labels.min() < 0 or labels.max() >= MOST_CLASSES:
+        raise UserError(f"data.source: parquet column 'label': needed are classes from 0 to {MOST_CLASSES - 1}")
+    return labels
 
 
 def _image_folder(name: str) -> Arrays:
@@ -162,13 +185,13 @@ def _image_folder(name: str) -> Arrays:
 
 def _decode(encoded: list[bytes | None]) -> Images:
     """Compressed images -> uint8 (N, C, H, W); all must have one size and one number of channels."""
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     def one(data: bytes | None) -> Images:
         try:
             image = Image.open(io.BytesIO(data or b""))
             array = np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))
-        except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+        except Exception as error:  # decoders raise whatever a broken file leads them to
             raise UserError(f"data.source: an image cannot be decoded: {error}") from error
         return array[None] if array.ndim == 2 else np.moveaxis(array, 2, 0)
 

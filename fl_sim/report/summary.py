@@ -21,6 +21,8 @@ from fl_sim.types import Params, UserError
 if TYPE_CHECKING:
     import pandas
 
+NEEDED = {"name", "id", "seed", "engine", "rounds", "estimates", "precision"}
+"""Keys of the summary that are shown as they are; numbers are asked for by `Report.number`."""
 TARGETS = tuple(t / 100 for t in range(10, 100, 5))
 PACKAGES = ("fl-sim", "torch", "torchvision", "flwr", "ray", "numpy", "constriction", "zstandard")
 
@@ -88,8 +90,12 @@ class Report:
             rounds = [json.loads(line) for line in (folder / "rounds.jsonl").read_text(encoding="utf-8").splitlines()]
         except OSError as error:
             raise UserError(f"{folder}: not a finished run ({error.strerror}: {Path(error.filename).name})") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{folder}: damaged run folder: {error}") from error
+        if not isinstance(summary, dict) or not all(isinstance(row, dict) for row in rounds):
+            raise UserError(f"{folder}: damaged run folder: summary.json and each line of rounds.jsonl are objects")
+        if missing := NEEDED - summary.keys():
+            raise UserError(f"{folder}: damaged run folder: summary.json has no {', '.join(sorted(missing))}")
         return cls(folder, summary, rounds, Ledger.read(folder / "ledger.parquet"), {})
 
     def number(self, *path: str) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 from rich import box
@@ -91,8 +92,13 @@ def estimates(report: Report) -> Table:
     claimed = report.summary["estimates"]
     for name in claimed if isinstance(claimed, dict) else ():
         value = report.number("estimates", name)
-        table.add_row(name, _mb(value), f"{100 * value / measured:.1f}")
+        table.add_row(name, _mb(value), f"{_percent(value, measured):.1f}")
     return table
+
+
+def _percent(part: float, whole: float) -> float:
+    """Not a number where an imported run says that nothing was sent."""
+    return 100 * part / whole if whole else math.nan
 
 
 def floors(report: Report) -> str:
@@ -100,7 +106,7 @@ def floors(report: Report) -> str:
     mask, floor, protocol, total = (
         report.number(k) for k in ("mask_bytes", "mask_floor_bytes", "protocol_bytes", "total_bytes")
     )
-    masks = f"masks {_mb(mask)} MB ({100 * mask / total:.2f} % of all), floor {_mb(floor)} MB; " if mask else ""
+    masks = f"masks {_mb(mask)} MB ({_percent(mask, total):.2f} % of all), floor {_mb(floor)} MB; " if mask else ""
     return f"{masks}Flower's own counters would show {_mb(protocol)} MB for these messages"
 
 

@@ -191,4 +191,5 @@ def test_ray_books_the_same() -> None:
     ray, second = run(FedAvg(), engine="ray")
     by = ("round", "direction", "phase", "client")
     assert ray.total(by=by) == inline.total(by=by)
-    assert np.array_equal(first["result"].arrays.to_numpy_ndarrays()[0], second["result"].arrays.to_numpy_ndarrays()[0])
+    # Flower draws its nodes in an order of its own, and folds float32 sums in it.
+    assert np.allclose(*(found["result"].arrays.to_numpy_ndarrays()[0] for found in (first, second)), rtol=1e-5)

@@ -84,9 +84,15 @@ def bars(data: list[Json], labels: Sequence[str], x_title: str) -> Chart:
     }
 
 
-def heat(x: list[Json], y: list[Json], z: list[Json], titles: tuple[str, str, str], hover: str) -> Chart:
+def heat(
+    x: list[Json], y: list[Json], z: Sequence[Sequence[float | None]], titles: tuple[str, str, str], hover: str
+) -> Chart:
+    """A heat map from 0 up; `titles` name the columns, the rows and the value."""
+    top = max((value for row in z for value in row if value is not None), default=1.0)
+    cells: list[Json] = [[*row] for row in z]
     bar: Chart = {"title": {"text": titles[2], "side": "right"}, "thickness": 10, "outlinewidth": 0}
-    trace: Chart = {"type": "heatmap", "x": x, "y": y, "z": z, "colorscale": "Cividis", "zmin": 0, "colorbar": bar}
+    scale: Chart = {"colorscale": "Cividis", "zmin": 0, "zmax": top, "colorbar": bar}
+    trace: Chart = {"type": "heatmap", "x": x, "y": y, "z": cells, **scale}
     axis: Chart = {"title": {"text": titles[1]}, "type": "category", "autorange": "reversed", "automargin": True}
     columns: Chart = {"title": {"text": titles[0]}}
     return {"data": [{**trace, "hovertemplate": hover}], "layout": {"xaxis": columns, "yaxis": axis}}

@@ -192,7 +192,7 @@ def layers(groups: Sequence[Group]) -> Figure | None:
             if not shares:
                 continue
             tallest = max(tallest, len(shares))
-            rows: list[Json] = [[None if v is None else 100 * v for v in row] for row in shares.values()]
+            rows = [[None if v is None else 100 * v for v in row] for row in shares.values()]
             names: list[Json] = [plain(name, longest=22) for name in shares]
             hover = "%{y}, round %{x}: %{z:.1f} %<extra></extra>"
             views[f"{group.name}: {word}"] = heat([*rounds], names, rows, ("round", "", f"{word} [%]"), hover)
@@ -212,7 +212,7 @@ def labels(groups: Sequence[Group]) -> Figure | None:
     views: dict[str, Chart] = {}
     for report, names in named.values():
         counts = report.label_counts
-        rows: list[Json] = [list(row) for row in zip(*counts, strict=True)]
+        rows = [list(map(float, row)) for row in zip(*counts, strict=True)]
         whose = "all" if len(named) == 1 else ", ".join(names)
         titles, hover = ("client", "class", "samples"), "client %{x}, class %{y}: %{z} samples<extra></extra>"
         classes: list[Json] = [str(c) for c in range(len(rows))]

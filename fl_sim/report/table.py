@@ -9,7 +9,7 @@ from rich import box
 from rich.table import Table
 
 from fl_sim.report.groups import Group
-from fl_sim.report.measures import MEASURES
+from fl_sim.report.measures import ACCURACY, SAVING, TOTAL
 from fl_sim.report.summary import Report
 
 
@@ -56,10 +56,12 @@ def over_seeds(groups: Sequence[Group]) -> Table:
         padding=(0, 1, 0, 0),
     )
     table.add_column("run", overflow="fold", min_width=15)
-    for name in ("seeds", "accuracy %", "MB up", "MB down", "saving %"):
+    for name in ("seeds", "accuracy %", "MB both ways", "saving %"):
         table.add_column(name, justify="right", no_wrap=True)
     for group in groups:
-        table.add_row(group.name, str(len(group.reports)), *(measure.text(group) for measure in MEASURES[:4]))
+        table.add_row(
+            group.name, str(len(group.reports)), *(measure.text(group) for measure in (ACCURACY, TOTAL, SAVING))
+        )
     return table
 
 

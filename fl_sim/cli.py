@@ -40,6 +40,9 @@ def run(
     engine: Annotated[str | None, typer.Option(help="inline or ray; overrides the config")] = None,
     out: Annotated[Path | None, typer.Option(help="folder that receives the run's folder")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="print errors only")] = False,
+    track: Annotated[
+        list[str] | None, typer.Option(help="tensorboard, mlflow or wandb (offline); may be given several times")
+    ] = None,
     go_on: Annotated[bool, typer.Option("--resume", help="go on after the last checkpoint of a stopped run")] = False,
 ) -> None:
     """Run one experiment and leave its results in a run folder.
@@ -51,13 +54,14 @@ def run(
     from fl_sim.report import comparison, per_run, write_page
     from fl_sim.simulation import resume
     from fl_sim.simulation import run as start
+    from fl_sim.trackers import together, tracked
 
     extra = [f'engine="{engine}"'] if engine else []
     extra += [f'out="{out}"'] if out else []
     experiment = Experiment.load(config, [*(overrides or []), *extra])
     try:
-        with display(experiment, console, quiet=quiet) as observer:
-            report = (resume if go_on else start)(experiment, observer)
+        with display(experiment, console, quiet=quiet) as shown, tracked(track or [], experiment) as trackers:
+            report = (resume if go_on else start)(experiment, together([shown, *trackers]))
     except KeyboardInterrupt as error:
         again = shlex.join(["fl-sim", *sys.argv[1:], *([] if go_on else ["--resume"])])
         errors.print(f"fl-sim: interrupted; to go on: {again}", soft_wrap=True, markup=False)

@@ -57,6 +57,7 @@ LAYERS = [
         "fl_sim.doctor",
         "fl_sim.reference",
         "fl_sim.flower_run",
+        "fl_sim.trackers",
         "fl_sim.cli",
         "fl_sim",
     },

@@ -37,7 +37,7 @@ def run(
     overrides: Annotated[
         list[str] | None, typer.Argument(help="key=value, for instance rounds=5 training.lr=0.05")
     ] = None,
-    engine: Annotated[str | None, typer.Option(help="inline or ray; overrides the config")] = None,
+    engine: Annotated[str | None, typer.Option(help="inline, workers or ray; overrides the config")] = None,
     out: Annotated[Path | None, typer.Option(help="folder that receives the run's folder")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="print errors only")] = False,
     track: Annotated[

@@ -25,12 +25,13 @@ from fl_sim.gating import Gating
 from fl_sim.network import Network
 from fl_sim.runtime.faults import Faults
 from fl_sim.runtime.ray import RayOptions
+from fl_sim.runtime.workers import WorkersOptions
 from fl_sim.training import Training
 from fl_sim.types import UserError
 from fl_sim.wire import Coding
 
 Json = str | int | float | bool | None | list["Json"] | dict[str, "Json"]
-Engine = Literal["inline", "ray", "flower"]
+Engine = Literal["inline", "workers", "ray", "flower"]
 
 
 class Section(BaseModel):
@@ -198,6 +199,7 @@ class Experiment(Section):
     network: Network = Field(default_factory=Network)
     faults: Faults = Field(default_factory=Faults)
     checkpoint: CheckpointOptions = Field(default_factory=CheckpointOptions)
+    workers: WorkersOptions = Field(default_factory=WorkersOptions)
     ray: RayOptions = Field(default_factory=RayOptions)
 
     @model_validator(mode="after")
@@ -239,7 +241,7 @@ class Experiment(Section):
     @property
     def id(self) -> str:
         """Eight hex digits of what determines the result: every non-default key but name, engine and places."""
-        where = {"name", "engine", "out", "ray", "device", "checkpoint", "faults"}
+        where = {"name", "engine", "out", "ray", "workers", "device", "checkpoint", "faults"}
         tree = self.model_dump(mode="json", exclude_defaults=True, exclude=where)
         return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:8]
 

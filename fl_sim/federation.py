@@ -84,6 +84,11 @@ class Federation:
         return counts
 
     @property
+    def sizes(self) -> list[int]:
+        """Training samples of each client."""
+        return [len(part) for part in self.parts]
+
+    @property
     def device(self) -> torch.device:
         """Where models train."""
         name = self.experiment.device

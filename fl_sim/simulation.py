@@ -25,6 +25,7 @@ from fl_sim.runtime.app import client_app
 from fl_sim.runtime.inline import InlineGrid
 from fl_sim.runtime.local import LocalGrid
 from fl_sim.runtime.ray import RayGrid
+from fl_sim.runtime.workers import WorkersGrid
 from fl_sim.session import SILENT, Observer, Session, saved_params
 from fl_sim.types import UserError
 
@@ -47,11 +48,22 @@ def _inline(experiment: Experiment, federation: Federation) -> LocalGrid:
 
 def _ray(experiment: Experiment, federation: Federation) -> LocalGrid:
     federation.client()  # wrong input is for this process to say, before others start
+    sizes, limit = federation.sizes, experiment.faults.timeout_s
+    return RayGrid(partial(make_client_app, experiment), len(sizes), experiment.ray, sizes=sizes, timeout_s=limit)
+
+
+def _workers(experiment: Experiment, federation: Federation) -> LocalGrid:
+    federation.client()  # as above
+    sizes, limit = federation.sizes, experiment.faults.timeout_s
     app = partial(make_client_app, experiment)
-    return RayGrid(app, len(federation.parts), experiment.ray, timeout_s=experiment.faults.timeout_s)
+    return WorkersGrid(app, len(sizes), experiment.workers, sizes=sizes, timeout_s=limit)
 
 
-ENGINES: Mapping[str, Callable[[Experiment, Federation], LocalGrid]] = {"inline": _inline, "ray": _ray}
+ENGINES: Mapping[str, Callable[[Experiment, Federation], LocalGrid]] = {
+    "inline": _inline,
+    "workers": _workers,
+    "ray": _ray,
+}
 
 
 def run(experiment: Experiment, observer: Observer = SILENT) -> Report:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from fl_sim.config import Json
 from fl_sim.report.summary import Report
 
-INDIFFERENT = ("seed", "name", "engine", "out", "device", "ray")
+INDIFFERENT = ("seed", "name", "engine", "out", "device", "ray", "workers")
 """Config keys that make no other experiment."""
 
 

@@ -1,9 +1,7 @@
 """The Ray engine: resident actors under the same Grid, on this machine or on a cluster. The only module that imports Ray.
 
-An actor keeps model, data and the round's decoded broadcast; a task carries several clients; two tasks wait at every
-actor, so that it never idles while the driver folds. Payloads cross as NumPy buffers, which Ray's object store passes
-without pickling them. A dead actor is replaced: the clients it had not answered run again, alone, and only one that
-kills its actor again is reported as failed (Flower's own pool routes clients to the dead actor for the rest of a run).
+An actor keeps model, data and the round's decoded broadcast. Payloads cross as NumPy buffers, which Ray's object store
+passes without pickling them.
 """
 
 from __future__ import annotations
@@ -11,27 +9,23 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, cast
 
-import numpy as np
-from flwr.app import Array, ArrayRecord, Context, Error, Message, RecordDict
+from flwr.app import Context, RecordDict
 
-from fl_sim.runtime.flower_compat import CLIENT_APP_CRASHED, set_message_id
-from fl_sim.runtime.local import LocalGrid, execute, isolated, overdue
+from fl_sim.runtime.parts import Blobs, join, split_off
+from fl_sim.runtime.pooled import Finished, Jobs, PooledGrid
+from fl_sim.runtime.worker import Answer, Job, Workplace
 from fl_sim.types import UserError
 
 if TYPE_CHECKING:
     from flwr.clientapp import ClientApp
-    from numpy.typing import NDArray
     from ray import ObjectRef
 
-Content = tuple[RecordDict, "Blobs"]
-Blobs = dict[tuple[str, str], "NDArray[np.uint8]"]
-"""(record, array) -> the bytes of that array, as a buffer that is not pickled."""
+Content = tuple[RecordDict, Blobs]
 
 
 @dataclass(frozen=True)
@@ -51,47 +45,6 @@ class RayOptions:
     clients_per_task: int | None = None
 
 
-def _split_off(content: RecordDict) -> tuple[RecordDict, Blobs]:
-    """Take the array bytes out of a content."""
-    blobs: Blobs = {}
-    for key, record in content.array_records.items():
-        for name, array in record.items():
-            blobs[key, name] = np.frombuffer(array.data, dtype=np.uint8)
-    slim = RecordDict(
-        {
-            key: ArrayRecord({n: Array(a.dtype, a.shape, a.stype, b"") for n, a in record.items()})
-            if isinstance(record, ArrayRecord)
-            else record
-            for key, record in content.items()
-        }
-    )
-    return slim, blobs
-
-
-def _join(content: RecordDict, blobs: Blobs) -> RecordDict:
-    """Invert `_split_off`, in place."""
-    for (key, name), blob in blobs.items():
-        # Bytes to Flower's type, but any buffer does; a copy of a dense payload costs as much as its decoding.
-        content.array_records[key][name].data = cast(bytes, blob.data)
-    return content
-
-
-@dataclass(frozen=True)
-class _Job:
-    """One client of a task: what to send it, under which content of the task."""
-
-    index: int
-    node: int
-    kind: str
-    message_id: str
-    group: str
-    content: int
-
-
-Answer = tuple[Message, Blobs, "Context | None"]
-"""(reply without its array bytes, those bytes, the node's context where it holds state)."""
-
-
 class _Actor(Protocol):
     """What the driver sees of a worker: Ray's handle."""
 
@@ -101,8 +54,8 @@ class _Actor(Protocol):
 
 class _Method(Protocol):
     def remote(
-        self, jobs: list[_Job], contexts: list[Context], contents: Mapping[int, list[ObjectRef[Content]]]
-    ) -> ObjectRef[list[Answer]]: ...
+        self, jobs: list[Job], contexts: list[Context], contents: Mapping[int, list[ObjectRef[Content]]]
+    ) -> ObjectRef[list[tuple[Answer, Blobs]]]: ...
 
 
 class _Ready(Protocol):
@@ -110,50 +63,35 @@ class _Ready(Protocol):
 
 
 class _Worker:
-    """The actor. `app` is built once; broadcasts are fetched once."""
+    """The actor. Broadcasts are fetched once."""
 
     def __init__(self, factory: Callable[[], ClientApp], path: list[str]) -> None:
-        sys.path[:] = [*path, *(p for p in sys.path if p not in path)]
-        import torch
-
-        from fl_sim.runtime.flower_compat import adopt_identity
-        from fl_sim.runtime.memory import keep_freed_memory
-
-        keep_freed_memory()
-        torch.set_num_threads(1)
-        logging.getLogger("flwr").setLevel(logging.WARNING)
-        adopt_identity()
-        self._app = factory()
+        self._workplace = Workplace(factory, path)
         self._contents: dict[int, RecordDict] = {}
 
     def ready(self) -> int:
         return os.getpid()
 
     def run(
-        self, jobs: list[_Job], contexts: list[Context], contents: Mapping[int, list[ObjectRef[Content]]]
-    ) -> list[Answer]:
+        self, jobs: list[Job], contexts: list[Context], contents: Mapping[int, list[ObjectRef[Content]]]
+    ) -> list[tuple[Answer, Blobs]]:
         import ray
 
         for key, (ref,) in contents.items():
             if key not in self._contents:
                 self._contents = {k: v for k, v in self._contents.items() if k in contents}
-                self._contents[key] = _join(*ray.get(ref))
+                self._contents[key] = _whole(*ray.get(ref))
         return [self._one(job, context) for job, context in zip(jobs, contexts, strict=True)]
 
-    def _one(self, job: _Job, context: Context) -> Answer:
-        request = Message(isolated(self._contents[job.content]), job.node, job.kind, group_id=job.group)
-        set_message_id(request, job.message_id)
-        reply = execute(self._app, request, context)
-        if reply.has_error() and _device_is_lost():
-            os._exit(1)  # a CUDA context does not recover; a fresh process may, and the driver starts one
-        set_message_id(reply, f"r{job.message_id}")
+    def _one(self, job: Job, context: Context) -> tuple[Answer, Blobs]:
+        answer = self._workplace.run(job, self._contents[job.content], context)
         blobs: Blobs = {}
-        if reply.has_content():
-            reply.content, blobs = _split_off(reply.content)
-        return reply, blobs, context if len(context.state) else None
+        if answer.reply.has_content():
+            answer.reply.content, blobs = split_off(answer.reply.content)
+        return answer, blobs
 
 
-class RayGrid(LocalGrid):
+class RayGrid(PooledGrid):
     """Flower Grid over resident Ray actors."""
 
     def __init__(
@@ -162,10 +100,10 @@ class RayGrid(LocalGrid):
         num_nodes: int,
         options: RayOptions = RayOptions(),
         *,
+        sizes: Sequence[int] = (),
         timeout_s: float | None = None,
     ) -> None:
-        super().__init__(num_nodes)
-        self.timeout_s = timeout_s
+        super().__init__(num_nodes, sizes=sizes, timeout_s=timeout_s)
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         import ray
@@ -174,200 +112,75 @@ class RayGrid(LocalGrid):
         self._started = not ray.is_initialized()
         if self._started:
             _connect(options)
-        self._options = options
+        self._options, self.clients_per_task = options, options.clients_per_task
         self._factory = ray.put(factory)
+        self._spawned = 0
+        self._actors: dict[int, _Actor] = {}
         self._starting: dict[int, ObjectRef[int]] = {}
-        count = options.workers or _fitting(options)
-        self._actors = [self._spawn() for _ in range(count)]
-        self._content_ids = 0
+        self._tasks: dict[int, deque[ObjectRef[list[tuple[Answer, Blobs]]]]] = {}
+        self._contents: dict[int, ObjectRef[Content]] = {}
+        for _ in range(options.workers or _fitting(options)):
+            self._spawn()
 
-    def _spawn(self) -> _Actor:
+    def _spawn(self) -> int:
         remote = self._ray.remote(_Worker).options(num_cpus=1, num_gpus=self._options.num_gpus)
+        self._spawned += 1
         actor = cast(_Actor, remote.remote(self._factory, list(sys.path)))
-        self._starting[id(actor)] = actor.ready.remote()
-        return actor
+        self._actors[self._spawned], self._tasks[self._spawned] = actor, deque()
+        self._starting[self._spawned] = actor.ready.remote()
+        return self._spawned
 
-    def is_ready(self, actor: _Actor) -> bool:
-        """Whether an actor has started."""
-        starting = self._starting.get(id(actor))
+    def workers(self) -> Sequence[int]:
+        return list(self._actors)
+
+    def announce(self, contents: Mapping[int, RecordDict]) -> None:
+        self._contents = {key: self._ray.put(split_off(content)) for key, content in contents.items()}
+
+    def submit(self, worker: int, jobs: Jobs) -> None:
+        contexts = [self.contexts[job.node] for job in jobs]
+        contents = {job.content: [self._contents[job.content]] for job in jobs}
+        self._tasks[worker].append(self._actors[worker].run.remote(list(jobs), contexts, contents))
+
+    def finished(self, timeout: float | None) -> Sequence[Finished]:
+        oldest = {tasks[0]: worker for worker, tasks in self._tasks.items() if tasks}
+        if not oldest:
+            return ()
+        ready, _ = self._ray.wait(list(oldest), num_returns=1, timeout=timeout)
+        return [self._outcome(oldest[ref], ref) for ref in ready]
+
+    def _outcome(self, worker: int, ref: ObjectRef[list[tuple[Answer, Blobs]]]) -> Finished:
+        try:
+            answers = self._ray.get(ref)
+        except self._ray.exceptions.RayError as error:
+            return Finished(worker, (), lost=type(error).__name__)
+        self._tasks[worker].popleft()
+        for answer, blobs in answers:
+            if answer.reply.has_content():
+                _whole(answer.reply.content, blobs)
+        return Finished(worker, [answer for answer, _ in answers])
+
+    def replace(self, worker: int) -> int:
+        self._ray.kill(self._actors.pop(worker))  # type: ignore[arg-type]
+        del self._tasks[worker]
+        return self._spawn()
+
+    def is_ready(self, worker: int) -> bool:
+        starting = self._starting.get(worker)
         if starting is not None and self._ray.wait([starting], timeout=0)[0]:
-            del self._starting[id(actor)]
-        return id(actor) not in self._starting
+            del self._starting[worker]
+        return worker not in self._starting
 
     def close(self) -> None:
-        for actor in self._actors:
+        for actor in self._actors.values():
             self._ray.kill(actor)  # type: ignore[arg-type]
-        self._actors = []
+        self._actors = {}
         if self._started:
             self._ray.shutdown()
             self._started = False
 
-    def stream(self, messages: list[Message], timeout: float | None) -> Iterator[Message]:
-        return _Round(self, messages).replies() if messages else iter(())
 
-
-class _Round:
-    """The dispatch of one round's messages: in order, with a bounded lead, and out in order."""
-
-    DEPTH = 2
-
-    def __init__(self, grid: RayGrid, messages: list[Message]) -> None:
-        self.grid, self.ray, self.messages = grid, grid._ray, messages
-        self.refs, keys = {}, {}
-        for message in messages:
-            if id(message.content) not in keys:
-                grid._content_ids += 1
-                keys[id(message.content)] = grid._content_ids
-                self.refs[grid._content_ids] = self.ray.put(_split_off(message.content))
-        jobs = [
-            _Job(
-                i,
-                m.metadata.dst_node_id,
-                m.metadata.message_type,
-                m.metadata.message_id,
-                m.metadata.group_id,
-                keys[id(m.content)],
-            )
-            for i, m in enumerate(messages)
-        ]
-        actors = len(grid._actors)
-        size = grid._options.clients_per_task or max(1, min(32, len(jobs) // (8 * actors)))
-        self.todo = deque(tuple(jobs[i : i + size]) for i in range(0, len(jobs), size))
-        # Finished replies that wait for an earlier one are bounded: nothing further ahead than this is started.
-        self.window = 4 * self.DEPTH * actors * size
-        self.load = {id(actor): 0 for actor in grid._actors}
-        self.actors = {id(actor): actor for actor in grid._actors}
-        self.running: dict[ObjectRef[list[Answer]], tuple[tuple[_Job, ...], int]] = {}
-        self.done: dict[int, Message] = {}
-        self.suspects: set[int] = set()
-        self.since: dict[int, float] = {}
-
-    def replies(self) -> Iterator[Message]:
-        head = 0
-        while head < len(self.messages):
-            self._dispatch(head)
-            for ref in self._finished():
-                self._collect(ref)
-            while head in self.done:
-                yield self.done.pop(head)
-                head += 1
-
-    def _dispatch(self, head: int) -> None:
-        while self.todo and self.todo[0][0].index < head + self.window:
-            key = min(self.load, key=lambda k: self.load[k])
-            # A suspect has an actor for itself, so that a second death is its own doing.
-            weight = self.DEPTH if self.todo[0][0].index in self.suspects else 1
-            if self.load[key] + weight > self.DEPTH:
-                return
-            jobs = self.todo.popleft()
-            contexts = [self.grid.contexts[job.node] for job in jobs]
-            contents = {job.content: [self.refs[job.content]] for job in jobs}
-            if not self.load[key]:
-                self.since[key] = time.monotonic()
-            ref = self.actors[key].run.remote(list(jobs), contexts, contents)
-            self.running[ref] = (jobs, key)
-            self.load[key] += weight
-
-    def _collect(self, ref: ObjectRef[list[Answer]]) -> None:
-        jobs, key = self.running[ref]
-        try:
-            results = self.ray.get(ref)
-        except self.ray.exceptions.RayError:
-            self._lost(key)
-            return
-        del self.running[ref]
-        self.since[key] = time.monotonic()
-        self.load[key] -= self.DEPTH if jobs[0].index in self.suspects else 1
-        self._accept(jobs, results)
-
-    def _accept(self, jobs: tuple[_Job, ...], results: list[Answer]) -> None:
-        for job, (reply, blobs, context) in zip(jobs, results, strict=True):
-            if reply.has_content():
-                _join(reply.content, blobs)
-            if context is not None:
-                self.grid.contexts[job.node] = context
-            self.done[job.index] = reply
-
-    def _replace(self, key: int) -> dict[ObjectRef[list[Answer]], tuple[_Job, ...]]:
-        """Put a fresh actor in the place of one that is dead; returns the tasks it had not answered, in their order."""
-        owned = [ref for ref, (_, owner) in self.running.items() if owner == key]
-        del self.load[key]
-        dead = self.actors.pop(key)
-        fresh = self.grid._spawn()
-        self.grid._actors = [a for a in self.grid._actors if a is not dead] + [fresh]
-        self.load[id(fresh)], self.actors[id(fresh)] = 0, fresh
-        return {ref: self.running.pop(ref)[0] for ref in owned}
-
-    def _lost(self, key: int) -> None:
-        """An actor died: replace it; every client it had not answered runs again alone, unless it died alone already."""
-        for ref, jobs in self._replace(key).items():
-            try:
-                self._accept(jobs, self.ray.get(ref))
-            except self.ray.exceptions.RayError as error:
-                if jobs[0].index in self.suspects:
-                    reason = f"its worker process died ({type(error).__name__})"
-                    self._give_up(jobs[0], Error(CLIENT_APP_CRASHED, f"client {self._partition(jobs[0])}: {reason}"))
-                else:
-                    self._retry_alone(jobs)
-        self._sort()
-
-    def _finished(self) -> list[ObjectRef[list[Answer]]]:
-        """Wait for a task to end; under a time limit, look now and then for actors whose clients take too long."""
-        limit = None if self.grid.timeout_s is None else min(1.0, self.grid.timeout_s / 4)
-        ready: list[ObjectRef[list[Answer]]] = self.ray.wait(list(self.running), num_returns=1, timeout=limit)[0]
-        if not ready:
-            # An actor works on the task it was given first.
-            for key, jobs in {owner: jobs for jobs, owner in reversed(self.running.values())}.items():
-                if self._is_overdue(key, len(jobs)):
-                    self._interrupt(key)
-        return ready
-
-    def _is_overdue(self, key: int, clients: int) -> bool:
-        """Whether an actor has taken too long over its first task; the time it needs to start does not count."""
-        assert self.grid.timeout_s is not None
-        if not self.grid.is_ready(self.actors[key]):
-            self.since[key] = time.monotonic()
-        return time.monotonic() - self.since[key] > clients * self.grid.timeout_s
-
-    def _interrupt(self, key: int) -> None:
-        """Kill an actor that hangs. Of several clients each runs again alone; one that was alone is given up."""
-        self.ray.kill(self.actors[key])
-        (_, head), *rest = self._replace(key).items()
-        if len(head) == 1:
-            assert self.grid.timeout_s is not None
-            told = overdue(self.messages[head[0].index], self._partition(head[0]), self.grid.timeout_s)
-            self._give_up(head[0], told.error)
-        else:
-            self._retry_alone(head)
-        self.todo.extend(jobs for _, jobs in rest)
-        self._sort()
-
-    def _retry_alone(self, jobs: tuple[_Job, ...]) -> None:
-        self.suspects.update(job.index for job in jobs)
-        self.todo.extend((job,) for job in jobs)
-
-    def _sort(self) -> None:
-        self.todo = deque(sorted(self.todo, key=lambda task: task[0].index))
-
-    def _partition(self, job: _Job) -> int:
-        return self.grid.partitions[job.node]
-
-    def _give_up(self, job: _Job, error: Error) -> None:
-        reply = Message(error, reply_to=self.messages[job.index])
-        set_message_id(reply, f"r{job.message_id}")
-        self.done[job.index] = reply
-
-
-def _device_is_lost() -> bool:
-    """Whether the GPU of this process answers no more."""
-    import torch
-
-    try:
-        if torch.cuda.is_initialized():
-            torch.cuda.synchronize()
-    except RuntimeError:
-        return True
-    return False
+def _whole(content: RecordDict, blobs: Blobs) -> RecordDict:
+    return join(content, {key: blob.data for key, blob in blobs.items()})
 
 
 def _connect(options: RayOptions) -> None:

@@ -1,0 +1,40 @@
+"""Array bytes taken out of a content and put back, so that transports may carry them as plain buffers, never pickled."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, RecordDict
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Blobs = dict[tuple[str, str], "NDArray[np.uint8]"]
+"""(record, array) -> the bytes of that array."""
+
+
+def split_off(content: RecordDict) -> tuple[RecordDict, Blobs]:
+    """(the content without its array bytes, those bytes); the content is not changed."""
+    blobs: Blobs = {}
+    for key, record in content.array_records.items():
+        for name, array in record.items():
+            blobs[key, name] = np.frombuffer(array.data, dtype=np.uint8)
+    slim = RecordDict(
+        {
+            key: ArrayRecord({n: Array(a.dtype, a.shape, a.stype, b"") for n, a in record.items()})
+            if isinstance(record, ArrayRecord)
+            else record
+            for key, record in content.items()
+        }
+    )
+    return slim, blobs
+
+
+def join(content: RecordDict, blobs: Mapping[tuple[str, str], bytes | memoryview]) -> RecordDict:
+    """Invert `split_off`, in place."""
+    for (key, name), data in blobs.items():
+        # Bytes to Flower's type, but any buffer does; a copy of a dense payload costs as much as its decoding.
+        content.array_records[key][name].data = cast(bytes, data)
+    return content

@@ -37,7 +37,7 @@ def run(
     overrides: Annotated[
         list[str] | None, typer.Argument(help="key=value, for instance rounds=5 training.lr=0.05")
     ] = None,
-    engine: Annotated[str | None, typer.Option(help="inline, workers or ray; overrides the config")] = None,
+    engine: Annotated[str | None, typer.Option(help="inline, workers, ray, or auto; overrides the config")] = None,
     out: Annotated[Path | None, typer.Option(help="folder that receives the run's folder")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="print errors only")] = False,
     track: Annotated[
@@ -49,6 +49,7 @@ def run(
 
     Example: fl-sim run configs/quickstart.toml rounds=5 --engine ray
     """
+    from fl_sim.auto import settled
     from fl_sim.config import Experiment
     from fl_sim.progress import display
     from fl_sim.report import comparison, per_run, write_page
@@ -58,7 +59,9 @@ def run(
 
     extra = [f'engine="{engine}"'] if engine else []
     extra += [f'out="{out}"'] if out else []
-    experiment = Experiment.load(config, [*(overrides or []), *extra])
+    experiment, why = settled(Experiment.load(config, [*(overrides or []), *extra]))
+    if why is not None and not quiet:
+        console.print(why, highlight=False, soft_wrap=True)
     try:
         with display(experiment, console, quiet=quiet) as shown, tracked(track or [], experiment) as trackers:
             report = (resume if go_on else start)(experiment, together([shown, *trackers]))

@@ -31,7 +31,7 @@ from fl_sim.types import UserError
 from fl_sim.wire import Coding
 
 Json = str | int | float | bool | None | list["Json"] | dict[str, "Json"]
-Engine = Literal["inline", "workers", "ray", "flower"]
+Engine = Literal["inline", "workers", "ray", "auto", "flower"]
 
 
 class Section(BaseModel):

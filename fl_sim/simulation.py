@@ -15,6 +15,7 @@ from pathlib import Path
 
 from flwr.app import Context, RecordDict
 
+from fl_sim.auto import settled
 from fl_sim.checkpoint import Checkpoints
 from fl_sim.config import Experiment
 from fl_sim.federation import Federation, make_client_app, resolved
@@ -33,6 +34,7 @@ from fl_sim.types import UserError
 @contextmanager
 def open_grid(experiment: Experiment, federation: Federation) -> Iterator[LocalGrid]:
     """The engine of an experiment, closed at the end."""
+    experiment, _ = settled(experiment)
     factory = ENGINES.get(experiment.engine)
     if factory is None:
         raise UserError(
@@ -73,6 +75,7 @@ def run(experiment: Experiment, observer: Observer = SILENT) -> Report:
         UserError: the experiment asks for something impossible, or another run holds the folder.
         RunStopped: too few usable updates in a round, or a folder that cannot be written.
     """
+    experiment, _ = settled(experiment)
     with claimed(experiment) as folder:
         federation = Federation.build(experiment)
         federation = replace(federation, experiment=resolved(experiment, federation))
@@ -90,6 +93,7 @@ def resume(experiment: Experiment, observer: Observer = SILENT) -> Report:
         UserError: as `run`, or checkpoints that cannot be read.
         RunStopped: as `run`.
     """
+    experiment, _ = settled(experiment)
     with claimed(experiment) as folder:
         if (folder / "summary.json").exists():
             return replace(Report.load(folder), params=saved_params(folder))

@@ -44,6 +44,7 @@ LAYERS = [
         "fl_sim.report",
         "fl_sim.simulation",
         "fl_sim.capacities",
+        "fl_sim.auto",
         "fl_sim.federation",
         "fl_sim.facts",
         "fl_sim.session",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import time
@@ -12,7 +13,8 @@ import pytest
 from federation import TINY, run_tiny, tiny
 
 from fl_sim import Experiment, Report, load, local_sgd, run, snapshot
-from fl_sim.session import Silent
+from fl_sim.auto import settled
+from fl_sim.session import RunStopped, Silent
 from fl_sim.simulation import resume
 from fl_sim.types import ClientContext, Task, Update
 
@@ -79,6 +81,38 @@ def test_a_killed_or_hanging_client_costs_one_update_and_its_process_comes_back(
     assert report.ledger.messages(phase="train") == {"down": 18, "up": 17}
 
 
+def registering(task: Task, ctx: ClientContext) -> Update:
+    """Leaves its process id in a folder."""
+    Path(str(task.config["folder"]), str(os.getpid())).touch()
+    return Update(dict(task.params), ctx.num_examples)
+
+
+def test_no_process_and_no_shared_memory_is_left(tmp_path: Path) -> None:
+    (tmp_path / "pids").mkdir()
+    before = os.listdir("/dev/shm")
+    client = {"target": f"{__name__}:registering", "folder": str(tmp_path / "pids")}
+    run(Experiment.from_tree({**TINY, "client": client}, [f'out="{tmp_path}"', "engine=workers", "workers.count=2"]))
+    pids = {int(path.name) for path in (tmp_path / "pids").iterdir()}
+    assert pids
+    assert os.getpid() not in pids
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+    assert os.listdir("/dev/shm") == before
+
+
+def cannot_start(*, training: object) -> object:
+    """A preset that works in the program and in no worker."""
+    if multiprocessing.parent_process() is not None:
+        raise OSError("no licence")
+    return registering
+
+
+def test_a_process_that_cannot_start_stops_the_run_with_the_reason(tmp_path: Path) -> None:
+    with pytest.raises(RunStopped, match="could not start: OSError: no licence"):
+        run(tiny(tmp_path, f"client={__name__}:cannot_start", "engine=workers", "workers.count=1"))
+
+
 def test_resumed_on_workers_as_if_never_stopped_inline(tmp_path: Path) -> None:
     """What clients keep comes back to processes that never saw it."""
     options = METHODS["topk"]
@@ -94,3 +128,21 @@ def test_resumed_on_workers_as_if_never_stopped_inline(tmp_path: Path) -> None:
         run_tiny(tmp_path / "whole", *options),
         resume(tiny(tmp_path / "workers", *options, "engine=workers", "workers.count=1")),
     )
+
+
+@pytest.mark.parametrize(
+    ("options", "engine", "why"),
+    [
+        (['ray.address="1.2.3.4:6379"'], "ray", "ray.address"),
+        (["workers.count=1"], "inline", "one core"),
+        (["workers.count=2", "cohort.size=3"], "inline", "3 clients"),
+        (["workers.count=2", "device=cuda"], "inline", "GPU"),
+        (["workers.count=2"], "workers", "2 processes, 4 clients"),
+    ],
+)
+def test_auto_says_which_engine_and_why(tmp_path: Path, options: list[str], engine: str, why: str) -> None:
+    chosen, said = settled(tiny(tmp_path, "engine=auto", "device=cpu", *options))
+    assert chosen.engine == engine
+    assert said is not None
+    assert why in said
+    assert settled(chosen) == (chosen, None)

@@ -103,11 +103,11 @@ class PooledGrid(LocalGrid):
         """Whether a worker has started."""
 
     def stream(self, messages: list[Message], timeout: float | None) -> Iterator[Message]:
-        if self._round is not None:
-            raise RuntimeError("one round at a time: read the replies of the last one first")
         return self._replies(messages) if messages else iter(())
 
     def _replies(self, messages: list[Message]) -> Iterator[Message]:
+        if self._round is not None:
+            raise RuntimeError("one round at a time: read the replies of the last one first")
         self._round = Round(self, messages)
         try:
             yield from self._round.replies()

@@ -25,9 +25,13 @@ from clients.retention import (
 from clients.shared import SharedRandom
 from clients.threshold import ThresholdEachEpoch, not_zero
 from fl_sim.gating import Gating
-from fl_sim.losses import Distillation, FeatureDistillation
+from fl_sim.lookup import find
+from fl_sim.losses import Distillation, FeatureDistillation, teacher_std, unscaled
 from fl_sim.training import Training
 from fl_sim.types import Client, UserError
+
+SCALES = {"none": unscaled, "teacher_std": teacher_std}
+"""By what feature distillation divides both sides."""
 
 
 def fedavg(*, training: Training) -> Client:
@@ -70,6 +74,7 @@ def feature_distillation(
     alpha: float = 0.5,
     beta: float = 0.5,
     stages: Sequence[str] = (),
+    scale: str = "none",
     teacher: str = "global",
 ) -> Client:
     """Distils from the stages of the global model as received, through 1x1 projections (arXiv 2605.31191).
@@ -82,9 +87,11 @@ def feature_distillation(
         alpha: weight of the teacher; the labels have 1 - alpha.
         beta: weight of the cosine term beside the squared error.
         stages: names of the submodules whose outputs are compared; empty = the residual stages.
+        scale: what both sides are divided by: "none", or "teacher_std", which makes teachers comparable.
         teacher: "global", or a model file that every client has already (its bytes are not booked).
     """
-    loss = LearnFeatures(FeatureDistillation(alpha, beta), teacher_of(teacher), tuple(stages))
+    objective = FeatureDistillation(alpha, beta, find("client.scale", scale, SCALES))
+    loss = LearnFeatures(objective, teacher_of(teacher), tuple(stages))
     return LocalClient(training, loss=loss)
 
 

@@ -274,6 +274,14 @@ def _projection(model: nn.Module, mask: Mask | None) -> Callable[[], None]:
     return project
 
 
+def logits(model: nn.Module, data: Split, *, batch_size: int = 512, precision: str = "float32") -> Tensor:
+    """Logits (N, K), float32, in the order of the data; the model is left in evaluation mode."""
+    chosen = PRECISIONS[precision]
+    chosen.place(model.eval())
+    with torch.no_grad(), chosen.context(next(model.parameters()).device):
+        return torch.cat([model(chosen.batch(batch)[0]).float() for batch in data.batches(batch_size)])
+
+
 def evaluate(model: nn.Module, data: Split, *, batch_size: int = 512, precision: str = "float32") -> Metrics:
     """Mean cross-entropy and accuracy in evaluation mode, on the model's device; the mode is restored.
 

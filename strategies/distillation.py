@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fl_sim.codecs import mask_hash
 from fl_sim.data import Split
@@ -22,7 +22,7 @@ from fl_sim.losses import Distillation, FromLogits
 from fl_sim.model_file import read_model, require
 from fl_sim.runtime.setup import Setup
 from fl_sim.seeding import Purpose, generator
-from fl_sim.training import Training, load, snapshot
+from fl_sim.training import Training, load, logits, snapshot
 from fl_sim.types import Params, Update, UserError
 from strategies.server_step import Refine, ServerState, as_aggregated
 
@@ -56,7 +56,7 @@ class Lab:
 
     def logits(self, params: Params) -> Tensor:
         """Logits (N, K), float32, of the federation's model with these parameters."""
-        return logits(load(self.setup.model(), params), self.proxy)
+        return logits(load(self.setup.model(), params), self.proxy, precision=self.setup.precision)
 
     def taught(self, new: ServerState, teacher: Tensor, objective: Distillation, training: Training) -> Params:
         """Parameters of `new` after training on the proxy data with these logits (N, K), under its mask."""
@@ -64,6 +64,7 @@ class Lab:
         numbered = replace(self.proxy, labels=torch.arange(len(labels), device=labels.device))
         student = load(self.setup.model(), new.params)
         rng = generator(self.setup.seed, new.round, Purpose.DISTILLATION)
+        training = replace(training, precision=self.setup.precision)
         training.fit(student, numbered, FromLogits(teacher, labels, objective), mask=new.mask, rng=rng)
         return new.schema.view(new.schema.flat(snapshot(student)))
 
@@ -81,13 +82,6 @@ def lab_of(setup: Setup, state: ServerState) -> Lab:
     if setup.proxy is None:
         raise UserError("distillation on the server needs data there: set data.proxy (a share) or data.noise (images)")
     return Lab(setup, setup.proxy, state)
-
-
-def logits(model: nn.Module, data: Split, *, batch_size: int = 512) -> Tensor:
-    """Logits (N, K), float32, in evaluation mode and in the order of the data."""
-    model.eval()
-    with torch.no_grad():
-        return torch.cat([model(images).float() for images, _ in data.batches(batch_size)])
 
 
 def aggregate(lab: Lab, updates: Iterable[Update]) -> tuple[Iterable[Update], Callable[[Params], Tensor]]:
@@ -119,7 +113,7 @@ class FromFile:
 
     def __call__(self, lab: Lab, updates: Iterable[Update]) -> tuple[Iterable[Update], Callable[[Params], Tensor]]:
         teacher = read_model(self.path).to(lab.proxy.images.device)
-        return updates, lambda aggregated: logits(teacher, lab.proxy)
+        return updates, lambda aggregated: logits(teacher, lab.proxy, precision=lab.setup.precision)
 
 
 def always(before: ServerState, after: ServerState) -> bool:

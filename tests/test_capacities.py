@@ -15,8 +15,8 @@ from fl_sim.federation import Federation
 from fl_sim.fidelity import divergence
 from fl_sim.model_file import read_model
 from fl_sim.simulation import resume
+from fl_sim.training import logits
 from fl_sim.types import UserError
-from strategies.distillation import logits
 
 MODELS = ["model.name=resnet8", "model.width=0.25", "data.clients=8", "data.proxy=0.1", "checkpoint.every=0"]
 TWO = [*MODELS, 'capacities=[{name = "resnet8", width = 0.125, share = 0.5}]']

@@ -13,7 +13,14 @@ from clients.distillation import LearnFeatures, LearnLogits, received
 from clients.local import OWN, LocalClient
 from clients.presets import feature_distillation
 from fl_sim.data import load as load_data
-from fl_sim.losses import Distillation, FeatureDistillation, FeaturesFromTeacher, FromTeacher, cross_entropy
+from fl_sim.losses import (
+    Distillation,
+    FeatureDistillation,
+    FeaturesFromTeacher,
+    FromTeacher,
+    cross_entropy,
+    teacher_std,
+)
 from fl_sim.models import build, stage_names
 from fl_sim.training import CLIPS, Training, local_sgd, snapshot
 from fl_sim.types import ClientContext, Task, UserError
@@ -129,3 +136,10 @@ def test_stages_are_the_residual_ones_or_must_be_named() -> None:
 def test_unknown_clipping_is_refused() -> None:
     with pytest.raises(UserError, match=r"training\.clip = 'projections'.*union, model"):
         Training(clip="projections")
+
+
+def test_the_unit_of_the_features_is_a_choice() -> None:
+    make = feature_distillation(training=Training(), scale="teacher_std")
+    assert make.loss.objective.scale is teacher_std  # type: ignore[attr-defined]
+    with pytest.raises(UserError, match=r"client\.scale = 'std'"):
+        feature_distillation(training=Training(), scale="std")

@@ -18,9 +18,9 @@ from fl_sim.model_file import read_model, write_model
 from fl_sim.models import build
 from fl_sim.runtime.setup import Setup
 from fl_sim.seeding import Purpose, generator
-from fl_sim.training import Training, load, snapshot
+from fl_sim.training import Training, load, logits, snapshot
 from fl_sim.types import FlatParams, Task, Update, UserError
-from strategies.distillation import Lab, ensemble, logits, server_distillation
+from strategies.distillation import Lab, ensemble, server_distillation
 from strategies.server_step import ServerState
 
 PROXY = "data.proxy=0.1"

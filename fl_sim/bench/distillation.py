@@ -30,7 +30,7 @@ from fl_sim.fidelity import agreement, divergence, mean_std, welch
 from fl_sim.losses import Distillation, FeatureDistillation, FromTeacher, Loss, cross_entropy
 from fl_sim.model_file import read_model, write_model
 from fl_sim.seeding import Purpose, generator
-from fl_sim.training import Training, evaluate, snapshot
+from fl_sim.training import Training, evaluate, logits, snapshot
 from fl_sim.types import UserError
 
 Objective = Distillation | FeatureDistillation
@@ -162,13 +162,11 @@ class Study:
 
     def logits(self, trial: Trial) -> Tensor:
         """Logits (N, K) on the test set."""
-        model, test = self.model(trial), self.federation.data.test.to(self.federation.device)
-        with torch.no_grad():
-            return torch.cat([model(images) for images, _ in test.batches(512)])
+        return logits(self.model(trial), self.federation.data.test.to(self.federation.device))
 
-    def accuracy(self, logits: Tensor) -> float:
+    def accuracy(self, output: Tensor) -> float:
         """Of logits on the test set, percent."""
-        return 100 * float((logits.argmax(dim=1).cpu() == self.federation.data.test.labels).double().mean())
+        return 100 * float((output.argmax(dim=1).cpu() == self.federation.data.test.labels).double().mean())
 
 
 def pairs_of(text: str) -> list[tuple[str, str]]:
@@ -222,9 +220,9 @@ def _pair(study: Study, teacher: Trial, alone: Trial, seeds: Sequence[int], grid
         trials = [replace(alone, teacher=teacher, objective=setting) for setting in settings]
         chosen[method] = max(trials, key=study.validation)
     wanted = study.logits(teacher)
-    logits = {method: [study.logits(replace(trial, seed=seed)) for seed in seeds] for method, trial in chosen.items()}
-    baseline = [study.accuracy(each) for each in logits["baseline"]]
-    described = {"teacher": (teacher, [wanted]), **{m: (trial, logits[m]) for m, trial in chosen.items()}}
+    outputs = {method: [study.logits(replace(trial, seed=seed)) for seed in seeds] for method, trial in chosen.items()}
+    baseline = [study.accuracy(each) for each in outputs["baseline"]]
+    described = {"teacher": (teacher, [wanted]), **{m: (trial, outputs[m]) for m, trial in chosen.items()}}
     return [
         _row(study, f"{teacher.model}-{alone.model}", method, trial, each, wanted, baseline)
         for method, (trial, each) in described.items()
@@ -236,18 +234,18 @@ def _row(
     pair: str,
     method: str,
     trial: Trial,
-    logits: Sequence[Tensor],
+    outputs: Sequence[Tensor],
     wanted: Tensor,
     baseline: Sequence[float],
 ) -> Row:
-    tested = [study.accuracy(each) for each in logits]
+    tested = [study.accuracy(each) for each in outputs]
     mean, std = mean_std(tested)
     gain, p = mean - statistics.fmean(baseline), welch(tested, baseline)
     return Row(
         pair=pair,
         method=method,
         setting=_setting(trial.objective),
-        seeds=len(logits),
+        seeds=len(outputs),
         params=sum(parameter.numel() for parameter in study.model(trial).parameters()),
         validation=study.validation(trial),
         test=mean,
@@ -255,9 +253,9 @@ def _row(
         gain=gain,
         p=p,
         effect="none shown" if not p < NOISE else "+" if gain > 0 else "-",
-        agreement=100 * statistics.fmean(agreement(each, wanted) for each in logits),
-        kl_1=statistics.fmean(divergence(each, wanted) for each in logits),
-        kl_4=statistics.fmean(divergence(each, wanted, temperature=4.0) for each in logits),
+        agreement=100 * statistics.fmean(agreement(each, wanted) for each in outputs),
+        kl_1=statistics.fmean(divergence(each, wanted) for each in outputs),
+        kl_4=statistics.fmean(divergence(each, wanted, temperature=4.0) for each in outputs),
     )
 
 

@@ -31,6 +31,7 @@ class Setup:
         cohort_size: clients per round, drawn without replacement.
         seed: the run's seed.
         model: the server's own copy of the model, on its device, for strategies that compute; made when first asked for.
+        precision: how strategies compute, a name of `fl_sim.precision.PRECISIONS`.
         proxy: images that the server holds, on that device; None = none.
         members: partitions that take part; None = all.
         label: a word for the model, where a federation has several.
@@ -47,6 +48,7 @@ class Setup:
     cohort_size: int
     seed: int
     model: Callable[[], nn.Module]
+    precision: str = "float32"
     proxy: Split | None = None
     members: tuple[int, ...] | None = None
     label: str = ""

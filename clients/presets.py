@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from clients.distillation import LearnFeatures, LearnLogits
 from clients.distillation import teacher as teacher_of
-from clients.local import LocalClient, ProximalLoss, TopK, Upload, everything
+from clients.local import Always, LocalClient, ProximalLoss, TopK, Upload, everything, plain
 from clients.retention import (
     ChannelScore,
     FollowGap,
@@ -26,7 +26,7 @@ from clients.shared import SharedRandom
 from clients.threshold import ThresholdEachEpoch, not_zero
 from fl_sim.gating import Gating
 from fl_sim.lookup import find
-from fl_sim.losses import Distillation, FeatureDistillation, teacher_std, unscaled
+from fl_sim.losses import CrossEntropy, Distillation, FeatureDistillation, teacher_std, unscaled
 from fl_sim.training import Training
 from fl_sim.types import Client, UserError
 
@@ -34,9 +34,9 @@ SCALES = {"none": unscaled, "teacher_std": teacher_std}
 """By what feature distillation divides both sides."""
 
 
-def fedavg(*, training: Training) -> Client:
-    """Plain local SGD; uploads everything that is alive (FedAvg; McMahan et al., 2017)."""
-    return LocalClient(training)
+def fedavg(*, training: Training, label_smoothing: float = 0.0) -> Client:
+    """Plain local SGD, labels smoothed where asked; uploads all that is alive (FedAvg; McMahan et al., 2017)."""
+    return LocalClient(training, loss=Always(CrossEntropy(label_smoothing)) if label_smoothing else plain)
 
 
 def fedprox(*, training: Training, mu: float = 0.01) -> Client:

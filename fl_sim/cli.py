@@ -277,12 +277,22 @@ def inference(
 
 
 @bench.command()
-def pruning(as_json: AS_JSON = False) -> None:
+def pruning(
+    as_json: AS_JSON = False,
+    additivity: Annotated[bool, typer.Option("--additivity", help="compare joint and predicted distortion")] = False,
+    checkpoint: Annotated[Path | None, typer.Option(help="model for --additivity; default: one trained here")] = None,
+    calibration: Annotated[str, typer.Option(help="data source for --additivity")] = "digits",
+    images: Annotated[int, typer.Option(help="calibration images for --additivity")] = 128,
+) -> None:
     """Global selection beside torch's own pruning, and the growth of the rate-distortion program."""
+    from fl_sim.bench import additivity as adding
     from fl_sim.bench import pruning as measured
     from fl_sim.bench.show import show_rows
 
-    show_rows(console, measured.measure(), as_json=as_json)
+    if additivity:
+        show_rows(console, adding.measure(checkpoint=checkpoint, source=calibration, images=images), as_json=as_json)
+    else:
+        show_rows(console, measured.measure(), as_json=as_json)
 
 
 @bench.command()

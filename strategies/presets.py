@@ -14,13 +14,14 @@ from fl_sim.losses import Distillation
 from fl_sim.sparsity import (
     Allocate,
     Cubic,
+    GlobalMagnitude,
     Iterative,
     OneShot,
     PruneTo,
+    RandomTopk,
     Schedule,
     Shared,
     erk,
-    global_topk,
     lamp,
     uniform,
 )
@@ -36,7 +37,7 @@ from strategies.server_step import Aggregate, Momentum, Optimise, accept
 
 Table = Mapping[str, object]
 """A nested table of the config."""
-ALLOCATIONS: Mapping[str, Allocate] = {"global": global_topk, "uniform": uniform, "erk": erk, "lamp": lamp}
+ALLOCATIONS: Mapping[str, Allocate] = {"uniform": uniform, "erk": erk, "lamp": lamp, "random": RandomTopk()}
 AGGREGATES: Mapping[str, Aggregate] = {
     "coverage": coverage_mean,
     "zero_fill": zero_fill,
@@ -111,10 +112,12 @@ def private(
     )
 
 
-def _allocation(name: str) -> Allocate:
-    if name not in ALLOCATIONS:
-        raise UserError(f"strategy.allocate: unknown {name!r}; allowed: {', '.join(ALLOCATIONS)}")
-    return ALLOCATIONS[name]
+def _allocation(name: str, min_threshold: float, mt_mode: str) -> Allocate:
+    ranked = GlobalMagnitude(min_threshold, mt_mode)
+    chosen = find("strategy.allocate", name, {"global": ranked, **ALLOCATIONS})
+    if min_threshold and chosen is not ranked:
+        raise UserError(f"strategy.min_threshold = {min_threshold}: only for allocate = 'global'; others have min_keep")
+    return chosen
 
 
 def global_magnitude(
@@ -123,6 +126,8 @@ def global_magnitude(
     at: int = 1,
     min_keep: int = 0,
     allocate: str = "global",
+    min_threshold: float = 0.0,
+    mt_mode: str = "exact",
     distil: Table | None = None,
 ) -> Method:
     """One-shot magnitude pruning of the aggregated model (Global MP, arXiv 2209.14624), then masked training.
@@ -130,11 +135,13 @@ def global_magnitude(
     Args:
         density: fraction of prunable weights kept.
         at: after which round the mask is made.
-        min_keep: minimum threshold: weights that survive in every layer at least.
-        allocate: how many each layer keeps: "global", "uniform", "erk", "lamp".
+        min_keep: weights that survive in every layer at least.
+        allocate: how many each layer keeps: "global", "uniform", "erk", "lamp", "random", or `module:function`.
+        min_threshold: the same in the published unit, percent of all prunable weights; of "global" only.
+        mt_mode: "exact", or "published" for the authors' procedure (`fl_sim.sparsity.GlobalMagnitude`).
         distil: server-side distillation after pruning, see `strategies.distillation.server_distillation`.
     """
-    rule = PruneTo(OneShot(at, density), _allocation(allocate), min_keep=min_keep)
+    rule = PruneTo(OneShot(at, density), _allocation(allocate, min_threshold, mt_mode), min_keep=min_keep)
     return Method(adjust_mask=rule, teach=_teach(distil))
 
 
@@ -145,6 +152,8 @@ def gradual_magnitude(
     end: int = 10,
     min_keep: int = 0,
     allocate: str = "global",
+    min_threshold: float = 0.0,
+    mt_mode: str = "exact",
     distil: Table | None = None,
 ) -> Method:
     """Magnitude pruning on the cubic schedule of Zhu and Gupta (2017) between two rounds; masks are nested.
@@ -153,10 +162,10 @@ def gradual_magnitude(
         density: fraction of prunable weights kept from round `end` on.
         start, end: first and last round of pruning.
         min_keep: weights that survive in every layer at least.
-        allocate: how many each layer keeps: "global", "uniform", "erk", "lamp".
+        allocate, min_threshold, mt_mode: as `global_magnitude`.
         distil: server-side distillation after each pruning, see `strategies.distillation.server_distillation`.
     """
-    rule = PruneTo(Cubic(start, end, density), _allocation(allocate), min_keep=min_keep)
+    rule = PruneTo(Cubic(start, end, density), _allocation(allocate, min_threshold, mt_mode), min_keep=min_keep)
     return Method(adjust_mask=rule, teach=_teach(distil))
 
 

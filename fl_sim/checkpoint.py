@@ -70,6 +70,7 @@ class ServerSnapshot:
         answered: clients that have answered since they last failed, so that they know the frozen weights.
         simulated_s: the virtual clock.
         failures: failed client tasks so far, by kind.
+        published, holders: of a sparse broadcast: what `fl_sim.broadcast.Published` keeps, and client -> version held.
     """
 
     round: int
@@ -80,6 +81,8 @@ class ServerSnapshot:
     answered: frozenset[int] = frozenset()
     simulated_s: float = 0.0
     failures: Mapping[str, int] = field(default_factory=dict)
+    published: Params = field(default_factory=dict)
+    holders: Mapping[int, int] = field(default_factory=dict)
 
 
 class _Record(BaseModel):
@@ -101,7 +104,7 @@ class Manifest(_Record):
         round: rounds finished. messages: messages numbered so far (the numbers' lengths are part of Flower's traffic).
         training_s, wall_s: seconds spent so far. simulated_s, failures: see `ServerSnapshot`.
         server: params, mask and memory. held: mask object -> the clients that hold it.
-        answered: clients that know the frozen weights.
+        answered: clients that know the frozen weights. holders: client -> published model that it holds.
         clients: partition -> record of its kept state -> object.
         ledger, rounds, masks: parts of the three logs, in order.
     """
@@ -118,6 +121,7 @@ class Manifest(_Record):
     server: ObjectName
     held: dict[ObjectName, list[int]]
     answered: list[int]
+    holders: dict[int, int]
     clients: dict[int, dict[str, ObjectName]]
     ledger: list[Part]
     rounds: list[Part]

@@ -20,6 +20,7 @@ from typing import Annotated, Literal, Self, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
+from fl_sim.broadcast import SparseBroadcast
 from fl_sim.checkpoint import CheckpointOptions
 from fl_sim.gating import Gating
 from fl_sim.network import Network
@@ -169,6 +170,9 @@ class WireSection(Section):
 
     uplink: Coding = Field(default_factory=Coding, description="values and content of what clients send")
     downlink: Coding = Field(default_factory=Coding, description="values and content of what the server sends")
+    broadcast: SparseBroadcast | None = Field(
+        None, description="send clients only what changed against the model they hold; unset = the whole model"
+    )
     error_feedback: bool = Field(False, description="clients keep what an upload left out and offer it again")
     record_masks: bool = Field(False, description="keep the masks that travel, for `fl-sim replay`")
 

@@ -29,7 +29,7 @@ from fl_sim.types import FlatMask, Params, UserError
 from fl_sim.wire import pack_mask, unpack_mask
 
 log = logging.getLogger("fl_sim")
-PARAMS, MEMORY, MASK = "params.", "memory.", "mask"
+PARAMS, MEMORY, PUBLISHED, MASK = "params.", "memory.", "published.", "mask"
 
 
 class Restorable(Protocol):
@@ -151,6 +151,7 @@ class Keeper:
             server=self._put_server(put, saved),
             held=self._put_held(put, saved),
             answered=sorted(saved.answered),
+            holders=dict(saved.holders),
             clients=self._put_clients(put),
             ledger=self._put_log(put, "ledger"),
             rounds=self._put_log(put, "rounds"),
@@ -160,6 +161,7 @@ class Keeper:
     def _put_server(self, put: Put, saved: ServerSnapshot) -> str:
         arrays = {PARAMS + name: value.numpy() for name, value in saved.params.items()}
         arrays |= {MEMORY + name: value.numpy() for name, value in saved.memory.items()}
+        arrays |= {PUBLISHED + name: value.numpy() for name, value in saved.published.items()}
         if saved.mask is not None:
             arrays[MASK] = pack_mask(saved.mask).numpy()
         return put(write_arrays(arrays))
@@ -253,6 +255,8 @@ class Keeper:
             frozenset(manifest.answered),
             manifest.simulated_s,
             manifest.failures,
+            {n.removeprefix(PUBLISHED): value for n, value in tensors.items() if n.startswith(PUBLISHED)},
+            manifest.holders,
         )
 
     def _params(self, tensors: Params) -> Params:

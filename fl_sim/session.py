@@ -166,6 +166,7 @@ def build_strategy(
             proxy=each.proxy(),
             members=members,
             label=label,
+            broadcast=experiment.wire.broadcast,
             evaluate_size=experiment.evaluate.clients,
             network=experiment.network,
             faults=experiment.faults,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -18,6 +18,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from fl_sim import codecs, measuring, wire
+from fl_sim.broadcast import Parcel, Published
 from fl_sim.checkpoint import ServerSnapshot
 from fl_sim.codecs import CorruptPayload, Description
 from fl_sim.curves import Curves, MeasureCurves
@@ -134,6 +135,7 @@ class SparseStrategy(Strategy):
         self._partition_of: dict[int, int] = {}
         self._cohort: list[int] = []
         self._grid: Grid | None = None
+        self.published = None if setup.broadcast is None else Published(setup.broadcast, setup.exchange, setup.seed)
 
     @property
     def params(self) -> Params:
@@ -169,6 +171,8 @@ class SparseStrategy(Strategy):
             self.holdings.answered,
             self.simulated_s,
             dict(self.failures),
+            {} if self.published is None else dict(self.published.kept()),
+            {} if self.published is None else dict(self.published.holders),
         )
 
     def restore(self, saved: ServerSnapshot) -> None:
@@ -178,6 +182,8 @@ class SparseStrategy(Strategy):
         self.holdings = wire.Holdings()
         for client in saved.answered:
             self.holdings.learned(client, saved.held.get(client))
+        if self.published is not None:
+            self.published.restore(saved.published, saved.holders)
 
     # -- who takes part ------------------------------------------------------------------------------------------------
 
@@ -235,22 +241,21 @@ class SparseStrategy(Strategy):
 
     def _messages(self, task: Task, recipients: list[tuple[int, int]], kind: str) -> list[Message]:
         """One message per recipient; recipients that hold the same share one payload."""
-        prepared: dict[tuple[bytes, wire.Frozen | None], tuple[RecordDict, Description]] = {}
-        schema, seed = self.exchange.schema, derive(self.setup.seed, task.round, Purpose.ENCODING)
-        types = self.method.downlink(self.setup, task, seed)
+        prepared: dict[tuple[int, wire.Frozen | None], tuple[RecordDict, Description]] = {}
+        schema, parcel_for = self.exchange.schema, self._parcels(task, kind)
         messages = []
         for client, node in recipients:
             held = self.holdings.held(client) if task.mask is not None else None
             frozen = None if self.holdings.has_frozen(client) else self.exchange.frozen
-            key = b"" if held is None else codecs.mask_hash(held), frozen
+            parcel = parcel_for(client, held)
+            key = id(parcel), frozen
             if key not in prepared:
-                data = self.exchange.downlink.encode(
-                    task.params, task.mask, self.setup.initial, schema=schema, held=held, seed=seed, types=types
-                )
-                described = codecs.describe(data, schema=schema, held=held)
+                described = codecs.describe(parcel.data, schema=schema, held=held if parcel.base is None else None)
                 if frozen is not None:
                     described = described.with_auxiliary(len(frozen.encode()))
-                prepared[key] = (wire.task_content(task, data, seed=self.setup.seed, frozen=frozen), described)
+                told = replace(task, config={**task.config, **(parcel.told if parcel.version >= 0 else {})})
+                content = wire.task_content(told, bytes(parcel.data), seed=self.setup.seed, frozen=frozen)
+                prepared[key] = content, described
             content, described = prepared[key]
             message = Message(content, node, kind, group_id=str(task.round))
             self.setup.ledger.book(
@@ -263,23 +268,61 @@ class SparseStrategy(Strategy):
             )
             self.round_log.down_bytes[client] = sum(described.sections.values())
             if kind == MessageType.TRAIN:
-                self._record(task.round, "down", client, described, task.mask)
+                self._record(task.round, "down", client, described, parcel.mask)
             messages.append(message)
         return messages
+
+    def _parcels(self, task: Task, kind: str) -> Callable[[int, Mask | None], Parcel]:
+        """(client, mask that it holds) -> what it is sent; equal parcels are one object."""
+        if self.published is not None and kind in PHASES:
+            behind = task.round - 1 if kind == MessageType.TRAIN else task.round
+            self.published.publish(behind, task.params, task.mask)
+            return self.published.parcel
+        seed = derive(self.setup.seed, task.round, Purpose.ENCODING)
+        types = self.method.downlink(self.setup, task, seed)
+        made: dict[bytes, Parcel] = {}
+
+        def parcel(client: int, held: Mask | None) -> Parcel:
+            key = b"" if held is None else codecs.mask_hash(held)
+            if key not in made:
+                coding, schema = self.exchange.downlink, self.exchange.schema
+                data = coding.encode(
+                    task.params, task.mask, self.setup.initial, schema=schema, held=held, seed=seed, types=types
+                )
+                made[key] = Parcel(data, -1, None, coding, task.mask)
+            return made[key]
+
+        return parcel
+
+    @property
+    def sent(self) -> Params:
+        """The parameters that this round's clients start from."""
+        return self.state.params if self.published is None else self.published.params
+
+    def _optimise(self, state: ServerState, aggregated: Params) -> tuple[Params, Params]:
+        """The method's step, from what the clients started from; what was not published is still to come."""
+        params, memory = self.method.optimise(state, aggregated)
+        if self.published is None:
+            return params, memory
+        flat = state.schema.flat
+        owed = flat(self.state.params) - flat(self.sent)
+        owed[state.schema.prunable_size :] = 0.0
+        return state.schema.view(flat(params) + owed), memory
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         arriving = self._updates(self.state.round + 1, replies)
-        updates, refine = self.method.teach(self.setup, self.state, arriving)
+        start = replace(self.state, params=self.sent)
+        updates, refine = self.method.teach(self.setup, start, arriving)
         calibrate = self.method.calibrate
         self.state = server_step(
-            self.state,
+            start,
             updates,
             aggregate=self.method.aggregate,
             adjust_mask=self.method.adjust_mask,
             calibrate=None if calibrate is None else partial(calibrate, self.setup, self.ask),
-            optimise=self.method.optimise,
+            optimise=self._optimise,
             refine=refine,
         )
         if not all(bool(torch.isfinite(value).all()) for value in self.state.params.values()):
@@ -297,6 +340,8 @@ class SparseStrategy(Strategy):
                 self._failed(number, client, problem)
             else:
                 self.holdings.learned(client, self.state.mask)
+                if self.published is not None:
+                    self.published.learned(client)
                 self.round_log.add(update.num_examples, update.metrics)
                 yield update
             self.setup.on_reply(answered, len(self._cohort))
@@ -319,6 +364,8 @@ class SparseStrategy(Strategy):
 
     def _failed(self, number: int, client: int, problem: _Unusable) -> None:
         self.holdings.forget(client)
+        if self.published is not None:
+            self.published.forget(client)
         self.failures[problem.kind] += 1
         self.round_log.faults += problem.is_fault
         self.round_log.nonsense += problem.is_nonsense
@@ -341,7 +388,7 @@ class SparseStrategy(Strategy):
             data = wire.payload(reply.content)
             described = codecs.describe(data, schema=schema, held=held)
             count, metrics = wire.read_metrics(reply.content)
-            params, mask = self.exchange.uplink.decode(data, self.state.params, schema=schema, held=held)
+            params, mask = self.exchange.uplink.decode(data, self.sent, schema=schema, held=held)
         except CorruptPayload as error:
             self._book_up(number, client, reply, described, phase="train", status="rejected")
             raise _Unusable("rejected", f"client {client}: rejected update: {error}") from error

@@ -29,6 +29,7 @@ LAYERS = [
     },
     {
         "fl_sim.wire",
+        "fl_sim.broadcast",
         "fl_sim.measuring",
         "fl_sim.runtime",
         "fl_sim.ledger",

@@ -55,6 +55,7 @@ METHODS = {
         "strategy.distil.steps=5",
         "data.proxy=0.1",
     ],
+    "broadcast": ["wire.broadcast.density=0.1", "wire.broadcast.values=int8", "rounds=4"],
     "batchnorm": ["model.name=resnet20", "model.trainable=batchnorm", "training.steps=2"],
     "local_statistics": ["model.trainable=batchnorm", "model.statistics=local", "evaluate.clients=2"],
     "capacities": [

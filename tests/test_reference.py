@@ -45,7 +45,8 @@ def test_the_template_is_the_default_experiment() -> None:
 def test_every_default_in_the_template_can_be_switched_on() -> None:
     lines = [re.sub(r"^#(?=[\w\[])", "", line) for line in template().splitlines() if not line.endswith(" =")]
     switched = Experiment.from_tree(tomllib.loads("\n".join(lines)))
-    assert switched.model_copy(update={"gating": None}) == Experiment()
+    wire = switched.wire.model_copy(update={"broadcast": None})
+    assert switched.model_copy(update={"gating": None, "wire": wire}) == Experiment()
 
 
 def test_every_name_has_its_line_and_key() -> None:

@@ -36,6 +36,14 @@ METHODS = {
         "wire.uplink.content=difference",
         "wire.record_masks=true",
     ],
+    "broadcast": [
+        "wire.broadcast.density=0.1",
+        "wire.broadcast.values=int8",
+        "strategy.target=strategies.presets:gradual_magnitude",
+        "strategy.density=0.3",
+        "strategy.end=2",
+        "evaluate.clients=2",
+    ],
     "batchnorm": ["model.trainable=batchnorm", "model.statistics=local", "evaluate.clients=2"],
     "masked": [
         "strategy.target=strategies.presets:gradual_magnitude",

@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from torch import Tensor, nn
 
 from fl_sim import measuring, wire
+from fl_sim.broadcast import Parcel, received
 from fl_sim.curves import calibration
 from fl_sim.data import Split
 from fl_sim.runtime.resident import Resident
@@ -23,11 +25,23 @@ from fl_sim.training import evaluate, load
 from fl_sim.types import Client, ClientContext, FlatParams, Mask, Params, Task, Update
 
 STATE, MASK, FROZEN, PERSONAL = "fl_sim.state", "fl_sim.mask", "fl_sim.frozen", "fl_sim.personal"
+MODEL, VERSION = "fl_sim.model", "version"
 PARTITION = "partition-id"
 
 
 class BadUpdate(ValueError):
     """A client returned something that is no update of this federation."""
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    """The last payload that a process decoded: for which held mask, into what, and what its clients keep of it."""
+
+    data: bytes | memoryview
+    key: bytes
+    params: Params
+    mask: Mask | None
+    kept: ArrayRecord | None = None
 
 
 @dataclass
@@ -51,7 +65,7 @@ class ClientHost:
     exchange: wire.Exchange
     reference: Params
     rebuild: Callable[[int], Params]
-    _last: tuple[bytes | memoryview, bytes, Params, Mask | None] | None = field(default=None, repr=False)
+    _last: _Decoded | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         self._resident = Resident(self.model, self.exchange, self.rebuild)
@@ -64,14 +78,8 @@ class ClientHost:
         if frozen is not None and frozen != known:
             _keep(context, FROZEN, {FROZEN: torch.frombuffer(bytearray(frozen.encode()), dtype=torch.uint8)})
         data = wire.payload(message.content)
-        config = dict(message.content.config_records[wire.CONFIG])
-        packed = _tensors(context, MASK).get(MASK)
-        key = b"" if packed is None else packed.numpy().tobytes()
-        if self._last is None or self._last[0] is not data or self._last[1] != key:
-            held = None if packed is None else wire.unpack_mask(packed, self.exchange.schema)
-            decoded = self.exchange.downlink.decode(data, self.reference, schema=self.exchange.schema, held=held)
-            self._last = (data, key, *decoded)
-        _, _, params, mask = self._last
+        config: dict[str, object] = dict(message.content.config_records[wire.CONFIG])
+        params, mask = self._model(data, Parcel.arrived(data, config), context)
         if mask is not None:
             _keep(context, MASK, {MASK: wire.pack_mask(mask)})
         number = config.pop(wire.ROUND)
@@ -79,6 +87,26 @@ class ClientHost:
         return Task(
             number, params, mask, {k: v for k, v in config.items() if isinstance(v, (bool, int, float, str, bytes))}
         )
+
+    def _model(self, data: bytes | memoryview, parcel: Parcel | None, context: Context) -> tuple[Params, Mask | None]:
+        """The parameters and the pruning mask that a payload stands for; a published model is kept by the client."""
+        schema = self.exchange.schema
+        packed = _tensors(context, MASK).get(MASK)
+        key = b"" if packed is None else packed.numpy().tobytes()
+        if self._last is None or self._last.data is not data or self._last.key != key:
+            held = None if packed is None else wire.unpack_mask(packed, schema)
+            if parcel is None:
+                decoded = self.exchange.downlink.decode(data, self.reference, schema=schema, held=held)
+                self._last = _Decoded(data, key, *decoded)
+            else:
+                model, mask = received(parcel, _held_model(context, parcel), self.exchange, held)
+                kept = ArrayRecord({MODEL: Array(model.numpy()), VERSION: Array(np.array([parcel.version]))})
+                self._last = _Decoded(data, key, schema.view(model), mask, kept)
+        last = self._last
+        if last.kept is not None:
+            # One record for all clients of this process that hold this model: it is replaced, never changed.
+            context.state[MODEL] = last.kept
+        return last.params, last.mask
 
     def train(self, message: Message, context: Context) -> Message:
         """Handle one training task."""
@@ -179,6 +207,14 @@ def client_app(host: Callable[[Context], ClientHost]) -> ClientApp:
         return host(context).curves(message, context)
 
     return app
+
+
+def _held_model(context: Context, parcel: Parcel) -> Tensor | None:
+    """The published model that this client holds, flat, if it is the one that the parcel starts from."""
+    record = context.state.array_records.get(MODEL)
+    if record is None or int(record[VERSION].numpy()[0]) != parcel.base:
+        return None
+    return torch.from_numpy(record[MODEL].numpy())
 
 
 def _tensors(context: Context, key: str) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from fl_sim.broadcast import SparseBroadcast
 from fl_sim.data import Split
 from fl_sim.ledger import Ledger
 from fl_sim.network import Network
@@ -35,6 +36,7 @@ class Setup:
         proxy: images that the server holds, on that device; None = none.
         members: partitions that take part; None = all.
         label: a word for the model, where a federation has several.
+        broadcast: how the global model is published; None sends it as it is.
         evaluate_size: clients that evaluate the new model after each round; 0 = the server evaluates alone.
         network: links, speeds and deadline of the simulated clients; without links there is no clock.
         faults: how many clients of a cohort may fail.
@@ -52,6 +54,7 @@ class Setup:
     proxy: Split | None = None
     members: tuple[int, ...] | None = None
     label: str = ""
+    broadcast: SparseBroadcast | None = None
     evaluate_size: int = 0
     network: Network = field(default_factory=Network)
     faults: Faults = field(default_factory=Faults)

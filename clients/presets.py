@@ -11,7 +11,7 @@ from clients.distillation import LearnFeatures, LearnLogits
 from clients.distillation import teacher as teacher_of
 from clients.local import Always, LocalClient, ProximalLoss, TopK, Upload, everything, plain
 from clients.retention import (
-    ChannelScore,
+    EXTENTS,
     FollowGap,
     Gates,
     Ratio,
@@ -20,7 +20,6 @@ from clients.retention import (
     magnitude,
     own_ratio,
     ratio_of,
-    salience,
 )
 from clients.shared import SharedRandom
 from clients.threshold import ThresholdEachEpoch, not_zero
@@ -95,11 +94,9 @@ def feature_distillation(
     return LocalClient(training, loss=loss)
 
 
-def _retaining(
-    training: Training, ratio: Ratio, keep_up: float, density: float, score: ChannelScore = salience
-) -> LocalClient:
+def _retaining(training: Training, ratio: Ratio, retain: RetainChannels, density: float) -> LocalClient:
     upload: Upload = everything if density == 1.0 else TopK(density)
-    return LocalClient(training, setting=Gates(ratio), retain=RetainChannels(keep_up, score), upload=upload)
+    return LocalClient(training, setting=Gates(ratio), retain=retain, upload=upload)
 
 
 def _needed(gating: Gating | None) -> Gating:
@@ -115,6 +112,7 @@ def adaptive_pruning(
     keep_up: float = 0.5,
     density: float = 1.0,
     profile: Sequence[float] = (),
+    extent: str = "rows",
 ) -> Client:
     """Per-sample channel gates; retains and uploads the channels that were salient for the client's data.
 
@@ -128,8 +126,10 @@ def adaptive_pruning(
         keep_up: share of the channels retained.
         density: share of all prunable weights sent, those that changed most among the retained (`topk`); 1 sends all.
         profile: heterogeneous devices: each client draws its keep ratio from these, instead of the table's.
+        extent: "rows" of the retained channels, or "rows_and_columns": less what reads the others in the next layer.
     """
-    return _retaining(training, ratio_of(_needed(gating), profile), keep_up, density)
+    retain = RetainChannels(keep_up, extent=find("client.extent", extent, EXTENTS))
+    return _retaining(training, ratio_of(_needed(gating), profile), retain, density)
 
 
 def gap_pruning(
@@ -153,19 +153,19 @@ def gap_pruning(
         holdout: share of the client's samples kept for validation.
     """
     _needed(gating)
-    return FollowGap(_retaining(training, own_ratio, keep_up, density), limit, step, least, holdout)
+    return FollowGap(_retaining(training, own_ratio, RetainChannels(keep_up), density), limit, step, least, holdout)
 
 
 def random_channels(*, training: Training, gating: Gating | None, keep_up: float = 0.5, density: float = 1.0) -> Client:
     """Control of adaptive pruning: retains as many channels, drawn at random each round."""
-    return _retaining(training, ratio_of(_needed(gating), ()), keep_up, density, at_random)
+    return _retaining(training, ratio_of(_needed(gating), ()), RetainChannels(keep_up, at_random), density)
 
 
 def magnitude_channels(
     *, training: Training, gating: Gating | None, keep_up: float = 0.5, density: float = 1.0
 ) -> Client:
     """Control of adaptive pruning: retains as many channels, those with the largest filters in the received model."""
-    return _retaining(training, ratio_of(_needed(gating), ()), keep_up, density, magnitude)
+    return _retaining(training, ratio_of(_needed(gating), ()), RetainChannels(keep_up, magnitude), density)
 
 
 def weight_threshold(*, training: Training, threshold: float = 1e-3) -> Client:

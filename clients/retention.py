@@ -18,7 +18,7 @@ from fl_sim.data import Split
 from fl_sim.gating import Gated, Gating, Keep, keeping
 from fl_sim.gating.graph import kept_channels, top_channels
 from fl_sim.training import evaluate
-from fl_sim.types import Client, ClientContext, Mask, Task, Update, UserError
+from fl_sim.types import Client, ClientContext, Mask, Params, Task, Update, UserError
 
 KEEP = "gating.keep"
 """A client's own keep ratio, kept between its rounds."""
@@ -96,29 +96,55 @@ def magnitude(task: Task, ctx: ClientContext) -> Mapping[str, Tensor]:
     return {conv: task.params[f"net.{conv}.weight"].abs().flatten(1).sum(dim=1) for conv in gated(ctx).gates}
 
 
+Extent = Callable[[Gated, Params, Mapping[str, Tensor]], Mask]
+"""(model, received parameters, gated convolution -> channels retained, bool (C,)) -> the coordinates that are retained,
+by parameter name."""
+
+
+def rows(model: Gated, received: Params, kept: Mapping[str, Tensor]) -> Mask:
+    """A channel's filters, its BatchNorm entries and its gate's rows."""
+    mask = {}
+    for conv, names in model.groups.items():
+        for name in names:
+            shape = received[name].shape
+            mask[name] = kept[conv].view(-1, *(1,) * (len(shape) - 1)).expand(shape)
+    return mask
+
+
+def rows_and_columns(model: Gated, received: Params, kept: Mapping[str, Tensor]) -> Mask:
+    """Rows, less the columns of the next convolutions that read channels which are not retained."""
+    mask = rows(model, received, kept)
+    for conv, names in model.readers.items():
+        for name in names:
+            columns = kept[conv].view(1, -1, 1, 1).expand(received[name].shape)
+            mask[name] = mask[name] & columns if name in mask else columns
+    return mask
+
+
+EXTENTS: Mapping[str, Extent] = {"rows": rows, "rows_and_columns": rows_and_columns}
+
+
 @dataclass(frozen=True)
 class RetainChannels:
     """Retain the ceil(keep_up * C) channels of each gated layer that score highest, and all of the other layers.
 
-    Equal scores: lowest index first. The mask is True on retained rows, by parameter name.
+    Equal scores: lowest index first. The mask is True on retained coordinates, by parameter name.
     """
 
     keep_up: float
     score: ChannelScore = salience
+    extent: Extent = rows
 
     def __post_init__(self) -> None:
         if not 0 < self.keep_up <= 1:
             raise UserError(f"client.keep_up = {self.keep_up}: must be above 0 and at most 1")
 
     def __call__(self, task: Task, ctx: ClientContext) -> Mask:
-        groups = gated(ctx).groups
-        mask = {}
-        for conv, scores in self.score(task, ctx).items():
-            rows = top_channels(scores[None].cpu(), kept_channels(self.keep_up, len(scores)))[0]
-            for name in groups[conv]:
-                shape = task.params[name].shape
-                mask[name] = rows.view(-1, *(1,) * (len(shape) - 1)).expand(shape)
-        return mask
+        kept = {
+            conv: top_channels(scores[None].cpu(), kept_channels(self.keep_up, len(scores)))[0]
+            for conv, scores in self.score(task, ctx).items()
+        }
+        return self.extent(gated(ctx), task.params, kept)
 
 
 @dataclass(frozen=True)

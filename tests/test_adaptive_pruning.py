@@ -11,7 +11,17 @@ from federation import run_tiny, tiny
 
 from clients import presets
 from clients.local import _restore, _within
-from clients.retention import KEEP, Profile, RetainChannels, at_random, frequency, magnitude, salience
+from clients.retention import (
+    KEEP,
+    Profile,
+    RetainChannels,
+    at_random,
+    frequency,
+    magnitude,
+    rows,
+    rows_and_columns,
+    salience,
+)
 from fl_sim import Experiment, Report, count_macs, wire
 from fl_sim.federation import Federation
 from fl_sim.gating import Gated, Gating
@@ -123,6 +133,23 @@ def test_topk_within_retained_channels(tmp_path: Path) -> None:
     assert all(float(change[n][~update.mask[n]].max()) <= least for n in names if not update.mask[n].all())
 
 
+def test_columns_of_channels_that_are_not_retained_stay_too(tmp_path: Path) -> None:
+    federation = Federation.build(tiny(tmp_path, *GATED))
+    model = federation.model
+    assert isinstance(model, Gated)
+    assert model.readers == {"3": ("net.6.weight",), "6": ()}
+    kept = {conv: torch.arange(g.channels) % 3 == 0 for conv, g in model.gates.items()}
+    mask = rows_and_columns(model, federation.initial, kept)
+    expected = kept["6"][:, None] & kept["3"][None, :]
+    assert torch.equal(mask["net.6.weight"], expected[:, :, None, None].expand(64, 32, 3, 3))
+    assert torch.equal(mask["net.3.weight"], rows(model, federation.initial, kept)["net.3.weight"])
+    sent = {}
+    for extent in ("rows", "rows_and_columns"):
+        report = run_tiny(tmp_path / extent, *GATED, f"client.extent={extent}")
+        sent[extent] = report.summary["density"]["uplink_mean"]
+    assert sent["rows_and_columns"] < 0.7 * sent["rows"]
+
+
 def test_restoring_and_intersecting() -> None:
     params, received = {"w": torch.ones(2, 2), "b": torch.ones(2)}, {"w": torch.zeros(2, 2), "b": torch.zeros(2)}
     kept = {"w": torch.tensor([[True], [False]]).expand(2, 2)}
@@ -219,6 +246,7 @@ def test_threshold_zeroes_small_weights_and_sends_the_rest(tmp_path: Path) -> No
         ("gating.keep={'9' = 0.5}", ["gating.keep['9']", "allowed: 3, 6"]),
         ("model.name=mlp", ["no inner convolution"]),
         ("client.keep_up=0", ["keep_up = 0"]),
+        ("client.extent=row", ["client.extent", "'rows'"]),
         ("client.profile=[2.0]", ["profile: 2.0"]),
     ],
 )

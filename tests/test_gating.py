@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
+import torchvision
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from fl_sim import count_macs
 from fl_sim.data import load as load_data
 from fl_sim.gating import SALIENCES, Gated, backward_only, gate
 from fl_sim.gating.graph import kept_channels, top_channels
 from fl_sim.models import build, prunable_names
-from fl_sim.training import local_sgd, snapshot
+from fl_sim.training import TrainingDiverged, local_sgd, snapshot
 from fl_sim.types import UserError
 
 SKIPPING = ("gate", "gate_relu", "weight")
@@ -257,3 +260,33 @@ def test_200_steps_at_a_high_rate_stay_finite_and_fall(salience: str) -> None:
     local_sgd(gated, data, lr=0.1, steps=160, batch_size=16, rng=rng)
     last = local_sgd(gated, data, lr=0.1, steps=20, batch_size=16, rng=rng)["loss"]
     assert last < 0.5 * first
+
+
+@pytest.mark.parametrize("salience", list(SALIENCES))
+def test_a_step_never_waits_for_the_device(salience: str) -> None:
+    gated = gate(build("resnet8"), keep=0.5, salience=salience).train()
+    # Fake tensors have no values: whatever asks for one (a branch, `.item()`, an index of unknown size) raises.
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        out = gated(torch.randn(2, 3, 8, 8)).square().mean()
+        out.backward()
+        with pytest.raises(DataDependentOutputException):
+            float(out.detach())
+
+
+@pytest.mark.parametrize(("name", "gates"), [("mobilenet_v2", 51), ("vgg11_bn", 7)])
+def test_other_families(name: str, gates: int) -> None:
+    model, x = lively(getattr(torchvision.models, name)(num_classes=10)).eval(), images(2, 32)
+    gated = unit(gate(model, keep=1.0)).eval()
+    assert len(gated.gates) == gates
+    with torch.no_grad():
+        assert torch.equal(gated(x), model(x))
+    assert gated.count_macs(x).tolist() == [count_macs(model, (3, 32, 32))] * 2
+    assert (gate(model, keep=0.5).count_macs(x) < 0.5 * gated.count_macs(x)).all()
+
+
+def test_the_published_gate_diverges_where_the_bounded_one_trains() -> None:
+    data, options = load_data("digits").train, {"lr": 0.1, "steps": 6, "batch_size": 32}
+    for salience, outcome in (("gate_relu", pytest.raises(TrainingDiverged)), ("gate", nullcontext())):
+        rng = torch.Generator().manual_seed(0)
+        with outcome:
+            local_sgd(gate(build("resnet20", in_channels=1), salience=salience), data, rng=rng, **options)

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from fl_sim.gating import macs
 from fl_sim.gating.gates import SALIENCES, Gate, Masking, both_ways
-from fl_sim.gating.graph import find_pairs, trace
+from fl_sim.gating.graph import channels_from, find_pairs, modules_of, trace
 from fl_sim.lookup import find
 from fl_sim.types import UserError
 
@@ -66,6 +66,22 @@ class Gated(nn.Module):
             conv: tuple(n for n in names if n.startswith(tuple(f"net.{p}." for p in (conv, norm, f"gates.{key}"))))
             for conv, (norm, key) in self._layers.items()
         }
+
+    @property
+    def readers(self) -> dict[str, tuple[str, ...]]:
+        """Gated convolution -> names of the convolution weights whose column c reads its channel c alone."""
+        called = modules_of(self.net)
+        gate_of = {gate: conv for conv, gate in self.gates.items()}
+        found: dict[str, list[str]] = {conv: [] for conv in self._layers}
+        for node, origin in channels_from(
+            self.net, lambda module: isinstance(module, Gate) and module.silences
+        ).items():
+            gate = called[origin]
+            for user in node.users:
+                layer = called.get(user)
+                if isinstance(gate, Gate) and isinstance(layer, nn.Conv2d) and layer.groups == 1:
+                    found[gate_of[gate]].append(f"net.{user.target}.weight")
+        return {conv: tuple(names) for conv, names in found.items()}
 
     @property
     def gate_names(self) -> frozenset[str]:

@@ -95,7 +95,8 @@ def keeping(model: Gated, keep: Keep) -> Iterator[Gated]:
 def ratio_within(model: Gated, input_shape: tuple[int, ...], budget: float) -> float:
     """The largest ratio, to 1/256, at which a sample's MACs (gates included) are within `budget` of the plain model's.
 
-    Every sample keeps equally many channels, so one image of zeros tells the MACs of all.
+    Every sample keeps equally many channels, so one image of zeros tells the MACs of all; but in depthwise convolutions
+    they depend on which channels, and the budget holds about.
 
     Raises:
         UserError: no ratio is small enough, or the budget is none.

@@ -296,6 +296,20 @@ def pruning(
 
 
 @bench.command()
+def soak(
+    as_json: AS_JSON = False,
+    rounds: Annotated[int, typer.Option(min=1, help="rounds on each engine; the first third warms up")] = 300,
+    clients: Annotated[int, typer.Option(min=1, help="clients of the federation")] = 1000,
+    cohort: Annotated[int, typer.Option(min=1, help="clients a round")] = 100,
+) -> None:
+    """Long runs of a tiny model: the growth of memory, and what is left behind when they are over."""
+    from fl_sim.bench import soak as measured
+    from fl_sim.bench.show import show
+
+    show(console, measured.results(rounds=rounds, clients=clients, cohort=cohort), as_json=as_json)
+
+
+@bench.command()
 def distillation(
     config: Annotated[
         Path, typer.Argument(help="data, model width and training, for instance configs/kd_capacity.toml")

@@ -1,0 +1,158 @@
+"""Long runs of a tiny model: does memory stay flat, and is anything left behind when a run is over?
+
+Each engine runs in a process of its own, which samples itself and its children after every round, counts what it still
+holds after `run` has returned, and is looked after by this one once it has ended. Linux only (`/proc`, `/dev/shm`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fl_sim.bench import workloads
+from fl_sim.config import Experiment
+from fl_sim.session import Silent
+from fl_sim.types import UserError
+
+MARK = "FL_SIM_SOAK"
+"""Environment variable that every process of a soak run inherits, whoever its parent is later."""
+ENGINES = ("inline", "ray")
+
+
+def _resident_mb(process: int) -> float:
+    """MB (10^6 bytes) of a process in memory, without what it shares with others; 0 when it is gone."""
+    try:
+        lines = Path(f"/proc/{process}/smaps_rollup").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0.0
+    kilobytes = [int(line.split()[1]) for line in lines if line.startswith(("Private_Clean:", "Private_Dirty:"))]
+    return sum(kilobytes) * 1024 / 1e6
+
+
+def _marked(mark: str) -> Iterator[int]:
+    """Processes that carry a mark, this one excepted."""
+    wanted = f"{MARK}={mark}".encode()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                if wanted in (entry / "environ").read_bytes().split(b"\0"):
+                    yield int(entry.name)
+            except OSError:
+                continue
+
+
+def _title(process: int) -> str:
+    try:
+        return Path(f"/proc/{process}/cmdline").read_bytes().decode(errors="replace")
+    except OSError:
+        return ""
+
+
+@dataclass
+class Sampler(Silent):
+    """Looks at the driver's and the workers' memory after every round."""
+
+    mark: str
+    driver: list[float] = field(default_factory=list)
+    workers: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+
+    def round(self, row: Mapping[str, float]) -> None:
+        self.driver.append(_resident_mb(os.getpid()))
+        self.workers.append(sum(_resident_mb(p) for p in _marked(self.mark) if _title(p).startswith("ray::_Worker")))
+        self.seconds.append(row["seconds"])
+
+
+def slope(values: Sequence[float]) -> float:
+    """Growth in 100 rounds by least squares, after the first third, which warms up."""
+    kept = values[len(values) // 3 :]
+    if len(kept) < 2:
+        return 0.0
+    return 100 * statistics.linear_regression(range(len(kept)), kept).slope
+
+
+def _experiment(engine: str, out: str, *, rounds: int, clients: int, cohort: int, workers: int) -> Experiment:
+    """A model of about a thousand parameters, trained; clients keep what their sparse uploads left out."""
+    plain = workloads.many(engine, workers=workers).model_dump(mode="json", exclude_none=True)
+    tree = {
+        "out": out,
+        "rounds": rounds,
+        "client": {"target": "clients.presets:topk", "density": 0.1},
+        "cohort": {"size": cohort},
+        "data": {**plain["data"], "clients": clients},
+        "wire": {"error_feedback": True},
+        "evaluate": {"every": max(1, rounds // 10)},
+    }
+    return Experiment.from_tree({**plain, **tree})
+
+
+def _open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def _run(engine: str, sizes: Mapping[str, int], mark: str) -> dict[str, float]:
+    """In the process of one engine."""
+    from fl_sim.ledger import TYPES
+    from fl_sim.simulation import run
+
+    sampler = Sampler(mark)
+    with tempfile.TemporaryDirectory() as place:
+        # What stays once for ever (thread pools, Ray's client) is opened by a first, short run.
+        run(_experiment(engine, place, **{**sizes, "rounds": 1}))
+        files, threads = _open_files(), threading.active_count()
+        report = run(_experiment(engine, place, **sizes), sampler)
+        row_bytes = sum({"b": 1, "i": 4, "q": 8, "d": 8}[code] for code in TYPES.values())
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline and any(True for _ in _marked(mark)):
+            time.sleep(0.1)
+        return {
+            "driver_mb": sampler.driver[-1],
+            "driver_mb_per_100_rounds": slope(sampler.driver),
+            "of_which_ledger_at_most": 100 * row_bytes * len(report.ledger) / len(report.rounds) / 1e6,
+            "workers_mb": sampler.workers[-1],
+            "workers_mb_per_100_rounds": slope(sampler.workers),
+            "round_ms": 1e3 * statistics.median(sampler.seconds),
+            "open_files_left": _open_files() - files,
+            "threads_left": threading.active_count() - threads,
+            "processes_left": len(list(_marked(mark))),
+        }
+
+
+def results(*, rounds: int, clients: int, cohort: int, workers: int = 2) -> dict[str, float]:
+    """Everything `fl-sim bench soak` reports, as one flat table of numbers.
+
+    Raises:
+        UserError: a cohort larger than the clients, or no Linux.
+    """
+    if not Path("/proc/self/smaps_rollup").exists():
+        raise UserError("fl-sim bench soak reads /proc: it runs on Linux only")
+    sizes = {"rounds": rounds, "clients": clients, "cohort": cohort, "workers": workers}
+    _experiment("inline", "runs", **sizes)
+    flat: dict[str, float] = {}
+    for engine in ENGINES:
+        mark, shared = uuid.uuid4().hex, set(os.listdir("/dev/shm"))
+        done = subprocess.run(
+            [sys.executable, "-m", "fl_sim.bench.soak", engine, json.dumps(sizes), mark],
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+            env={**os.environ, MARK: mark},
+        )
+        flat |= {f"{engine}_{name}": value for name, value in json.loads(done.stdout).items()}
+        flat[f"{engine}_processes_left_after_exit"] = len(list(_marked(mark)))
+        flat[f"{engine}_shared_memory_left"] = len(set(os.listdir("/dev/shm")) - shared)
+    return flat
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(_run(sys.argv[1], json.loads(sys.argv[2]), sys.argv[3])))

@@ -145,15 +145,22 @@ def sweep(
         config, [*(overrides or []), *([f'out="{out}"'] if out else [])], seeds=integers("--seeds", seeds)
     )
     finished, failed = [], 0
-    for number, outcome in enumerate(outcomes(experiments, one), start=1):
-        where = f"{number}/{len(experiments)}  {run_folder(outcome.experiment)}"
-        if outcome.report is None:
-            failed += 1
-            errors.print(f"{where}  failed: {outcome.reason}", style="red", soft_wrap=True, markup=False)
-            continue
-        finished.append(outcome.report)
-        if not quiet:
-            console.print(f"{where}  {'already there' if outcome.skipped else 'done'}", highlight=False, soft_wrap=True)
+    try:
+        for number, outcome in enumerate(outcomes(experiments, one), start=1):
+            where = f"{number}/{len(experiments)}  {run_folder(outcome.experiment)}"
+            if outcome.report is None:
+                failed += 1
+                errors.print(f"{where}  failed: {outcome.reason}", style="red", soft_wrap=True, markup=False)
+                continue
+            finished.append(outcome.report)
+            if not quiet:
+                console.print(
+                    f"{where}  {'already there' if outcome.skipped else 'done'}", highlight=False, soft_wrap=True
+                )
+    except KeyboardInterrupt as error:
+        again = shlex.join(["fl-sim", *sys.argv[1:]])
+        errors.print(f"fl-sim: interrupted; the same command goes on: {again}", soft_wrap=True, markup=False)
+        raise typer.Exit(130) from error
     if finished and not quiet:
         console.print(over_seeds(grouped(finished)))
     if failed:

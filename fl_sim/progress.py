@@ -23,10 +23,11 @@ from fl_sim.session import Observer, Silent
 
 def _line(row: Mapping[str, float]) -> str:
     accuracy = f"accuracy {100 * row['accuracy']:6.2f} %  " if "accuracy" in row else ""
+    saved = f"  saved {row['saved_bytes'] / 1e6:.2f} MB" if row.get("saved_bytes", 0) > 0 else ""
     failures = f"  {row['failures']:.0f} failed" if row.get("failures") else ""
     return (
         f"{accuracy}up {row['uplink_bytes'] / 1e6:.2f} MB  down {row['downlink_bytes'] / 1e6:.2f} MB"
-        f"  alive {100 * row['density']:.0f} %{failures}"
+        f"{saved}  alive {100 * row['density']:.0f} %{failures}"
     )
 
 

@@ -10,7 +10,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -28,7 +28,7 @@ from fl_sim.ledger import Ledger
 from fl_sim.model_file import write_model
 from fl_sim.models import disabled_features, merged, prunable_names
 from fl_sim.replay import MaskRecorder
-from fl_sim.report import ModelFacts, Report, summarise
+from fl_sim.report import ModelFacts, Report, against_dense, summarise
 from fl_sim.resume import Keeper, Restorable
 from fl_sim.runtime.local import LocalGrid
 from fl_sim.runtime.setup import Setup, unseen
@@ -327,6 +327,8 @@ class Session:
         row |= {f"density/{name}": round(share, 4) for name, share in layer_densities(mask or {}).items()}
         if number % experiment.evaluate.every == 0 or number == experiment.rounds:
             row |= self._evaluate(number)
+            dense, moved = against_dense(self.ledger, *self._dense_payloads)
+            row["saved_bytes"] = dense - moved
         self.rows.append(row)
         self._write_line(row)
         self._checkpoint(number)
@@ -386,6 +388,13 @@ class Session:
         shutil.rmtree(self.folder / CHECKPOINTS, ignore_errors=True)
         return Report(self.folder, summary, self.rows, self.ledger, dict(self.strategy.params))
 
+    @cached_property
+    def _dense_payloads(self) -> tuple[int, Sequence[tuple[Sequence[int], int]]]:
+        """Length of a dense payload, and (clients, the same of their model) where a federation has several."""
+        members = list(zip(capacities.members(self.asked), self.federations, strict=True))[1:]
+        others = [(clients, facts.plain_payload_bytes(other)) for clients, other in members]
+        return facts.plain_payload_bytes(self.federation), others
+
     def _facts(self) -> ModelFacts:
         federation, strategy = self.federation, self.strategy
         macs_dense, macs = facts.macs(federation, strategy.params, strategy.mask)
@@ -397,16 +406,13 @@ class Session:
             disabled_features=disabled_features(model),
             prunable=sum(model.get_parameter(name).numel() for name in prunable_names(model) if name in named),
             density=1.0 if strategy.mask is None else density(strategy.mask),
-            dense_payload_bytes=facts.plain_payload_bytes(federation),
+            dense_payload_bytes=self._dense_payloads[0],
             index_dims=_index_dims(federation.exchange.schema),
             macs_dense=macs_dense,
             macs=macs,
             params_hash=hashlib.sha256(federation.exchange.schema.flat(strategy.params).numpy().tobytes()).hexdigest(),
             failures=dict(strategy.failures),
-            other_payloads=[
-                (clients, facts.plain_payload_bytes(other))
-                for clients, other in list(zip(capacities.members(self.asked), self.federations, strict=True))[1:]
-            ],
+            other_payloads=self._dense_payloads[1],
         )
 
     def _save_model(self) -> None:

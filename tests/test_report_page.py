@@ -41,6 +41,14 @@ def test_every_byte_is_in_exactly_one_part(reports: list[Report]) -> None:
         assert sum(traffic(report.ledger).values()) == report.summary["total_bytes"]
 
 
+def test_rounds_say_what_was_saved_so_far(reports: list[Report]) -> None:
+    for report in reports:
+        saved = [row["saved_bytes"] for row in report.rounds]
+        assert saved[-1] == pytest.approx(report.summary["saving"] * report.summary["dense_total_bytes"], abs=1e-3)
+        assert saved == sorted(saved)
+    assert {report.rounds[-1]["saved_bytes"] > 0 for report in reports} == {False, True}
+
+
 def test_waste_is_what_led_to_no_update(tmp_path: Path) -> None:
     late = run_tiny(tmp_path, "network.links.3G=1", "network.deadline_s=2.1", "rounds=3")
     assert late.summary["failures"]["late"] > 0

@@ -4,13 +4,14 @@ from fl_sim.report.export import FORMATS
 from fl_sim.report.groups import grouped
 from fl_sim.report.page import write_page
 from fl_sim.report.pruned import effect, pruned_table
-from fl_sim.report.summary import ModelFacts, Report, summarise
+from fl_sim.report.summary import ModelFacts, Report, against_dense, summarise
 from fl_sim.report.table import comparison, estimates, floors, over_seeds, per_run, repriced
 
 __all__ = [
     "FORMATS",
     "ModelFacts",
     "Report",
+    "against_dense",
     "comparison",
     "effect",
     "estimates",

@@ -149,6 +149,18 @@ class Report:
         return counts
 
 
+def against_dense(ledger: Ledger, payload: int, others: Sequence[tuple[Sequence[int], int]] = ()) -> tuple[int, int]:
+    """(what the messages of the training phase cost as dense payloads, what they cost, measurements on clients included).
+
+    `payload` is the length of a dense payload, `others` of (clients, the same of their model).
+    """
+    dense = payload * sum(ledger.messages(phase="train").values())
+    for clients, theirs in others:
+        dense += (theirs - payload) * sum(ledger.messages(phase="train", clients=clients).values())
+    by_phase = ledger.total(by=("phase",))
+    return dense, by_phase.get(("train",), 0) + by_phase.get(("query",), 0)
+
+
 def summarise(
     experiment: Experiment,
     *,
@@ -170,12 +182,7 @@ def summarise(
     measured = ledger.total(by=("direction",))
     up, down = measured.get(("up",), 0), measured.get(("down",), 0)
     train = ledger.messages(phase="train")
-    dense_total = facts.dense_payload_bytes * sum(train.values())
-    for clients, payload in facts.other_payloads:
-        theirs = sum(ledger.messages(phase="train", clients=clients).values())
-        dense_total += (payload - facts.dense_payload_bytes) * theirs
-    by_phase = ledger.total(by=("phase",))
-    train_bytes = by_phase.get(("train",), 0) + by_phase.get(("query",), 0)
+    dense_total, train_bytes = against_dense(ledger, facts.dense_payload_bytes, facts.other_payloads)
     fits = sum(int(row["clients"]) for row in rows)
     sent = ledger.total(by=("direction", "phase"), column="nnz").get(("up", "train"), 0)
     return {

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -16,6 +17,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 from fl_sim.config import Experiment
 from fl_sim.session import Observer, Silent
@@ -36,12 +38,14 @@ class _Bar:
     progress: Progress
     rounds: TaskID
     clients: TaskID
+    status: Text
 
     def reply(self, answered: int, cohort: int) -> None:
         self.progress.update(self.clients, completed=answered, total=cohort)
 
     def round(self, row: Mapping[str, float]) -> None:
-        self.progress.update(self.rounds, completed=row["round"], status=_line(row))
+        self.progress.update(self.rounds, completed=row["round"])
+        self.status.plain = _line(row)
 
 
 @dataclass
@@ -71,12 +75,13 @@ def display(experiment: Experiment, console: Console, *, quiet: bool) -> Iterato
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[status]}"),
         )
-        with Progress(*columns, console=console) as progress:
-            rounds = progress.add_task(experiment.name, total=experiment.rounds, status="")
-            clients = progress.add_task("clients", total=experiment.cohort.size, status="")
-            yield _Bar(progress, rounds, clients)
+        # The numbers have a line of their own: beside the bars they would squeeze them out of 80 columns.
+        progress, status = Progress(*columns, console=console), Text(overflow="ellipsis", no_wrap=True)
+        rounds = progress.add_task(experiment.name, total=experiment.rounds)
+        clients = progress.add_task("clients", total=experiment.cohort.size)
+        with Live(Group(progress, status), console=console):
+            yield _Bar(progress, rounds, clients, status)
 
 
 @contextmanager

@@ -58,7 +58,7 @@ class _Lines:
 
     def round(self, row: Mapping[str, float]) -> None:
         if "accuracy" in row:
-            self.console.print(f"round {row['round']:.0f}/{self.rounds}  {_line(row)}", highlight=False)
+            self.console.print(f"round {row['round']:.0f}/{self.rounds}  {_line(row)}", highlight=False, soft_wrap=True)
 
 
 @contextmanager

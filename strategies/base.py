@@ -443,6 +443,8 @@ class SparseStrategy(Strategy):
     def ask(self, state: ServerState, measure: MeasureCurves, images: int) -> list[tuple[Curves, int]]:
         """Distortion curves of `state` from a cohort of clients, each with the number of images behind it.
 
+        Both ways are booked in the phase `query`; the virtual clock does not run, and nobody is late or drops out.
+
         Raises:
             RoundFailed: no client answered.
         """

@@ -77,6 +77,12 @@ def test_steps_reach_the_density_and_masks_are_nested(tmp_path: Path) -> None:
         assert all(later[key] <= earlier[key] + 1e-4 for key in layers)
 
 
+def test_a_new_mask_travels_once_and_values_alone_afterwards(tmp_path: Path) -> None:
+    report = run_tiny(tmp_path, *PRUNING, "rounds=4", "cohort.size=6")
+    masks = report.ledger.total(by=("round", "direction"), where={"section": "mask"})
+    assert {key: count > 0 for key, count in masks.items() if count} == {(2, "down"): True}
+
+
 @pytest.mark.parametrize("images", ["data.proxy=0.1", "data.noise=16"])
 def test_the_server_measures_without_a_byte(tmp_path: Path, images: str) -> None:
     report = run_tiny(tmp_path, *SERVER, images)

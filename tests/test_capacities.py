@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import tomllib
+from copy import deepcopy
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,10 +16,15 @@ from fl_sim import Experiment, Report, codecs
 from fl_sim.capacities import cohort_sizes, labels, members, variants
 from fl_sim.federation import Federation
 from fl_sim.fidelity import divergence
+from fl_sim.ledger import Ledger
+from fl_sim.losses import Distillation
 from fl_sim.model_file import read_model
+from fl_sim.runtime.setup import Setup
 from fl_sim.simulation import resume
-from fl_sim.training import logits
+from fl_sim.training import Training, logits
 from fl_sim.types import UserError
+from strategies.distillation import LearnFromAll
+from strategies.server_step import ServerState
 
 MODELS = ["model.name=resnet8", "model.width=0.25", "data.clients=8", "data.proxy=0.1", "checkpoint.every=0"]
 TWO = [*MODELS, 'capacities=[{name = "resnet8", width = 0.125, share = 0.5}]']
@@ -99,6 +107,41 @@ def test_models_learn_from_each_other_at_no_byte(tmp_path: Path) -> None:
         large, less = (logits(read_model(path), proxy) for path in (report.folder / "model.safetensors", small(report)))
         gaps.append(divergence(less, large))
     assert gaps[1] < gaps[0]
+
+
+@dataclass(frozen=True)
+class Watched(Distillation):
+    """Keeps what it is told of the teacher."""
+
+    told: list[torch.Tensor] = field(default_factory=list)
+
+    def __call__(self, student: torch.Tensor, teacher: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        self.told.append(teacher)
+        return super().__call__(student, teacher, labels)
+
+
+def test_the_teacher_is_the_mean_of_all_models(tmp_path: Path) -> None:
+    first = Federation.build(tiny(tmp_path, *TWO))
+    federations = [first, *first.others()]
+    proxy = first.proxy()
+    assert proxy is not None
+    expected = torch.stack([logits(federation.model, proxy) for federation in federations]).mean(dim=0)
+    setups = [
+        Setup(f.exchange, f.initial, Ledger(), cohort_size=2, seed=0, model=partial(deepcopy, f.model), proxy=proxy)
+        for f in federations
+    ]
+    watched = Watched()
+    states = [ServerState(f.exchange.schema, f.initial) for f in federations]
+    training = Training(lr=0.01, steps=-(-len(proxy) // 32), batch_size=32)
+    results = LearnFromAll(watched, training)(list(zip(setups, states, strict=True)))
+    told = torch.cat(watched.told)
+    assert told.shape == (2 * len(proxy), 10)
+    # One pass over the data for each model, in an order of its own.
+    for half in told.split(len(proxy)):
+        torch.testing.assert_close(half.sort(dim=0).values, expected.sort(dim=0).values)
+    for params, state in zip(results, states, strict=True):
+        assert params.keys() == state.params.keys()
+        assert any(not torch.equal(params[name], state.params[name]) for name in params)
 
 
 def test_masks_are_each_models_own(tmp_path: Path) -> None:

@@ -56,6 +56,7 @@ METHODS = {
         "data.proxy=0.1",
     ],
     "broadcast": ["wire.broadcast.density=0.1", "wire.broadcast.values=int8", "rounds=4"],
+    "adaptive": ["client.target=clients.presets:adaptive_pruning", "gating.macs_budget=0.5"],
     "batchnorm": ["model.name=resnet20", "model.trainable=batchnorm", "training.steps=2"],
     "local_statistics": ["model.trainable=batchnorm", "model.statistics=local", "evaluate.clients=2"],
     "capacities": [

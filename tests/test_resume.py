@@ -44,6 +44,7 @@ METHODS = {
         "strategy.end=2",
         "evaluate.clients=2",
     ],
+    "adaptive": ["client.target=clients.presets:adaptive_pruning", "gating.macs_budget=0.5", "client.density=0.3"],
     "batchnorm": ["model.trainable=batchnorm", "model.statistics=local", "evaluate.clients=2"],
     "masked": [
         "strategy.target=strategies.presets:gradual_magnitude",
@@ -127,6 +128,7 @@ def stopped(out: Path, options: Sequence[str], *, after: int, replies: int = 0) 
         ("topk", 3, 1),
         ("topk", 5, 0),
         ("dense", 1, 1),
+        ("adaptive", 2, 1),
         ("masked", 3, 0),
         ("momentum", 2, 1),
         ("projections", 3, 1),

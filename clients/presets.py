@@ -6,6 +6,7 @@ A preset takes keyword arguments only: `training` from the config's `[training]`
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from clients.distillation import LearnFeatures, LearnLogits
 from clients.distillation import teacher as teacher_of
@@ -130,6 +131,25 @@ def adaptive_pruning(
     """
     retain = RetainChannels(keep_up, extent=find("client.extent", extent, EXTENTS))
     return _retaining(training, ratio_of(_needed(gating), profile), retain, density)
+
+
+def distilled_pruning(
+    *,
+    training: Training,
+    gating: Gating | None,
+    keep_up: float = 1.0,
+    density: float = 0.1,
+    temperature: float = 4.0,
+    alpha: float = 0.3,
+) -> Client:
+    """Adaptive pruning whose clients also distil from the global model as received; see both presets.
+
+    Args:
+        training, gating, keep_up, density: see `adaptive_pruning`.
+        temperature, alpha: see `distillation`.
+    """
+    pruning = _retaining(training, ratio_of(_needed(gating), ()), keep_up, density)
+    return replace(pruning, loss=LearnLogits(Distillation(temperature, alpha), teacher_of("global")))
 
 
 def gap_pruning(

@@ -148,7 +148,7 @@ def distilled_pruning(
         training, gating, keep_up, density: see `adaptive_pruning`.
         temperature, alpha: see `distillation`.
     """
-    pruning = _retaining(training, ratio_of(_needed(gating), ()), keep_up, density)
+    pruning = _retaining(training, ratio_of(_needed(gating), ()), RetainChannels(keep_up), density)
     return replace(pruning, loss=LearnLogits(Distillation(temperature, alpha), teacher_of("global")))
 
 

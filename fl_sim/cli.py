@@ -13,7 +13,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from fl_sim.types import UserError
+from fl_sim.errors import UserError
+from fl_sim.runtime import forking
 
 if TYPE_CHECKING:
     from fl_sim.config import Experiment
@@ -49,6 +50,9 @@ def run(
 
     Example: fl-sim run configs/quickstart.toml rounds=5 --engine ray
     """
+    if engine == "workers":
+        forking.prepare()  # it imports what it needs while this process does the same
+
     from fl_sim.auto import settled
     from fl_sim.config import Experiment
     from fl_sim.progress import display

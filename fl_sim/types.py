@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Self
 import torch
 from torch import Tensor, nn
 
+from fl_sim.errors import UserError as UserError
+
 if TYPE_CHECKING:
     from fl_sim.data.split import Split
 
@@ -36,10 +38,6 @@ Scores = dict[str, Tensor]
 
 Scalar = bool | int | float | str | bytes
 Metrics = dict[str, float]
-
-
-class UserError(ValueError):
-    """Wrong input by the user: one line that says what, where and what is allowed. The CLI exits with status 2."""
 
 
 class _Flat(dict[str, Tensor]):

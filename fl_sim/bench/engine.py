@@ -134,7 +134,7 @@ def ratio(limit: Measured, measured: Measured) -> tuple[float, float, float]:
 
 
 def measure_b0(precision: str, *, repeats: int = 15) -> dict[str, Measured]:
-    """B0: bare PyTorch (float32, default layout) in one and in two processes, inline, Ray with two workers."""
+    """B0: bare PyTorch (float32, default layout) in one and in two processes, inline, workers and Ray with two each."""
     torch.set_num_threads(1)
     model, images, labels = _bare_setup()
     with ExitStack() as stack:
@@ -142,6 +142,7 @@ def measure_b0(precision: str, *, repeats: int = 15) -> dict[str, Measured]:
             "limit1": lambda: bare_round(model, images, labels, CLIENTS),
             "inline": stack.enter_context(federation_rounds(workloads.b0("inline", precision=precision))),
             "limit2": stack.enter_context(bare_processes(2)),
+            "workers": stack.enter_context(federation_rounds(workloads.b0("workers", precision=precision))),
             "ray": stack.enter_context(federation_rounds(workloads.b0("ray", precision=precision))),
         }
         return alternate(contestants, repeats=repeats)
@@ -152,8 +153,10 @@ def measure_overhead(*, repeats: int = 7) -> dict[str, Measured]:
     with ExitStack() as stack:
         contestants = {
             "no-op 467k, inline": stack.enter_context(federation_rounds(workloads.no_op("inline"))),
+            "no-op 467k, workers": stack.enter_context(federation_rounds(workloads.no_op("workers"))),
             "no-op 467k, ray": stack.enter_context(federation_rounds(workloads.no_op("ray"))),
             "1k model x 1000, inline": stack.enter_context(federation_rounds(workloads.many("inline"))),
+            "1k model x 1000, workers": stack.enter_context(federation_rounds(workloads.many("workers"))),
         }
         return alternate(contestants, repeats=repeats)
 
@@ -174,7 +177,7 @@ def _b0(repeats: int) -> dict[str, float]:
     flat: dict[str, float] = {}
     for precision, suffix in (("float32", ""), ("channels_last", "_channels_last")):
         measured = measure_b0(precision, repeats=repeats)
-        for engine, limit in (("inline", "limit1"), ("ray", "limit2")):
+        for engine, limit in (("inline", "limit1"), ("workers", "limit2"), ("ray", "limit2")):
             middle, low, high = ratio(measured[limit], measured[engine])
             key = f"{engine}{suffix}_over_limit"
             flat |= {key: middle, f"{key}_q1": low, f"{key}_q3": high}
@@ -187,9 +190,11 @@ def results(*, repeats: int) -> dict[str, float]:
     flat = _b0(repeats)
     overhead = measure_overhead(repeats=max(3, repeats // 2))
     flat["noop_467k_inline_ms_per_client"] = 10 * overhead["no-op 467k, inline"].median
+    flat["noop_467k_workers_ms_per_client"] = 10 * overhead["no-op 467k, workers"].median
     flat["noop_467k_ray_ms_per_client"] = 10 * overhead["no-op 467k, ray"].median
     flat["many_1000_clients_inline_s_per_round"] = overhead["1k model x 1000, inline"].median
+    flat["many_1000_clients_workers_s_per_round"] = overhead["1k model x 1000, workers"].median
     flat |= {f"resnet32_images_per_s_{name}": rate for name, rate in image_rates().items()}
     flat["memory_300_clients_mb"] = processes.peak_memory_mb()
-    flat |= {f"first_round_s_{engine}": processes.first_round_s(engine) for engine in ("inline", "ray")}
+    flat |= {f"first_round_s_{engine}": processes.first_round_s(engine) for engine in ("inline", "workers", "ray")}
     return flat

@@ -18,6 +18,8 @@ source = "digits"
 size = 4
 [ray]
 workers = 2
+[workers]
+count = 2
 """
 
 

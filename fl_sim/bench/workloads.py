@@ -75,6 +75,7 @@ def _experiment(
             "cohort": {"size": cohort},
             "training": {"lr": 0.1, "epochs": 1, "batch_size": 10, "precision": precision},
             "ray": {"workers": workers},
+            "workers": {"count": workers},
             **tree,
         }
     )

@@ -265,14 +265,17 @@ def frozen(message: RecordDict) -> Frozen | None:
 
 
 def _arrays(message: RecordDict, stype: str) -> list[bytes | memoryview]:
-    return [
-        array.data for record in message.array_records.values() for array in record.values() if array.stype == stype
-    ]
+    return [array.data for _, record in array_records(message) for array in record.values() if array.stype == stype]
+
+
+def array_records(message: RecordDict) -> list[tuple[str, ArrayRecord]]:
+    """A content's records of arrays with their keys; `message.array_records` builds and checks a new mapping each time."""
+    return [(key, record) for key, record in message.items() if isinstance(record, ArrayRecord)]
 
 
 def array_bytes(message: RecordDict) -> int:
     """Bytes of all arrays of a message, whatever they are."""
-    return sum(len(array.data) for record in message.array_records.values() for array in record.values())
+    return sum(len(array.data) for _, record in array_records(message) for array in record.values())
 
 
 def task_content(task: Task, data: bytes, *, seed: int, frozen: Frozen | None = None) -> RecordDict:
@@ -291,8 +294,8 @@ def read_metrics(message: RecordDict) -> tuple[int, dict[str, float]]:
     Raises:
         CorruptPayload: the number of examples is missing or not a positive integer below 2**31, or a metric is no number.
     """
-    record = message.metric_records.get(METRICS)
-    values = dict(record) if record is not None else {}
+    record = message.get(METRICS)
+    values = dict(record) if isinstance(record, MetricRecord) else {}
     count = values.pop(NUM_EXAMPLES, None)
     if not isinstance(count, int) or not 0 < count < 2**31:
         raise CorruptPayload(f"{NUM_EXAMPLES} must be a positive integer, not {count!r}")

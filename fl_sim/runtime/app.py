@@ -78,7 +78,7 @@ class ClientHost:
         if frozen is not None and frozen != known:
             _keep(context, FROZEN, {FROZEN: torch.frombuffer(bytearray(frozen.encode()), dtype=torch.uint8)})
         data = wire.payload(message.content)
-        config: dict[str, object] = dict(message.content.config_records[wire.CONFIG])
+        config: dict[str, object] = dict(message.content[wire.CONFIG])
         params, mask = self._model(data, Parcel.arrived(data, config), context)
         if mask is not None:
             _keep(context, MASK, {MASK: wire.pack_mask(mask)})
@@ -219,8 +219,9 @@ def _held_model(context: Context, parcel: Parcel) -> Tensor | None:
 
 def _tensors(context: Context, key: str) -> dict[str, Tensor]:
     """A client's kept tensors under `key`; fresh copies."""
-    record = context.state.array_records.get(key)
-    return {} if record is None else {name: torch.from_numpy(array.numpy()) for name, array in record.items()}
+    record = context.state.get(key)
+    items = record.items() if isinstance(record, ArrayRecord) else ()
+    return {name: torch.from_numpy(array.numpy()) for name, array in items}
 
 
 def _keep(context: Context, key: str, tensors: dict[str, Tensor]) -> None:

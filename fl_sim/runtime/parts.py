@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 from flwr.app import Array, ArrayRecord, RecordDict
 
+from fl_sim.wire import array_records
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -18,7 +20,7 @@ Blobs = dict[tuple[str, str], "NDArray[np.uint8]"]
 def split_off(content: RecordDict) -> tuple[RecordDict, Blobs]:
     """(the content without its array bytes, those bytes); the content is not changed."""
     blobs: Blobs = {}
-    for key, record in content.array_records.items():
+    for key, record in array_records(content):
         for name, array in record.items():
             blobs[key, name] = np.frombuffer(array.data, dtype=np.uint8)
     slim = RecordDict(
@@ -34,7 +36,8 @@ def split_off(content: RecordDict) -> tuple[RecordDict, Blobs]:
 
 def join(content: RecordDict, blobs: Mapping[tuple[str, str], bytes | memoryview]) -> RecordDict:
     """Invert `split_off`, in place."""
+    records = dict(array_records(content))
     for (key, name), data in blobs.items():
         # Bytes to Flower's type, but any buffer does; a copy of a dense payload costs as much as its decoding.
-        content.array_records[key][name].data = cast(bytes, data)
+        records[key][name].data = cast(bytes, data)
     return content

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from flwr.app import Array, ArrayRecord, Message, RecordDict
 
 from fl_sim.runtime.flower_compat import CHUNK_BYTES, chunk_bytes, inbound_bytes, outbound_bytes, with_chunks
+from fl_sim.wire import array_records
 
 Structure = tuple[object, ...]
 _FRAMES: dict[Structure, int] = {}
@@ -49,7 +50,7 @@ def _chunks(array: Array) -> int:
 
 
 def _arrays(content: RecordDict) -> Iterator[Array]:
-    for record in content.array_records.values():
+    for _, record in array_records(content):
         yield from record.values()
 
 

@@ -73,6 +73,8 @@ class Resident:
         Raises:
             WrongFrozenWeights: the client changed weights that are frozen; they are made anew for the next.
         """
+        if self._frozen is None and not self.exchange.personal:
+            return {}  # nothing to look at, and a state dict costs as much as a small client's whole answer
         own = entries(self.model)
         if self._frozen is not None:
             now = {name: own[name] for name in self._first if name not in self.exchange.personal}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -17,8 +17,8 @@ from fl_sim.data import Split
 from fl_sim.losses import Loss, Proximal, cross_entropy
 from fl_sim.models import prunable_names
 from fl_sim.sparsity import global_topk, intersect, magnitude, topk_mask
-from fl_sim.training import load, snapshot
-from fl_sim.types import ClientContext, Mask, Metrics, Params, Task, Update
+from fl_sim.training import Training, load, snapshot
+from fl_sim.types import Client, ClientContext, Mask, Metrics, Params, Task, Update
 from fl_sim.wire import RESIDUAL
 
 OWN = "loss."
@@ -138,6 +138,15 @@ class LocalClient:
     setting: Setting = as_it_is
     retain: Retain = all_of_it
     upload: Upload = everything
+
+    def plain_training(self) -> Training | None:
+        """The hyper-parameters where training is cross-entropy SGD and nothing else, which several clients can do as one."""
+        unchanged = self.loss is plain and self.setting is as_it_is
+        return self.training if unchanged and isinstance(self.training, Training) else None
+
+    def trained_by(self, trains: Trains) -> Client:
+        """The same client, whose training something else does."""
+        return replace(self, training=trains)
 
     def __call__(self, task: Task, ctx: ClientContext) -> Update:
         model = load(ctx.model, task.params)

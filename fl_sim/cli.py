@@ -38,7 +38,9 @@ def run(
     overrides: Annotated[
         list[str] | None, typer.Argument(help="key=value, for instance rounds=5 training.lr=0.05")
     ] = None,
-    engine: Annotated[str | None, typer.Option(help="inline, workers, ray, or auto; overrides the config")] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="inline, workers, ray, cohort, or auto; overrides the config")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="folder that receives the run's folder")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="print errors only")] = False,
     track: Annotated[
@@ -255,6 +257,28 @@ def engine(
     from fl_sim.bench.show import show
 
     show(console, measured.results(repeats=repeats), as_json=as_json)
+
+
+@bench.command(name="cohort")
+def cohort_(
+    device: Annotated[str, typer.Option(help="cuda; cpu shows that it runs, not how fast it can be")] = "cuda",
+    models: Annotated[str, typer.Option(help="names of `fl-sim list models`")] = "cnn,resnet20,resnet32",
+    cohorts: Annotated[str, typer.Option(help="clients trained together")] = "1,4,16,64,256",
+    batch_sizes: Annotated[str, typer.Option(help="samples in a step of one client")] = "10,64",
+    as_json: AS_JSON = False,
+) -> None:
+    """The cohort engine's training on a GPU beside the same clients one after the other in bare PyTorch.
+
+    Example: fl-sim bench cohort --models cnn --cohorts 1,64 --batch-sizes 10
+    """
+    from fl_sim.bench import cohort as measured
+    from fl_sim.bench.show import show_rows
+    from fl_sim.sweep import integers
+
+    grid = measured.Grid(
+        tuple(models.split(",")), integers("--cohorts", cohorts), integers("--batch-sizes", batch_sizes)
+    )
+    show_rows(console, measured.measure(device, grid), as_json=as_json)
 
 
 @bench.command()

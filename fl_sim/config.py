@@ -32,7 +32,7 @@ from fl_sim.types import UserError
 from fl_sim.wire import Coding
 
 Json = str | int | float | bool | None | list["Json"] | dict[str, "Json"]
-Engine = Literal["inline", "workers", "ray", "auto", "flower"]
+Engine = Literal["inline", "workers", "ray", "cohort", "auto", "flower"]
 
 
 class Section(BaseModel):
@@ -155,6 +155,9 @@ class CohortSection(Section):
     """Who trains in a round."""
 
     size: int = Field(10, ge=1, description="clients per round, drawn from the seed without replacement")
+    chunk: int | None = Field(
+        None, ge=1, description="clients that engine = 'cohort' trains together; unset = as many as memory holds"
+    )
 
 
 class EvaluateSection(Section):

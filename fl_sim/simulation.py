@@ -23,6 +23,7 @@ from fl_sim.folder import CHECKPOINTS, claimed, clear
 from fl_sim.precision import PRECISIONS
 from fl_sim.report import Report
 from fl_sim.runtime.app import client_app
+from fl_sim.runtime.cohort import CohortGrid
 from fl_sim.runtime.inline import InlineGrid
 from fl_sim.runtime.local import LocalGrid
 from fl_sim.runtime.ray import RayGrid
@@ -48,6 +49,11 @@ def _inline(experiment: Experiment, federation: Federation) -> LocalGrid:
     return InlineGrid(client_app(federation.hosts()), len(federation.parts), timeout_s=experiment.faults.timeout_s)
 
 
+def _cohort(experiment: Experiment, federation: Federation) -> LocalGrid:
+    hosts = federation.hosts()
+    return CohortGrid(client_app(hosts), hosts, len(federation.parts), chunk=experiment.cohort.chunk)
+
+
 def _ray(experiment: Experiment, federation: Federation) -> LocalGrid:
     federation.client()  # wrong input is for this process to say, before others start
     sizes, limit = federation.sizes, experiment.faults.timeout_s
@@ -64,6 +70,7 @@ def _workers(experiment: Experiment, federation: Federation) -> LocalGrid:
 ENGINES: Mapping[str, Callable[[Experiment, Federation], LocalGrid]] = {
     "inline": _inline,
     "workers": _workers,
+    "cohort": _cohort,
     "ray": _ray,
 }
 

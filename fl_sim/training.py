@@ -246,11 +246,18 @@ def local_sgd(
             total += value.detach() * len(batch[1])
             seen += len(batch[1])
     mean = float(total) / seen
-    if not math.isfinite(mean):
-        raise TrainingDiverged(
-            f"the training loss became {mean} within {steps} steps; lower training.lr = {settings.lr}"
-        )
+    check_converged(mean, steps, settings.lr)
     return {"loss": mean, "steps": steps, "examples": seen}
+
+
+def check_converged(loss: float, steps: int, lr: float) -> None:
+    """Complain of a mean training loss that is no number.
+
+    Raises:
+        TrainingDiverged: it is NaN or infinite.
+    """
+    if not math.isfinite(loss):
+        raise TrainingDiverged(f"the training loss became {loss} within {steps} steps; lower training.lr = {lr}")
 
 
 def _endless(data: Split, batch_size: int, rng: torch.Generator | None) -> Iterator[tuple[Tensor, Tensor]]:

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from fl_sim.bench import additivity, codec, distillation, inference, pruning
+    from fl_sim.bench import additivity, codec, cohort, distillation, inference, pruning
 
 
 def header() -> dict[str, str]:
@@ -44,7 +44,7 @@ def show(console: Console, results: Mapping[str, float], *, as_json: bool) -> No
 
 def show_rows(
     console: Console,
-    rows: Sequence[codec.Row | pruning.Row | additivity.Row | distillation.Row | inference.Row],
+    rows: Sequence[codec.Row | cohort.Row | pruning.Row | additivity.Row | distillation.Row | inference.Row],
     *,
     as_json: bool,
 ) -> None:

@@ -21,7 +21,7 @@ from fl_sim.curves import calibration
 from fl_sim.data import Split
 from fl_sim.runtime.resident import Resident
 from fl_sim.seeding import Purpose, generator
-from fl_sim.training import evaluate, load
+from fl_sim.training import entries, evaluate, load
 from fl_sim.types import Client, ClientContext, FlatParams, Mask, Params, Task, Update
 
 STATE, MASK, FROZEN, PERSONAL = "fl_sim.state", "fl_sim.mask", "fl_sim.frozen", "fl_sim.personal"
@@ -42,6 +42,15 @@ class _Decoded:
     params: Params
     mask: Mask | None
     kept: ArrayRecord | None = None
+
+
+@dataclass(frozen=True)
+class Visit:
+    """A task that was read: what the client is given, and the entries it keeps for itself."""
+
+    task: Task
+    ctx: ClientContext
+    personal: Params
 
 
 @dataclass
@@ -110,21 +119,36 @@ class ClientHost:
 
     def train(self, message: Message, context: Context) -> Message:
         """Handle one training task."""
+        return self.finish(self.begin(message, context), self.client, message, context)
+
+    def begin(self, message: Message, context: Context) -> Visit:
+        """Read a training task: everything that the client will be given."""
         task = self._receive(message, context)
         partition = int(context.node_config[PARTITION])
         seed = task.config[wire.SEED]
         assert isinstance(seed, int)
         data = self.split_of(partition)
-        state = _tensors(context, STATE)
         ctx = ClientContext(
             model=self.model,
             data=data,
             num_examples=len(data),
             rng=generator(seed, task.round, partition, Purpose.CLIENT),
-            state=state,
+            state=_tensors(context, STATE),
         )
-        self._resident.enter(_tensors(context, PERSONAL))
-        update = self.client(task, ctx)
+        return Visit(task, ctx, _tensors(context, PERSONAL))
+
+    def start(self, visit: Visit) -> Params:
+        """Copies of the entries that training changes, as this client's finds them, on the model's device."""
+        self._resident.enter(visit.personal)
+        own = entries(load(self.model, visit.task.params))
+        changing = {n: v for n, v in own.items() if v.requires_grad or not isinstance(v, nn.Parameter)}
+        return {name: value.detach().clone() for name, value in changing.items()}
+
+    def finish(self, visit: Visit, client: Client, message: Message, context: Context) -> Message:
+        """Run a client on its task, check and encode what it returns."""
+        task, ctx = visit.task, visit.ctx
+        self._resident.enter(visit.personal)
+        update = client(task, ctx)
         personal = self._resident.leave()
         self._check(update)
         encoded = self.exchange.uplink.encode(

@@ -12,7 +12,7 @@ from flwr.clientapp import ClientApp
 
 from fl_sim.runtime.faults import Overdue, alarm
 from fl_sim.runtime.flower_compat import set_message_id
-from fl_sim.runtime.local import LocalGrid, execute, isolated, overdue
+from fl_sim.runtime.local import LocalGrid, execute, overdue, request_of
 from fl_sim.wire import array_bytes
 
 OVERLAP_BYTES = 500_000
@@ -37,13 +37,8 @@ class InlineGrid(LocalGrid):
         return _ahead(replies, depth=2) if large else replies
 
     def _run_one(self, message: Message) -> Message:
-        meta = message.metadata
-        request = Message(
-            isolated(message.content), meta.dst_node_id, meta.message_type, ttl=meta.ttl, group_id=meta.group_id
-        )
-        set_message_id(request, meta.message_id)
-        reply = self._execute(request)
-        set_message_id(reply, f"r{meta.message_id}")
+        reply = self._execute(request_of(message))
+        set_message_id(reply, f"r{message.metadata.message_id}")
         return reply
 
     def _execute(self, request: Message) -> Message:

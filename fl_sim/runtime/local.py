@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
-from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
 from fl_sim.runtime.app import PARTITION, BadUpdate
@@ -29,7 +28,7 @@ FIRST_NODE = 1000
 log = logging.getLogger("fl_sim")
 
 
-def execute(app: ClientApp, message: Message, context: Context) -> Message:
+def execute(app: Callable[[Message, Context], Message], message: Message, context: Context) -> Message:
     """Run one client. Whatever it raises becomes an error reply that names the partition, as on Flower's runtimes."""
     try:
         reply = app(message, context)
@@ -47,6 +46,16 @@ def overdue(message: Message, partition: int, seconds: float) -> Message:
     """The error reply of a client that took longer than it may."""
     reason = f"client {partition}: no answer within faults.timeout_s = {seconds:g} s"
     return Message(Error(CLIENT_APP_OVERDUE, reason), reply_to=message)
+
+
+def request_of(message: Message) -> Message:
+    """The message as its client receives it."""
+    meta = message.metadata
+    request = Message(
+        isolated(message.content), meta.dst_node_id, meta.message_type, ttl=meta.ttl, group_id=meta.group_id
+    )
+    set_message_id(request, meta.message_id)
+    return request
 
 
 def isolated(content: RecordDict) -> RecordDict:

@@ -134,6 +134,7 @@ class SparseStrategy(Strategy):
         self._nodes: dict[int, int] = {}
         self._partition_of: dict[int, int] = {}
         self._cohort: list[int] = []
+        self._evaluated: dict[str, float] = {}
         self._grid: Grid | None = None
         self.published = None if setup.broadcast is None else Published(setup.broadcast, setup.exchange, setup.seed)
 
@@ -151,6 +152,7 @@ class SparseStrategy(Strategy):
     def metrics(self) -> dict[str, float]:
         """Of the last round: example-weighted training metrics, layers' shares sent, usable replies, failures."""
         means = {f"train_{name}": value for name, value in self.round_log.metrics.items()}
+        means |= {f"clients_{name}": value for name, value in self._evaluated.items()}
         clock = {"simulated_s": self.simulated_s} if self.network is not None else {}
         sent = {f"sent/{name}": round(share, 4) for name, share in self.round_log.sent.items()}
         own = self.method.account(self.state.round)
@@ -500,6 +502,7 @@ class SparseStrategy(Strategy):
             count, metrics = wire.read_metrics(reply.content)
             self._book_up(self.state.round, client, reply, codecs.Description.opaque(0), phase="evaluate", status="ok")
             evaluated.add(count, metrics)
+        self._evaluated = evaluated.metrics if evaluated.replies else {}
         return MetricRecord({**evaluated.metrics}) if evaluated.replies else None
 
     def summary(self) -> None:

@@ -181,6 +181,7 @@ def test_a_round_without_any_update_stops_the_run(tmp_path: Path) -> None:
 def test_clients_evaluate_when_asked(tmp_path: Path) -> None:
     report = run_tiny(tmp_path, "evaluate.clients=3")
     assert report.ledger.messages(phase="evaluate") == {"down": 6, "up": 6}
+    assert all(0 < row["clients_accuracy"] < 1 and row["clients_examples"] > 0 for row in report.rounds)
     assert report.summary["total_bytes"] > report.summary["dense_total_bytes"]
 
 

@@ -71,7 +71,13 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize("method", METHODS)
+SLOW = {"features", "taught", "capacities"}
+"""Ray's runs take longest of all tests: of methods that keep state alike, one runs by default."""
+
+
+@pytest.mark.parametrize(
+    "method", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in METHODS]
+)
 def test_same_parameters_and_ledger_as_inline_for_any_number_of_workers(tmp_path: Path, method: str) -> None:
     inline = run_tiny(tmp_path / "inline", *METHODS[method])
     for workers in (1, 2):

@@ -1,0 +1,73 @@
+"""Who takes part in a round: partitions, the nodes that own them, and cohorts drawn from the seed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from flwr.app import Message, MessageType, RecordDict
+from flwr.serverapp import Grid
+
+from fl_sim import wire
+from fl_sim.runtime.app import PARTITION
+from fl_sim.seeding import Purpose, numpy_generator
+
+Cohort = Sequence[tuple[int, int]]
+"""(partition, node) of each client drawn, in partition order."""
+
+
+@dataclass
+class Cohorts:
+    """The clients of a federation, found on the Grid once.
+
+    Attributes:
+        seed: the run's seed.
+        members: partitions that take part; None = all.
+    """
+
+    seed: int
+    members: tuple[int, ...] | None = None
+    _nodes: dict[int, int] = field(default_factory=dict)
+    _partition_of: dict[int, int] = field(default_factory=dict)
+
+    def nodes(self, grid: Grid) -> Mapping[int, int]:
+        """Partition -> node id, in partition order. Our Grids know it; other runtimes are asked once, by a query."""
+        if not self._nodes:
+            known = getattr(grid, "partitions", None)
+            found = known if known is not None else _ask(grid)
+            if self.members is not None:
+                members = set(self.members)
+                found = {node: partition for node, partition in found.items() if partition in members}
+            self._nodes = {partition: node for node, partition in sorted(found.items(), key=lambda pair: pair[1])}
+            self._partition_of = dict(found)
+        return self._nodes
+
+    def draw(self, number: int, purpose: Purpose, size: int, partitions: Sequence[int]) -> list[int]:
+        """Partitions drawn for a round: a function of (seed, round, purpose) alone, sorted."""
+        rng = numpy_generator(self.seed, number, purpose)
+        chosen = rng.choice(list(partitions), size=min(size, len(partitions)), replace=False)
+        return sorted(int(partition) for partition in chosen)
+
+    def cohort(self, grid: Grid, number: int, purpose: Purpose, size: int) -> Cohort:
+        """The clients drawn for a round of this Grid."""
+        nodes = self.nodes(grid)
+        return [(partition, nodes[partition]) for partition in self.draw(number, purpose, size, list(nodes))]
+
+    def in_order(self, replies: Iterable[Message], cohort: Cohort) -> Iterator[tuple[int, Message]]:
+        """(partition, reply) in the cohort's order. Early replies wait; our Grids send none early, others may send all."""
+        waiting: dict[int, Message] = {}
+        due = iter(cohort)
+        head, _ = next(due, (None, None))
+        for reply in replies:
+            waiting[self._partition_of[reply.metadata.src_node_id]] = reply
+            while head is not None and head in waiting:
+                yield head, waiting.pop(head)
+                head, _ = next(due, (None, None))
+        # Whoever is still missing never answered: go on with the rest, still in order.
+        yield from sorted(waiting.items())
+
+
+def _ask(grid: Grid) -> dict[int, int]:
+    messages = [Message(RecordDict(), node, MessageType.QUERY, group_id="0") for node in sorted(grid.get_node_ids())]
+    replies = [reply for reply in grid.send_and_receive(messages, timeout=60) if reply.has_content()]
+    return {r.metadata.src_node_id: int(str(r.content.config_records[wire.CONFIG][PARTITION])) for r in replies}

@@ -1,0 +1,68 @@
+"""Measurements on clients: distortion curves asked of a cohort between aggregation and pruning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from flwr.app import Message, MessageType
+from flwr.serverapp import Grid
+
+from fl_sim import codecs, measuring, wire
+from fl_sim.codecs import CorruptPayload, Description, Schema
+from fl_sim.curves import Curves, MeasureCurves
+from fl_sim.seeding import Purpose
+from fl_sim.types import Task
+from strategies.receiving import Receiver
+from strategies.round_log import RoundFailed, RoundLog, Unusable, require_content
+from strategies.sending import Sender
+from strategies.server_step import ServerState
+
+
+@dataclass(frozen=True)
+class CurveQuery:
+    """Asks the clients on `grid`; what happens goes to the log of the round in progress."""
+
+    grid: Grid
+    sender: Sender
+    receiver: Receiver
+    round_log: RoundLog
+
+    def __call__(self, state: ServerState, measure: MeasureCurves, images: int) -> list[tuple[Curves, int]]:
+        """Distortion curves of `state` from a cohort of clients, each with the number of images behind it.
+
+        Both ways are booked in the phase `query`; the virtual clock does not run, and nobody is late or drops out.
+
+        Raises:
+            RoundFailed: no client answered.
+        """
+        schema = measuring.answer_schema(state.schema.prunable, measure.levels)
+        cohorts, size = self.receiver.cohorts, self.sender.setup.cohort_size
+        cohort = cohorts.cohort(self.grid, state.round, Purpose.CALIBRATION, size)
+        task = Task(state.round, state.params, state.mask, measuring.question(measure, images))
+        kind = f"{MessageType.QUERY}.{measuring.ACTION}"
+        replies = self.grid.send_and_receive(self.sender.messages(task, cohort, kind, self.round_log))
+        answers = []
+        for client, reply in cohorts.in_order(replies, cohort):
+            try:
+                answers.append(self._answer(state.round, client, reply, schema))
+            except Unusable as problem:
+                self.receiver.failed(state.round, client, problem, self.round_log)
+            else:
+                self.sender.answered(client, state.mask)
+        if not answers:
+            raise RoundFailed(f"round {state.round}: none of {len(cohort)} clients measured distortion curves")
+        return answers
+
+    def _answer(self, number: int, client: int, reply: Message, schema: Schema) -> tuple[Curves, int]:
+        require_content(client, reply)
+        books = self.receiver.books
+        described = Description.opaque(wire.array_bytes(reply.content))
+        try:
+            data = wire.payload(reply.content)
+            described = codecs.describe(data, schema=schema)
+            answer = measuring.decode_curves(data, schema), wire.read_metrics(reply.content)[0]
+        except CorruptPayload as error:
+            books.book("up", number, client, reply, described, phase="query", status="rejected")
+            raise Unusable("rejected", f"client {client}: rejected curves: {error}") from error
+        books.book("up", number, client, reply, described, phase="query")
+        return answer

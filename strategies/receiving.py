@@ -1,0 +1,120 @@
+"""The way up: replies decoded and booked one at a time, failures counted, the virtual clock kept."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+
+from flwr.app import Message
+
+from fl_sim import codecs, wire
+from fl_sim.checkpoint import ServerSnapshot
+from fl_sim.codecs import CorruptPayload, Description
+from fl_sim.runtime.setup import Setup
+from fl_sim.sparsity import layer_densities
+from fl_sim.types import Update
+from strategies.books import Books
+from strategies.cohorts import Cohort, Cohorts
+from strategies.round_log import KINDS, RoundLog, Unusable, require_content
+from strategies.sending import Sender
+from strategies.server_step import ServerState
+
+log = logging.getLogger("fl_sim")
+
+
+class Receiver:
+    """Turns replies into updates; what it learns of a client, it tells the `sender`.
+
+    Attributes:
+        network: the simulated links; None = there is no clock.
+        simulated_s: the virtual clock.
+        failures: failed client tasks so far, by kind.
+    """
+
+    def __init__(self, setup: Setup, cohorts: Cohorts, sender: Sender) -> None:
+        self.setup, self.cohorts, self.sender, self.books = setup, cohorts, sender, Books(setup)
+        self.network = setup.network if setup.network.links else None
+        self.simulated_s = 0.0
+        self.failures = dict.fromkeys(KINDS, 0)
+
+    def restore(self, saved: ServerSnapshot) -> None:
+        """Go on from the clock and the counts of `saved`."""
+        self.simulated_s, self.failures = saved.simulated_s, dict(saved.failures)
+
+    def updates(
+        self, start: ServerState, cohort: Cohort, replies: Iterable[Message], round_log: RoundLog
+    ) -> Iterator[Update]:
+        """Decode replies into updates in partition order; book each; leave out what failed.
+
+        `start` is the state that the clients started from; what happens goes to `round_log`.
+
+        Raises:
+            RoundFailed, UserError: see `RoundLog.require_enough`.
+        """
+        number = start.round + 1
+        for answered, (client, reply) in enumerate(self.cohorts.in_order(replies, cohort), start=1):
+            try:
+                update = self._update(start, client, reply, round_log)
+            except Unusable as problem:
+                self.failed(number, client, problem, round_log)
+            else:
+                self.sender.trained(client, start.mask)
+                round_log.add(update.num_examples, update.metrics)
+                yield update
+            self.setup.on_reply(answered, len(cohort))
+        if self.network is not None:
+            missing = round_log.replies < len(cohort)
+            self.simulated_s += self.network.round_s(round_log.finished_s, missing=missing)
+        round_log.require_enough(number, len(cohort), self.setup.faults.max_share)
+
+    def failed(self, number: int, client: int, problem: Unusable, round_log: RoundLog) -> None:
+        """Count a client that failed, and forget what it holds."""
+        self.sender.forget(client)
+        self.failures[problem.kind] += 1
+        round_log.failed(client, problem)
+        log.warning("round %d: %s", number, problem)
+
+    def _update(self, start: ServerState, client: int, reply: Message, round_log: RoundLog) -> Update:
+        """Decode and book one reply.
+
+        Raises:
+            Unusable: the client failed, dropped out or was late, or its bytes are no update of this federation.
+        """
+        number, held = start.round + 1, start.mask
+        if self.network is not None and self.network.drops(client=client, round=number, seed=self.setup.seed):
+            raise Unusable("lost", f"client {client}: dropped out of the simulated network", is_fault=False)
+        require_content(client, reply)
+        schema = self.setup.exchange.schema
+        described = Description.opaque(wire.array_bytes(reply.content))
+        try:
+            data = wire.payload(reply.content)
+            described = codecs.describe(data, schema=schema, held=held)
+            count, metrics = wire.read_metrics(reply.content)
+            params, mask = self.setup.exchange.uplink.decode(data, start.params, schema=schema, held=held)
+        except CorruptPayload as error:
+            self.books.book("up", number, client, reply, described, phase="train", status="rejected")
+            raise Unusable("rejected", f"client {client}: rejected update: {error}") from error
+        late = self._is_late(client, described, round_log, samples=metrics.get("examples", count))
+        self.books.book("up", number, client, reply, described, phase="train", status="late" if late else "ok")
+        self.books.record("up", number, client, described, mask)
+        if late:
+            raise Unusable("late", f"client {client}: later than the deadline", is_fault=False)
+        if mask is not None and described.mask_mode != "held":
+            round_log.chosen.append(layer_densities(mask))
+        return Update(params, count, mask, metrics)
+
+    def _is_late(self, client: int, described: Description, round_log: RoundLog, *, samples: float) -> bool:
+        """Ask the clock, where there is one."""
+        if self.network is None:
+            return False
+        seconds = self.network.seconds(
+            client=client,
+            seed=self.setup.seed,
+            down_bytes=round_log.down_bytes[client],
+            up_bytes=sum(described.sections.values()),
+            samples=samples,
+        )
+        late = self.network.is_late(seconds)
+        if not late:
+            round_log.finished_s.append(seconds)
+        return late

@@ -1,0 +1,123 @@
+"""The way down: one payload for each distinct thing that a client holds, and what the server knows of who holds what."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from flwr.app import Message, MessageType, RecordDict
+
+from fl_sim import codecs, wire
+from fl_sim.broadcast import Parcel, Published
+from fl_sim.checkpoint import ServerSnapshot
+from fl_sim.codecs import Description
+from fl_sim.runtime.setup import Setup
+from fl_sim.seeding import Purpose, derive
+from fl_sim.types import Mask, Params, Task
+from strategies.books import Books
+from strategies.cohorts import Cohort
+from strategies.downlink import Downlink
+from strategies.round_log import RoundLog
+
+PHASES = {MessageType.TRAIN: "train", MessageType.EVALUATE: "evaluate"}
+
+
+class Sender:
+    """Encodes and books tasks; `holdings` and `published` say what each client holds."""
+
+    def __init__(self, setup: Setup, downlink: Downlink) -> None:
+        self.setup, self.downlink, self.exchange = setup, downlink, setup.exchange
+        self.books = Books(setup)
+        self.holdings = wire.Holdings()
+        self.published = None if setup.broadcast is None else Published(setup.broadcast, setup.exchange, setup.seed)
+
+    # -- messages ------------------------------------------------------------------------------------------------------
+
+    def messages(self, task: Task, cohort: Cohort, kind: str, log: RoundLog) -> list[Message]:
+        """One message per client of the cohort; clients that hold the same share one payload. `log` takes the bytes."""
+        prepared: dict[tuple[int, wire.Frozen | None], tuple[RecordDict, Description]] = {}
+        schema, parcel_for = self.exchange.schema, self._parcels(task, kind)
+        messages = []
+        for client, node in cohort:
+            held = self.holdings.held(client) if task.mask is not None else None
+            frozen = None if self.holdings.has_frozen(client) else self.exchange.frozen
+            parcel = parcel_for(client, held)
+            key = id(parcel), frozen
+            if key not in prepared:
+                described = codecs.describe(parcel.data, schema=schema, held=held if parcel.base is None else None)
+                if frozen is not None:
+                    described = described.with_auxiliary(len(frozen.encode()))
+                told = replace(task, config={**task.config, **(parcel.told if parcel.version >= 0 else {})})
+                content = wire.task_content(told, bytes(parcel.data), seed=self.setup.seed, frozen=frozen)
+                prepared[key] = content, described
+            content, described = prepared[key]
+            message = Message(content, node, kind, group_id=str(task.round))
+            self.books.book("down", task.round, client, message, described, phase=PHASES.get(kind, "query"))
+            log.down_bytes[client] = sum(described.sections.values())
+            if kind == MessageType.TRAIN:
+                self.books.record("down", task.round, client, described, parcel.mask)
+            messages.append(message)
+        return messages
+
+    def _parcels(self, task: Task, kind: str) -> Callable[[int, Mask | None], Parcel]:
+        """(client, mask that it holds) -> what it is sent; equal parcels are one object."""
+        if self.published is not None and kind in PHASES:
+            behind = task.round - 1 if kind == MessageType.TRAIN else task.round
+            self.published.publish(behind, task.params, task.mask)
+            return self.published.parcel
+        seed = derive(self.setup.seed, task.round, Purpose.ENCODING)
+        types = self.downlink(self.setup, task, seed)
+        made: dict[bytes, Parcel] = {}
+
+        def parcel(client: int, held: Mask | None) -> Parcel:
+            key = b"" if held is None else codecs.mask_hash(held)
+            if key not in made:
+                coding, schema = self.exchange.downlink, self.exchange.schema
+                data = coding.encode(
+                    task.params, task.mask, self.setup.initial, schema=schema, held=held, seed=seed, types=types
+                )
+                made[key] = Parcel(data, -1, None, coding, task.mask)
+            return made[key]
+
+        return parcel
+
+    # -- a sparse broadcast --------------------------------------------------------------------------------------------
+
+    def start(self, params: Params) -> Params:
+        """The parameters that this round's clients start from; `params` are the global ones."""
+        return params if self.published is None else self.published.params
+
+    def with_owed(self, new: Params, before: Params) -> Params:
+        """`new` plus what of `before`, the global parameters, was not published: it is still to come."""
+        if self.published is None:
+            return new
+        schema = self.exchange.schema
+        owed = schema.flat(before) - schema.flat(self.published.params)
+        owed[schema.prunable_size :] = 0.0
+        return schema.view(schema.flat(new) + owed)
+
+    # -- who holds what ------------------------------------------------------------------------------------------------
+
+    def trained(self, client: int, mask: Mask | None) -> None:
+        """The client answered a training task, so it holds its mask and its model."""
+        self.answered(client, mask)
+        if self.published is not None:
+            self.published.learned(client)
+
+    def answered(self, client: int, mask: Mask | None) -> None:
+        """The client answered a question under `mask`; a question carries no published model."""
+        self.holdings.learned(client, mask)
+
+    def forget(self, client: int) -> None:
+        """The client failed: what it holds is unknown."""
+        self.holdings.forget(client)
+        if self.published is not None:
+            self.published.forget(client)
+
+    def restore(self, saved: ServerSnapshot) -> None:
+        """Know what was known when `saved` was taken."""
+        self.holdings = wire.Holdings()
+        for client in saved.answered:
+            self.holdings.learned(client, saved.held.get(client))
+        if self.published is not None:
+            self.published.restore(saved.published, saved.holders)

@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from fl_sim.bench.commands import bench
 from fl_sim.errors import UserError
 from fl_sim.runtime import forking
 
@@ -242,145 +243,7 @@ def prune(
     console.print(saved.write(pruned, out or target), highlight=False)
 
 
-bench = typer.Typer(no_args_is_help=True, help="Benchmarks that anyone can rerun. Run them on an idle machine.")
 app.add_typer(bench, name="bench")
-AS_JSON = Annotated[bool, typer.Option("--json", help="print one JSON object instead of a table")]
-
-
-@bench.command()
-def engine(
-    as_json: AS_JSON = False,
-    repeats: Annotated[int, typer.Option(min=2, help="alternated repetitions")] = 15,
-) -> None:
-    """The engines beside the same SGD steps in bare PyTorch, overheads, start-up and memory."""
-    from fl_sim.bench import engine as measured
-    from fl_sim.bench.show import show
-
-    show(console, measured.results(repeats=repeats), as_json=as_json)
-
-
-@bench.command(name="cohort")
-def cohort_(
-    device: Annotated[str, typer.Option(help="cuda; cpu shows that it runs, not how fast it can be")] = "cuda",
-    models: Annotated[str, typer.Option(help="names of `fl-sim list models`")] = "cnn,resnet20,resnet32",
-    cohorts: Annotated[str, typer.Option(help="clients trained together")] = "1,4,16,64,256",
-    batch_sizes: Annotated[str, typer.Option(help="samples in a step of one client")] = "10,64",
-    as_json: AS_JSON = False,
-) -> None:
-    """The cohort engine's training on a GPU beside the same clients one after the other in bare PyTorch.
-
-    Example: fl-sim bench cohort --models cnn --cohorts 1,64 --batch-sizes 10
-    """
-    from fl_sim.bench import cohort as measured
-    from fl_sim.bench.show import show_rows
-    from fl_sim.sweep import integers
-
-    grid = measured.Grid(
-        tuple(models.split(",")), integers("--cohorts", cohorts), integers("--batch-sizes", batch_sizes)
-    )
-    show_rows(console, measured.measure(device, grid), as_json=as_json)
-
-
-@bench.command()
-def codec(as_json: AS_JSON = False) -> None:
-    """Payload sizes against the entropy floor, and speeds, beside COO, bitmaps and npz."""
-    from fl_sim.bench import codec as measured
-    from fl_sim.bench.show import show_rows
-
-    show_rows(console, measured.measure(), as_json=as_json)
-
-
-@bench.command()
-def inference(
-    as_json: AS_JSON = False,
-    model: Annotated[str, typer.Option(help="see `fl-sim list models`")] = "resnet32",
-    budget: Annotated[float, typer.Option(help="share of the plain model's MACs, gates included")] = 0.5,
-    gates: Annotated[
-        list[str] | None, typer.Option(help="gated layers, one pattern each; several are compared")
-    ] = None,
-    side: Annotated[int, typer.Option(min=4, help="pixels a side")] = 32,
-    repeats: Annotated[int, typer.Option(min=2, help="alternated repetitions")] = 200,
-    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
-) -> None:
-    """Latency of one image: the dense model beside the gated one that skips its off channels, on one core or a GPU."""
-    from fl_sim.bench import inference as measured
-    from fl_sim.bench.show import show_rows
-
-    chosen = gates or ["*", "*.conv1"]
-    rows = measured.measure(model=model, budget=budget, gates=chosen, side=side, repeats=repeats, device=device)
-    show_rows(console, rows, as_json=as_json)
-
-
-@bench.command()
-def pruning(
-    as_json: AS_JSON = False,
-    additivity: Annotated[bool, typer.Option("--additivity", help="compare joint and predicted distortion")] = False,
-    checkpoint: Annotated[Path | None, typer.Option(help="model for --additivity; default: one trained here")] = None,
-    calibration: Annotated[str, typer.Option(help="data source for --additivity")] = "digits",
-    images: Annotated[int, typer.Option(help="calibration images for --additivity")] = 128,
-) -> None:
-    """Global selection beside torch's own pruning, and the growth of the rate-distortion program."""
-    from fl_sim.bench import additivity as adding
-    from fl_sim.bench import pruning as measured
-    from fl_sim.bench.show import show_rows
-
-    if additivity:
-        show_rows(console, adding.measure(checkpoint=checkpoint, source=calibration, images=images), as_json=as_json)
-    else:
-        show_rows(console, measured.measure(), as_json=as_json)
-
-
-@bench.command()
-def soak(
-    as_json: AS_JSON = False,
-    rounds: Annotated[int, typer.Option(min=1, help="rounds on each engine; the first third warms up")] = 300,
-    clients: Annotated[int, typer.Option(min=1, help="clients of the federation")] = 1000,
-    cohort: Annotated[int, typer.Option(min=1, help="clients a round")] = 100,
-) -> None:
-    """Long runs of a tiny model: the growth of memory, and what is left behind when they are over."""
-    from fl_sim.bench import soak as measured
-    from fl_sim.bench.show import show
-
-    show(console, measured.results(rounds=rounds, clients=clients, cohort=cohort), as_json=as_json)
-
-
-@bench.command()
-def distillation(
-    config: Annotated[
-        Path, typer.Argument(help="data, model width and training, for instance configs/kd_capacity.toml")
-    ],
-    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, for instance training.epochs=30")] = None,
-    pairs: Annotated[str, typer.Option(help="TEACHER-STUDENT,... by model name")] = "resnet20-resnet8",
-    seeds: Annotated[str, typer.Option(help="of the final trainings; the first one's choose")] = "0,1,2",
-    alphas: Annotated[str, typer.Option(help="weights of the teacher to choose from")] = "0.3,0.5,0.7",
-    temperatures: Annotated[str, typer.Option(help="temperatures to choose from")] = "2,3,4",
-    teacher_epochs: Annotated[int | None, typer.Option(help="default: twice the students'")] = None,
-    out: Annotated[Path, typer.Option(help="keeps the model of every training, so that a study can go on")] = Path(
-        "runs/kd"
-    ),
-    as_json: AS_JSON = False,
-) -> None:
-    """Which student profits from which teacher: chosen on validation, tested once, with Welch's test and fidelity.
-
-    Example: fl-sim bench distillation configs/kd_capacity.toml data.source=digits training.epochs=2 --seeds 0,1
-    """
-    from fl_sim.bench import distillation as measured
-    from fl_sim.bench.show import show_rows
-    from fl_sim.config import Experiment
-
-    experiment = Experiment.load(config, overrides or [])
-    rows = measured.measure(
-        experiment,
-        pairs=measured.pairs_of(pairs),
-        seeds=measured.numbers("--seeds", seeds, int),
-        grid=measured.Grid(
-            measured.numbers("--alphas", alphas, float), measured.numbers("--temperatures", temperatures, float)
-        ),
-        teacher_epochs=teacher_epochs or 2 * experiment.training.epochs,
-        folder=out,
-        on_trial=lambda trial: errors.print(str(trial), soft_wrap=True),
-    )
-    show_rows(Console(width=max(console.width, 170)), rows, as_json=as_json)  # fourteen columns
 
 
 @app.command()

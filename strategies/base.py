@@ -211,10 +211,12 @@ class SparseStrategy(Strategy):
         for client, reply in self.cohorts.in_order(replies, self._cohort):
             if reply.has_error():
                 log.warning("round %d: evaluation: %s", self.state.round, reply.error.reason)
+                self.sender.forget(client)
                 continue
             count, metrics = wire.read_metrics(reply.content)
             self.receiver.books.book("up", self.state.round, client, reply, Description.opaque(0), phase="evaluate")
             evaluated.add(count, metrics)
+            self.sender.received(client, self.state.mask)
         self._evaluated = evaluated.metrics if evaluated.replies else {}
         return MetricRecord({**evaluated.metrics}) if evaluated.replies else None
 

@@ -58,7 +58,7 @@ class Receiver:
             except Unusable as problem:
                 self.failed(number, client, problem, round_log)
             else:
-                self.sender.trained(client, start.mask)
+                self.sender.received(client, start.mask)
                 round_log.add(update.num_examples, update.metrics)
                 yield update
             self.setup.on_reply(answered, len(cohort))

@@ -98,8 +98,8 @@ class Sender:
 
     # -- who holds what ------------------------------------------------------------------------------------------------
 
-    def trained(self, client: int, mask: Mask | None) -> None:
-        """The client answered a training task, so it holds its mask and its model."""
+    def received(self, client: int, mask: Mask | None) -> None:
+        """The client answered a task to train or to evaluate, so it holds its mask and its model."""
         self.answered(client, mask)
         if self.published is not None:
             self.published.learned(client)

@@ -159,6 +159,12 @@ def test_other_methods_compose(tmp_path: Path, overrides: list[str]) -> None:
     assert report.rounds[-1]["accuracy"] > 0.3
 
 
+def test_clients_that_only_evaluated_hold_what_they_were_sent(tmp_path: Path) -> None:
+    asked = ["rounds=8", "data.clients=8", "cohort.size=3", "evaluate.clients=3", *SPARSE]
+    report = run_tiny(tmp_path, *asked)
+    assert report.summary["failures"] == {"raised": 0, "rejected": 0, "late": 0, "lost": 0}
+
+
 def test_without_prunable_weights_all_is_published(tmp_path: Path) -> None:
     plain = run_tiny(tmp_path / "p", "model.trainable=batchnorm")
     sparse = run_tiny(tmp_path / "s", "model.trainable=batchnorm", *SPARSE)

@@ -217,6 +217,16 @@ def _child(tree: dict[str, object]) -> None:
     run(Experiment.from_tree(tree))
 
 
+def _has_begun(folder: Path, rounds: int) -> bool:
+    """Whether a run has written its config and saved that many rounds."""
+    return (folder / "config.toml").exists() and (rounds == 0 or _saved(folder) >= rounds)
+
+
+def _saved(folder: Path) -> int:
+    """The last round that has a manifest; 0 = none."""
+    return max((int(p.stem.removeprefix("round-")) for p in (folder / "checkpoint").glob("round-*.json")), default=0)
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_kill_9_at_any_moment(tmp_path: Path, whole: Callable[[str], Report], seed: int) -> None:
     rng, method = drawn(4000 + seed)
@@ -224,12 +234,13 @@ def test_kill_9_at_any_moment(tmp_path: Path, whole: Callable[[str], Report], se
     child = mp.get_context("spawn").Process(target=_child, args=(asked.model_dump(mode="json", exclude_none=True),))
     child.start()
     folder, deadline = run_folder(asked), time.monotonic() + LIMIT_S
-    while not (folder / "config.toml").exists() and child.is_alive() and time.monotonic() < deadline:
-        time.sleep(0.002)
-    time.sleep(float(rng.uniform(0, 0.6)))
+    wanted = int(rng.integers(0, ROUNDS))  # by rounds, not by seconds: a slow machine would die before its first one
+    while not _has_begun(folder, wanted) and child.is_alive() and time.monotonic() < deadline:
+        time.sleep(0.001)
+    time.sleep(float(rng.uniform(0, 0.05)))
     child.kill()
     child.join()
-    reached = len(list((folder / "checkpoint").glob("round-*.json")))
+    reached = _saved(folder)
     over = (folder / "summary.json").exists()
     same(undisturbed, resume(asked))
     outcome = "was over before" if over else "resumed, equal bit for bit" if reached else "began again, equal"

@@ -197,10 +197,15 @@ def meddler(task: Task, ctx: ClientContext) -> Update:
     return Update(snapshot(ctx.model), ctx.num_examples)
 
 
-def test_a_client_that_changes_frozen_weights_is_refused_and_harms_no_other(tmp_path: Path) -> None:
+def test_a_client_that_changes_frozen_weights_is_refused_and_harms_no_other(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     asked = [*BN, "rounds=3", "faults.max_share=1.0", f"client={__name__}:sometimes_meddling"]
     report = run_tiny(tmp_path, *asked)
     assert report.summary["failures"]["raised"] > 0
+    reasons = [record.getMessage() for record in caplog.records if "client " in record.getMessage()]
+    assert len(reasons) == report.summary["failures"]["raised"]
+    assert all("the client changed frozen weights" in reason for reason in reasons)
     assert any(row["clients"] > 0 for row in report.rounds)
     clean = load_file(report.folder / "model.safetensors")
     experiment = tiny(tmp_path, *asked)

@@ -44,7 +44,7 @@ class FromFile:
         require(self.path)
 
     def __call__(self, task: Task, ctx: ClientContext) -> nn.Module:
-        return _resident(self.path, ctx.data.images.device)
+        return _resident(self.path, ctx.data.device)
 
 
 @lru_cache(maxsize=1)
@@ -90,5 +90,5 @@ class LearnFeatures:
             return cross_entropy
         # The rng of training is not touched, so that a teacher without weight changes nothing.
         rng = generator(ctx.rng.initial_seed(), Purpose.PROJECTION)
-        image = torch.zeros(1, *ctx.data.images.shape[1:], device=ctx.data.images.device)
+        image = torch.zeros(1, *ctx.data.shape, device=ctx.data.device)
         return feature_loss(ctx.model, teacher, image, objective=self.objective, rng=rng, stages=self.stages)

@@ -67,6 +67,7 @@ class Sums:
         """Add what waits, piece by piece: a piece of the sums stays in the cache for all updates that wait."""
         pending, self._pending = self._pending, []
         count, means = self.schema.prunable_size, statistics(self.schema)[0]
+        wide = torch.empty(PIECE, dtype=torch.float64)  # else each addition of float32 makes one of its own
         for start in range(0, self.schema.size if pending else 0, PIECE):
             piece = self.total[start : start + PIECE]
             for flat, alive, n in pending:
@@ -74,7 +75,7 @@ class Sums:
                 if alive is not None and start < count:
                     sent = alive[start : start + PIECE]
                     values = torch.cat([torch.where(sent, values[: len(sent)], 0.0), values[len(sent) :]])
-                piece.add_(values, alpha=n)
+                piece.add_(wide[: len(values)].copy_(values), alpha=n)
         for flat, alive, n in pending:
             if self.covered is not None:
                 self.covered.add_(n if alive is None else alive * n)

@@ -112,7 +112,7 @@ class FromFile:
         require(self.path)
 
     def __call__(self, lab: Lab, updates: Iterable[Update]) -> tuple[Iterable[Update], Callable[[Params], Tensor]]:
-        teacher = read_model(self.path).to(lab.proxy.images.device)
+        teacher = read_model(self.path).to(lab.proxy.device)
         return updates, lambda aggregated: logits(teacher, lab.proxy, precision=lab.setup.precision)
 
 

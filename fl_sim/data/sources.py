@@ -50,7 +50,7 @@ class Data:
     @property
     def shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of one image."""
-        channels, height, width = self.train.images.shape[1:]
+        channels, height, width = self.train.shape
         return channels, height, width
 
     @classmethod

@@ -46,32 +46,50 @@ class Split:
     """Labelled images.
 
     Attributes:
-        images: uint8 (N, C, H, W), possibly memory-mapped.
+        stored: uint8 (M, C, H, W), possibly memory-mapped, shared by all subsets.
         labels: int64 (N,).
         mean, std: per channel, float32 (C,), in units of the 0..1 range.
         augment: applied to shuffled batches only.
+        positions: int64 (N,), where in `stored` the samples are; None = all of them, N = M.
     """
 
-    images: Tensor
+    stored: Tensor
     labels: Tensor
     mean: Tensor
     std: Tensor
     augment: Augment | None = None
+    positions: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def images(self) -> Tensor:
+        """uint8 (N, C, H, W); for a subset, a copy made now."""
+        return self.stored if self.positions is None else self.stored[self.positions]
+
+    @property
+    def shape(self) -> torch.Size:
+        """(C, H, W) of an image."""
+        return self.stored.shape[1:]
+
+    @property
+    def device(self) -> torch.device:
+        """Where images and labels are."""
+        return self.stored.device
+
     def subset(self, indices: NDArray[np.int64]) -> Split:
-        """The samples at these positions, copied into memory of their own."""
-        chosen = torch.from_numpy(np.ascontiguousarray(indices))
-        return replace(self, images=self.images[chosen].contiguous(), labels=self.labels[chosen])
+        """The samples at these positions. No image is copied: a federation's clients share one array."""
+        chosen = torch.from_numpy(np.ascontiguousarray(indices)).to(self.device)
+        positions = chosen if self.positions is None else self.positions[chosen]
+        return replace(self, labels=self.labels[chosen], positions=positions)
 
     def noise(self, count: int, rng: torch.Generator) -> Split:
         """Unlabelled (-1) images of normal noise with this split's mean, deviation and shape."""
-        drawn = torch.randn(count, *self.images.shape[1:], generator=rng)
+        drawn = torch.randn(count, *self.shape, generator=rng)
         level = drawn * self.std.cpu().view(-1, 1, 1) + self.mean.cpu().view(-1, 1, 1)
         images = (255 * level).round_().clamp_(0, 255).to(torch.uint8)
-        return replace(self, images=images, labels=torch.full((count,), -1), augment=None)
+        return replace(self, stored=images, labels=torch.full((count,), -1), augment=None, positions=None)
 
     def augmented(self, augment: Augment | None) -> Split:
         """The same samples under another augmentation."""
@@ -79,10 +97,10 @@ class Split:
 
     def to(self, device: torch.device) -> Split:
         """The same samples on another device; free when they are there."""
-        if self.images.device == device:
+        if self.device == device:
             return self
-        moved = {name: getattr(self, name).to(device) for name in ("images", "labels", "mean", "std")}
-        return replace(self, **moved)
+        moved = {name: getattr(self, name).to(device) for name in ("labels", "mean", "std")}
+        return replace(self, stored=self.images.to(device), positions=None, **moved)
 
     def batches(self, batch_size: int, *, rng: torch.Generator | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Normalised batches: images float32 (B, C, H, W), labels int64 (B,); the last may be smaller.
@@ -91,13 +109,12 @@ class Split:
         """
         scale = (1 / (255 * self.std)).view(1, -1, 1, 1)
         shift = (self.mean / self.std).view(1, -1, 1, 1)
-        order = None if rng is None else torch.randperm(len(self), generator=rng)
+        order = None if rng is None else torch.randperm(len(self), generator=rng).to(self.device)
         for start in range(0, len(self), batch_size):
-            if order is None or rng is None:
-                images, labels = self.images[start : start + batch_size], self.labels[start : start + batch_size]
-            else:
-                chosen = order[start : start + batch_size].to(self.images.device)
-                images, labels = self.images[chosen], self.labels[chosen]
-                if self.augment is not None:
-                    images = self.augment(images, rng)
-            yield images.float().mul_(scale).sub_(shift), labels
+            batch = slice(start, start + batch_size)
+            chosen: slice | Tensor = batch if order is None else order[batch]
+            where = chosen if self.positions is None else self.positions[chosen]
+            images = self.stored[where]
+            if rng is not None and self.augment is not None:
+                images = self.augment(images, rng)
+            yield images.float().mul_(scale).sub_(shift), self.labels[chosen]

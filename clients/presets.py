@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from clients.distillation import LearnFeatures, LearnLogits
 from clients.distillation import teacher as teacher_of
-from clients.local import Always, LocalClient, ProximalLoss, TopK, Upload, everything, plain
+from clients.local import Always, LocalClient, ProximalLoss, Retain, TopK, Upload, everything, plain
 from clients.retention import (
     EXTENTS,
     FollowGap,
@@ -21,6 +21,7 @@ from clients.retention import (
     magnitude,
     own_ratio,
     ratio_of,
+    retain_active,
 )
 from clients.shared import SharedRandom
 from clients.threshold import ThresholdEachEpoch, not_zero
@@ -95,7 +96,7 @@ def feature_distillation(
     return LocalClient(training, loss=loss)
 
 
-def _retaining(training: Training, ratio: Ratio, retain: RetainChannels, density: float) -> LocalClient:
+def _retaining(training: Training, ratio: Ratio, retain: Retain, density: float) -> LocalClient:
     upload: Upload = everything if density == 1.0 else TopK(density)
     return LocalClient(training, setting=Gates(ratio), retain=retain, upload=upload)
 
@@ -186,6 +187,11 @@ def magnitude_channels(
 ) -> Client:
     """Control of adaptive pruning: retains as many channels, those with the largest filters in the received model."""
     return _retaining(training, ratio_of(_needed(gating), ()), RetainChannels(keep_up, magnitude), density)
+
+
+def active_channels(*, training: Training, gating: Gating | None, density: float = 1.0) -> Client:
+    """Control of adaptive pruning: retains every channel that was on for any sample, which is nearly all of them."""
+    return _retaining(training, ratio_of(_needed(gating), ()), retain_active, density)
 
 
 def weight_threshold(*, training: Training, threshold: float = 1e-3) -> Client:

@@ -147,6 +147,12 @@ class RetainChannels:
         return self.extent(gated(ctx), task.params, kept)
 
 
+def retain_active(task: Task, ctx: ClientContext) -> Mask:
+    """Control: every channel that was on for any sample of the round, the union of the masks: nearly all of them."""
+    kept = {conv: (use.active > 0).cpu() for conv, use in gated(ctx).use().items()}
+    return rows(gated(ctx), task.params, kept)
+
+
 @dataclass(frozen=True)
 class FollowGap:
     """A client that prunes as it over-fits: the gap between validation and training loss on its data moves its ratio.

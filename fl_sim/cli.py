@@ -179,23 +179,29 @@ def compare(
     runs: Annotated[list[Path], typer.Argument(help="run folders, for instance runs/quickstart-*")],
     page: Annotated[Path | None, typer.Option("--html", help="write charts and tables to this file as well")] = None,
     as_text: Annotated[str | None, typer.Option("--format", help="csv, markdown or latex instead of tables")] = None,
+    baseline: Annotated[
+        str | None, typer.Option(help="run beside which the others stand, seed by seed: bytes to what it reached")
+    ] = None,
 ) -> None:
     """Compare finished runs in one table; runs that differ only by their seed become one line with an interval.
 
-    Example: fl-sim compare runs/quickstart-* --html comparison.html
+    Example: fl-sim compare runs/quickstart-* --baseline quickstart --html comparison.html
     """
     from fl_sim.lookup import find
-    from fl_sim.report import FORMATS, Report, comparison, grouped, over_seeds, write_page
+    from fl_sim.report import FORMATS, Report, against, beside, comparison, grouped, over_seeds, write_page
 
     reports = [Report.load(folder) for folder in runs]
     groups = grouped(reports)
     if page is not None:
         write_page(reports, page)
     if as_text is not None:
-        print(find("--format", as_text, FORMATS)(groups), end="")
+        columns = [] if baseline is None else against(groups, baseline)
+        print(find("--format", as_text, FORMATS)(groups, columns), end="")
         return
     console.print(comparison(reports))
-    if any(len(group.reports) > 1 for group in groups):
+    if baseline is not None:
+        Console(width=max(console.width, 150)).print(beside(groups, baseline))  # nine columns
+    elif any(len(group.reports) > 1 for group in groups):
         console.print(over_seeds(groups))
     if page is not None:
         console.print(str(page), highlight=False)

@@ -165,6 +165,12 @@ class EvaluateSection(Section):
 
     every: int = Field(1, ge=1, description="rounds between evaluations on the server; the last round always counts")
     clients: int = Field(0, ge=0, description="clients that also evaluate after each round, on their own data")
+    fit: int = Field(
+        0,
+        ge=0,
+        description="samples, of its own and as many test samples of their kind, on which each client measures the model "
+        "that it trained: its over-fitting",
+    )
     batch_size: int = Field(512, ge=1, description="evaluation batch")
 
 

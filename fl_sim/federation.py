@@ -22,6 +22,7 @@ from fl_sim.data import partition as make_partition
 from fl_sim.gating import Gated, Gating, keeping
 from fl_sim.recalibration import recalibrate
 from fl_sim.runtime.app import PARTITION, ClientHost, client_app
+from fl_sim.runtime.own_fit import MeasureFit, OwnFit, unmeasured
 from fl_sim.seeding import Purpose, derive, generator, numpy_generator
 from fl_sim.training import load, snapshot
 from fl_sim.types import Client, FlatParams, Params, UserError
@@ -153,7 +154,23 @@ class Federation:
         def rebuild(seed: int) -> Params:
             return untravelled(make_model(experiment, self.data, seed)[0], self.exchange)
 
-        return ClientHost(self.client(), self.model.to(device), split_of, test_of, self.exchange, self.initial, rebuild)
+        return ClientHost(
+            self.client(),
+            self.model.to(device),
+            split_of,
+            test_of,
+            self.exchange,
+            self.initial,
+            rebuild,
+            self._measure(split_of, test_of),
+        )
+
+    def _measure(self, split_of: Callable[[int], Split], test_of: Callable[[int], Split]) -> MeasureFit:
+        asked, seed = self.experiment.evaluate, self.experiment.seed
+        if not asked.fit:
+            return unmeasured
+        precision = self.experiment.training.precision
+        return OwnFit(split_of, test_of, asked.fit, seed, asked.every, self.experiment.rounds, self.as_in, precision)
 
     def hosts(self) -> Callable[[Context], ClientHost]:
         """The resident client side of one process, by node: clients of one capacity share a host."""

@@ -24,11 +24,11 @@ from clients.retention import (
 )
 from fl_sim import Experiment, Report, count_macs, wire
 from fl_sim.federation import Federation
-from fl_sim.gating import Gated, Gating
+from fl_sim.gating import Gated, Gating, keeping
 from fl_sim.model_file import read_model
 from fl_sim.models import build, prunable_names
-from fl_sim.seeding import Purpose, generator
-from fl_sim.training import Training, load, snapshot
+from fl_sim.seeding import Purpose, generator, numpy_generator
+from fl_sim.training import Training, evaluate, load, snapshot
 from fl_sim.types import ClientContext, Task, Update, UserError
 
 GATED = ("client.target=clients.presets:adaptive_pruning", "gating.salience=gate")
@@ -105,6 +105,18 @@ def test_controls_send_exactly_as_much(tmp_path: Path) -> None:
         sent[target] = report.ledger.total(by=("direction", "section"), column="nnz")["up", "values"]
         assert 0.2 < report.summary["density"]["uplink_mean"] < 0.35
     assert len(set(sent.values())) == 1
+
+
+def test_the_union_of_the_masks_retains_more_than_a_ranking(tmp_path: Path) -> None:
+    asked = ("client.target=clients.presets:active_channels", "gating.keep=0.25")
+    federation = Federation.build(tiny(tmp_path, *GATED, *asked))
+    task, ctx = Task(1, federation.initial), context(federation)
+    update = federation.client()(task, ctx)
+    assert isinstance(ctx.model, Gated)
+    for conv, use in ctx.model.use().items():
+        on = update.mask[f"net.{conv}.weight"].flatten(1).any(dim=1)
+        assert torch.equal(on, use.active > 0)
+        assert on.float().mean() > 0.25
 
 
 def test_scores_differ_as_their_names_say(tmp_path: Path) -> None:
@@ -279,3 +291,28 @@ def test_the_model_file_of_a_gated_run_describes_its_gates(tmp_path: Path) -> No
     images, _ = next(federation.data.test.batches(8))
     with torch.no_grad():
         assert torch.equal(model(images), load(federation.model, report.params).eval()(images))
+
+
+def test_over_fitting_is_measured_on_each_client(tmp_path: Path) -> None:
+    overrides = ["rounds=3", "data.clients=3", "cohort.size=3", "training.epochs=20", "evaluate.every=2"]
+    report = run_tiny(tmp_path / "measured", *overrides, "evaluate.fit=40")
+    plain = run_tiny(tmp_path / "plain", *overrides)
+    assert all(torch.equal(value, plain.params[name]) for name, value in report.params.items())
+    assert report.ledger.total() == plain.ledger.total()
+    first, second, last = report.rounds
+    assert not any(key.startswith(("train_seen", "train_unseen")) for key in first)
+    for row in (second, last):
+        # Trained long on few samples: it knows them better than what it has not seen.
+        assert row["train_seen_accuracy"] > 0.99
+        assert row["train_seen_loss"] < row["train_unseen_loss"]
+
+
+def test_over_fitting_is_measured_at_the_rounds_ratio(tmp_path: Path) -> None:
+    asked = ("evaluate.fit=30", "gating.keep=0.25", "gating.start=1", "gating.end=3", "rounds=1")
+    federation = Federation.build(tiny(tmp_path, *GATED, *asked))
+    ctx, measure = context(federation), federation.host().measure
+    seen = ctx.data.subset(numpy_generator(0, 0, 0, Purpose.EVALUATION).permutation(len(ctx.data))[:30])
+    found = measure(1, 0, federation.model)
+    assert found["seen_loss"] != evaluate(federation.model, seen)["loss"]
+    with keeping(federation.model, 1.0) as model:
+        assert found["seen_loss"] == evaluate(model, seen)["loss"]

@@ -12,8 +12,8 @@ import pandas
 import pytest
 from federation import run_tiny
 
-from fl_sim import Report
-from fl_sim.report import FORMATS, grouped
+from fl_sim import Report, UserError
+from fl_sim.report import FORMATS, against, grouped
 
 
 @pytest.fixture(scope="module")
@@ -60,3 +60,34 @@ def test_frames_concatenate(reports: list[Report]) -> None:
 
 def test_a_loaded_report_has_the_same_frame(reports: list[Report], tmp_path: Path) -> None:
     pandas.testing.assert_frame_equal(Report.load(reports[0].folder).frame(), reports[0].frame())
+
+
+def test_beside_a_baseline_seeds_are_paired(reports: list[Report], tmp_path: Path) -> None:
+    topk = ("name=topk", "client=clients.presets:topk", "wire.error_feedback=true", "rounds=4")
+    sparse = [run_tiny(tmp_path, f"seed={seed}", *topk) for seed in (0, 1)]
+    groups = grouped([*reports, *sparse, run_tiny(tmp_path, "seed=2", *topk)])
+    columns = {measure.name: measure.spread(groups[1]) for measure in against(groups, "tiny")}
+    ends = [100 * r.number("accuracy", "last10_mean") for r in reports]
+    own = [100 * r.number("accuracy", "last10_mean") for r in sparse]
+    assert columns["beyond"].values == pytest.approx([b - a for a, b in zip(ends, own, strict=True)])
+    shares = [100 * s.number("total_bytes") / r.number("total_bytes") for r, s in zip(reports, sparse, strict=True)]
+    assert columns["bytes"].values == pytest.approx(shares)
+    reached = [
+        next(
+            (
+                (row["uplink_bytes"] + row["downlink_bytes"]) / 1e6
+                for row in s.rounds
+                if row["accuracy"] >= end / 100 - 0.01
+            ),
+            None,
+        )
+        for end, s in zip(ends, sparse, strict=True)
+    ]
+    assert columns["to its end less a point"].values == tuple(v for v in reached if v is not None)
+    assert reached != [None, None]
+    # The baseline has no seed 2: nothing is made up for it.
+    assert {len(columns[name].values) for name in ("beyond", "bytes")} == {2}
+    assert len(columns["last ten rounds"].values) == 3
+    assert {m.name: m.spread(groups[0]).mean for m in against(groups, "tiny")}["bytes"] == 100.0
+    with pytest.raises(UserError, match=r"--baseline 'dense': no such run; allowed: tiny, topk"):
+        against(groups, "dense")

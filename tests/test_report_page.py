@@ -21,6 +21,7 @@ from fl_sim.report.groups import Spread, grouped
 from fl_sim.report.headline import headline
 from fl_sim.report.measures import MEASURES
 from fl_sim.report.numbers import accuracy_curve, at_megabytes, densities, link_time, pareto, traffic
+from fl_sim.report.overfitting import overfitting
 
 BROWSER = next(
     (path for name in ("chromium", "chromium-headless-shell", "google-chrome") if (path := shutil.which(name))), None
@@ -134,6 +135,20 @@ def test_pruning_shows_its_layers(tmp_path: Path) -> None:
     _, alive = densities(pruned, "density")
     assert min(row[-1] for row in alive.values()) < 0.2 < max(row[-1] for row in alive.values())
     assert densities(pruned, "sent")[1] == {}
+
+
+def test_over_fitting_is_drawn_where_it_was_measured(reports: list[Report], tmp_path: Path) -> None:
+    assert overfitting(grouped(reports)) is None
+    measured = [run_tiny(tmp_path, f"seed={seed}", "evaluate.fit=50") for seed in (0, 1)]
+    figure = overfitting(grouped(measured))
+    assert figure is not None
+    (*_, line), (*_, accuracies) = (figure.views[name]["data"] for name in ("gap in loss", "gap in accuracy"))
+    last = [report.rounds[-1] for report in measured]
+    assert line["y"][-1] == pytest.approx(sum(r["train_unseen_loss"] - r["train_seen_loss"] for r in last) / 2)
+    gaps = [100 * (r["train_seen_accuracy"] - r["train_unseen_accuracy"]) for r in last]
+    assert accuracies["y"][-1] == pytest.approx(sum(gaps) / 2)
+    write_page([*reports, *measured], tmp_path / "x.html")
+    assert "Over-fitting of the clients" in (tmp_path / "x.html").read_text()
 
 
 def test_headline_says_saving_and_loss(reports: list[Report]) -> None:

@@ -1,5 +1,6 @@
 """What a finished run says: `summary.json` as a value, tables over runs, and one HTML file."""
 
+from fl_sim.report.against import against, beside
 from fl_sim.report.export import FORMATS
 from fl_sim.report.groups import grouped
 from fl_sim.report.page import write_page
@@ -11,7 +12,9 @@ __all__ = [
     "FORMATS",
     "ModelFacts",
     "Report",
+    "against",
     "against_dense",
+    "beside",
     "comparison",
     "effect",
     "estimates",

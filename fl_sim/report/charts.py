@@ -1,4 +1,4 @@
-"""A figure as a value, and what all figures share: a palette, names safe for plotly, bars and heat maps."""
+"""A figure as a value, and what all figures share: a palette, names safe for plotly, lines, bars and heat maps."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fl_sim.config import Json
-from fl_sim.report.numbers import PARTS
+from fl_sim.report.groups import Group
+from fl_sim.report.numbers import PARTS, Curve
 
 Chart = dict[str, Json]
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -96,3 +97,32 @@ def heat(
     axis: Chart = {"title": {"text": titles[1]}, "type": "category", "autorange": "reversed", "automargin": True}
     columns: Chart = {"title": {"text": titles[0]}}
     return {"data": [{**trace, "hovertemplate": hover}], "layout": {"xaxis": columns, "yaxis": axis}}
+
+
+def lines(
+    groups: Sequence[Group], curves: Sequence[Curve], x_title: str, y_title: str, *, scale: str = "linear"
+) -> Chart:
+    """A line a group, with a band where the curve has one."""
+    data: list[Json] = []
+    for index, (group, curve) in enumerate(zip(groups, curves, strict=True)):
+        style = Style(index)
+        if curve.low:
+            band: Chart = {"x": [*curve.x, *curve.x[::-1]], "y": [*curve.high, *curve.low[::-1]], "fill": "toself"}
+            data.append(
+                {**band, "fillcolor": style.colour + "22", "line": {"width": 0}, "mode": "lines", "hoverinfo": "skip"}
+            )
+        line: Chart = {"color": style.colour, "dash": style.dash, "width": 2.5}
+        data.append(
+            {
+                "x": [*curve.x],
+                "y": [*curve.y],
+                "name": plain(group.name),
+                "mode": "lines+markers",
+                "line": line,
+                "marker": {"symbol": style.symbol, "size": 7},
+            }
+        )
+    x: Chart = {"title": {"text": x_title}, "type": scale}
+    if scale == "linear":
+        x["rangemode"] = "tozero"
+    return {"data": data, "layout": {"xaxis": x, "yaxis": {"title": {"text": y_title}}}}

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
 
 from fl_sim.report.groups import Group
-from fl_sim.report.measures import MEASURES, claims, targets
+from fl_sim.report.measures import MEASURES, Measure, claims, targets
 
 LATEX = {
     "\\": r"\textbackslash{}",
@@ -22,16 +23,16 @@ LATEX = {
 }
 
 
-def _sheet(groups: Sequence[Group]) -> tuple[list[str], list[list[str]]]:
-    """(headings, rows) for a reader: means with intervals, and MB to the highest accuracies reached."""
-    measures = [*MEASURES, *targets(groups)]
+def _sheet(groups: Sequence[Group], chosen: Sequence[Measure]) -> tuple[list[str], list[list[str]]]:
+    """(headings, rows) for a reader: means with intervals, of the chosen measures, or of all and MB to high accuracies."""
+    measures = chosen or [*MEASURES, *targets(groups)]
     rows = [[group.name, group.seeds, *(measure.text(group) for measure in measures)] for group in groups]
     return ["run", "seeds", *(measure.heading for measure in measures)], rows
 
 
-def as_csv(groups: Sequence[Group]) -> str:
+def as_csv(groups: Sequence[Group], chosen: Sequence[Measure] = ()) -> str:
     """For a program: means in full precision, half the 95 % confidence interval beside each; empty = no value."""
-    measures = [*MEASURES, *targets(groups), *claims(groups)]
+    measures = chosen or [*MEASURES, *targets(groups), *claims(groups)]
     headings = (name for m in measures for name in (m.heading, f"{m.heading} ci95"))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -42,9 +43,9 @@ def as_csv(groups: Sequence[Group]) -> str:
     return text.getvalue()
 
 
-def as_markdown(groups: Sequence[Group]) -> str:
+def as_markdown(groups: Sequence[Group], chosen: Sequence[Measure] = ()) -> str:
     """A pipe table."""
-    headings, rows = _sheet(groups)
+    headings, rows = _sheet(groups, chosen)
     rule = ["---", *("---:" for _ in headings[1:])]
     return "".join(f"| {' | '.join(map(_markdown, cells))} |\n" for cells in (headings, rule, *rows))
 
@@ -53,9 +54,9 @@ def _markdown(cell: str) -> str:
     return cell.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
 
 
-def as_latex(groups: Sequence[Group]) -> str:
+def as_latex(groups: Sequence[Group], chosen: Sequence[Measure] = ()) -> str:
     """A `tabular` with rules of the booktabs package."""
-    headings, rows = _sheet(groups)
+    headings, rows = _sheet(groups, chosen)
     lines = [f"\\begin{{tabular}}{{l{'r' * (len(headings) - 1)}}}", "\\toprule", _latex(headings), "\\midrule"]
     return "\n".join([*lines, *map(_latex, rows), "\\bottomrule", "\\end{tabular}"]) + "\n"
 
@@ -64,7 +65,14 @@ def _latex(cells: Iterable[str]) -> str:
     return " & ".join("".join(LATEX.get(character, character) for character in cell) for cell in cells) + r" \\"
 
 
-FORMATS: Mapping[str, Callable[[Sequence[Group]], str]] = {
+class Format(Protocol):
+    """Groups, and the measures to show (none: the usual ones), as text."""
+
+    def __call__(self, groups: Sequence[Group], chosen: Sequence[Measure] = ()) -> str:
+        """The text, which ends in a newline."""
+
+
+FORMATS: Mapping[str, Format] = {
     "csv": as_csv,
     "markdown": as_markdown,
     "latex": as_latex,

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from fl_sim.config import Json
 from fl_sim.network import PRESETS
-from fl_sim.report.charts import COLOURS, PART_COLOURS, Chart, Figure, Style, bars, heat, plain
+from fl_sim.report.charts import COLOURS, PART_COLOURS, Chart, Figure, Style, bars, heat, lines, plain
 from fl_sim.report.groups import Group
 from fl_sim.report.measures import ACCURACY, TOTAL
 from fl_sim.report.numbers import (
@@ -28,29 +28,8 @@ from fl_sim.report.summary import Report
 
 
 def _lines(groups: Sequence[Group], axis: Axis, x_title: str, *, scale: str = "linear") -> Chart:
-    data: list[Json] = []
-    for index, group in enumerate(groups):
-        curve, style = accuracy_curve(group, axis), Style(index)
-        if curve.low:
-            band: Chart = {"x": [*curve.x, *curve.x[::-1]], "y": [*curve.high, *curve.low[::-1]], "fill": "toself"}
-            data.append(
-                {**band, "fillcolor": style.colour + "22", "line": {"width": 0}, "mode": "lines", "hoverinfo": "skip"}
-            )
-        line: Chart = {"color": style.colour, "dash": style.dash, "width": 2.5}
-        data.append(
-            {
-                "x": [*curve.x],
-                "y": [*curve.y],
-                "name": plain(group.name),
-                "mode": "lines+markers",
-                "line": line,
-                "marker": {"symbol": style.symbol, "size": 7},
-            }
-        )
-    x: Chart = {"title": {"text": x_title}, "type": scale}
-    if scale == "linear":
-        x["rangemode"] = "tozero"
-    return {"data": data, "layout": {"xaxis": x, "yaxis": {"title": {"text": "test accuracy [%]"}}}}
+    drawn = [accuracy_curve(group, axis) for group in groups]
+    return lines(groups, drawn, x_title, "test accuracy [%]", scale=scale)
 
 
 def accuracy(groups: Sequence[Group]) -> list[Figure]:

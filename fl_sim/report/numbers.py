@@ -83,33 +83,50 @@ class BehindLink:
         return link_time(report.ledger, self.link)
 
 
+Value = Callable[[Mapping[str, float]], float | None]
+"""Line of rounds.jsonl -> the number that is drawn; None = this round has none."""
+
+
+def accuracy(row: Mapping[str, float]) -> float | None:
+    """Test accuracy in percent."""
+    return 100 * row["accuracy"] if "accuracy" in row else None
+
+
 @dataclass(frozen=True)
 class Curve:
-    """Accuracy in percent along an axis; `low` and `high` bound the 95 % confidence interval, empty for one seed."""
+    """A number along an axis; `low` and `high` bound the 95 % confidence interval, empty for one seed."""
 
     x: tuple[float, ...]
     y: tuple[float, ...]
     low: tuple[float, ...] = ()
     high: tuple[float, ...] = ()
 
+    def within(self, least: float, most: float) -> Curve:
+        """The same, its interval cut to where the number can be."""
+        cut = (tuple(min(most, max(least, v)) for v in bound) for bound in (self.low, self.high))
+        return Curve(self.x, self.y, *cut)
 
-def accuracy_curve(group: Group, axis: Axis) -> Curve:
-    """Test accuracy over the rounds that every seed evaluated, means over the seeds on both axes."""
+
+def curve(group: Group, axis: Axis, value: Value) -> Curve:
+    """The number over the rounds that every seed has it for, means over the seeds on both axes."""
     places = [axis(report) for report in group.reports]
-    scores = [
-        {int(row["round"]): 100 * row["accuracy"] for row in report.rounds if "accuracy" in row}
-        for report in group.reports
-    ]
-    common = sorted(set.intersection(*(set(a) & set(b) for a, b in zip(places, scores, strict=True))))
+    found = [{int(row["round"]): value(row) for row in report.rounds} for report in group.reports]
+    had = [{number for number, v in each.items() if v is not None} for each in found]
+    common = sorted(set.intersection(*(set(a) & b for a, b in zip(places, had, strict=True))))
     x = [Spread.of(place[number] for place in places).mean or 0.0 for number in common]
-    y = [Spread.of(score[number] for score in scores) for number in common]
+    y = [Spread.of(each[number] for each in found) for number in common]
     means = tuple(spread.mean or 0.0 for spread in y)
     if len(group.reports) == 1:
         return Curve(tuple(x), means)
     reach = [spread.ci or 0.0 for spread in y]
-    low = tuple(max(0.0, mean - ci) for mean, ci in zip(means, reach, strict=True))
-    high = tuple(min(100.0, mean + ci) for mean, ci in zip(means, reach, strict=True))
+    low = tuple(mean - ci for mean, ci in zip(means, reach, strict=True))
+    high = tuple(mean + ci for mean, ci in zip(means, reach, strict=True))
     return Curve(tuple(x), means, low, high)
+
+
+def accuracy_curve(group: Group, axis: Axis) -> Curve:
+    """Test accuracy in percent."""
+    return curve(group, axis, accuracy).within(0.0, 100.0)
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -20,6 +20,7 @@ from fl_sim.report.groups import Group, grouped
 from fl_sim.report.headline import headline
 from fl_sim.report.measures import MEASURES, TOTAL, Measure, claims, targets
 from fl_sim.report.numbers import traffic
+from fl_sim.report.overfitting import overfitting
 from fl_sim.report.summary import Report
 from fl_sim.types import UserError
 
@@ -51,6 +52,7 @@ def page(groups: Sequence[Group]) -> str:
     title = f"fl-sim: {', '.join(group.name for group in groups)}"
     drawn: list[Figure | None] = [
         *figures.accuracy(groups),
+        overfitting(groups),
         figures.bytes_by_part(groups),
         figures.front(groups) if len(groups) > 1 else None,
         figures.layers(groups),

@@ -202,7 +202,7 @@ def summarise(
         "total_bytes": up + down,
         "dense_total_bytes": dense_total,
         "saving": 1 - train_bytes / dense_total if dense_total else 0.0,
-        "bytes_to_accuracy": {f"{target:.2f}": _bytes_to(evaluated, target) for target in TARGETS},
+        "bytes_to_accuracy": {f"{target:.2f}": bytes_to(evaluated, target) for target in TARGETS},
         "time_to_accuracy": {f"{target:.2f}": time_to(evaluated, target) for target in TARGETS},
         "simulated_s": rows[-1].get("simulated_s"),
         "mask_bytes": ledger.total(where={"section": "mask"})[()],
@@ -227,8 +227,8 @@ def summarise(
     }
 
 
-def _bytes_to(evaluated: Sequence[Mapping[str, float]], target: float) -> int | None:
-    """Bytes of both directions until the test accuracy first reached `target`; None = not reached."""
+def bytes_to(evaluated: Sequence[Mapping[str, float]], target: float) -> int | None:
+    """Bytes of both directions until the test accuracy of the evaluated rounds first reached `target`; None = not reached."""
     for row in evaluated:
         if row["accuracy"] >= target:
             return int(row["uplink_bytes"] + row["downlink_bytes"])

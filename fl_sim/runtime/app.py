@@ -7,7 +7,7 @@ it. A client never sees Flower.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from fl_sim import measuring, wire
 from fl_sim.broadcast import Parcel, received
 from fl_sim.curves import calibration
 from fl_sim.data import Split
+from fl_sim.runtime.own_fit import MeasureFit, unmeasured
 from fl_sim.runtime.resident import Resident
 from fl_sim.seeding import Purpose, generator
 from fl_sim.training import entries, evaluate, load
@@ -65,6 +66,7 @@ class ClientHost:
         exchange: what travels and how.
         reference: the first global parameters, which every party can make by itself; differences start from them.
         rebuild: seed -> the entries that never travel.
+        measure: what is measured of a trained model, for the log.
     """
 
     client: Client
@@ -74,6 +76,7 @@ class ClientHost:
     exchange: wire.Exchange
     reference: Params
     rebuild: Callable[[int], Params]
+    measure: MeasureFit = unmeasured
     _last: _Decoded | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -149,6 +152,7 @@ class ClientHost:
         task, ctx = visit.task, visit.ctx
         self._resident.enter(visit.personal)
         update = client(task, ctx)
+        fit = self.measure(task.round, int(context.node_config[PARTITION]), self.model)
         personal = self._resident.leave()
         self._check(update)
         encoded = self.exchange.uplink.encode(
@@ -163,7 +167,8 @@ class ClientHost:
             ctx.state.update(self._residuals(update, encoded, task))
         _keep(context, STATE, ctx.state)
         _keep(context, PERSONAL, personal)
-        return Message(wire.update_content(update, encoded), reply_to=message)
+        answer = update if not fit else replace(update, metrics={**update.metrics, **fit})
+        return Message(wire.update_content(answer, encoded), reply_to=message)
 
     def _residuals(self, update: Update, encoded: bytes, task: Task) -> dict[str, Tensor]:
         """What the client wanted the server to know of its prunable parameters, and the upload did not tell."""

@@ -1,0 +1,86 @@
+"""Runs beside a baseline, seed by seed: what each costs for what the baseline reached.
+
+[m.text(group) for m in against(groups, "cifar10-dense")]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from rich import box
+from rich.table import Table
+
+from fl_sim.report.groups import Group
+from fl_sim.report.measures import MEASURES, At, Measure
+from fl_sim.report.summary import Report, bytes_to
+from fl_sim.types import UserError
+
+LAST = At(("accuracy", "last10_mean"), 100)
+POINTS = 1.0
+"""What a run may fall short of the baseline's end, in points of accuracy."""
+
+
+@dataclass(frozen=True)
+class Beside:
+    """A number of a run and of the baseline's run with the same seed; None where the baseline has no such seed."""
+
+    baseline: Mapping[float, Report]
+    of: Callable[[Report, Report], float | None]
+
+    def __call__(self, report: Report) -> float | None:
+        base = self.baseline.get(report.number("seed"))
+        return None if base is None else self.of(report, base)
+
+
+def _difference(report: Report, base: Report) -> float:
+    return LAST(report) - LAST(base)
+
+
+def _share(report: Report, base: Report) -> float:
+    return 100 * report.number("total_bytes") / base.number("total_bytes")
+
+
+def _megabytes_to_its_end(report: Report, base: Report) -> float | None:
+    size = bytes_to([row for row in report.rounds if "accuracy" in row], (LAST(base) - POINTS) / 100)
+    return None if size is None else size / 1e6
+
+
+def _macs(report: Report) -> float:
+    return 100 * report.number("macs", "mean") / report.number("macs", "dense")
+
+
+def against(groups: Sequence[Group], baseline: str) -> list[Measure]:
+    """Columns beside the group of this name; differences are paired by seed.
+
+    Raises:
+        UserError: no group has this name.
+    """
+    named = {group.name: group for group in groups}
+    if baseline not in named:
+        raise UserError(f"--baseline {baseline!r}: no such run; allowed: {', '.join(named)}")
+    runs = {report.number("seed"): report for report in named[baseline].reports}
+    up, down, sent = MEASURES[1], MEASURES[2], MEASURES[4]
+    return [
+        Measure("last ten rounds", "%", LAST),
+        Measure("beyond", "points", Beside(runs, _difference)),
+        up,
+        down,
+        Measure("bytes", "% of its", Beside(runs, _share), 1),
+        Measure("to its end less a point", "MB", Beside(runs, _megabytes_to_its_end), 3),
+        Measure("MACs", "% of dense", _macs, 1),
+        sent,
+    ]
+
+
+def beside(groups: Sequence[Group], baseline: str) -> Table:
+    """One row a group; see `against`."""
+    columns = against(groups, baseline)
+    table = Table(title=f"beside {baseline}: mean ± half a 95 % confidence interval", title_justify="left")
+    table.box, table.padding = box.SIMPLE_HEAD, (0, 1, 0, 0)
+    table.add_column("run", overflow="fold", min_width=15)
+    for measure in columns:
+        table.add_column(f"{measure.name}\n{measure.unit}", justify="right")
+    for group in groups:
+        table.add_row(group.name, *(measure.text(group) for measure in columns))
+    return table

@@ -1,0 +1,46 @@
+"""The chart of the clients' over-fitting."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from fl_sim.report.charts import Chart, Figure, lines
+from fl_sim.report.groups import Group
+from fl_sim.report.numbers import at_round, curve
+
+
+@dataclass(frozen=True)
+class Column:
+    """`scale` times a column of rounds.jsonl, less another one where it is named."""
+
+    name: str
+    less: str | None = None
+    scale: float = 1.0
+
+    def __call__(self, row: Mapping[str, float]) -> float | None:
+        if self.name not in row or (self.less is not None and self.less not in row):
+            return None
+        return self.scale * (row[self.name] - (row[self.less] if self.less is not None else 0.0))
+
+
+VIEWS: Mapping[str, tuple[str, Column]] = {
+    "gap in loss": ("unseen less seen [nats]", Column("train_unseen_loss", "train_seen_loss")),
+    "gap in accuracy": ("seen less unseen [points]", Column("train_seen_accuracy", "train_unseen_accuracy", 100)),
+    "accuracy on seen": ("accuracy [%]", Column("train_seen_accuracy", scale=100)),
+    "accuracy on unseen": ("accuracy [%]", Column("train_unseen_accuracy", scale=100)),
+}
+
+
+def overfitting(groups: Sequence[Group]) -> Figure | None:
+    """What clients know of their own samples beside test samples of their kind; None where no run measured it."""
+    views: dict[str, Chart] = {}
+    for name, (title, value) in VIEWS.items():
+        drawn = [curve(group, at_round, value) for group in groups]
+        if any(line.x for line in drawn):
+            views[name] = lines(groups, drawn, "round", title)
+    caption = (
+        "Each client's model right after its training: samples that it was trained on (seen) beside test samples in the "
+        "proportions of its labels (unseen); means over the clients of a round."
+    )
+    return Figure("Over-fitting of the clients", caption, views, "groups") if views else None

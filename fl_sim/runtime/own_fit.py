@@ -1,0 +1,58 @@
+"""Over-fitting, measured on the clients: a trained model on samples it was trained on, beside test samples of their kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+from torch import nn
+
+from fl_sim.data import Split
+from fl_sim.seeding import Purpose, numpy_generator
+from fl_sim.training import evaluate
+from fl_sim.types import Metrics
+
+MeasureFit = Callable[[int, int, nn.Module], Metrics]
+"""(round, partition, the model that the client has just trained) -> further metrics of the update."""
+
+
+def unmeasured(number: int, partition: int, model: nn.Module) -> Metrics:
+    """No further metrics."""
+    return {}
+
+
+@dataclass(frozen=True)
+class OwnFit:
+    """Loss and accuracy of a client's trained model on its own samples, `seen`, and on its share of the test set, `unseen`.
+
+    Attributes:
+        seen, unseen: partition -> its training samples; test samples in the proportions of its labels.
+        samples: of either, a fixed draw, not augmented.
+        seed: of the draw.
+        every, rounds: measured every so many rounds, and in the last.
+        setting: round -> what holds while measuring: how many channels a gated model keeps.
+        precision: see `fl_sim.precision`.
+    """
+
+    seen: Callable[[int], Split]
+    unseen: Callable[[int], Split]
+    samples: int
+    seed: int
+    every: int
+    rounds: int
+    setting: Callable[[int], AbstractContextManager[object]]
+    precision: str
+
+    def __call__(self, number: int, partition: int, model: nn.Module) -> Metrics:
+        """See `MeasureFit`."""
+        if number % self.every and number != self.rounds:
+            return {}
+        metrics: Metrics = {}
+        with self.setting(number):
+            for kind, split in (("seen", self.seen(partition)), ("unseen", self.unseen(partition))):
+                rng = numpy_generator(self.seed, partition, 0, Purpose.EVALUATION)
+                drawn = split.augmented(None).subset(rng.permutation(len(split))[: self.samples])
+                found = evaluate(model, drawn, precision=self.precision)
+                metrics |= {f"{kind}_{name}": found[name] for name in ("loss", "accuracy")}
+        return metrics

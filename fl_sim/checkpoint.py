@@ -96,32 +96,43 @@ class Part(_Record):
     stop: int = Field(ge=0)
 
 
+class ServerRecord(_Record):
+    """The server's side of one model: a `ServerSnapshot` without its round.
+
+    Attributes:
+        tensors: the object that holds params, mask, memory and what was published.
+        held: mask object -> the clients that hold it.
+        answered, holders, simulated_s, failures: as in `ServerSnapshot`.
+    """
+
+    tensors: ObjectName
+    held: dict[ObjectName, list[int]]
+    answered: list[int]
+    holders: dict[int, int]
+    simulated_s: float
+    failures: dict[str, int]
+
+
 class Manifest(_Record):
     """One checkpoint: scalars, and the names of the objects that hold the rest.
 
     Attributes:
         experiment: id of the experiment. precision: the settled precision, which a probe of the machine may have chosen.
         round: rounds finished. messages: messages numbered so far (the numbers' lengths are part of Flower's traffic).
-        training_s, wall_s: seconds spent so far. simulated_s, failures: see `ServerSnapshot`.
-        server: params, mask and memory. held: mask object -> the clients that hold it.
-        answered: clients that know the frozen weights. holders: client -> published model that it holds.
+        training_s, wall_s: seconds spent so far.
+        models: the server's side of each model, in the order of the config.
         clients: partition -> record of its kept state -> object.
         ledger, rounds, masks: parts of the three logs, in order.
     """
 
-    format: Literal["fl_sim.checkpoint/1"] = "fl_sim.checkpoint/1"
+    format: Literal["fl_sim.checkpoint/2"] = "fl_sim.checkpoint/2"
     experiment: str
     precision: str
     round: int = Field(ge=0)
     messages: int = Field(ge=0)
     training_s: float
     wall_s: float
-    simulated_s: float
-    failures: dict[str, int]
-    server: ObjectName
-    held: dict[ObjectName, list[int]]
-    answered: list[int]
-    holders: dict[int, int]
+    models: list[ServerRecord]
     clients: dict[int, dict[str, ObjectName]]
     ledger: list[Part]
     rounds: list[Part]
@@ -132,7 +143,8 @@ class Manifest(_Record):
         """Every object that this checkpoint needs."""
         parts = [part.name for log_ in (self.ledger, self.rounds, self.masks) for part in log_]
         kept = [name for records in self.clients.values() for name in records.values()]
-        return {self.server, *self.held, *parts, *kept}
+        servers = [name for model in self.models for name in (model.tensors, *model.held)]
+        return {*servers, *parts, *kept}
 
 
 def write_atomically(path: Path, data: bytes) -> None:

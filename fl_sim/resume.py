@@ -1,7 +1,7 @@
 """What of a run goes into a checkpoint and comes out of it again, so that a killed run ends as if it never was.
 
-Between two rounds, a run is: the server's state and who holds which mask (`ServerSnapshot`), what every client keeps,
-the three logs that only grow (ledger, rounds, recorded masks), and a few scalars. Everything random is a function of
+Between two rounds, a run is: of each model the server's state and who holds which mask (`ServerSnapshot`), what every
+client keeps, the three logs that only grow (ledger, rounds, recorded masks), and a few scalars. Everything random is a function of
 (seed, round, partition, purpose), so there is no generator to save.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -20,7 +20,7 @@ from safetensors.numpy import load as read_arrays
 from safetensors.numpy import save as write_arrays
 from safetensors.torch import load as read_tensors
 
-from fl_sim.checkpoint import Checkpoints, Damaged, Manifest, Part, Put, ServerSnapshot
+from fl_sim.checkpoint import Checkpoints, Damaged, Manifest, Part, Put, ServerRecord, ServerSnapshot
 from fl_sim.codecs import Schema
 from fl_sim.ledger import Ledger
 from fl_sim.replay import MaskRecorder
@@ -104,16 +104,15 @@ class Keeper:
     Attributes:
         store: where checkpoints lie.
         experiment: the id that a checkpoint must carry. precision: what the run computes in.
-        schema: names and shapes that the server's tensors must have.
-        strategy, ledger, rows, recorder, grid: what is saved, and changed in place by `load`.
+        models: of each model, names and shapes that the server's tensors must have, and its strategy.
+        ledger, rows, recorder, grid: what else is saved; all is changed in place by `load`.
         saved_round: rounds that the newest checkpoint holds.
     """
 
     store: Checkpoints
     experiment: str
     precision: str
-    schema: Schema
-    strategy: Restorable
+    models: Sequence[tuple[Schema, Restorable]]
     ledger: Ledger
     rows: list[dict[str, float]]
     recorder: MaskRecorder | None
@@ -132,48 +131,26 @@ class Keeper:
         Raises:
             OSError: the disk is full or not writable; earlier checkpoints are untouched.
         """
-        saved = self.strategy.saved()
+        saved = [strategy.saved() for _, strategy in self.models]
         with self.store.writing() as put:
             manifest = self._manifest(put, saved, training_s, wall_s)
         self.store.commit(manifest)
         self.saved_round = manifest.round
 
-    def _manifest(self, put: Put, saved: ServerSnapshot, training_s: float, wall_s: float) -> Manifest:
+    def _manifest(self, put: Put, saved: Sequence[ServerSnapshot], training_s: float, wall_s: float) -> Manifest:
         return Manifest(
             experiment=self.experiment,
             precision=self.precision,
-            round=saved.round,
+            round=saved[0].round,
             messages=self.grid.numbered,
             training_s=training_s,
             wall_s=wall_s,
-            simulated_s=saved.simulated_s,
-            failures=dict(saved.failures),
-            server=self._put_server(put, saved),
-            held=self._put_held(put, saved),
-            answered=sorted(saved.answered),
-            holders=dict(saved.holders),
+            models=[_record(put, each) for each in saved],
             clients=self._put_clients(put),
             ledger=self._put_log(put, "ledger"),
             rounds=self._put_log(put, "rounds"),
             masks=self._put_log(put, "masks"),
         )
-
-    def _put_server(self, put: Put, saved: ServerSnapshot) -> str:
-        arrays = {PARAMS + name: value.numpy() for name, value in saved.params.items()}
-        arrays |= {MEMORY + name: value.numpy() for name, value in saved.memory.items()}
-        arrays |= {PUBLISHED + name: value.numpy() for name, value in saved.published.items()}
-        if saved.mask is not None:
-            arrays[MASK] = pack_mask(saved.mask).numpy()
-        return put(write_arrays(arrays))
-
-    def _put_held(self, put: Put, saved: ServerSnapshot) -> dict[str, list[int]]:
-        names: dict[int, str] = {}
-        held: dict[str, list[int]] = {}
-        for client, mask in saved.held.items():
-            if id(mask) not in names:
-                names[id(mask)] = put(write_arrays({MASK: pack_mask(mask).numpy()}))
-            held.setdefault(names[id(mask)], []).append(client)
-        return held
 
     def _put_clients(self, put: Put) -> dict[int, dict[str, str]]:
         kept: dict[int, dict[str, str]] = {}
@@ -223,7 +200,8 @@ class Keeper:
     def _apply(self, manifest: Manifest) -> None:
         if manifest.experiment != self.experiment:
             raise ValueError(f"id {manifest.experiment!r}, not {self.experiment!r}")
-        self.strategy.restore(self._server(manifest))
+        for (schema, strategy), side in zip(self.models, manifest.models, strict=True):
+            strategy.restore(self._snapshot(manifest.round, side, schema))
         for client, records in manifest.clients.items():
             context = self.grid.contexts[FIRST_NODE + client]
             for key, name in records.items():
@@ -238,34 +216,66 @@ class Keeper:
                     raise ValueError(f"{name}: {log_.length()} entries instead of {part.stop}")
         self.grid.numbered = manifest.messages
 
-    def _server(self, manifest: Manifest) -> ServerSnapshot:
-        tensors = read_tensors(self.store.get(manifest.server))
+    def _snapshot(self, number: int, record: ServerRecord, schema: Schema) -> ServerSnapshot:
+        tensors = read_tensors(self.store.get(record.tensors))
         memory = {n.removeprefix(MEMORY): value for n, value in tensors.items() if n.startswith(MEMORY)}
         held = {
-            client: self._mask(read_tensors(self.store.get(name)))
-            for name, clients in manifest.held.items()
+            client: _mask(read_tensors(self.store.get(name)), schema)
+            for name, clients in record.held.items()
             for client in clients
         }
         return ServerSnapshot(
-            manifest.round,
-            self._params({n.removeprefix(PARAMS): value for n, value in tensors.items() if n.startswith(PARAMS)}),
-            self._mask(tensors) if MASK in tensors else None,
-            self._params(memory) if memory else {},
+            number,
+            _params({n.removeprefix(PARAMS): value for n, value in tensors.items() if n.startswith(PARAMS)}, schema),
+            _mask(tensors, schema) if MASK in tensors else None,
+            _params(memory, schema) if memory else {},
             held,
-            frozenset(manifest.answered),
-            manifest.simulated_s,
-            manifest.failures,
+            frozenset(record.answered),
+            record.simulated_s,
+            record.failures,
             {n.removeprefix(PUBLISHED): value for n, value in tensors.items() if n.startswith(PUBLISHED)},
-            manifest.holders,
+            record.holders,
         )
 
-    def _params(self, tensors: Params) -> Params:
-        for name, shape in zip(self.schema.names, self.schema.shapes, strict=True):
-            if tensors[name].shape != shape:
-                raise ValueError(f"{name!r} has shape {tuple(tensors[name].shape)}, the model's is {tuple(shape)}")
-        return self.schema.view(self.schema.flat(tensors))
 
-    def _mask(self, tensors: Params) -> FlatMask:
-        if tensors[MASK].shape != (-(-self.schema.prunable_size // 8),):
-            raise ValueError(f"a mask of {tuple(tensors[MASK].shape)} bytes")
-        return unpack_mask(tensors[MASK], self.schema)
+def _record(put: Put, saved: ServerSnapshot) -> ServerRecord:
+    return ServerRecord(
+        tensors=_put_tensors(put, saved),
+        held=_put_held(put, saved),
+        answered=sorted(saved.answered),
+        holders=dict(saved.holders),
+        simulated_s=saved.simulated_s,
+        failures=dict(saved.failures),
+    )
+
+
+def _put_tensors(put: Put, saved: ServerSnapshot) -> str:
+    arrays = {PARAMS + name: value.numpy() for name, value in saved.params.items()}
+    arrays |= {MEMORY + name: value.numpy() for name, value in saved.memory.items()}
+    arrays |= {PUBLISHED + name: value.numpy() for name, value in saved.published.items()}
+    if saved.mask is not None:
+        arrays[MASK] = pack_mask(saved.mask).numpy()
+    return put(write_arrays(arrays))
+
+
+def _put_held(put: Put, saved: ServerSnapshot) -> dict[str, list[int]]:
+    names: dict[int, str] = {}
+    held: dict[str, list[int]] = {}
+    for client, mask in saved.held.items():
+        if id(mask) not in names:
+            names[id(mask)] = put(write_arrays({MASK: pack_mask(mask).numpy()}))
+        held.setdefault(names[id(mask)], []).append(client)
+    return held
+
+
+def _params(tensors: Params, schema: Schema) -> Params:
+    for name, shape in zip(schema.names, schema.shapes, strict=True):
+        if tensors[name].shape != shape:
+            raise ValueError(f"{name!r} has shape {tuple(tensors[name].shape)}, the model's is {tuple(shape)}")
+    return schema.view(schema.flat(tensors))
+
+
+def _mask(tensors: Params, schema: Schema) -> FlatMask:
+    if tensors[MASK].shape != (-(-schema.prunable_size // 8),):
+        raise ValueError(f"a mask of {tuple(tensors[MASK].shape)} bytes")
+    return unpack_mask(tensors[MASK], schema)

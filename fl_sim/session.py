@@ -69,8 +69,8 @@ class ServerMethod(Protocol):
         """The strategy of one run; `others` are the surroundings of the other capacities."""
 
 
-class GlobalModel(Protocol):
-    """A model that a strategy trains."""
+class GlobalModel(Restorable, Protocol):
+    """A model that a strategy trains, whose side of the server can be saved and restored."""
 
     @property
     def params(self) -> Params:
@@ -81,8 +81,8 @@ class GlobalModel(Protocol):
         """Global mask."""
 
 
-class ServerStrategy(Restorable, Protocol):
-    """A Flower strategy whose model and current round can be read, saved and restored."""
+class ServerStrategy(Protocol):
+    """A Flower strategy whose models and current round can be read."""
 
     @property
     def params(self) -> Params:
@@ -246,8 +246,7 @@ class Session:
             Checkpoints(self.folder / CHECKPOINTS),
             self.asked.id,
             self.federation.experiment.training.precision,
-            self.federation.exchange.schema,
-            self.strategy,
+            [(f.exchange.schema, part) for f, part in zip(self.federations, self.strategy.parts, strict=True)],
             self.ledger,
             self.rows,
             self.recorder,
@@ -260,8 +259,6 @@ class Session:
         Raises:
             UserError: no checkpoint can be read.
         """
-        if self.asked.capacities:
-            raise UserError("--resume: runs with capacities keep no checkpoints; run it again without --resume")
         self._keeper = self.keeper(grid)
         manifest = self._keeper.load()
         if manifest is not None:
@@ -274,7 +271,7 @@ class Session:
         Raises:
             RunStopped: a round failed, or the folder cannot be written.
         """
-        if self._keeper is None and isinstance(grid, LocalGrid) and not self.asked.capacities:
+        if self._keeper is None and isinstance(grid, LocalGrid):
             self._keeper = self.keeper(grid)
         with self._stopping():
             (self.folder / "config.toml").write_text(self.asked.to_toml() + "\n", encoding="utf-8")

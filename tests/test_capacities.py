@@ -20,13 +20,12 @@ from fl_sim.ledger import Ledger
 from fl_sim.losses import Distillation
 from fl_sim.model_file import read_model
 from fl_sim.runtime.setup import Setup
-from fl_sim.simulation import resume
 from fl_sim.training import Training, logits
 from fl_sim.types import UserError
 from strategies.distillation import LearnFromAll
 from strategies.server_step import ServerState
 
-MODELS = ["model.name=resnet8", "model.width=0.25", "data.clients=8", "data.proxy=0.1", "checkpoint.every=0"]
+MODELS = ["model.name=resnet8", "model.width=0.25", "data.clients=8", "data.proxy=0.1"]
 TWO = [*MODELS, 'capacities=[{name = "resnet8", width = 0.125, share = 0.5}]']
 TAUGHT = ["strategy.target=strategies.presets:mixed_capacities", "strategy.steps=10"]
 SMALL = "resnet8x0.125"
@@ -151,9 +150,3 @@ def test_masks_are_each_models_own(tmp_path: Path) -> None:
         model = read_model(path)
         prunable = torch.cat([p.flatten() for p in model.parameters() if p.dim() > 1])
         assert float((prunable != 0).float().mean()) == pytest.approx(0.2, abs=0.01)
-
-
-def test_a_run_that_keeps_no_checkpoints_says_so(tmp_path: Path) -> None:
-    run_tiny(tmp_path, *TWO, "rounds=1").folder.joinpath("summary.json").unlink()
-    with pytest.raises(UserError, match="run it again without --resume"):
-        resume(tiny(tmp_path, *TWO, "rounds=1"))

@@ -67,6 +67,26 @@ METHODS = {
         'network.links={"3G"=1}',
         "network.dropout=0.2",
     ],
+    "capacities": [
+        "model.name=resnet8",
+        "model.width=0.25",
+        'capacities=[{name = "resnet8", width = 0.125, share = 0.5}]',
+        "strategy.target=strategies.presets:mixed_capacities",
+        "strategy.steps=3",
+        "data.proxy=0.1",
+        "client.target=clients.presets:topk",
+        "client.density=0.3",
+        "wire.error_feedback=true",
+    ],
+    "capacities_masked": [
+        "model.name=resnet8",
+        "model.width=0.25",
+        'capacities=[{name = "resnet8", width = 0.125, share = 0.5}]',
+        "strategy.target=strategies.presets:gradual_magnitude",
+        "strategy.density=0.2",
+        "strategy.end=4",
+        "cohort.size=2",
+    ],
 }
 ROUNDS = "rounds=5"
 
@@ -96,7 +116,9 @@ class KillAfter:
 
 
 def same(a: Report, b: Report) -> None:
-    """Parameters, ledger, and every number that is not wall-clock time."""
+    """Parameters of every model, ledger, and every number that is not wall-clock time."""
+    files = [{path.name: path.read_bytes() for path in r.folder.glob("model*.safetensors")} for r in (a, b)]
+    assert files[0] == files[1]
     assert a.summary["params_sha256"] == b.summary["params_sha256"]
     assert all(torch.equal(a.params[n], b.params[n]) for n in a.params)
     assert a.ledger.to_table().equals(b.ledger.to_table())
@@ -132,6 +154,8 @@ def stopped(out: Path, options: Sequence[str], *, after: int, replies: int = 0) 
         ("masked", 3, 0),
         ("momentum", 2, 1),
         ("projections", 3, 1),
+        ("capacities", 3, 1),
+        ("capacities_masked", 2, 0),
     ],
 )
 def test_a_killed_run_ends_as_one_that_never_was(

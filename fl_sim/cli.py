@@ -135,39 +135,64 @@ def sweep(
 ) -> None:
     """Run a grid under several seeds; finished runs are skipped, stopped ones go on, a failed one does not stop the others.
 
+    A config with a [study] trains pairs of models centrally instead: which student profits from which teacher.
+
     Example: fl-sim sweep configs/quickstart.toml data.alpha=0.1,1.0 rounds=10 --seeds 0,1,2
     """
+    from fl_sim.sweep import integers, plan
+
+    under = integers("--seeds", seeds)
+    experiments = plan(config, [*(overrides or []), *([f'out="{out}"'] if out else [])], seeds=under)
+    try:
+        if experiments[0].study is None:
+            _federations(experiments, quiet=quiet)
+        else:
+            _studies([experiment for experiment in experiments if experiment.seed == under[0]], under, quiet=quiet)
+    except KeyboardInterrupt as error:
+        again = shlex.join(["fl-sim", *sys.argv[1:]])
+        errors.print(f"fl-sim: interrupted; the same command goes on: {again}", soft_wrap=True, markup=False)
+        raise typer.Exit(130) from error
+
+
+def _studies(experiments: list[Experiment], seeds: list[int], *, quiet: bool) -> None:
+    from fl_sim.bench.show import document, show_rows
+    from fl_sim.checkpoint import write_atomically
+    from fl_sim.study import Trial, folder, measure
+
+    def starts(trial: Trial) -> None:
+        if not quiet:
+            errors.print(str(trial), soft_wrap=True)
+
+    for experiment in experiments:
+        rows = measure(experiment, seeds=seeds, on_trial=starts)
+        table = folder(experiment) / f"table-{experiment.id}.json"
+        write_atomically(table, document(rows).encode())
+        if not quiet:
+            show_rows(Console(width=max(console.width, 170)), rows, as_json=False)  # fourteen columns
+            console.print(str(table), highlight=False, soft_wrap=True)
+
+
+def _federations(experiments: list[Experiment], *, quiet: bool) -> None:
     from fl_sim.folder import run_folder
     from fl_sim.progress import display
     from fl_sim.report import grouped, over_seeds
     from fl_sim.simulation import resume
-    from fl_sim.sweep import integers, plan
     from fl_sim.sweep import sweep as outcomes
 
     def one(experiment: Experiment) -> Report:
         with display(experiment, console, quiet=quiet) as observer:
             return resume(experiment, observer)
 
-    experiments = plan(
-        config, [*(overrides or []), *([f'out="{out}"'] if out else [])], seeds=integers("--seeds", seeds)
-    )
     finished, failed = [], 0
-    try:
-        for number, outcome in enumerate(outcomes(experiments, one), start=1):
-            where = f"{number}/{len(experiments)}  {run_folder(outcome.experiment)}"
-            if outcome.report is None:
-                failed += 1
-                errors.print(f"{where}  failed: {outcome.reason}", style="red", soft_wrap=True, markup=False)
-                continue
-            finished.append(outcome.report)
-            if not quiet:
-                console.print(
-                    f"{where}  {'already there' if outcome.skipped else 'done'}", highlight=False, soft_wrap=True
-                )
-    except KeyboardInterrupt as error:
-        again = shlex.join(["fl-sim", *sys.argv[1:]])
-        errors.print(f"fl-sim: interrupted; the same command goes on: {again}", soft_wrap=True, markup=False)
-        raise typer.Exit(130) from error
+    for number, outcome in enumerate(outcomes(experiments, one), start=1):
+        where = f"{number}/{len(experiments)}  {run_folder(outcome.experiment)}"
+        if outcome.report is None:
+            failed += 1
+            errors.print(f"{where}  failed: {outcome.reason}", style="red", soft_wrap=True, markup=False)
+            continue
+        finished.append(outcome.report)
+        if not quiet:
+            console.print(f"{where}  {'already there' if outcome.skipped else 'done'}", highlight=False, soft_wrap=True)
     if finished and not quiet:
         console.print(over_seeds(grouped(finished)))
     if failed:

@@ -151,6 +151,25 @@ class Capacity(Section):
     share: float = Field(0.5, gt=0, lt=1, description="of the clients, and of each cohort")
 
 
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class StudySection(Section):
+    """A capacity study: `fl-sim sweep` trains these students from these teachers, centralised, instead of federations."""
+
+    pairs: tuple[tuple[str, str], ...] = Field(
+        (("resnet20", "resnet8"),), min_length=1, description="[teacher, student] by model name, several of them"
+    )
+    alphas: tuple[Share, ...] = Field(
+        (0.3, 0.5, 0.7), min_length=1, description="weights of the teacher, from which validation chooses"
+    )
+    temperatures: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (2.0, 3.0, 4.0), min_length=1, description="temperatures, from which validation chooses"
+    )
+    beta: float = Field(0.5, ge=0, description="weight of the cosine between features beside their squared error")
+    teacher: float = Field(2.0, gt=0, description="a teacher's training over a student's: epochs, or steps")
+
+
 class CohortSection(Section):
     """Who trains in a round."""
 
@@ -205,6 +224,7 @@ class Experiment(Section):
     model: ModelSection = ModelSection()
     gating: Gating | None = None
     capacities: tuple[Capacity, ...] = Field((), description="further models, each for a share of the clients")
+    study: StudySection | None = None
     cohort: CohortSection = CohortSection()
     training: Training = Field(default_factory=Training)
     evaluate: EvaluateSection = EvaluateSection()

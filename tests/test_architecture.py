@@ -57,6 +57,7 @@ LAYERS = [
         "fl_sim.catalogue",
         "fl_sim.bench",
         "fl_sim.sweep",
+        "fl_sim.study",
         "fl_sim.doctor",
         "fl_sim.reference",
         "fl_sim.flower_run",

@@ -16,7 +16,10 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from fl_sim.bench import additivity, codec, cohort, distillation, inference, pruning
+    from fl_sim import study
+    from fl_sim.bench import additivity, codec, cohort, inference, pruning
+
+    Rows = Sequence[codec.Row | cohort.Row | pruning.Row | additivity.Row | inference.Row | study.Row]
 
 
 def header() -> dict[str, str]:
@@ -42,15 +45,15 @@ def show(console: Console, results: Mapping[str, float], *, as_json: bool) -> No
     console.print(table)
 
 
-def show_rows(
-    console: Console,
-    rows: Sequence[codec.Row | cohort.Row | pruning.Row | additivity.Row | distillation.Row | inference.Row],
-    *,
-    as_json: bool,
-) -> None:
+def document(rows: Rows) -> str:
+    """Equal rows as one JSON object, with the machine."""
+    return json.dumps({"machine": header(), "rows": [dataclasses.asdict(row) for row in rows]})
+
+
+def show_rows(console: Console, rows: Rows, *, as_json: bool) -> None:
     """A table of equal rows."""
     if as_json:
-        console.print_json(json.dumps({"machine": header(), "rows": [dataclasses.asdict(row) for row in rows]}))
+        console.print_json(document(rows))
         return
     console.print(" · ".join(f"{k} {v}" for k, v in header().items()), highlight=False)
     table = Table(*(field.name for field in dataclasses.fields(rows[0])), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))

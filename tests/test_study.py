@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from fl_sim.bench.distillation import Grid, Row, Study, Trial, measure, numbers, pairs_of
+from fl_sim.cli import main
 from fl_sim.config import Experiment
 from fl_sim.federation import Federation
 from fl_sim.fidelity import agreement, divergence, mean_std, welch
 from fl_sim.losses import Distillation
 from fl_sim.models import build
+from fl_sim.study import Row, Study, Trial, folder, longer, measure
 from fl_sim.training import Training, evaluate, snapshot
 from fl_sim.types import UserError
 
@@ -25,6 +27,7 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
+@settings(deadline=None)
 @given(seed=st.integers(0, 50), temperature=st.sampled_from([1.0, 4.0]), shift=st.floats(-5, 5))
 def test_fidelity_is_the_definition(seed: int, temperature: float, shift: float) -> None:
     student, teacher = normal(9, 5, seed=seed), normal(9, 5, seed=seed + 1)
@@ -65,30 +68,35 @@ def test_mean_and_sample_deviation() -> None:
     assert math.isnan(mean_std([5.0])[1])
 
 
+SMALL = [
+    "data.source=digits",
+    "data.augment=none",
+    "model.width=0.25",
+    "training.epochs=1",
+    "training.precision=float32",
+]
+PAIR = 'study.pairs=[["resnet14", "resnet8"]]'
+GRID = [PAIR, "study.alphas=[0.3, 0.9]", "study.temperatures=[2.0]"]
+
+
 def experiment(*overrides: str) -> Experiment:
-    options = ["data.source=digits", "data.augment=none", "model.width=0.25", "training.epochs=1"]
-    return Experiment.load("configs/kd_capacity.toml", [*options, "training.precision=float32", *overrides])
+    return Experiment.load("configs/kd_capacity.toml", [*SMALL, *overrides])
 
 
 def test_a_study_chooses_on_validation_tests_once_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
     trained: list[Trial] = []
 
-    def study() -> list[Row]:
-        return measure(
-            experiment(),
-            pairs=[("resnet14", "resnet8")],
-            seeds=[0, 1],
-            grid=Grid(alphas=[0.3, 0.9], temperatures=[2.0]),
-            teacher_epochs=2,
-            folder=tmp_path,
-            on_trial=trained.append,
-        )
+    def study(*seeds: int) -> list[Row]:
+        return measure(experiment(*GRID, f'out="{tmp_path}"'), seeds=seeds, on_trial=trained.append)
 
-    rows = study()
-    # The teacher; the student alone and under two settings of two methods; the second seed of the three that count.
-    assert len(trained) == 1 + 1 + 2 * 2 + 3
-    assert sum(trial.seed == 1 for trial in trained) == 3
+    study(0)
+    # The teacher; the student alone and under two settings of two methods.
+    assert len(trained) == 1 + 1 + 2 * 2
+    rows = study(0, 1)
+    # The second seed of the three that count.
+    assert [trial.seed for trial in trained[6:]] == [1] * 3
     assert [row.method for row in rows] == ["teacher", "baseline", "logit", "feature"]
+    assert [row.seeds for row in rows] == [1, 2, 2, 2]
     teacher, baseline, logit, feature = rows
     assert teacher.agreement == 100.0
     assert teacher.kl_1 == pytest.approx(0, abs=1e-9)
@@ -96,8 +104,35 @@ def test_a_study_chooses_on_validation_tests_once_and_goes_on_where_it_stopped(t
     size = sum(p.numel() for p in build("resnet8", in_channels=1, width=0.25).parameters())
     assert {row.params for row in (baseline, logit, feature)} == {size}
     trained.clear()
-    assert str(study()) == str(rows)
+    assert str(study(0, 1)) == str(rows)
     assert trained == []
+
+
+def test_a_sweep_of_a_config_with_a_study_makes_its_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["fl-sim", "sweep", "configs/kd_capacity.toml", *SMALL, PAIR, "study.alphas=[0.5]"]
+    options = ["study.temperatures=[2.0]", "study.beta=0.1,0.5", "--seeds", "0,1", "--out", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", [*words, *options])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr()
+    assert ended.value.code == 0, said.err
+    assert "resnet14-resnet8" in said.out
+    tables = sorted(folder(experiment(f'out="{tmp_path}"')).glob("table-*.json"))
+    assert len(tables) == 2
+    rows = [json.loads(table.read_text())["rows"] for table in tables]
+    assert {row["setting"] for table in rows for row in table if row["method"] == "feature"} == {
+        "alpha 0.5 beta 0.1",
+        "alpha 0.5 beta 0.5",
+    }
+    # What both tables share was trained once: the teacher, and two seeds of the baseline, the logits and either beta.
+    assert said.err.count("Trial(model='resnet8'") == 2 + 2 + 2 * 2
+
+
+def test_teachers_train_longer() -> None:
+    assert longer(Training(epochs=30), 2.0) == Training(epochs=60)
+    assert longer(Training(steps=100), 1.5) == Training(steps=150, epochs=2)
 
 
 def test_the_chosen_setting_is_the_best_on_validation(tmp_path: Path) -> None:
@@ -110,14 +145,22 @@ def test_the_chosen_setting_is_the_best_on_validation(tmp_path: Path) -> None:
     assert len({study.file(trial) for trial in [*trials, teacher]}) == 3
 
 
-def test_wrong_options_are_refused() -> None:
-    assert pairs_of("resnet56-resnet20, resnet20-resnet8") == [("resnet56", "resnet20"), ("resnet20", "resnet8")]
-    for wrong in ("resnet56", "resnet56-resnet21", "a-b-c", ""):
-        with pytest.raises(UserError, match="TEACHER-STUDENT"):
-            pairs_of(wrong)
-    assert numbers("--seeds", "0, 1", int) == [0, 1]
-    with pytest.raises(UserError, match="--alphas 'x'"):
-        numbers("--alphas", "x", float)
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ('study.pairs=[["resnet56", "resnet21"]]', r"study\.pairs = 'resnet21'.*did you mean 'resnet2"),
+        ('study.pairs=[["resnet56"]]', r"study\.pairs"),
+        ("study.pairs=[]", r"study\.pairs"),
+        ("study.alphas=[1.5]", r"study\.alphas"),
+        ("study.temperatures=[0]", r"study\.temperatures"),
+        ("study.pair=1", "did you mean 'pairs'"),
+    ],
+)
+def test_wrong_studies_are_refused(override: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        measure(experiment(override), seeds=[0])
+    with pytest.raises(UserError, match="--seeds 0,0"):
+        measure(experiment(), seeds=[0, 0])
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet18_imagenet_stem"])

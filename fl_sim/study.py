@@ -1,32 +1,34 @@
 """Which student profits from which teacher: the capacity study of arXiv 2605.31191, for any pair of models.
 
+    rows = measure(Experiment.load("configs/kd_capacity.toml"), seeds=[0, 1, 2])     # what `fl-sim sweep` does with [study]
+
 For every pair a teacher and a student alone are trained, then the student once for each setting of each method with the
 first seed; the validation set chooses the setting; the chosen one and the baseline are trained with all seeds and measured
 on the test set, once. Every training leaves a model file that is read instead when the study is run again.
 
-Deviations: the learning rate falls along a cosine to 0 by step (the paper: to 1e-4 by epoch); the last model counts, not
-the best on validation.
+Deviations: one teacher, the first seed's, teaches all seeds; the learning rate falls along a cosine to 0 by step (the
+paper: to 1e-4 by epoch); the last model counts, not the best on validation.
 """
 
 from __future__ import annotations
 
 import hashlib
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from fl_sim import models
-from fl_sim.config import Experiment
+from fl_sim.config import Experiment, StudySection
 from fl_sim.data import Split
 from fl_sim.features import feature_loss
 from fl_sim.federation import AUGMENT, Federation, resolved
 from fl_sim.fidelity import agreement, divergence, mean_std, welch
+from fl_sim.lookup import find
 from fl_sim.losses import Distillation, FeatureDistillation, FromTeacher, Loss, cross_entropy
 from fl_sim.model_file import read_model, write_model
 from fl_sim.seeding import Purpose, generator
@@ -87,18 +89,10 @@ class Row:
     kl_4: float
 
 
-@dataclass(frozen=True)
-class Grid:
-    """The settings among which validation chooses; the paper's are alpha 0.3, 0.5, 0.7, T 2, 3, 4, beta 0.5."""
-
-    alphas: Sequence[float] = (0.3, 0.5, 0.7)
-    temperatures: Sequence[float] = (2.0, 3.0, 4.0)
-    beta: float = 0.5
-
-    def methods(self) -> Mapping[str, list[Objective]]:
-        """Method -> its settings."""
-        logit: list[Objective] = [Distillation(t, a) for a in self.alphas for t in self.temperatures]
-        return {"logit": logit, "feature": [FeatureDistillation(a, self.beta) for a in self.alphas]}
+def methods(section: StudySection) -> Mapping[str, list[Objective]]:
+    """Method -> the settings among which validation chooses."""
+    logit: list[Objective] = [Distillation(t, a) for a in section.alphas for t in section.temperatures]
+    return {"logit": logit, "feature": [FeatureDistillation(a, section.beta) for a in section.alphas]}
 
 
 @dataclass(frozen=True)
@@ -158,74 +152,67 @@ class Study:
 
     def validation(self, trial: Trial) -> float:
         """Accuracy on the validation set, the one that may choose, percent."""
-        return 100 * evaluate(self.model(trial), self.federation.data.validation.to(self.federation.device))["accuracy"]
+        split = self.federation.data.validation.to(self.federation.device)
+        return 100 * evaluate(self.model(trial), split, precision=trial.training.precision)["accuracy"]
 
     def logits(self, trial: Trial) -> Tensor:
         """Logits (N, K) on the test set."""
-        return logits(self.model(trial), self.federation.data.test.to(self.federation.device))
+        split = self.federation.data.test.to(self.federation.device)
+        return logits(self.model(trial), split, precision=trial.training.precision)
 
     def accuracy(self, output: Tensor) -> float:
         """Of logits on the test set, percent."""
         return 100 * float((output.argmax(dim=1).cpu() == self.federation.data.test.labels).double().mean())
 
 
-def pairs_of(text: str) -> list[tuple[str, str]]:
-    """ "resnet56-resnet20,resnet20-resnet8" -> [(teacher, student), ...].
+def folder(experiment: Experiment) -> Path:
+    """Where the models and the table of an experiment's study are kept."""
+    return Path(experiment.out) / f"{experiment.name}-study"
+
+
+def measure(experiment: Experiment, *, seeds: Sequence[int], on_trial: Callable[[Trial], None] = unseen) -> list[Row]:
+    """The table of the experiment's study; `[training]` is the students'.
 
     Raises:
-        UserError: no pair, or an unknown model.
+        UserError: an unknown model, data that is missing, or a seed given twice.
     """
-    found = [tuple(part.strip().split("-")) for part in text.split(",")]
-    for names in found:
-        if len(names) != 2 or not set(names) <= models.MODELS.keys():
-            raise UserError(f"--pairs {'-'.join(names)!r}: write TEACHER-STUDENT of {', '.join(models.MODELS)}")
-    return [(teacher, student) for teacher, student in found]
-
-
-Number = TypeVar("Number", int, float)
-
-
-def numbers(option: str, text: str, kind: Callable[[str], Number]) -> list[Number]:
-    """ "0,1,2" -> [0, 1, 2]. Raises UserError where a part is no number of this kind."""
-    try:
-        return [kind(part) for part in text.split(",")]
-    except ValueError as error:
-        raise UserError(f"{option} {text!r}: write numbers separated by commas") from error
-
-
-def measure(
-    experiment: Experiment,
-    *,
-    pairs: Iterable[tuple[str, str]],
-    seeds: Sequence[int],
-    grid: Grid,
-    teacher_epochs: int,
-    folder: Path,
-    on_trial: Callable[[Trial], None] = unseen,
-) -> list[Row]:
-    """The table of the study; `experiment.training` is the students', with `teacher_epochs` the teachers'."""
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f"--seeds {','.join(map(str, seeds))}: each once; the same training twice has no spread")
+    section = experiment.study or StudySection()
+    for name in {name for pair in section.pairs for name in pair}:
+        find("study.pairs", name, models.MODELS)
     federation = Federation.build(experiment)
     settled = resolved(experiment, federation)
-    study = Study(replace(federation, experiment=settled), folder, on_trial)
+    study = Study(replace(federation, experiment=settled), folder(experiment), on_trial)
     rows = []
-    for teacher, student in pairs:
-        taught_by = Trial(teacher, seeds[0], replace(settled.training, epochs=teacher_epochs))
-        rows += _pair(study, taught_by, Trial(student, seeds[0], settled.training), seeds, grid)
+    for teacher, student in section.pairs:
+        taught_by = Trial(teacher, seeds[0], longer(settled.training, section.teacher))
+        rows += _pair(study, taught_by, Trial(student, seeds[0], settled.training), seeds, methods(section))
     return rows
 
 
-def _pair(study: Study, teacher: Trial, alone: Trial, seeds: Sequence[int], grid: Grid) -> list[Row]:
-    chosen = {"baseline": alone}
-    for method, settings in grid.methods().items():
-        trials = [replace(alone, teacher=teacher, objective=setting) for setting in settings]
-        chosen[method] = max(trials, key=study.validation)
-    wanted = study.logits(teacher)
-    outputs = {method: [study.logits(replace(trial, seed=seed)) for seed in seeds] for method, trial in chosen.items()}
-    baseline = [study.accuracy(each) for each in outputs["baseline"]]
-    described = {"teacher": (teacher, [wanted]), **{m: (trial, outputs[m]) for m, trial in chosen.items()}}
+def longer(training: Training, factor: float) -> Training:
+    """The same training, `factor` times as long."""
+    steps = None if training.steps is None else round(factor * training.steps)
+    return replace(training, epochs=max(1, round(factor * training.epochs)), steps=steps)
+
+
+def _pair(
+    study: Study, teacher: Trial, alone: Trial, seeds: Sequence[int], grid: Mapping[str, list[Objective]]
+) -> list[Row]:
+    candidates = {method: [replace(alone, teacher=teacher, objective=o) for o in grid[method]] for method in grid}
+    chosen = {
+        method: max(((study.validation(trial), trial) for trial in trials), key=lambda scored: scored[0])
+        for method, trials in {"teacher": [teacher], "baseline": [alone], **candidates}.items()
+    }
+    outputs = {
+        method: [study.logits(replace(trial, seed=seed)) for seed in (seeds if trial is not teacher else seeds[:1])]
+        for method, (_, trial) in chosen.items()
+    }
+    wanted, baseline = outputs["teacher"][0], [study.accuracy(each) for each in outputs["baseline"]]
     return [
-        _row(study, f"{teacher.model}-{alone.model}", method, trial, each, wanted, baseline)
-        for method, (trial, each) in described.items()
+        _row(study, f"{teacher.model}-{alone.model}", method, *chosen[method], outputs[method], wanted, baseline)
+        for method in chosen
     ]
 
 
@@ -233,6 +220,7 @@ def _row(
     study: Study,
     pair: str,
     method: str,
+    validation: float,
     trial: Trial,
     outputs: Sequence[Tensor],
     wanted: Tensor,
@@ -247,7 +235,7 @@ def _row(
         setting=_setting(trial.objective),
         seeds=len(outputs),
         params=sum(parameter.numel() for parameter in study.model(trial).parameters()),
-        validation=study.validation(trial),
+        validation=validation,
         test=mean,
         std=std,
         gain=gain,

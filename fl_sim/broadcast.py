@@ -3,31 +3,35 @@
 The server *publishes* a model of its own making: the last published one plus the largest changes of the global model,
 in the value type of the downlink. What that leaves out stays in the difference between the two and is offered again
 (error feedback at the server; Tang et al., 2019, DoubleSqueeze, algorithm 1; Sattler et al., 2019, section 5). Every
-client trains on the published model, whichever one it held before, bit for bit:
+client trains on the published model, whichever one it held before, bit for bit (`fl_sim.published` keeps the books):
 
-    held the last one            the change, sparse, in its value type; one payload for all of them
-    held an older one            the coordinates that differ, as float32, or the whole model where that is smaller
-    held none, or failed since   the whole model as float32
+    held the last one        the last change, sparse, in its value type
+    held an older one        the changes since, one after another
+    was never told any       the same, from the seeded model, which it makes itself; a hash proves that it came out equal
+    failed, or so long ago   the whole model as float32
+      that this is smaller
+
+A new pruning mask is a change of all that it leaves alive, and brings the mask. What is not prunable travels whole, once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
+import xxhash
 from torch import Tensor
 
 from fl_sim import codecs
-from fl_sim.codecs import Schema
-from fl_sim.seeding import Purpose, derive
-from fl_sim.sparsity import global_topk, magnitude, topk_mask
-from fl_sim.types import Mask, Params, Scalar, UserError
+from fl_sim.codecs import CorruptPayload, Description, Schema
+from fl_sim.types import Mask, Scalar, UserError
 from fl_sim.wire import Coding, Exchange
 
-WHOLE = Coding("float32", "parameters")
-VERSION, BASE, CONTENT = "model-version", "base-version", "content"
-CHANGE, MASK = "change", "mask"
+WHOLE, REST = Coding("float32", "parameters"), Coding("float32-zstd", "parameters")
+VERSION, BASE, CONTENT, MASKS, START = "model-version", "base-version", "content", "mask-changes", "start-hash"
+LENGTH = struct.Struct("<I")
 
 
 @dataclass(frozen=True)
@@ -37,18 +41,14 @@ class SparseBroadcast:
     Attributes:
         density: share of the prunable coordinates whose change is published in a round, chosen over all layers at once.
         values: value type of the published changes, a name of `fl_sim.codecs.VALUES`.
-        window: published models that the server remembers for clients that come back; older ones cost a whole model.
     """
 
     density: float = 0.1
     values: str = "float32"
-    window: int = 16
 
     def __post_init__(self) -> None:
         if not 0 < self.density <= 1:
             raise UserError(f"wire.broadcast.density = {self.density}: must be above 0 and at most 1")
-        if self.window < 1:
-            raise UserError(f"wire.broadcast.window = {self.window}: must be at least 1")
         Coding(self.values, "difference")
 
     @property
@@ -58,15 +58,69 @@ class SparseBroadcast:
 
 
 @dataclass(frozen=True)
+class Step:
+    """One published change of the prunable parameters.
+
+    Attributes:
+        data: the payload; its mask says which coordinates change.
+        masks: whether that mask is also the new pruning mask.
+    """
+
+    data: bytes | memoryview
+    masks: bool = False
+
+    def apply(self, model: Tensor, coding: Coding, exchange: Exchange) -> tuple[Tensor, Mask | None]:
+        """(the next model, flat, with the rest as it was; the coordinates that changed, None = all).
+
+        Raises:
+            CorruptPayload: the bytes are no payload of the prunable part.
+        """
+        schema, count = exchange.schema.prunable_part, exchange.schema.prunable_size
+        old = model[:count]
+        sent, chosen = coding.decode(self.data, schema.view(old), schema=schema, held=None)
+        following = model.clone()
+        if chosen is None:
+            following[:count] = schema.flat(sent)
+        else:
+            kept = torch.zeros(()) if self.masks else old
+            torch.where(schema.flat_mask(chosen), schema.flat(sent), kept, out=following[:count])
+        return following, chosen
+
+
+def together(payloads: Sequence[bytes | memoryview]) -> bytes:
+    """Several payloads as one: each after its length."""
+    return b"".join(part for data in payloads for part in (LENGTH.pack(len(data)), data))
+
+
+def apart(data: bytes | memoryview) -> list[memoryview]:
+    """Invert `together`.
+
+    Raises:
+        CorruptPayload: a length does not fit.
+    """
+    view, at, payloads = memoryview(data), 0, []
+    while at < len(view):
+        end = at + LENGTH.size
+        size = LENGTH.unpack_from(view, at)[0] if end <= len(view) else len(view)
+        if end + size > len(view):
+            raise CorruptPayload("a change's length does not fit")
+        payloads.append(view[end : end + size])
+        at = end + size
+    return payloads
+
+
+@dataclass(frozen=True)
 class Parcel:
     """One payload, and what a client needs to know to read it.
 
     Attributes:
-        data: the payload.
-        version: the published model that it leads to.
+        data: the payload; changes and the rest `together` where there is a base.
+        version: the published model that it leads to; negative = none, the global model itself.
         base: the version that it starts from; None = it is whole.
-        coding: of the payload.
+        coding: of the payload, or of the changes in it.
         mask: the coordinates that travel; None = all.
+        masks: for each change, 1 if it brings a pruning mask.
+        start: hash of the seeded model, for who starts from it.
     """
 
     data: bytes | memoryview
@@ -74,131 +128,50 @@ class Parcel:
     base: int | None
     coding: Coding
     mask: Mask | None = None
+    masks: bytes = b""
+    start: bytes = b""
 
     @property
     def told(self) -> dict[str, Scalar]:
         """What the message says beside the payload."""
-        return {VERSION: self.version, BASE: -1 if self.base is None else self.base, CONTENT: self.coding.content}
+        base = -1 if self.base is None else self.base
+        return {
+            VERSION: self.version,
+            BASE: base,
+            CONTENT: self.coding.content,
+            MASKS: self.masks,
+            START: self.start,
+        }
+
+    def described(self, schema: Schema, held: Mask | None) -> Description:
+        """What the payload's bytes are, for a receiver that holds this pruning mask."""
+        if self.base is None:
+            return codecs.describe(self.data, schema=schema, held=held)
+        *steps, rest = apart(self.data)
+        parts = [codecs.describe(data, schema=schema.prunable_part) for data in steps]
+        parts.append(codecs.describe(rest, schema=schema.other_part))
+        return Description.of_several(parts, framing=len(parts) * LENGTH.size)
 
     @classmethod
     def arrived(cls, data: bytes | memoryview, config: dict[str, object]) -> Parcel | None:
         """The parcel of a message, whose entries leave `config`; None where the payload is of no published model.
 
         Raises:
-            UserError: a content that no coding has.
+            UserError: the message does not say what such messages say.
         """
         if VERSION not in config:
             return None
-        version, base, content = config.pop(VERSION), config.pop(BASE), config.pop(CONTENT)
-        if not isinstance(version, int) or not isinstance(base, int) or not isinstance(content, str):
-            raise UserError(f"a published model's version, base and content are {version!r}, {base!r}, {content!r}")
-        return cls(data, version, None if base < 0 else base, Coding(content=content))
+        version, base, content, masks, start = (config.pop(k, None) for k in (VERSION, BASE, CONTENT, MASKS, START))
+        match version, base, content, masks, start:
+            case int(), int(), str(), bytes(), bytes():
+                coding = Coding(content=content)
+                return cls(data, version, None if base < 0 else base, coding, None, masks, start)
+        raise UserError(f"a published model's version, base and content are {version!r}, {base!r}, {content!r}")
 
 
-@dataclass
-class Published:
-    """The server's side: published models by version, and who holds which. A version is the number of rounds behind it."""
-
-    rule: SparseBroadcast
-    exchange: Exchange
-    seed: int
-    models: dict[int, Tensor] = field(default_factory=dict)
-    holders: dict[int, int] = field(default_factory=dict)
-    change: bytes = b""
-    _mask: Mask | None = None
-    _parcels: dict[tuple[int | None, bytes], Parcel] = field(default_factory=dict)
-
-    @property
-    def version(self) -> int:
-        """Of the last published model; -1 before the first."""
-        return max(self.models, default=-1)
-
-    @property
-    def params(self) -> Params:
-        """The last published model, flat, in schema order."""
-        return self.exchange.schema.view(self.models[self.version])
-
-    def publish(self, version: int, params: Params, mask: Mask | None) -> None:
-        """Publish the global model of `version`, once; under a new mask all of it."""
-        if version == self.version:
-            self._mask = mask
-            return
-        schema, before = self.exchange.schema, self.models.get(self.version)
-        whole = schema.flat(params)
-        self._parcels.clear()
-        if before is None or not _same(mask, self._mask, schema):
-            self.models, self.holders, self.change = {version: whole.clone()}, {}, b""
-        else:
-            old = schema.view(before)
-            moved = {name: params[name] - old[name] for name in schema.prunable}
-            largest = topk_mask(magnitude(moved), global_topk(magnitude(moved), self.rule.density))
-            chosen = {name: keep & (moved[name] != 0) for name, keep in largest.items()}
-            seed = derive(self.seed, version, Purpose.ENCODING)
-            self.change = self.rule.coding.encode(params, chosen, old, schema=schema, held=None, seed=seed)
-            sent, sent_mask = self.rule.coding.decode(self.change, old, schema=schema, held=None)
-            self.models[version] = self.exchange.believed(sent, sent_mask, old).flat
-        self._mask = mask
-        self._forget_old()
-
-    def _forget_old(self) -> None:
-        needed = {*self.holders.values(), self.version, self.version - 1}
-        recent = sorted(needed & self.models.keys())[-self.rule.window :]
-        self.models = {version: self.models[version] for version in recent}
-
-    def parcel(self, client: int, held: Mask | None) -> Parcel:
-        """What this client is sent; `held` is the pruning mask that it holds."""
-        base = self.holders.get(client)
-        base = base if base in self.models else None
-        key = base, b"" if held is None or base is not None else codecs.mask_hash(held)
-        if key not in self._parcels:
-            made = self._whole(held) if base is None else self._since(base)
-            self._parcels[key] = made
-        return self._parcels[key]
-
-    def _whole(self, held: Mask | None) -> Parcel:
-        data = WHOLE.encode(self.params, self._mask, self.params, schema=self.exchange.schema, held=held, seed=0)
-        return Parcel(data, self.version, None, WHOLE, self._mask)
-
-    def _since(self, base: int) -> Parcel:
-        schema = self.exchange.schema
-        if base == self.version - 1 and self.change:
-            _, chosen = codecs.decode(self.change, schema=schema)
-            return Parcel(self.change, self.version, base, self.rule.coding, chosen)
-        count = schema.prunable_size
-        differs = schema.view_mask(self.models[base][:count] != self.models[self.version][:count])
-        data = WHOLE.encode(self.params, differs, self.params, schema=schema, held=None, seed=0)
-        whole = self._whole(None)
-        return Parcel(data, self.version, base, WHOLE, differs) if len(data) < len(whole.data) else whole
-
-    def learned(self, client: int) -> None:
-        """The client answered, so it holds the last published model."""
-        self.holders[client] = self.version
-
-    def forget(self, client: int) -> None:
-        """The client failed: what it holds is unknown."""
-        self.holders.pop(client, None)
-
-    def kept(self) -> Mapping[str, Tensor]:
-        """What a checkpoint keeps: models by version, the last change, and the pruning mask that they are under."""
-        kept = {str(version): model for version, model in self.models.items()}
-        if self.change:
-            kept[CHANGE] = torch.frombuffer(bytearray(self.change), dtype=torch.uint8)
-        if self._mask is not None:
-            kept[MASK] = self.exchange.schema.flat_mask(self._mask)
-        return kept
-
-    def restore(self, kept: Mapping[str, Tensor], holders: Mapping[int, int]) -> None:
-        """Invert `kept`."""
-        self.models = {int(name): value for name, value in kept.items() if name not in (CHANGE, MASK)}
-        self.change = kept[CHANGE].numpy().tobytes() if CHANGE in kept else b""
-        self._mask = self.exchange.schema.view_mask(kept[MASK]) if MASK in kept else None
-        self.holders = dict(holders)
-
-
-def _same(mask: Mask | None, other: Mask | None, schema: Schema) -> bool:
-    if mask is None or other is None:
-        return mask is other
-    return torch.equal(schema.flat_mask(mask), schema.flat_mask(other))
+def digest(model: Tensor, exchange: Exchange) -> bytes:
+    """Eight bytes over the bits of a flat model's prunable part."""
+    return xxhash.xxh3_64_digest(model[: exchange.schema.prunable_size].numpy().tobytes())
 
 
 def received(
@@ -207,14 +180,14 @@ def received(
     """The client's side: the published model, flat, and the pruning mask that it is under.
 
     Args:
-        parcel: as it arrived; its mask is not used.
-        before: the model of `parcel.base`, flat, that this client holds.
+        parcel: as it arrived; its `mask` is not used.
+        before: the model of `parcel.base`, flat, that this client holds or, for the seeded one, made.
         exchange: what the federation exchanges.
         held: the pruning mask that this client holds.
 
     Raises:
         CorruptPayload: the bytes are no payload of this schema.
-        ValueError: the client does not hold the base.
+        ValueError: the client does not hold the base, or made another seeded model than the server.
     """
     schema = exchange.schema
     if parcel.base is None:
@@ -222,6 +195,14 @@ def received(
         return schema.flat(params).clone(), mask
     if before is None:
         raise ValueError(f"the payload changes model {parcel.base}, which this client does not hold")
-    old = schema.view(before)
-    sent, chosen = parcel.coding.decode(parcel.data, old, schema=schema, held=None)
-    return exchange.believed(sent, chosen, old).flat, held
+    if parcel.start and parcel.start != digest(before, exchange):
+        raise ValueError("the seeded model made here is not the server's: model, initialisation or versions differ")
+    parts = apart(parcel.data)
+    if len(parts) != len(parcel.masks) + 1:
+        raise CorruptPayload(f"{len(parts)} parts where {len(parcel.masks)} changes and the rest are due")
+    model = before
+    for data, masks in zip(parts, parcel.masks, strict=False):
+        model, chosen = Step(data, bool(masks)).apply(model, parcel.coding, exchange)
+        held = chosen if masks else held
+    rest, _ = codecs.decode(parts[-1], schema=schema.other_part)
+    return torch.cat([model[: schema.prunable_size], schema.other_part.flat(rest)]), held

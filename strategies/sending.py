@@ -8,9 +8,10 @@ from dataclasses import replace
 from flwr.app import Message, MessageType, RecordDict
 
 from fl_sim import codecs, wire
-from fl_sim.broadcast import Parcel, Published
+from fl_sim.broadcast import Parcel
 from fl_sim.checkpoint import ServerSnapshot
 from fl_sim.codecs import Description
+from fl_sim.published import Published
 from fl_sim.runtime.setup import Setup
 from fl_sim.seeding import Purpose, derive
 from fl_sim.types import Mask, Params, Task
@@ -29,7 +30,9 @@ class Sender:
         self.setup, self.downlink, self.exchange = setup, downlink, setup.exchange
         self.books = Books(setup)
         self.holdings = wire.Holdings()
-        self.published = None if setup.broadcast is None else Published(setup.broadcast, setup.exchange, setup.seed)
+        first = setup.exchange.schema.flat(setup.initial)
+        rule = setup.broadcast
+        self.published = None if rule is None else Published(rule, setup.exchange, setup.seed, first)
 
     # -- messages ------------------------------------------------------------------------------------------------------
 
@@ -44,7 +47,7 @@ class Sender:
             parcel = parcel_for(client, held)
             key = id(parcel), frozen
             if key not in prepared:
-                described = codecs.describe(parcel.data, schema=schema, held=held if parcel.base is None else None)
+                described = parcel.described(schema, held)
                 if frozen is not None:
                     described = described.with_auxiliary(len(frozen.encode()))
                 told = replace(task, config={**task.config, **(parcel.told if parcel.version >= 0 else {})})

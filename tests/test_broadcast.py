@@ -11,8 +11,9 @@ from federation import run_tiny, tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fl_sim.broadcast import Published, SparseBroadcast, received
-from fl_sim.codecs import Schema
+from fl_sim.broadcast import Parcel, SparseBroadcast, apart, received, together
+from fl_sim.codecs import CorruptPayload, Schema
+from fl_sim.published import Published
 from fl_sim.types import FlatParams, Mask, UserError
 from fl_sim.wire import Exchange
 
@@ -29,36 +30,69 @@ def exchange() -> Exchange:
     return Exchange(Schema.of(model(0), ["conv", "fc"]))
 
 
-def published(values: str = "float32", density: float = 0.2, window: int = 16) -> Published:
-    return Published(SparseBroadcast(density, values, window), exchange(), seed=0)
+def published(values: str = "float32", density: float = 0.2) -> Published:
+    shared = exchange()
+    return Published(SparseBroadcast(density, values), shared, seed=0, model=shared.schema.flat(model(0)))
 
 
 class Clients:
-    """What simulated clients hold, decoded from the parcels alone."""
+    """What simulated clients hold, decoded from the parcels alone; at first the seeded model and no mask."""
 
     def __init__(self) -> None:
         self.models: dict[int, tuple[int, torch.Tensor]] = {}
+        self.masks: dict[int, Mask] = {}
 
-    def receive(self, server: Published, client: int, held: Mask | None = None) -> int:
+    def receive(self, server: Published, client: int) -> int:
+        schema, held = server.exchange.schema, self.masks.get(client)
         parcel = server.parcel(client, held)
-        version, before = self.models.get(client, (None, None))
-        params, _ = received(parcel, before if version == parcel.base else None, server.exchange, held)
+        assert sum(parcel.described(schema, held).sections.values()) == len(parcel.data)
+        version, before = self.models.get(client, (0, schema.flat(model(0))))
+        params, mask = received(parcel, before if version == parcel.base else None, server.exchange, held)
         self.models[client] = parcel.version, params
+        if mask is not None:
+            self.masks[client] = mask
         server.learned(client)
         return len(parcel.data)
 
 
+def masked(version: int, masks: bool) -> tuple[FlatParams, Mask | None]:
+    """A model and, where asked for, a mask of its own for it, which it respects."""
+    schema, params = exchange().schema, model(version)
+    if not masks:
+        return params, None
+    flat = schema.flat(params).clone()
+    alive = torch.rand(schema.prunable_size, generator=torch.Generator().manual_seed(version)) < 0.5
+    flat[: schema.prunable_size][~alive] = 0.0
+    return schema.view(flat), schema.view_mask(alive)
+
+
 @pytest.mark.parametrize("values", ["float32", "int8", "bfloat16", "float32-zstd"])
 @settings(max_examples=25, deadline=None)
-@given(plan=st.lists(st.sets(st.integers(0, 4), min_size=1), min_size=2, max_size=7), window=st.integers(1, 4))
-def test_whoever_takes_part_when_holds_the_published_model(values: str, plan: list[set[int]], window: int) -> None:
-    server, clients = published(values, window=window), Clients()
-    for version, cohort in enumerate(plan):
-        server.publish(version, model(version), None)
+@given(
+    plan=st.lists(st.sets(st.integers(0, 4), min_size=1), min_size=2, max_size=7),
+    lost=st.sets(st.tuples(st.integers(0, 6), st.integers(0, 4))),
+    first_mask=st.integers(0, 8),
+    density=st.sampled_from([0.05, 0.3, 1.0]),
+)
+def test_whoever_takes_part_when_holds_the_published_model(
+    values: str, plan: list[set[int]], lost: set[tuple[int, int]], first_mask: int, density: float
+) -> None:
+    server, clients = published(values, density), Clients()
+    count = server.exchange.schema.prunable_size
+    for behind, cohort in enumerate(plan):
+        params, mask = masked(behind, behind >= first_mask)
+        server.publish(behind, params, mask)
         for client in sorted(cohort):
             clients.receive(server, client)
             held = clients.models[client][1].view(torch.int32)
-            assert torch.equal(held, server.models[version].view(torch.int32))
+            assert torch.equal(held, server.model.view(torch.int32))
+            assert torch.equal(held[count:], server.exchange.schema.flat(params)[count:].view(torch.int32))
+            if mask is not None:
+                flat = server.exchange.schema.flat_mask
+                assert torch.equal(flat(clients.masks[client]), flat(mask))
+                assert not held[:count][~flat(mask)].any()
+            if (behind, client) in lost:
+                server.forget(client)
 
 
 def test_what_is_left_out_is_offered_again() -> None:
@@ -67,51 +101,99 @@ def test_what_is_left_out_is_offered_again() -> None:
     count = server.exchange.schema.prunable_size
     flat = server.exchange.schema.flat(target)
     gaps = []
-    for version in range(1, 12):
-        server.publish(version, target, None)
-        gaps.append(float((flat - server.exchange.schema.flat(server.params))[:count].norm()))
+    for behind in range(1, 12):
+        server.publish(behind, target, None)
+        gaps.append(float((flat - server.model)[:count].norm()))
     assert all(later < earlier for earlier, later in pairwise(gaps[:10]))
     assert gaps[-1] < 1e-5
-    assert torch.allclose(flat[count:], server.exchange.schema.flat(server.params)[count:], atol=1e-6)
+    assert torch.equal(flat[count:], server.model[count:])
 
 
-def test_a_change_is_small_an_absence_costs_more_and_a_failure_all() -> None:
+def test_the_first_model_costs_nothing_an_absence_its_changes_and_a_failure_all() -> None:
     server, clients = published(density=0.05), Clients()
     server.publish(0, model(0), None)
-    whole = clients.receive(server, 1)
+    schema = server.exchange.schema
+    first = clients.receive(server, 1)
+    assert first < schema.section_bytes["dense"] + schema.section_bytes["buffers"] + 80
     clients.receive(server, 2)
-    clients.receive(server, 3)
     server.publish(1, model(1), None)
     change = clients.receive(server, 1)
     server.publish(2, model(2), None)
     server.forget(3)
-    absent, failed = clients.receive(server, 2), clients.receive(server, 3)
+    absent, newcomer, failed = (clients.receive(server, client) for client in (2, 4, 3))
     again = clients.receive(server, 2)
-    assert again < change < absent < failed == whole
+    assert again == first < change < absent == newcomer < 2 * change < failed
+    assert failed > 4 * schema.prunable_size
+
+
+def test_changes_are_forgotten_once_the_whole_model_is_smaller() -> None:
+    server, clients = published(density=0.3), Clients()
+    for behind in range(12):
+        server.publish(behind, model(behind), None)
+        assert sum(len(step.data) for step in server.steps.values()) <= 4 * server.exchange.schema.prunable_size
+    assert server.parcel(1, None).base is None
+    assert clients.receive(server, 1) < 4 * server.exchange.schema.size + 80
 
 
 def test_a_client_that_does_not_hold_the_base_says_so() -> None:
     server, clients = published(), Clients()
-    server.publish(0, model(0), None)
-    clients.receive(server, 1)
-    server.publish(1, model(1), None)
-    with pytest.raises(ValueError, match="changes model 0, which this client does not hold"):
+    for behind in (0, 1, 2):
+        server.publish(behind, model(behind), None)
+        clients.receive(server, 1)
+    server.publish(3, model(3), None)
+    with pytest.raises(ValueError, match="changes model 2, which this client does not hold"):
         received(server.parcel(1, None), None, server.exchange, None)
 
 
-def test_a_new_mask_publishes_the_whole_model() -> None:
+def test_another_seeded_model_is_noticed() -> None:
     server = published()
-    schema = server.exchange.schema
     server.publish(0, model(0), None)
-    server.learned(1)
-    mask = schema.view_mask(torch.rand(schema.prunable_size) < 0.5)
-    server.publish(1, model(1), mask)
-    parcel = server.parcel(1, None)
-    assert parcel.base is None
-    params, told = received(parcel, None, server.exchange, None)
-    assert told is not None
-    assert torch.equal(schema.flat_mask(told), schema.flat_mask(mask))
-    assert not params[: schema.prunable_size][~schema.flat_mask(mask)].any()
+    other = server.exchange.schema.flat(model(9))
+    with pytest.raises(ValueError, match="the seeded model made here is not the server's"):
+        received(server.parcel(1, None), other, server.exchange, None)
+
+
+def test_a_new_mask_is_a_change_of_what_it_leaves_alive() -> None:
+    server, clients = published("int8", density=0.05), Clients()
+    server.publish(0, model(0), None)
+    clients.receive(server, 1)
+    params, mask = masked(1, masks=True)
+    server.publish(1, params, mask)
+    size = clients.receive(server, 1)
+    assert mask is not None
+    schema = server.exchange.schema
+    assert torch.equal(schema.flat_mask(clients.masks[1]), schema.flat_mask(mask))
+    assert not clients.models[1][1][: schema.prunable_size][~schema.flat_mask(mask)].any()
+    assert size < schema.prunable_size + schema.section_bytes["dense"] + schema.section_bytes["buffers"] + 80
+
+
+@given(st.lists(st.binary(max_size=40), max_size=5))
+def test_several_payloads_travel_as_one(payloads: list[bytes]) -> None:
+    assert [bytes(part) for part in apart(together(payloads))] == payloads
+
+
+@settings(max_examples=200)
+@given(st.binary(max_size=60), st.binary(max_size=3))
+def test_damaged_changes_are_refused(data: bytes, masks: bytes) -> None:
+    server = published()
+    parcel = Parcel(data, 1, 0, server.rule.coding, masks=masks)
+    with pytest.raises(CorruptPayload):
+        received(parcel, server.model, server.exchange, None)
+
+
+def test_what_is_kept_brings_everything_back() -> None:
+    server = published("int8")
+    for behind in range(4):
+        server.publish(behind, *masked(behind, masks=behind == 2 or behind == 3))
+        server.learned(behind)
+    server.forget(1)
+    again = published("int8")
+    again.restore(server.kept(), server.holders)
+    for client in range(6):
+        assert again.parcel(client, None).data == server.parcel(client, None).data
+    for each in (server, again):
+        each.publish(4, *masked(4, masks=False))
+    assert torch.equal(again.model, server.model)
 
 
 def test_full_density_in_float32_is_close_to_the_dense_federation(tmp_path: Path) -> None:
@@ -131,8 +213,8 @@ def test_the_ledger_books_what_a_sparse_broadcast_sends(tmp_path: Path) -> None:
     ]
     schema = exchange_of(tmp_path, asked)
     dense_part = sum(schema.section_bytes[kind] for kind in ("dense", "buffers"))
-    assert down[0] > 6 * 4 * schema.prunable_size
-    assert all(6 * dense_part < size < 6 * (dense_part + 0.18 * 4 * schema.prunable_size) for size in down[1:])
+    assert down[0] < 6 * (dense_part + 80)
+    assert all(size < 6 * (dense_part + 0.18 * 4 * schema.prunable_size) for size in down[1:])
     assert report.summary["downlink_bytes"] == sum(down)
 
 

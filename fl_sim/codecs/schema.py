@@ -107,6 +107,20 @@ class Schema:
         return sum(self.numels[: len(self.prunable)])
 
     @cached_property
+    def prunable_part(self) -> Schema:
+        """The prunable tensors alone."""
+        return self._part(0, len(self.prunable))
+
+    @cached_property
+    def other_part(self) -> Schema:
+        """All but the prunable tensors."""
+        return self._part(len(self.prunable), len(self.names))
+
+    def _part(self, start: int, stop: int) -> Schema:
+        part = slice(start, stop)
+        return Schema(self.names[part], self.shapes[part], self.dtypes[part], self.kinds[part])
+
+    @cached_property
     def is_flat(self) -> bool:
         """Whether all tensors are float32, so that one buffer holds them."""
         return all(dtype == torch.float32 for dtype in self.dtypes)

@@ -111,7 +111,7 @@ class ClientHost:
                 decoded = self.exchange.downlink.decode(data, self.reference, schema=schema, held=held)
                 self._last = _Decoded(data, key, *decoded)
             else:
-                model, mask = received(parcel, _held_model(context, parcel), self.exchange, held)
+                model, mask = received(parcel, self._base(context, parcel), self.exchange, held)
                 kept = ArrayRecord({MODEL: Array(model.numpy()), VERSION: Array(np.array([parcel.version]))})
                 self._last = _Decoded(data, key, schema.view(model), mask, kept)
         last = self._last
@@ -119,6 +119,13 @@ class ClientHost:
             # One record for all clients of this process that hold this model: it is replaced, never changed.
             context.state[MODEL] = last.kept
         return last.params, last.mask
+
+    def _base(self, context: Context, parcel: Parcel) -> Tensor | None:
+        """The published model, flat, that the parcel starts from: as this client holds it, or the seeded one; else None."""
+        record = context.state.array_records.get(MODEL)
+        if record is None:
+            return self.exchange.schema.flat(self.reference) if parcel.start else None
+        return torch.from_numpy(record[MODEL].numpy()) if int(record[VERSION].numpy()[0]) == parcel.base else None
 
     def train(self, message: Message, context: Context) -> Message:
         """Handle one training task."""
@@ -236,14 +243,6 @@ def client_app(host: Callable[[Context], ClientHost]) -> ClientApp:
         return host(context).curves(message, context)
 
     return app
-
-
-def _held_model(context: Context, parcel: Parcel) -> Tensor | None:
-    """The published model that this client holds, flat, if it is the one that the parcel starts from."""
-    record = context.state.array_records.get(MODEL)
-    if record is None or int(record[VERSION].numpy()[0]) != parcel.base:
-        return None
-    return torch.from_numpy(record[MODEL].numpy())
 
 
 def _tensors(context: Context, key: str) -> dict[str, Tensor]:

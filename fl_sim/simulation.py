@@ -87,8 +87,8 @@ def run(experiment: Experiment, observer: Observer = SILENT) -> Report:
         federation = Federation.build(experiment)
         federation = replace(federation, experiment=resolved(experiment, federation))
         session = Session(experiment, federation, folder, observer)
-        clear(folder)
         with _engine(federation) as grid:
+            clear(folder)  # an engine that does not start leaves the earlier results
             _serve(session, grid)
         return session.finish()
 

@@ -102,8 +102,9 @@ class Coding:
             CorruptPayload: the bytes are no payload of `schema`, or name a mask that is not `held`.
         """
         params, mask = codecs.decode(data, schema=schema, held=held)
-        values = CONTENTS[self.content].incoming(schema.flat(params), schema.flat(reference))
-        if not codecs.finite(values):
+        sent = schema.flat(params)
+        values = CONTENTS[self.content].incoming(sent, schema.flat(reference))
+        if values is not sent and not codecs.finite(values):
             raise CorruptPayload("a value overflows once it is added to what it differs from")
         return schema.view(values), mask
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from ray import ObjectRef
 
 Content = tuple[RecordDict, Blobs]
+LISTENER_S = 5.0
+"""How long a cluster's head may take to accept a connection."""
 
 
 @dataclass(frozen=True)
@@ -119,8 +122,12 @@ class RayGrid(PooledGrid):
         self._starting: dict[int, ObjectRef[int]] = {}
         self._tasks: dict[int, deque[ObjectRef[list[tuple[Answer, Blobs]]]]] = {}
         self._contents: dict[int, ObjectRef[Content]] = {}
-        for _ in range(options.workers or _fitting(options)):
-            self._spawn()
+        try:
+            for _ in range(options.workers or _fitting(options)):
+                self._spawn()
+        except BaseException:
+            self.close()
+            raise
 
     def _spawn(self) -> int:
         remote = self._ray.remote(_Worker).options(num_cpus=1, num_gpus=self._options.num_gpus)
@@ -187,6 +194,7 @@ def _connect(options: RayOptions) -> None:
     import ray
 
     try:
+        _require_listener(options.address)
         if options.address is None:
             ray.init(
                 address="local",
@@ -197,8 +205,15 @@ def _connect(options: RayOptions) -> None:
             )
         else:
             ray.init(address=options.address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"ray.address {options.address!r}: {error}") from error
+
+
+def _require_listener(address: str | None) -> None:
+    """Refuse a host:port that nobody listens at; Ray itself would try for minutes."""
+    host, found, port = (address or "").rpartition(":")
+    if found and "/" not in host and port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=LISTENER_S).close()
 
 
 def _fitting(options: RayOptions) -> int:

@@ -14,9 +14,10 @@ from torch.nn import functional
 
 from fl_sim.cli import main
 from fl_sim.config import Experiment
+from fl_sim.features import feature_loss
 from fl_sim.federation import Federation
 from fl_sim.fidelity import agreement, divergence, mean_std, welch
-from fl_sim.losses import Distillation
+from fl_sim.losses import Distillation, FeatureDistillation
 from fl_sim.models import build
 from fl_sim.study import Row, Study, Trial, folder, longer, measure
 from fl_sim.training import Training, evaluate, snapshot
@@ -163,13 +164,22 @@ def test_wrong_studies_are_refused(override: str, words: str) -> None:
         measure(experiment(), seeds=[0, 0])
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet18_imagenet_stem"])
-def test_stems(name: str) -> None:
+@pytest.mark.parametrize("stem", ["", "_imagenet_stem"])
+@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50"])
+def test_stems(name: str, stem: str) -> None:
     """Both give logits; ImageNet's sees a 32-pixel image at a quarter of the resolution in its first stage."""
-    model = build(name).eval()
+    model = build(name + stem).eval()
     sizes: list[int] = []
     model.layer1.register_forward_hook(lambda module, inputs, output: sizes.append(output.shape[-1]))  # type: ignore[union-attr]
     with torch.no_grad():
         assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
-    assert sizes == [32 if name == "resnet18" else 8]
-    assert snapshot(model)["conv1.weight"].shape[-1] == (3 if name == "resnet18" else 7)
+    assert sizes == [8 if stem else 32]
+    assert snapshot(model)["conv1.weight"].shape[-1] == (7 if stem else 3)
+
+
+@pytest.mark.parametrize(("teacher", "count"), [("resnet34", 348_160), ("resnet50", 1_392_640)])
+def test_the_papers_pairs_have_the_papers_projections(teacher: str, count: int) -> None:
+    """Basic blocks to basic blocks, and to bottlenecks, with the widths that the models themselves show."""
+    rng, image = torch.Generator().manual_seed(0), torch.zeros(1, 3, 32, 32)
+    loss = feature_loss(build("resnet18"), build(teacher), image, objective=FeatureDistillation(), rng=rng)
+    assert sum(parameter.numel() for parameter in loss.parameters()) == count

@@ -17,8 +17,9 @@ Members = tuple[int, ...]
 
 
 def variants(experiment: Experiment) -> list[Experiment]:
-    """The experiment with each of its models, `[model]` first."""
-    models = [experiment.model.model_copy(update={"name": c.name, "width": c.width}) for c in experiment.capacities]
+    """The experiment with each of its models, `[model]` first; only that one can start from given weights."""
+    changed = [{"name": c.name, "width": c.width, "weights": None} for c in experiment.capacities]
+    models = [experiment.model.model_copy(update=keys) for keys in changed]
     return [experiment.model_copy(update={"model": model}) for model in [experiment.model, *models]]
 
 

@@ -256,10 +256,10 @@ def prune(
     """
     from fl_sim.curves import MeasureCurves, calibration_images
     from fl_sim.lookup import find
+    from fl_sim.model_file import data_for, open_saved
     from fl_sim.progress import counting
     from fl_sim.prune import METHODS, Request, layer_rows
     from fl_sim.report import effect, pruned_table
-    from fl_sim.saved import data_for, open_saved
 
     saved = open_saved(checkpoint, name=model, image_size=image_size)
     data = None if calibration is None else data_for(saved, calibration)

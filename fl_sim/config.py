@@ -23,6 +23,7 @@ from pydantic_core import ErrorDetails
 from fl_sim.broadcast import SparseBroadcast
 from fl_sim.checkpoint import CheckpointOptions
 from fl_sim.gating import Gating
+from fl_sim.model_file import content_hash
 from fl_sim.network import Network
 from fl_sim.runtime.faults import Faults
 from fl_sim.runtime.ray import RayOptions
@@ -140,6 +141,11 @@ class ModelSection(Section):
     )
     statistics: Literal["average", "local", "recalibrate"] = Field(
         "average", description="BatchNorm statistics: averaged, kept by each client, or measured by the server"
+    )
+    weights: str | None = Field(
+        None,
+        description="start from this model: a run folder, or a safetensors file; what travels is sent and booked in full, "
+        "what never travels every client reads from the same file; unset = from the seed",
     )
 
 
@@ -273,9 +279,17 @@ class Experiment(Section):
 
     @property
     def id(self) -> str:
-        """Eight hex digits of what determines the result: every non-default key but name, engine and places."""
+        """Eight hex digits of what determines the result: every non-default key but name, engine and places.
+
+        Weights to start from count by their content, not by their path.
+
+        Raises:
+            UserError: there are no such weights.
+        """
         where = {"name", "engine", "out", "ray", "workers", "device", "checkpoint", "faults"}
         tree = self.model_dump(mode="json", exclude_defaults=True, exclude=where)
+        if self.model.weights is not None:
+            tree["model"]["weights"] = content_hash(Path(self.model.weights))
         return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:8]
 
     def to_toml(self) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import cache
+from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -20,6 +21,7 @@ from fl_sim.data import CropFlip, Data, Split, label_counts, matching
 from fl_sim.data import load as load_data
 from fl_sim.data import partition as make_partition
 from fl_sim.gating import Gated, Gating, keeping
+from fl_sim.model_file import entries_for, read
 from fl_sim.recalibration import recalibrate
 from fl_sim.runtime.app import PARTITION, ClientHost, client_app
 from fl_sim.runtime.own_fit import MeasureFit, OwnFit, unmeasured
@@ -34,13 +36,18 @@ TEST_SIZE = 500
 
 @dataclass(frozen=True)
 class Federation:
-    """What server and clients build alike from the experiment: data, partitions, the seeded model, the exchange."""
+    """What server and clients build alike from the experiment: data, partitions, the seeded model, the exchange.
+
+    `initial` is what every party can make from the seed; `start`, the server's first parameters, differs from it where
+    the experiment starts from given weights.
+    """
 
     experiment: Experiment
     data: Data
     parts: list[np.ndarray]
     model: nn.Module
     initial: FlatParams
+    start: FlatParams
     exchange: wire.Exchange
     gating: Gating | None = None
 
@@ -69,8 +76,11 @@ class Federation:
     def _of(cls, experiment: Experiment, data: Data, parts: list[np.ndarray]) -> Federation:
         model, gating = make_model(experiment, data, experiment.seed)
         exchange = make_exchange(experiment, model)
-        initial = exchange.schema.view(exchange.schema.flat(snapshot(model)))
-        return cls(experiment, data, parts, model, initial, exchange, gating)
+        schema = exchange.schema
+        initial = schema.view(schema.flat(snapshot(model)))
+        given = given_weights(experiment, model)
+        start = schema.view(schema.flat({**initial, **{n: p for n, p in given.items() if n in initial}}))
+        return cls(experiment, data, parts, model, initial, start, exchange, gating)
 
     def others(self) -> list[Federation]:
         """The same with the models of the other capacities, in the order of the config."""
@@ -209,10 +219,10 @@ def plain_model(experiment: Experiment, data: Data, seed: int) -> nn.Module:
 def make_model(experiment: Experiment, data: Data, seed: int) -> tuple[nn.Module, Gating | None]:
     """The model of an experiment as its method trains it, and its gating as this model settles it.
 
-    Frozen parameters require no gradient.
+    Frozen parameters require no gradient. Given weights (`model.weights`) fill only what never travels.
 
     Raises:
-        UserError: unknown model or initialisation, or `model.trainable` selects nothing.
+        UserError: unknown model or initialisation, `model.trainable` selects nothing, or given weights that do not fit.
     """
     section, gating = experiment.model, experiment.gating
     model = plain_model(experiment, data, seed)
@@ -226,7 +236,26 @@ def make_model(experiment: Experiment, data: Data, seed: int) -> tuple[nn.Module
         gated.set_keep(gating.keep)
         model = gated
     models.freeze(model, section.trainable, seed=derive(seed, Purpose.MODEL, 1))
+    travelling = _travelling(experiment, model)
+    load(model, {n: p for n, p in given_weights(experiment, model).items() if n not in travelling})
     return model, gating
+
+
+def given_weights(experiment: Experiment, model: nn.Module) -> Params:
+    """The entries of the model that the experiment starts from, under the names of `model`; none without one.
+
+    Raises:
+        UserError: no such file, or it holds another model.
+    """
+    path = experiment.model.weights
+    return {} if path is None else entries_for(model, read(Path(path)))
+
+
+def _travelling(experiment: Experiment, model: nn.Module) -> list[str]:
+    """Names of the entries that payloads carry: trainable parameters and, where they are averaged, statistics."""
+    named = dict(model.named_parameters())
+    averaged = experiment.model.statistics == "average"
+    return [n for n in snapshot(model) if (named[n].requires_grad if n in named else averaged)]
 
 
 def make_exchange(experiment: Experiment, model: nn.Module) -> wire.Exchange:
@@ -234,8 +263,7 @@ def make_exchange(experiment: Experiment, model: nn.Module) -> wire.Exchange:
     params, named = snapshot(model), dict(model.named_parameters())
     frozen = {name for name, parameter in named.items() if not parameter.requires_grad}
     statistics = [name for name in params if name not in named]
-    averaged = experiment.model.statistics == "average"
-    travelling = {n: p for n, p in params.items() if n not in frozen and (averaged or n not in statistics)}
+    travelling = {n: params[n] for n in _travelling(experiment, model)}
     prunable = [name for name in models.prunable_names(model) if name in travelling]
     schema = codecs.Schema.of(travelling, prunable)
     digest = wire.Frozen.digest_of({n: p for n, p in params.items() if n in frozen})

@@ -162,6 +162,7 @@ def build_strategy(
             cohort_size=size,
             seed=experiment.seed,
             model=cache(partial(_servers_own, each)),
+            start=each.start,
             precision=experiment.training.precision,
             proxy=each.proxy(),
             members=members,

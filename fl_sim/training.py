@@ -73,8 +73,9 @@ def load(model: nn.Module, params: Params) -> nn.Module:
             raise ValueError(f"the model has no entry {name!r}")
         if own[name].shape != value.shape:
             raise ValueError(f"{name!r} has shape {tuple(value.shape)}, the model's has {tuple(own[name].shape)}")
-    with torch.no_grad():
-        torch._foreach_copy_([own[name] for name in params], list(params.values()))
+    if params:  # the copy refuses empty lists
+        with torch.no_grad():
+            torch._foreach_copy_([own[name] for name in params], list(params.values()))
     return model
 
 

@@ -77,7 +77,7 @@ class SparseStrategy(Strategy):
 
     def __init__(self, method: Method, setup: Setup) -> None:
         self.method, self.setup = method, setup
-        self.state = ServerState(setup.exchange.schema, setup.initial)
+        self.state = ServerState(setup.exchange.schema, setup.initial if setup.start is None else setup.start)
         self.cohorts = Cohorts(setup.seed, setup.members)
         self.sender = Sender(setup, method.downlink)
         self.receiver = Receiver(setup, self.cohorts, self.sender)

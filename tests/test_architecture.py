@@ -51,7 +51,6 @@ LAYERS = [
         "fl_sim.federation",
         "fl_sim.facts",
         "fl_sim.session",
-        "fl_sim.saved",
         "fl_sim.resume",
         "fl_sim.folder",
         "fl_sim.progress",

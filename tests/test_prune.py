@@ -12,9 +12,9 @@ from torch import nn
 
 from fl_sim import codecs, count_macs
 from fl_sim.curves import gaussian_calibration
+from fl_sim.model_file import open_saved
 from fl_sim.models import build, prunable_names
 from fl_sim.prune import METHODS, Request, layer_rows, support
-from fl_sim.saved import open_saved
 from fl_sim.training import snapshot
 from fl_sim.types import UserError
 

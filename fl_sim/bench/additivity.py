@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from fl_sim.curves import MeasureCurves, calibration, evaluating, squared_error
 from fl_sim.data import load as load_data
+from fl_sim.model_file import data_for, open_saved
 from fl_sim.models import build, prunable_names
-from fl_sim.saved import data_for, open_saved
 from fl_sim.seeding import Purpose, generator, numpy_generator
 from fl_sim.sparsity import apply_mask, magnitude, topk_mask
 from fl_sim.sparsity.rate_distortion import kept_weights

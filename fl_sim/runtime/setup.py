@@ -32,6 +32,7 @@ class Setup:
         cohort_size: clients per round, drawn without replacement.
         seed: the run's seed.
         model: the server's own copy of the model, on its device, for strategies that compute; made when first asked for.
+        start: the server's first parameters; None = the seeded model.
         precision: how strategies compute, a name of `fl_sim.precision.PRECISIONS`.
         proxy: images that the server holds, on that device; None = none.
         members: partitions that take part; None = all.
@@ -50,6 +51,7 @@ class Setup:
     cohort_size: int
     seed: int
     model: Callable[[], nn.Module]
+    start: FlatParams | None = None
     precision: str = "float32"
     proxy: Split | None = None
     members: tuple[int, ...] | None = None

@@ -35,7 +35,7 @@ from strategies.queries import CurveQuery
 from strategies.receiving import Receiver
 from strategies.round_log import Failure, RoundFailed, RoundLog
 from strategies.sending import Sender
-from strategies.server_step import Aggregate, Optimise, ServerState, accept, server_step
+from strategies.server_step import Aggregate, Optimise, ServerState, accept, masked, server_step
 
 __all__ = ["Account", "Failure", "Method", "RoundFailed", "RoundLog", "SparseStrategy", "nothing"]
 log = logging.getLogger("fl_sim")
@@ -152,9 +152,11 @@ class SparseStrategy(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         self._grid = grid
+        self.round_log = RoundLog()
+        if self.state.round == 0:
+            self.state = masked(self.state, None, adjust_mask=self.method.adjust_mask, calibrate=self._calibrate)
         number = self.state.round + 1
         self._cohort = self.cohorts.cohort(grid, number, Purpose.COHORT, self.setup.cohort_size)
-        self.round_log = RoundLog()
         scalars = {
             **self.method.config,
             **{k: v for k, v in config.items() if isinstance(v, (bool, int, float, str, bytes))},
@@ -168,13 +170,12 @@ class SparseStrategy(Strategy):
         start = replace(self.state, params=self.sender.start(self.state.params))
         arriving = self.receiver.updates(start, self._cohort, replies, self.round_log)
         updates, refine = self.method.teach(self.setup, start, arriving)
-        calibrate = self.method.calibrate
         self.state = server_step(
             start,
             updates,
             aggregate=self.method.aggregate,
             adjust_mask=self.method.adjust_mask,
-            calibrate=None if calibrate is None else partial(calibrate, self.setup, self.ask),
+            calibrate=self._calibrate,
             optimise=self._optimise,
             refine=refine,
         )
@@ -183,6 +184,11 @@ class SparseStrategy(Strategy):
                 f"round {self.state.round}: the aggregate overflows; strategy.clip bounds what clients can do"
             )
         return ArrayRecord(), MetricRecord({**self.round_log.metrics})
+
+    @property
+    def _calibrate(self) -> Callable[[ServerState], MaskRule] | None:
+        """The method's measurement in this run; None where it has none."""
+        return None if self.method.calibrate is None else partial(self.method.calibrate, self.setup, self.ask)
 
     def _optimise(self, start: ServerState, aggregated: Params) -> tuple[Params, Params]:
         """The method's step, from what the clients started from; what was not published is still to come."""

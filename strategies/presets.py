@@ -22,6 +22,7 @@ from fl_sim.sparsity import (
     Schedule,
     Shared,
     erk,
+    keep_zeros,
     lamp,
     uniform,
 )
@@ -45,7 +46,11 @@ AGGREGATES: Mapping[str, Aggregate] = {
 }
 
 
-def _teach(table: Table | None) -> Teach:
+def _teach(table: Table | None, at: int = 1) -> Teach:
+    if table is not None and at == 0:
+        raise UserError(
+            "strategy.at = 0: before the first round nothing is distilled; allowed with distil: 1 and later"
+        )
     return untaught if table is None else server_distillation(**table)  # type: ignore[arg-type]
 
 
@@ -134,7 +139,7 @@ def global_magnitude(
 
     Args:
         density: fraction of prunable weights kept.
-        at: after which round the mask is made.
+        at: after which round the mask is made; 0 prunes the initial model (`model.weights`), before anything is sent.
         min_keep: weights that survive in every layer at least.
         allocate: how many each layer keeps: "global", "uniform", "erk", "lamp", "random", or `module:function`.
         min_threshold: the same in the published unit, percent of all prunable weights; of "global" only.
@@ -142,7 +147,7 @@ def global_magnitude(
         distil: server-side distillation after pruning, see `strategies.distillation.server_distillation`.
     """
     rule = PruneTo(OneShot(at, density), _allocation(allocate, min_threshold, mt_mode), min_keep=min_keep)
-    return Method(adjust_mask=rule, teach=_teach(distil))
+    return Method(adjust_mask=rule, teach=_teach(distil, at))
 
 
 def gradual_magnitude(
@@ -186,7 +191,7 @@ def rate_distortion(
 
     Args:
         density: fraction of prunable weights kept in the end.
-        at: after which round the first mask is made.
+        at: after which round the first mask is made; 0 is before anything is sent.
         every, amount: every so many rounds the share `amount` of what is left goes, until `density` is reached; without
             `amount` everything goes at once.
         curves: who measures: "clients" (kilobytes up), or "server" (on `data.proxy`, or on noise: `data.noise`).
@@ -198,7 +203,12 @@ def rate_distortion(
     """
     source = find("strategy.curves", curves, SOURCES)(MeasureCurves(levels=levels, summary=summary), images)
     schedule: Schedule = OneShot(at, density) if amount is None else Iterative(at, every, amount, density)
-    return Method(calibrate=PruneByDistortion(schedule, source, min_keep), teach=_teach(distil))
+    return Method(calibrate=PruneByDistortion(schedule, source, min_keep), teach=_teach(distil, at))
+
+
+def pruned() -> Method:
+    """FedAvg under a fixed mask: what is zero in `model.weights` stays zero, and does not travel."""
+    return Method(adjust_mask=keep_zeros)
 
 
 def layer_adaptive(*, kilobytes: float, images: int = 32, types: Sequence[str] = TYPES) -> Method:

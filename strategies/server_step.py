@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from fl_sim.codecs import Schema
 from fl_sim.sparsity import apply_mask
-from fl_sim.types import Mask, MaskRule, Params, Update
+from fl_sim.types import Grads, Mask, MaskRule, Params, Update
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,17 +90,30 @@ def server_step(
     mask is still the old one. `refine` has the last word on the parameters.
     """
     params, memory = optimise(state, aggregate(state, updates))
-    number, mask = state.round + 1, state.mask
-    if calibrate is not None:
-        adjust_mask = calibrate(replace(state, round=number, params=_masked(state.schema, params, mask)))
-    if adjust_mask is not None:
-        prunable = {name: params[name] for name in state.schema.prunable}
-        pseudo = {name: state.params[name] - value for name, value in prunable.items()}
-        mask = adjust_mask(number, mask, prunable, pseudo)
-    masked = _masked(state.schema, params, mask)
-    memory = apply_mask(memory, mask) if memory and mask is not None else memory
-    new = replace(state, round=number, params=masked, mask=mask, memory=memory)
+    aggregated = replace(state, round=state.round + 1, params=params, memory=memory)
+    pseudo = {name: state.params[name] - params[name] for name in state.schema.prunable}
+    new = masked(aggregated, pseudo, adjust_mask=adjust_mask, calibrate=calibrate)
     return replace(new, params=refine(new, params))
+
+
+def masked(
+    state: ServerState,
+    grads: Grads | None,
+    *,
+    adjust_mask: MaskRule | None,
+    calibrate: Callable[[ServerState], MaskRule] | None,
+) -> ServerState:
+    """`state`, whose mask is still the old one, under the mask that the rule decides.
+
+    Before the first round it is asked as after a round 0, without gradients: that may prune the initial model.
+    """
+    mask = state.mask
+    if calibrate is not None:
+        adjust_mask = calibrate(replace(state, params=_masked(state.schema, state.params, mask)))
+    if adjust_mask is not None:
+        mask = adjust_mask(state.round, mask, {name: state.params[name] for name in state.schema.prunable}, grads)
+    memory = apply_mask(state.memory, mask) if state.memory and mask is not None else state.memory
+    return replace(state, params=_masked(state.schema, state.params, mask), mask=mask, memory=memory)
 
 
 def _masked(schema: Schema, params: Params, mask: Mask | None) -> Params:

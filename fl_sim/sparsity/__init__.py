@@ -27,6 +27,7 @@ from fl_sim.sparsity.rules import (
     StaticMask,
     chain,
     grow_by_gradient,
+    keep_zeros,
     no_mask,
 )
 from fl_sim.sparsity.schedules import Constant, Cosine, Cubic, Exponential, Iterative, Linear, OneShot, Schedule
@@ -63,6 +64,7 @@ __all__ = [
     "gradient",
     "grow_by_gradient",
     "intersect",
+    "keep_zeros",
     "lamp",
     "layer_densities",
     "magnitude",

@@ -3,7 +3,8 @@
 rule = chain(PruneTo(Cubic(5, 50, 0.1)), PruneAndGrow(Cosine(0.3, 75), every=5))
 mask = rule(round, mask, params, pseudo_gradient)
 
-A rule returns the very mask it received when nothing changes, and None while the model is dense.
+A rule returns the very mask it received when nothing changes, and None while the model is dense. Round 0 is before
+anything is sent: there are no gradients, and a mask made then is that of the first round.
 """
 
 from __future__ import annotations
@@ -28,6 +29,14 @@ Growth = Callable[[int, Params, Grads | None], Scores]
 def no_mask(number: int, mask: Mask | None, params: Params, grads: Grads | None) -> Mask | None:
     """Keep whatever mask there is, or none."""
     return mask
+
+
+def keep_zeros(number: int, mask: Mask | None, params: Params, grads: Grads | None) -> Mask | None:
+    """What is zero in the initial model (round 0) stays zero: training goes on where pruning left it."""
+    if number > 0:
+        return mask
+    found = {name: value != 0 for name, value in params.items()}
+    return None if all(bool(m.all()) for m in found.values()) else found
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,7 +127,7 @@ class PruneAndGrow:
 
     Attributes:
         fraction: round -> share that is exchanged; `Constant(0.3)`, or `Cosine(0.3, end)` as RigL has it.
-        every: rounds between exchanges; they happen in multiples of it.
+        every: rounds between exchanges; they happen in multiples of it, and not in round 0, which has no gradients.
         drop: the lowest of these go.
         grow: the highest of these come.
     """
@@ -134,7 +143,7 @@ class PruneAndGrow:
 
     def __call__(self, number: int, mask: Mask | None, params: Params, grads: Grads | None) -> Mask | None:
         fraction = self.fraction(number)
-        if mask is None or number % self.every or fraction == 0:
+        if mask is None or number == 0 or number % self.every or fraction == 0:
             return mask
         return prune_and_grow(mask, self.drop(params, grads), self.grow(number, params, grads), fraction)
 

@@ -98,6 +98,47 @@ def pruning(
 
 
 @bench.command()
+def density(
+    checkpoint: Annotated[Path, typer.Argument(help="folder of a finished run, or a model file")],
+    source: Annotated[str, typer.Option(help="data that calibrates, retrains and tests")] = "digits",
+    methods: Annotated[
+        str, typer.Option(help="of `fl-sim prune`, comma-separated; +N = each layer keeps N weights at least")
+    ] = "uniform,erk,lamp,global,global+10,rd",
+    densities: Annotated[str, typer.Option(help="comma-separated; 1 is the model as it is")] = "0.5,0.2,0.1,0.05,0.02",
+    images: Annotated[int, typer.Option(help="calibration images for rd")] = 64,
+    levels: Annotated[int, typer.Option(help="points of a distortion curve for rd")] = 101,
+    steps: Annotated[int, typer.Option(min=0, help="of training under the mask; 0 = none")] = 0,
+    lr: Annotated[float, typer.Option(help="of that training: SGD, momentum 0.9, batch 64, cosine")] = 0.05,
+    precision: Annotated[str, typer.Option(help="float32, channels_last, bfloat16")] = "float32",
+    as_json: AS_JSON = False,
+) -> None:
+    """Accuracy, empty layers, MACs and bytes of one model by density and method, before and after retraining.
+
+    Example: fl-sim bench density runs/quickstart-1a2b3c4d --methods global,global+10 --densities 0.01,0.001 --steps 100
+    """
+    from fl_sim.bench import density as measured
+    from fl_sim.bench.distillation import numbers
+    from fl_sim.bench.show import show_rows
+    from fl_sim.lookup import find
+    from fl_sim.precision import PRECISIONS
+    from fl_sim.training import Training
+
+    find("--precision", precision, PRECISIONS)
+    options = {"lr": lr, "momentum": 0.9, "batch_size": 64, "schedule": "cosine", "precision": precision}
+    rows = measured.measure(
+        checkpoint,
+        source,
+        methods=[measured.Asked.of(text) for text in methods.split(",")],
+        densities=numbers("--densities", densities, float),
+        images=images,
+        levels=levels,
+        precision=precision,
+        training=Training(steps=steps, **options) if steps else None,  # type: ignore[arg-type]
+    )
+    show_rows(console, list(rows), as_json=as_json)
+
+
+@bench.command()
 def soak(
     as_json: AS_JSON = False,
     rounds: Annotated[int, typer.Option(min=1, help="rounds on each engine; the first third warms up")] = 300,

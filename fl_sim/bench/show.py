@@ -17,9 +17,9 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from fl_sim import study
-    from fl_sim.bench import additivity, codec, cohort, inference, pruning
+    from fl_sim.bench import additivity, codec, cohort, density, inference, pruning
 
-    Rows = Sequence[codec.Row | cohort.Row | pruning.Row | additivity.Row | inference.Row | study.Row]
+    Rows = Sequence[codec.Row | cohort.Row | density.Row | pruning.Row | additivity.Row | inference.Row | study.Row]
 
 
 def header() -> dict[str, str]:

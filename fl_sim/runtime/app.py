@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fl_sim import measuring, wire
 from fl_sim.broadcast import Parcel, received
+from fl_sim.curve_cache import cached_curves
 from fl_sim.curves import calibration
 from fl_sim.data import Split
 from fl_sim.runtime.own_fit import MeasureFit, unmeasured
@@ -212,7 +213,8 @@ class ClientHost:
         task = self._receive(message, context)
         measure, count = measuring.asked(task.config)
         images = calibration(self.split_of(int(context.node_config[PARTITION])), count)
-        measured = measure(load(self.model, task.params), images, self.exchange.schema.prunable)
+        model = load(self.model, task.params)
+        measured = cached_curves(measure, model, images, self.exchange.schema.prunable)
         answer = wire.content(measuring.encode_curves(measured), metrics={wire.NUM_EXAMPLES: len(images)})
         return Message(answer, reply_to=message)
 

@@ -74,7 +74,8 @@ class Published:
         masks = not _same(mask, self.mask, schema)
         if masks or not torch.equal(flat[:count], self.model[:count]):
             new = self._part.view(flat[:count])
-            chosen = mask if masks else self._largest(new, old)
+            # Before the first round only given weights are not what every party makes: they are published whole.
+            chosen = mask if masks or behind == 0 else self._largest(new, old)
             coding, seed = self.rule.coding, derive(self.seed, behind, Purpose.ENCODING)
             data = coding.encode(new, chosen, old, schema=self._part, held=None, seed=seed)
             self.version += 1

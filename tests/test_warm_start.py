@@ -46,8 +46,7 @@ def test_the_server_starts_from_the_file_and_the_clients_know_only_the_seed(trai
 
 
 def test_given_weights_are_sent_and_booked_like_any_others(trained: Path, tmp_path: Path) -> None:
-    for content in ("parameters", "difference"):
-        wire = f"wire.downlink.content={content}"
+    for wire in ("wire.downlink.content=parameters", "wire.downlink.content=difference", "wire.broadcast.density=0.1"):
         warm, seeded = (run_tiny(tmp_path, *extra, wire, "rounds=1") for extra in ([given(trained)], []))
         assert warm.summary["downlink_bytes"] >= 0.9 * warm.number("dense_total_bytes") / 2
         assert warm.number("uplink_bytes") == seeded.number("uplink_bytes")

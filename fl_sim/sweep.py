@@ -9,6 +9,7 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from fl_sim.config import Experiment
 from fl_sim.folder import run_folder
@@ -16,6 +17,7 @@ from fl_sim.report import Report
 from fl_sim.types import UserError
 
 OPENING, CLOSING = "[{", "]}"
+Number = TypeVar("Number", int, float)
 
 
 @dataclass(frozen=True)
@@ -66,10 +68,19 @@ def integers(name: str, text: str) -> list[int]:
     Raises:
         UserError: something else.
     """
+    return _parts(name, text, int, "integers, separated by commas, for instance 0,1,2")
+
+
+def decimals(name: str, text: str) -> list[float]:
+    """Comma-separated numbers; as `integers`."""
+    return _parts(name, text, float, "numbers, separated by commas, for instance 0.1,0.05")
+
+
+def _parts(name: str, text: str, kind: Callable[[str], Number], allowed: str) -> list[Number]:
     try:
-        return [int(part) for part in text.split(",")]
+        return [kind(part) for part in text.split(",")]
     except ValueError as error:
-        raise UserError(f"{name} {text!r}: write integers, separated by commas, for instance 0,1,2") from error
+        raise UserError(f"{name} {text!r}: write {allowed}") from error
 
 
 def plan(path: str | Path, overrides: Sequence[str], *, seeds: Sequence[int]) -> list[Experiment]:

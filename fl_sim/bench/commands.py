@@ -117,10 +117,10 @@ def density(
     Example: fl-sim bench density runs/quickstart-1a2b3c4d --methods global,global+10 --densities 0.01,0.001 --steps 100
     """
     from fl_sim.bench import density as measured
-    from fl_sim.bench.distillation import numbers
     from fl_sim.bench.show import show_rows
     from fl_sim.lookup import find
     from fl_sim.precision import PRECISIONS
+    from fl_sim.sweep import decimals
     from fl_sim.training import Training
 
     find("--precision", precision, PRECISIONS)
@@ -129,7 +129,7 @@ def density(
         checkpoint,
         source,
         methods=[measured.Asked.of(text) for text in methods.split(",")],
-        densities=numbers("--densities", densities, float),
+        densities=decimals("--densities", densities),
         images=images,
         levels=levels,
         precision=precision,

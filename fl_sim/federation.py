@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import cast
 
@@ -24,7 +24,7 @@ from fl_sim.gating import Gated, Gating, keeping
 from fl_sim.model_file import entries_for, read
 from fl_sim.recalibration import recalibrate
 from fl_sim.runtime.app import PARTITION, ClientHost, client_app
-from fl_sim.runtime.own_fit import MeasureFit, OwnFit, unmeasured
+from fl_sim.runtime.own_fit import MeasureFit, OwnFit, as_trained, unmeasured
 from fl_sim.seeding import Purpose, derive, generator, numpy_generator
 from fl_sim.training import load, snapshot
 from fl_sim.types import Client, FlatParams, Params, UserError
@@ -179,8 +179,12 @@ class Federation:
         asked, seed = self.experiment.evaluate, self.experiment.seed
         if not asked.fit:
             return unmeasured
-        precision = self.experiment.training.precision
-        return OwnFit(split_of, test_of, asked.fit, seed, asked.every, self.experiment.rounds, self.as_in, precision)
+        chosen = self.experiment.training.precision
+        own = self.experiment.model.statistics != "recalibrate"
+        settle = as_trained if own else partial(recalibrate, precision=chosen)
+        return OwnFit(
+            split_of, test_of, asked.fit, seed, asked.every, self.experiment.rounds, self.as_in, settle, chosen
+        )
 
     def hosts(self) -> Callable[[Context], ClientHost]:
         """The resident client side of one process, by node: clients of one capacity share a host."""

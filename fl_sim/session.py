@@ -344,9 +344,9 @@ class Session:
         row: dict[str, float] = {}
         for federation, part, suffix in self._models("/"):
             section, chosen = federation.experiment.evaluate, federation.experiment.training.precision
-            model = federation.complete(part.params)
             splits = {"": federation.data.test, "validation_": federation.data.validation}
             with federation.as_in(number):
+                model = federation.complete(part.params)
                 for prefix, split in splits.items():
                     split = split.to(federation.device)
                     found = evaluate(model, split, batch_size=section.batch_size, precision=chosen)

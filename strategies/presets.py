@@ -13,14 +13,18 @@ from fl_sim.lookup import find
 from fl_sim.losses import Distillation
 from fl_sim.sparsity import (
     Allocate,
+    Cosine,
     Cubic,
     GlobalMagnitude,
+    GrowAtRandom,
     Iterative,
     OneShot,
+    PruneAndGrow,
     PruneTo,
     RandomTopk,
     Schedule,
     Shared,
+    chain,
     erk,
     keep_zeros,
     lamp,
@@ -172,6 +176,35 @@ def gradual_magnitude(
     """
     rule = PruneTo(Cubic(start, end, density), _allocation(allocate, min_threshold, mt_mode), min_keep=min_keep)
     return Method(adjust_mask=rule, teach=_teach(distil))
+
+
+def prune_and_grow(
+    *,
+    seed: int,
+    density: float = 0.2,
+    at: int = 1,
+    allocate: str = "erk",
+    fraction: float = 0.3,
+    every: int = 5,
+    end: int = 100,
+) -> Method:
+    """A persistent sparse model whose mask moves between rounds (SET; Mocanu et al., 2018): small weights go, others come.
+
+    Downlink, uplink, the clients' memory and MACs shrink to `density`; each exchange costs the difference of two masks.
+
+    Args:
+        seed: of the run.
+        density: fraction of prunable weights alive after round `at`, from then on.
+        at: after which round the first mask is made.
+        allocate: how many each layer keeps; see `global_magnitude`.
+        fraction: share of each layer's weights exchanged, along half a cosine to 0 in round `end`.
+        every: rounds between exchanges.
+        end: round of the last exchange.
+    """
+    prune = PruneTo(OneShot(at, density), _allocation(allocate, 0.0, "exact"))
+    # Masked clients have no gradient of dead weights to tell, so that growth is at random and not RigL's.
+    exchange = PruneAndGrow(Cosine(fraction, end), every, grow=GrowAtRandom(seed))
+    return Method(adjust_mask=chain(prune, exchange))
 
 
 def rate_distortion(

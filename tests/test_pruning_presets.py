@@ -77,3 +77,19 @@ def test_the_shipped_configs_prune(tmp_path: Path, config: str, extra: list[str]
     report = run(Experiment.load(f"configs/{config}.toml", [f'out="{tmp_path}"', *SMALL, *extra]))
     assert report.summary["density"]["prunable"] == pytest.approx(density, abs=1e-3)
     assert report.summary["failures"]["raised"] == 0
+
+
+def test_a_persistent_sparse_model_moves_its_mask_at_the_price_of_a_difference(tmp_path: Path) -> None:
+    asked = ["strategy.target=strategies.presets:prune_and_grow", "strategy.density=0.2", "strategy.every=2"]
+    gates = ["client.target=clients.presets:adaptive_pruning", "gating.salience=activation"]
+    report = run_tiny(tmp_path / "moving", *asked, *gates, "rounds=6", "cohort.size=6")
+    fixed = run_tiny(tmp_path / "fixed", *asked, *gates, "rounds=6", "cohort.size=6", "strategy.every=100")
+    assert all(row["density"] == pytest.approx(0.2, abs=1e-3) for row in report.rounds)
+    masks = report.ledger.total(by=("round", "direction"), where={"section": "mask"})
+    # The first mask is whole; exchanges after rounds 2 and 4 cost less; clients that hold the mask are sent none.
+    assert [masks.get((n, "down"), 0) > 0 for n in range(1, 7)] == [False, True, True, False, True, False]
+    assert masks[3, "down"] < masks[2, "down"]
+    assert fixed.ledger.total(where={"section": "mask", "round": 3})[()] == 0
+    down = report.ledger.total(by=("round",), where={"direction": "down", "section": "values"})
+    assert down[(3,)] < 0.21 * down[(1,)]
+    assert report.summary["failures"]["raised"] == 0

@@ -22,6 +22,10 @@ def unmeasured(number: int, partition: int, model: nn.Module) -> Metrics:
     return {}
 
 
+def as_trained(model: nn.Module, data: Split) -> None:
+    """The model has the statistics of its training."""
+
+
 @dataclass(frozen=True)
 class OwnFit:
     """Loss and accuracy of a client's trained model on its own samples, `seen`, and on its share of the test set, `unseen`.
@@ -32,6 +36,7 @@ class OwnFit:
         seed: of the draw.
         every, rounds: measured every so many rounds, and in the last.
         setting: round -> what holds while measuring: how many channels a gated model keeps.
+        settle: gives the model BatchNorm statistics from its own samples, where it has none of its own.
         precision: see `fl_sim.precision`.
     """
 
@@ -42,17 +47,22 @@ class OwnFit:
     every: int
     rounds: int
     setting: Callable[[int], AbstractContextManager[object]]
+    settle: Callable[[nn.Module, Split], object]
     precision: str
 
     def __call__(self, number: int, partition: int, model: nn.Module) -> Metrics:
         """See `MeasureFit`."""
         if number % self.every and number != self.rounds:
             return {}
+        seen, unseen = self._drawn(self.seen, partition), self._drawn(self.unseen, partition)
         metrics: Metrics = {}
         with self.setting(number):
-            for kind, split in (("seen", self.seen(partition)), ("unseen", self.unseen(partition))):
-                rng = numpy_generator(self.seed, partition, 0, Purpose.EVALUATION)
-                drawn = split.augmented(None).subset(rng.permutation(len(split))[: self.samples])
-                found = evaluate(model, drawn, precision=self.precision)
+            self.settle(model, seen)
+            for kind, split in (("seen", seen), ("unseen", unseen)):
+                found = evaluate(model, split, precision=self.precision)
                 metrics |= {f"{kind}_{name}": found[name] for name in ("loss", "accuracy")}
         return metrics
+
+    def _drawn(self, split_of: Callable[[int], Split], partition: int) -> Split:
+        split, rng = split_of(partition), numpy_generator(self.seed, partition, 0, Purpose.EVALUATION)
+        return split.augmented(None).subset(rng.permutation(len(split))[: self.samples])

@@ -13,6 +13,7 @@ paper: to 1e-4 by epoch); the last model counts, not the best on validation.
 from __future__ import annotations
 
 import hashlib
+import os
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -128,7 +129,8 @@ class Study:
             self.on_trial(trial)
             described = {**self.federation.described, "name": trial.model}
             self.folder.mkdir(parents=True, exist_ok=True)
-            beside = path.with_suffix(".building")
+            # The process's own, so that two studies that share a training may run at once.
+            beside = path.with_suffix(f".{os.getpid()}")
             write_model(beside, snapshot(self._trained(trial, described)), described)
             beside.replace(path)
         return read_model(path).to(self.federation.device)

@@ -6,16 +6,14 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
-import importlib
 import inspect
 import json
 import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, Self, get_args
+from typing import Annotated, Literal, Self, cast, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
@@ -23,6 +21,7 @@ from pydantic_core import ErrorDetails
 from fl_sim.broadcast import SparseBroadcast
 from fl_sim.checkpoint import CheckpointOptions
 from fl_sim.gating import Gating
+from fl_sim.lookup import imported, nearest
 from fl_sim.model_file import content_hash
 from fl_sim.network import Network
 from fl_sim.runtime.faults import Faults
@@ -59,19 +58,7 @@ class Target(BaseModel):
         Raises:
             UserError: no such module or name.
         """
-        module, _, name = self.target.partition(":")
-        if not name:
-            raise UserError(f"{self.target!r} is no import path; write 'module:name'")
-        try:
-            found: object = getattr(importlib.import_module(module), name, None)
-        except ModuleNotFoundError as error:
-            raise UserError(f"{self.target!r}: {error}") from error
-        if not callable(found):
-            public = [
-                n for n, v in vars(importlib.import_module(module)).items() if callable(v) and not n.startswith("_")
-            ]
-            raise UserError(f"{module!r} has no callable {name!r}{_nearest(name, public)}")
-        return found
+        return cast("Callable[..., object]", imported("", self.target))
 
     def build(self, given: Mapping[str, object]) -> object:
         """A preset (all parameters keyword-only) is called with its options and what it asks of `given`.
@@ -84,7 +71,7 @@ class Target(BaseModel):
             return found
         for key in self.options:
             if key not in parameters:
-                raise UserError(f"{self.target!r} has no option {key!r}{_nearest(key, list(parameters))}")
+                raise UserError(f"{self.target!r} has no option {key!r}{nearest(key, list(parameters))}")
         wanted = {k: v for k, v in given.items() if k in parameters}
         try:
             return found(**{**wanted, **self.options})
@@ -92,11 +79,17 @@ class Target(BaseModel):
             raise UserError(f"{self.target!r}: {error}") from error
 
 
-def _as_target(value: object) -> object:
-    return {"target": value} if isinstance(value, str) else value
+def _or(default: str) -> BeforeValidator:
+    """A bare import path is a target, and a table of options without one is about the default."""
+
+    def complete(value: object) -> object:
+        given = {"target": value} if isinstance(value, str) else value
+        return {"target": default, **given} if isinstance(given, dict) else given
+
+    return BeforeValidator(complete)
 
 
-TargetSpec = Annotated[Target, BeforeValidator(_as_target)]
+FEDAVG_CLIENT, FEDAVG = "clients.presets:fedavg", "strategies.presets:fedavg"
 
 
 class DataSection(Section):
@@ -220,11 +213,11 @@ class Experiment(Section):
     engine: Engine = Field("inline", description="runtime: " + ", ".join(get_args(Engine)))
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, ...")
     out: str = Field("runs", description="folder that receives the run's folder")
-    client: TargetSpec = Field(
-        Target(target="clients.presets:fedavg"), description="what every client runs; further keys are its options"
+    client: Annotated[Target, _or(FEDAVG_CLIENT)] = Field(
+        Target(target=FEDAVG_CLIENT), description="what every client runs; further keys are its options"
     )
-    strategy: TargetSpec = Field(
-        Target(target="strategies.presets:fedavg"), description="what the server does; further keys are its options"
+    strategy: Annotated[Target, _or(FEDAVG)] = Field(
+        Target(target=FEDAVG), description="what the server does; further keys are its options"
     )
     data: DataSection = DataSection()
     model: ModelSection = ModelSection()
@@ -317,17 +310,12 @@ def _override(tree: dict[str, Json], text: str) -> None:
     node[leaf] = parsed
 
 
-def _nearest(word: str, allowed: Sequence[str]) -> str:
-    close = difflib.get_close_matches(word, allowed, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else f"; allowed: {', '.join(allowed)}"
-
-
 def _explain(error: ErrorDetails, root: type[BaseModel]) -> str:
     """One line: which key, what is wrong, what is allowed."""
     path = [str(part) for part in error["loc"] if not str(part).startswith("function-")]
     key = ".".join(path)
     if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        return f"unknown key {key!r}{_nearest(path[-1], _keys(root, path[:-1]))}"
+        return f"unknown key {key!r}{nearest(path[-1], _keys(root, path[:-1]))}"
     message = error["msg"].removeprefix("Value error, ")
     shown = "" if isinstance(error["input"], dict) else f" = {error['input']!r}"
     name = key if key.isprintable() else repr(key)

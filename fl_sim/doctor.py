@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import copy
 import time
-import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,6 +21,7 @@ from torch import nn
 
 from fl_sim import data, models
 from fl_sim.data import Split
+from fl_sim.errors import told
 from fl_sim.sparsity import apply_mask, global_topk, magnitude, topk_mask
 from fl_sim.training import COUNTER, Training, load, local_sgd, snapshot
 from fl_sim.types import Client, ClientContext, Mask, Params, Scalar, Task, Update
@@ -139,16 +138,11 @@ def examine(client: Client, *, model: str = "cnn_bn", config: Mapping[str, Scala
             try:
                 problem = check(examination)
             except Exception as error:  # the client's own, whatever it is: this is what a doctor is for
-                problem = _where(error)
+                problem = f"it raised {told(error)}"
             findings.append(Finding((check.__doc__ or "").rstrip("."), problem))
         if any(finding.problem for finding in findings):
             break
     return findings
-
-
-def _where(error: Exception) -> str:
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    return f"it raised {type(error).__name__}: {error} ({Path(last.filename).name}, line {last.lineno})"
 
 
 def _names(names: list[str]) -> str:

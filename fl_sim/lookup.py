@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Mapping
+import inspect
+from collections.abc import Mapping, Sequence
 from typing import TypeVar, cast
 
-from fl_sim.types import UserError
+from fl_sim.errors import UserError, told
 
 T = TypeVar("T")
 
@@ -20,12 +21,54 @@ def find(key: str, name: str, table: Mapping[str, T]) -> T:
     """
     if name in table:
         return table[name]
-    module, colon, attribute = name.partition(":")
-    if colon:
-        try:
-            return cast(T, getattr(importlib.import_module(module), attribute))
-        except (ImportError, AttributeError) as error:
-            raise UserError(f"{key} = {name!r}: {error}") from error
+    if ":" in name:
+        return cast(T, imported(f"{key} = ", name))
     near = difflib.get_close_matches(name, table, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise UserError(f"{key} = {name!r}: unknown; {hint}allowed: {', '.join(table)}, or module:name")
+
+
+def imported(where: str, path: str) -> object:
+    """What can be called behind an import path, `module:name`; `where` starts the error message.
+
+    Raises:
+        UserError: no such module, a module that cannot be imported, no such name in it, or not a function.
+    """
+    module, _, name = path.partition(":")
+    if not module or not name:
+        raise UserError(f"{where}{path!r} is no import path; write 'module:name'")
+    try:
+        loaded = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise UserError(f"{where}{path!r}: {error}; looked for here and among what is installed") from error
+    except Exception as error:  # the user's own module, whatever it raises
+        raise UserError(f"{where}{path!r}: importing {module} raised {told(error)}") from error
+    found: object = getattr(loaded, name, None)
+    if found is None:
+        public = [n for n, v in vars(loaded).items() if callable(v) and not n.startswith("_")]
+        raise UserError(f"{where}{path!r}: {module!r} has no callable {name!r}{nearest(name, public)}")
+    if not callable(found):
+        raise UserError(f"{where}{path!r} is of type {type(found).__name__}; needed: a function")
+    return found
+
+
+def nearest(word: str, allowed: Sequence[str]) -> str:
+    """The end of an error message: the likeliest of what is allowed, or all of it."""
+    close = difflib.get_close_matches(word, allowed, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; allowed: {', '.join(allowed)}"
+
+
+def accepts(where: str, function: object, **arguments: object) -> None:
+    """Complain of a function of the user's that cannot be called with these keyword arguments.
+
+    Raises:
+        UserError: it cannot; names what it is called with.
+    """
+    try:
+        signature = inspect.signature(cast("type", function))
+    except ValueError:  # built in: it says nothing of itself
+        return
+    try:
+        signature.bind(**arguments)
+    except TypeError as error:
+        raise UserError(f"{where}: {error}; it is called with {', '.join(arguments)}") from error

@@ -6,10 +6,11 @@ A preset takes keyword arguments only (from the config's `[strategy]` table) and
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 from fl_sim.curves import MeasureCurves
 from fl_sim.layer_adaptive import TYPES, LayerAdaptive
-from fl_sim.lookup import find
+from fl_sim.lookup import find, imported
 from fl_sim.losses import Distillation
 from fl_sim.sparsity import (
     Allocate,
@@ -30,7 +31,7 @@ from fl_sim.sparsity import (
     lamp,
     uniform,
 )
-from fl_sim.types import UserError
+from fl_sim.types import MaskRule, UserError
 from strategies.aggregation import coverage_mean, zero_fill
 from strategies.base import Method
 from strategies.calibration import SOURCES, PruneByDistortion
@@ -65,6 +66,7 @@ def fedavg(
     aggregate: str = "coverage",
     trim: float = 0.1,
     clip: float | None = None,
+    mask_rule: str | None = None,
     distil: Table | None = None,
 ) -> Method:
     """FedAvg (McMahan et al., 2017), with server learning rate and momentum (FedAvgM; Hsu et al., 2019).
@@ -73,15 +75,20 @@ def fedavg(
         lr: server learning rate; 1 takes the mean of the clients.
         momentum: server momentum.
         aggregate: how updates that cover different coordinates are put together: "coverage" or "zero_fill" means, or,
-            against bad clients, the "median" or the "trimmed" mean of each coordinate (`strategies.robust`).
+            against bad clients, the "median" or the "trimmed" mean of each coordinate (`strategies.robust`); or
+            `module:function` of your own, (state, updates) -> parameters.
         trim: share of the values that "trimmed" leaves out at either end.
         clip: largest L2 norm of a client's change, longer ones are scaled down; None = any.
+        mask_rule: `module:function`, (round, mask, parameters, pseudo-gradient) -> mask: what is alive from now on.
         distil: server-side distillation after aggregation, see `strategies.distillation.server_distillation`.
     """
     table: Mapping[str, Aggregate] = {**AGGREGATES, "trimmed": Trimmed(trim)}
     chosen = find("strategy.aggregate", aggregate, table)
     return Method(
-        aggregate=chosen if clip is None else ClipNorm(clip, chosen), optimise=_step(lr, momentum), teach=_teach(distil)
+        aggregate=chosen if clip is None else ClipNorm(clip, chosen),
+        adjust_mask=None if mask_rule is None else cast("MaskRule", imported("strategy.mask_rule = ", mask_rule)),
+        optimise=_step(lr, momentum),
+        teach=_teach(distil),
     )
 
 

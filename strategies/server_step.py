@@ -8,12 +8,14 @@ the old parameters towards them; `adjust_mask` decides the next global mask from
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+
+import torch
 
 from fl_sim.codecs import Schema
 from fl_sim.sparsity import apply_mask
-from fl_sim.types import Grads, Mask, MaskRule, Params, Update
+from fl_sim.types import FlatMask, FlatParams, Grads, Mask, MaskRule, Params, Update, UserError
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +91,7 @@ def server_step(
     `old - new` of the prunable parameters. `calibrate` takes its place: it makes the rule from the aggregated state, whose
     mask is still the old one. `refine` has the last word on the parameters.
     """
-    params, memory = optimise(state, aggregate(state, updates))
+    params, memory = optimise(state, _parameters(state.schema, aggregate(state, updates)))
     aggregated = replace(state, round=state.round + 1, params=params, memory=memory)
     pseudo = {name: state.params[name] - params[name] for name in state.schema.prunable}
     new = masked(aggregated, pseudo, adjust_mask=adjust_mask, calibrate=calibrate)
@@ -111,10 +113,41 @@ def masked(
     if calibrate is not None:
         adjust_mask = calibrate(replace(state, params=_masked(state.schema, state.params, mask)))
     if adjust_mask is not None:
-        mask = adjust_mask(state.round, mask, {name: state.params[name] for name in state.schema.prunable}, grads)
+        prunable = {name: state.params[name] for name in state.schema.prunable}
+        mask = _mask(state.schema, adjust_mask(state.round, mask, prunable, grads))
     memory = apply_mask(state.memory, mask) if state.memory and mask is not None else state.memory
     return replace(state, params=_masked(state.schema, state.params, mask), mask=mask, memory=memory)
 
 
 def _masked(schema: Schema, params: Params, mask: Mask | None) -> Params:
     return params if mask is None else schema.view(schema.flat(apply_mask(params, mask)))
+
+
+def _parameters(schema: Schema, aggregated: Params) -> Params:
+    """What an aggregation rule returned, if it is parameters of this model."""
+    if isinstance(aggregated, FlatParams) and aggregated.names == schema.names:
+        return aggregated
+    if not isinstance(aggregated, Mapping):
+        raise UserError(f"the aggregation rule returned {type(aggregated).__name__}, not parameters by name")
+    for name, shape in zip(schema.names, schema.shapes, strict=True):
+        if name not in aggregated:
+            raise UserError(f"the aggregation rule returned no parameter {name!r}; start from state.params")
+        if (got := getattr(aggregated[name], "shape", None)) != shape:
+            raise UserError(f"the aggregation rule returned {name!r} of shape {got}; needed: {tuple(shape)}")
+    return schema.view(schema.flat(aggregated))
+
+
+def _mask(schema: Schema, mask: Mask | None) -> Mask | None:
+    """What a mask rule returned, if it is a mask of this model."""
+    if mask is None or (isinstance(mask, FlatMask) and mask.names == schema.prunable):
+        return mask
+    if not isinstance(mask, Mapping):
+        raise UserError(f"the mask rule returned {type(mask).__name__}; needed: a mask by name, or None while dense")
+    wrong = [name for name, part in mask.items() if getattr(part, "dtype", None) != torch.bool]
+    if wrong:
+        raise UserError(f"the mask rule returned {wrong[0]!r} that is no tensor of bool")
+    try:
+        schema.flat_mask(mask)
+    except ValueError as error:
+        raise UserError(f"the mask rule: {error}") from error
+    return mask

@@ -6,7 +6,7 @@ parts = partition(labels, 100, kind="dirichlet", alpha=0.5, seed=0)      # 100 s
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -118,11 +118,30 @@ def partition(
     if num_clients * min_size > len(labels):
         raise UserError(f"data.clients = {num_clients} with at least {min_size} samples each: there are {len(labels)}")
     request = Request(num_clients, alpha, shards, min_size, numpy_generator(seed, Purpose.DATA))
-    parts = [np.sort(part).astype(np.int64) for part in find("data.partition", kind, PARTITIONS)(labels, request)]
+    parts = _checked(kind, find("data.partition", kind, PARTITIONS)(labels, request), len(labels), num_clients)
     smallest = min(map(len, parts))
     if smallest < min_size:
         raise UserError(f"data.partition = {kind!r}: a client got {smallest} samples, fewer than min_size = {min_size}")
     return parts
+
+
+def _checked(kind: str, parts: Sequence[NDArray[np.int64]], samples: int, num_clients: int) -> Parts:
+    """The parts sorted, if each sample is in one of them and there are as many as clients."""
+    where = f"data.partition = {kind!r}"
+    if not isinstance(parts, Sequence) or len(parts) != num_clients:
+        got = f"{len(parts)} parts" if isinstance(parts, Sequence) else type(parts).__name__
+        raise UserError(f"{where}: returned {got}; needed: a list of {num_clients} index arrays, one a client")
+    arrays = [np.sort(np.asarray(part)) for part in parts]
+    taken = np.concatenate(arrays)
+    if taken.ndim != 1 or not np.issubdtype(taken.dtype, np.integer):
+        raise UserError(f"{where}: the parts hold {taken.dtype}; needed: positions of samples, integers")
+    if len(taken) and (taken.min() < 0 or taken.max() >= samples):
+        raise UserError(f"{where}: a part holds position {taken[taken.argmax()]}; there are {samples} samples")
+    times = np.bincount(taken, minlength=samples)
+    if (times != 1).any():
+        first = int(np.flatnonzero(times != 1)[0])
+        raise UserError(f"{where}: sample {first} is in {times[first]} parts; needed: each of {samples} in exactly one")
+    return [part.astype(np.int64) for part in arrays]
 
 
 def label_counts(labels: Labels, parts: Parts, num_classes: int) -> NDArray[np.int64]:

@@ -5,14 +5,13 @@ data = load("digits")          # data.train, data.validation, data.test, data.nu
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import io
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 
 from fl_sim.data.cache import Arrays, cached, content_key, folder
 from fl_sim.data.split import Split
+from fl_sim.lookup import accepts, imported
 from fl_sim.seeding import Purpose, numpy_generator
 from fl_sim.types import UserError
 
@@ -65,7 +65,13 @@ class Data:
         validation: float = 0.1,
         proxy: float = 0.0,
     ) -> Data:
-        """Split training images (N, C, H, W) into train, validation and proxy, stratified by label; seed 0 always."""
+        """Split training images (N, C, H, W) into train, validation and proxy, stratified by label; seed 0 always.
+
+        Raises:
+            UserError: images that are not uint8 (N, C, H, W), or labels that are not one class for each.
+        """
+        _whole_numbers(images, labels, num_classes, "")
+        _whole_numbers(test_images, test_labels, num_classes, "test_")
         rng = numpy_generator(0, Purpose.DATA)
         held, server, rest = [], [], []
         for label in np.unique(labels):
@@ -93,6 +99,19 @@ class Data:
             num_classes,
             parts[1] if proxy > 0 else None,
         )
+
+
+def _whole_numbers(images: Images, labels: Labels, num_classes: int, name: str) -> None:
+    if images.dtype != np.uint8 or images.ndim != 4:
+        raise UserError(
+            f"data: {name}images are {images.dtype} {images.shape}; needed: uint8 (N, channels, height, width)"
+        )
+    if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
+        raise UserError(
+            f"data: {name}labels are {labels.dtype} {labels.shape}; needed: an integer for each of {len(images)}"
+        )
+    if not len(labels) or labels.min() < 0 or labels.max() >= num_classes:
+        raise UserError(f"data: {name}labels must be there, from 0 to {num_classes - 1}")
 
 
 def _digits(name: str) -> Arrays:
@@ -276,11 +295,9 @@ def load(name_or_path: str, *, validation: float = 0.1, proxy: float = 0.0) -> D
 
 
 def _own(path: str) -> Data:
-    module, _, name = path.partition(":")
-    try:
-        made = getattr(importlib.import_module(module), name)()
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"data.source = {path!r}: {error}") from error
+    make = cast("Callable[[], object]", imported("data.source = ", path))
+    accepts(f"data.source = {path!r}", make)
+    made = make()
     if not isinstance(made, Data):
         raise UserError(f"data.source = {path!r}: returned {type(made).__name__}, not fl_sim.data.Data")
     return made

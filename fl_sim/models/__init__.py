@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import nn
 
-from fl_sim.lookup import find
+from fl_sim.errors import UserError, told
+from fl_sim.lookup import accepts, find
 from fl_sim.models.fastgrnn import fastgrnn
 from fl_sim.models.layers import BATCHNORM, batchnorm_names, disabled_features, head_names, prunable_names, stage_names
 from fl_sim.models.mobilenet import mobilenet_v1
@@ -71,9 +72,32 @@ def build(
         width: channel multiplier, 1 = as published.
 
     Raises:
-        UserError: unknown name.
+        UserError: unknown name, or a function of one's own that makes no such model.
     """
     builder = find("model.name", name, MODELS)
+    asked = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size, "width": width}
+    accepts(f"model.name = {name!r}", builder, **asked)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return builder(num_classes=num_classes, in_channels=in_channels, image_size=image_size, width=width)
+        model = builder(**asked)
+        if name not in MODELS:
+            _try(name, model, (2, in_channels, image_size, image_size), num_classes)
+        return model
+
+
+def _try(name: str, model: nn.Module, images: tuple[int, ...], num_classes: int) -> None:
+    """A user's own model takes images of the data and answers with a logit for each class."""
+    if not isinstance(model, nn.Module):
+        raise UserError(f"model.name = {name!r}: returned {type(model).__name__}, not a torch.nn.Module")
+    with torch.no_grad():
+        try:
+            logits = model.eval()(torch.zeros(images))
+        except Exception as error:  # the user's own, whatever it is
+            raise UserError(f"model.name = {name!r}: on images of shape {images} it raised {told(error)}") from error
+        finally:
+            model.train()
+    if getattr(logits, "shape", None) != (images[0], num_classes):
+        got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise UserError(
+            f"model.name = {name!r}: answers {got} to {images[0]} images; needed: {(images[0], num_classes)}"
+        )

@@ -17,6 +17,7 @@ from fl_sim import Report, UserError
 from fl_sim.ledger import Ledger
 from fl_sim.network import PRESETS
 from fl_sim.report import write_page
+from fl_sim.report.by_density import by_density, families_of
 from fl_sim.report.groups import Spread, grouped
 from fl_sim.report.headline import headline
 from fl_sim.report.measures import MEASURES
@@ -135,6 +136,28 @@ def test_pruning_shows_its_layers(tmp_path: Path) -> None:
     _, alive = densities(pruned, "density")
     assert min(row[-1] for row in alive.values()) < 0.2 < max(row[-1] for row in alive.values())
     assert densities(pruned, "sent")[1] == {}
+
+
+def test_runs_that_differ_in_density_alone_are_one_line(reports: list[Report], tmp_path: Path) -> None:
+    assert by_density(grouped(reports)) is None
+    start = ["strategy=strategies.presets:global_magnitude", "strategy.at=0", "rounds=1"]
+    pruned = [
+        run_tiny(tmp_path, *start, f"strategy.allocate={allocate}", f"strategy.density={density}", f"seed={seed}")
+        for allocate, density, seed in (("erk", 0.05, 0), ("global", 0.05, 0), ("global", 0.2, 0), ("global", 0.2, 1))
+    ]
+    (line,) = families_of(grouped(pruned))
+    assert line.name == "tiny strategy.allocate=global"
+    figure = by_density(grouped(pruned))
+    assert figure is not None
+    (drawn,) = figure.views["density"]["data"]
+    assert drawn["x"] == pytest.approx([20, 5], rel=1e-3)
+    both = [100 * report.number("accuracy", "final") for report in pruned[2:]]
+    assert drawn["y"] == pytest.approx([sum(both) / 2, 100 * pruned[1].number("accuracy", "final")])
+    assert drawn["error_y"]["array"][1] == 0.0
+    (traffic_line,) = figure.views["traffic"]["data"]
+    assert traffic_line["x"][0] > traffic_line["x"][1]
+    write_page(pruned, tmp_path / "x.html")
+    assert "Accuracy by density" in (tmp_path / "x.html").read_text()
 
 
 def test_over_fitting_is_drawn_where_it_was_measured(reports: list[Report], tmp_path: Path) -> None:

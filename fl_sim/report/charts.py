@@ -50,7 +50,7 @@ class Figure:
     Attributes:
         title, caption: plain text.
         views: button's label -> {"data": [...], "layout": {...}}.
-        legend: "groups", "parts", or "" where labels stand in the chart.
+        legend: "groups", "families" (of `by_density`), "parts", or "" where labels stand in the chart.
         height: pixels.
     """
 

@@ -15,6 +15,8 @@ from fl_sim.report.summary import Report
 
 INDIFFERENT = ("seed", "name", "engine", "out", "device", "ray", "workers")
 """Config keys that make no other experiment."""
+DENSITY = "strategy.density"
+"""The config key in which the members of a family differ."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,29 @@ def grouped(reports: Sequence[Report]) -> list[Group]:
         ordered = sorted(by_seed.values(), key=lambda r: r.number("seed"))
         groups.append(Group(" ".join([name, *_differing(json.loads(settings), others)]), tuple(ordered)))
     return groups
+
+
+@dataclass(frozen=True)
+class Family:
+    """Groups that differ in the density they ask for, densest first."""
+
+    name: str
+    groups: tuple[Group, ...]
+
+
+def families(groups: Sequence[Group], of: Callable[[Group], float]) -> list[Family]:
+    """Groups of the same name and config but for their density, ordered by `of`; a group alone is no family."""
+    found: dict[tuple[str, str], list[Group]] = {}
+    for group in groups:
+        report = group.reports[0]
+        rest = {key: value for key, value in _relevant(report).items() if key != DENSITY}
+        found.setdefault((str(report.summary["name"]), json.dumps(rest, sort_keys=True)), []).append(group)
+    made = []
+    for (name, settings), members in found.items():
+        others = [json.loads(text) for other, text in found if other == name and text != settings]
+        ordered = tuple(sorted(members, key=of, reverse=True))
+        made.append(Family(" ".join([name, *_differing(json.loads(settings), others)]), ordered))
+    return [family for family in made if len(family.groups) > 1]
 
 
 def _relevant(report: Report) -> dict[str, Json]:

@@ -72,7 +72,7 @@ MEASURES: tuple[Measure, ...] = (
     Measure("MACs", "10^6", At(("macs", "mean"), 1e-6), 3),
 )
 TOTAL = Measure("total", "MB", At(("total_bytes",), 1e-6), 3)
-ACCURACY, SAVING = MEASURES[0], MEASURES[3]
+ACCURACY, SAVING, ALIVE = MEASURES[0], MEASURES[3], MEASURES[5]
 
 
 def _entries(groups: Sequence[Group], name: str) -> list[str]:

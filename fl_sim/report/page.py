@@ -14,6 +14,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from fl_sim.report import figures
+from fl_sim.report.by_density import by_density, families_of
 from fl_sim.report.charts import PART_COLOURS, SYMBOLS, Figure, Style
 from fl_sim.report.disabled import disabled_features
 from fl_sim.report.groups import Group, grouped
@@ -55,6 +56,7 @@ def page(groups: Sequence[Group]) -> str:
         overfitting(groups),
         figures.bytes_by_part(groups),
         figures.front(groups) if len(groups) > 1 else None,
+        by_density(groups),
         figures.layers(groups),
         figures.macs(groups),
         disabled_features(groups),
@@ -180,13 +182,21 @@ def _figure(figure: Figure, groups: Sequence[Group]) -> str:
 
 
 def _group_legend(groups: Sequence[Group]) -> str:
+    return _line_legend(group.name for group in groups)
+
+
+def _family_legend(groups: Sequence[Group]) -> str:
+    return _line_legend(family.name for family in families_of(groups))
+
+
+def _line_legend(names: Iterable[str]) -> str:
     dashes = {"solid": "", "dash": "7 4", "dot": "2 3", "dashdot": "7 3 2 3"}
     keys = []
-    for index, group in enumerate(groups):
+    for index, name in enumerate(names):
         style = Style(index)
         line = f'<line x1="1" y1="7" x2="39" y2="7" stroke="{style.colour}" stroke-dasharray="{dashes[style.dash]}"/>'
         mark = f'<text x="20" y="12" text-anchor="middle" fill="{style.colour}">{SYMBOLS[style.symbol]}</text>'
-        keys.append(f'<li><svg width="40" height="14" aria-hidden="true">{line}{mark}</svg>{_escape(group.name)}</li>')
+        keys.append(f'<li><svg width="40" height="14" aria-hidden="true">{line}{mark}</svg>{_escape(name)}</li>')
     return f'<ul class="legend">{"".join(keys)}</ul>'
 
 
@@ -200,6 +210,7 @@ def _part_legend(groups: Sequence[Group]) -> str:
 
 LEGENDS: Mapping[str, Callable[[Sequence[Group]], str]] = {
     "groups": _group_legend,
+    "families": _family_legend,
     "parts": _part_legend,
     "": lambda groups: "",
 }

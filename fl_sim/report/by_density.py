@@ -1,0 +1,52 @@
+"""Accuracy against density and against traffic: one line for runs that differ in nothing but the density they ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fl_sim.config import Json
+from fl_sim.report.charts import Chart, Figure, Style, plain
+from fl_sim.report.groups import Family, Group, families
+from fl_sim.report.measures import ACCURACY, ALIVE, TOTAL, Measure
+
+
+def families_of(groups: Sequence[Group]) -> list[Family]:
+    """The lines of the chart."""
+    return families(groups, lambda group: ALIVE.spread(group).mean or 0.0)
+
+
+def by_density(groups: Sequence[Group]) -> Figure | None:
+    """Final accuracy by density of the final mask, and by total traffic; None where no runs differ in density alone."""
+    found = families_of(groups)
+    if not found:
+        return None
+    views = {
+        "density": _view(found, ALIVE, "alive weights [%]"),
+        "traffic": _view(found, TOTAL, "total traffic [MB]"),
+    }
+    caption = (
+        "Final accuracy of runs that differ in the density they ask for; bars are 95 % confidence intervals where there "
+        "are several seeds."
+    )
+    return Figure("Accuracy by density", caption, views, "families")
+
+
+def _view(found: Sequence[Family], cost: Measure, title: str) -> Chart:
+    data: list[Json] = []
+    for index, family in enumerate(found):
+        style, gains = Style(index), [ACCURACY.spread(group) for group in family.groups]
+        reach: list[Json] = [gain.ci or 0.0 for gain in gains]
+        line: Chart = {"color": style.colour, "dash": style.dash, "width": 2.5}
+        trace: Chart = {
+            "x": [cost.spread(group).mean for group in family.groups],
+            "y": [gain.mean for gain in gains],
+            "mode": "lines+markers",
+            "line": line,
+            "marker": {"symbol": style.symbol, "size": 8},
+            "hovertemplate": plain(family.name) + "<br>%{x:.3f}, %{y:.2f} %<extra></extra>",
+        }
+        if any(reach):
+            trace["error_y"] = {"type": "data", "array": reach, "color": style.colour, "thickness": 1}
+        data.append(trace)
+    x: Chart = {"title": {"text": title}, "type": "log"}
+    return {"data": data, "layout": {"xaxis": x, "yaxis": {"title": {"text": "final test accuracy [%]"}}}}

@@ -1,4 +1,4 @@
-"""A value type for every layer: the least output distortion within a budget of bytes.
+"""A value type for every layer, dense or sparse: the least output distortion within a budget of bytes.
 
     types = LayerAdaptive(40_000)(model, params, None, images, schema=schema)
     data = encode(params, None, schema=schema, values=types)            # at most 40,000 bytes
@@ -25,7 +25,7 @@ from fl_sim.sparsity import min_distortion
 from fl_sim.training import load
 from fl_sim.types import Mask, Params, UserError
 
-TYPES = ("float32-zstd", "bfloat16", "int8", "int4", "int2")
+TYPES = ("float32-zstd", "bfloat16", "int8", "int4", "int2", "top25-int8", "top10-int8")
 SLACK = 3
 """Bytes of padding by which a header may grow."""
 

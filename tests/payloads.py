@@ -125,7 +125,7 @@ CASES: Mapping[str, Callable[[], Case]] = {
     **MODES,
     **{
         f"values-{v}": lambda v=v: case(bernoulli(SMALL, 0.4), values=v)
-        for v in ("float32-zstd", "float16", "bfloat16", "int8", "int4", "int2")
+        for v in ("float32-zstd", "float16", "bfloat16", "int8", "int4", "int2", "top25-int8", "top10-int8")
     },
     "values-mixed": lambda: case(bernoulli(SMALL, 0.4), values=("int4", "float32")),
 }

@@ -174,6 +174,21 @@ def test_lossy_values_are_close_and_the_rest_is_exact(values: str, tolerance: fl
             assert torch.equal(got[name], value)
 
 
+@pytest.mark.parametrize(("values", "share"), [("top25-int8", 0.25), ("top10-int8", 0.1)])
+def test_sparse_value_types_send_the_largest_and_nothing_else(values: str, share: float) -> None:
+    rng = torch.Generator().manual_seed(0)
+    for size in (1, 3, 4097, 20_000):
+        weights = {"w": torch.randn(size, generator=rng)}
+        schema = Schema.of(weights, ["w"])
+        data = encode(weights, None, schema=schema, values=values)
+        got, mask = decode(data, schema=schema)
+        assert mask is None
+        kept = weights["w"].abs() >= weights["w"].abs().sort(descending=True).values[math.ceil(share * size) - 1]
+        assert not bool(got["w"][~kept].any())
+        assert float((got["w"] - weights["w"])[kept].abs().max()) <= float(weights["w"].abs().max()) / 127 + 1e-6
+    assert len(data) < 1.02 * floor_bytes({"w": kept}) + share * 20_000 + 100
+
+
 def test_a_type_for_each_tensor_costs_what_the_tensors_cost_alone() -> None:
     for mask in (None, payloads.bernoulli(payloads.SMALL, 0.4)):
         values = {}

@@ -11,6 +11,7 @@ import torch
 import zstandard
 from numpy.typing import NDArray
 
+from fl_sim.codecs import bits
 from fl_sim.codecs.errors import CorruptPayload
 
 Values = NDArray[np.float32]
@@ -165,6 +166,44 @@ def _blocks(values: Values) -> Values:
     return padded.reshape(-1, BLOCK)
 
 
+@dataclass(frozen=True)
+class Largest:
+    """The largest of every `one_in` values in another type, at positions that are entropy-coded; the others arrive as 0.
+
+    Unlike a mask it says nothing of what is pruned. Bytes: length of the positions (LEB128), positions, values.
+    """
+
+    id: int
+    one_in: int
+    inner: ValueCoder
+
+    def _kept(self, count: int) -> int:
+        return -(-count // self.one_in)
+
+    def encode(self, values: Values, seed: int) -> bytes:
+        if not len(values):
+            return b""
+        chosen = np.zeros(len(values), dtype=np.bool_)
+        # Stable: of equal magnitudes the first, so that the bytes do not depend on how a machine sorts.
+        chosen[np.argsort(-np.abs(values), kind="stable")[: self._kept(len(values))]] = True
+        _, words = bits.encode([chosen])
+        return b"".join([bits.varint(len(words)), words, self.inner.encode(values[chosen], seed)])
+
+    def decode(self, data: memoryview, count: int) -> Values:
+        restored = np.zeros(count, dtype=np.float32)
+        if count == 0:
+            if len(data):
+                raise CorruptPayload("values where none are due")
+            return restored
+        reader = bits.Reader(data)
+        start = reader.varint(len(data)) + reader.at
+        decoder = bits.Decoder(data[reader.at : start])
+        chosen = decoder.bits(self._kept(count), count)
+        decoder.finish()
+        restored[chosen] = self.inner.decode(data[start:], self._kept(count))
+        return restored
+
+
 VALUES: Mapping[str, ValueCoder] = {
     "float32": Float32(),
     "float32-zstd": Float32Zstd(),
@@ -173,6 +212,9 @@ VALUES: Mapping[str, ValueCoder] = {
     "int8": Rounded(4, 127),
     "int4": Rounded(5, 7),
     "int2": Rounded(6, 1),
+    # 7 is a payload of several types, `fl_sim.codecs.mixed_coding`.
+    "top25-int8": Largest(8, 4, Rounded(4, 127)),
+    "top10-int8": Largest(9, 10, Rounded(4, 127)),
 }
 BY_ID: Mapping[int, str] = {coder.id: name for name, coder in VALUES.items()}
 EXACT = "float32"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
+from federation import run_tiny
 from hypothesis import given
 from hypothesis import strategies as st
 from test_gating import images, lively, unit
@@ -14,9 +16,10 @@ from torch import nn
 from typer.testing import CliRunner
 
 from fl_sim.cli import app
-from fl_sim.gating import backward_only, gate
+from fl_sim.gating import Gated, backward_only, gate, keeping
 from fl_sim.gating.narrow import add_channels, highest, widen
 from fl_sim.gating.skipping import exported, folded, skipping
+from fl_sim.model_file import read_model
 from fl_sim.models import build
 from fl_sim.types import UserError
 
@@ -140,3 +143,21 @@ def test_the_benchmark_runs() -> None:
         assert row["macs"] == pytest.approx(
             rows[0]["macs"] * (1 if row["execution"].startswith("dense") else 0.5), rel=0.1
         )
+
+
+def test_the_documented_export_is_the_runs_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = Path("docs/adaptive_pruning.md").read_text(encoding="utf-8")
+    code = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0]
+    report = run_tiny(tmp_path, "client.target=clients.presets:adaptive_pruning", "gating.salience=gate", "rounds=1")
+    (tmp_path / "runs").mkdir()
+    report.folder.rename(tmp_path / "runs" / "digits-adaptive")
+    monkeypatch.chdir(tmp_path)
+    model = read_model(Path("runs/digits-adaptive"))
+    assert isinstance(model, Gated)
+    exec(compile(code, "docs", "exec"), {})
+    x = torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert close(torch.jit.load("global.pt")(x), model(x))
+        with keeping(model, 0.25):
+            assert close(torch.jit.load("small.pt")(x), model(x))
+            assert not close(torch.jit.load("global.pt")(x), model(x))

@@ -25,8 +25,8 @@ DEPTH = 2
 """Tasks at a worker: the one it is at, and the next."""
 WINDOW_BYTES = 256_000_000
 """Finished replies that wait for an earlier one are bounded by about this much, if a reply is as large as its task."""
-LARGE = 500_000
-"""Payloads from this size on travel one client a task: there is little to save by sending several."""
+TASK_BYTES = 16_000_000
+"""Clients of one task answer together: about this much at a time. A task costs milliseconds on Ray, whatever it carries."""
 
 Jobs = tuple[Job, ...]
 
@@ -131,7 +131,7 @@ class Round:
         grid.announce({keys[id(m.content)]: m.content for m in messages})
         jobs = [self._job(i, m, keys[id(m.content)]) for i, m in enumerate(messages)]
         count, weight = len(grid.workers()), array_bytes(messages[0].content)
-        fitting = 1 if weight >= LARGE else max(1, min(32, len(jobs) // (8 * count)))
+        fitting = max(1, min(32, len(jobs) // (8 * count), TASK_BYTES // max(1, weight)))
         self.size = grid.clients_per_task or fitting
         self.window = max(4 * DEPTH * count * self.size, WINDOW_BYTES // max(1, weight))
         self.todo = [tuple(jobs[i : i + self.size]) for i in range(0, len(jobs), self.size)]

@@ -23,7 +23,7 @@ from fl_sim.types import ClientContext, Task, Update
 def _one_cluster() -> Iterator[None]:
     """Runs join a started Ray, which saves its start for each."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()
 

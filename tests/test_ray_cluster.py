@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,13 +22,13 @@ def address() -> Iterator[str]:
     """The head of a cluster of two CPUs and, so it says, one GPU."""
     script, port = Path(sys.executable).with_name("ray"), _free_port()
     options = ("--head", f"--port={port}", "--num-cpus=2", "--num-gpus=1", "--include-dashboard=false", "--block")
-    environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0"}
-    # Not `ray stop`, which would stop every Ray on this machine.
-    head = subprocess.Popen([script, "start", *options], env=environment, stdout=subprocess.DEVNULL)
-    _wait_for(port, seconds=60)
-    yield f"127.0.0.1:{port}"
-    head.terminate()
-    head.wait(timeout=60)
+    with tempfile.TemporaryDirectory(prefix="ray-") as folder:  # a short path: Ray's sockets lie in it
+        environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": folder}
+        head = subprocess.Popen([script, "start", *options], env=environment, stdout=subprocess.DEVNULL)
+        _wait_for(port, seconds=60)
+        yield f"127.0.0.1:{port}"
+        head.terminate()  # not `ray stop`, which would stop every Ray on this machine
+        head.wait(timeout=60)
 
 
 def _wait_for(port: int, *, seconds: float) -> None:

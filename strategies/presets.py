@@ -5,7 +5,7 @@ A preset takes keyword arguments only (from the config's `[strategy]` table) and
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
 from fl_sim.curves import MeasureCurves
@@ -16,9 +16,11 @@ from fl_sim.sparsity import (
     Allocate,
     Cosine,
     Cubic,
+    Exponential,
     GlobalMagnitude,
     GrowAtRandom,
     Iterative,
+    Linear,
     OneShot,
     PruneAndGrow,
     PruneTo,
@@ -44,6 +46,12 @@ from strategies.server_step import Aggregate, Momentum, Optimise, accept
 Table = Mapping[str, object]
 """A nested table of the config."""
 ALLOCATIONS: Mapping[str, Allocate] = {"uniform": uniform, "erk": erk, "lamp": lamp, "random": RandomTopk()}
+GRADUAL: Mapping[str, Callable[[int, int, float], Schedule]] = {
+    "cubic": Cubic,
+    "linear": Linear,
+    "exponential": Exponential,
+}
+"""(first round, last round, density) -> schedule."""
 AGGREGATES: Mapping[str, Aggregate] = {
     "coverage": coverage_mean,
     "zero_fill": zero_fill,
@@ -166,22 +174,25 @@ def gradual_magnitude(
     density: float = 0.1,
     start: int = 1,
     end: int = 10,
+    schedule: str = "cubic",
     min_keep: int = 0,
     allocate: str = "global",
     min_threshold: float = 0.0,
     mt_mode: str = "exact",
     distil: Table | None = None,
 ) -> Method:
-    """Magnitude pruning on the cubic schedule of Zhu and Gupta (2017) between two rounds; masks are nested.
+    """Magnitude pruning step by step between two rounds (Zhu and Gupta, 2017); masks are nested.
 
     Args:
         density: fraction of prunable weights kept from round `end` on.
         start, end: first and last round of pruning.
+        schedule: "cubic", "linear" (as many weights every round), or "exponential" (the same share of what is left).
         min_keep: weights that survive in every layer at least.
         allocate, min_threshold, mt_mode: as `global_magnitude`.
         distil: server-side distillation after each pruning, see `strategies.distillation.server_distillation`.
     """
-    rule = PruneTo(Cubic(start, end, density), _allocation(allocate, min_threshold, mt_mode), min_keep=min_keep)
+    chosen = find("strategy.schedule", schedule, GRADUAL)(start, end, density)
+    rule = PruneTo(chosen, _allocation(allocate, min_threshold, mt_mode), min_keep=min_keep)
     return Method(adjust_mask=rule, teach=_teach(distil))
 
 

@@ -38,7 +38,16 @@ def test_the_minimum_threshold_is_a_percentage_of_all_weights(tmp_path: Path, mo
     assert all(count >= min(size, 119) for count, size in zip(counts, (144, 4608, 18432, 640), strict=True))
 
 
+@pytest.mark.parametrize(("schedule", "halfway"), [("cubic", 0.2125), ("linear", 0.55), ("exponential", 0.1**0.5)])
+def test_gradual_pruning_follows_the_schedule_that_it_names(tmp_path: Path, schedule: str, halfway: float) -> None:
+    method = ["strategy.target=strategies.presets:gradual_magnitude", f"strategy.schedule={schedule}"]
+    report = run_tiny(tmp_path, *method, "strategy.end=3", "rounds=3")
+    assert [row["density"] for row in report.rounds] == pytest.approx([1, halfway, 0.1], abs=1e-4)
+
+
 def test_wrong_choices_are_refused() -> None:
+    with pytest.raises(UserError, match=r"strategy\.schedule"):
+        gradual_magnitude(schedule="cosine")
     with pytest.raises(UserError, match="did you mean 'uniform'"):
         global_magnitude(allocate="unifrm")
     with pytest.raises(UserError, match="only for allocate = 'global'"):

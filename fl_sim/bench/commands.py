@@ -85,16 +85,20 @@ def pruning(
     checkpoint: Annotated[Path | None, typer.Option(help="model for --additivity; default: one trained here")] = None,
     calibration: Annotated[str, typer.Option(help="data source for --additivity")] = "digits",
     images: Annotated[int, typer.Option(help="calibration images for --additivity")] = 128,
+    weights: Annotated[
+        str, typer.Option(help="sizes to select from; 100000000 takes 6 GB, most of it torch's own pruning")
+    ] = "500000,11000000",
 ) -> None:
     """Global selection beside torch's own pruning, and the growth of the rate-distortion program."""
     from fl_sim.bench import additivity as adding
     from fl_sim.bench import pruning as measured
     from fl_sim.bench.show import show_rows
+    from fl_sim.sweep import integers
 
     if additivity:
         show_rows(console, adding.measure(checkpoint=checkpoint, source=calibration, images=images), as_json=as_json)
     else:
-        show_rows(console, measured.measure(), as_json=as_json)
+        show_rows(console, measured.measure(weights=integers("--weights", weights)), as_json=as_json)
 
 
 @bench.command()

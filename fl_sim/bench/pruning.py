@@ -47,7 +47,7 @@ def measure(
     repeats: int = 5,
     allocations: Sequence[str] = ("smooth", "linear"),
 ) -> list[Row]:
-    """Selection and allocation on one thread. Pass `weights=(100_000_000,)` too where 4 GB of memory are free."""
+    """Selection and allocation on one thread."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -26,11 +26,13 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
+from fl_sim.files import flush, read_plain, write_atomically
 from fl_sim.types import Mask, Params
 
 log = logging.getLogger("fl_sim")
 KEPT = 2
 """Checkpoints on disk: the newest, and the one before for the day the newest is damaged."""
+OBJECTS = "objects"
 LEAD = 8
 """Objects that are flushed at once: a device takes the flushes of several threads together."""
 _MANIFEST = re.compile(r"^round-\d{8}\.json$")
@@ -147,38 +149,11 @@ class Manifest(_Record):
         return {*servers, *parts, *kept}
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write beside, flush to the device, rename: `path` holds the old bytes or the new ones, never a part.
-
-    Raises:
-        OSError: as the file system says; what was at `path` is still there.
-    """
-    beside = path.with_name(path.name + ".tmp")
-    try:
-        with beside.open("wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(beside, path)
-    except OSError:
-        beside.unlink(missing_ok=True)
-        raise
-
-
-def _flush_folder(folder: Path) -> None:
-    """Make renames in `folder` survive a power failure."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 class Checkpoints:
     """The checkpoints of one run, in `folder`."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self._objects = folder, folder / "objects"
+        self.folder, self._objects = folder, folder / OBJECTS
         # Objects that this process wrote or checked; one that merely lies there may be damaged and is written again.
         self._known: set[str] = set()
         self._kept: list[Manifest] = []
@@ -222,7 +197,7 @@ class Checkpoints:
             Damaged: it is missing, or its bytes are not those that were stored.
         """
         try:
-            data = self.path(name).read_bytes()
+            data = read_plain(self.path(name))
         except OSError as error:
             raise Damaged(f"object {name[:12]}: {error.strerror or error}") from error
         if hashlib.sha256(data).hexdigest() != name:
@@ -238,9 +213,9 @@ class Checkpoints:
         """
         text = manifest.model_dump_json()
         whole = json.dumps({"sha256": hashlib.sha256(text.encode()).hexdigest(), "manifest": text})
-        _flush_folder(self._objects)
+        flush(self._objects)
         write_atomically(self._place(manifest), whole.encode())
-        _flush_folder(self.folder)
+        flush(self.folder)
         self._kept = [*self._kept, manifest][-KEPT:]
         self._drop_others()
 
@@ -251,7 +226,7 @@ class Checkpoints:
         """Delete what neither kept checkpoint names."""
         places = {self._place(manifest).name for manifest in self._kept}
         needed = set().union(*(manifest.objects for manifest in self._kept))
-        for folder, wanted in ((self.folder, {*places, "objects"}), (self._objects, needed)):
+        for folder, wanted in ((self.folder, {*places, OBJECTS}), (self._objects, needed)):
             for entry in os.scandir(folder):
                 if entry.name not in wanted:
                     os.unlink(entry.path)
@@ -294,7 +269,7 @@ def read_manifest(path: Path) -> Manifest:
         Damaged: anything is wrong with it.
     """
     try:
-        whole = json.loads(path.read_bytes())
+        whole = json.loads(read_plain(path))
         if not isinstance(whole, dict) or not isinstance(text := whole.get("manifest"), str):
             raise Damaged("no manifest")
         if hashlib.sha256(text.encode()).hexdigest() != whole.get("sha256"):

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from fl_sim.bench.commands import bench
-from fl_sim.errors import UserError, told, users_line
+from fl_sim.errors import UserError, in_one_line, told, users_line
 from fl_sim.runtime import forking
 
 if TYPE_CHECKING:
@@ -352,9 +352,9 @@ def main() -> None:
     except UserError as error:
         errors.print(f"fl-sim: {error}", style="red", soft_wrap=True, markup=False)
         sys.exit(2)
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, OSError, MemoryError) as error:
         where = f" ({users_line(error)})" if users_line(error) else ""
-        errors.print(f"fl-sim: the run failed: {error}{where}", style="red", soft_wrap=True, markup=False)
+        errors.print(f"fl-sim: the run failed: {in_one_line(error)}{where}", style="red", soft_wrap=True, markup=False)
         sys.exit(1)
     except Exception as error:
         if not users_line(error):

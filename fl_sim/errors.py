@@ -1,4 +1,4 @@
-"""The one error that a user can mend, and errors of a user's own code in one line.
+"""The one error that a user can mend, and other errors in one line.
 
 A module of its own, so that the command line need not import PyTorch to say them.
 """
@@ -16,6 +16,12 @@ INSTALLED = tuple(str(Path(sysconfig.get_path(name)).resolve()) for name in ("pu
 
 class UserError(ValueError):
     """Wrong input by the user: one line that says what, where and what is allowed. The CLI exits with status 2."""
+
+
+def in_one_line(error: BaseException) -> str:
+    """What an error says, as far as its first line goes; its type where it says nothing. CUDA's go on for five lines."""
+    said = str(error).strip()
+    return said.splitlines()[0] if said else type(error).__name__
 
 
 def users_line(error: BaseException) -> str:

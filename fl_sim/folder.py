@@ -9,10 +9,13 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from fl_sim.checkpoint import OBJECTS
 from fl_sim.config import Experiment
 from fl_sim.types import UserError
 
-RESULTS = ("rounds.jsonl", "ledger.parquet", "masks.parquet", "summary.json", "model.safetensors", "report.html")
+SUMMARY = "summary.json"
+"""Written last and removed first: where it is, the run is complete."""
+RESULTS = (SUMMARY, "rounds.jsonl", "ledger.parquet", "masks.parquet", "model.safetensors", "report.html")
 CHECKPOINTS = "checkpoint"
 
 
@@ -40,9 +43,17 @@ def claimed(experiment: Experiment) -> Iterator[Path]:
     except OSError as error:
         raise UserError(f"out = {experiment.out!r}: {error.strerror or error}") from error
     try:
+        _require_own(folder / CHECKPOINTS)
         yield folder
     finally:
         lock.release()
+
+
+def _require_own(checkpoints: Path) -> None:
+    """Checkpoints delete what they do not know, so a folder from elsewhere must not lead them out of itself."""
+    for place in (checkpoints, checkpoints / OBJECTS):
+        if place.is_symlink():
+            raise UserError(f"{place}: is a link; checkpoints are written and deleted in the run's own folder only")
 
 
 def clear(folder: Path) -> None:

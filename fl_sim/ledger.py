@@ -7,7 +7,6 @@ ledger.total(by=("direction", "section"), where={"phase": "train"})       # {("d
 
 from __future__ import annotations
 
-import os
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_sim.codecs import Description
+from fl_sim.parquet import read_table, write_table
 from fl_sim.types import UserError
 
 if TYPE_CHECKING:
@@ -185,11 +185,7 @@ class Ledger:
 
     def write(self, path: Path, *, start: int = 0) -> None:
         """Write as parquet, atomically; from row `start` on, so that parts can be written as a run goes."""
-        import pyarrow.parquet as pq
-
-        beside = path.with_suffix(".tmp")
-        pq.write_table(self.to_table(start=start), beside, compression="zstd")
-        os.replace(beside, path)
+        write_table(self.to_table(start=start), path)
 
     @classmethod
     def read(cls, *paths: Path) -> Ledger:
@@ -239,12 +235,9 @@ def _words(name: str, codes: NDArray[np.generic]) -> list[str | int | float]:
 
 def _read_table(path: Path) -> pa.Table:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     try:
-        # A plain file: a path could also name a folder of parts or a remote file system.
-        with path.open("rb") as stream:
-            table = pq.read_table(stream)
+        table = read_table(path)
         names = table.column_names
     except (OSError, ValueError, pa.ArrowException) as error:
         raise UserError(f"ledger {path}: {str(error).splitlines()[0]}") from error

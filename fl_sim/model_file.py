@@ -16,13 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from fl_sim import models
 from fl_sim.channels import shrink
 from fl_sim.data import Data
 from fl_sim.data import load as load_data
+from fl_sim.files import write_atomically
 from fl_sim.gating import Gated, Gating
 from fl_sim.training import COUNTER, load, snapshot
 from fl_sim.types import Params, UserError
@@ -71,15 +72,19 @@ class Saved:
         """Save another model of this architecture. Raises UserError where the path cannot be written."""
         try:
             write_model(path, snapshot(model), self.described)
-        except (OSError, SafetensorError) as error:
+        except OSError as error:
             raise UserError(f"{path}: cannot be written: {error}") from error
         return path
 
 
 def write_model(path: Path, params: Params, described: Mapping[str, object]) -> None:
-    """Save parameters with the arguments of `fl_sim.models.build` that make their model."""
+    """Save parameters with the arguments of `fl_sim.models.build` that make their model.
+
+    Raises:
+        OSError: the disk is full or not writable; what was at `path` is still there.
+    """
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in params.items()}
-    save_file(tensors, path, metadata={MODEL: json.dumps(dict(described))})
+    write_atomically(path, save(tensors, metadata={MODEL: json.dumps(dict(described))}))
 
 
 def require(path: Path) -> Path:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from fl_sim.codecs import Schema, describe, encode
 from fl_sim.ledger import Ledger
+from fl_sim.parquet import read_table, write_table
 from fl_sim.types import UserError
 
 if TYPE_CHECKING:
@@ -45,11 +46,9 @@ class MaskRecorder:
             UserError: no such file, or not recorded masks.
         """
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
         try:
-            with path.open("rb") as stream:
-                table = pq.read_table(stream).cast(self.to_table().schema)
+            table = read_table(path).cast(self.to_table().schema)
         except (OSError, ValueError, pa.ArrowException) as error:
             raise UserError(f"{path}: {str(error).splitlines()[0]}") from error
         self.rows.extend((r["round"], r["direction"], r["client"], r["mask"]) for r in table.to_pylist())
@@ -65,10 +64,8 @@ class MaskRecorder:
         return pa.table({name: [row[i] for row in rows] for i, name in enumerate(schema.names)}, schema=schema)
 
     def write(self, path: Path) -> None:
-        """As parquet."""
-        import pyarrow.parquet as pq
-
-        pq.write_table(self.to_table(), path, compression="zstd")
+        """As parquet, atomically."""
+        write_table(self.to_table(), path)
 
 
 def read_masks(path: Path, schema: Schema) -> Iterator[tuple[str, Bits | None]]:
@@ -78,12 +75,10 @@ def read_masks(path: Path, schema: Schema) -> Iterator[tuple[str, Bits | None]]:
         UserError: the run recorded no masks, or the file is damaged.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     size = -(-schema.prunable_size // 8)
     try:
-        with path.open("rb") as stream:
-            rows = pq.read_table(stream, columns=["direction", "mask"]).to_pylist()
+        rows = read_table(path, ["direction", "mask"]).to_pylist()
     except FileNotFoundError as error:
         raise UserError(f"{path.parent}: no masks were recorded; run it with wire.record_masks=true") from error
     except (OSError, ValueError, pa.ArrowException) as error:

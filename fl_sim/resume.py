@@ -23,6 +23,7 @@ from safetensors.torch import load as read_tensors
 from fl_sim.checkpoint import Checkpoints, Damaged, Manifest, Part, Put, ServerRecord, ServerSnapshot
 from fl_sim.codecs import Schema
 from fl_sim.ledger import Ledger
+from fl_sim.parquet import encoded
 from fl_sim.replay import MaskRecorder
 from fl_sim.runtime.local import FIRST_NODE, LocalGrid
 from fl_sim.types import FlatMask, Params, UserError
@@ -68,7 +69,7 @@ class Log:
 
 
 def _ledger_log(ledger: Ledger) -> Log:
-    return Log(lambda: len(ledger), lambda start: _parquet(ledger.to_table(start=start)), ledger.extend)
+    return Log(lambda: len(ledger), lambda start: encoded(ledger.to_table(start=start)), ledger.extend)
 
 
 def _rounds_log(rows: list[dict[str, float]]) -> Log:
@@ -85,16 +86,7 @@ def _rounds_log(rows: list[dict[str, float]]) -> Log:
 
 
 def _masks_log(recorder: MaskRecorder) -> Log:
-    return Log(lambda: len(recorder.rows), lambda start: _parquet(recorder.to_table(start=start)), recorder.extend)
-
-
-def _parquet(table: object) -> bytes:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
-    return bytes(sink.getvalue().to_pybytes())
+    return Log(lambda: len(recorder.rows), lambda start: encoded(recorder.to_table(start=start)), recorder.extend)
 
 
 @dataclass

@@ -20,10 +20,12 @@ from flwr.serverapp.strategy import Result
 from torch import nn
 
 from fl_sim import capacities, codecs, facts
-from fl_sim.checkpoint import Checkpoints, write_atomically
+from fl_sim.checkpoint import Checkpoints
 from fl_sim.config import Experiment
+from fl_sim.errors import in_one_line
 from fl_sim.federation import Federation
-from fl_sim.folder import CHECKPOINTS
+from fl_sim.files import create, flush, write_atomically
+from fl_sim.folder import CHECKPOINTS, RESULTS, SUMMARY
 from fl_sim.ledger import Ledger
 from fl_sim.model_file import write_model
 from fl_sim.models import disabled_features, merged, prunable_names
@@ -275,10 +277,9 @@ class Session:
         if self._keeper is None and isinstance(grid, LocalGrid):
             self._keeper = self.keeper(grid)
         with self._stopping():
-            (self.folder / "config.toml").write_text(self.asked.to_toml() + "\n", encoding="utf-8")
-            labels = json.dumps(self.federation.label_counts)
-            (self.folder / "partition.json").write_text(labels, encoding="utf-8")
-            with (self.folder / "rounds.jsonl").open("w", encoding="utf-8") as self._lines:
+            write_atomically(self.folder / "config.toml", (self.asked.to_toml() + "\n").encode())
+            write_atomically(self.folder / "partition.json", json.dumps(self.federation.label_counts).encode())
+            with create(self.folder / "rounds.jsonl") as self._lines:
                 for row in self.rows:
                     self._write_line(row)
                 self.strategy.start(
@@ -294,14 +295,17 @@ class Session:
         """Whatever stops a run says which rounds are safe."""
         try:
             yield
-        except (OSError, RuntimeError) as error:
-            reason = f"{self.folder}: {error.strerror or error}" if isinstance(error, OSError) else str(error)
+        except (OSError, RuntimeError, MemoryError) as error:
+            said = in_one_line(error)
+            reason = (
+                f"{error.filename or self.folder}: {error.strerror or said}" if isinstance(error, OSError) else said
+            )
             kept = 0 if self._keeper is None else self._keeper.saved_round
             hint = f"; {kept} finished rounds are kept, --resume goes on from there" if kept else ""
             raise RunStopped(reason + hint) from error
 
     def _write_line(self, row: Mapping[str, float]) -> None:
-        self._lines.write(json.dumps(row) + "\n")
+        self._lines.write((json.dumps(row) + "\n").encode())
         self._lines.flush()
 
     def _client_options(self) -> dict[str, bool | int | float | str]:
@@ -382,7 +386,11 @@ class Session:
             training_s=self._seconds,
         )
         self._save_model()
-        write_atomically(self.folder / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
+        for name in RESULTS:
+            if (self.folder / name).exists():
+                flush(self.folder / name)
+        write_atomically(self.folder / SUMMARY, (json.dumps(summary, indent=2) + "\n").encode())
+        flush(self.folder)
         shutil.rmtree(self.folder / CHECKPOINTS, ignore_errors=True)
         return Report(self.folder, summary, self.rows, self.ledger, dict(self.strategy.params))
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from fl_sim.config import Experiment
+from fl_sim.errors import in_one_line
 from fl_sim.folder import run_folder
 from fl_sim.report import Report
 from fl_sim.types import UserError
@@ -102,8 +103,8 @@ def sweep(experiments: Sequence[Experiment], run: Callable[[Experiment], Report]
             continue
         try:
             yield Outcome(experiment, run(experiment))
-        except (UserError, RuntimeError) as error:
-            yield Outcome(experiment, None, reason=str(error))
+        except (UserError, RuntimeError, OSError, MemoryError) as error:
+            yield Outcome(experiment, None, reason=in_one_line(error))
 
 
 def _finished(experiment: Experiment) -> Report | None:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from fl_sim.data.cache import Arrays, cached, content_key, folder
 from fl_sim.data.split import Split
 from fl_sim.lookup import accepts, imported
+from fl_sim.parquet import read_table
 from fl_sim.seeding import Purpose, numpy_generator
 from fl_sim.types import UserError
 
@@ -30,6 +31,8 @@ Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
 MOST_CLASSES = 1 << 16
 """A label above is a damaged file, not a class: models have an output for each."""
+MOST_PIXELS = 1 << 22
+"""Of one image. A few bytes can declare more; models here take images of some hundred pixels a side."""
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".ppm")
 
 
@@ -143,10 +146,9 @@ def _parquet(name: str) -> Arrays:
 def _read_parquet(files: Iterable[Path]) -> tuple[Images, Labels]:
     import pyarrow as pa
     import pyarrow.compute as pc
-    import pyarrow.parquet as pq
 
     try:
-        table = pa.concat_tables([pq.read_table(path) for path in files])
+        table = pa.concat_tables([read_table(path, rows_per_byte=1) for path in files])
         names = table.column_names
     except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(f"data.source: unreadable parquet file: {str(error).splitlines()[0]}") from error
@@ -209,6 +211,8 @@ def _decode(encoded: list[bytes | None]) -> Images:
     def one(data: bytes | None) -> Images:
         try:
             image = Image.open(io.BytesIO(data or b""))
+            if image.width * image.height > MOST_PIXELS:
+                raise ValueError(f"{image.width} x {image.height} pixels; allowed: {MOST_PIXELS}")
             array = np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))
         except Exception as error:  # decoders raise whatever a broken file leads them to
             raise UserError(f"data.source: an image cannot be decoded: {error}") from error

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import html
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
+from fl_sim.files import write_atomically
 from fl_sim.report import figures
 from fl_sim.report.by_density import by_density, families_of
 from fl_sim.report.charts import PART_COLOURS, SYMBOLS, Figure, Style
@@ -40,10 +40,8 @@ def write_page(reports: Sequence[Report], path: Path) -> None:
         UserError: the file cannot be written, or a run folder is damaged.
     """
     text = page(grouped(reports))
-    beside = path.with_name(path.name + ".tmp")
     try:
-        beside.write_text(text, encoding="utf-8")
-        os.replace(beside, path)
+        write_atomically(path, text.encode())
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from error
 
@@ -145,7 +143,9 @@ def _runs(groups: Sequence[Group]) -> str:
             s = report.summary
             failures = s.get("failures")
             failed = sum(int(str(n)) for n in failures.values()) if isinstance(failures, dict) else 0
-            cells = (s[key] for key in ("seed", "engine", "rounds", "num_clients", "params", "precision", "wall_s"))
+            cells = (
+                s.get(key, "") for key in ("seed", "engine", "rounds", "num_clients", "params", "precision", "wall_s")
+            )
             rows.append([report.folder.name, *map(str, cells), str(failed)])
     headings = [
         "folder",

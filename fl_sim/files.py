@@ -1,0 +1,67 @@
+"""Files of a run: written whole or not at all, and read although somebody else may have made them."""
+
+from __future__ import annotations
+
+import errno
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO
+
+
+def create(path: Path) -> BinaryIO:
+    """Open a new, empty file in the place of whatever was there.
+
+    A link is removed and not followed: in a folder from elsewhere it could name any file of the user.
+
+    Raises:
+        OSError: as the file system says.
+    """
+    path.unlink(missing_ok=True)
+    return path.open("xb")
+
+
+def flush(path: Path) -> None:
+    """Make a file's bytes, or the renames in a folder, survive a power failure."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write beside, flush to the device, rename: `path` holds the old bytes or the new ones, never a part.
+
+    A device or a pipe (`/dev/stdout`) is written to and not replaced.
+
+    Raises:
+        OSError: as the file system says; what was at `path` is still there.
+    """
+    if path.exists() and not path.is_file():
+        path.write_bytes(data)
+        return
+    beside = path.with_name(path.name + ".tmp")
+    try:
+        with create(beside) as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(beside, path)
+    except OSError:
+        with suppress(OSError):
+            beside.unlink()
+        raise
+
+
+def open_plain(path: Path) -> BinaryIO:
+    """Open a file to be read. Raises OSError where it is none: a pipe might never end, a device never stop."""
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "not a plain file", str(path))
+    return path.open("rb")
+
+
+def read_plain(path: Path) -> bytes:
+    """All bytes of a file; raises as `open_plain` does."""
+    with open_plain(path) as stream:
+        return stream.read()

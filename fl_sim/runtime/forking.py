@@ -7,10 +7,13 @@ what the standard library needs, so that a program may start it before its own i
 from __future__ import annotations
 
 import multiprocessing as mp
+import os
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import forkserver
+from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext
 from types import ModuleType
 
@@ -38,3 +41,17 @@ def without_main() -> Iterator[None]:
         yield
     finally:
         sys.modules["__main__"] = main
+
+
+def end_with_parent() -> None:
+    """From now on this worker process ends when the program does, killed or not, whatever its client is at."""
+    parent = mp.parent_process()
+    if parent is None:
+        return
+    gone = parent.sentinel
+
+    def watch() -> None:
+        wait([gone])
+        os._exit(1)
+
+    threading.Thread(target=watch, name="fl_sim-watch", daemon=True).start()

@@ -10,9 +10,11 @@ import logging
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
+import torch
 from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
+from fl_sim.errors import in_one_line
 from fl_sim.runtime.app import PARTITION, BadUpdate
 from fl_sim.runtime.flower_compat import (
     CLIENT_ANSWERED_NONSENSE,
@@ -28,16 +30,36 @@ FIRST_NODE = 1000
 log = logging.getLogger("fl_sim")
 
 
+class DeviceLost(RuntimeError):
+    """The GPU of this process answers no more, to no client: no fault of the one that was at work."""
+
+
+def device_is_lost() -> bool:
+    """Whether the GPU that this process uses answers no more; a CUDA context does not recover from that."""
+    try:
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False
+
+
 def execute(app: Callable[[Message, Context], Message], message: Message, context: Context) -> Message:
-    """Run one client. Whatever it raises becomes an error reply that names the partition, as on Flower's runtimes."""
+    """Run one client. Whatever it raises becomes an error reply that names the partition, as on Flower's runtimes.
+
+    Raises:
+        DeviceLost: the next client in this process would fail as this one did.
+    """
     try:
         reply = app(message, context)
         if not isinstance(reply, Message):
             raise TypeError(f"the ClientApp returned {type(reply).__name__}, not a Message")
         return reply
-    except Exception as error:
-        reason = f"client {context.node_config[PARTITION]}: {type(error).__name__}: {error}"
+    except (Exception, SystemExit) as error:
+        reason = f"client {context.node_config[PARTITION]}: {type(error).__name__}: {in_one_line(error)}"
         log.debug("%s", reason, exc_info=True)
+        if device_is_lost():
+            raise DeviceLost(f"the GPU answers no more; {reason}") from error
         code = CLIENT_ANSWERED_NONSENSE if isinstance(error, BadUpdate) else CLIENT_APP_RAISED
         return Message(Error(code, reason), reply_to=message)
 

@@ -159,6 +159,9 @@ class RayGrid(PooledGrid):
         try:
             answers = self._ray.get(ref)
         except self._ray.exceptions.RayError as error:
+            if isinstance(error, self._ray.exceptions.RayActorError) and error.actor_init_failed:
+                why = str(error).strip().splitlines()[-1]
+                raise RuntimeError(f"a worker process could not start: {why}") from error
             return Finished(worker, (), lost=type(error).__name__)
         self._tasks[worker].popleft()
         for answer, blobs in answers:

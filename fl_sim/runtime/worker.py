@@ -14,7 +14,7 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fl_sim.runtime.flower_compat import adopt_identity, set_message_id
-from fl_sim.runtime.local import execute, isolated
+from fl_sim.runtime.local import DeviceLost, execute, isolated
 from fl_sim.runtime.memory import keep_freed_memory
 
 
@@ -58,18 +58,9 @@ class Workplace:
         start = time.perf_counter()
         request = Message(isolated(content), job.node, job.kind, group_id=job.group)
         set_message_id(request, job.message_id)
-        reply = execute(self._app, request, context)
-        if reply.has_error() and _device_is_lost():
-            os._exit(1)  # a CUDA context does not recover; a fresh process may, and the driver starts one
+        try:
+            reply = execute(self._app, request, context)
+        except DeviceLost:
+            os._exit(1)  # a fresh process may have the GPU again, and the driver starts one
         set_message_id(reply, f"r{job.message_id}")
         return Answer(reply, context if len(context.state) else None, time.perf_counter() - start)
-
-
-def _device_is_lost() -> bool:
-    """Whether the GPU of this process answers no more."""
-    try:
-        if torch.cuda.is_initialized():
-            torch.cuda.synchronize()
-    except RuntimeError:
-        return True
-    return False

@@ -20,7 +20,8 @@ from multiprocessing.process import BaseProcess
 from flwr.app import Context, RecordDict
 from flwr.clientapp import ClientApp
 
-from fl_sim.runtime.forking import prepare, without_main
+from fl_sim.errors import in_one_line
+from fl_sim.runtime.forking import end_with_parent, prepare, without_main
 from fl_sim.runtime.parts import Blobs, join, split_off
 from fl_sim.runtime.pooled import DEPTH, Finished, Jobs, PooledGrid
 from fl_sim.runtime.shared import Area, Key, Span
@@ -99,11 +100,12 @@ def work(
 ) -> None:
     """The life of a worker process: say that it is ready (or why not), then answer tasks until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the program that started this
+    end_with_parent()
     os.environ.update(environment)
     try:
         workplace = Workplace(factory, path)
     except Exception as error:
-        pipe.send(f"{type(error).__name__}: {error}")
+        pipe.send(f"{type(error).__name__}: {in_one_line(error)}")
         return
     pipe.send(None)
     contents: dict[int, RecordDict] = {}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import math
 import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +21,7 @@ from pydantic_core import ErrorDetails
 
 from fl_sim.broadcast import SparseBroadcast
 from fl_sim.checkpoint import CheckpointOptions
+from fl_sim.errors import in_one_line
 from fl_sim.gating import Gating
 from fl_sim.lookup import imported, nearest
 from fl_sim.model_file import content_hash
@@ -32,6 +34,8 @@ from fl_sim.types import UserError
 from fl_sim.wire import Coding
 
 Json = str | int | float | bool | None | list["Json"] | dict[str, "Json"]
+MOST_BYTES = 1_000_000
+"""Of a config file; written by hand, it has thousands."""
 Engine = Literal["inline", "workers", "ray", "cohort", "auto", "flower"]
 
 
@@ -250,11 +254,11 @@ class Experiment(Section):
             UserError: missing file, bad TOML, unknown key (with the nearest valid one), or a wrong value.
         """
         try:
-            tree = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+            tree = tomllib.loads(_text(Path(path)))
         except OSError as error:
             raise UserError(f"config {path}: {error.strerror or error}") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise UserError(f"config {path}: not valid TOML: {error}") from error
+        except (ValueError, RecursionError) as error:  # too deep, or an integer of thousands of digits
+            raise UserError(f"config {path}: not valid TOML: {in_one_line(error)}") from error
         return cls.from_tree(tree, overrides, where=f"config {path}")
 
     @classmethod
@@ -262,7 +266,7 @@ class Experiment(Section):
         cls, tree: Mapping[str, object], overrides: Sequence[str] = (), *, where: str = "config"
     ) -> Experiment:
         """Validate a nested mapping; `where` starts the error message."""
-        merged = json.loads(json.dumps(tree))
+        merged = {key: _plain(value, f"{where}: {key}") for key, value in tree.items()}
         for text in overrides:
             _override(merged, text)
         try:
@@ -293,10 +297,10 @@ class Experiment(Section):
 def _override(tree: dict[str, Json], text: str) -> None:
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
-        raise UserError(f"override {text!r}: write key=value, for instance training.lr=0.05")
+        raise UserError(f"override {_short(repr(text))}: write key=value, for instance training.lr=0.05")
     try:
         parsed = tomllib.loads(f"x = {value}")["x"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         parsed = value
     *parents, leaf = key.strip().split(".")
     node = tree
@@ -305,9 +309,41 @@ def _override(tree: dict[str, Json], text: str) -> None:
         if isinstance(below, str) and parent in ("client", "strategy"):
             below = node[parent] = {"target": below}
         if not isinstance(below, dict):
-            raise UserError(f"override {text!r}: {parent!r} is a value, not a table")
+            raise UserError(f"override {_short(repr(text))}: {parent!r} is a value, not a table")
         node = below
-    node[leaf] = parsed
+    node[leaf] = _plain(parsed, f"override {_short(text)}")
+
+
+def _text(path: Path) -> str:
+    with path.open("rb") as stream:
+        data = stream.read(MOST_BYTES + 1)
+    if len(data) > MOST_BYTES:
+        raise ValueError(f"more than {MOST_BYTES:,} bytes")
+    return data.decode()
+
+
+def _plain(value: object, where: str) -> Json:
+    """A copy of a config's value, which is saved as TOML and hashed as JSON, so that both must be able to say it.
+
+    Raises:
+        UserError: a date, an infinite number, one of more than 64 bits.
+    """
+    if isinstance(value, Mapping):
+        return {str(key): _plain(below, f"{where}.{key}") for key, below in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, where) for item in value]
+    if value is None or isinstance(value, (str, bool)):
+        return value
+    if (isinstance(value, int) and abs(value) < 2**63) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    kind = "an integer of more than 64 bits" if isinstance(value, int) else str(value)
+    raise UserError(f"{_short(where)} = {kind}: allowed: text, true, false, finite numbers, lists and tables of them")
+
+
+def _short(text: str) -> str:
+    """For error messages: a screen line of it at most."""
+    text = text if text.isprintable() else repr(text)
+    return text if len(text) <= 120 else f"{text[:60]}...{text[-30:]}"
 
 
 def _explain(error: ErrorDetails, root: type[BaseModel]) -> str:
@@ -315,10 +351,10 @@ def _explain(error: ErrorDetails, root: type[BaseModel]) -> str:
     path = [str(part) for part in error["loc"] if not str(part).startswith("function-")]
     key = ".".join(path)
     if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        return f"unknown key {key!r}{nearest(path[-1], _keys(root, path[:-1]))}"
+        return f"unknown key {_short(repr(key))}{nearest(path[-1], _keys(root, path[:-1]))}"
     message = error["msg"].removeprefix("Value error, ")
-    shown = "" if isinstance(error["input"], dict) else f" = {error['input']!r}"
-    name = key if key.isprintable() else repr(key)
+    shown = "" if isinstance(error["input"], dict) else f" = {_short(repr(error['input']))}"
+    name = _short(key)
     return f"{name}{shown}: {message[0].lower()}{message[1:]}" if key else message
 
 

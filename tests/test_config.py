@@ -86,3 +86,43 @@ def test_unknown_option_of_a_preset_is_named() -> None:
     experiment = Experiment.from_tree({"client": {"target": "clients.presets:topk", "densty": 0.1}})
     with pytest.raises(UserError, match="did you mean 'density'"):
         experiment.client.build({"training": experiment.training})
+
+
+DEEP = "x = " + "[" * 100_000 + "]" * 100_000
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "seed = 2020-01-01",
+        "[training]\nlr = nan",
+        "[data]\nalpha = inf",
+        "rounds = 0xfffffffffffffffffff",
+        f"rounds = {'9' * 5000}",
+        f"rounds = 0x{'f' * 5000}",
+        f"name = '{'x' * 100_000}'",
+        f"{'x' * 100_000} = 1",
+        DEEP,
+        f"# {'x' * 1_000_001}",
+        "client = { target = 'clients.presets:fedavg', when = 2020-01-01 }",
+    ],
+    ids=lambda text: text[:30],
+)
+def test_what_no_config_holds_is_refused_in_a_short_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / "x.toml").write_text(text)
+    with pytest.raises(UserError) as caught:
+        Experiment.load(tmp_path / "x.toml")
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400 + len(str(tmp_path))
+
+
+@pytest.mark.parametrize("override", ["seed=2020-01-01", "training.lr=nan", "data.alpha=-inf", f"rounds={'9' * 5000}"])
+def test_overrides_too(override: str) -> None:
+    with pytest.raises(UserError) as caught:
+        Experiment.load("configs/quickstart.toml", [override])
+    assert len(str(caught.value)) < 400
+
+
+def test_a_config_without_end_is_not_read_to_its_end() -> None:
+    with pytest.raises(UserError, match="more than 1,000,000 bytes"):
+        Experiment.load("/dev/zero")

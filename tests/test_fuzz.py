@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -22,10 +23,13 @@ from fl_sim import Experiment, Report, run
 from fl_sim.checkpoint import Damaged, Manifest, read_manifest
 from fl_sim.data import load as load_data
 from fl_sim.federation import Federation
+from fl_sim.files import write_atomically
 from fl_sim.folder import run_folder
-from fl_sim.report import comparison, estimates, floors, per_run
+from fl_sim.parquet import read_table
+from fl_sim.report import comparison, estimates, floors, grouped, per_run, write_page
+from fl_sim.report.page import page
 from fl_sim.session import Session, Silent
-from fl_sim.simulation import open_grid
+from fl_sim.simulation import open_grid, resume
 from fl_sim.types import UserError
 
 QUICK = settings(deadline=None, max_examples=60, suppress_health_check=list(HealthCheck))
@@ -232,6 +236,7 @@ LAYOUTS: Mapping[str, Callable[[], bytes]] = {
     "a broken image": lambda: _table(
         img=pa.array([{"bytes": _png(0)[:-30], "path": None}, *IMAGES[1:]]), label=pa.array(LABELS)
     ),
+    "a large image": lambda: _table(img=pa.array([{"bytes": _large(), "path": None}] * 40), label=pa.array(LABELS)),
     "a bomb": lambda: _table(img=pa.array([{"bytes": _bomb(), "path": None}, *IMAGES[1:]]), label=pa.array(LABELS)),
 }
 
@@ -244,6 +249,13 @@ def _bomb() -> bytes:
     data[16:24] = (2**31 - 1).to_bytes(4, "big") * 2
     data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
     return bytes(data)
+
+
+def _large() -> bytes:
+    """A PNG of some kilobytes that holds nine million black pixels."""
+    stream = io.BytesIO()
+    Image.new("L", (3000, 3000)).save(stream, format="PNG")
+    return stream.getvalue()
 
 
 @pytest.fixture
@@ -285,13 +297,15 @@ def test_parquet_data(data_folder: Path, length: settings) -> None:
 def test_run_folders(tmp_path: Path, length: settings) -> None:
     """Of imported runs: reading and every table of `fl-sim report`."""
     folder = run_tiny(tmp_path, "model.name=mlp").folder
-    files = {name: (folder / name).read_bytes() for name in ("summary.json", "rounds.jsonl", "ledger.parquet")}
+    names = ("summary.json", "rounds.jsonl", "ledger.parquet", "config.toml", "partition.json")
+    files = {name: (folder / name).read_bytes() for name in names}
     summary = json.loads(files["summary.json"])
     rows = [json.loads(line) for line in files["rounds.jsonl"].splitlines()]
+    counts = json.loads(files["partition.json"])
 
     def show() -> object:
         loaded = Report.load(folder)
-        return [comparison([loaded]), per_run(loaded), estimates(loaded), floors(loaded)]
+        return [comparison([loaded]), per_run(loaded), estimates(loaded), floors(loaded), page(grouped([loaded]))]
 
     def attacked(name: str, data: bytes) -> None:
         (folder / name).write_bytes(data)
@@ -306,10 +320,11 @@ def test_run_folders(tmp_path: Path, length: settings) -> None:
         attacked("summary.json", json.dumps(replaced(summary, value, seed)).encode())
         hostile = [replaced(rows[0], value, seed), rows[1]]
         attacked("rounds.jsonl", "\n".join(map(json.dumps, hostile)).encode())
+        attacked("partition.json", json.dumps(replaced(counts, value, seed)).encode())
 
     anything()
     deep = b"[" * 100_000 + b"]" * 100_000
-    for name in ("summary.json", "rounds.jsonl"):
+    for name in ("summary.json", "rounds.jsonl", "partition.json"):
         attacked(name, deep)
     assert show()
 
@@ -334,3 +349,74 @@ def test_nothing_is_unpickled(stopped: Experiment, tmp_path: Path) -> None:
         Session(stopped, federation, run_folder(stopped)).restore(grid)
     path.write_bytes(before)
     assert not target.exists()
+
+
+# -- where files lead --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", ["checkpoint", "checkpoint/objects"])
+def test_checkpoints_that_lead_elsewhere_are_refused(tmp_path: Path, place: str) -> None:
+    """They delete what they do not know."""
+    experiment, precious = tiny(tmp_path), tmp_path / "precious"
+    precious.mkdir()
+    (precious / "thesis.tex").write_text("words")
+    hostile = run_folder(experiment) / place
+    hostile.parent.mkdir(parents=True)
+    hostile.symlink_to(precious)
+    for action in (run, resume):
+        with pytest.raises(UserError, match="is a link"):
+            action(experiment)
+    assert (precious / "thesis.tex").read_text() == "words"
+
+
+def test_a_report_is_not_written_through_a_link(tmp_path: Path) -> None:
+    report, victim = run_tiny(tmp_path, "model.name=mlp", "rounds=1"), tmp_path / "victim"
+    victim.write_text("mine")
+    for name in ("report.html", "report.html.tmp"):
+        (report.folder / name).symlink_to(victim)
+    write_page([report], report.folder / "report.html")
+    assert victim.read_text() == "mine"
+    assert "<html" in (report.folder / "report.html").read_text()
+
+
+def test_a_device_is_written_to_and_not_replaced(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_atomically(pipe, b"page")
+    assert os.read(reader, 10) == b"page"
+    assert pipe.is_fifo()
+    os.close(reader)
+
+
+def test_pipes_and_control_characters_in_a_run_folder_are_refused(tmp_path: Path) -> None:
+    folder = run_tiny(tmp_path, "model.name=mlp", "rounds=1").folder
+    summary = (folder / "summary.json").read_text()
+    for text, words in (
+        (summary.replace('"tiny"', '"\\u001b]0;pwned\\u0007"'), "control characters"),
+        (summary.replace('"tiny"', '"' + "x" * 1000 + '"'), "at most 400"),
+    ):
+        (folder / "summary.json").write_text(text)
+        with pytest.raises(UserError, match=words):
+            Report.load(folder)
+    (folder / "summary.json").write_text(summary)
+    for name in ("summary.json", "rounds.jsonl", "ledger.parquet"):
+        before = (folder / name).read_bytes()
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+        with pytest.raises(UserError, match="not a plain file"):
+            Report.load(folder)
+        (folder / name).unlink()
+        (folder / name).write_bytes(before)
+
+
+def test_rows_without_news_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fl_sim.parquet.FREE_ROWS", 1000)
+    path, table = tmp_path / "bomb.parquet", pa.table({"label": pa.array(np.zeros(3_000_000, np.int64))})
+    pq.write_table(table, path)
+    with pytest.raises(ValueError, match=r"3000000 rows in \d+ bytes"):
+        read_table(path)
+    (tmp_path / "train-0.parquet").write_bytes(path.read_bytes())
+    (tmp_path / "test-0.parquet").write_bytes(path.read_bytes())
+    with pytest.raises(UserError, match="rows in"):
+        load_data(str(tmp_path))

@@ -13,16 +13,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fl_sim.config import Experiment, Json
+from fl_sim.errors import in_one_line
 from fl_sim.estimates import estimate
+from fl_sim.files import read_plain
 from fl_sim.ledger import Ledger
 from fl_sim.network import time_to
+from fl_sim.report.shape import wrong, wrong_counts
 from fl_sim.types import Params, UserError
 
 if TYPE_CHECKING:
     import pandas
 
-NEEDED = {"name", "id", "seed", "engine", "rounds", "estimates", "precision"}
-"""Keys of the summary that are shown as they are; numbers are asked for by `Report.number`."""
 TARGETS = tuple(t / 100 for t in range(10, 100, 5))
 PACKAGES = ("fl-sim", "torch", "torchvision", "flwr", "ray", "numpy", "constriction", "zstandard")
 
@@ -86,16 +87,14 @@ class Report:
         """
         folder = Path(folder)
         try:
-            summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-            rounds = [json.loads(line) for line in (folder / "rounds.jsonl").read_text(encoding="utf-8").splitlines()]
+            summary = json.loads(read_plain(folder / "summary.json"))
+            rounds = [json.loads(line) for line in read_plain(folder / "rounds.jsonl").splitlines()]
         except OSError as error:
             raise UserError(f"{folder}: not a finished run ({error.strerror}: {Path(error.filename).name})") from error
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{folder}: damaged run folder: {error}") from error
-        if not isinstance(summary, dict) or not all(isinstance(row, dict) for row in rounds):
-            raise UserError(f"{folder}: damaged run folder: summary.json and each line of rounds.jsonl are objects")
-        if missing := NEEDED - summary.keys():
-            raise UserError(f"{folder}: damaged run folder: summary.json has no {', '.join(sorted(missing))}")
+            raise UserError(f"{folder}: damaged run folder: {in_one_line(error)}") from error
+        if problem := wrong(summary, rounds):
+            raise UserError(f"{folder}: damaged run folder: {problem}")
         return cls(folder, summary, rounds, Ledger.read(folder / "ledger.parquet"), {})
 
     def number(self, *path: str) -> float:
@@ -133,19 +132,21 @@ class Report:
             UserError: it cannot be read.
         """
         try:
-            return tomllib.loads((self.folder / "config.toml").read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{self.folder}: damaged run folder: config.toml: {error}") from error
+            return tomllib.loads(read_plain(self.folder / "config.toml").decode())
+        except (OSError, ValueError, RecursionError) as error:
+            raise UserError(f"{self.folder}: damaged run folder: config.toml: {in_one_line(error)}") from error
 
     @cached_property
     def label_counts(self) -> Sequence[Sequence[int]]:
         """Training samples of each client (row) by class (column); empty where the run did not keep them."""
         try:
-            counts: list[list[int]] = json.loads((self.folder / "partition.json").read_text(encoding="utf-8"))
-        except OSError:
+            counts: list[list[int]] = json.loads(read_plain(self.folder / "partition.json"))
+        except FileNotFoundError:
             return []
-        except ValueError as error:
-            raise UserError(f"{self.folder}: damaged run folder: partition.json: {error}") from error
+        except (OSError, ValueError, RecursionError) as error:
+            raise UserError(f"{self.folder}: damaged run folder: partition.json: {in_one_line(error)}") from error
+        if problem := wrong_counts(counts):
+            raise UserError(f"{self.folder}: damaged run folder: {problem}")
         return counts
 
 

@@ -38,13 +38,10 @@ METHODS = {
         "rounds=3",
     ],
     "local_statistics": ["model.trainable=batchnorm", "model.statistics=local", "evaluate.clients=2"],
-    "masked": ["strategy.target=strategies.presets:global_magnitude", "strategy.density=0.2", "rounds=3"],
 }
 
 
-@pytest.mark.parametrize(
-    ("method", "counts"), [("dense", (1, 2)), ("topk", (2,)), ("local_statistics", (2,)), ("masked", (2,))]
-)
+@pytest.mark.parametrize(("method", "counts"), [("dense", (1, 2)), ("topk", (2,)), ("local_statistics", (2,))])
 def test_same_as_inline_for_any_number_of_processes(tmp_path: Path, method: str, counts: tuple[int, ...]) -> None:
     inline = run_tiny(tmp_path / "inline", *METHODS[method])
     for count in counts:

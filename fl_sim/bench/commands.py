@@ -148,9 +148,14 @@ def soak(
     rounds: Annotated[int, typer.Option(min=1, help="rounds on each engine; the first third warms up")] = 300,
     clients: Annotated[int, typer.Option(min=1, help="clients of the federation")] = 1000,
     cohort: Annotated[int, typer.Option(min=1, help="clients a round")] = 100,
+    engines: Annotated[str, typer.Option(help="which, each in a process of its own")] = "inline,workers,ray",
 ) -> None:
-    """Long runs of a tiny model: the growth of memory, and what is left behind when they are over."""
+    """Long runs of a tiny model: the growth of memory, and what is left behind when they are over.
+
+    Each engine's table is printed when it is done.
+    """
     from fl_sim.bench import soak as measured
     from fl_sim.bench.show import show
 
-    show(console, measured.results(rounds=rounds, clients=clients, cohort=cohort), as_json=as_json)
+    for table in measured.results(engines.split(","), rounds=rounds, clients=clients, cohort=cohort):
+        show(console, table, as_json=as_json)

@@ -6,8 +6,11 @@ holds after `run` has returned, and is looked after by this one once it has ende
 
 from __future__ import annotations
 
+import contextlib
 import json
+import multiprocessing
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -15,6 +18,7 @@ import tempfile
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,9 +28,10 @@ from fl_sim.config import Experiment
 from fl_sim.session import Silent
 from fl_sim.types import UserError
 
+SETTLE_S = 5.0
 MARK = "FL_SIM_SOAK"
 """Environment variable that every process of a soak run inherits, whoever its parent is later."""
-ENGINES = ("inline", "ray")
+ENGINES = ("inline", "workers", "ray")
 
 
 def _resident_mb(process: int) -> float:
@@ -69,8 +74,13 @@ class Sampler(Silent):
 
     def round(self, row: Mapping[str, float]) -> None:
         self.driver.append(_resident_mb(os.getpid()))
-        self.workers.append(sum(_resident_mb(p) for p in _marked(self.mark) if _title(p).startswith("ray::_Worker")))
+        self.workers.append(sum(map(_resident_mb, self._at_work())))
         self.seconds.append(row["seconds"])
+
+    def _at_work(self) -> Iterator[int]:
+        """Worker processes of any engine: our own children, and Ray's by their title."""
+        yield from (child.pid for child in multiprocessing.active_children() if child.pid is not None)
+        yield from (process for process in _marked(self.mark) if _title(process).startswith("ray::_Worker"))
 
 
 def slope(values: Sequence[float]) -> float:
@@ -96,8 +106,31 @@ def _experiment(engine: str, out: str, *, rounds: int, clients: int, cohort: int
     return Experiment.from_tree({**plain, **tree})
 
 
-def _open_files() -> int:
-    return len(os.listdir("/proc/self/fd"))
+def _open_files() -> list[str]:
+    """What this process holds open, as often as it is open; sockets and pipes without their numbers."""
+    held = []
+    for entry in os.scandir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # the scan's own
+            held.append(re.sub(r":\[\d+\]$", "", os.readlink(entry.path)))
+    return held
+
+
+@dataclass(frozen=True)
+class _Held:
+    """What a process holds while no run is going on."""
+
+    files: list[str]
+    threads: int
+    processes: int
+
+    @classmethod
+    def now(cls, mark: str) -> _Held:
+        """Looks once what was killed has had the time to end."""
+        processes, deadline = len(list(_marked(mark))), time.monotonic() + SETTLE_S
+        while processes and time.monotonic() < deadline:
+            time.sleep(0.1)
+            processes = len(list(_marked(mark)))
+        return cls(_open_files(), threading.active_count(), processes)
 
 
 def _run(engine: str, sizes: Mapping[str, int], mark: str) -> dict[str, float]:
@@ -107,14 +140,15 @@ def _run(engine: str, sizes: Mapping[str, int], mark: str) -> dict[str, float]:
 
     sampler = Sampler(mark)
     with tempfile.TemporaryDirectory() as place:
-        # What stays once for ever (thread pools, Ray's client) is opened by a first, short run.
+        # What stays once for ever (thread pools, Ray's client, the process that workers are forked off) is opened by a
+        # first, short run.
         run(_experiment(engine, place, **{**sizes, "rounds": 1}))
-        files, threads = _open_files(), threading.active_count()
+        before = _Held.now(mark)
         report = run(_experiment(engine, place, **sizes), sampler)
         row_bytes = sum({"b": 1, "i": 4, "q": 8, "d": 8}[code] for code in TYPES.values())
-        deadline = time.monotonic() + 10
-        while time.monotonic() < deadline and any(True for _ in _marked(mark)):
-            time.sleep(0.1)
+        after = _Held.now(mark)
+        for name, count in (Counter(after.files) - Counter(before.files)).items():
+            sys.stderr.write(f"{engine}: left open {count} times: {name}\n")
         return {
             "driver_mb": sampler.driver[-1],
             "driver_mb_per_100_rounds": slope(sampler.driver),
@@ -122,36 +156,42 @@ def _run(engine: str, sizes: Mapping[str, int], mark: str) -> dict[str, float]:
             "workers_mb": sampler.workers[-1],
             "workers_mb_per_100_rounds": slope(sampler.workers),
             "round_ms": 1e3 * statistics.median(sampler.seconds),
-            "open_files_left": _open_files() - files,
-            "threads_left": threading.active_count() - threads,
-            "processes_left": len(list(_marked(mark))),
+            "open_files_left": len(after.files) - len(before.files),
+            "threads_left": after.threads - before.threads,
+            "processes_left": after.processes - before.processes,
         }
 
 
-def results(*, rounds: int, clients: int, cohort: int, workers: int = 2) -> dict[str, float]:
-    """Everything `fl-sim bench soak` reports, as one flat table of numbers.
+def results(
+    engines: Sequence[str], *, rounds: int, clients: int, cohort: int, workers: int = 2
+) -> Iterator[dict[str, float]]:
+    """A flat table of numbers for each engine, as soon as it is done.
 
     Raises:
-        UserError: a cohort larger than the clients, or no Linux.
+        UserError: an unknown engine, a cohort larger than the clients, or no Linux.
+        RuntimeError: an engine's run failed; what went wrong it has said itself.
     """
+    if unknown := set(engines) - set(ENGINES):
+        raise UserError(f"--engines {', '.join(sorted(unknown))}: allowed: {', '.join(ENGINES)}")
     if not Path("/proc/self/smaps_rollup").exists():
         raise UserError("fl-sim bench soak reads /proc: it runs on Linux only")
     sizes = {"rounds": rounds, "clients": clients, "cohort": cohort, "workers": workers}
     _experiment("inline", "runs", **sizes)
-    flat: dict[str, float] = {}
-    for engine in ENGINES:
+    for engine in engines:
         mark, shared = uuid.uuid4().hex, set(os.listdir("/dev/shm"))
         done = subprocess.run(
             [sys.executable, "-m", "fl_sim.bench.soak", engine, json.dumps(sizes), mark],
             stdout=subprocess.PIPE,
             text=True,
-            check=True,
+            check=False,
             env={**os.environ, MARK: mark},
         )
-        flat |= {f"{engine}_{name}": value for name, value in json.loads(done.stdout).items()}
+        if done.returncode:
+            raise RuntimeError(f"bench soak: the run on {engine} ended with status {done.returncode}")
+        flat = {f"{engine}_{name}": value for name, value in json.loads(done.stdout).items()}
         flat[f"{engine}_processes_left_after_exit"] = len(list(_marked(mark)))
         flat[f"{engine}_shared_memory_left"] = len(set(os.listdir("/dev/shm")) - shared)
-    return flat
+        yield flat
 
 
 if __name__ == "__main__":

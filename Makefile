@@ -27,13 +27,9 @@ lint: $(VENV)/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Known weaknesses of the installed versions; where the advisories cannot be reached, the versions, for somebody to look up.
+# Known weaknesses of the installed versions.
 audit: $(VENV)/ready
-	test -x $(BIN)/pip-audit || $(BIN)/python -m pip install --quiet --disable-pip-version-check pip-audit
-	$(BIN)/pip-audit --skip-editable --progress-spinner off --timeout 5 || ( \
-	  $(BIN)/python -c "import urllib.request as u; u.urlopen('https://pypi.org/pypi/pip/json', timeout=5)" 2> /dev/null \
-	  && exit 1 ; echo "pip-audit could not reach the advisories; installed:"; \
-	  $(BIN)/python -m pip list --disable-pip-version-check --format freeze )
+	.ci/audit $(BIN)
 
 bench: $(VENV)/ready
 	$(FL) bench engine

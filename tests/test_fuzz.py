@@ -294,8 +294,9 @@ def test_parquet_data(data_folder: Path, length: settings) -> None:
 
 
 @LENGTHS
-def test_run_folders(tmp_path: Path, length: settings) -> None:
-    """Of imported runs: reading and every table of `fl-sim report`."""
+def test_run_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, length: settings) -> None:
+    """Of imported runs: reading, every table of `fl-sim report`, and its page without the megabytes that draw the charts."""
+    monkeypatch.setattr("fl_sim.report.page._plotly", str)
     folder = run_tiny(tmp_path, "model.name=mlp").folder
     names = ("summary.json", "rounds.jsonl", "ledger.parquet", "config.toml", "partition.json")
     files = {name: (folder / name).read_bytes() for name in names}

@@ -40,7 +40,7 @@ class _Row(BaseModel):
     """A line of rounds.jsonl; its further columns are numbers."""
 
     model_config = ConfigDict(strict=True, extra="allow")
-    __pydantic_extra__: dict[Word, float | None]
+    __pydantic_extra__: dict[Word, float]
     round: int
     uplink_bytes: float
     downlink_bytes: float

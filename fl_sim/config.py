@@ -111,7 +111,7 @@ class DataSection(Section):
     proxy: float = Field(
         0.0, ge=0, lt=1, description="share of the training set that the server holds, not the clients"
     )
-    noise: int = Field(0, ge=0, description="unlabelled noise images that the server holds instead")
+    noise: int = Field(0, ge=0, le=1_000_000, description="unlabelled noise images that the server holds instead")
     augment: Literal["none", "crop_flip"] = Field("none", description="augmentation of training batches")
 
     @model_validator(mode="after")
@@ -127,7 +127,7 @@ class ModelSection(Section):
     """The model, by name."""
 
     name: str = Field("cnn_bn", description="see `fl-sim list models`, or module:function")
-    width: float = Field(1.0, gt=0, description="channel multiplier of the CIFAR ResNets")
+    width: float = Field(1.0, gt=0, le=100, description="channel multiplier of the CIFAR ResNets")
     trainable: str = Field(
         "all", description="what is trained and travels: all, batchnorm, head, random, a glob; several joined by '+'"
     )
@@ -150,7 +150,7 @@ class Capacity(Section):
     """A further model, for a share of the clients."""
 
     name: str = Field(description="see `fl-sim list models`")
-    width: float = Field(1.0, gt=0, description="channel multiplier of the CIFAR ResNets")
+    width: float = Field(1.0, gt=0, le=100, description="channel multiplier of the CIFAR ResNets")
     share: float = Field(0.5, gt=0, lt=1, description="of the clients, and of each cohort")
 
 

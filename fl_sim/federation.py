@@ -61,6 +61,9 @@ class Federation:
         torch.set_num_threads(1)
         section = experiment.data
         data = load_data(section.source, validation=section.validation, proxy=section.proxy)
+        if not len(data.validation) or not len(data.test):
+            sizes = f"{len(data.validation)} for validation, {len(data.test)} for test"
+            raise UserError(f"data.validation = {section.validation:g} of {section.source!r}: {sizes}; needed: some")
         parts = make_partition(
             data.train.labels.numpy(),
             section.clients,

@@ -197,9 +197,18 @@ def test_lossy_differences_train(tmp_path: Path, values: str) -> None:
     assert abs(report.summary["accuracy"]["final"] - dense.summary["accuracy"]["final"]) < 0.05
 
 
-def test_impossible_partition_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError):
-        run_tiny(tmp_path, "data.clients=5000")
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("data.clients=5000", "clients"),
+        ("data.validation=1e-9", "0 for validation"),
+        ("data.noise=4000000000000000000", "data.noise"),
+        ("model.width=1e300", "model.width"),
+    ],
+)
+def test_impossible_sizes_are_refused(tmp_path: Path, override: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        run_tiny(tmp_path, override)
 
 
 def test_the_order_of_replies_does_not_matter_to_clients_that_keep_state(

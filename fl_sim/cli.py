@@ -156,7 +156,7 @@ def sweep(
 
 def _studies(experiments: list[Experiment], seeds: list[int], *, quiet: bool) -> None:
     from fl_sim.bench.show import document, show_rows
-    from fl_sim.checkpoint import write_atomically
+    from fl_sim.files import write_atomically
     from fl_sim.study import Trial, folder, measure
 
     def starts(trial: Trial) -> None:

@@ -20,9 +20,11 @@ def by_density(groups: Sequence[Group]) -> Figure | None:
     found = families_of(groups)
     if not found:
         return None
+    shares = sorted({round(ALIVE.spread(group).mean or 0.0, 2) for family in found for group in family.groups})
+    ticks: Chart = {"tickvals": [*shares], "ticktext": [f"{share:g}" for share in shares]}
     views = {
-        "density": _view(found, ALIVE, "alive weights [%]"),
-        "traffic": _view(found, TOTAL, "total traffic [MB]"),
+        "density": _view(found, ALIVE, {"title": {"text": "alive weights [%]"}, **ticks}),
+        "traffic": _view(found, TOTAL, {"title": {"text": "total traffic [MB]"}, "dtick": "D2"}),
     }
     caption = (
         "Final accuracy of runs that differ in the density they ask for; bars are 95 % confidence intervals where there "
@@ -31,7 +33,7 @@ def by_density(groups: Sequence[Group]) -> Figure | None:
     return Figure("Accuracy by density", caption, views, "families")
 
 
-def _view(found: Sequence[Family], cost: Measure, title: str) -> Chart:
+def _view(found: Sequence[Family], cost: Measure, axis: Chart) -> Chart:
     data: list[Json] = []
     for index, family in enumerate(found):
         style, gains = Style(index), [ACCURACY.spread(group) for group in family.groups]
@@ -48,5 +50,7 @@ def _view(found: Sequence[Family], cost: Measure, title: str) -> Chart:
         if any(reach):
             trace["error_y"] = {"type": "data", "array": reach, "color": style.colour, "thickness": 1}
         data.append(trace)
-    x: Chart = {"title": {"text": title}, "type": "log"}
-    return {"data": data, "layout": {"xaxis": x, "yaxis": {"title": {"text": "final test accuracy [%]"}}}}
+    return {
+        "data": data,
+        "layout": {"xaxis": {**axis, "type": "log"}, "yaxis": {"title": {"text": "final test accuracy [%]"}}},
+    }

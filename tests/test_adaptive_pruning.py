@@ -316,3 +316,16 @@ def test_over_fitting_is_measured_at_the_rounds_ratio(tmp_path: Path) -> None:
     assert found["seen_loss"] != evaluate(federation.model, seen)["loss"]
     with keeping(federation.model, 1.0) as model:
         assert found["seen_loss"] == evaluate(model, seen)["loss"]
+
+
+def test_statistics_are_measured_at_the_rounds_ratio(tmp_path: Path) -> None:
+    asked = ("gating.keep=0.25", "gating.start=1", "gating.end=3", "rounds=1", "model.statistics=recalibrate")
+    report = run_tiny(tmp_path, *GATED, *asked)
+    federation = Federation.build(tiny(tmp_path, *GATED, *asked))
+    assert isinstance(federation.model, Gated)
+    with keeping(federation.model, 1.0):
+        found = evaluate(federation.complete(report.params), federation.data.test)
+    assert report.rounds[0]["loss"] == pytest.approx(found["loss"], rel=1e-6)
+    elsewhere = federation.complete(report.params)
+    with keeping(federation.model, 1.0):
+        assert report.rounds[0]["loss"] != pytest.approx(evaluate(elsewhere, federation.data.test)["loss"], rel=1e-3)

@@ -80,7 +80,8 @@ def run(
     if not quiet:
         console.print(per_run(report))
         console.print(comparison([report]))
-        console.print(f"{report.folder} (computed in {report.summary['precision']})", highlight=False)
+        page, precision = report.folder / "report.html", report.summary["precision"]
+        console.print(f"{page}  (computed in {precision})", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -125,12 +126,17 @@ def replay(
 
 @app.command()
 def sweep(
-    config: Annotated[Path, typer.Argument(help="experiment as TOML")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="key=a,b,c: every combination, for instance client.density=0.05,0.1")
-    ] = None,
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="CONFIG... [KEY=A,B,C]...",
+            help="experiments as TOML; then, for all of them, every combination of values",
+            show_default=False,
+        ),
+    ],
     seeds: Annotated[str, typer.Option(help="comma-separated seeds; every combination runs under each")] = "0,1,2",
     out: Annotated[Path | None, typer.Option(help="folder that receives the runs' folders")] = None,
+    page: Annotated[Path | None, typer.Option("--html", help="write charts and tables to this file as well")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="print errors only")] = False,
 ) -> None:
     """Run a grid under several seeds; finished runs are skipped, stopped ones go on, a failed one does not stop the others.
@@ -138,14 +144,18 @@ def sweep(
     A config with a [study] trains pairs of models centrally instead: which student profits from which teacher.
 
     Example: fl-sim sweep configs/quickstart.toml data.alpha=0.1,1.0 rounds=10 --seeds 0,1,2
+
+    Example: fl-sim sweep configs/quickstart.toml configs/digits_*.toml --html comparison.html
     """
-    from fl_sim.sweep import integers, plan
+    from fl_sim.sweep import integers, plan, sorted_out
 
     under = integers("--seeds", seeds)
-    experiments = plan(config, [*(overrides or []), *([f'out="{out}"'] if out else [])], seeds=under)
+    configs, overrides = sorted_out(words)
+    there = [f'out="{out}"'] if out else []
+    experiments = [each for config in configs for each in plan(config, [*overrides, *there], seeds=under)]
     try:
-        if experiments[0].study is None:
-            _federations(experiments, quiet=quiet)
+        if not any(experiment.study for experiment in experiments):
+            _federations(experiments, page=page, quiet=quiet)
         else:
             _studies([experiment for experiment in experiments if experiment.seed == under[0]], under, quiet=quiet)
     except KeyboardInterrupt as error:
@@ -172,10 +182,10 @@ def _studies(experiments: list[Experiment], seeds: list[int], *, quiet: bool) ->
             console.print(str(table), highlight=False, soft_wrap=True)
 
 
-def _federations(experiments: list[Experiment], *, quiet: bool) -> None:
+def _federations(experiments: list[Experiment], *, page: Path | None, quiet: bool) -> None:
     from fl_sim.folder import run_folder
     from fl_sim.progress import display
-    from fl_sim.report import grouped, over_seeds
+    from fl_sim.report import grouped, over_seeds, write_page
     from fl_sim.simulation import resume
     from fl_sim.sweep import sweep as outcomes
 
@@ -195,6 +205,10 @@ def _federations(experiments: list[Experiment], *, quiet: bool) -> None:
             console.print(f"{where}  {'already there' if outcome.skipped else 'done'}", highlight=False, soft_wrap=True)
     if finished and not quiet:
         console.print(over_seeds(grouped(finished)))
+    if finished and page is not None:
+        write_page(finished, page)
+        if not quiet:
+            console.print(str(page), highlight=False, soft_wrap=True)
     if failed:
         raise RuntimeError(f"{failed} of {len(experiments)} runs failed")
 

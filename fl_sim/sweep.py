@@ -63,6 +63,21 @@ def alternatives(override: str) -> list[str]:
     return [f"{key}={value.strip()}" for value in values]
 
 
+def sorted_out(words: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """(configs, overrides): an override has a `=`, and its key is no file.
+
+    Raises:
+        UserError: no config, or one after an override, which looks like a forgotten key.
+    """
+    overrides = [word for word in words if "=" in word and not Path(word).is_file()]
+    configs = [word for word in words if word not in overrides]
+    if not configs:
+        raise UserError("sweep: which experiment? write a config first, for instance configs/quickstart.toml")
+    if misplaced := [word for word in words[len(configs) :] if word in configs]:
+        raise UserError(f"sweep {misplaced[0]!r}: configs come first, then key=value or key=a,b,c")
+    return [Path(config) for config in configs], overrides
+
+
 def integers(name: str, text: str) -> list[int]:
     """Comma-separated integers; `name` starts the error message.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from federation import TINY
 
 from fl_sim import Experiment, Report, UserError, run
 from fl_sim.cli import main
-from fl_sim.sweep import alternatives, integers, plan, sweep
+from fl_sim.sweep import alternatives, integers, plan, sorted_out, sweep
 
 
 @pytest.fixture
@@ -37,6 +38,38 @@ def test_commas_outside_brackets_and_quotes_separate(text: str, values: list[str
 def test_wrong_alternatives_are_the_users_error(text: str) -> None:
     with pytest.raises(UserError):
         alternatives(text)
+
+
+def test_configs_come_first_then_overrides(config: Path, tmp_path: Path) -> None:
+    odd = tmp_path / "a=b.toml"
+    odd.write_text("")
+    words = [str(config), str(odd), "rounds=1", "data.alpha=0.1,1.0"]
+    assert sorted_out(words) == ([config, odd], ["rounds=1", "data.alpha=0.1,1.0"])
+    for wrong, said in (
+        (["rounds=1"], "which experiment"),
+        ([str(config), "rounds=1", "rounds"], "configs come first"),
+    ):
+        with pytest.raises(UserError, match=said):
+            sorted_out(wrong)
+
+
+def test_several_configs_end_in_one_table_and_one_page(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other, page = tmp_path / "other.toml", tmp_path / "both.html"
+    other.write_text(config.read_text().replace('"tiny"', '"slower"').replace("lr = 0.1", "lr = 0.01"))
+    words = ["sweep", str(config), str(other), "data.clients=5", "cohort.size=2", "--seeds", "0,1", "--html", str(page)]
+    monkeypatch.setattr("sys.argv", ["fl-sim", *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr().out
+    assert ended.value.code == 0
+    (table,) = re.findall(r"over seeds.*", said, re.DOTALL)
+    assert [line.split()[:2] for line in table.splitlines()[1:] if " ± " in line] == [["tiny", "2"], ["slower", "2"]]
+    assert max(map(len, table.splitlines())) <= 80
+    text = page.read_text()
+    assert "tiny" in text
+    assert "slower" in text
 
 
 def test_every_combination_under_every_seed(config: Path) -> None:

@@ -266,7 +266,7 @@ class Session:
         manifest = self._keeper.load()
         if manifest is not None:
             self._seconds, self.started = manifest.training_s, self.started - manifest.wall_s
-        log.warning("%s: going on after round %d", self.folder, len(self.rows))
+            log.warning("%s: going on after round %d", self.folder, len(self.rows))
 
     def serve(self, grid: Grid) -> None:
         """Run the rounds that are left over a Grid.

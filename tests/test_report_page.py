@@ -184,6 +184,11 @@ def test_headline_says_saving_and_loss(reports: list[Report]) -> None:
     assert "0.0 % less than the same messages sent dense" in alone
 
 
+def test_headline_compares_with_what_is_nearest_to_dense(reports: list[Report]) -> None:
+    costly = replace(reports[1], summary={**reports[1].summary, "name": "costly", "saving": -0.2})
+    assert "MB of costly," not in headline(grouped([*reports, costly]))
+
+
 class _Text(HTMLParser):
     """Tags and attributes that a page really opens."""
 

@@ -92,8 +92,9 @@ def bytes_by_part(groups: Sequence[Group]) -> Figure:
     many = "Means over the seeds. " if any(len(g.reports) > 1 for g in groups) else ""
     return Figure(
         "Where the bytes went",
-        f"{many}Values: weights. Dense: biases and BatchNorm. Buffers: BatchNorm statistics. Waste: tasks and answers of "
-        "clients that failed, were rejected, late or lost.",
+        f"{many}Values: weights. Dense: biases and BatchNorm. Buffers: BatchNorm statistics. Evaluation: clients that "
+        "measured the model or its distortion curves. Waste: tasks and answers of clients that failed, were rejected, "
+        "late or lost.",
         {"": bars(data, labels, "encoded bytes [MB]")},
         "parts",
         height=90 + 48 * len(labels),

@@ -16,12 +16,12 @@ def _mean(measure: Measure, group: Group) -> float:
 
 
 def headline(groups: Sequence[Group]) -> str:
-    """One sentence; with several groups it compares the thriftiest with the one that saves least.
+    """One sentence; with several groups it compares the thriftiest with the one whose messages are nearest to dense ones.
 
     The thriftiest is the one of the fewest bytes within `TOLERATED` points of that reference, or of the fewest bytes at
     all where none is.
     """
-    reference = min(groups, key=lambda group: _mean(SAVING, group))
+    reference = min(groups, key=lambda group: abs(_mean(SAVING, group)))
     others = [group for group in groups if group is not reference]
     if not others:
         return _alone(reference)

@@ -56,7 +56,7 @@ def over_seeds(groups: Sequence[Group]) -> Table:
         padding=(0, 1, 0, 0),
     )
     table.add_column("run", overflow="fold", min_width=15)
-    for name in ("seeds", "accuracy %", "MB up", "MB down", "saving %", "alive %", "10^6 MACs"):
+    for name in ("seeds", "accuracy %", "MB up", "MB down", "saving %", "alive %", "M MACs"):
         table.add_column(name, justify="right", no_wrap=True)
     accuracy, up, down, saving, _, alive, macs = MEASURES
     for group in groups:

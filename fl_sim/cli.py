@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shlex
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
@@ -31,6 +32,19 @@ app = typer.Typer(
 )
 console = Console()
 errors = Console(stderr=True, highlight=False)
+
+
+class _ToStderr(logging.Handler):
+    """Lines go where stderr points when they come: a live display takes them in and shows them above its bars."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr)
+
+
+def _typed() -> str:
+    """This program as it was called, so that a command that we show can be pasted."""
+    called = Path(sys.argv[0])
+    return str(called) if called.name == "fl-sim" and shutil.which("fl-sim") != str(called) else "fl-sim"
 
 
 @app.command()
@@ -73,7 +87,7 @@ def run(
         with display(experiment, console, quiet=quiet) as shown, tracked(track or [], experiment) as trackers:
             report = (resume if go_on else start)(experiment, together([shown, *trackers]))
     except KeyboardInterrupt as error:
-        again = shlex.join(["fl-sim", *sys.argv[1:], *([] if go_on else ["--resume"])])
+        again = shlex.join([_typed(), *sys.argv[1:], *([] if go_on else ["--resume"])])
         errors.print(f"fl-sim: interrupted; to go on: {again}", soft_wrap=True, markup=False)
         raise typer.Exit(130) from error
     write_page([report], report.folder / "report.html")
@@ -159,7 +173,7 @@ def sweep(
         else:
             _studies([experiment for experiment in experiments if experiment.seed == under[0]], under, quiet=quiet)
     except KeyboardInterrupt as error:
-        again = shlex.join(["fl-sim", *sys.argv[1:]])
+        again = shlex.join([_typed(), *sys.argv[1:]])
         errors.print(f"fl-sim: interrupted; the same command goes on: {again}", soft_wrap=True, markup=False)
         raise typer.Exit(130) from error
 
@@ -332,7 +346,7 @@ def init(path: Annotated[Path, typer.Argument(help="file to write")] = Path("exp
         raise UserError(f"{path}: exists; init never overwrites, choose another name") from error
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from error
-    console.print(f"{path}; now: fl-sim run {path}", highlight=False, soft_wrap=True)
+    console.print(f"{path}; now: {_typed()} run {path}", highlight=False, soft_wrap=True)
 
 
 @app.command(name="list")
@@ -360,7 +374,7 @@ def main() -> None:
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
     sys.path.insert(0, os.getcwd())
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[_ToStderr()])
     try:
         app(standalone_mode=True)
     except UserError as error:

@@ -50,6 +50,8 @@ def _inline(experiment: Experiment, federation: Federation) -> LocalGrid:
 
 
 def _cohort(experiment: Experiment, federation: Federation) -> LocalGrid:
+    if experiment.faults.timeout_s is not None:
+        raise UserError("faults.timeout_s: clients that train together have no time of their own; use another engine")
     hosts = federation.hosts()
     return CohortGrid(client_app(hosts), hosts, len(federation.parts), chunk=experiment.cohort.chunk)
 

@@ -170,6 +170,11 @@ def test_a_time_limit_needs_the_main_thread(tmp_path: Path, victim: tuple[int, i
     assert "main thread" in str(told[0])
 
 
+def test_a_time_limit_is_not_for_clients_that_train_together(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"faults\.timeout_s"):
+        run(tiny(tmp_path, "engine=cohort", "faults.timeout_s=5"))
+
+
 @pytest.mark.parametrize("override", ["faults.max_share=2", "faults.timeout_s=0", "checkpoint.every=-1"])
 def test_impossible_limits_are_refused(tmp_path: Path, override: str) -> None:
     with pytest.raises(UserError, match=override.partition("=")[0]):

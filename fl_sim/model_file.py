@@ -23,6 +23,7 @@ from fl_sim import models
 from fl_sim.channels import shrink
 from fl_sim.data import Data
 from fl_sim.data import load as load_data
+from fl_sim.errors import in_one_line
 from fl_sim.files import write_atomically
 from fl_sim.gating import Gated, Gating
 from fl_sim.training import COUNTER, load, snapshot
@@ -193,8 +194,8 @@ def _described_model(stored: Stored) -> nn.Module:
     try:
         model = models.build(name, **described)  # type: ignore[arg-type]
         return model if gating is None else Gating(**gating).wrap(model, seed=0)  # type: ignore[arg-type]
-    except (TypeError, ValueError) as error:
-        raise UserError(f"model file {str(stored.path)!r}: {error}") from error
+    except (TypeError, ValueError, OverflowError, RuntimeError, MemoryError) as error:  # any numbers may stand there
+        raise UserError(f"model file {str(stored.path)!r}: {in_one_line(error)}") from error
 
 
 def _classes(name: str, params: Mapping[str, Tensor]) -> int:

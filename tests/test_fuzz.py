@@ -25,6 +25,7 @@ from fl_sim.data import load as load_data
 from fl_sim.federation import Federation
 from fl_sim.files import write_atomically
 from fl_sim.folder import run_folder
+from fl_sim.model_file import read_model, write_model
 from fl_sim.parquet import read_table
 from fl_sim.report import comparison, estimates, floors, grouped, per_run, write_page
 from fl_sim.report.page import page
@@ -421,3 +422,16 @@ def test_rows_without_news_are_bounded(tmp_path: Path, monkeypatch: pytest.Monke
     (tmp_path / "test-0.parquet").write_bytes(path.read_bytes())
     with pytest.raises(UserError, match="rows in"):
         load_data(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "described", [{"width": 1e300}, {"width": "x"}, {"num_classes": -1}, {"seed": 2**80}, {"x": 1}]
+)
+def test_a_model_file_that_describes_nonsense_is_refused_in_one_line(
+    tmp_path: Path, described: dict[str, object]
+) -> None:
+    path = tmp_path / "model.safetensors"
+    write_model(path, {"a": torch.ones(2)}, {"name": "mlp", **described})
+    with pytest.raises(UserError) as caught:
+        read_model(path)
+    assert "\n" not in str(caught.value)

@@ -20,7 +20,7 @@ from rich.progress import (
 from rich.text import Text
 
 from fl_sim.config import Experiment
-from fl_sim.session import Observer, Silent
+from fl_sim.observer import Observer, Silent
 
 
 def _line(row: Mapping[str, float]) -> str:

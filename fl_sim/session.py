@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import copy
-import hashlib
 import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache, cached_property, partial
+from functools import cached_property
 from pathlib import Path
-from typing import Protocol, cast
 
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
-from flwr.serverapp.strategy import Result
-from torch import nn
 
-from fl_sim import capacities, codecs, facts
+from fl_sim import capacities, facts
 from fl_sim.checkpoint import Checkpoints
 from fl_sim.config import Experiment
 from fl_sim.errors import in_one_line
@@ -27,168 +22,19 @@ from fl_sim.federation import Federation
 from fl_sim.files import create, flush, write_atomically
 from fl_sim.folder import CHECKPOINTS, RESULTS, SUMMARY
 from fl_sim.ledger import Ledger
+from fl_sim.method import GlobalModel, build_strategy
 from fl_sim.model_file import write_model
-from fl_sim.models import disabled_features, merged, prunable_names
+from fl_sim.models import merged
+from fl_sim.observer import SILENT, Observer
 from fl_sim.replay import MaskRecorder
-from fl_sim.report import ModelFacts, Report, against_dense, summarise
-from fl_sim.resume import Keeper, Restorable
+from fl_sim.report import Report, against_dense, summarise
+from fl_sim.resume import Keeper
 from fl_sim.runtime.local import LocalGrid
-from fl_sim.runtime.setup import Setup, unseen
 from fl_sim.sparsity import density, layer_densities
 from fl_sim.training import evaluate, snapshot
-from fl_sim.types import Mask, Params, UserError
+from fl_sim.types import Params, UserError
 
 log = logging.getLogger("fl_sim")
-
-
-class Observer(Protocol):
-    """What a display hears of a run."""
-
-    def reply(self, answered: int, cohort: int) -> None:
-        """One client of the current round has answered."""
-
-    def round(self, row: Mapping[str, float]) -> None:
-        """A round is done; `row` is its line of rounds.jsonl."""
-
-
-class Silent:
-    """An observer that shows nothing."""
-
-    def reply(self, answered: int, cohort: int) -> None:
-        """Ignore."""
-
-    def round(self, row: Mapping[str, float]) -> None:
-        """Ignore."""
-
-
-SILENT = Silent()
-
-
-class ServerMethod(Protocol):
-    """What a `[strategy]` target must make: something that builds a Flower strategy (`strategies.base.Method`)."""
-
-    def strategy(self, setup: Setup, *others: Setup) -> ServerStrategy:
-        """The strategy of one run; `others` are the surroundings of the other capacities."""
-
-
-class GlobalModel(Restorable, Protocol):
-    """A model that a strategy trains, whose side of the server can be saved and restored."""
-
-    @property
-    def params(self) -> Params:
-        """Global parameters."""
-
-    @property
-    def mask(self) -> Mask | None:
-        """Global mask."""
-
-
-class ServerStrategy(Protocol):
-    """A Flower strategy whose models and current round can be read."""
-
-    @property
-    def params(self) -> Params:
-        """Global parameters."""
-
-    @property
-    def mask(self) -> Mask | None:
-        """Global mask."""
-
-    @property
-    def parts(self) -> Sequence[GlobalModel]:
-        """The models of this federation, the first of which `params` and `mask` show."""
-
-    @property
-    def metrics(self) -> Mapping[str, float]:
-        """Training metrics of the last round, with `clients` and `failures`."""
-
-    @property
-    def failures(self) -> Mapping[str, int]:
-        """Failed client tasks so far, by kind: raised, rejected, late, lost."""
-
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """The messages of a round."""
-
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Fold the replies of a round."""
-
-    def start(
-        self,
-        grid: Grid,
-        initial_arrays: ArrayRecord,
-        num_rounds: int = ...,
-        timeout: float = ...,
-        train_config: ConfigRecord | None = ...,
-        evaluate_config: ConfigRecord | None = ...,
-        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = ...,
-    ) -> Result:
-        """Flower's round loop."""
-
-
-def _index_dims(schema: codecs.Schema) -> float:
-    count = len(schema.prunable)
-    sizes = list(zip(schema.shapes[:count], schema.numels[:count], strict=True))
-    return sum(len(shape) * size for shape, size in sizes) / max(1, schema.prunable_size)
-
-
-def build_strategy(
-    federation: Federation,
-    ledger: Ledger,
-    *,
-    others: Sequence[Federation] = (),
-    recorder: MaskRecorder | None = None,
-    on_reply: Callable[[int, int], None] = unseen,
-) -> ServerStrategy:
-    """The Flower strategy that the config's `[strategy]` names; `others` are the federations of further capacities.
-
-    Raises:
-        UserError: the target makes something else, or several capacities are asked for what one model alone can have.
-    """
-    experiment = federation.experiment
-    run = {"seed": experiment.seed, "num_clients": len(federation.parts), "cohort_size": experiment.cohort.size}
-    method = experiment.strategy.build(run)
-    if not hasattr(method, "strategy"):
-        raise UserError(f"strategy {experiment.strategy.target!r} made a {type(method).__name__}, not a Method")
-    alone = {"network.links": experiment.network.links, "wire.record_masks": experiment.wire.record_masks}
-    if others and (refused := [key for key, value in alone.items() if value]):
-        raise UserError(f"{refused[0]}: not with capacities; allowed with one model only")
-    setups = [
-        Setup(
-            each.exchange,
-            each.initial,
-            ledger,
-            cohort_size=size,
-            seed=experiment.seed,
-            model=cache(partial(_servers_own, each)),
-            start=each.start,
-            precision=experiment.training.precision,
-            proxy=each.proxy(),
-            members=members,
-            label=label,
-            broadcast=experiment.wire.broadcast,
-            evaluate_size=experiment.evaluate.clients,
-            network=experiment.network,
-            faults=experiment.faults,
-            recorder=recorder,
-            on_reply=on_reply,
-        )
-        for each, size, members, label in zip(
-            [federation, *others],
-            capacities.cohort_sizes(experiment),
-            capacities.members(experiment),
-            capacities.labels(experiment),
-            strict=True,
-        )
-    ]
-    return cast(ServerMethod, method).strategy(*setups)
-
-
-def _servers_own(federation: Federation) -> nn.Module:
-    return copy.deepcopy(federation.model).to(federation.device)
 
 
 def saved_params(folder: Path) -> Params:
@@ -381,7 +227,7 @@ class Session:
             precision=self.federation.experiment.training.precision,
             rows=self.rows,
             ledger=self.ledger,
-            facts=self._facts(),
+            facts=facts.of_model(self.federation, self.strategy, *self._dense_payloads),
             wall_s=time.perf_counter() - self.started,
             training_s=self._seconds,
         )
@@ -400,26 +246,6 @@ class Session:
         members = list(zip(capacities.members(self.asked), self.federations, strict=True))[1:]
         others = [(clients, facts.plain_payload_bytes(other)) for clients, other in members]
         return facts.plain_payload_bytes(self.federation), others
-
-    def _facts(self) -> ModelFacts:
-        federation, strategy = self.federation, self.strategy
-        macs_dense, macs = facts.macs(federation, strategy.params, strategy.mask)
-        model = federation.complete(strategy.params)
-        named = dict(model.named_parameters())
-        return ModelFacts(
-            params=sum(p.numel() for p in named.values()),
-            trainable=sum(p.numel() for p in named.values() if p.requires_grad),
-            disabled_features=disabled_features(model),
-            prunable=sum(model.get_parameter(name).numel() for name in prunable_names(model) if name in named),
-            density=1.0 if strategy.mask is None else density(strategy.mask),
-            dense_payload_bytes=self._dense_payloads[0],
-            index_dims=_index_dims(federation.exchange.schema),
-            macs_dense=macs_dense,
-            macs=macs,
-            params_hash=hashlib.sha256(federation.exchange.schema.flat(strategy.params).numpy().tobytes()).hexdigest(),
-            failures=dict(strategy.failures),
-            other_payloads=self._dense_payloads[1],
-        )
 
     def _save_model(self) -> None:
         for federation, part, suffix in self._models("-"):

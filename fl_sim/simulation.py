@@ -20,6 +20,7 @@ from fl_sim.checkpoint import Checkpoints
 from fl_sim.config import Experiment
 from fl_sim.federation import Federation, make_client_app, resolved
 from fl_sim.folder import CHECKPOINTS, claimed, clear
+from fl_sim.observer import SILENT, Observer
 from fl_sim.precision import PRECISIONS
 from fl_sim.report import Report
 from fl_sim.runtime.app import client_app
@@ -28,7 +29,7 @@ from fl_sim.runtime.inline import InlineGrid
 from fl_sim.runtime.local import LocalGrid
 from fl_sim.runtime.ray import RayGrid
 from fl_sim.runtime.workers import WorkersGrid
-from fl_sim.session import SILENT, Observer, Session, saved_params
+from fl_sim.session import Session, saved_params
 from fl_sim.types import UserError
 
 

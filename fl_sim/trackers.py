@@ -20,8 +20,8 @@ from types import ModuleType
 from fl_sim.config import Experiment, Json
 from fl_sim.folder import run_folder
 from fl_sim.lookup import find
+from fl_sim.observer import Observer
 from fl_sim.report.groups import flat
-from fl_sim.session import Observer
 from fl_sim.types import UserError
 
 Track = Callable[[Experiment, Path], AbstractContextManager[Observer]]

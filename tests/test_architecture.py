@@ -50,6 +50,8 @@ LAYERS = [
         "fl_sim.auto",
         "fl_sim.federation",
         "fl_sim.facts",
+        "fl_sim.observer",
+        "fl_sim.method",
         "fl_sim.session",
         "fl_sim.resume",
         "fl_sim.folder",

@@ -14,8 +14,8 @@ from fl_sim.codecs import CorruptPayload
 from fl_sim.curves import MeasureCurves, calibration, pooled
 from fl_sim.federation import Federation
 from fl_sim.ledger import Ledger
+from fl_sim.method import build_strategy
 from fl_sim.seeding import Purpose
-from fl_sim.session import build_strategy
 from fl_sim.simulation import open_grid
 from fl_sim.sparsity import OneShot
 from fl_sim.training import load

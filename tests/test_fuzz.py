@@ -26,10 +26,11 @@ from fl_sim.federation import Federation
 from fl_sim.files import write_atomically
 from fl_sim.folder import run_folder
 from fl_sim.model_file import read_model, write_model
+from fl_sim.observer import Silent
 from fl_sim.parquet import read_table
 from fl_sim.report import comparison, estimates, floors, grouped, per_run, write_page
 from fl_sim.report.page import page
-from fl_sim.session import Session, Silent
+from fl_sim.session import Session
 from fl_sim.simulation import open_grid, resume
 from fl_sim.types import UserError
 

@@ -16,7 +16,7 @@ from fl_sim import wire
 from fl_sim.codecs import Description
 from fl_sim.federation import Federation
 from fl_sim.ledger import TYPES, WORDS, Ledger
-from fl_sim.session import build_strategy
+from fl_sim.method import build_strategy
 from fl_sim.simulation import open_grid
 from fl_sim.types import UserError
 

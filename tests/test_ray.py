@@ -14,7 +14,7 @@ import torch
 from federation import TINY, run_tiny, tiny
 
 from fl_sim import Experiment, Report, load, local_sgd, run, snapshot
-from fl_sim.session import Silent
+from fl_sim.observer import Silent
 from fl_sim.simulation import resume
 from fl_sim.types import ClientContext, Task, Update
 

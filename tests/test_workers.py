@@ -14,7 +14,8 @@ from federation import TINY, run_tiny, tiny
 
 from fl_sim import Experiment, Report, load, local_sgd, run, snapshot
 from fl_sim.auto import settled
-from fl_sim.session import RunStopped, Silent
+from fl_sim.observer import Silent
+from fl_sim.session import RunStopped
 from fl_sim.simulation import resume
 from fl_sim.types import ClientContext, Task, Update
 

@@ -25,9 +25,9 @@ from fl_sim.bench import processes, workloads
 from fl_sim.config import Experiment
 from fl_sim.federation import Federation
 from fl_sim.ledger import Ledger
+from fl_sim.method import build_strategy
 from fl_sim.precision import PRECISIONS, training_seconds
 from fl_sim.seeding import Purpose, generator
-from fl_sim.session import build_strategy
 from fl_sim.simulation import open_grid
 
 CLIENTS, STEPS, BATCH = 10, 5, 10

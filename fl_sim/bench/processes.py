@@ -61,7 +61,7 @@ def _measure() -> float:
     from fl_sim.bench import workloads
     from fl_sim.federation import Federation
     from fl_sim.ledger import Ledger
-    from fl_sim.session import build_strategy
+    from fl_sim.method import build_strategy
     from fl_sim.simulation import open_grid
 
     before = _status_kb("VmRSS")

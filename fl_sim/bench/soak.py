@@ -25,7 +25,7 @@ from pathlib import Path
 
 from fl_sim.bench import workloads
 from fl_sim.config import Experiment
-from fl_sim.session import Silent
+from fl_sim.observer import Silent
 from fl_sim.types import UserError
 
 SETTLE_S = 5.0

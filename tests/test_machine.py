@@ -24,7 +24,8 @@ from test_resume import KillAfter, Killed, same
 
 from fl_sim import Experiment, Report, load, local_sgd, run, snapshot
 from fl_sim.folder import run_folder
-from fl_sim.session import RunStopped, Silent
+from fl_sim.observer import Silent
+from fl_sim.session import RunStopped
 from fl_sim.simulation import resume
 from fl_sim.types import ClientContext, Task, Update, UserError
 

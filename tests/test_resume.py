@@ -152,6 +152,7 @@ def stopped(out: Path, options: Sequence[str], *, after: int, replies: int = 0) 
         ("dense", 1, 1),
         ("adaptive", 2, 1),
         ("masked", 3, 0),
+        ("broadcast", 2, 1),
         ("momentum", 2, 1),
         ("projections", 3, 1),
         ("capacities", 3, 1),

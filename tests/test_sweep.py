@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import re
 from pathlib import Path
 
 import pytest
 from federation import TINY
+from rich.console import Console
 
 from fl_sim import Experiment, Report, UserError, run
 from fl_sim.cli import main
+from fl_sim.report import comparison
 from fl_sim.sweep import alternatives, integers, plan, sorted_out, sweep
 
 
@@ -80,6 +83,14 @@ def test_every_combination_under_every_seed(config: Path) -> None:
     }
     with pytest.raises(UserError, match="integers"):
         integers("--seeds", "0,x")
+
+
+def test_runs_of_one_name_are_told_apart_by_what_differs(config: Path) -> None:
+    reports = [run(experiment) for experiment in plan(config, ["data.alpha=0.5,1.0"], seeds=[0])]
+    console = Console(width=80, file=io.StringIO(), record=True)
+    console.print(comparison(reports))
+    shown = console.export_text()
+    assert shown.index("data.alpha=0.5") < shown.index("data.alpha=1.0")
 
 
 def test_finished_runs_are_skipped_and_failures_survived(config: Path) -> None:

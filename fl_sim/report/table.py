@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from rich import box
 from rich.table import Table
 
-from fl_sim.report.groups import Group
+from fl_sim.report.groups import Group, grouped
 from fl_sim.report.measures import MEASURES
 from fl_sim.report.summary import Report
 
@@ -39,11 +39,14 @@ def comparison(reports: Sequence[Report]) -> Table:
     table.add_column("run", overflow="fold", min_width=15)
     for name in COLUMNS:
         table.add_column(name, justify="right", no_wrap=True)
+    # Runs of one name are told apart by the keys in which they differ.
+    names = {report.folder: group.name for group in grouped(reports) for report in group.reports}
     for report in reports:
         s = report.summary
         where = "" if s["engine"] == "inline" else f" {s['engine']}"
         seed = "" if s["seed"] == 0 else f" seed {s['seed']}"
-        table.add_row(f"{s['name']}{where}{seed}", *(cell(report) for cell in COLUMNS.values()))
+        name = names.get(report.folder, s["name"])
+        table.add_row(f"{name}{where}{seed}", *(cell(report) for cell in COLUMNS.values()))
     return table
 
 

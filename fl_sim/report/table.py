@@ -45,8 +45,8 @@ def comparison(reports: Sequence[Report]) -> Table:
         s = report.summary
         where = "" if s["engine"] == "inline" else f" {s['engine']}"
         seed = "" if s["seed"] == 0 else f" seed {s['seed']}"
-        name = names.get(report.folder, s["name"])
-        table.add_row(f"{name}{where}{seed}", *(cell(report) for cell in COLUMNS.values()))
+        called = names.get(report.folder, str(s["name"]))
+        table.add_row(f"{called}{where}{seed}", *(cell(report) for cell in COLUMNS.values()))
     return table
 
 

@@ -16,6 +16,8 @@ def _printable(text: str) -> str:
 
 Word = Annotated[str, StringConstraints(max_length=400), AfterValidator(_printable)]
 
+Level = Annotated[str, StringConstraints(pattern=r"^[01]\.\d{1,6}$")]
+
 
 class _Summary(BaseModel):
     """The parts of `summary.json` that are shown as they are; numbers are asked for one by one (`Report.number`)."""
@@ -34,6 +36,8 @@ class _Summary(BaseModel):
     failures: dict[Word, int] = {}
     versions: dict[Word, Word] = {}
     disabled_features: dict[Word, float] = {}
+    bytes_to_accuracy: dict[Level, float | None] = {}
+    time_to_accuracy: dict[Level, float | None] = {}
 
 
 class _Row(BaseModel):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
+
 from fl_sim import Experiment, Report, run
 
 TINY: Mapping[str, object] = {
@@ -25,3 +27,18 @@ def tiny(out: Path, *overrides: str) -> Experiment:
 def run_tiny(out: Path, *overrides: str) -> Report:
     """Run it."""
     return run(tiny(out, *overrides))
+
+
+def same(a: Report, b: Report) -> None:
+    """Parameters of every model, ledger, and every number that is not wall-clock time."""
+    files = [{path.name: path.read_bytes() for path in r.folder.glob("model*.safetensors")} for r in (a, b)]
+    assert files[0] == files[1]
+    assert a.summary["params_sha256"] == b.summary["params_sha256"]
+    assert all(torch.equal(a.params[n], b.params[n]) for n in a.params)
+    assert a.ledger.to_table().equals(b.ledger.to_table())
+    untimed = [[{k: v for k, v in row.items() if k != "seconds"} for row in r.rounds] for r in (a, b)]
+    assert untimed[0] == untimed[1]
+    clock = {"wall_s", "client_fits_per_s", "engine"}
+    assert {k: v for k, v in a.summary.items() if k not in clock} == {
+        k: v for k, v in b.summary.items() if k not in clock
+    }

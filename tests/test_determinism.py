@@ -10,9 +10,9 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from federation import run_tiny, tiny
+from federation import run_tiny, same, tiny
 from flwr.app import Message
-from test_resume import KillAfter, Killed, same
+from test_resume import KillAfter, Killed
 
 from fl_sim import Report, run
 from fl_sim.runtime.inline import InlineGrid

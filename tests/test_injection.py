@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from federation import TINY
+from federation import TINY, same
 from test_faults import FAULTS, KINDS
-from test_resume import KillAfter, Killed, same
+from test_resume import KillAfter, Killed
 
 from fl_sim import Experiment, Report, load, local_sgd, run, snapshot
 from fl_sim.folder import run_folder

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from federation import TINY, tiny
-from test_resume import KillAfter, Killed, same
+from federation import TINY, same, tiny
+from test_resume import KillAfter, Killed
 
 from fl_sim import Experiment, Report, load, local_sgd, run, snapshot
 from fl_sim.folder import run_folder

@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 import ray
-import torch
-from federation import TINY, run_tiny, tiny
+from federation import TINY, run_tiny, same, tiny
 
-from fl_sim import Experiment, Report, load, local_sgd, run, snapshot
+from fl_sim import Experiment, load, local_sgd, run, snapshot
 from fl_sim.observer import Silent
 from fl_sim.simulation import resume
 from fl_sim.types import ClientContext, Task, Update
@@ -26,16 +25,6 @@ def _one_cluster() -> Iterator[None]:
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()
-
-
-def same(a: Report, b: Report) -> None:
-    assert a.summary["params_sha256"] == b.summary["params_sha256"]
-    assert all(torch.equal(a.params[n], b.params[n]) for n in a.params)
-    assert a.ledger.to_table().equals(b.ledger.to_table())
-    timing = {"seconds"}
-    assert [{k: v for k, v in row.items() if k not in timing} for row in a.rounds] == [
-        {k: v for k, v in row.items() if k not in timing} for row in b.rounds
-    ]
 
 
 METHODS = {

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from federation import TINY, run_tiny, tiny
+from federation import TINY, run_tiny, same, tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -113,23 +113,6 @@ class KillAfter:
         self.seen.append(int(row["round"]))
         if self._rounds == self.round_number and self.replies == 0:
             raise Killed
-
-
-def same(a: Report, b: Report) -> None:
-    """Parameters of every model, ledger, and every number that is not wall-clock time."""
-    files = [{path.name: path.read_bytes() for path in r.folder.glob("model*.safetensors")} for r in (a, b)]
-    assert files[0] == files[1]
-    assert a.summary["params_sha256"] == b.summary["params_sha256"]
-    assert all(torch.equal(a.params[n], b.params[n]) for n in a.params)
-    assert a.ledger.to_table().equals(b.ledger.to_table())
-    clock = {"seconds"}
-    assert [{k: v for k, v in row.items() if k not in clock} for row in a.rounds] == [
-        {k: v for k, v in row.items() if k not in clock} for row in b.rounds
-    ]
-    clock = {"wall_s", "client_fits_per_s", "engine"}
-    assert {k: v for k, v in a.summary.items() if k not in clock} == {
-        k: v for k, v in b.summary.items() if k not in clock
-    }
 
 
 @pytest.fixture(scope="module")

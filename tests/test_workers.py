@@ -10,24 +10,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from federation import TINY, run_tiny, tiny
+from federation import TINY, run_tiny, same, tiny
 
-from fl_sim import Experiment, Report, load, local_sgd, run, snapshot
+from fl_sim import Experiment, load, local_sgd, run, snapshot
 from fl_sim.auto import settled
 from fl_sim.observer import Silent
 from fl_sim.session import RunStopped
 from fl_sim.simulation import resume
 from fl_sim.types import ClientContext, Task, Update
-
-CLOCK = {"seconds"}
-
-
-def same(a: Report, b: Report) -> None:
-    assert a.summary["params_sha256"] == b.summary["params_sha256"]
-    assert a.ledger.to_table().equals(b.ledger.to_table())
-    untimed = [[{k: v for k, v in row.items() if k not in CLOCK} for row in r.rounds] for r in (a, b)]
-    assert untimed[0] == untimed[1]
-
 
 METHODS = {
     "dense": [],

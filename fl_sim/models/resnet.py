@@ -6,6 +6,7 @@ ResNet-110 1,730,714.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 from torch import Tensor, nn
@@ -33,6 +34,11 @@ class Block(nn.Module):
         return functional.relu(out + self.shortcut(x))
 
 
+def stage(block: Callable[[int, int, int], nn.Module], before: int, after: int, blocks: int, stride: int) -> nn.Module:
+    """`blocks` blocks of (channels in, channels out, stride), the first of which changes channels and resolution."""
+    return nn.Sequential(block(before, after, stride), *(block(after, after, 1) for _ in range(blocks - 1)))
+
+
 class CifarResNet(nn.Module):
     """Input (B, C, H, W) of any size from 4 pixels; output logits (B, num_classes)."""
 
@@ -44,18 +50,13 @@ class CifarResNet(nn.Module):
         blocks = (depth - 2) // 6
         self.conv1 = nn.Conv2d(in_channels, first, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(first)
-        self.layer1 = self._stage(first, first, blocks, 1)
-        self.layer2 = self._stage(first, second, blocks, 2)
-        self.layer3 = self._stage(second, third, blocks, 2)
+        self.layer1 = stage(Block, first, first, blocks, 1)
+        self.layer2 = stage(Block, first, second, blocks, 2)
+        self.layer3 = stage(Block, second, third, blocks, 2)
         self.fc = nn.Linear(third, num_classes)
         for module in self.modules():
             if isinstance(module, (nn.Conv2d, nn.Linear)):
                 nn.init.kaiming_normal_(module.weight)
-
-    @staticmethod
-    def _stage(before: int, after: int, blocks: int, stride: int) -> nn.Sequential:
-        rest = (Block(after, after, 1) for _ in range(blocks - 1))
-        return nn.Sequential(Block(before, after, stride), *rest)
 
     def forward(self, x: Tensor) -> Tensor:
         out = functional.relu(self.bn1(self.conv1(x)))

@@ -10,6 +10,8 @@ from functools import partial
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fl_sim.models.resnet import stage
+
 
 class WideBlock(nn.Module):
     """BatchNorm, ReLU, 3x3 convolution, twice. A 1x1 convolution carries the input where the shape changes."""
@@ -40,19 +42,14 @@ class WideResNet(nn.Module):
         first, second, third = (max(1, round(c * factor * width)) for c in (16, 32, 64))
         blocks = (depth - 4) // 6
         self.conv1 = nn.Conv2d(in_channels, stem, 3, padding=1, bias=False)
-        self.layer1 = self._stage(stem, first, blocks, 1)
-        self.layer2 = self._stage(first, second, blocks, 2)
-        self.layer3 = self._stage(second, third, blocks, 2)
+        self.layer1 = stage(WideBlock, stem, first, blocks, 1)
+        self.layer2 = stage(WideBlock, first, second, blocks, 2)
+        self.layer3 = stage(WideBlock, second, third, blocks, 2)
         self.bn = nn.BatchNorm2d(third)
         self.fc = nn.Linear(third, num_classes)
         for module in self.modules():
             if isinstance(module, (nn.Conv2d, nn.Linear)):
                 nn.init.kaiming_normal_(module.weight)
-
-    @staticmethod
-    def _stage(before: int, after: int, blocks: int, stride: int) -> nn.Sequential:
-        rest = (WideBlock(after, after, 1) for _ in range(blocks - 1))
-        return nn.Sequential(WideBlock(before, after, stride), *rest)
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.layer3(self.layer2(self.layer1(self.conv1(x))))

@@ -108,6 +108,17 @@ def test_models_learn_from_each_other_at_no_byte(tmp_path: Path) -> None:
     assert gaps[1] < gaps[0]
 
 
+def test_clients_of_each_capacity_distil_from_the_model_they_received(tmp_path: Path) -> None:
+    """At no byte; the first round has no teacher, so that the second tells the two runs apart."""
+    wish = ["client.target=clients.presets:distillation", "client.alpha=0.5"]
+    plain, taught = run_tiny(tmp_path / "plain", *TWO), run_tiny(tmp_path / "taught", *TWO, *wish)
+    assert taught.ledger.to_table().select(["payload_bytes"]) == plain.ledger.to_table().select(["payload_bytes"])
+    for label in ("", f"/{SMALL}"):
+        losses = [[row[f"train_loss{label}"] for row in report.rounds] for report in (plain, taught)]
+        assert losses[0][0] == losses[1][0]
+        assert losses[0][1] != losses[1][1]
+
+
 @dataclass(frozen=True)
 class Watched(Distillation):
     """Keeps what it is told of the teacher."""

@@ -16,7 +16,8 @@ from flwr.serverapp import Grid, ServerApp
 
 from fl_sim.config import Experiment
 from fl_sim.federation import Federation, resolved
-from fl_sim.folder import claimed, clear
+from fl_sim.folder import claimed, clear, scratch
+from fl_sim.ledger import Ledger
 from fl_sim.runtime.app import ClientHost, client_app
 from fl_sim.session import Session
 
@@ -44,8 +45,8 @@ def main(grid: Grid, context: Context) -> None:
     """Run the experiment's rounds over whatever Grid the runtime gives."""
     federation = _of(context)
     experiment = federation.experiment.model_copy(update={"engine": "flower"})
-    with claimed(experiment) as folder:
-        session = Session(experiment, federation, folder)
+    with claimed(experiment) as folder, scratch(folder) as rows:
+        session = Session(experiment, federation, folder, Ledger(rows))
         clear(folder)
         session.serve(grid)
         session.finish()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryFile
+from typing import BinaryIO
 
 from filelock import FileLock, Timeout
 
@@ -54,6 +56,24 @@ def _require_own(checkpoints: Path) -> None:
     for place in (checkpoints, checkpoints / OBJECTS):
         if place.is_symlink():
             raise UserError(f"{place}: is a link; checkpoints are written and deleted in the run's own folder only")
+
+
+@contextmanager
+def scratch(folder: Path) -> Iterator[BinaryIO]:
+    """An empty file in a claimed folder that goes with the block, and with the process; where it can, without a name.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    try:
+        file = TemporaryFile(dir=folder)  # noqa: SIM115, only making it may fail
+    except OSError as error:
+        raise UserError(f"{folder}: {error.strerror or error}") from error
+    try:
+        yield file
+    finally:
+        with suppress(OSError):  # what a full disk does not take is not wanted any more
+            file.close()
 
 
 def clear(folder: Path) -> None:

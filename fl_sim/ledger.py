@@ -7,10 +7,11 @@ ledger.total(by=("direction", "section"), where={"phase": "train"})       # {("d
 
 from __future__ import annotations
 
-from array import array
+import io
+import struct
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,15 +44,21 @@ TYPES: Mapping[str, str] = {
     "status": "b",
 }
 OWNERS: Mapping[str, str] = {"nnz": "values", "entropy_bytes": "mask", "protocol_bytes": "header"}
-"""Columns that stand on one section's rows only, and are 0 on the others."""
+"""Columns that stand on one section's rows only, and are 0 on the others: they share the field `own` of a row."""
 ARROW = {"i": "int32", "q": "int64", "d": "float64"}
+FIELDS = ("round", "client", "direction", "phase", "section", "status", "payload_bytes", "dense_bytes")
+ROW = np.dtype([*((name, f"<{TYPES[name]}") for name in FIELDS), ("own", "<q")])
+_PLAIN = "<" + "".join(TYPES[name] for name in FIELDS)
+_WHOLE, _FLOAT = struct.Struct(_PLAIN + "q"), struct.Struct(_PLAIN + "d")
+BLOCK = 1 << 16
+"""Rows that are read at a time."""
 
 Column = NDArray[np.int8] | NDArray[np.int32] | NDArray[np.int64] | NDArray[np.float64]
 Key = tuple[str | int | float, ...]
 
 
 class Ledger:
-    """One row a message and section; columns are packed arrays, about 35 bytes a row.
+    """One row a message and section, 36 bytes each, in `rows`: an empty file keeps memory flat; None = in memory.
 
     `payload_bytes` of a message's rows sum to `len(payload)`. `nnz` stands on the values row, `entropy_bytes` (the floor
     of the mask as it was coded) on the mask row, `protocol_bytes` (Flower's count for the whole message) on the header
@@ -59,12 +66,13 @@ class Ledger:
     last.
     """
 
-    def __init__(self) -> None:
-        self._columns: dict[str, array[int] | array[float]] = {name: array(code) for name, code in TYPES.items()}
+    def __init__(self, rows: BinaryIO | None = None) -> None:
+        self._rows: BinaryIO = io.BytesIO() if rows is None else rows
+        self._count = 0
         self._totals: dict[str, int] = dict.fromkeys(WORDS["direction"], 0)
 
     def __len__(self) -> int:
-        return len(self._columns["round"])
+        return self._count
 
     def book(
         self,
@@ -77,33 +85,29 @@ class Ledger:
         protocol_bytes: int,
         status: str = "ok",
     ) -> None:
-        """Book one message that moved."""
-        sections = [name for name in description.sections if name != "header"]
-        columns, last = self._columns, CODES["status"][status]
-        common = (("round", round), ("direction", CODES["direction"][direction]), ("phase", CODES["phase"][phase]))
-        for section in (*sections, "header"):
-            size = description.sections.get(section, 0)
-            row = (
-                *common,
-                ("client", client),
-                ("section", CODES["section"][section]),
-                ("payload_bytes", size),
-                ("dense_bytes", description.dense_bytes.get(section, 0)),
-                ("status", last),
-            )
-            for name, value in row:
-                columns[name].append(value)
+        """Book one message that moved. Raises OSError where the rows' file cannot grow."""
+        way, kind, outcome = CODES["direction"][direction], CODES["phase"][phase], CODES["status"][status]
+        own = {"values": description.nnz, "mask": description.entropy_bytes, "header": protocol_bytes}
+        for section in (*(name for name in description.sections if name != "header"), "header"):
+            size, dense = description.sections.get(section, 0), description.dense_bytes.get(section, 0)
+            pack = (_FLOAT if section == "mask" else _WHOLE).pack
+            number = CODES["section"][section]
+            self._rows.write(pack(round, client, way, kind, number, outcome, size, dense, own.get(section, 0)))
+            self._count += 1
             self._totals[direction] += size
-        if "values" in description.sections:
-            columns["nnz"].append(description.nnz)
-        if "mask" in description.sections:
-            columns["entropy_bytes"].append(description.entropy_bytes)  # type: ignore[arg-type]
-        columns["protocol_bytes"].append(protocol_bytes)
 
     @property
     def sent(self) -> Mapping[str, int]:
         """Payload bytes so far by direction; free to ask."""
         return self._totals
+
+    def _blocks(self, start: int) -> Iterator[NDArray[np.void]]:
+        """The rows from `start` on, in pieces."""
+        for first in range(start, self._count, BLOCK):
+            self._rows.seek(first * ROW.itemsize)
+            data = self._rows.read(min(BLOCK, self._count - first) * ROW.itemsize)
+            self._rows.seek(0, io.SEEK_END)
+            yield np.frombuffer(data, ROW)
 
     def column(self, name: str, *, start: int = 0) -> Column:
         """A copy of one column from row `start` on, in the order of booking; words as their index in `WORDS[name]` (int8).
@@ -112,14 +116,7 @@ class Ledger:
             ValueError: a column that does not exist.
         """
         _known(name)
-        stored = self._columns[name]
-        held = np.frombuffer(stored, dtype=TYPES[name]) if len(stored) else np.zeros(0, TYPES[name])
-        if name not in OWNERS:
-            return np.array(held[start:])
-        owners = self.column("section", start=start) == CODES["section"][OWNERS[name]]
-        full = np.zeros(len(owners), TYPES[name])
-        full[owners] = held[len(held) - np.count_nonzero(owners) :]
-        return full
+        return np.concatenate([np.zeros(0, TYPES[name]), *(_part(block, name) for block in self._blocks(start))])
 
     def total(
         self,
@@ -127,23 +124,26 @@ class Ledger:
         *,
         column: str = "payload_bytes",
         where: Mapping[str, str | int] | None = None,
+        start: int = 0,
     ) -> dict[Key, int]:
         """Sums of a column grouped by others; `{(): everything}` without groups. `where` keeps the rows that match.
+
+        Rows before `start` do not count.
 
         Raises:
             ValueError: a column, or a word of one, that does not exist.
         """
         _known(*by, column)
-        keep = np.ones(len(self), dtype=bool)
+        keep = np.ones(max(0, len(self) - start), dtype=bool)
         for name, value in (where or {}).items():
-            keep &= self.column(name) == _code(name, value)
-        values = self.column(column)[keep]
+            keep &= self.column(name, start=start) == _code(name, value)
+        values = self.column(column, start=start)[keep]
         if not by:
             return {(): values.sum().item()}
         group = np.zeros(len(values), dtype=np.int64)
         parts: list[NDArray[np.generic]] = []
         for name in by:
-            part, place = np.unique(self.column(name)[keep], return_inverse=True)
+            part, place = np.unique(self.column(name, start=start)[keep], return_inverse=True)
             parts.append(part)
             group = group * len(part) + place
         groups, place = np.unique(group, return_inverse=True)
@@ -153,12 +153,13 @@ class Ledger:
         keys = [_words(name, part[p]) for name, part, p in zip(by, parts, places, strict=False)]
         return dict(zip(zip(*keys, strict=True), sums.tolist(), strict=True))
 
-    def messages(self, *, phase: str, clients: Sequence[int] | None = None) -> dict[str, int]:
-        """Messages of a phase by direction, of these clients; None = of all."""
-        found = (self.column("phase") == _code("phase", phase)) & (self.column("section") == CODES["section"]["header"])
+    def messages(self, *, phase: str, clients: Sequence[int] | None = None, start: int = 0) -> dict[str, int]:
+        """Messages of a phase by direction, of these clients (None = of all), booked from row `start` on."""
+        headers = self.column("section", start=start) == CODES["section"]["header"]
+        found = headers & (self.column("phase", start=start) == _code("phase", phase))
         if clients is not None:
-            found &= np.isin(self.column("client"), list(clients))
-        counts = np.bincount(self.column("direction")[found], minlength=2)
+            found &= np.isin(self.column("client", start=start), list(clients))
+        counts = np.bincount(self.column("direction", start=start)[found], minlength=2)
         return {word: count for word, count in zip(WORDS["direction"], counts.tolist(), strict=True) if count}
 
     def by_message(self, *, phase: str) -> Iterator[dict[str, dict[str, int | float | str]]]:
@@ -207,12 +208,26 @@ class Ledger:
         """
         table = _read_table(path)
         section = _from_arrow(table, "section", path)
-        read = {name: _from_arrow(table, name, path) for name in TYPES}
-        for name, code in TYPES.items():
-            values = read[name][section == CODES["section"][OWNERS[name]]] if name in OWNERS else read[name]
-            self._columns[name].frombytes(values.astype(code).tobytes())
+        rows = np.zeros(len(section), ROW)
+        for name in TYPES:
+            values = _from_arrow(table, name, path)
+            if name in OWNERS:
+                owners = section == CODES["section"][OWNERS[name]]
+                rows["own"].view(values.dtype)[owners] = values[owners]
+            else:
+                rows[name] = values
+        self._rows.write(rows.tobytes())
+        self._count += len(rows)
         for word, number in CODES["direction"].items():
-            self._totals[word] += int(read["payload_bytes"][read["direction"] == number].sum())
+            self._totals[word] += int(rows["payload_bytes"][rows["direction"] == number].sum())
+
+
+def _part(rows: NDArray[np.void], name: str) -> Column:
+    """One column of some rows."""
+    if name not in OWNERS:
+        return rows[name]
+    own = rows["own"].view(TYPES[name])
+    return np.where(rows["section"] == CODES["section"][OWNERS[name]], own, own.dtype.type(0))
 
 
 def _known(*names: str) -> None:

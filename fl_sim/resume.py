@@ -30,6 +30,8 @@ from fl_sim.types import FlatMask, Params, UserError
 from fl_sim.wire import pack_mask, unpack_mask
 
 log = logging.getLogger("fl_sim")
+FULL = 1 << 14
+"""Entries of a part that is not written again: what a checkpoint holds in memory stays bounded, however long the run."""
 PARAMS, MEMORY, PUBLISHED, MASK = "params.", "memory.", "published.", "mask"
 
 
@@ -46,13 +48,13 @@ class Restorable(Protocol):
 def grown(parts: list[Part], length: int) -> tuple[list[Part], int]:
     """(parts to keep, first entry of the next part) for a log that now has `length` entries.
 
-    A part no longer than what follows it is written again with it, as in a binary counter: a log of n entries has
-    O(log n) parts, and an entry is written O(log n) times.
+    A part no longer than what follows it is written again with it, as in a binary counter: of the entries after the last
+    full part there are O(log FULL) parts, and an entry is written O(log FULL) times.
     """
     kept, stop = list(parts), parts[-1].stop if parts else 0
     while kept:
         start = kept[-2].stop if len(kept) > 1 else 0
-        if stop - start > length - stop:
+        if stop - start > length - stop or max(stop - start, length - stop) >= FULL:
             break
         kept.pop()
         stop = start

@@ -61,13 +61,14 @@ class Session:
     """The server's side of one run: strategy, evaluation, and the files of the run folder.
 
     `asked` is the experiment as the user wrote it and names the run; the federation's has machine-dependent choices
-    settled. `folder` is the claimed run folder.
+    settled. `folder` is the claimed run folder, `ledger` an empty one.
     """
 
-    def __init__(self, asked: Experiment, federation: Federation, folder: Path, observer: Observer = SILENT) -> None:
+    def __init__(
+        self, asked: Experiment, federation: Federation, folder: Path, ledger: Ledger, observer: Observer = SILENT
+    ) -> None:
         self.asked, self.federation, self.observer = asked, federation, observer
-        self.folder = folder
-        self.ledger = Ledger()
+        self.folder, self.ledger = folder, ledger
         self.rows: list[dict[str, float]] = []
         self.recorder = MaskRecorder([]) if asked.wire.record_masks else None
         others = federation.others()
@@ -77,6 +78,7 @@ class Session:
         )
         self.started = self._round_started = time.perf_counter()
         self._seconds = 0.0
+        self._weighed = self._saved = 0
         self._keeper: Keeper | None = None
 
     def server_app(self) -> ServerApp:
@@ -175,8 +177,9 @@ class Session:
         row |= {f"density/{name}": round(share, 4) for name, share in layer_densities(mask or {}).items()}
         if number % experiment.evaluate.every == 0 or number == experiment.rounds:
             row |= self._evaluate(number)
-            dense, moved = against_dense(self.ledger, *self._dense_payloads)
-            row["saved_bytes"] = dense - moved
+            dense, moved = against_dense(self.ledger, *self._dense_payloads, start=self._weighed)
+            self._weighed, self._saved = len(self.ledger), self._saved + dense - moved
+            row["saved_bytes"] = self._saved
         self.rows.append(row)
         self._write_line(row)
         self._checkpoint(number)
@@ -238,7 +241,8 @@ class Session:
         write_atomically(self.folder / SUMMARY, (json.dumps(summary, indent=2) + "\n").encode())
         flush(self.folder)
         shutil.rmtree(self.folder / CHECKPOINTS, ignore_errors=True)
-        return Report(self.folder, summary, self.rows, self.ledger, dict(self.strategy.params))
+        kept = Ledger.read(self.folder / "ledger.parquet")  # the rows' own file goes with the run
+        return Report(self.folder, summary, self.rows, kept, dict(self.strategy.params))
 
     @cached_property
     def _dense_payloads(self) -> tuple[int, Sequence[tuple[Sequence[int], int]]]:

@@ -19,7 +19,8 @@ from fl_sim.auto import settled
 from fl_sim.checkpoint import Checkpoints
 from fl_sim.config import Experiment
 from fl_sim.federation import Federation, make_client_app, resolved
-from fl_sim.folder import CHECKPOINTS, claimed, clear
+from fl_sim.folder import CHECKPOINTS, claimed, clear, scratch
+from fl_sim.ledger import Ledger
 from fl_sim.observer import SILENT, Observer
 from fl_sim.precision import PRECISIONS
 from fl_sim.report import Report
@@ -86,10 +87,10 @@ def run(experiment: Experiment, observer: Observer = SILENT) -> Report:
         RunStopped: too few usable updates in a round, or a folder that cannot be written.
     """
     experiment, _ = settled(experiment)
-    with claimed(experiment) as folder:
+    with claimed(experiment) as folder, scratch(folder) as rows:
         federation = Federation.build(experiment)
         federation = replace(federation, experiment=resolved(experiment, federation))
-        session = Session(experiment, federation, folder, observer)
+        session = Session(experiment, federation, folder, Ledger(rows), observer)
         with _engine(federation) as grid:
             clear(folder)  # an engine that does not start leaves the earlier results
             _serve(session, grid)
@@ -104,12 +105,12 @@ def resume(experiment: Experiment, observer: Observer = SILENT) -> Report:
         RunStopped: as `run`.
     """
     experiment, _ = settled(experiment)
-    with claimed(experiment) as folder:
+    with claimed(experiment) as folder, scratch(folder) as rows:
         if (folder / "summary.json").exists():
             return replace(Report.load(folder), params=saved_params(folder))
         federation = Federation.build(experiment)
         federation = replace(federation, experiment=_as_before(experiment, federation, folder))
-        session = Session(experiment, federation, folder, observer)
+        session = Session(experiment, federation, folder, Ledger(rows), observer)
         with _engine(federation) as grid:
             session.restore(grid)
             _serve(session, grid)

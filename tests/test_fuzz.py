@@ -25,6 +25,7 @@ from fl_sim.data import load as load_data
 from fl_sim.federation import Federation
 from fl_sim.files import write_atomically
 from fl_sim.folder import run_folder
+from fl_sim.ledger import Ledger
 from fl_sim.model_file import read_model, write_model
 from fl_sim.observer import Silent
 from fl_sim.parquet import read_table
@@ -163,7 +164,7 @@ def test_checkpoints_whose_sums_are_right(stopped: Experiment, length: settings)
 
     def restore() -> object:
         with open_grid(stopped, federation) as grid:
-            session = Session(stopped, federation, run_folder(stopped))
+            session = Session(stopped, federation, run_folder(stopped), Ledger())
             session.restore(grid)
             return session
 
@@ -349,7 +350,7 @@ def test_nothing_is_unpickled(stopped: Experiment, tmp_path: Path) -> None:
     signed(path, json.dumps({**manifest, "server": store_object(place, stream.getvalue())}))
     federation = Federation.build(stopped)
     with open_grid(stopped, federation) as grid, pytest.raises(UserError):
-        Session(stopped, federation, run_folder(stopped)).restore(grid)
+        Session(stopped, federation, run_folder(stopped), Ledger()).restore(grid)
     path.write_bytes(before)
     assert not target.exists()
 

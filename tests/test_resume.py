@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
@@ -265,6 +266,18 @@ def test_parts_of_a_log_stay_few(steps: list[int]) -> None:
         written += length - start
     assert len(parts) <= length.bit_length() + 1
     assert written <= length * (length.bit_length() + 1)
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=200))
+def test_what_a_checkpoint_writes_of_a_log_is_bounded_however_long_it_is(steps: list[int]) -> None:
+    parts: list[Part] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fl_sim.resume.FULL", 64)
+        for length in accumulate(steps):
+            kept, start = grown(parts, length)
+            assert kept == parts[: len(kept)]
+            assert length - start < 64 + 64
+            parts = [*kept, Part(name="0" * 64, stop=length)]
 
 
 def test_interrupting_prints_how_to_go_on(tmp_path: Path) -> None:

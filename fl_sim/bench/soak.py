@@ -135,7 +135,6 @@ class _Held:
 
 def _run(engine: str, sizes: Mapping[str, int], mark: str) -> dict[str, float]:
     """In the process of one engine."""
-    from fl_sim.ledger import TYPES
     from fl_sim.simulation import run
 
     sampler = Sampler(mark)
@@ -144,15 +143,13 @@ def _run(engine: str, sizes: Mapping[str, int], mark: str) -> dict[str, float]:
         # first, short run.
         run(_experiment(engine, place, **{**sizes, "rounds": 1}))
         before = _Held.now(mark)
-        report = run(_experiment(engine, place, **sizes), sampler)
-        row_bytes = sum({"b": 1, "i": 4, "q": 8, "d": 8}[code] for code in TYPES.values())
+        run(_experiment(engine, place, **sizes), sampler)
         after = _Held.now(mark)
         for name, count in (Counter(after.files) - Counter(before.files)).items():
             sys.stderr.write(f"{engine}: left open {count} times: {name}\n")
         return {
             "driver_mb": sampler.driver[-1],
             "driver_mb_per_100_rounds": slope(sampler.driver),
-            "of_which_ledger_at_most": 100 * row_bytes * len(report.ledger) / len(report.rounds) / 1e6,
             "workers_mb": sampler.workers[-1],
             "workers_mb_per_100_rounds": slope(sampler.workers),
             "round_ms": 1e3 * statistics.median(sampler.seconds),

@@ -150,15 +150,18 @@ class Report:
         return counts
 
 
-def against_dense(ledger: Ledger, payload: int, others: Sequence[tuple[Sequence[int], int]] = ()) -> tuple[int, int]:
+def against_dense(
+    ledger: Ledger, payload: int, others: Sequence[tuple[Sequence[int], int]] = (), *, start: int = 0
+) -> tuple[int, int]:
     """(what the messages of the training phase cost as dense payloads, what they cost, measurements on clients included).
 
-    `payload` is the length of a dense payload, `others` of (clients, the same of their model).
+    `payload` is the length of a dense payload, `others` of (clients, the same of their model). Counts the messages from
+    row `start` of the ledger on.
     """
-    dense = payload * sum(ledger.messages(phase="train").values())
+    dense = payload * sum(ledger.messages(phase="train", start=start).values())
     for clients, theirs in others:
-        dense += (theirs - payload) * sum(ledger.messages(phase="train", clients=clients).values())
-    by_phase = ledger.total(by=("phase",))
+        dense += (theirs - payload) * sum(ledger.messages(phase="train", clients=clients, start=start).values())
+    by_phase = ledger.total(by=("phase",), start=start)
     return dense, by_phase.get(("train",), 0) + by_phase.get(("query",), 0)
 
 

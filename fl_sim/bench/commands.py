@@ -17,13 +17,29 @@ AS_JSON = Annotated[bool, typer.Option("--json", help="print one JSON object ins
 @bench.command()
 def engine(
     as_json: AS_JSON = False,
+    as_markdown: Annotated[bool, typer.Option("--table", help="print a Markdown table")] = False,
+    only: Annotated[
+        str,
+        typer.Option(help="parts, comma-separated: b0, small, resnet32, overhead, rates, idle, memory, start, flower"),
+    ] = "",
+    with_flower: Annotated[
+        bool, typer.Option("--with-flower", help="also Flower's own simulation of the same apps")
+    ] = False,
     repeats: Annotated[int, typer.Option(min=2, help="alternated repetitions")] = 15,
 ) -> None:
-    """The engines beside the same SGD steps in bare PyTorch, overheads, start-up and memory."""
-    from fl_sim.bench import engine as measured
-    from fl_sim.bench.show import show
+    """The engines beside the same SGD steps in bare PyTorch, overheads, idle workers, start-up and memory.
 
-    show(console, measured.results(repeats=repeats), as_json=as_json)
+    Example: fl-sim bench engine --only b0,small --repeats 5 --table
+    """
+    from fl_sim.bench import engine as measured
+    from fl_sim.bench.show import markdown, show
+
+    parts = only.split(",") if only else list(measured.PARTS)
+    found = measured.results([*parts, *(measured.OPTIONAL if with_flower else ())], repeats=repeats)
+    if as_markdown:
+        typer.echo(markdown(found))
+    else:
+        show(console, found, as_json=as_json)
 
 
 @bench.command(name="cohort")

@@ -33,7 +33,7 @@ def header() -> dict[str, str]:
     return {"processor": processor, "cpus": str(os.cpu_count()), "python": platform.python_version(), **packages}
 
 
-def show(console: Console, results: Mapping[str, float], *, as_json: bool) -> None:
+def show(console: Console, results: Mapping[str, float | str], *, as_json: bool) -> None:
     """A flat table of numbers."""
     if as_json:
         console.print_json(json.dumps({"machine": header(), **results}))
@@ -41,8 +41,25 @@ def show(console: Console, results: Mapping[str, float], *, as_json: bool) -> No
     console.print(" · ".join(f"{k} {v}" for k, v in header().items()), highlight=False)
     table = Table("measure", "value")
     for name, value in results.items():
-        table.add_row(name, f"{value:.4g}")
+        table.add_row(name, _told(value))
     console.print(table)
+
+
+def markdown(results: Mapping[str, float | str]) -> str:
+    """The same as a Markdown table under a line that names the machine; quartiles stand behind their median."""
+    machine = " · ".join(f"{k} {v}" for k, v in header().items())
+    lines = [machine, "", "| measure | median | quartiles |", "|---|---|---|"]
+    for name, value in results.items():
+        if name.endswith(("_q1", "_q3")):
+            continue
+        low, high = results.get(f"{name}_q1"), results.get(f"{name}_q3")
+        between = "" if low is None or high is None else f"{_told(low)} to {_told(high)}"
+        lines.append(f"| {name} | {_told(value)} | {between} |")
+    return "\n".join(lines)
+
+
+def _told(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:.4g}"
 
 
 def document(rows: Rows) -> str:
@@ -58,5 +75,5 @@ def show_rows(console: Console, rows: Rows, *, as_json: bool) -> None:
     console.print(" · ".join(f"{k} {v}" for k, v in header().items()), highlight=False)
     table = Table(*(field.name for field in dataclasses.fields(rows[0])), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for row in rows:
-        table.add_row(*(v if isinstance(v, str) else f"{v:.4g}" for v in dataclasses.astuple(row)))
+        table.add_row(*map(_told, dataclasses.astuple(row)))
     console.print(table)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
 import numpy as np
 
 from fl_sim.config import Experiment
@@ -32,50 +35,69 @@ def echo(task: Task, ctx: ClientContext) -> Update:
     return Update(task.params, ctx.num_examples)
 
 
-def b0(engine: str, *, workers: int = 2, precision: str = "float32") -> Experiment:
-    """B0: CIFAR shape, 1,000 clients x 50 samples, 10 a round, one epoch, batch 10, SGD 0.1, `cnn`."""
-    return _experiment(engine, workers, "cifar_shape", "cnn", clients=1000, cohort=10, precision=precision)
+@dataclass(frozen=True)
+class Workload:
+    """A federation to be timed: which model, how many clients of how many a round, and what each of them does.
+
+    Attributes:
+        model, width: as in the config.
+        clients, cohort: in the federation; in a round.
+        batch: samples a step.
+        steps: SGD steps (learning rate 0.1) of a client in a round; None = one epoch.
+        data: "cifar_shape" or "small_shape".
+        partition: as in the config's `[data]` table.
+        client: what the clients do.
+    """
+
+    model: str
+    clients: int
+    cohort: int
+    width: float = 1.0
+    batch: int = 10
+    steps: int | None = None
+    data: str = "cifar_shape"
+    partition: Mapping[str, object] = field(default_factory=lambda: {"partition": "iid"})
+    client: str = "clients.presets:fedavg"
+
+    def on(self, engine: str, *, workers: int = 2, precision: str = "float32") -> Experiment:
+        """The federation on an engine."""
+        steps = {} if self.steps is None else {"steps": self.steps}
+        source = f"fl_sim.bench.workloads:{self.data}"
+        return Experiment.from_tree(
+            {
+                "name": f"bench-{self.model}",
+                "engine": engine,
+                "device": "cpu",
+                "client": self.client,
+                "data": {"source": source, "clients": self.clients, "validation": 0.002, **self.partition},
+                "model": {"name": self.model, "width": self.width},
+                "cohort": {"size": self.cohort},
+                "training": {"lr": 0.1, "epochs": 1, **steps, "batch_size": self.batch, "precision": precision},
+                "ray": {"workers": workers},
+                "workers": {"count": workers},
+            }
+        )
+
+
+ECHO = "fl_sim.bench.workloads:echo"
+B0 = Workload("cnn", clients=1000, cohort=10, steps=5)
+"""CIFAR shape, 1,000 clients x 50 samples, 10 a round, one epoch in batches of 10, 1,626,442 parameters."""
+B0_SMALL = Workload("cnn", clients=1000, cohort=10, steps=5, width=0.178)
+"""The same with 50,624 parameters, where what surrounds the training weighs more."""
+RESNET32 = Workload("resnet32", clients=190, cohort=4, batch=64, steps=4)
+"""Four clients of 256 samples in batches of 64, 466,906 parameters."""
+SKEWED = Workload(
+    "cnn", clients=200, cohort=50, width=0.178, partition={"partition": "dirichlet", "alpha": 0.3, "min_size": 10}
+)
+"""One epoch of clients whose sizes differ many times over."""
 
 
 def no_op(engine: str, *, workers: int = 2, data: str = "cifar_shape", cohort: int = 100) -> Experiment:
     """Clients that echo the 466,906 parameters of ResNet-32."""
-    tree = {"client": "fl_sim.bench.workloads:echo"}
-    return _experiment(engine, workers, data, "resnet32", clients=1000, cohort=cohort, **tree)
+    return Workload("resnet32", clients=1000, cohort=cohort, data=data, client=ECHO).on(engine, workers=workers)
 
 
-def many(engine: str, *, workers: int = 2) -> Experiment:
+def many(engine: str, *, workers: int = 2, clients: int = 1000) -> Experiment:
     """1,000 clients a round that echo a model of about a thousand parameters."""
-    tree = {"client": "fl_sim.bench.workloads:echo"}
-    return _experiment(engine, workers, "small_shape", "mlp", clients=1000, cohort=1000, **tree)
-
-
-def _experiment(
-    engine: str,
-    workers: int,
-    data: str,
-    model: str,
-    *,
-    clients: int,
-    cohort: int,
-    precision: str = "float32",
-    **tree: object,
-) -> Experiment:
-    return Experiment.from_tree(
-        {
-            "name": f"bench-{model}",
-            "engine": engine,
-            "device": "cpu",
-            "data": {
-                "source": f"fl_sim.bench.workloads:{data}",
-                "clients": clients,
-                "partition": "iid",
-                "validation": 0.002,
-            },
-            "model": {"name": model, **({"width": 0.2} if model == "mlp" else {})},
-            "cohort": {"size": cohort},
-            "training": {"lr": 0.1, "epochs": 1, "batch_size": 10, "precision": precision},
-            "ray": {"workers": workers},
-            "workers": {"count": workers},
-            **tree,
-        }
-    )
+    work = Workload("mlp", clients=clients, cohort=1000, width=0.2, data="small_shape", client=ECHO)
+    return work.on(engine, workers=workers)

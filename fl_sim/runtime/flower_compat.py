@@ -10,6 +10,7 @@ from collections.abc import Callable
 from flwr.app import Array, ArrayRecord, Message, RecordDict
 from flwr.app.message import remove_content_from_message
 from flwr.app.message.arraychunk import ArrayChunk
+from flwr.clientapp import ClientApp
 from flwr.common.constant import FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE
 from flwr.common.serde import message_to_proto
 from flwr.proto.fleet_pb2 import (
@@ -22,6 +23,7 @@ from flwr.proto.fleet_pb2 import (
 from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.proto.message_pb2 import ObjectTree
 from flwr.proto.node_pb2 import Node
+from flwr.serverapp import ServerApp
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
     get_object_tree,
@@ -42,6 +44,7 @@ __all__ = [
     "inbound_bytes",
     "outbound_bytes",
     "set_message_id",
+    "simulate",
     "with_chunks",
 ]
 
@@ -131,3 +134,11 @@ def with_chunks(message: Message, count: Callable[[Array], int]) -> Message:
     copied = remove_content_from_message(message)
     copied.content = content
     return copied
+
+
+def simulate(server_app: ServerApp, client_app: ClientApp, *, nodes: int, workers: int) -> None:
+    """Run apps in Flower's own simulation, on as many Ray actors, each on a core; returns when the ServerApp is done."""
+    from flwr.simulation import run_simulation  # imports Ray
+
+    resources = {"init_args": {"num_cpus": workers}, "client_resources": {"num_cpus": 1, "num_gpus": 0.0}}
+    run_simulation(server_app, client_app, nodes, backend_config=resources)  # type: ignore[arg-type]

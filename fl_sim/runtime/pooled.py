@@ -54,6 +54,11 @@ class Costs:
         spent, samples = self._totals.get(kind, (0.0, 0))
         self._totals[kind] = spent + seconds, samples + self._size(partition)
 
+    @property
+    def spent(self) -> float:
+        """Seconds that nodes took so far."""
+        return sum(seconds for seconds, _ in self._totals.values())
+
     def expect(self, kind: str, partition: int) -> float:
         """Seconds; while nothing of this kind was measured, samples."""
         known = self._seconds.get((kind, partition))
@@ -148,8 +153,8 @@ class Round:
 
     def _sort(self) -> None:
         """Longest first: what starts last is short, so that all workers end together."""
-        costs, partitions = self.grid.costs, self.grid.partitions
-        self.todo.sort(key=lambda jobs: -sum(costs.expect(job.kind, partitions[job.node]) for job in jobs))
+        costs = self.grid.costs
+        self.todo.sort(key=lambda jobs: -sum(costs.expect(job.kind, job.partition) for job in jobs))
 
     def replies(self) -> Iterator[Message]:
         """One reply per message, in order."""
@@ -201,7 +206,7 @@ class Round:
         for job, answer in zip(jobs, answers, strict=True):
             if answer.context is not None:
                 self.grid.contexts[job.node] = answer.context
-            self.grid.costs.learn(job.kind, self.grid.partitions[job.node], answer.seconds)
+            self.grid.costs.learn(job.kind, job.partition, answer.seconds)
             self.done[job.index] = answer.reply
 
     def _replace(self, worker: int) -> Jobs:
@@ -221,7 +226,7 @@ class Round:
             return
         jobs = self._replace(worker)
         if jobs[0].index in self.suspects:
-            why = f"client {self.grid.partitions[jobs[0].node]}: its worker process died ({reason})"
+            why = f"client {jobs[0].partition}: its worker process died ({reason})"
             self._give_up(jobs[0], Error(CLIENT_APP_CRASHED, why))
         else:
             self._retry_alone(jobs)
@@ -240,8 +245,8 @@ class Round:
         if len(jobs) > 1:
             self._retry_alone(jobs)
             return
-        message, partition = self.messages[jobs[0].index], self.grid.partitions[jobs[0].node]
-        self._give_up(jobs[0], overdue(message, partition, self.grid.timeout_s).error)
+        message = self.messages[jobs[0].index]
+        self._give_up(jobs[0], overdue(message, jobs[0].partition, self.grid.timeout_s).error)
 
     def _retry_alone(self, jobs: Jobs) -> None:
         self.suspects.update(job.index for job in jobs)

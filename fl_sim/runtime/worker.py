@@ -14,7 +14,7 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fl_sim.runtime.flower_compat import adopt_identity, set_message_id
-from fl_sim.runtime.local import DeviceLost, execute, isolated
+from fl_sim.runtime.local import FIRST_NODE, DeviceLost, execute, isolated
 from fl_sim.runtime.memory import keep_freed_memory
 
 
@@ -28,6 +28,11 @@ class Job:
     message_id: str
     group: str
     content: int
+
+    @property
+    def partition(self) -> int:
+        """The node's partition."""
+        return self.node - FIRST_NODE
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,87 @@
+"""Contestants that take turns in one run, so that a noisy machine disturbs all alike."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from flwr.app import ArrayRecord, ConfigRecord
+from flwr.serverapp import Grid
+
+from fl_sim.config import Experiment
+from fl_sim.federation import Federation, resolved
+from fl_sim.ledger import Ledger
+from fl_sim.method import build_strategy
+from fl_sim.runtime.local import LocalGrid
+from fl_sim.simulation import open_grid
+
+Flat = dict[str, float | str]
+"""What a benchmark reports: measure -> number, or a word. `x_q1` and `x_q3` are the quartiles of `x`."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Seconds of one round of one contestant, over the repetitions."""
+
+    name: str
+    seconds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """Median seconds."""
+        return statistics.median(self.seconds)
+
+
+def alternate(contestants: Mapping[str, Callable[[], None]], *, repeats: int, warmup: int = 2) -> dict[str, Measured]:
+    """Time every contestant once per repetition, in turn."""
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    for repeat in range(warmup + repeats):
+        for name, one_round in contestants.items():
+            start = time.perf_counter()
+            one_round()
+            if repeat >= warmup:
+                times[name].append(time.perf_counter() - start)
+    return {name: Measured(name, tuple(seconds)) for name, seconds in times.items()}
+
+
+def spread_of(name: str, values: Sequence[float]) -> Flat:
+    """Median and quartiles under their keys."""
+    low, middle, high = statistics.quantiles(values, n=4)
+    return {name: middle, f"{name}_q1": low, f"{name}_q3": high}
+
+
+def over(name: str, limit: Measured, measured: Measured) -> Flat:
+    """limit/measured over paired repetitions; 1 = as fast as the limit."""
+    return spread_of(name, [a / b for a, b in zip(limit.seconds, measured.seconds, strict=True)])
+
+
+def rounds(federation: Federation, grid: Grid) -> Callable[[], None]:
+    """A function that runs one whole round on a Grid: encode, send, train, encode, decode, book, aggregate."""
+    strategy, numbers = build_strategy(federation, Ledger()), itertools.count(1)
+
+    def one_round() -> None:
+        number = next(numbers)
+        messages = strategy.configure_train(number, ArrayRecord(), ConfigRecord(), grid)
+        strategy.aggregate_train(number, grid.send_and_receive(messages))
+
+    return one_round
+
+
+@contextmanager
+def opened(experiment: Experiment) -> Iterator[tuple[Federation, LocalGrid]]:
+    """The federation of an experiment as it will be computed here, and its engine."""
+    federation = Federation.build(experiment)
+    federation = replace(federation, experiment=resolved(experiment, federation))
+    with open_grid(federation.experiment, federation) as grid:
+        yield federation, grid
+
+
+@contextmanager
+def federation_rounds(experiment: Experiment) -> Iterator[Callable[[], None]]:
+    """A function that runs one whole round of an experiment."""
+    with opened(experiment) as (federation, grid):
+        yield rounds(federation, grid)

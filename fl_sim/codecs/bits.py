@@ -1,14 +1,19 @@
-"""Bit segments through one range coder: each segment is coded as independent bits of one probability.
+"""Bit segments through one entropy coder: each segment is coded as independent bits of one probability.
 
-A segment of n bits with k ones is packed into bytes, and the bytes are coded with the 256-symbol product table of k/n:
-within a fraction of a percent of log2 C(n, k) bits, at memory-like speed. Both ends build the table from the integers k
-and n by multiplications only, because `pow` and `exp` differ in the last bit between C libraries.
+A segment of n bits with k ones is cut into words of 16 bits. A word is how many of its bits are set, coded with the binomial
+table of k/n, and which of the words with as many that is, all of them equally likely (enumerative coding; Cover, 1973):
+within a fraction of a percent of log2 C(n, k) bits together. That is two symbols for 16 bits from tables of 17, which an
+ANS coder (Duda, 2013) reads two to three times as fast as two bytes from tables of 256.
+Both ends build the tables from the integers k and n by multiplications only, because `pow` and `exp` differ in the last bit
+between C libraries.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import cache
+from typing import NamedTuple
 
 import constriction
 import numpy as np
@@ -17,19 +22,51 @@ from numpy.typing import NDArray
 from fl_sim.codecs.errors import CorruptPayload
 
 Bits = NDArray[np.bool_]
-ONES = np.array([bin(byte).count("1") for byte in range(256)])
+Words = NDArray[np.uint16]
+Symbols = NDArray[np.int32]
+Segment = tuple[int, int]
+"""(ones, size) of a run of bits."""
+WORD = 16
 SCALE, FLOOR = float(1 << 30), 64.0
 
 
-def model(ones: int, size: int) -> constriction.stream.model.Categorical:
-    """The byte model of a segment with `ones` of `size` bits set."""
-    p, powers = ones / size, [[1.0], [1.0]]
-    for _ in range(8):
-        powers[0].append(powers[0][-1] * (1.0 - p))
-        powers[1].append(powers[1][-1] * p)
-    by_count = np.array([powers[1][c] * powers[0][8 - c] for c in range(9)])
-    table = np.floor(by_count[ONES] * SCALE) + FLOOR
-    return constriction.stream.model.Categorical(table, perfect=False)
+class _Words(NamedTuple):
+    """All words of 16 bits, ordered by how many are set: `counts` and `ranks` by word, `sizes` and `starts` by count."""
+
+    counts: NDArray[np.uint8]
+    ranks: Symbols
+    sizes: Symbols
+    starts: Symbols
+    ordered: Words
+
+
+@cache
+def _words() -> _Words:
+    counts = (
+        np.unpackbits(np.arange(1 << WORD, dtype="<u2").view(np.uint8)).reshape(-1, WORD).sum(axis=1, dtype=np.uint8)
+    )
+    ordered = np.argsort(counts, kind="stable")
+    sizes = np.bincount(counts).astype(np.int32)
+    starts = (np.cumsum(sizes) - sizes).astype(np.int32)
+    ranks = np.empty(1 << WORD, dtype=np.int32)
+    ranks[ordered] = np.arange(1 << WORD) - starts[counts[ordered]]
+    return _Words(counts, ranks, sizes, starts, ordered.astype("<u2"))
+
+
+def _models(segments: Sequence[Segment]) -> list[constriction.stream.model.Categorical]:
+    """Of each segment, how likely it is that 0..16 of a word's bits are set."""
+    if not segments:
+        return []
+    p = np.array([ones / size for ones, size in segments])
+    set_, unset = np.ones((2, len(segments), WORD + 1))
+    set_[:, 1:], unset[:, 1:] = p[:, None], 1.0 - p[:, None]
+    likely = _words().sizes * np.cumprod(set_, axis=1) * np.cumprod(unset, axis=1)[:, ::-1]
+    tables = np.floor(likely * SCALE) + FLOOR
+    # `lazy` changes no byte: where a word has less than one bit on average, searching from 0 upwards is the faster way.
+    return [
+        constriction.stream.model.Categorical(table, lazy=WORD * ones < size, perfect=False)
+        for table, (ones, size) in zip(tables, segments, strict=True)
+    ]
 
 
 def floor_bits(ones: int, size: int) -> float:
@@ -75,50 +112,119 @@ class Reader:
             raise CorruptPayload(f"{value} where at most {limit} is possible")
         return value
 
+    def rest(self) -> memoryview:
+        """Everything behind what was read."""
+        return self.data[self.at :]
+
+
+def _cut(segment: Bits) -> Words:
+    packed = np.packbits(segment)
+    return (np.append(packed, np.uint8(0)) if len(packed) % 2 else packed).view("<u2")
+
 
 def encode(segments: Iterable[Bits]) -> tuple[bytes, bytes]:
     """(counts, words) of bit segments, coded one after the other; empty segments leave no count."""
-    coder = constriction.stream.queue.RangeEncoder()
-    counts = bytearray()
+    head, coded, cut = bytearray(), [], []
     for segment in segments:
         ones = int(np.count_nonzero(segment))
         if len(segment):
-            counts += varint(ones)
+            head += varint(ones)
         if 0 < ones < len(segment):
-            coder.encode(np.packbits(segment).astype(np.int32), model(ones, len(segment)))
-    return bytes(counts), coder.get_compressed().astype("<u4").tobytes()
+            coded.append((ones, len(segment)))
+            cut.append(_cut(segment))
+    return bytes(head), _coded(coded, cut) if cut else b""
+
+
+def _coded(segments: Sequence[Segment], cut: Sequence[Words]) -> bytes:
+    words, coder = _words(), Encoder()
+    joined = np.concatenate(cut)
+    sizes = words.sizes[words.counts[joined]]
+    several = sizes > 1
+    # Last in, first out: what is decoded last goes in first.
+    coder.choices(words.ranks[joined[several]], sizes[several])
+    for part, model in zip(reversed(cut), reversed(_models(segments)), strict=True):
+        coder.symbols(words.counts[part].astype(np.int32), model)
+    return coder.words()
+
+
+def decode(words: memoryview, segments: Sequence[Segment]) -> list[Bits]:
+    """Invert `encode` for segments whose ones and sizes the receiver knows.
+
+    Raises:
+        CorruptPayload: the words are not those of such segments.
+    """
+    coded = [(ones, size) for ones, size in segments if 0 < ones < size]
+    decoder = Decoder(words)
+    flat = _decoded(coded, decoder) if coded else np.zeros(0, dtype=np.bool_)
+    decoder.finish()
+    parts, at = [], 0
+    for ones, size in segments:
+        if not 0 < ones < size:
+            parts.append(np.full(size, ones > 0))
+            continue
+        end = at + -(-size // WORD) * WORD
+        parts.append(flat[at : at + size])
+        if flat[at + size : end].any():
+            raise CorruptPayload("a mask segment is not padded with zeros")
+        at = end
+    return parts
+
+
+def _decoded(segments: Sequence[Segment], decoder: Decoder) -> Bits:
+    """The segments' bits one after the other, each padded to whole words."""
+    words, lengths = _words(), [-(-size // WORD) for _, size in segments]
+    counts = np.concatenate(
+        [decoder.symbols(model, length) for model, length in zip(_models(segments), lengths, strict=True)]
+    )
+    starts = np.cumsum([0, *lengths[:-1]])
+    if (np.add.reduceat(counts, starts) != [ones for ones, _ in segments]).any():
+        raise CorruptPayload("a mask segment has another number of ones than it says")
+    places, sizes = words.starts[counts], words.sizes[counts]
+    several = np.flatnonzero(sizes > 1)
+    places[several] += decoder.choices(sizes[several])
+    return np.unpackbits(words.ordered[places].view(np.uint8)).view(np.bool_)
+
+
+class Encoder:
+    """An ANS coder: what is put in last comes out first."""
+
+    def __init__(self) -> None:
+        self._coder = constriction.stream.stack.AnsCoder()
+
+    def symbols(self, symbols: Symbols, model: constriction.stream.model.Categorical) -> None:
+        """Symbols of one model."""
+        self._coder.encode_reverse(symbols, model)
+
+    def choices(self, chosen: Symbols, sizes: Symbols) -> None:
+        """For each size one of 0..size-1, all equally likely; sizes are at least 2."""
+        self._coder.encode_reverse(chosen, constriction.stream.model.Uniform(), sizes)
+
+    def words(self) -> bytes:
+        """Everything that was put in."""
+        made: bytes = self._coder.get_compressed().astype("<u4").tobytes()
+        return made
 
 
 class Decoder:
-    """The other end of `encode`: segments are asked for in the order in which they were given."""
+    """The other end of `Encoder`. How much is asked for comes from the schema, never from the payload."""
 
     def __init__(self, words: memoryview) -> None:
         if len(words) % 4:
             raise CorruptPayload("mask words are cut off")
-        self._coder = constriction.stream.queue.RangeDecoder(np.frombuffer(words, dtype="<u4").astype(np.uint32))
-
-    def bits(self, ones: int, size: int) -> Bits:
-        """The next segment: `size` bits, `ones` of them set.
-
-        Raises:
-            CorruptPayload: what is decoded does not have that many.
-        """
-        if ones in (0, size):
-            return np.full(size, ones > 0)
-        packed = self.symbols(model(ones, size), -(-size // 8)).astype(np.uint8)
-        bits = np.unpackbits(packed).view(np.bool_)
-        if bits[size:].any() or int(np.count_nonzero(bits)) != ones:
-            raise CorruptPayload("a mask segment has another number of ones than it says")
-        return bits[:size]
-
-    def symbols(self, table: constriction.stream.model.Categorical, count: int) -> NDArray[np.int32]:
-        """`count` symbols of a model; `count` comes from the schema, never from the payload."""
         try:
-            return np.asarray(self._coder.decode(table, count), dtype=np.int32)
-        except (AssertionError, ValueError) as error:
+            self._coder = constriction.stream.stack.AnsCoder(np.frombuffer(words, dtype="<u4").astype(np.uint32))
+        except ValueError as error:
             raise CorruptPayload(f"mask words are invalid: {error}") from error
 
+    def symbols(self, model: constriction.stream.model.Categorical, count: int) -> Symbols:
+        """`count` symbols of a model."""
+        return np.asarray(self._coder.decode(model, count), dtype=np.int32)
+
+    def choices(self, sizes: Symbols) -> Symbols:
+        """For each size, at least 2, one of 0..size-1."""
+        return np.asarray(self._coder.decode(constriction.stream.model.Uniform(), sizes), dtype=np.int32)
+
     def finish(self) -> None:
-        """Refuse trailing words."""
-        if not self._coder.maybe_exhausted():
+        """Refuse what is left over."""
+        if not self._coder.is_empty():
             raise CorruptPayload("mask words are left over")

@@ -1,4 +1,4 @@
-"""A sparse bit vector as distances between its ones: the power-of-two class by a range coder, the rest as raw bits.
+"""A sparse bit vector as distances between its ones: the power-of-two class by the entropy coder, the rest as raw bits.
 
 Independent bits have geometric gaps, and the bit models of `fl_sim.codecs.bits` are at their floor already. The mask of a
 top-k update is clustered: its gap classes have a lower entropy than independent bits.
@@ -10,7 +10,7 @@ import constriction
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_sim.codecs.bits import Bits, Decoder, Reader, varint
+from fl_sim.codecs.bits import Bits, Decoder, Encoder, Reader, varint
 from fl_sim.codecs.errors import CorruptPayload
 
 DENSEST = 0.3
@@ -37,17 +37,16 @@ def cost_bits(flat: Bits) -> float:
 
 
 def encode(flat: Bits) -> bytes:
-    """number of classes, count of each (LEB128), length of the raw bits (LEB128), raw bits, words of the range coder."""
+    """number of classes, count of each (LEB128), length of the raw bits (LEB128), raw bits, words of the entropy coder."""
     gaps = _gaps(flat)
     classes = _classes(gaps)
     counts = np.bincount(classes, minlength=1)
     head = varint(len(counts)) + b"".join(varint(int(c)) for c in counts)
     raw = np.packbits(_low_bits(gaps, classes)).tobytes()
-    coder = constriction.stream.queue.RangeEncoder()
+    coder = Encoder()
     if len(gaps) and len(counts) > 1:
-        coder.encode(classes, _model(counts))
-    words: bytes = coder.get_compressed().astype("<u4").tobytes()
-    return head + varint(len(raw)) + raw + words
+        coder.symbols(classes, _model(counts))
+    return head + varint(len(raw)) + raw + coder.words()
 
 
 def decode(reader: Reader, *, size: int, ones: int) -> Bits:
@@ -68,7 +67,7 @@ def decode(reader: Reader, *, size: int, ones: int) -> Bits:
         raise CorruptPayload("gap bits have another length")
     raw = np.frombuffer(reader.data[reader.at : reader.at + -(-width // 8)], dtype=np.uint8)
     reader.at += len(raw)
-    decoder = Decoder(reader.data[reader.at :])
+    decoder = Decoder(reader.rest())
     classes = decoder.symbols(_model(counts), ones) if ones and len(counts) > 1 else np.zeros(ones, dtype=np.int32)
     decoder.finish()
     if not np.array_equal(np.bincount(classes, minlength=len(counts)), counts):

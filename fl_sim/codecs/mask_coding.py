@@ -22,7 +22,7 @@ import xxhash
 from torch import Tensor
 
 from fl_sim.codecs import bits, gap_coding
-from fl_sim.codecs.bits import Bits, Decoder, Reader, floor_bits
+from fl_sim.codecs.bits import Bits, Reader, floor_bits
 from fl_sim.codecs.errors import CorruptPayload
 from fl_sim.types import FlatMask, Mask
 
@@ -69,11 +69,8 @@ def _whole_encode(flat: Bits, layout: Layout, held: Bits | None) -> bytes:
 
 
 def _whole_decode(reader: Reader, layout: Layout, held: Bits | None) -> Bits:
-    ones = [_count(reader, size) for _, size in layout]
-    decoder = Decoder(reader.data[reader.at :])
-    flat = _joined([decoder.bits(k, size) for k, (_, size) in zip(ones, layout, strict=True)])
-    decoder.finish()
-    return flat
+    segments = list(_whole_segments(reader, layout, held))
+    return _joined(bits.decode(reader.rest(), segments))
 
 
 def _whole_segments(reader: Reader, layout: Layout, held: Bits | None) -> Iterator[tuple[int, int]]:
@@ -123,17 +120,16 @@ def _rows_counts(reader: Reader, layout: Layout) -> list[RowCounts]:
 
 
 def _rows_decode(reader: Reader, layout: Layout, held: Bits | None) -> Bits:
-    counts = _rows_counts(reader, layout)
-    decoder = Decoder(reader.data[reader.at :])
+    segments = list(_rows_segments(reader, layout, held))
+    decoded = bits.decode(reader.rest(), segments)
     parts = []
-    for (rows, size), segments in zip((entry for entry in layout if entry[1]), counts, strict=True):
-        live, full, mixed = (decoder.bits(*segment) for segment in segments)
+    tensors = (entry for entry in layout if entry[1])
+    for (rows, size), live, full, mixed in zip(tensors, decoded[0::3], decoded[1::3], decoded[2::3], strict=True):
         table = np.zeros((rows, size // rows), dtype=np.bool_)
         chosen = np.flatnonzero(live)
         table[chosen[full]] = True
         table[chosen[~full]] = mixed.reshape(-1, size // rows)
         parts.append(table.reshape(-1))
-    decoder.finish()
     return _joined(parts)
 
 
@@ -165,11 +161,8 @@ def _split_encode(flat: Bits, layout: Layout, held: Bits | None) -> bytes:
 
 def _split_decode(reader: Reader, layout: Layout, held: Bits | None) -> Bits:
     assert held is not None
-    sizes = _side_sizes(layout, held)
-    ones = [_count(reader, size) for size in sizes]
-    decoder = Decoder(reader.data[reader.at :])
-    sides = [decoder.bits(k, size) for k, size in zip(ones, sizes, strict=True)]
-    decoder.finish()
+    segments = list(_split_segments(reader, layout, held))
+    sides = bits.decode(reader.rest(), segments)
     flat = np.empty_like(held)
     for part, before, kept, grown in zip(
         _tensors(flat, layout), _tensors(held, layout), sides[0::2], sides[1::2], strict=True
@@ -246,7 +239,7 @@ def choose(flat: Bits, layout: Layout, held: Bits | None) -> str:
     ones = [int(np.count_nonzero(part)) for part in tensors]
     sizes = [size for _, size in layout]
     costs = {"whole": _cost(zip(ones, sizes, strict=True))}
-    costs["rows"] = _rows_cost(tensors, layout)
+    costs["rows"] = _rows_cost(tensors, ones, layout)
     if held is not None:
         changed = [int(np.count_nonzero(part)) for part in _tensors(flat ^ held, layout)]
         costs["xor"] = _cost(zip(changed, sizes, strict=True))
@@ -254,24 +247,26 @@ def choose(flat: Bits, layout: Layout, held: Bits | None) -> str:
         sides = _side_sizes(layout, held)
         split = [k for pair in zip(both, (o - b for o, b in zip(ones, both, strict=True)), strict=True) for k in pair]
         costs["split"] = _cost(zip(split, sides, strict=True))
-    if 0 < sum(ones) < gap_coding.DENSEST * len(flat) and _clustered(flat, sum(ones)):
+    if 0 < sum(ones) < gap_coding.DENSEST * len(flat) and _clustered(flat, ones, sizes):
         costs["gaps"] = gap_coding.cost_bits(flat) + 16 * len(layout)
     return min(costs, key=lambda name: costs[name])
 
 
-def _clustered(flat: Bits, ones: int) -> bool:
+def _clustered(flat: Bits, ones: list[int], sizes: list[int]) -> bool:
     """Whether neighbours are alive together more often than independent bits would be; cheaper than the gaps' histogram."""
     pairs = int(np.count_nonzero(flat[1:] & flat[:-1]))
-    return pairs > 1.2 * ones * ones / len(flat) + 2
+    independent = sum(k * k / size for k, size in zip(ones, sizes, strict=True) if size)
+    return pairs > 1.2 * independent + 2
 
 
-def _rows_cost(tensors: list[Bits], layout: Layout) -> float:
+def _rows_cost(tensors: list[Bits], ones: list[int], layout: Layout) -> float:
     total, useful = 0.0, False
-    for part, (rows, size) in zip(tensors, layout, strict=True):
+    for part, k, (rows, size) in zip(tensors, ones, layout, strict=True):
         if size:
-            live, full, mixed = _row_parts(part, rows)
-            useful = useful or len(mixed) < size
-            if len(mixed) or not full.all():
-                total += _cost((int(np.count_nonzero(s)), len(s)) for s in (full, mixed)) + 8
-            total += _cost(iter([(int(np.count_nonzero(live)), rows)]))
+            table, width = part.reshape(rows, -1), size // rows
+            live, full = int(np.count_nonzero(table.any(axis=1))), int(np.count_nonzero(table.all(axis=1)))
+            useful = useful or live < rows or full > 0
+            total += _cost(iter([(live, rows)]))
+            if full < live:
+                total += _cost(iter([(full, live), (k - full * width, (live - full) * width)])) + 8
     return total if useful else float("inf")

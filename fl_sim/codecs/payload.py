@@ -33,7 +33,7 @@ from fl_sim.types import Mask, Params
 
 HEAD = struct.Struct("<4sBBBB8s")
 CHECK = struct.Struct("<I")
-MAGIC, VERSION = b"FLSU", 1
+MAGIC, VERSION = b"FLSU", 2
 NONE, HELD = 0, 1
 ALIGNMENT = 4
 """The body starts at a multiple of this, so that a dense payload's values can be used where they lie."""
@@ -185,7 +185,7 @@ def _parse(data: bytes | memoryview, schema: Schema, held: Mask | None) -> _Pars
         raise CorruptPayload("shorter than a header")
     magic, version, value_id, mode, reserved, schema_hash = HEAD.unpack_from(view)
     if magic != MAGIC or version != VERSION or reserved:
-        raise CorruptPayload("not a payload of version 1")
+        raise CorruptPayload(f"not a payload of version {VERSION}")
     if value_id not in TYPES or mode not in NAMES:
         raise CorruptPayload(f"unknown value type {value_id} or mask mode {mode}")
     if schema_hash != schema.hash:

@@ -64,7 +64,8 @@ def _scatter(flat: NDArray[np.float32], alive: NDArray[np.bool_], values: NDArra
     done = 0
     for i in range(0, len(flat), CHUNK):
         where = np.flatnonzero(alive[i : i + CHUNK])
-        flat[i : i + CHUNK][where] = values[done : done + len(where)]
+        # Values lie in the payload behind a mask of any length; assigning from unaligned memory takes five times as long.
+        flat[i : i + CHUNK][where] = np.require(values[done : done + len(where)], requirements="A")
         done += len(where)
 
 

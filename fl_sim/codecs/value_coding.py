@@ -197,9 +197,7 @@ class Largest:
             return restored
         reader = bits.Reader(data)
         start = reader.varint(len(data)) + reader.at
-        decoder = bits.Decoder(data[reader.at : start])
-        chosen = decoder.bits(self._kept(count), count)
-        decoder.finish()
+        (chosen,) = bits.decode(data[reader.at : start], [(self._kept(count), count)])
         restored[chosen] = self.inner.decode(data[start:], self._kept(count))
         return restored
 

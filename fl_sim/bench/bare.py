@@ -63,15 +63,11 @@ def _work(bare: Bare, pipe: Connection) -> None:
 
 
 @contextmanager
-def alone(bare: Bare) -> Iterator[Callable[[], None]]:
-    """A function that does one round in this process."""
-    run = bare.start()
-    yield lambda: run(bare.clients)
+def spread(bare: Bare, count: int) -> Iterator[Callable[[], None]]:
+    """A function that does one round spread over `count` resident processes.
 
-
-@contextmanager
-def spread(bare: Bare, count: int = 2) -> Iterator[Callable[[], None]]:
-    """A function that does one round spread over `count` resident processes."""
+    One is a process of its own too: in this one, the allocator settings of the engines would speed the limit up.
+    """
     context = mp.get_context("spawn")
     pipes, workers = [], []
     for _ in range(count):

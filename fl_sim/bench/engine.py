@@ -13,7 +13,7 @@ import torch
 
 from fl_sim import models
 from fl_sim.bench import flower, processes, workloads
-from fl_sim.bench.bare import Bare, alone, spread
+from fl_sim.bench.bare import Bare, spread
 from fl_sim.bench.contest import Flat, alternate, federation_rounds, over, spread_of
 from fl_sim.bench.idle import idle_shares
 from fl_sim.bench.workloads import Workload
@@ -35,8 +35,8 @@ def beside_limit(
     bare = Bare.of(work)
     with ExitStack() as stack:
         contestants = {
-            "limit1": stack.enter_context(alone(bare)),
-            "limit2": stack.enter_context(spread(bare)),
+            "limit1": stack.enter_context(spread(bare, 1)),
+            "limit2": stack.enter_context(spread(bare, 2)),
             **{e: stack.enter_context(federation_rounds(work.on(e, precision=precision))) for e in engines},
         }
         measured = alternate(contestants, repeats=repeats)
@@ -131,7 +131,7 @@ def with_flower(repeats: int) -> Flat:
     flat: Flat = {}
     for name, work in {"": workloads.B0, "_small": workloads.B0_SMALL}.items():
         torch.set_num_threads(1)
-        with spread(Bare.of(work)) as limit:
+        with spread(Bare.of(work), 2) as limit:
             measured = flower.beside(work.on("flower"), {"limit2": limit}, repeats=repeats)
         flat |= over(f"flower{name}_over_limit", measured["limit2"], measured["flower"])
     return flat

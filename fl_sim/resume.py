@@ -14,9 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from flwr.app import Array, ArrayRecord
 from safetensors import SafetensorError
-from safetensors.numpy import load as read_arrays
 from safetensors.numpy import save as write_arrays
 from safetensors.torch import load as read_tensors
 
@@ -25,7 +23,8 @@ from fl_sim.codecs import Schema
 from fl_sim.ledger import Ledger
 from fl_sim.parquet import encoded
 from fl_sim.replay import MaskRecorder
-from fl_sim.runtime.local import FIRST_NODE, LocalGrid
+from fl_sim.runtime.local import LocalGrid
+from fl_sim.runtime.states import ClientStates
 from fl_sim.types import FlatMask, Params, UserError
 from fl_sim.wire import pack_mask, unpack_mask
 
@@ -99,7 +98,7 @@ class Keeper:
         store: where checkpoints lie.
         experiment: the id that a checkpoint must carry. precision: what the run computes in.
         models: of each model, names and shapes that the server's tensors must have, and its strategy.
-        ledger, rows, recorder, grid: what else is saved; all is changed in place by `load`.
+        ledger, rows, recorder, grid, states: what else is saved; all is changed in place by `load`.
         saved_round: rounds that the newest checkpoint holds.
     """
 
@@ -111,8 +110,9 @@ class Keeper:
     rows: list[dict[str, float]]
     recorder: MaskRecorder | None
     grid: LocalGrid
+    states: ClientStates
     saved_round: int = 0
-    _records: dict[tuple[int, str], tuple[ArrayRecord, str]] = field(default_factory=dict)
+    _objects: dict[bytes, str] = field(default_factory=dict)
     _parts: dict[str, list[Part]] = field(default_factory=dict)
 
     def _logs(self) -> Mapping[str, Log]:
@@ -147,15 +147,12 @@ class Keeper:
         )
 
     def _put_clients(self, put: Put) -> dict[int, dict[str, str]]:
-        kept: dict[int, dict[str, str]] = {}
-        for node, context in self.grid.contexts.items():
-            for key, record in context.state.array_records.items():
-                before = self._records.get((node, key))
-                if before is None or before[0] is not record:
-                    arrays = {name: array.numpy() for name, array in record.items()}
-                    before = self._records[node, key] = (record, put(write_arrays(arrays)))
-                kept.setdefault(node - FIRST_NODE, {})[key] = before[1]
-        return kept
+        kept, known, named = self.states.kept(), self._objects, dict[bytes, str]()
+        for blob in (blob for records in kept.values() for blob in records.values()):
+            if blob not in named:
+                named[blob] = known[blob] if blob in known else put(self.states.blob(blob))
+        self._objects = named
+        return {client: {key: named[blob] for key, blob in records.items()} for client, records in kept.items()}
 
     def _put_log(self, put: Put, name: str) -> list[Part]:
         if (log_ := self._logs().get(name)) is None:
@@ -197,11 +194,8 @@ class Keeper:
         for (schema, strategy), side in zip(self.models, manifest.models, strict=True):
             strategy.restore(self._snapshot(manifest.round, side, schema))
         for client, records in manifest.clients.items():
-            context = self.grid.contexts[FIRST_NODE + client]
             for key, name in records.items():
-                arrays = read_arrays(self.store.get(name))
-                context.state[key] = record = ArrayRecord({n: Array(value) for n, value in arrays.items()})
-                self._records[FIRST_NODE + client, key] = (record, name)
+                self._objects[self.states.restore(client, key, self.store.get(name))] = name
         for name, log_ in self._logs().items():
             self._parts[name] = parts = list(getattr(manifest, name))
             for part in parts:

@@ -30,6 +30,7 @@ from fl_sim.replay import MaskRecorder
 from fl_sim.report import Report, against_dense, summarise
 from fl_sim.resume import Keeper
 from fl_sim.runtime.local import LocalGrid
+from fl_sim.runtime.states import ClientStates
 from fl_sim.sparsity import density, layer_densities
 from fl_sim.training import evaluate, snapshot
 from fl_sim.types import Params, UserError
@@ -93,6 +94,8 @@ class Session:
 
     def keeper(self, grid: LocalGrid) -> Keeper:
         """What saves this run's rounds over a Grid whose clients live here; on other Grids they keep their own state."""
+        nodes = list(grid.contexts)
+        grid.contexts = states = ClientStates(range(nodes[0], nodes[-1] + 1), self.folder)
         return Keeper(
             Checkpoints(self.folder / CHECKPOINTS),
             self.asked.id,
@@ -102,6 +105,7 @@ class Session:
             self.rows,
             self.recorder,
             grid,
+            states,
         )
 
     def restore(self, grid: LocalGrid) -> None:

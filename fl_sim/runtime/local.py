@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 
 import torch
 from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
@@ -103,7 +103,7 @@ class LocalGrid(Grid):
         self._run = Run.create_empty(1)
         self.numbered = 0
         self._sent: dict[str, Message] = {}
-        self.contexts = {
+        self.contexts: MutableMapping[int, Context] = {
             FIRST_NODE + partition: Context(
                 run_id=1,
                 node_id=FIRST_NODE + partition,

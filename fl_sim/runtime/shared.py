@@ -48,6 +48,14 @@ class Area:
             spans.append(placed)
         return spans
 
+    def place(self, data: bytes, at: int) -> None:
+        """Put bytes in, from the byte `at` on.
+
+        Raises:
+            OSError: the machine, or the disk of an area that is a file, has not that much room.
+        """
+        self._mapped(at + len(data))[at : at + len(data)] = data
+
     def read(self, span: Span) -> bytes:
         """Copy bytes out."""
         start, stop = span

@@ -58,7 +58,7 @@ def _structure(message: Message) -> Structure:
     """Everything that the frame's size depends on."""
     meta = message.metadata
     ids = (meta.run_id, meta.src_node_id, meta.dst_node_id, meta.src_task_id or 0, meta.dst_task_id or 0)
-    parts: list[object] = [meta.message_type, meta.group_id, len(meta.reply_to_message_id)]
+    parts: list[object] = [meta.message_type, len(meta.group_id.encode()), len(meta.reply_to_message_id)]
     parts += [_varint(n) for n in ids]
     for key, record in message.content.items():
         parts.append(key)

@@ -252,12 +252,12 @@ def _read_table(path: Path) -> pa.Table:
     import pyarrow as pa
 
     try:
-        table = read_table(path)
+        table = read_table(path, list(TYPES))
         names = table.column_names
     except (OSError, ValueError, pa.ArrowException) as error:
         raise UserError(f"ledger {path}: {str(error).splitlines()[0]}") from error
     if names != list(TYPES):
-        raise UserError(f"ledger {path}: columns {names}; a ledger has {', '.join(TYPES)}")
+        raise UserError(f"ledger {path}: of its columns only {names}; a ledger has {', '.join(TYPES)}")
     return table
 
 

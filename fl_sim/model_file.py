@@ -14,7 +14,10 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
+import torch
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -31,7 +34,38 @@ from fl_sim.types import Params, UserError
 
 FILE = "model.safetensors"
 MODEL = "fl_sim.model"
-"""The metadata's key: a JSON object with `name`, the other arguments of `build`, and `gating` where there are gates."""
+"""The metadata's key: a JSON object, an `Architecture`."""
+MOST_PARAMETERS = 200_000_000
+"""Of a model that is built for a file, and a hundred times what the file holds: channels may have been removed."""
+Count = Annotated[int, Field(ge=1, le=1 << 16)]
+
+
+class Architecture(BaseModel):
+    """Arguments of `fl_sim.models.build`, and the gates where there are some; a file may say anything."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
+    name: str
+    num_classes: Count = 10
+    in_channels: Count = 3
+    image_size: Annotated[int, Field(ge=1, le=1 << 11)] = 32
+    width: Annotated[float, Field(gt=0, le=100)] = 1.0
+    gating: dict[str, JsonValue] | None = None
+
+    def build(self, held: int) -> nn.Module:
+        """The model for a file that holds so many numbers.
+
+        Raises:
+            UserError: no such model.
+            ValueError: it would be far larger than the file.
+        """
+        asked = self.model_dump(exclude={"gating"})
+        if self.name in models.MODELS:
+            with torch.device("meta"):
+                size = sum(parameter.numel() for parameter in models.build(**asked).parameters())
+            if size > (most := max(MOST_PARAMETERS, 100 * held)):
+                raise ValueError(f"a model of {size} parameters for a file of {held}; allowed: {most}")
+        model = models.build(**asked)
+        return model if self.gating is None else Gating(**self.gating).wrap(model, seed=0)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -66,8 +100,8 @@ class Saved:
     @property
     def shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of its images."""
-        channels, size = (int(str(self.described[key])) for key in ("in_channels", "image_size"))
-        return channels, size, size
+        told = Architecture.model_validate(dict(self.described))
+        return told.in_channels, told.image_size, told.image_size
 
     def write(self, model: nn.Module, path: Path) -> Path:
         """Save another model of this architecture. Raises UserError where the path cannot be written."""
@@ -118,7 +152,7 @@ def read(path: Path) -> Stored:
         with safe_open(file, framework="pt") as stored:
             told = json.loads((stored.metadata() or {}).get(MODEL, "{}"))
             params = {name: stored.get_tensor(name).float() for name in stored.keys()}  # noqa: SIM118, it is no dict
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file}: not a safetensors file: {error}") from error
     described = told if isinstance(told, dict) else {}
     return Stored(file, {name: value for name, value in params.items() if not name.endswith(COUNTER)}, described)
@@ -143,8 +177,7 @@ def open_saved(path: Path, *, name: str | None = None, image_size: int = 32) -> 
     channels = next((v.shape[1] for v in stored.params.values() if v.dim() == 4), 3)
     classes = _classes(name, stored.params)
     described = {"name": name, "num_classes": classes, "in_channels": channels, "image_size": image_size}
-    model = models.build(name, num_classes=classes, in_channels=channels, image_size=image_size)
-    return Saved(_filled(model, stored, f"{stored.path} as {name}"), described, stored.path)
+    return Saved(_filled(_built(stored, described), stored, f"{stored.path} as {name}"), described, stored.path)
 
 
 def read_model(path: Path) -> nn.Module:
@@ -187,13 +220,21 @@ def entries_for(model: nn.Module, stored: Stored) -> Params:
 
 def _described_model(stored: Stored) -> nn.Module:
     """The architecture that the file's metadata name; only those of this package are built."""
-    described = dict(stored.described)
-    name, gating = described.pop("name", None), described.pop("gating", None)
+    name = stored.described.get("name")
     if not isinstance(name, str) or name not in models.MODELS:
         raise UserError(f"model file {str(stored.path)!r}: its metadata name no model of this package, but {name!r}")
+    return _built(stored, stored.described)
+
+
+def _built(stored: Stored, described: Mapping[str, object]) -> nn.Module:
+    """What a description stands for, if it is not far larger than the file."""
+    held = sum(value.numel() for value in stored.params.values())
     try:
-        model = models.build(name, **described)  # type: ignore[arg-type]
-        return model if gating is None else Gating(**gating).wrap(model, seed=0)  # type: ignore[arg-type]
+        return Architecture.model_validate(described).build(held)
+    except ValidationError as error:
+        first = error.errors()[0]
+        reason = f"{'.'.join(map(str, first['loc']))} = {first['input']!r:.60}: {first['msg']}"
+        raise UserError(f"model file {str(stored.path)!r}: {in_one_line(ValueError(reason))}") from error
     except (TypeError, ValueError, OverflowError, RuntimeError, MemoryError) as error:  # any numbers may stand there
         raise UserError(f"model file {str(stored.path)!r}: {in_one_line(error)}") from error
 

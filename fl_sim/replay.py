@@ -48,7 +48,8 @@ class MaskRecorder:
         import pyarrow as pa
 
         try:
-            table = read_table(path).cast(self.to_table().schema)
+            schema = self.to_table().schema
+            table = read_table(path, schema.names).cast(schema)
         except (OSError, ValueError, pa.ArrowException) as error:
             raise UserError(f"{path}: {str(error).splitlines()[0]}") from error
         self.rows.extend((r["round"], r["direction"], r["client"], r["mask"]) for r in table.to_pylist())

@@ -72,7 +72,7 @@ def test_the_cache_is_used_and_a_damaged_one_is_rebuilt(tmp_path: Path, monkeypa
     folder = str(parquet(tmp_path / "set"))
     first = load(folder)
     entry = next((tmp_path / "cache").iterdir())
-    monkeypatch.setattr("fl_sim.data.sources._decode", lambda encoded: pytest.fail("decoded again"))
+    monkeypatch.setattr("fl_sim.data.sources.decode", lambda *_, **__: pytest.fail("decoded again"))
     assert torch.equal(load(folder).train.images, first.train.images)
     monkeypatch.undo()
     monkeypatch.setenv("FL_SIM_CACHE", str(tmp_path / "cache"))
@@ -200,11 +200,16 @@ def test_augmentation_is_for_shuffled_batches_only() -> None:
     )
 
 
-def test_subset_copies_the_chosen() -> None:
+def test_a_subset_shares_the_images_it_is_of() -> None:
+    """Thousands of clients hold positions into one array, and so does a part of a client's data."""
     data = load("digits").train
-    part = data.subset(np.array([3, 5]))
+    part = data.subset(np.array([3, 5, 8]))
     assert isinstance(part, Split)
-    assert torch.equal(part.images[1], data.images[5])
+    assert torch.equal(part.images, data.images[[3, 5, 8]])
+    again = part.subset(np.array([2, 0]))
+    assert torch.equal(again.images, data.images[[8, 3]])
+    assert torch.equal(again.labels, data.labels[[8, 3]])
+    assert again.stored.data_ptr() == part.stored.data_ptr() == data.stored.data_ptr()
 
 
 # -- partitions --------------------------------------------------------------------------------------------------------

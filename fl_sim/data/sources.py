@@ -6,9 +6,7 @@ data = load("digits")          # data.train, data.validation, data.test, data.nu
 from __future__ import annotations
 
 import importlib.util
-import io
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -18,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from fl_sim.data.cache import Arrays, cached, content_key, folder
+from fl_sim.data.images import Images, decode
 from fl_sim.data.split import Split
 from fl_sim.lookup import accepts, imported
 from fl_sim.parquet import read_table
@@ -27,12 +26,9 @@ from fl_sim.types import UserError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
 MOST_CLASSES = 1 << 16
 """A label above is a damaged file, not a class: models have an output for each."""
-MOST_PIXELS = 1 << 22
-"""Of one image. A few bytes can declare more; models here take images of some hundred pixels a side."""
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".ppm")
 
 
@@ -143,24 +139,26 @@ def _parquet(name: str) -> Arrays:
     )
 
 
-def _read_parquet(files: Iterable[Path]) -> tuple[Images, Labels]:
+def _read_parquet(files: Sequence[Path]) -> tuple[Images, Labels]:
     import pyarrow as pa
     import pyarrow.compute as pc
 
     try:
-        table = pa.concat_tables([read_table(path, rows_per_byte=1) for path in files])
+        # Compressed images hardly shrink.
+        parts = [read_table(path, ["img", "image", "label"], rows_per_byte=1, bytes_per_byte=10) for path in files]
+        table = pa.concat_tables(parts)
         names = table.column_names
     except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(f"data.source: unreadable parquet file: {str(error).splitlines()[0]}") from error
     column = next((c for c in ("img", "image") if c in names), None)
     if column is None or "label" not in names:
-        raise UserError(f"data.source: parquet columns {names}; needed: img or image, and label")
+        raise UserError(f"data.source: parquet files with no column but {names}; needed: img or image, and label")
     encoded = table[column]
     if pa.types.is_struct(encoded.type) and encoded.type.get_field_index("bytes") >= 0:
         encoded = pc.struct_field(encoded, "bytes")
     if not pa.types.is_binary(encoded.type) and not pa.types.is_large_binary(encoded.type):
         raise UserError(f"data.source: parquet column {column!r} holds {encoded.type}; needed: compressed images")
-    return _decode(encoded.to_pylist()), _labels(table["label"])
+    return decode(encoded.to_pylist(), stored=sum(path.stat().st_size for path in files)), _labels(table["label"])
 
 
 def _labels(column: pa.ChunkedArray) -> Labels:
@@ -192,38 +190,17 @@ def _image_folder(name: str) -> Arrays:
         if not files:
             raise UserError(f"data.source = {name!r}: no images in {part}/<class>/; allowed: {', '.join(SUFFIXES)}")
 
-    def decode() -> Arrays:
-        read = {
-            part: (_decode([path.read_bytes() for path, _ in files]), np.array([n for _, n in files], dtype=np.int64))
-            for part, files in found.items()
-        }
-        return _arrays(*read["train"], *read["test"])
+    def read_all() -> Arrays:
+        return _arrays(*_read_images(found["train"]), *_read_images(found["test"]))
 
     return cached(
-        content_key("folder/1 " + " ".join(classes), [p for files in found.values() for p, _ in files]), decode
+        content_key("folder/1 " + " ".join(classes), [p for files in found.values() for p, _ in files]), read_all
     )
 
 
-def _decode(encoded: list[bytes | None]) -> Images:
-    """Compressed images -> uint8 (N, C, H, W); all must have one size and one number of channels."""
-    from PIL import Image
-
-    def one(data: bytes | None) -> Images:
-        try:
-            image = Image.open(io.BytesIO(data or b""))
-            if image.width * image.height > MOST_PIXELS:
-                raise ValueError(f"{image.width} x {image.height} pixels; allowed: {MOST_PIXELS}")
-            array = np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))
-        except Exception as error:  # decoders raise whatever a broken file leads them to
-            raise UserError(f"data.source: an image cannot be decoded: {error}") from error
-        return array[None] if array.ndim == 2 else np.moveaxis(array, 2, 0)
-
-    with ThreadPoolExecutor() as pool:
-        images = list(pool.map(one, encoded))
-    shapes = {image.shape for image in images}
-    if len(shapes) != 1:
-        raise UserError(f"data.source: images must have one size, found (channels, height, width) {sorted(shapes)[:3]}")
-    return np.stack(images)
+def _read_images(files: Sequence[tuple[Path, int]]) -> tuple[Images, Labels]:
+    encoded = [path.read_bytes() for path, _ in files]
+    return decode(encoded, stored=sum(map(len, encoded))), np.array([label for _, label in files], dtype=np.int64)
 
 
 def _torchvision(dataset: str) -> Callable[[str], Arrays]:

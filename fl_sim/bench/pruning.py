@@ -111,7 +111,7 @@ CURVES: dict[str, Callable[[np.random.Generator, np.ndarray], np.ndarray]] = {
 
 def _allocation(kind: str, repeats: int) -> list[Row]:
     rows = []
-    for layers, levels, size in ((20, 51, 10_000), (40, 51, 10_000), (20, 101, 10_000), (20, 51, 20_000)):
+    for layers, levels, size in ((20, 51, 10_000), (40, 51, 5_000), (20, 101, 10_000), (20, 51, 20_000)):
         rng = numpy_generator(0, Purpose.DATA)
         sizes = rng.integers(size // 10, size, layers)
         rates = [[int(n) - q * int(n) // (levels - 1) for q in range(levels)] for n in sizes]

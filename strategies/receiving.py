@@ -85,14 +85,15 @@ class Receiver:
             raise Unusable("lost", f"client {client}: dropped out of the simulated network", is_fault=False)
         require_content(client, reply)
         schema = self.setup.exchange.schema
-        described = Description.opaque(wire.array_bytes(reply.content))
+        described = None
         try:
             data = wire.payload(reply.content)
             described = codecs.describe(data, schema=schema, held=held)
             count, metrics = wire.read_metrics(reply.content)
             params, mask = self.setup.exchange.uplink.decode(data, start.params, schema=schema, held=held)
         except CorruptPayload as error:
-            self.books.book("up", number, client, reply, described, phase="train", status="rejected")
+            whole = described or Description.opaque(wire.array_bytes(reply.content))
+            self.books.book("up", number, client, reply, whole, phase="train", status="rejected")
             raise Unusable("rejected", f"client {client}: rejected update: {error}") from error
         late = self._is_late(client, described, round_log, samples=metrics.get("examples", count))
         self.books.book("up", number, client, reply, described, phase="train", status="late" if late else "ok")

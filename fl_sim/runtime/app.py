@@ -249,7 +249,9 @@ def client_app(host: Callable[[Context], ClientHost]) -> ClientApp:
 
 def _tensors(context: Context, key: str) -> dict[str, Tensor]:
     """A client's kept tensors under `key`; fresh copies."""
-    record = context.state.get(key)
+    if key not in context.state:  # the rule; Flower's `get` raises and catches
+        return {}
+    record = context.state[key]
     items = record.items() if isinstance(record, ArrayRecord) else ()
     return {name: torch.from_numpy(array.numpy()) for name, array in items}
 

@@ -11,7 +11,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 
 import torch
-from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fl_sim.errors import in_one_line
@@ -82,16 +82,11 @@ def request_of(message: Message) -> Message:
 
 def isolated(content: RecordDict) -> RecordDict:
     """Copy the mutable records, as a real transport would; arrays hold immutable bytes and are shared."""
-    return RecordDict(
-        {
-            key: ConfigRecord({**record})
-            if isinstance(record, ConfigRecord)
-            else MetricRecord({**record})
-            if isinstance(record, MetricRecord)
-            else record
-            for key, record in content.items()
-        }
-    )
+    copied = content.copy()  # a record's own copy does not check its items again
+    for key, record in content.items():
+        if not isinstance(record, ArrayRecord):
+            copied[key] = record.copy()
+    return copied
 
 
 class LocalGrid(Grid):

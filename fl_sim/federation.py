@@ -26,7 +26,7 @@ from fl_sim.recalibration import recalibrate
 from fl_sim.runtime.app import PARTITION, ClientHost, client_app
 from fl_sim.runtime.own_fit import MeasureFit, OwnFit, as_trained, unmeasured
 from fl_sim.seeding import Purpose, derive, generator, numpy_generator
-from fl_sim.training import load, snapshot
+from fl_sim.training import OPTIMIZERS, load, snapshot
 from fl_sim.types import Client, FlatParams, Params, UserError
 
 AUGMENT = {"none": None, "crop_flip": CropFlip()}
@@ -292,6 +292,8 @@ def untravelled(model: nn.Module, exchange: wire.Exchange) -> Params:
 
 def make_client_app(experiment: Experiment) -> ClientApp:
     """The Flower ClientApp of an experiment; its host is built now, so that no client's time contains it."""
+    # An optimiser of PyTorch imports hundreds of modules when the first one is made, seconds on a busy machine.
+    OPTIMIZERS[experiment.training.optimizer]([nn.Parameter(torch.zeros(1))], experiment.training)
     return client_app(Federation.build(experiment).hosts())
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fl_sim.data import Split
+from fl_sim.descent import SGD, AdamW, Descent
 from fl_sim.losses import Loss, cross_entropy
 from fl_sim.precision import PRECISIONS
 from fl_sim.types import FlatParams, Mask, Metrics, Params, UserError
@@ -115,6 +116,11 @@ class Training:
         for key, allowed in {**tables, "precision": [*PRECISIONS, "auto"]}.items():
             if getattr(self, key) not in allowed:
                 raise UserError(f"training.{key} = {getattr(self, key)!r}: allowed: {', '.join(allowed)}")
+        for key in ("momentum", "weight_decay"):
+            if (value := getattr(self, key)) < 0:
+                raise UserError(f"training.{key} = {value}: must not be negative")
+        if self.nesterov and not self.momentum:
+            raise UserError("training.nesterov = true: needs training.momentum above 0")
         for key in ("lr", "epochs", "batch_size", "steps", "clip_norm"):
             if (value := getattr(self, key)) is not None and value <= 0:
                 raise UserError(f"training.{key} = {value}: must be positive")
@@ -134,29 +140,15 @@ class Training:
         return local_sgd(model, data, loss, mask=mask, rng=rng, trainable=trainable, **fields)
 
 
-def _sgd(parameters: list[nn.Parameter], options: Training) -> torch.optim.Optimizer:
-    # Fused is one pass over parameter and gradient. With momentum or decay it rounds otherwise than the plain loop, which
-    # is the reference; without, both are `p - lr * g` and equal bit for bit (tested).
-    plain = options.momentum == 0 and options.weight_decay == 0
-    return torch.optim.SGD(
-        parameters,
-        lr=options.lr,
-        momentum=options.momentum,
-        nesterov=options.nesterov,
-        weight_decay=options.weight_decay,
-        fused=plain,
-        foreach=False if not plain else None,
-    )
+def _sgd(parameters: list[nn.Parameter], options: Training) -> Descent:
+    return SGD(parameters, options.momentum, options.nesterov, options.weight_decay)
 
 
-def _adamw(parameters: list[nn.Parameter], options: Training) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(parameters, lr=options.lr, weight_decay=options.weight_decay, fused=True)
+def _adamw(parameters: list[nn.Parameter], options: Training) -> Descent:
+    return AdamW(parameters, options.weight_decay)
 
 
-OPTIMIZERS: Mapping[str, Callable[[list[nn.Parameter], Training], torch.optim.Optimizer]] = {
-    "sgd": _sgd,
-    "adamw": _adamw,
-}
+OPTIMIZERS: Mapping[str, Callable[[list[nn.Parameter], Training], Descent]] = {"sgd": _sgd, "adamw": _adamw}
 
 
 @contextmanager
@@ -227,22 +219,21 @@ def local_sgd(
     total = torch.zeros((), device=next(model.parameters()).device)
     seen = 0
     with _dropout_from(rng), _only(model, trainable) as own:
-        optimizer = OPTIMIZERS[settings.optimizer](own + extra, settings)
+        trained = own + extra
+        optimizer = OPTIMIZERS[settings.optimizer](trained, settings)
         project = _projection(model, mask)
         project()
         schedule = SCHEDULES[settings.schedule]
         batches = _endless(data, settings.batch_size, rng)
         for step, batch in zip(range(steps), batches, strict=False):
-            optimizer.zero_grad(set_to_none=True)
+            for parameter in trained:
+                parameter.grad = None
             with precision.context(total.device):
                 value = loss(model, batch if not precision.channels_last else precision.batch(batch))
             value.backward()
             if settings.clip_norm is not None:
                 CLIPS[settings.clip](own, extra, settings.clip_norm)
-            if schedule is not SCHEDULES["constant"]:
-                for group in optimizer.param_groups:
-                    group["lr"] = settings.lr * schedule(step / steps)
-            optimizer.step()
+            optimizer.step(settings.lr * schedule(step / steps))
             project()
             total += value.detach() * len(batch[1])
             seen += len(batch[1])

@@ -13,6 +13,7 @@ LAYERS = [
     {"fl_sim.sparsity", "fl_sim.losses", "fl_sim.fidelity", "fl_sim.codecs"},
     {
         "fl_sim.training",
+        "fl_sim.descent",
         "fl_sim.batched",
         "fl_sim.models",
         "fl_sim.data",

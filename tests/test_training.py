@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 
 from fl_sim.data import Split
+from fl_sim.descent import SGD
 from fl_sim.losses import CrossEntropy, Distillation, Proximal, cross_entropy
 from fl_sim.models import batchnorm_names, build, prunable_names
 from fl_sim.precision import PRECISIONS, choose
@@ -30,18 +35,26 @@ def small(name: str = "cnn_bn", **options: int) -> nn.Module:
     return build(name, in_channels=3, image_size=8, **options)
 
 
-@pytest.mark.parametrize("options", [{}, {"momentum": 0.9, "nesterov": True, "weight_decay": 1e-3}, {"clip_norm": 0.1}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"momentum": 0.9},
+        {"weight_decay": 1e-3},
+        {"momentum": 0.9, "nesterov": True, "weight_decay": 1e-3},
+        {"clip_norm": 0.1},
+    ],
+)
 def test_one_epoch_is_plain_sgd_bit_for_bit(options: dict[str, float]) -> None:
     data, ours, plain = split(), small(), small()
-    local_sgd(ours, data, lr=0.1, batch_size=16, rng=rng(), **options)
+    local_sgd(ours, data, lr=0.1, batch_size=16, epochs=2, rng=rng(), **options)
     source = rng()
     torch.randint(2**62, (), generator=source)  # the seed of dropout is drawn first
     clip = options.pop("clip_norm", None)
     optimizer = torch.optim.SGD(plain.parameters(), lr=0.1, foreach=False, fused=False, **options)
     plain.train()
-    order = torch.randperm(40, generator=source)
     images = data.images.float() * (1 / (255 * 0.25)) - 2.0
-    for part in order.split(16):
+    for part in (p for _ in range(2) for p in torch.randperm(40, generator=source).split(16)):
         optimizer.zero_grad()
         functional.cross_entropy(plain(images[part]), data.labels[part]).backward()
         if clip:
@@ -49,6 +62,44 @@ def test_one_epoch_is_plain_sgd_bit_for_bit(options: dict[str, float]) -> None:
         optimizer.step()
     for name, value in snapshot(ours).items():
         assert torch.equal(value, plain.state_dict()[name]), name
+
+
+def test_a_step_leaves_parameters_without_a_gradient_where_they_are() -> None:
+    """As `torch.optim.SGD` does, whose momentum then starts when the first gradient comes."""
+    ours, theirs = ([nn.Parameter(torch.ones(3)) for _ in range(2)] for _ in range(2))
+    own, reference = SGD(ours, 0.9), torch.optim.SGD(theirs, lr=0.5, momentum=0.9)
+    own.step(0.5)
+    for chosen in ([0], [0, 1], [1]):
+        for parameters in (ours, theirs):
+            for i, parameter in enumerate(parameters):
+                parameter.grad = torch.full((3,), 0.3 + i) if i in chosen else None
+        own.step(0.5)
+        reference.step()
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_a_round_does_not_import_pytorchs_compiler(tmp_path: Path) -> None:
+    """It takes a second of every process's start."""
+    code = (
+        "import sys\nfrom fl_sim import Experiment, run\n"
+        f"run(Experiment.load('configs/quickstart.toml', ['rounds=1', 'out=\"{tmp_path}\"']))\n"
+        "print([name for name in ('torch._dynamo', 'triton', 'sklearn', 'ray', 'plotly') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"nesterov": True}, "needs training.momentum"),
+        ({"momentum": -1.0}, "negative"),
+        ({"weight_decay": -1.0}, "neg"),
+    ],
+)
+def test_nonsense_of_sgd_is_refused(options: dict[str, float], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        Training(**options)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])

@@ -53,9 +53,6 @@ class Workplace:
         torch.set_num_threads(1)
         logging.getLogger("flwr").setLevel(logging.WARNING)
         adopt_identity()
-        # PyTorch imports hundreds of modules at the first step of a process, seconds on a busy machine. They belong to the
-        # start, not to the first client, whose time may be limited.
-        torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1).step()
         self._app = factory()
 
     def run(self, job: Job, content: RecordDict, context: Context) -> Answer:

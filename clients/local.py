@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -43,6 +43,15 @@ Setting = Callable[[Task, ClientContext], AbstractContextManager[None]]
 Retain = Callable[[Task, ClientContext], Mask | None]
 """(task, context after training) -> by parameter name, which coordinates keep what they learnt; the named parameters'
 others go back to what was received, and do not travel. None retains all."""
+
+
+@runtime_checkable
+class Alike(Protocol):
+    """A setting that may be the same for all clients of a round."""
+
+    @property
+    def alike(self) -> bool:
+        """Whether it is: it depends on the round alone, and draws nothing."""
 
 
 def plain(task: Task, ctx: ClientContext) -> Loss:
@@ -140,9 +149,10 @@ class LocalClient:
     upload: Upload = everything
 
     def plain_training(self) -> Training | None:
-        """The hyper-parameters where training is cross-entropy SGD and nothing else, which several clients can do as one."""
-        unchanged = self.loss is plain and self.setting is as_it_is
-        return self.training if unchanged and isinstance(self.training, Training) else None
+        """The hyper-parameters where training is cross-entropy SGD in a setting that all clients of a round share, and
+        nothing else: several clients can do that as one."""
+        shared = self.setting is as_it_is or (isinstance(self.setting, Alike) and self.setting.alike)
+        return self.training if self.loss is plain and shared and isinstance(self.training, Training) else None
 
     def trained_by(self, trains: Trains) -> Client:
         """The same client, whose training something else does."""

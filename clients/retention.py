@@ -68,6 +68,11 @@ class Gates:
 
     ratio: Ratio
 
+    @property
+    def alike(self) -> bool:
+        """Whether all clients of a round have the same ratio."""
+        return isinstance(self.ratio, Planned)
+
     @contextmanager
     def __call__(self, task: Task, ctx: ClientContext) -> Iterator[None]:
         model = gated(ctx)

@@ -21,7 +21,7 @@ from torch.nn import functional
 from fl_sim.data import Split
 from fl_sim.gating import Gated
 from fl_sim.precision import PRECISIONS
-from fl_sim.training import SCHEDULES, Training, entries
+from fl_sim.training import COUNTER, SCHEDULES, Training, entries, load
 from fl_sim.types import Mask, Params
 
 Stacked = dict[str, Tensor]
@@ -39,10 +39,22 @@ class Member:
 
 @dataclass(frozen=True)
 class Trained:
-    """A client's entries after training, and its metrics as `local_sgd` returns them; the loss may be infinite or NaN."""
+    """A client's entries after training, and its metrics as `local_sgd` returns them; the loss may be infinite or NaN.
+
+    `counters` are the buffers that no state dict holds, such as what gates counted.
+    """
 
     entries: Params
     metrics: Mapping[str, float]
+    counters: Params
+
+    def put(self, model: nn.Module) -> None:
+        """Make a model the client's, as training would have."""
+        load(model, self.entries)
+        with torch.no_grad():
+            for name, buffer in model.named_buffers():
+                if name in self.counters:
+                    buffer.copy_(self.counters[name])
 
 
 def obstacle(model: nn.Module, training: Training) -> str | None:
@@ -53,8 +65,8 @@ def obstacle(model: nn.Module, training: Training) -> str | None:
         return "training.clip_norm"
     if any(isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0 for module in model.modules()):
         return "dropout, whose draws are one client's alone"
-    if isinstance(model, Gated):
-        return "gates"
+    if isinstance(model, Gated) and not all(gate.silences for gate in model.gates.values()):
+        return "gates that mask gradients alone"
     if any(module._forward_hooks or module._forward_pre_hooks for module in model.modules()):
         return "forward hooks"
     return None
@@ -92,6 +104,8 @@ def fit(model: nn.Module, starts: Sequence[Params], members: Sequence[Member], t
     for step in range(max(w.steps for w in work)):
         for rows, images, labels in batch.draw(step):
             batch.step(step, rows, images, labels)
+    if isinstance(model, Gated):
+        model.forget_masks()  # those of a whole cohort
     done = batch.trained()
     return [done[order.index(i)] for i in range(len(work))]
 
@@ -128,7 +142,12 @@ class _Batch:
         own = [name for name in entries(model) if name not in self.fixed]
         stacked = {name: torch.stack([start[name].detach() for start in starts]) for name in own}
         self.params = {name: stacked[name] for name in self.trainable}
-        self.buffers = {name: value for name, value in stacked.items() if name not in self.params}
+        self.counters = {
+            name: torch.stack([buffer.detach()] * len(starts))
+            for name, buffer in model.named_buffers()
+            if name not in stacked and not name.endswith(COUNTER)
+        }
+        self.buffers = {name: value for name, value in stacked.items() if name not in self.params} | self.counters
         self.momentum = {n: torch.zeros_like(p) for n, p in self.params.items()} if training.momentum else {}
         self.total = torch.zeros(len(work), device=next(iter(stacked.values())).device)
         self.dead = self._dead()
@@ -208,8 +227,9 @@ class _Batch:
         total = self.total.tolist()
         return [
             Trained(
-                {name: value[i] for name, value in stacked.items()},
+                {name: value[i] for name, value in stacked.items() if name not in self.counters},
                 {"loss": total[i] / work.seen, "steps": work.steps, "examples": work.seen},
+                {name: value[i] for name, value in stacked.items() if name in self.counters},
             )
             for i, work in enumerate(self.work)
         ]

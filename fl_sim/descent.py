@@ -29,14 +29,15 @@ class SGD:
     momentum: float = 0.0
     nesterov: bool = False
     weight_decay: float = 0.0
-    _velocity: dict[nn.Parameter, Tensor] = field(default_factory=dict, repr=False)
+    _velocity: dict[Tensor, Tensor] = field(default_factory=dict, repr=False)
 
     def step(self, lr: float) -> None:
         """See `Descent.step`."""
         found = [(p, p.grad) for p in self.parameters if p.grad is not None]
         if not found:
             return
-        moved, grads = [p for p, _ in found], [gradient for _, gradient in found]
+        moved: list[Tensor] = [p for p, _ in found]
+        grads = [gradient for _, gradient in found]
         with torch.no_grad():
             if self.weight_decay:
                 grads = list(torch._foreach_add(grads, moved, alpha=self.weight_decay))
@@ -44,7 +45,7 @@ class SGD:
                 grads = self._accelerated(moved, grads)
             torch._foreach_add_(moved, grads, alpha=-lr)
 
-    def _accelerated(self, moved: list[nn.Parameter], grads: list[Tensor]) -> list[Tensor]:
+    def _accelerated(self, moved: list[Tensor], grads: list[Tensor]) -> list[Tensor]:
         old = [(p, g) for p, g in zip(moved, grads, strict=True) if p in self._velocity]
         if old:
             velocities = [self._velocity[p] for p, _ in old]

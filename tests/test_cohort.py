@@ -32,6 +32,19 @@ METHODS = {
     ],
     "masked": ["strategy.target=strategies.presets:global_magnitude", "strategy.density=0.2", "training.momentum=0.9"],
     "batchnorm": ["model.name=resnet8", "model.trainable=batchnorm", "training.steps=2"],
+    "gated": [
+        "client.target=clients.presets:adaptive_pruning",
+        "gating.macs_budget=0.5",
+        "client.keep_up=0.5",
+        "training.momentum=0.9",
+    ],
+    "gated_by_filters": [
+        "client.target=clients.presets:adaptive_pruning",
+        "gating.salience=weight",
+        "gating.end=3",
+        "cohort.chunk=2",
+    ],
+    "gated_by_activation": ["client.target=clients.presets:active_channels", "gating.salience=activation"],
     "local_statistics": ["model.trainable=batchnorm", "model.statistics=local", "evaluate.clients=2"],
 }
 
@@ -83,6 +96,13 @@ def test_ragged_clients_draw_and_end_as_alone(options: Training) -> None:
         (["client.target=clients.presets:fedprox", "client.mu=0.1"], "more than local SGD"),
         (["model.name=cnn"], "dropout"),
         (["training.optimizer=adamw", "training.lr=0.001"], "adamw"),
+        (["client.target=clients.presets:adaptive_pruning", "gating.masking=backward_only"], "gradients alone"),
+        (["client.target=clients.presets:adaptive_pruning", "gating.salience=taylor"], "gradients alone"),
+        (
+            ["client.target=clients.presets:adaptive_pruning", "client.profile=[0.5, 0.75]", "gating.keep=0.5"],
+            "more than",
+        ),
+        (["client.target=clients.presets:gap_pruning", "gating.keep=0.5"], "more than local SGD"),
     ],
 )
 def test_what_cannot_be_batched_runs_as_inline_and_says_so_once(

@@ -137,4 +137,4 @@ def kept_channels(ratio: float, channels: int) -> int:
 def top_channels(scores: Tensor, keep: int) -> Tensor:
     """Mask (B, C), bool, of the `keep` highest scores of each row; equal scores: lowest index first."""
     order = scores.sort(dim=1, descending=True, stable=True).indices[:, :keep]
-    return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, order, True)
+    return torch.zeros_like(scores, dtype=torch.bool).scatter(1, order, True)

@@ -106,6 +106,11 @@ class Gated(nn.Module):
         """Gated convolution -> which channels were on for each sample of the last pass, bool (B, C)."""
         return {conv: gate.mask for conv, gate in self.gates.items() if gate.mask is not None}
 
+    def forget_masks(self) -> None:
+        """Forget which channels were on in the last pass."""
+        for gate in self.gates.values():
+            gate.mask = None
+
     def reset(self) -> None:
         """Forget what training counted."""
         for gate in self.gates.values():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol, runtime_checkable
@@ -23,8 +24,8 @@ from fl_sim.losses import Loss
 from fl_sim.runtime.app import ClientHost, Visit
 from fl_sim.runtime.flower_compat import set_message_id
 from fl_sim.runtime.local import LocalGrid, execute, request_of
-from fl_sim.training import Training, check_converged, load
-from fl_sim.types import Client, Mask, Metrics
+from fl_sim.training import Training, check_converged
+from fl_sim.types import Client, ClientContext, Mask, Metrics, Task
 
 log = logging.getLogger("fl_sim")
 TRAIN = "train"
@@ -46,6 +47,10 @@ class Stackable(Protocol):
     def plain_training(self) -> Training | None:
         """The hyper-parameters of its cross-entropy SGD under the task's mask; None where it does anything else."""
 
+    @property
+    def setting(self) -> Callable[[Task, ClientContext], AbstractContextManager[None]]:
+        """What holds while all clients of a round train, the same for all."""
+
     def trained_by(self, trains: Trains) -> Client:
         """The same client, whose training something else does."""
 
@@ -61,7 +66,7 @@ class Ready:
         self, model: nn.Module, data: Split, loss: Loss, *, mask: Mask | None, rng: torch.Generator | None
     ) -> Metrics:
         """See `Training.fit`."""
-        load(model, self.trained.entries)
+        self.trained.put(model)
         check_converged(self.trained.metrics["loss"], int(self.trained.metrics["steps"]), self.training.lr)
         return dict(self.trained.metrics)
 
@@ -129,7 +134,9 @@ class CohortGrid(LocalGrid):
             training = _training(host.client)
             assert training is not None
             members = [Member(v.ctx.data, v.task.mask, v.ctx.rng) for v in visits]
-            trained = fit(host.model, [host.start(visit) for visit in visits], members, training)
+            assert isinstance(host.client, Stackable)
+            with host.client.setting(visits[0].task, visits[0].ctx):
+                trained = fit(host.model, [host.start(visit) for visit in visits], members, training)
             ready |= {id(b): Ready(t, training) for b, t in zip(mine, trained, strict=True)}
         return ready
 

@@ -69,6 +69,6 @@ def test_idle_workers(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_flowers_own_simulation_runs_the_same_apps() -> None:
-    with spread(Bare.of(TINY)) as limit:
+    with spread(Bare.of(TINY), 2) as limit:
         measured = flower.beside(TINY.on("flower"), {"limit2": limit}, repeats=2)
     assert {name: len(m.seconds) for name, m in measured.items()} == {"limit2": 2, "flower": 2}

@@ -155,7 +155,8 @@ class Rounded:
         whole = _exact(data[head:], count, 1).view(np.int8)
         if (whole < -self.top).any() or (whole > self.top).any():
             raise CorruptPayload(f"a rounded value is beyond {self.top}")
-        restored: Values = (_blocks(whole.astype(np.float32)) * scales[:, None]).reshape(-1)[:count]
+        with np.errstate(over="ignore"):  # what is not finite is refused with all other values
+            restored: Values = (_blocks(whole.astype(np.float32)) * scales[:, None]).reshape(-1)[:count]
         return restored
 
 

@@ -66,6 +66,7 @@ LAYERS = [
         "fl_sim.flower_run",
         "fl_sim.trackers",
         "fl_sim.cli",
+        "fl_sim.commands",
         "fl_sim",
     },
 ]

@@ -11,6 +11,7 @@ from fl_sim import codecs, wire
 from fl_sim.broadcast import Parcel
 from fl_sim.checkpoint import ServerSnapshot
 from fl_sim.codecs import Description
+from fl_sim.holdings import Holdings
 from fl_sim.published import Published
 from fl_sim.runtime.setup import Setup
 from fl_sim.seeding import Purpose, derive
@@ -29,7 +30,7 @@ class Sender:
     def __init__(self, setup: Setup, downlink: Downlink) -> None:
         self.setup, self.downlink, self.exchange = setup, downlink, setup.exchange
         self.books = Books(setup)
-        self.holdings = wire.Holdings()
+        self.holdings = Holdings()
         first = setup.exchange.schema.flat(setup.initial)
         rule = setup.broadcast
         self.published = None if rule is None else Published(rule, setup.exchange, setup.seed, first)
@@ -119,7 +120,7 @@ class Sender:
 
     def restore(self, saved: ServerSnapshot) -> None:
         """Know what was known when `saved` was taken."""
-        self.holdings = wire.Holdings()
+        self.holdings = Holdings()
         for client in saved.answered:
             self.holdings.learned(client, saved.held.get(client))
         if self.published is not None:

@@ -31,6 +31,7 @@ LAYERS = [
     },
     {
         "fl_sim.wire",
+        "fl_sim.holdings",
         "fl_sim.broadcast",
         "fl_sim.published",
         "fl_sim.measuring",

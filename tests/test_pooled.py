@@ -8,7 +8,7 @@ from itertools import count
 
 import numpy as np
 import pytest
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -30,6 +30,7 @@ class VirtualPool(PooledGrid):
         self.now = 0.0
         self.worked = 0.0
         self.ran: list[int] = []
+        self.task_sizes: list[int] = []
         for _ in range(workers):
             self.start()
 
@@ -45,6 +46,7 @@ class VirtualPool(PooledGrid):
         self.told = contents
 
     def submit(self, worker: int, jobs: Jobs) -> None:
+        self.task_sizes.append(len(jobs))
         if not self.queues[worker]:
             self.free_at[worker] = max(self.free_at[worker], self.now)
         self.queues[worker].append(jobs)
@@ -79,8 +81,8 @@ class VirtualPool(PooledGrid):
     def is_ready(self, worker: int) -> bool:
         return True
 
-    def round(self) -> Iterator[Message]:
-        content = RecordDict({"c": ConfigRecord({})})
+    def round(self, payload: int = 0) -> Iterator[Message]:
+        content = RecordDict({"c": ConfigRecord({}), "p": ArrayRecord({"p": Array(np.zeros(payload, np.uint8))})})
         self.messages = [Message(content, FIRST_NODE + p, "train") for p in range(len(self.seconds))]
         return iter(self.send_and_receive(self.messages))
 
@@ -104,6 +106,23 @@ def test_every_client_answers_once_in_order_and_only_deadly_ones_are_lost(
         assert lost == deadly & set(range(len(seconds)))
         assert sorted(pool.ran) == sorted(set(range(len(seconds))) - lost)
         assert len(pool.workers()) == workers
+
+
+@pytest.mark.parametrize(
+    ("clients", "payload", "together"),
+    [
+        (640, 0, 32),  # as many as a task ever carries
+        (640, 400_000, 32),
+        (640, 3_900_000, 4),  # 16 MB of answers
+        (640, 20_000_000, 1),
+        (80, 0, 5),  # eight tasks for each of two workers
+        (9, 0, 1),
+    ],
+)
+def test_small_payloads_travel_together_and_large_ones_alone(clients: int, payload: int, together: int) -> None:
+    pool = VirtualPool([1.0] * clients, 2)
+    assert len(list(pool.round(payload))) == clients
+    assert pool.task_sizes == [together] * (clients // together)
 
 
 def test_workers_idle_little_on_a_skewed_federation() -> None:

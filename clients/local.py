@@ -18,7 +18,7 @@ from fl_sim.losses import Loss, Proximal, cross_entropy
 from fl_sim.models import prunable_names
 from fl_sim.sparsity import global_topk, intersect, magnitude, topk_mask
 from fl_sim.training import Training, load, snapshot
-from fl_sim.types import Client, ClientContext, Mask, Metrics, Params, Task, Update
+from fl_sim.types import Client, ClientContext, Mask, Metrics, Params, Task, Update, UserError
 from fl_sim.wire import RESIDUAL
 
 OWN = "loss."
@@ -85,8 +85,18 @@ class ProximalLoss:
 
     mu: float
 
+    def __post_init__(self) -> None:
+        if not self.mu >= 0:
+            raise UserError(f"client.mu = {self.mu}: must not be negative")
+
     def __call__(self, task: Task, ctx: ClientContext) -> Loss:
         return Proximal(self.mu, {name: p.detach().clone() for name, p in ctx.model.named_parameters()})
+
+
+def require_share(density: float) -> None:
+    """Raises UserError where `client.density` is no share."""
+    if not 0 <= density <= 1:
+        raise UserError(f"client.density = {density}: must be from 0 to 1")
 
 
 def everything(task: Task, params: Params) -> Mask | None:
@@ -103,6 +113,9 @@ class TopK:
     """
 
     density: float
+
+    def __post_init__(self) -> None:
+        require_share(self.density)
 
     def __call__(self, task: Task, params: Params) -> Mask | None:
         change = magnitude({name: value - task.params[name] for name, value in params.items()})

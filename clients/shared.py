@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from clients.local import require_share
 from fl_sim.sparsity import Shared
 from fl_sim.types import Mask, Params, Task
 from fl_sim.wire import SEED
@@ -14,6 +15,9 @@ class SharedRandom:
     """Send the `density` share of prunable coordinates that the round's shared mask names, as every other client does."""
 
     density: float
+
+    def __post_init__(self) -> None:
+        require_share(self.density)
 
     def __call__(self, task: Task, params: Params) -> Mask | None:
         seed = task.config[SEED]

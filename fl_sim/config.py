@@ -23,7 +23,8 @@ from fl_sim.broadcast import SparseBroadcast
 from fl_sim.checkpoint import CheckpointOptions
 from fl_sim.errors import in_one_line
 from fl_sim.gating import Gating
-from fl_sim.lookup import imported, nearest
+from fl_sim.lookup import imported, nearest, typed
+from fl_sim.losses import HOTTEST
 from fl_sim.model_file import content_hash
 from fl_sim.network import Network
 from fl_sim.runtime.faults import Faults
@@ -76,6 +77,7 @@ class Target(BaseModel):
         for key in self.options:
             if key not in parameters:
                 raise UserError(f"{self.target!r} has no option {key!r}{nearest(key, list(parameters))}")
+        typed(repr(self.target), found, self.options)
         wanted = {k: v for k, v in given.items() if k in parameters}
         try:
             return found(**{**wanted, **self.options})
@@ -166,7 +168,7 @@ class StudySection(Section):
     alphas: tuple[Share, ...] = Field(
         (0.3, 0.5, 0.7), min_length=1, description="weights of the teacher, from which validation chooses"
     )
-    temperatures: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+    temperatures: tuple[Annotated[float, Field(gt=0, le=HOTTEST)], ...] = Field(
         (2.0, 3.0, 4.0), min_length=1, description="temperatures, from which validation chooses"
     )
     beta: float = Field(0.5, ge=0, description="weight of the cosine between features beside their squared error")

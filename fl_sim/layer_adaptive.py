@@ -75,7 +75,8 @@ class LayerAdaptive:
         rest = len(whole) - sum(map(max, rates)) + SLACK
         least = sum(map(min, rates)) + rest
         if least > self.budget_bytes:
-            raise UserError(f"budget = {self.budget_bytes} bytes: the smallest payload of these types has {least}")
+            smallest = f"the smallest payload of these types has {least}"
+            raise UserError(f"strategy.kilobytes: budget = {self.budget_bytes} bytes: {smallest}")
         distortions = [[distortion for _, distortion in levels] for levels in measured]
         return tuple(self.types[level] for level in min_distortion(rates, distortions, self.budget_bytes - rest))
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
-from collections.abc import Mapping, Sequence
-from typing import TypeVar, cast
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar, cast, get_type_hints
+
+from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
 from fl_sim.errors import UserError, told
 
@@ -56,6 +59,29 @@ def nearest(word: str, allowed: Sequence[str]) -> str:
     """The end of an error message: the likeliest of what is allowed, or all of it."""
     close = difflib.get_close_matches(word, allowed, n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else f"; allowed: {', '.join(allowed)}"
+
+
+def typed(where: str, function: Callable[..., object], options: Mapping[str, object]) -> None:
+    """Complain of an option that is not of the type that its parameter is annotated with.
+
+    Annotations that say nothing of a config's values are passed over.
+
+    Raises:
+        UserError: names the option, its value and what is allowed.
+    """
+    try:
+        hints = get_type_hints(function, include_extras=True)
+    except (NameError, TypeError):
+        return
+    for name in options.keys() & hints.keys():
+        try:
+            TypeAdapter(hints[name]).validate_json(json.dumps(options[name]), strict=True)
+        except ValidationError as error:
+            first = error.errors()[0]
+            key, value = ".".join(map(str, (name, *first["loc"]))), repr(first["input"])[:60]
+            raise UserError(f"{where}: {key} = {value}: {first['msg'][:1].lower()}{first['msg'][1:]}") from error
+        except PydanticUserError:
+            continue
 
 
 def accepts(where: str, function: object, **arguments: object) -> None:

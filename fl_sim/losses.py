@@ -74,6 +74,10 @@ class Proximal:
         return value
 
 
+HOTTEST = 1e6
+"""A temperature that makes all logits of float32 equal; its square multiplies the loss."""
+
+
 @dataclass(frozen=True)
 class Distillation:
     """`alpha T^2 KL(softmax(z_t/T) || softmax(z_s/T)) + (1 - alpha) CE` (Hinton et al., 2015), KL as a batch mean.
@@ -81,7 +85,7 @@ class Distillation:
     No gradient reaches the teacher's logits.
 
     Attributes:
-        temperature: T > 0.
+        temperature: T, above 0 and at most `HOTTEST`.
         alpha: weight of the teacher, 0..1; many codes give it to the labels instead.
     """
 
@@ -90,8 +94,8 @@ class Distillation:
 
     def __post_init__(self) -> None:
         _check_share("alpha", self.alpha)
-        if not self.temperature > 0:
-            raise UserError(f"temperature = {self.temperature}: must be positive")
+        if not 0 < self.temperature <= HOTTEST:
+            raise UserError(f"temperature = {self.temperature}: must be above 0 and at most {HOTTEST:g}")
 
     def __call__(self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> Tensor:
         """Logits (B, K) and labels (B,) -> scalar."""

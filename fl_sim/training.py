@@ -80,6 +80,10 @@ def load(model: nn.Module, params: Params) -> nn.Module:
     return model
 
 
+LARGEST = torch.finfo(torch.float32).max
+"""What an optimiser computes with."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Training:
     """Hyper-parameters of local training; the config's `[training]` table.
@@ -124,6 +128,11 @@ class Training:
         for key in ("lr", "epochs", "batch_size", "steps", "clip_norm"):
             if (value := getattr(self, key)) is not None and value <= 0:
                 raise UserError(f"training.{key} = {value}: must be positive")
+        for key in ("lr", "momentum", "weight_decay", "clip_norm"):
+            if (value := getattr(self, key)) is not None and not 0 <= value <= LARGEST:
+                raise UserError(f"training.{key} = {value}: must be from 0 to {LARGEST:g}")
+        if self.nesterov and not self.momentum:
+            raise UserError("training.nesterov needs training.momentum above 0")
 
     def fit(
         self,

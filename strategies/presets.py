@@ -52,6 +52,8 @@ GRADUAL: Mapping[str, Callable[[int, int, float], Schedule]] = {
     "exponential": Exponential,
 }
 """(first round, last round, density) -> schedule."""
+MOST_KILOBYTES = 1e9
+"""Of a payload: more than any model, and a number of bytes that every integer type holds."""
 AGGREGATES: Mapping[str, Aggregate] = {
     "coverage": coverage_mean,
     "zero_fill": zero_fill,
@@ -128,6 +130,8 @@ def private(
         lr, momentum: server learning rate and momentum.
         shared_density: density of `clients.presets:shared_random`, where the clients use it; noise is on its mask only.
     """
+    if shared_density is not None and not 0 <= shared_density <= 1:
+        raise UserError(f"strategy.shared_density = {shared_density}: must be from 0 to 1")
     shared = None if shared_density is None else Shared(shared_density, seed)
     return Method(
         aggregate=PrivateMean(clip, noise, cohort_size, seed, shared),
@@ -219,6 +223,8 @@ def prune_and_grow(
         every: rounds between exchanges.
         end: round of the last exchange.
     """
+    if not 0 < fraction <= 1:
+        raise UserError(f"strategy.fraction = {fraction}: must be above 0 and at most 1")
     prune = PruneTo(OneShot(at, density), _allocation(allocate, 0.0, "exact"))
     # Masked clients have no gradient of dead weights to tell, so that growth is at random and not RigL's.
     exchange = PruneAndGrow(Cosine(fraction, end), every, grow=GrowAtRandom(seed))
@@ -270,6 +276,8 @@ def layer_adaptive(*, kilobytes: float, images: int = 32, types: Sequence[str] =
         images: of the server's images (`data.proxy` or `data.noise`) that the distortion is measured on.
         types: value types on offer, of `fl-sim list`.
     """
+    if not 0 < kilobytes <= MOST_KILOBYTES:
+        raise UserError(f"strategy.kilobytes = {kilobytes}: must be above 0 and at most {MOST_KILOBYTES:g}")
     return Method(downlink=Adapted(LayerAdaptive(round(1000 * kilobytes), tuple(types)), images))
 
 

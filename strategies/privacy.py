@@ -29,6 +29,8 @@ from fl_sim.sparsity import Shared
 from fl_sim.types import Params, Update, UserError
 from strategies.server_step import ServerState
 
+LEAST_NOISE, MOST_NOISE = 1e-6, 1e6
+"""Beyond, the epsilon is no number that arithmetic has, and no information either."""
 LEAST_VARIANCE = 1e-5
 """Noise may make a BatchNorm variance negative; no model can be evaluated with that."""
 
@@ -93,6 +95,8 @@ class Accountant:
     delta: float
 
     def __post_init__(self) -> None:
+        if not LEAST_NOISE <= self.noise <= MOST_NOISE:
+            raise UserError(f"strategy.noise = {self.noise}: must be from {LEAST_NOISE:g} to {MOST_NOISE:g}")
         if not 0 < self.delta < 1:
             raise UserError(f"strategy.delta = {self.delta}: must be between 0 and 1")
         try:

@@ -64,6 +64,11 @@ class Momentum:
     lr: float = 1.0
     beta: float = 0.0
 
+    def __post_init__(self) -> None:
+        if not self.lr > 0 or not 0 <= self.beta < 1:
+            allowed = "must be positive, and at least 0 and below 1"
+            raise UserError(f"strategy: lr = {self.lr} and momentum = {self.beta} {allowed}")
+
     def __call__(self, state: ServerState, aggregated: Params) -> tuple[Params, Params]:
         flat = state.schema.flat
         velocity = flat(state.params) - flat(aggregated)

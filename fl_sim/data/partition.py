@@ -116,7 +116,8 @@ def partition(
     if min_size is None:
         min_size = max(1, min(10, len(labels) // num_clients // 10))
     if num_clients * min_size > len(labels):
-        raise UserError(f"data.clients = {num_clients} with at least {min_size} samples each: there are {len(labels)}")
+        asked = f"data.clients = {num_clients} with data.min_size = {min_size} samples each"
+        raise UserError(f"{asked}: there are {len(labels)}")
     request = Request(num_clients, alpha, shards, min_size, numpy_generator(seed, Purpose.DATA))
     parts = _checked(kind, find("data.partition", kind, PARTITIONS)(labels, request), len(labels), num_clients)
     smallest = min(map(len, parts))

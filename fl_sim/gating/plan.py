@@ -16,6 +16,8 @@ from fl_sim.lookup import find
 from fl_sim.sparsity.schedules import Cubic
 from fl_sim.types import UserError
 
+LEAST = 1e-6
+"""A share of channels; below, one minus a schedule's progress is no number any more."""
 MASKINGS: Mapping[str, Masking] = {"both_ways": both_ways, "backward_only": backward_only}
 
 
@@ -46,8 +48,10 @@ class Gating:
         find("gating.masking", self.masking, MASKINGS)
         given = self.keep if isinstance(self.keep, dict) else {"": self.keep}
         for path, ratio in given.items():
-            if not 0 < ratio <= 1:
-                raise UserError(f"gating.keep{path and f'[{path!r}]'} = {ratio}: must be above 0 and at most 1")
+            if not LEAST <= ratio <= 1:
+                raise UserError(
+                    f"gating.keep{path and f'[{path!r}]'} = {ratio}: must be at least {LEAST:g} and at most 1"
+                )
         if not 0 <= self.start <= self.end:
             raise UserError(
                 f"gating: start = {self.start}, end = {self.end}: rounds, not before 0, the end not before the start"

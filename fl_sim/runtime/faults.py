@@ -11,6 +11,9 @@ from types import FrameType
 
 from fl_sim.types import UserError
 
+LONGEST_S = 1e9
+"""Thirty years; the system's timers do not take much more."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Faults:
@@ -27,8 +30,8 @@ class Faults:
     def __post_init__(self) -> None:
         if not 0 <= self.max_share <= 1:
             raise UserError(f"faults.max_share = {self.max_share}: must be from 0 to 1")
-        if self.timeout_s is not None and not self.timeout_s > 0:
-            raise UserError(f"faults.timeout_s = {self.timeout_s}: must be positive")
+        if self.timeout_s is not None and not 0 < self.timeout_s <= LONGEST_S:
+            raise UserError(f"faults.timeout_s = {self.timeout_s}: must be above 0 and at most {LONGEST_S:g}")
 
 
 class Overdue(BaseException):
@@ -45,8 +48,8 @@ def alarm(seconds: float) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
         raise UserError("faults.timeout_s on the inline engine works in the main thread only; use engine = 'ray'")
     before = signal.signal(signal.SIGALRM, _ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
+        signal.setitimer(signal.ITIMER_REAL, seconds)
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)

@@ -31,6 +31,10 @@ LISTENER_S = 5.0
 """How long a cluster's head may take to accept a connection."""
 
 
+MOST_ACTORS = 65_536
+"""Of a cluster, and GPUs of one actor; Ray would wait for more without end."""
+
+
 @dataclass(frozen=True)
 class RayOptions:
     """Where and how wide to run.
@@ -46,6 +50,13 @@ class RayOptions:
     address: str | None = None
     num_gpus: float = 0.0
     clients_per_task: int | None = None
+
+    def __post_init__(self) -> None:
+        for key, most in (("workers", MOST_ACTORS), ("clients_per_task", sys.maxsize)):
+            if (value := getattr(self, key)) is not None and not 1 <= value <= most:
+                raise UserError(f"ray.{key} = {value}: must be from 1 to {most}")
+        if not 0 <= self.num_gpus <= MOST_ACTORS:
+            raise UserError(f"ray.num_gpus = {self.num_gpus}: must be from 0 to {MOST_ACTORS}")
 
 
 class _Actor(Protocol):

@@ -31,6 +31,10 @@ from fl_sim.types import UserError
 Spans = dict[Key, Span]
 
 
+MOST_WORKERS = 4096
+"""Processes that are started at once: a typing error must not take the machine."""
+
+
 @dataclass(frozen=True)
 class WorkersOptions:
     """How wide to run.
@@ -42,8 +46,8 @@ class WorkersOptions:
     count: int | None = None
 
     def __post_init__(self) -> None:
-        if self.count is not None and self.count < 1:
-            raise UserError(f"workers.count = {self.count}: must be at least 1")
+        if self.count is not None and not 1 <= self.count <= MOST_WORKERS:
+            raise UserError(f"workers.count = {self.count}: must be from 1 to {MOST_WORKERS}")
 
 
 def cores() -> int:

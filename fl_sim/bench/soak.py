@@ -34,14 +34,16 @@ MARK = "FL_SIM_SOAK"
 ENGINES = ("inline", "workers", "ray")
 
 
-def _resident_mb(process: int) -> float:
-    """MB (10^6 bytes) of a process in memory, without what it shares with others; 0 when it is gone."""
+def _own_mb(process: int) -> float:
+    """MB (10^6 bytes) that a process holds in memory and no file does; 0 when it is gone.
+
+    Pages of files are the system's to take back, and those of libraries change owners as other processes come and go.
+    """
     try:
         lines = Path(f"/proc/{process}/smaps_rollup").read_text(encoding="ascii").splitlines()
     except OSError:
         return 0.0
-    kilobytes = [int(line.split()[1]) for line in lines if line.startswith(("Private_Clean:", "Private_Dirty:"))]
-    return sum(kilobytes) * 1024 / 1e6
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Anonymous:")) * 1024 / 1e6
 
 
 def _marked(mark: str) -> Iterator[int]:
@@ -73,8 +75,8 @@ class Sampler(Silent):
     seconds: list[float] = field(default_factory=list)
 
     def round(self, row: Mapping[str, float]) -> None:
-        self.driver.append(_resident_mb(os.getpid()))
-        self.workers.append(sum(map(_resident_mb, self._at_work())))
+        self.driver.append(_own_mb(os.getpid()))
+        self.workers.append(sum(map(_own_mb, self._at_work())))
         self.seconds.append(row["seconds"])
 
     def _at_work(self) -> Iterator[int]:

@@ -1,0 +1,63 @@
+"""Long runs: what the program holds does not grow with the rounds, and nothing is left behind."""
+
+from __future__ import annotations
+
+import gc
+import tracemalloc
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from fl_sim import Experiment, run
+from fl_sim.bench import soak
+from fl_sim.observer import Silent
+
+MANY = {
+    "rounds": 20,
+    "data": {"clients": 50},
+    "cohort": {"size": 40},
+    "model": {"name": "mlp", "width": 0.25},
+    "client": {"target": "clients.presets:topk"},
+    "training": {"steps": 1},
+    "evaluate": {"every": 20},
+}
+
+
+@dataclass
+class Held(Silent):
+    """Bytes that Python's objects of the later rounds take, seen twice."""
+
+    rounds: int = 0
+    seen: list[int] = field(default_factory=list)
+
+    def round(self, row: Mapping[str, float]) -> None:
+        self.rounds += 1
+        if self.rounds == 4:
+            tracemalloc.start()
+        if self.rounds in (11, 19):
+            gc.collect()
+            self.seen.append(tracemalloc.get_traced_memory()[0])
+
+
+def test_what_python_holds_grows_by_a_line_of_the_log_a_round(tmp_path: Path) -> None:
+    """The ledger's rows of a round would be another 10 kB."""
+    held = Held()
+    try:
+        run(Experiment.from_tree({**MANY, "out": str(tmp_path)}), held)
+    finally:
+        tracemalloc.stop()
+    first, last = held.seen
+    assert (last - first) / 8 < 5_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", soak.ENGINES)
+def test_nothing_is_left_and_memory_is_flat(engine: str) -> None:
+    (found,) = soak.results([engine], rounds=90, clients=60, cohort=30)
+    assert found[f"{engine}_driver_mb_per_100_rounds"] < 5
+    assert found[f"{engine}_workers_mb_per_100_rounds"] < 5
+    for name in ("threads_left", "processes_left", "processes_left_after_exit", "shared_memory_left"):
+        assert found[f"{engine}_{name}"] == 0, name
+    assert found[f"{engine}_open_files_left"] <= (3 if engine == "ray" else 0)  # Ray's own sockets

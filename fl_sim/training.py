@@ -167,10 +167,16 @@ def _dropout_from(rng: torch.Generator | None) -> Iterator[None]:
         yield
         return
     seed = int(torch.randint(2**62, (), generator=rng))
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
+    # Not `torch.manual_seed`: where CUDA has not started, it writes down a stack trace for each backend, at every call.
+    used = [torch.default_generator, *(torch.cuda.default_generators if torch.cuda.is_initialized() else ())]
+    before = [generator.get_state() for generator in used]
+    for generator in used:
+        generator.manual_seed(seed)
+    try:
         yield
+    finally:
+        for generator, state in zip(used, before, strict=True):
+            generator.set_state(state)
 
 
 @contextmanager

@@ -125,6 +125,14 @@ def test_small_payloads_travel_together_and_large_ones_alone(clients: int, paylo
     assert pool.task_sizes == [together] * (clients // together)
 
 
+def test_short_clients_travel_together_once_their_time_is_known() -> None:
+    pool = VirtualPool([0.002] * 10, 2)
+    for sizes in ([1] * 10, [5] * 2):
+        pool.task_sizes = []
+        list(pool.round())
+        assert pool.task_sizes == sizes
+
+
 def test_workers_idle_little_on_a_skewed_federation() -> None:
     seconds = np.random.default_rng(0).dirichlet([0.5] * 100) * 100
     for workers in (2, 4):

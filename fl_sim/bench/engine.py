@@ -62,16 +62,26 @@ def b0(repeats: int) -> Flat:
 
 
 def small(repeats: int) -> Flat:
-    """B0 with 50,624 parameters."""
-    return beside_limit("small", workloads.B0_SMALL, repeats=repeats, suffix="_small", engines=list(ENGINES))
+    """B0 with 50,624 parameters, in float32 as the limit is, and in the precision that the probe picks here."""
+    chosen = _picked(workloads.B0_SMALL)
+    picked = beside_limit(
+        "small", workloads.B0_SMALL, repeats=repeats, suffix="_small_auto", precision=chosen, engines=list(ENGINES)
+    )
+    plain = beside_limit("small", workloads.B0_SMALL, repeats=repeats, suffix="_small", engines=list(ENGINES))
+    return {**plain, "small_precision": chosen, **picked}
 
 
 def resnet32(repeats: int, work: Workload = workloads.RESNET32) -> Flat:
     """ResNet-32 in the precision that the probe picks here, beside the plain float32 loop."""
-    federation = Federation.build(work.on("inline", precision="auto"))
-    chosen = resolved(federation.experiment, federation).training.precision
+    chosen = _picked(work)
     found = beside_limit("resnet32", work, repeats=repeats, suffix="_resnet32", precision=chosen, engines=list(ENGINES))
     return {"resnet32_precision": chosen, **found}
+
+
+def _picked(work: Workload) -> str:
+    """What `precision = "auto"` becomes on this machine."""
+    federation = Federation.build(work.on("inline", precision="auto"))
+    return resolved(federation.experiment, federation).training.precision
 
 
 def overhead(repeats: int) -> Flat:

@@ -8,6 +8,7 @@ and partition only, and replies leave in the order of the messages.
 
 from __future__ import annotations
 
+import math
 import time
 from abc import abstractmethod
 from collections import deque
@@ -26,7 +27,9 @@ DEPTH = 2
 WINDOW_BYTES = 256_000_000
 """Finished replies that wait for an earlier one are bounded by about this much, if a reply is as large as its task."""
 TASK_BYTES = 16_000_000
-"""Clients of one task answer together: about this much at a time. A task costs milliseconds on Ray, whatever it carries."""
+"""Clients of one task answer together: about this much at a time."""
+TASKS, CLIENTS = 8, 32
+"""Tasks that every worker gets in a round, so that all end together; clients of a task at most."""
 
 Jobs = tuple[Job, ...]
 
@@ -59,6 +62,10 @@ class Costs:
         """Seconds that nodes took so far."""
         return sum(seconds for seconds, _ in self._totals.values())
 
+    def together(self, kind: str, partitions: Sequence[int]) -> float:
+        """Seconds of several nodes one after the other; infinite while nothing of this kind was measured."""
+        return sum(self.expect(kind, p) for p in partitions) if kind in self._totals else math.inf
+
     def expect(self, kind: str, partition: int) -> float:
         """Seconds; while nothing of this kind was measured, samples."""
         known = self._seconds.get((kind, partition))
@@ -75,6 +82,8 @@ class PooledGrid(LocalGrid):
     """A Grid over worker processes. Subclasses carry tasks there and answers back."""
 
     clients_per_task: int | None = None
+    task_seconds: float = 0.01
+    """What a task should last at least: what it costs to send one and to take its answer must weigh little beside that."""
 
     def __init__(self, num_nodes: int, *, sizes: Sequence[int] = (), timeout_s: float | None = None) -> None:
         super().__init__(num_nodes)
@@ -136,8 +145,7 @@ class Round:
         grid.announce({keys[id(m.content)]: m.content for m in messages})
         jobs = [self._job(i, m, keys[id(m.content)]) for i, m in enumerate(messages)]
         count, weight = len(grid.workers()), array_bytes(messages[0].content)
-        fitting = max(1, min(32, len(jobs) // (8 * count), TASK_BYTES // max(1, weight)))
-        self.size = grid.clients_per_task or fitting
+        self.size = grid.clients_per_task or self._fitting(jobs, weight)
         self.window = max(4 * DEPTH * count * self.size, WINDOW_BYTES // max(1, weight))
         self.todo = [tuple(jobs[i : i + self.size]) for i in range(0, len(jobs), self.size)]
         self.at_work: dict[int, deque[Jobs]] = {worker: deque() for worker in grid.workers()}
@@ -145,6 +153,13 @@ class Round:
         self.done: dict[int, Message] = {}
         self.suspects: set[int] = set()
         self._sort()
+
+    def _fitting(self, jobs: Sequence[Job], weight: int) -> int:
+        """Clients of a task: few enough for `TASKS` a worker, unless those would be shorter than a task should be."""
+        count = len(self.grid.workers())
+        seconds = self.grid.costs.together(jobs[0].kind, [job.partition for job in jobs])
+        tasks = max(1, min(TASKS, seconds / (count * self.grid.task_seconds)))
+        return max(1, min(CLIENTS, TASK_BYTES // max(1, weight), len(jobs) // (count * int(tasks))))
 
     @staticmethod
     def _job(index: int, message: Message, content: int) -> Job:

@@ -78,6 +78,18 @@ def test_a_step_leaves_parameters_without_a_gradient_where_they_are() -> None:
         assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
+def test_seeding_dropout_walks_no_stack(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`torch.manual_seed` writes down where it was called, three times, wherever there is no GPU; a small client notices."""
+
+    def walked(*_: object, **__: object) -> None:
+        raise AssertionError("a stack was walked")
+
+    models = [small("cnn"), small("cnn")]
+    monkeypatch.setattr("traceback.format_stack", walked)
+    losses = [local_sgd(model, split(), lr=0.1, rng=rng(5))["loss"] for model in models]
+    assert losses[0] == losses[1], "dropout draws from the client's generator"
+
+
 def test_a_round_does_not_import_pytorchs_compiler(tmp_path: Path) -> None:
     """It takes a second of every process's start."""
     code = (

@@ -14,7 +14,7 @@ import xxhash
 from fl_sim.runtime.shared import Area
 
 
-@dataclass
+@dataclass(slots=True)
 class _Blob:
     at: int
     size: int

@@ -283,7 +283,12 @@ def test_what_a_checkpoint_writes_of_a_log_is_bounded_however_long_it_is(steps: 
 def test_interrupting_prints_how_to_go_on(tmp_path: Path) -> None:
     words = ["run", "configs/quickstart.toml", "rounds=60", "evaluate.every=1", "--out", str(tmp_path)]
     with subprocess.Popen(
-        [sys.executable, "-m", "fl_sim.cli", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "fl_sim.cli", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell starts what it runs in the background with interrupts ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         while not any(tmp_path.glob("*/checkpoint/round-*.json")):
             time.sleep(0.05)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -44,8 +45,8 @@ def read_table(path: Path, columns: Sequence[str], *, rows_per_byte: int = 100, 
         if (rows := file.metadata.num_rows) > FREE_ROWS + rows_per_byte * size:
             raise ValueError(f"{rows} rows in {size} bytes")
         leaves, most = _leaves(file, columns), FREE_BYTES + bytes_per_byte * size
-        for measure in (_page_bytes, _string_bytes):
-            if (expanded := measure(stream, leaves)) > most:
+        for measure in (partial(_page_bytes, file), partial(_string_bytes, stream, leaves)):
+            if (expanded := measure()) > most:
                 raise ValueError(f"{size} bytes that expand to {expanded}; allowed: {most}")
         return file.read(columns=list(columns))
 
@@ -60,12 +61,10 @@ def _leaves(file: pq.ParquetFile, columns: Sequence[str]) -> Mapping[int, str]:
     return {number: leaf.physical_type for number, leaf in leaves.items()}
 
 
-def _page_bytes(stream: BinaryIO, leaves: Mapping[int, str]) -> int:
+def _page_bytes(file: pq.ParquetFile) -> int:
     """Bytes of all columns' pages once they are decompressed, as the file says."""
-    import pyarrow.parquet as pq
-
     # Of the row groups, not of their columns: pyarrow ends the process where a column's own metadata contradict themselves.
-    metadata = pq.ParquetFile(stream).metadata
+    metadata = file.metadata
     return sum(metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups))
 
 

@@ -120,9 +120,6 @@ class Training:
         for key, allowed in {**tables, "precision": [*PRECISIONS, "auto"]}.items():
             if getattr(self, key) not in allowed:
                 raise UserError(f"training.{key} = {getattr(self, key)!r}: allowed: {', '.join(allowed)}")
-        for key in ("momentum", "weight_decay"):
-            if (value := getattr(self, key)) < 0:
-                raise UserError(f"training.{key} = {value}: must not be negative")
         if self.nesterov and not self.momentum:
             raise UserError("training.nesterov = true: needs training.momentum above 0")
         for key in ("lr", "epochs", "batch_size", "steps", "clip_norm"):
@@ -131,8 +128,6 @@ class Training:
         for key in ("lr", "momentum", "weight_decay", "clip_norm"):
             if (value := getattr(self, key)) is not None and not 0 <= value <= LARGEST:
                 raise UserError(f"training.{key} = {value}: must be from 0 to {LARGEST:g}")
-        if self.nesterov and not self.momentum:
-            raise UserError("training.nesterov needs training.momentum above 0")
 
     def fit(
         self,

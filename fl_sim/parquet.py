@@ -75,7 +75,10 @@ def _string_bytes(stream: BinaryIO, leaves: Mapping[int, str]) -> int:
     schema = pq.ParquetFile(stream).schema
     paths = [schema.column(number).path for number, kind in leaves.items() if kind == VARIABLE]
     file = pq.ParquetFile(stream, read_dictionary=paths)
-    return sum(_repeated(chunk) for path in paths for chunk in file.read(columns=[path]).column(0).chunks)
+    # By row group: pyarrow cannot put the dictionaries of several together where they lie in a struct, as images do.
+    groups = range(file.metadata.num_row_groups)
+    columns = (file.read_row_group(number, columns=[path]).column(0) for number in groups for path in paths)
+    return sum(_repeated(chunk) for column in columns for chunk in column.chunks)
 
 
 def _repeated(strings: pa.Array) -> int:

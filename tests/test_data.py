@@ -44,6 +44,7 @@ def parquet(folder: Path, *, column: str = "img", mode: str = "RGB", size: int =
         pq.write_table(
             pa.table({column: images, "label": [i % 4 for i in range(count)]}),
             folder / f"{part}-00000-of-00001.parquet",
+            row_group_size=8,  # several, as any large file has
         )
     return folder
 

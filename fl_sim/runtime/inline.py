@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Iterator
 
 import torch
@@ -15,29 +16,34 @@ from fl_sim.runtime.flower_compat import set_message_id
 from fl_sim.runtime.local import LocalGrid, execute, overdue, request_of
 from fl_sim.wire import array_bytes
 
-OVERLAP_BYTES = 500_000
-"""Below this size, handing a reply to another thread costs more than decoding and folding it."""
+OVERLAP_BYTES, OVERLAP_S = 500_000, 0.005
+"""Below this size of a reply, or this time of a client, handing replies to another thread costs more than it gains."""
 
 
 class InlineGrid(LocalGrid):
     """Runs the ClientApp in this process.
 
-    Where payloads are large, it runs in a thread of its own while the caller folds the replies: decoding and
-    aggregating a dense reply is memory traffic of milliseconds, which a second core takes while the next client trains.
+    Where payloads are large and clients take their time, it runs in a thread of its own while the caller folds the
+    replies: decoding and aggregating a dense reply is memory traffic of milliseconds, which a second core takes while
+    the next client trains.
     At most two finished replies wait. Under a time limit it stays in the main thread, which alone can be interrupted.
     """
 
     def __init__(self, app: ClientApp, num_nodes: int, *, timeout_s: float | None = None) -> None:
         super().__init__(num_nodes)
         self._app, self._timeout_s = app, timeout_s
+        self._client_s = 0.0  # of the last one
 
     def stream(self, messages: list[Message], timeout: float | None) -> Iterator[Message]:
         replies = map(self._run_one, messages)
-        large = self._timeout_s is None and bool(messages) and array_bytes(messages[0].content) >= OVERLAP_BYTES
-        return _ahead(replies, depth=2) if large else replies
+        large = bool(messages) and array_bytes(messages[0].content) >= OVERLAP_BYTES
+        overlap = large and self._timeout_s is None and self._client_s >= OVERLAP_S
+        return _ahead(replies, depth=2) if overlap else replies
 
     def _run_one(self, message: Message) -> Message:
+        start = time.perf_counter()
         reply = self._execute(request_of(message))
+        self._client_s = time.perf_counter() - start
         set_message_id(reply, f"r{message.metadata.message_id}")
         return reply
 

@@ -88,13 +88,15 @@ class Ledger:
         """Book one message that moved. Raises OSError where the rows' file cannot grow."""
         way, kind, outcome = CODES["direction"][direction], CODES["phase"][phase], CODES["status"][status]
         own = {"values": description.nnz, "mask": description.entropy_bytes, "header": protocol_bytes}
+        rows = []
         for section in (*(name for name in description.sections if name != "header"), "header"):
             size, dense = description.sections.get(section, 0), description.dense_bytes.get(section, 0)
             pack = (_FLOAT if section == "mask" else _WHOLE).pack
             number = CODES["section"][section]
-            self._rows.write(pack(round, client, way, kind, number, outcome, size, dense, own.get(section, 0)))
-            self._count += 1
-            self._totals[direction] += size
+            rows.append(pack(round, client, way, kind, number, outcome, size, dense, own.get(section, 0)))
+        self._rows.write(b"".join(rows))
+        self._count += len(rows)
+        self._totals[direction] += sum(description.sections.values())
 
     @property
     def sent(self) -> Mapping[str, int]:

@@ -181,10 +181,11 @@ def content(
     metrics: Mapping[str, float] | None = None,
 ) -> RecordDict:
     """One message's content around one payload."""
-    arrays = {"p": _array(data, STYPE)}
+    made = RecordDict()
+    made[PAYLOAD] = arrays = ArrayRecord()  # one made from a mapping makes its arrays a second time
+    arrays["p"] = _array(data, STYPE)
     if frozen is not None:
         arrays["frozen"] = _array(frozen.encode(), FROZEN_STYPE)
-    made = RecordDict({PAYLOAD: ArrayRecord(arrays)})
     if config is not None:
         made[CONFIG] = ConfigRecord(dict(config))
     if metrics is not None:

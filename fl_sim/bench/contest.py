@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +24,11 @@ Flat = dict[str, float | str]
 """What a benchmark reports: measure -> number, or a word. `x_q1` and `x_q3` are the quartiles of `x`."""
 
 
+TURN_S = 0.5
+"""Rounds of a contestant's turn last so long together. After the others' turns its first one finds the caches cold, as no
+round but the first of a real run does."""
+
+
 @dataclass(frozen=True)
 class Measured:
     """Seconds of one round of one contestant, over the repetitions."""
@@ -37,15 +43,20 @@ class Measured:
 
 
 def alternate(contestants: Mapping[str, Callable[[], None]], *, repeats: int, warmup: int = 2) -> dict[str, Measured]:
-    """Time every contestant once per repetition, in turn."""
+    """Time every contestant once per repetition, in turn: seconds of a round, the mean of a turn's rounds."""
     times: dict[str, list[float]] = {name: [] for name in contestants}
-    for repeat in range(warmup + repeats):
+    turn = {name: math.ceil(TURN_S / min(_seconds(one) for _ in range(warmup))) for name, one in contestants.items()}
+    for _ in range(repeats):
         for name, one_round in contestants.items():
-            start = time.perf_counter()
-            one_round()
-            if repeat >= warmup:
-                times[name].append(time.perf_counter() - start)
+            times[name].append(_seconds(one_round, turn[name]) / turn[name])
     return {name: Measured(name, tuple(seconds)) for name, seconds in times.items()}
+
+
+def _seconds(one_round: Callable[[], None], rounds: int = 1) -> float:
+    start = time.perf_counter()
+    for _ in range(rounds):
+        one_round()
+    return time.perf_counter() - start
 
 
 def spread_of(name: str, values: Sequence[float]) -> Flat:

@@ -124,7 +124,7 @@ def encode(
     alive = None if mask is None else schema.flat_mask(mask)
     coder = VALUES[values] if isinstance(values, str) else _mixed(alive, schema, tuple(values))
     before = None if held is None else schema.flat_mask(held)
-    mode, mask_bytes = _encode_mask(alive, before, _layout(schema))
+    mode, mask_bytes = _encode_mask(alive, before, schema)
     sent = schema.prunable_size if alive is None else int(np.count_nonzero(alive.numpy()))
     body = tensor_coding.encode(params, alive, schema=schema, coder=coder, seed=seed)
     parts: list[bytes | memoryview] = [mask_bytes, *body]
@@ -148,12 +148,13 @@ def _mixed(alive: Tensor | None, schema: Schema, types: tuple[str, ...] = ()) ->
     return Mixed(counts, types)
 
 
-def _encode_mask(alive: Tensor | None, before: Tensor | None, layout: Layout) -> tuple[int, bytes]:
+def _encode_mask(alive: Tensor | None, before: Tensor | None, schema: Schema) -> tuple[int, bytes]:
     if alive is None:
         return NONE, b""
     if before is not None and torch.equal(alive, before):
         return HELD, b""
     flat, held = alive.numpy(), None if before is None else before.numpy()
+    layout = _layout(schema)
     name = mask_coding.choose(flat, layout, held)
     return MODES[name].id, MODES[name].encode(flat, layout, held)
 

@@ -8,12 +8,11 @@ stand-ins of four bytes, and the payload's own bytes are added. No payload is co
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 
-from flwr.app import Array, ArrayRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, Message
 
 from fl_sim.runtime.flower_compat import CHUNK_BYTES, chunk_bytes, inbound_bytes, outbound_bytes, with_chunks
-from fl_sim.wire import array_records
 
 Structure = tuple[object, ...]
 _FRAMES: dict[Structure, int] = {}
@@ -30,46 +29,40 @@ def protocol_bytes(message: Message, *, direction: str) -> int:
     """
     if message.has_error():
         return _SIZES[direction](message)
-    key = (direction, *_structure(message))
+    structure, arrays = _structure(message)
+    key = (direction, *structure)
     frame = _FRAMES.get(key)
     if frame is None:
         if len(_FRAMES) >= _LIMIT:
             _FRAMES.clear()
-        frame = _FRAMES[key] = _frame(message, direction)
-    return frame + sum(chunk_bytes(len(array.data)) for array in _arrays(message.content))
+        frame = _FRAMES[key] = _frame(message, arrays, direction)
+    return frame + sum([chunk_bytes(len(array.data)) for array in arrays])
 
 
-def _frame(message: Message, direction: str) -> int:
+def _frame(message: Message, arrays: Sequence[Array], direction: str) -> int:
     """Everything but the chunks."""
-    chunks = sum(map(_chunks, _arrays(message.content)))
-    return _SIZES[direction](with_chunks(message, _chunks)) - chunks * _STAND_IN
+    return _SIZES[direction](with_chunks(message, _chunks)) - sum(map(_chunks, arrays)) * _STAND_IN
 
 
 def _chunks(array: Array) -> int:
     return -(-len(array.data) // CHUNK_BYTES)
 
 
-def _arrays(content: RecordDict) -> Iterator[Array]:
-    for _, record in array_records(content):
-        yield from record.values()
-
-
-def _structure(message: Message) -> Structure:
-    """Everything that the frame's size depends on."""
-    meta = message.metadata
+def _structure(message: Message) -> tuple[Structure, Sequence[Array]]:
+    """Everything that the frame's size depends on; the message's arrays."""
+    meta, arrays = message.metadata, list[Array]()
     ids = (meta.run_id, meta.src_node_id, meta.dst_node_id, meta.src_task_id or 0, meta.dst_task_id or 0)
     parts: list[object] = [meta.message_type, len(meta.group_id.encode()), len(meta.reply_to_message_id)]
     parts += [_varint(n) for n in ids]
     for key, record in message.content.items():
         parts.append(key)
         if isinstance(record, ArrayRecord):
-            parts += [
-                (name, array.dtype, len(str(array.shape)), len(array.shape), array.stype, _chunks(array))
-                for name, array in record.items()
-            ]
+            for name, array in record.items():
+                parts.append((name, array.dtype, len(str(array.shape)), len(array.shape), array.stype, _chunks(array)))
+                arrays.append(array)
         else:
             parts += [(name, *_size(value)) for name, value in record.items()]
-    return tuple(parts)
+    return tuple(parts), arrays
 
 
 def _size(value: object) -> tuple[object, ...]:

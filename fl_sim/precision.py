@@ -25,8 +25,11 @@ class Precision:
 
     def place(self, model: nn.Module) -> None:
         """Give a model this memory layout, in place; free when it has it already."""
-        if self.channels_last:
-            model.to(memory_format=torch.channels_last)
+        layout = torch.channels_last
+        if self.channels_last and any(
+            p.dim() == 4 and not p.is_contiguous(memory_format=layout) for p in model.parameters()
+        ):
+            model.to(memory_format=layout)
 
     def batch(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """A batch in this memory layout."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import count
+from itertools import count, product
 
 import numpy as np
 import pytest
@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from fl_sim.runtime.flower_compat import set_message_id
 from fl_sim.runtime.local import FIRST_NODE
+from fl_sim.runtime.packing import packed
 from fl_sim.runtime.pooled import Costs, Finished, Jobs, PooledGrid
 from fl_sim.runtime.worker import Answer
 
@@ -131,6 +132,35 @@ def test_short_clients_travel_together_once_their_time_is_known() -> None:
         pool.task_sizes = []
         list(pool.round())
         assert pool.task_sizes == sizes
+
+
+@given(
+    costs=st.lists(st.floats(0.001, 1), min_size=1, max_size=40),
+    workers=st.integers(1, 5),
+    tasks=st.integers(1, 12),
+    most=st.integers(1, 12),
+)
+def test_tasks_are_a_partition_of_the_round(costs: list[float], workers: int, tasks: int, most: int) -> None:
+    groups = packed(costs, workers=workers, tasks=tasks, most=most)
+    assert sorted(position for group in groups for position in group) == list(range(len(costs)))
+    assert all(group == sorted(group) and 1 <= len(group) <= most for group in groups)
+    if tasks > workers:
+        assert [position for group in groups for position in group] == list(range(len(costs)))
+        # Cut where an even share of what is left is reached: none exceeds the first share by more than its last client.
+        assert most < len(costs) or all(
+            sum(costs[p] for p in group[:-1]) <= sum(costs) / tasks + 1e-9 for group in groups
+        )
+
+
+@given(costs=st.lists(st.floats(0.001, 1), min_size=2, max_size=8))
+def test_one_task_a_worker_is_nearly_the_best_balance(costs: list[float]) -> None:
+    """Graham's bound for two machines, against every way to share the clients: 7/6."""
+    loads = [sum(costs[p] for p in group) for group in packed(costs, workers=2, tasks=2, most=8)]
+    ways = [
+        sum(c for c, first in zip(costs, way, strict=True) if first)
+        for way in product([False, True], repeat=len(costs))
+    ]
+    assert max(loads) <= 7 / 6 * min(max(one, sum(costs) - one) for one in ways) + 1e-9
 
 
 def test_workers_idle_little_on_a_skewed_federation() -> None:

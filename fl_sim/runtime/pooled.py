@@ -19,6 +19,7 @@ from flwr.app import Error, Message, RecordDict
 
 from fl_sim.runtime.flower_compat import CLIENT_APP_CRASHED, set_message_id
 from fl_sim.runtime.local import LocalGrid, overdue
+from fl_sim.runtime.packing import packed
 from fl_sim.runtime.worker import Answer, Job
 from fl_sim.wire import array_bytes
 
@@ -82,7 +83,7 @@ class PooledGrid(LocalGrid):
     """A Grid over worker processes. Subclasses carry tasks there and answers back."""
 
     clients_per_task: int | None = None
-    task_seconds: float = 0.01
+    task_seconds: float = 0.05
     """What a task should last at least: what it costs to send one and to take its answer must weigh little beside that."""
 
     def __init__(self, num_nodes: int, *, sizes: Sequence[int] = (), timeout_s: float | None = None) -> None:
@@ -144,22 +145,26 @@ class Round:
                 keys[id(message.content)] = grid.contents
         grid.announce({keys[id(m.content)]: m.content for m in messages})
         jobs = [self._job(i, m, keys[id(m.content)]) for i, m in enumerate(messages)]
-        count, weight = len(grid.workers()), array_bytes(messages[0].content)
-        self.size = grid.clients_per_task or self._fitting(jobs, weight)
-        self.window = max(4 * DEPTH * count * self.size, WINDOW_BYTES // max(1, weight))
-        self.todo = [tuple(jobs[i : i + self.size]) for i in range(0, len(jobs), self.size)]
+        weight = max(1, array_bytes(messages[0].content))
+        groups = self._groups(jobs, weight)
+        self.todo = [tuple(jobs[position] for position in group) for group in groups]
+        self.begins = {group[0] for group in groups}
+        self.window = max(4 * DEPTH * len(grid.workers()) * max(map(len, groups)), WINDOW_BYTES // weight)
         self.at_work: dict[int, deque[Jobs]] = {worker: deque() for worker in grid.workers()}
         self.since: dict[int, float] = {}
         self.done: dict[int, Message] = {}
         self.suspects: set[int] = set()
         self._sort()
 
-    def _fitting(self, jobs: Sequence[Job], weight: int) -> int:
-        """Clients of a task: few enough for `TASKS` a worker, unless those would be shorter than a task should be."""
-        count = len(self.grid.workers())
-        seconds = self.grid.costs.together(jobs[0].kind, [job.partition for job in jobs])
-        tasks = max(1, min(TASKS, seconds / (count * self.grid.task_seconds)))
-        return max(1, min(CLIENTS, TASK_BYTES // max(1, weight), len(jobs) // (count * int(tasks))))
+    def _groups(self, jobs: Sequence[Job], weight: int) -> list[list[int]]:
+        """The round's tasks: `TASKS` a worker, unless those would be shorter than a task should be."""
+        costs, count = self.grid.costs, len(self.grid.workers())
+        most = self.grid.clients_per_task or max(1, min(CLIENTS, TASK_BYTES // weight))
+        seconds = costs.together(jobs[0].kind, [job.partition for job in jobs])
+        tasks = 1 if self.grid.clients_per_task else int(max(1, min(TASKS, seconds / (count * self.grid.task_seconds))))
+        return packed(
+            [costs.expect(job.kind, job.partition) for job in jobs], workers=count, tasks=count * tasks, most=most
+        )
 
     @staticmethod
     def _job(index: int, message: Message, content: int) -> Job:
@@ -175,7 +180,7 @@ class Round:
         """One reply per message, in order."""
         for head in range(len(self.messages)):
             self._dispatch(head)
-            if head in self.done and head % self.size == 0:
+            if head in self.done and head in self.begins:
                 self._collect(0, head)  # keep workers busy while the caller folds what is there
             while head not in self.done:
                 self._collect(self._patience, head)

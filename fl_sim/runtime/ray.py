@@ -108,8 +108,6 @@ class _Worker:
 class RayGrid(PooledGrid):
     """Flower Grid over resident Ray actors. A task costs about 5 ms, whatever it carries."""
 
-    task_seconds = 0.05
-
     def __init__(
         self,
         factory: Callable[[], ClientApp],

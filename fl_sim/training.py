@@ -223,12 +223,11 @@ def local_sgd(
     settings = Training(**options)  # type: ignore[arg-type]
     precision = PRECISIONS[settings.precision]
     model.train()
-    precision.place(model)
     steps = settings.steps or settings.epochs * math.ceil(len(data) / settings.batch_size)
     extra = [p for p in loss.parameters() if p.requires_grad] if isinstance(loss, nn.Module) else []
     total = torch.zeros((), device=next(model.parameters()).device)
     seen = 0
-    with _dropout_from(rng), _only(model, trainable) as own:
+    with precision.training(model), _dropout_from(rng), _only(model, trainable) as own:
         trained = own + extra
         optimizer = OPTIMIZERS[settings.optimizer](trained, settings)
         project = _projection(model, mask)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from fl_sim.data import Split
@@ -212,6 +213,30 @@ def test_precisions_train_alike_and_auto_names_one() -> None:
     torch.testing.assert_close(flats["bfloat16"], flats["float32"], rtol=0.2, atol=0.05)
     assert choose(small(), (3, 8, 8), 16, torch.device("cpu")) in PRECISIONS
     assert choose(build("mlp", image_size=8), (3, 8, 8), 16, torch.device("cpu")) == "float32"
+
+
+def test_gradients_are_laid_out_as_their_activations_while_channels_are_last() -> None:
+    """Else max-pooling reads them across the grain; the values are the same, and no trace stays in the model."""
+    layouts: list[bool] = []
+
+    class Watched(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            x.register_hook(lambda grad: layouts.append(grad.is_contiguous(memory_format=torch.channels_last)))
+            return x * 1
+
+    precision = PRECISIONS["channels_last"]
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.MaxPool2d(2), Watched(), nn.Flatten(), nn.Linear(36, 10))
+    batch = precision.batch((torch.randn(2, 3, 8, 8, generator=rng()), torch.tensor([0, 1])))
+    precision.place(model)
+    grads = []
+    for setting in (nullcontext(), precision.training(model)):
+        with setting:
+            cross_entropy(model, batch).backward()
+        grads.append([p.grad for p in model.parameters()])
+        model.zero_grad()
+    assert layouts == [False, True]
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True) if a is not None and b is not None)
+    assert not any(module._forward_pre_hooks for module in model.modules())
 
 
 def test_proximal_adds_its_term_and_its_gradient() -> None:

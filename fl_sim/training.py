@@ -222,7 +222,8 @@ def local_sgd(
     """
     settings = Training(**options)  # type: ignore[arg-type]
     precision = PRECISIONS[settings.precision]
-    model.train()
+    if not all(module.training for module in model.modules()):  # to ask costs a fifth of setting it
+        model.train()
     steps = settings.steps or settings.epochs * math.ceil(len(data) / settings.batch_size)
     extra = [p for p in loss.parameters() if p.requires_grad] if isinstance(loss, nn.Module) else []
     total = torch.zeros((), device=next(model.parameters()).device)

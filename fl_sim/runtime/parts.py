@@ -20,17 +20,14 @@ Blobs = dict[tuple[str, str], "NDArray[np.uint8]"]
 def split_off(content: RecordDict) -> tuple[RecordDict, Blobs]:
     """(the content without its array bytes, those bytes); the content is not changed."""
     blobs: Blobs = {}
-    for key, record in array_records(content):
-        for name, array in record.items():
-            blobs[key, name] = np.frombuffer(array.data, dtype=np.uint8)
-    slim = RecordDict(
-        {
-            key: ArrayRecord({n: Array(a.dtype, a.shape, a.stype, b"") for n, a in record.items()})
-            if isinstance(record, ArrayRecord)
-            else record
-            for key, record in content.items()
-        }
-    )
+    slim = RecordDict()
+    for key, record in content.items():
+        slim[key] = record
+        if isinstance(record, ArrayRecord):
+            slim[key] = bare = ArrayRecord()  # one made from a mapping makes its arrays a second time
+            for name, array in record.items():
+                bare[name] = Array(array.dtype, array.shape, array.stype, b"")
+                blobs[key, name] = np.frombuffer(array.data, dtype=np.uint8)
     return slim, blobs
 
 

@@ -35,12 +35,14 @@ class Sums:
         total: sum of n_k M_k x_k, flat.
         covered: sum of n_k M_k over the prunable part, or None while every update was complete.
         squares: sum of n_k mean_k**2 over the BatchNorm means, for the variance between clients.
+        wide: scratch; without it, each addition of float32 values allocates one of its own.
         weight: sum of n_k.
     """
 
     schema: Schema
     total: Tensor
     squares: Tensor
+    wide: Tensor
     covered: Tensor | None = None
     weight: float = 0.0
     _pending: list[tuple[Tensor, Tensor | None, float]] = field(default_factory=list)
@@ -49,7 +51,10 @@ class Sums:
     def zeros(cls, schema: Schema) -> Sums:
         """Empty sums."""
         means, _ = statistics(schema)
-        return cls(schema, torch.zeros(schema.size, dtype=torch.float64), torch.zeros(len(means), dtype=torch.float64))
+        total, squares, wide = (
+            torch.zeros(size, dtype=torch.float64) for size in (schema.size, len(means), min(schema.size, PIECE))
+        )
+        return cls(schema, total, squares, wide)
 
     def add(self, update: Update) -> None:
         """Fold one update, in the order of the calls."""
@@ -68,9 +73,6 @@ class Sums:
         """Add what waits, piece by piece: a piece of the sums stays in the cache for all updates that wait."""
         pending, self._pending = self._pending, []
         count, means = self.schema.prunable_size, statistics(self.schema)[0]
-        wide = torch.empty(
-            min(PIECE, self.schema.size), dtype=torch.float64
-        )  # else each addition of float32 makes one of its own
         for start in range(0, self.schema.size if pending else 0, PIECE):
             piece = self.total[start : start + PIECE]
             for flat, alive, n in pending:
@@ -78,8 +80,9 @@ class Sums:
                 if alive is not None and start < count:
                     sent = alive[start : start + PIECE]
                     values = torch.cat([torch.where(sent, values[: len(sent)], 0.0), values[len(sent) :]])
-                np.copyto(wide[: len(values)].numpy(), values.numpy())  # less than half the time of Tensor.copy_
-                piece.add_(wide[: len(values)], alpha=n)
+                wide = self.wide[: len(values)]
+                np.copyto(wide.numpy(), values.numpy())  # less than half the time of Tensor.copy_
+                piece.add_(wide, alpha=n)
         for flat, alive, n in pending:
             if self.covered is not None:
                 self.covered.add_(n if alive is None else alive * n)

@@ -31,6 +31,8 @@ TASK_BYTES = 16_000_000
 """Clients of one task answer together: about this much at a time."""
 TASKS, CLIENTS = 8, 32
 """Tasks that every worker gets in a round, so that all end together; clients of a task at most."""
+TASK_S = 0.05
+"""What a task should last at least: what it costs to send one and to take its answer must weigh little beside that."""
 
 Jobs = tuple[Job, ...]
 
@@ -83,8 +85,6 @@ class PooledGrid(LocalGrid):
     """A Grid over worker processes. Subclasses carry tasks there and answers back."""
 
     clients_per_task: int | None = None
-    task_seconds: float = 0.05
-    """What a task should last at least: what it costs to send one and to take its answer must weigh little beside that."""
 
     def __init__(self, num_nodes: int, *, sizes: Sequence[int] = (), timeout_s: float | None = None) -> None:
         super().__init__(num_nodes)
@@ -161,7 +161,7 @@ class Round:
         costs, count = self.grid.costs, len(self.grid.workers())
         most = self.grid.clients_per_task or max(1, min(CLIENTS, TASK_BYTES // weight))
         seconds = costs.together(jobs[0].kind, [job.partition for job in jobs])
-        tasks = 1 if self.grid.clients_per_task else int(max(1, min(TASKS, seconds / (count * self.grid.task_seconds))))
+        tasks = 1 if self.grid.clients_per_task else int(max(1, min(TASKS, seconds / (count * TASK_S))))
         return packed(
             [costs.expect(job.kind, job.partition) for job in jobs], workers=count, tasks=count * tasks, most=most
         )

@@ -94,8 +94,7 @@ class Session:
 
     def keeper(self, grid: LocalGrid) -> Keeper:
         """What saves this run's rounds over a Grid whose clients live here; on other Grids they keep their own state."""
-        nodes = list(grid.contexts)
-        grid.contexts = states = ClientStates(range(nodes[0], nodes[-1] + 1), self.folder)
+        grid.contexts = states = ClientStates(grid.contexts.nodes, self.folder)
         return Keeper(
             Checkpoints(self.folder / CHECKPOINTS),
             self.asked.id,

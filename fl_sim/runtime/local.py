@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
@@ -16,6 +16,7 @@ from flwr.serverapp import Grid
 
 from fl_sim.errors import in_one_line
 from fl_sim.runtime.app import PARTITION, BadUpdate
+from fl_sim.runtime.contexts import Contexts
 from fl_sim.runtime.flower_compat import (
     CLIENT_ANSWERED_NONSENSE,
     CLIENT_APP_OVERDUE,
@@ -98,16 +99,7 @@ class LocalGrid(Grid):
         self._run = Run.create_empty(1)
         self.numbered = 0
         self._sent: dict[str, Message] = {}
-        self.contexts: MutableMapping[int, Context] = {
-            FIRST_NODE + partition: Context(
-                run_id=1,
-                node_id=FIRST_NODE + partition,
-                node_config={PARTITION: partition, "num-partitions": num_nodes},
-                state=RecordDict(),
-                run_config={},
-            )
-            for partition in range(num_nodes)
-        }
+        self.contexts = Contexts(range(FIRST_NODE, FIRST_NODE + num_nodes))
 
     @property
     def partitions(self) -> Mapping[int, int]:

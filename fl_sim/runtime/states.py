@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from flwr.app import Array, ArrayRecord, Context, RecordDict
 from safetensors.numpy import load as read_arrays
 from safetensors.numpy import save as write_arrays
 
-from fl_sim.runtime.app import PARTITION
+from fl_sim.runtime.contexts import Contexts
 from fl_sim.runtime.heap import Heap
 
 
-class ClientStates(MutableMapping[int, Context]):
-    """Node id -> context, made when it is asked for.
+class ClientStates(Contexts):
+    """Node id -> context; what it holds lies in a file.
 
     A context belongs to whoever asked for it until another is asked for; then what changed in it is put away. Records are
     replaced in it, never changed. The file has no name and ends with the process: checkpoints hold what must survive.
     """
 
     def __init__(self, nodes: range, folder: Path) -> None:
-        self._nodes, self._heap = nodes, Heap(folder)
+        super().__init__(nodes)
+        self._heap = Heap(folder)
         self._kept: dict[int, dict[str, bytes]] = {}
         self._out: tuple[Context, dict[str, object]] | None = None
         # The last record of each kind: clients that keep the same (a broadcast model) share it, read and written once.
@@ -31,32 +32,14 @@ class ClientStates(MutableMapping[int, Context]):
         if self._out is not None and self._out[0].node_id == node:
             return self._out[0]
         self._settle()
-        if node not in self._nodes:
-            raise KeyError(node)
         kept = self._kept.get(node, {})
-        context = self._context(node, RecordDict({key: self._record(key, name) for key, name in kept.items()}))
+        context = self.fresh(node, RecordDict({key: self._record(key, name) for key, name in kept.items()}))
         self._out = context, dict(context.state.items())
         return context
-
-    def _context(self, node: int, state: RecordDict) -> Context:
-        config: dict[str, bool | float | int | str] = {
-            PARTITION: node - self._nodes.start,
-            "num-partitions": len(self._nodes),
-        }
-        return Context(run_id=1, node_id=node, node_config=config, state=state, run_config={})
 
     def __setitem__(self, node: int, context: Context) -> None:
         self._settle()
         self._put_away(node, context, {})
-
-    def __delitem__(self, node: int) -> None:
-        raise TypeError("nodes stay")
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._nodes)
-
-    def __len__(self) -> int:
-        return len(self._nodes)
 
     def _settle(self) -> None:
         if self._out is not None:
@@ -94,7 +77,7 @@ class ClientStates(MutableMapping[int, Context]):
     def kept(self) -> Mapping[int, Mapping[str, bytes]]:
         """Partition -> record -> the name of its bytes, of those that keep anything."""
         self._settle()
-        first = self._nodes.start
+        first = self.nodes.start
         return {node - first: names for node, names in self._kept.items() if names}
 
     def blob(self, name: bytes) -> bytes:
@@ -109,7 +92,7 @@ class ClientStates(MutableMapping[int, Context]):
             SafetensorError: no record.
         """
         read_arrays(blob)
-        node = self._nodes[partition] if 0 <= partition < len(self._nodes) else -1
+        node = self.nodes[partition] if 0 <= partition < len(self.nodes) else -1
         if node < 0:
             raise KeyError(partition)
         self._kept.setdefault(node, {})[key] = name = self._heap.put(blob)

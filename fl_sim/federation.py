@@ -149,12 +149,12 @@ class Federation:
     def host(self) -> ClientHost:
         """The resident client side of one process."""
         experiment = self.experiment
-        augment = AUGMENT[experiment.data.augment]
+        train = self.data.train.augmented(AUGMENT[experiment.data.augment])
         device = self.device
 
         @cache
         def split_of(partition: int) -> Split:
-            return self.data.train.subset(self.parts[partition]).augmented(augment).to(device)
+            return train.subset(self.parts[partition]).to(device)
 
         @cache
         def test_of(partition: int) -> Split:

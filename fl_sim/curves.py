@@ -132,7 +132,7 @@ def _pruned(weight: Tensor, levels: int) -> Iterator[bool]:
 
     Of equal magnitudes the later goes first, as in `topk_mask`.
     """
-    flat = weight.flatten()
+    flat = weight.flatten().clone()  # channels-last weights of 1x1 refuse to be copied from their own memory
     kept = kept_weights(len(flat), levels)
     order = flat.abs().argsort(descending=True, stable=True)
     for before, after in pairwise(kept):

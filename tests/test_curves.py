@@ -131,6 +131,16 @@ def test_models_of_the_papers_agree(which: str) -> None:
         parameter.detach().copy_(before)
 
 
+def test_a_model_that_trained_with_channels_last_is_measured_as_any_other() -> None:
+    model, images = build("resnet8", seed=1), torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    measure = MeasureCurves(levels=4)
+    plain = measure(model, images)
+    placed = measure(model.to(memory_format=torch.channels_last), images)  # type: ignore[call-overload]
+    assert any(weight.shape[2:] == (1, 1) for weight in (model.get_parameter(name) for name in plain))
+    for name, curve in plain.items():
+        assert placed[name] == pytest.approx(curve, rel=1e-3, abs=1e-6)
+
+
 def test_only_later_layers_run_again() -> None:
     model = build("resnet8", in_channels=1, image_size=8)
     model.eval()

@@ -23,7 +23,7 @@ from fl_sim.codecs import Schema
 from fl_sim.types import Params, Update
 from strategies.server_step import ServerState
 
-PENDING, PIECE = 4, 1 << 18
+PENDING, PIECE = 2, 1 << 18
 """Updates that are folded together, and float64 coordinates of a piece (2 MB): the fold is bound by memory traffic."""
 
 

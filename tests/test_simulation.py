@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from federation import TINY, run_tiny, tiny
+from flwr.app import Message
 from test_determinism import Shuffled
 
 from fl_sim import Experiment, Report, codecs, run
 from fl_sim.federation import Federation
+from fl_sim.runtime import inline
 from fl_sim.seeding import Purpose, generator
 from fl_sim.training import load, snapshot
 from fl_sim.types import ClientContext, Task, Update, UserError
@@ -48,6 +52,25 @@ def test_same_seed_same_run_other_seed_other_run(tmp_path: Path) -> None:
     assert equal(first, second)
     assert first.ledger.to_table().equals(second.ledger.to_table())
     assert not equal(first, run_tiny(tmp_path / "c", "seed=1"))
+
+
+def test_slow_clients_with_large_replies_run_beside_the_fold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the second round on, when their time is known, and with the same result."""
+    names: list[str] = []
+
+    def noted(*task: Any) -> Message:
+        names.append(threading.current_thread().name)
+        return execute(*task)
+
+    plain = run_tiny(tmp_path / "a")
+    execute = inline.execute
+    monkeypatch.setattr(inline, "execute", noted)
+    monkeypatch.setattr(inline, "OVERLAP_BYTES", 1)
+    for least, second in ((1e9, "MainThread"), (0.0, "fl_sim-clients")):
+        names.clear()
+        monkeypatch.setattr(inline, "OVERLAP_S", least)
+        assert equal(plain, run_tiny(tmp_path / second))
+        assert names[4:] == [second] * 4
 
 
 def test_one_client_federation_is_plain_sgd(tmp_path: Path) -> None:

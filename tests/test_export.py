@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,6 +38,15 @@ def test_csv_holds_the_summaries_exactly(reports: list[Report]) -> None:
 def test_one_seed_has_no_interval(reports: list[Report]) -> None:
     row = next(csv.DictReader(io.StringIO(FORMATS["csv"](grouped(reports[:1])))))
     assert row["accuracy [%] ci95"] == ""
+
+
+def test_a_run_from_before_a_key_had_its_default(reports: list[Report], tmp_path: Path) -> None:
+    older = tmp_path / "older"
+    shutil.copytree(reports[1].folder, older)
+    config = (older / "config.toml").read_text()
+    (older / "config.toml").write_text(config.replace("fit = 0\n", ""))
+    assert "fit = 0\n" in config
+    assert [group.name for group in grouped([reports[0], Report.load(older)])] == ["tiny"]
 
 
 def test_markdown_and_latex_have_equal_columns_everywhere(reports: list[Report]) -> None:

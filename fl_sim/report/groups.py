@@ -7,10 +7,12 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
-from fl_sim.config import Json
+from fl_sim.config import Experiment, Json
 from fl_sim.report.summary import Report
 
 INDIFFERENT = ("seed", "name", "engine", "out", "device", "ray", "workers")
@@ -117,7 +119,15 @@ def families(groups: Sequence[Group], of: Callable[[Group], float]) -> list[Fami
 
 
 def _relevant(report: Report) -> dict[str, Json]:
-    return dict(flat({key: value for key, value in report.config.items() if key not in INDIFFERENT}))
+    given = flat({key: value for key, value in report.config.items() if key not in INDIFFERENT})
+    return {**_defaults(), **dict(given)}
+
+
+@cache
+def _defaults() -> Mapping[str, Json]:
+    """What a run had, without a word, before its version knew the key."""
+    default = tomllib.loads(Experiment.from_tree({}).to_toml())
+    return dict(flat({key: value for key, value in default.items() if key not in INDIFFERENT}))
 
 
 def flat(tree: Mapping[str, Json], path: str = "") -> Iterable[tuple[str, Json]]:

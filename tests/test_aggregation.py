@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from fl_sim.codecs import Schema
 from fl_sim.types import FlatParams, Mask, Params, Update
+from strategies import aggregation
 from strategies.aggregation import coverage_mean, zero_fill
 from strategies.server_step import Momentum, ServerState, server_step
 
@@ -63,6 +64,21 @@ def test_mean_of_equals_is_identity(aggregate) -> None:
     result = aggregate(state(), [Update(params(5), n) for n in (3, 4, 9)])
     for name in SHAPES:
         torch.testing.assert_close(result[name], params(5)[name], rtol=1e-6, atol=1e-7)
+
+
+@AGGREGATES
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(("pending", "piece"), [(1, 1), (2, 4), (3, 5), (9, 7)])
+def test_pieces_and_waiting_change_no_bit(
+    aggregate, masked: bool, pending: int, piece: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    updates = [Update(params(i), 3 + i, mask(i) if masked and i else None) for i in range(5)]
+    whole = aggregate(state(), updates)
+    assert sum(value.numel() for value in whole.values()) < aggregation.PIECE
+    monkeypatch.setattr(aggregation, "PENDING", pending)
+    monkeypatch.setattr(aggregation, "PIECE", piece)
+    cut = aggregate(state(), updates)
+    assert all(torch.equal(cut[name], whole[name]) for name in SHAPES)
 
 
 def test_disjoint_masks_copy_each_owner_and_keep_the_rest() -> None:

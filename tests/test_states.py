@@ -10,6 +10,7 @@ from flwr.app import Array, ArrayRecord
 from safetensors import SafetensorError
 
 from fl_sim.runtime.app import PARTITION
+from fl_sim.runtime.contexts import Contexts
 from fl_sim.runtime.heap import Heap
 from fl_sim.runtime.states import ClientStates
 
@@ -47,6 +48,15 @@ def test_what_was_kept_comes_back_whoever_was_asked_for_since(tmp_path: Path) ->
     assert states[1000].state.keys() == set()
     assert states.kept() == {}
     assert not list(tmp_path.iterdir()), "the file has no name"
+
+
+def test_a_node_is_made_when_it_is_asked_for_and_no_other_is_known(tmp_path: Path) -> None:
+    for contexts in (Contexts(range(1000, 1003)), ClientStates(range(1000, 1003), tmp_path)):
+        assert list(contexts) == [1000, 1001, 1002]
+        assert contexts[1002].node_config == {PARTITION: 2, "num-partitions": 3}
+        for stranger in (999, 1003):
+            with pytest.raises(KeyError):
+                contexts[stranger]
 
 
 def test_a_context_that_comes_from_a_worker_replaces_the_old_one(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ class RayOptions:
         workers: resident actors; None = one per CPU of the cluster (or as many as `num_gpus` allows).
         address: an existing cluster's address, or None to start Ray on this machine.
         num_gpus: GPU share of one actor; 0.25 puts four actors on a card.
-        clients_per_task: clients in one task; None = every actor gets about eight tasks a round, of at least 0.05 s each.
+        clients_per_task: clients in one task at most; None = every actor gets up to eight tasks a round, of about 0.05 s or more.
     """
 
     workers: int | None = None

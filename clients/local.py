@@ -178,8 +178,8 @@ class LocalClient:
         with self.setting(task, ctx):
             metrics = self.training.fit(model, ctx.data, loss, mask=task.mask, rng=ctx.rng)
         ctx.state.update(own)
-        params = snapshot(model)
-        prunable = {name: params[name] for name in prunable_names(model) if name in task.params}
+        params = snapshot(model, task.params)
+        prunable = {name: params[name] for name in prunable_names(model) if name in params}
         for name, value in prunable.items():
             # Error feedback (Seide et al., 2014): what earlier uploads left out is offered again.
             if (residual := ctx.state.get(RESIDUAL + name)) is not None:

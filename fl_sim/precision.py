@@ -45,10 +45,10 @@ class Precision:
             for hook in hooks:
                 hook.remove()
 
-    def batch(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """A batch in this memory layout."""
-        images, labels = batch
-        return (images.contiguous(memory_format=torch.channels_last), labels) if self.channels_last else batch
+    @property
+    def layout(self) -> torch.memory_format:
+        """The memory layout of images; see `Split.batches`."""
+        return torch.channels_last if self.channels_last else torch.contiguous_format
 
     def context(self, device: torch.device) -> AbstractContextManager[object]:
         """The autocast context of a forward pass."""
@@ -88,7 +88,7 @@ def choose(model: nn.Module, input_shape: tuple[int, ...], batch_size: int, devi
 def training_seconds(model: nn.Module, precision: Precision, batch: tuple[Tensor, Tensor]) -> float:
     """Seconds of one forward and backward pass, the best of three after a warm-up."""
     model.train()
-    images, labels = precision.batch(batch)
+    images, labels = batch[0].contiguous(memory_format=precision.layout), batch[1]
     times = []
     with precision.training(model):
         for _ in range(4):

@@ -31,9 +31,9 @@ def recalibrate(model: nn.Module, data: Split, *, batch_size: int = 512, precisi
         layer.reset_running_stats()
         layer.momentum = None
     with torch.no_grad(), chosen.context(device):
-        for images, labels in data.batches(size):
+        for images, labels in data.batches(size, layout=chosen.layout):
             if len(labels) == size:
-                model(chosen.batch((images, labels))[0])
+                model(images)
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum
     return model.train(was_training)

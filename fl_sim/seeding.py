@@ -5,10 +5,13 @@ generator(seed, round, partition, Purpose.CLIENT)
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import suppress
 from enum import IntEnum
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 
 class Purpose(IntEnum):
@@ -32,7 +35,10 @@ class Purpose(IntEnum):
 
 def derive(*key: int) -> int:
     """A 63-bit seed from a key of non-negative integers."""
-    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
+    words: Sequence[int] | NDArray[np.uint32] = key
+    with suppress(OverflowError):  # where each is one word of 32 bits, NumPy need not make an array for each
+        words = np.array(key, dtype=np.uint32)
+    return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0]) >> 1
 
 
 def generator(*key: int) -> torch.Generator:

@@ -57,9 +57,13 @@ def entries(model: nn.Module) -> dict[str, Tensor]:
     return {name: value for name, value in model.state_dict(keep_vars=True).items() if not name.endswith(COUNTER)}
 
 
-def snapshot(model: nn.Module) -> FlatParams:
-    """Detached CPU copies of a model's state, in state-dict order, as views of one float32 buffer."""
-    return FlatParams.pack({name: value.detach().cpu() for name, value in entries(model).items()})
+def snapshot(model: nn.Module, names: Iterable[str] | None = None) -> FlatParams:
+    """Detached CPU copies of a model's state as views of one float32 buffer: all of it in state-dict order, or these `names`.
+
+    `snapshot(model, task.params)` has the order in which updates are encoded, and spares the encoder a copy of the model.
+    """
+    own = entries(model)
+    return FlatParams.pack({name: own[name].detach().cpu() for name in (own if names is None else names)})
 
 
 def load(model: nn.Module, params: Params) -> nn.Module:
@@ -234,12 +238,12 @@ def local_sgd(
         project = _projection(model, mask)
         project()
         schedule = SCHEDULES[settings.schedule]
-        batches = _endless(data, settings.batch_size, rng)
+        batches = _endless(data, settings.batch_size, rng, precision.layout)
         for step, batch in zip(range(steps), batches, strict=False):
             for parameter in trained:
                 parameter.grad = None
             with precision.context(total.device):
-                value = loss(model, batch if not precision.channels_last else precision.batch(batch))
+                value = loss(model, batch)
             value.backward()
             if settings.clip_norm is not None:
                 CLIPS[settings.clip](own, extra, settings.clip_norm)
@@ -262,9 +266,11 @@ def check_converged(loss: float, steps: int, lr: float) -> None:
         raise TrainingDiverged(f"the training loss became {loss} within {steps} steps; lower training.lr = {lr}")
 
 
-def _endless(data: Split, batch_size: int, rng: torch.Generator | None) -> Iterator[tuple[Tensor, Tensor]]:
+def _endless(
+    data: Split, batch_size: int, rng: torch.Generator | None, layout: torch.memory_format
+) -> Iterator[tuple[Tensor, Tensor]]:
     while True:
-        yield from data.batches(batch_size, rng=rng)
+        yield from data.batches(batch_size, rng=rng, layout=layout)
 
 
 def _projection(model: nn.Module, mask: Mask | None) -> Callable[[], None]:
@@ -288,7 +294,7 @@ def logits(model: nn.Module, data: Split, *, batch_size: int = 512, precision: s
     chosen = PRECISIONS[precision]
     chosen.place(model.eval())
     with torch.no_grad(), chosen.context(next(model.parameters()).device):
-        return torch.cat([model(chosen.batch(batch)[0]).float() for batch in data.batches(batch_size)])
+        return torch.cat([model(images).float() for images, _ in data.batches(batch_size, layout=chosen.layout)])
 
 
 def evaluate(model: nn.Module, data: Split, *, batch_size: int = 512, precision: str = "float32") -> Metrics:
@@ -304,8 +310,8 @@ def evaluate(model: nn.Module, data: Split, *, batch_size: int = 512, precision:
     loss = torch.zeros((), dtype=torch.float64, device=device)
     correct = torch.zeros((), dtype=torch.int64, device=device)
     with torch.inference_mode(), chosen.context(device):
-        for images, labels in data.batches(batch_size, rng=None):
-            logits = model(chosen.batch((images, labels))[0]).float()
+        for images, labels in data.batches(batch_size, layout=chosen.layout):
+            logits = model(images).float()
             loss += nn.functional.cross_entropy(logits, labels, reduction="sum")
             correct += (logits.argmax(dim=1) == labels).sum()
     model.train(was_training)

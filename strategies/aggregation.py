@@ -11,11 +11,11 @@ fixed order of updates make the result independent of engine and workers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,8 +23,24 @@ from fl_sim.codecs import Schema
 from fl_sim.types import Params, Update
 from strategies.server_step import ServerState
 
-PENDING, PIECE = 2, 1 << 18
-"""Updates that are folded together, and float64 coordinates of a piece (2 MB): the fold is bound by memory traffic."""
+PENDING, PIECE = 2, 1 << 16
+"""Updates that are folded together, and float64 coordinates of a piece (512 kB): the fold is bound by memory traffic, and a
+piece of the sums and its scratch stay in a core's own cache."""
+
+
+class _Addend(NamedTuple):
+    """An update that waits: its values, float32 in schema order; which prunable ones of them were sent; its weight; and both in
+    pieces."""
+
+    flat: Tensor
+    alive: Tensor | None
+    weight: float
+    values: Sequence[Tensor]
+    sent: Sequence[Tensor]
+
+    def piece(self, at: int) -> Tensor:
+        """Values of a piece, 0 where nothing was sent."""
+        return torch.where(self.sent[at], self.values[at], 0.0) if at < len(self.sent) else self.values[at]
 
 
 @dataclass
@@ -32,29 +48,39 @@ class Sums:
     """Running weighted sums over the coordinates of a schema, all float64.
 
     Attributes:
+        means: int64 positions of the BatchNorm means.
         total: sum of n_k M_k x_k, flat.
         covered: sum of n_k M_k over the prunable part, or None while every update was complete.
         squares: sum of n_k mean_k**2 over the BatchNorm means, for the variance between clients.
-        wide: scratch; without it, each addition of float32 values allocates one of its own.
         weight: sum of n_k.
     """
 
     schema: Schema
+    means: Tensor
     total: Tensor
     squares: Tensor
-    wide: Tensor
     covered: Tensor | None = None
     weight: float = 0.0
-    _pending: list[tuple[Tensor, Tensor | None, float]] = field(default_factory=list)
+    _pending: list[_Addend] = field(default_factory=list)
 
     @classmethod
     def zeros(cls, schema: Schema) -> Sums:
         """Empty sums."""
         means, _ = statistics(schema)
-        total, squares, wide = (
-            torch.zeros(size, dtype=torch.float64) for size in (schema.size, len(means), min(schema.size, PIECE))
-        )
-        return cls(schema, total, squares, wide)
+        return cls(schema, means, *(torch.zeros(size, dtype=torch.float64) for size in (schema.size, len(means))))
+
+    @cached_property
+    def _cuts(self) -> list[int]:
+        """Sizes of the pieces; no piece lies across the end of the prunable part, where masks end."""
+        prunable = self.schema.prunable_size
+        parts = ((0, prunable), (prunable, self.schema.size))
+        return [min(PIECE, stop - at) for start, stop in parts for at in range(start, stop, PIECE)]
+
+    @cached_property
+    def _pieces(self) -> list[tuple[Tensor, Tensor]]:
+        """Each piece of the sums, and scratch of its size: without it, adding float32 to float64 allocates it every time."""
+        scratch = torch.empty(max(self._cuts, default=0), dtype=torch.float64)
+        return [(piece, scratch[: len(piece)]) for piece in self.total.split(self._cuts)]
 
     def add(self, update: Update) -> None:
         """Fold one update, in the order of the calls."""
@@ -65,29 +91,22 @@ class Sums:
                 self._fold_pending()
                 self.covered = torch.full((self.schema.prunable_size,), self.weight, dtype=torch.float64)
         self.weight += update.num_examples
-        self._pending.append((flat, alive, float(update.num_examples)))
+        sent = () if alive is None else alive.split(PIECE)
+        self._pending.append(_Addend(flat, alive, float(update.num_examples), flat.split(self._cuts), sent))
         if len(self._pending) == PENDING:
             self._fold_pending()
 
     def _fold_pending(self) -> None:
         """Add what waits, piece by piece: a piece of the sums stays in the cache for all updates that wait."""
         pending, self._pending = self._pending, []
-        count, means = self.schema.prunable_size, statistics(self.schema)[0]
-        for start in range(0, self.schema.size if pending else 0, PIECE):
-            piece = self.total[start : start + PIECE]
-            for flat, alive, n in pending:
-                values = flat[start : start + PIECE]
-                if alive is not None and start < count:
-                    sent = alive[start : start + PIECE]
-                    values = torch.cat([torch.where(sent, values[: len(sent)], 0.0), values[len(sent) :]])
-                wide = self.wide[: len(values)]
-                np.copyto(wide.numpy(), values.numpy())  # less than half the time of Tensor.copy_
-                piece.add_(wide, alpha=n)
-        for flat, alive, n in pending:
+        for at, (piece, wide) in enumerate(self._pieces if pending else ()):
+            for addend in pending:
+                piece.add_(wide.copy_(addend.piece(at)), alpha=addend.weight)
+        for addend in pending:
             if self.covered is not None:
-                self.covered.add_(n if alive is None else alive * n)
-            if len(means):
-                self.squares.add_(flat[means].double().square(), alpha=n)
+                self.covered.add_(addend.weight if addend.alive is None else addend.alive * addend.weight)
+            if len(self.means):
+                self.squares.add_(addend.flat.index_select(0, self.means).double().square_(), alpha=addend.weight)
 
     def done(self) -> Sums:
         """The complete sums."""

@@ -226,7 +226,8 @@ def test_gradients_are_laid_out_as_their_activations_while_channels_are_last() -
 
     precision = PRECISIONS["channels_last"]
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.MaxPool2d(2), Watched(), nn.Flatten(), nn.Linear(36, 10))
-    batch = precision.batch((torch.randn(2, 3, 8, 8, generator=rng()), torch.tensor([0, 1])))
+    images = torch.randn(2, 3, 8, 8, generator=rng()).contiguous(memory_format=precision.layout)
+    batch = images, torch.tensor([0, 1])
     precision.place(model)
     grads = []
     for setting in (nullcontext(), precision.training(model)):

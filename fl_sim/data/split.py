@@ -83,8 +83,8 @@ class Split:
     def subset(self, indices: NDArray[np.int64]) -> Split:
         """The samples at these positions. No image is copied: a federation's clients share one array."""
         chosen = torch.from_numpy(np.ascontiguousarray(indices)).to(self.device)
-        positions = chosen if self.positions is None else self.positions[chosen]
-        return replace(self, labels=self.labels[chosen], positions=positions)
+        positions = chosen if self.positions is None else self.positions.index_select(0, chosen)
+        return replace(self, labels=self.labels.index_select(0, chosen), positions=positions)
 
     def noise(self, count: int, rng: torch.Generator) -> Split:
         """Unlabelled (-1) images of normal noise with this split's mean, deviation and shape."""
@@ -104,8 +104,14 @@ class Split:
         moved = {name: getattr(self, name).to(device) for name in ("labels", "mean", "std")}
         return replace(self, stored=self.images.to(device), positions=None, **moved)
 
-    def batches(self, batch_size: int, *, rng: torch.Generator | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Normalised batches: images float32 (B, C, H, W), labels int64 (B,); the last may be smaller.
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        rng: torch.Generator | None = None,
+        layout: torch.memory_format = torch.contiguous_format,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Normalised batches: images float32 (B, C, H, W) in this memory layout, labels int64 (B,); the last may be smaller.
 
         With `rng` (CPU) the samples are shuffled and augmented; without, they come in order as they are.
         """
@@ -121,5 +127,5 @@ class Split:
             images = self.stored.index_select(0, where)  # indexing as `stored[where]` does takes six times as long
             if augment is not None and rng is not None:
                 images = augment(images, rng)
-            ready = images.float().mul_(scale).sub_(shift)
+            ready = images.float().mul_(scale).sub_(shift).contiguous(memory_format=layout)
             yield from zip(ready.split(batch_size), self.labels.index_select(0, chosen).split(batch_size), strict=True)

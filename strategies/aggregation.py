@@ -67,7 +67,8 @@ class Sums:
     def zeros(cls, schema: Schema) -> Sums:
         """Empty sums."""
         means, _ = statistics(schema)
-        return cls(schema, means, *(torch.zeros(size, dtype=torch.float64) for size in (schema.size, len(means))))
+        total, squares = (torch.zeros(size, dtype=torch.float64) for size in (schema.size, len(means)))
+        return cls(schema, means, total, squares)
 
     @cached_property
     def _cuts(self) -> list[int]:

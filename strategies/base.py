@@ -18,7 +18,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from fl_sim import wire
+from fl_sim import codecs, wire
 from fl_sim.checkpoint import ServerSnapshot
 from fl_sim.codecs import Description
 from fl_sim.curves import Curves, MeasureCurves
@@ -167,6 +167,7 @@ class SparseStrategy(Strategy):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        self.sender.sent()
         start = replace(self.state, params=self.sender.start(self.state.params))
         arriving = self.receiver.updates(start, self._cohort, replies, self.round_log)
         updates, refine = self.method.teach(self.setup, start, arriving)
@@ -179,7 +180,7 @@ class SparseStrategy(Strategy):
             optimise=self._optimise,
             refine=refine,
         )
-        if not all(bool(torch.isfinite(value).all()) for value in self.state.params.values()):
+        if not _finite(self.state):
             raise RoundFailed(
                 f"round {self.state.round}: the aggregate overflows; strategy.clip bounds what clients can do"
             )
@@ -213,6 +214,7 @@ class SparseStrategy(Strategy):
         return self.sender.messages(task, self._cohort, MessageType.EVALUATE, self.round_log)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        self.sender.sent()
         evaluated = RoundLog()
         for client, reply in self.cohorts.in_order(replies, self._cohort):
             if reply.has_error():
@@ -228,3 +230,10 @@ class SparseStrategy(Strategy):
 
     def summary(self) -> None:
         log.info("%s: %d clients a round", type(self).__name__, self.setup.cohort_size)
+
+
+def _finite(state: ServerState) -> bool:
+    """Whether all parameters are; in one pass where they are one buffer."""
+    if state.schema.is_flat:
+        return codecs.finite(state.schema.flat(state.params))
+    return all(bool(torch.isfinite(value).all()) for value in state.params.values())

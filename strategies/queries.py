@@ -41,6 +41,7 @@ class CurveQuery:
         task = Task(state.round, state.params, state.mask, measuring.question(measure, images))
         kind = f"{MessageType.QUERY}.{measuring.ACTION}"
         replies = self.grid.send_and_receive(self.sender.messages(task, cohort, kind, self.round_log))
+        self.sender.sent()
         answers = []
         for client, reply in cohorts.in_order(replies, cohort):
             try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from flwr.app import Message, MessageType, RecordDict
 
@@ -25,12 +26,13 @@ PHASES = {MessageType.TRAIN: "train", MessageType.EVALUATE: "evaluate"}
 
 
 class Sender:
-    """Encodes and books tasks; `holdings` and `published` say what each client holds."""
+    """Encodes tasks, and books them once they are on their way; `holdings` and `published` say what each client holds."""
 
     def __init__(self, setup: Setup, downlink: Downlink) -> None:
         self.setup, self.downlink, self.exchange = setup, downlink, setup.exchange
         self.books = Books(setup)
         self.holdings = Holdings()
+        self._unbooked: list[Callable[[], None]] = []
         first = setup.exchange.schema.flat(setup.initial)
         rule = setup.broadcast
         self.published = None if rule is None else Published(rule, setup.exchange, setup.seed, first)
@@ -38,7 +40,10 @@ class Sender:
     # -- messages ------------------------------------------------------------------------------------------------------
 
     def messages(self, task: Task, cohort: Cohort, kind: str, log: RoundLog) -> list[Message]:
-        """One message per client of the cohort; clients that hold the same share one payload. `log` takes the bytes."""
+        """One message per client of the cohort; clients that hold the same share one payload. `log` takes the bytes.
+
+        `sent` books them, when workers have them: booking a cohort takes as long as a small client's training.
+        """
         prepared: dict[tuple[int, wire.Frozen | None], tuple[RecordDict, Description]] = {}
         schema, parcel_for = self.exchange.schema, self._parcels(task, kind)
         messages = []
@@ -55,13 +60,25 @@ class Sender:
                 content = wire.task_content(told, bytes(parcel.data), seed=self.setup.seed, frozen=frozen)
                 prepared[key] = content, described
             content, described = prepared[key]
-            message = Message(content, node, kind, group_id=str(task.round))
-            self.books.book("down", task.round, client, message, described, phase=PHASES.get(kind, "query"))
+            messages.append(Message(content, node, kind, group_id=str(task.round)))
             log.down_bytes[client] = sum(described.sections.values())
-            if kind == MessageType.TRAIN:
-                self.books.record("down", task.round, client, described, parcel.mask)
-            messages.append(message)
+            self._unbooked.append(
+                partial(self._book, task.round, client, messages[-1], described, parcel.mask, PHASES.get(kind, "query"))
+            )
         return messages
+
+    def sent(self) -> None:
+        """The messages made since the last call are on their way: book them."""
+        unbooked, self._unbooked = self._unbooked, []
+        for book in unbooked:
+            book()
+
+    def _book(
+        self, number: int, client: int, message: Message, described: Description, mask: Mask | None, phase: str
+    ) -> None:
+        self.books.book("down", number, client, message, described, phase=phase)
+        if phase == PHASES[MessageType.TRAIN]:
+            self.books.record("down", number, client, described, mask)
 
     def _parcels(self, task: Task, kind: str) -> Callable[[int, Mask | None], Parcel]:
         """(client, mask that it holds) -> what it is sent; equal parcels are one object."""

@@ -118,23 +118,25 @@ class PooledGrid(LocalGrid):
         """Whether a worker has started."""
 
     def stream(self, messages: list[Message], timeout: float | None) -> Iterator[Message]:
-        return self._replies(messages) if messages else iter(())
-
-    def _replies(self, messages: list[Message]) -> Iterator[Message]:
+        if not messages:
+            return iter(())
         if self._round is not None:
             raise RuntimeError("one round at a time: read the replies of the last one first")
         self._round = Round(self, messages)
+        return self._replies(self._round)
+
+    def _replies(self, current: Round) -> Iterator[Message]:
         try:
-            yield from self._round.replies()
+            yield from current.replies()
         finally:
-            busy = [worker for worker, tasks in self._round.at_work.items() if tasks]
+            busy = [worker for worker, tasks in current.at_work.items() if tasks]
             for worker in set(busy) & set(self.workers()):
                 self.replace(worker)  # nobody waits for its answers any more
             self._round = None
 
 
 class Round:
-    """The dispatch of one round's messages."""
+    """The dispatch of one round's messages; the first tasks are at the workers when it is made."""
 
     def __init__(self, grid: PooledGrid, messages: list[Message]) -> None:
         self.grid, self.messages = grid, messages
@@ -155,6 +157,7 @@ class Round:
         self.done: dict[int, Message] = {}
         self.suspects: set[int] = set()
         self._sort()
+        self._dispatch(0)
 
     def _groups(self, jobs: Sequence[Job], weight: int) -> list[list[int]]:
         """The round's tasks: `TASKS` a worker, unless those would be shorter than a task should be."""

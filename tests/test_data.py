@@ -170,6 +170,22 @@ def test_batches_are_normalised_complete_and_shuffled_by_the_generator() -> None
     assert torch.equal(shuffled[0].sort().values, data.labels.sort().values)
 
 
+@pytest.mark.parametrize("augment", [None, CropFlip(2)])
+def test_batches_come_in_the_layout_that_is_asked_for(augment: CropFlip | None) -> None:
+    images = torch.randint(0, 256, (25, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    data = Split(images, torch.arange(25), torch.full((3,), 0.5), torch.tensor([0.2, 0.3, 0.4]), augment)
+    plain, last = (
+        list(data.batches(10, rng=torch.Generator().manual_seed(1), layout=layout))
+        for layout in (torch.contiguous_format, torch.channels_last)
+    )
+    assert all(images.is_contiguous() for images, _ in plain)
+    assert all(images.is_contiguous(memory_format=torch.channels_last) for images, _ in last)
+    assert [len(labels) for _, labels in last] == [10, 10, 5]
+    for ours, theirs in zip(plain, last, strict=True):
+        assert torch.equal(ours[0], theirs[0])
+        assert torch.equal(ours[1], theirs[1])
+
+
 def test_crops_are_true_windows_and_flips_are_mirrors() -> None:
     images = torch.arange(1, 1 + 5 * 2 * 6 * 6, dtype=torch.int16).view(5, 2, 6, 6)
     padded = torch.nn.functional.pad(images, (2, 2, 2, 2))

@@ -193,6 +193,13 @@ def test_a_round_that_nobody_reads_to_its_end_leaves_idle_workers() -> None:
     assert len(list(pool.round())) == 9
 
 
+def test_tasks_are_at_the_workers_before_a_reply_is_asked_for() -> None:
+    pool = VirtualPool([1.0] * 9, 2)
+    replies = pool.round()
+    assert sum(map(len, pool.queues.values())) == 4  # two tasks of one client each
+    assert len(list(replies)) == 9
+
+
 def test_costs_are_the_last_time_or_else_by_samples() -> None:
     costs = Costs([10, 20, 40])
     assert [costs.expect("train", p) for p in range(3)] == [10, 20, 40]

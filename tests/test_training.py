@@ -175,6 +175,18 @@ def test_wrong_settings_are_refused(bad: dict[str, object]) -> None:
         Training(**bad)  # type: ignore[arg-type]
 
 
+def test_a_snapshot_has_the_names_and_the_order_that_are_asked_for() -> None:
+    model = small()
+    whole = snapshot(model)
+    names = list(whole)[3:0:-1]
+    some = snapshot(model, names)
+    assert list(some) == names
+    assert all(torch.equal(some[name], whole[name]) for name in names)
+    assert torch.equal(some.flat, torch.cat([whole[name].reshape(-1) for name in names]))
+    with pytest.raises(KeyError):
+        snapshot(model, ["nothing"])
+
+
 def test_snapshot_and_load_are_inverse_and_strict() -> None:
     first, second = small(seed=1), small(seed=2)
     params = snapshot(first)

@@ -29,8 +29,8 @@ piece of the sums and its scratch stay in a core's own cache."""
 
 
 class _Addend(NamedTuple):
-    """An update that waits: its values, float32 in schema order; which prunable ones of them were sent; its weight; and both in
-    pieces."""
+    """An update that waits: its values, float32 in schema order; which prunable ones of them were sent; its weight; and values
+    and what was sent of them in pieces."""
 
     flat: Tensor
     alive: Tensor | None
@@ -40,7 +40,7 @@ class _Addend(NamedTuple):
 
     def piece(self, at: int) -> Tensor:
         """Values of a piece, 0 where nothing was sent."""
-        return torch.where(self.sent[at], self.values[at], 0.0) if at < len(self.sent) else self.values[at]
+        return self.values[at] if self.alive is None else torch.where(self.sent[at], self.values[at], 0.0)
 
 
 @dataclass
@@ -71,29 +71,29 @@ class Sums:
         return cls(schema, means, total, squares)
 
     @cached_property
-    def _cuts(self) -> list[int]:
-        """Sizes of the pieces; no piece lies across the end of the prunable part, where masks end."""
-        prunable = self.schema.prunable_size
-        parts = ((0, prunable), (prunable, self.schema.size))
-        return [min(PIECE, stop - at) for start, stop in parts for at in range(start, stop, PIECE)]
+    def _sizes(self) -> list[int]:
+        return [min(PIECE, len(self.total) - at) for at in range(0, len(self.total), PIECE)]
 
     @cached_property
     def _pieces(self) -> list[tuple[Tensor, Tensor]]:
         """Each piece of the sums, and scratch of its size: without it, adding float32 to float64 allocates it every time."""
-        scratch = torch.empty(max(self._cuts, default=0), dtype=torch.float64)
-        return [(piece, scratch[: len(piece)]) for piece in self.total.split(self._cuts)]
+        scratch = torch.empty(max(self._sizes, default=0), dtype=torch.float64)
+        return [(piece, scratch[: len(piece)]) for piece in self.total.split_with_sizes(self._sizes)]
 
     def add(self, update: Update) -> None:
         """Fold one update, in the order of the calls."""
         flat, alive = self.schema.flat(update.params), None
+        sent: Sequence[Tensor] = ()
         if update.mask is not None:
             alive = self.schema.flat_mask(update.mask)
+            others = torch.ones(len(flat) - len(alive), dtype=torch.bool)
+            sent = torch.cat([alive, others]).split_with_sizes(self._sizes)
             if self.covered is None:
                 self._fold_pending()
                 self.covered = torch.full((self.schema.prunable_size,), self.weight, dtype=torch.float64)
         self.weight += update.num_examples
-        sent = () if alive is None else alive.split(PIECE)
-        self._pending.append(_Addend(flat, alive, float(update.num_examples), flat.split(self._cuts), sent))
+        values = flat.split_with_sizes(self._sizes)  # `split` is a function of Python, and costs three times as much
+        self._pending.append(_Addend(flat, alive, float(update.num_examples), values, sent))
         if len(self._pending) == PENDING:
             self._fold_pending()
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import NamedTuple
 
 import constriction
@@ -76,6 +76,7 @@ def floor_bits(ones: int, size: int) -> float:
     return (math.lgamma(size + 1) - math.lgamma(ones + 1) - math.lgamma(size - ones + 1)) / math.log(2)
 
 
+@lru_cache(maxsize=1024)
 def varint(value: int) -> bytes:
     """LEB128."""
     out = bytearray()

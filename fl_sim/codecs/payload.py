@@ -271,9 +271,7 @@ def describe(data: bytes | memoryview, *, schema: Schema, held: Mask | None = No
     if parsed.mode > HELD:
         segments = MODES[NAMES[parsed.mode]].segments(Reader(parsed.section("mask")), _layout(schema), parsed.held)
         entropy = sum(floor_bits(ones, size) for ones, size in segments) / 8
-    dense = dict(
-        zip(("values", "dense", "buffers", "auxiliary"), (schema.section_bytes[kind] for kind in KINDS), strict=True)
-    )
+    dense = dict(zip(SECTIONS[1:], (schema.section_bytes[kind] for kind in KINDS), strict=True))
     present = {name: length for name, length in parsed.lengths.items() if length or dense.get(name)}
     sections = present | {"header": parsed.header}
     return Description(sections, parsed.nnz, dense, entropy, NAMES[parsed.mode], parsed.values)

@@ -45,7 +45,7 @@ def encode(params: Params, alive: Tensor | None, *, schema: Schema, coder: Value
     at = count
     for kind in KINDS[1:]:
         size = schema.section_bytes[kind] // 4
-        parts.append(_exact(raw_bytes(flat[at : at + size]), 4, coder))
+        parts.append(_exact(raw_bytes(flat[at : at + size]), 4, coder) if size else b"")
         at += size
     return parts
 

@@ -85,11 +85,8 @@ class ClientHost:
 
     def _receive(self, message: Message, context: Context) -> Task:
         """Decode a task; the bytes of one round are decoded once per process, not once per client."""
-        told = _tensors(context, FROZEN).get(FROZEN)
-        known = None if told is None else wire.Frozen.decode(told.numpy().tobytes())
-        frozen = self._resident.receive(wire.frozen(message.content), known)
-        if frozen is not None and frozen != known:
-            _keep(context, FROZEN, {FROZEN: torch.frombuffer(bytearray(frozen.encode()), dtype=torch.uint8)})
+        if self.exchange.frozen is not None:
+            self._receive_frozen(message, context)
         data = wire.payload(message.content)
         config: dict[str, object] = dict(message.content[wire.CONFIG])
         params, mask = self._model(data, Parcel.arrived(data, config), context)
@@ -100,6 +97,14 @@ class ClientHost:
         return Task(
             number, params, mask, {k: v for k, v in config.items() if isinstance(v, (bool, int, float, str, bytes))}
         )
+
+    def _receive_frozen(self, message: Message, context: Context) -> None:
+        """Put the frozen weights in place that the message names, or that this client was told of earlier."""
+        told = _tensors(context, FROZEN).get(FROZEN)
+        known = None if told is None else wire.Frozen.decode(told.numpy().tobytes())
+        frozen = self._resident.receive(wire.frozen(message.content), known)
+        if frozen != known:
+            _keep(context, FROZEN, {FROZEN: torch.frombuffer(bytearray(frozen.encode()), dtype=torch.uint8)})
 
     def _model(self, data: bytes | memoryview, parcel: Parcel | None, context: Context) -> tuple[Params, Mask | None]:
         """The parameters and the pruning mask that a payload stands for; a published model is kept by the client."""

@@ -36,15 +36,12 @@ class Resident:
     _first: Params = field(default_factory=dict, repr=False)
     _settled: bool = field(default=False, repr=False)
 
-    def receive(self, announced: Frozen | None, known: Frozen | None) -> Frozen | None:
+    def receive(self, announced: Frozen | None, known: Frozen | None) -> Frozen:
         """Put the frozen weights in place: as `announced` now, or as this client was told earlier (`known`).
 
         Raises:
             WrongFrozenWeights: the weights made here differ from the server's, or nobody has said which they are.
         """
-        expected = self.exchange.frozen
-        if expected is None:
-            return None
         frozen = announced or known
         if frozen is None:
             raise WrongFrozenWeights("this client was never told the seed of the frozen weights")

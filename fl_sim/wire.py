@@ -18,7 +18,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 
 from fl_sim import codecs
-from fl_sim.codecs import CorruptPayload, Schema
+from fl_sim.codecs import CorruptPayload, Opened, Schema
 from fl_sim.types import FlatMask, FlatParams, Mask, Params, Scalar, Task, Update, UserError
 
 STYPE, FROZEN_STYPE = "fl_sim.update/1", "fl_sim.frozen/1"
@@ -101,7 +101,12 @@ class Coding:
         Raises:
             CorruptPayload: the bytes are no payload of `schema`, or name a mask that is not `held`.
         """
-        params, mask = codecs.decode(data, schema=schema, held=held)
+        return self.restore(codecs.opened(data, schema=schema, held=held), reference)
+
+    def restore(self, payload: Opened, reference: Params) -> tuple[Params, Mask | None]:
+        """`decode` of a payload that was opened."""
+        params, mask = payload.decoded()
+        schema = payload.schema
         sent = schema.flat(params)
         values = CONTENTS[self.content].incoming(sent, schema.flat(reference))
         if values is not sent and not codecs.finite(values):

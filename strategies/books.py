@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from flwr.app import Message
 
 from fl_sim.codecs import Description
-from fl_sim.runtime.protocol import protocol_bytes
+from fl_sim.runtime.protocol import Form, protocol_bytes
 from fl_sim.runtime.setup import Setup
 from fl_sim.types import Mask
 
@@ -28,15 +28,16 @@ class Books:
         *,
         phase: str,
         status: str = "ok",
+        form: Form | None = None,
     ) -> None:
-        """Book a message to a client (`down`) or its reply (`up`)."""
+        """Book a message to a client (`down`) or its reply (`up`); `form` is that of its content, where it is known."""
         self.setup.ledger.book(
             round=number,
             direction=direction,
             phase=phase,
             client=client,
             description=described,
-            protocol_bytes=protocol_bytes(message, direction=direction),
+            protocol_bytes=protocol_bytes(message, direction=direction, form=form),
             status=status,
         )
 

@@ -87,10 +87,10 @@ class Receiver:
         schema = self.setup.exchange.schema
         described = None
         try:
-            data = wire.payload(reply.content)
-            described = codecs.describe(data, schema=schema, held=held)
+            payload = codecs.opened(wire.payload(reply.content), schema=schema, held=held)
+            described = payload.described()
             count, metrics = wire.read_metrics(reply.content)
-            params, mask = self.setup.exchange.uplink.decode(data, start.params, schema=schema, held=held)
+            params, mask = self.setup.exchange.uplink.restore(payload, start.params)
         except CorruptPayload as error:
             whole = described or Description.opaque(wire.array_bytes(reply.content))
             self.books.book("up", number, client, reply, whole, phase="train", status="rejected")

@@ -14,6 +14,7 @@ from fl_sim.checkpoint import ServerSnapshot
 from fl_sim.codecs import Description
 from fl_sim.holdings import Holdings
 from fl_sim.published import Published
+from fl_sim.runtime.protocol import Form
 from fl_sim.runtime.setup import Setup
 from fl_sim.seeding import Purpose, derive
 from fl_sim.types import Mask, Params, Task
@@ -44,7 +45,7 @@ class Sender:
 
         `sent` books them, when workers have them: booking a cohort takes as long as a small client's training.
         """
-        prepared: dict[tuple[int, wire.Frozen | None], tuple[RecordDict, Description]] = {}
+        prepared: dict[tuple[int, wire.Frozen | None], tuple[RecordDict, Description, Form]] = {}
         schema, parcel_for = self.exchange.schema, self._parcels(task, kind)
         messages = []
         for client, node in cohort:
@@ -58,13 +59,12 @@ class Sender:
                     described = described.with_auxiliary(len(frozen.encode()))
                 told = replace(task, config={**task.config, **(parcel.told if parcel.version >= 0 else {})})
                 content = wire.task_content(told, bytes(parcel.data), seed=self.setup.seed, frozen=frozen)
-                prepared[key] = content, described
-            content, described = prepared[key]
+                prepared[key] = content, described, Form.of(content)
+            content, described, form = prepared[key]
             messages.append(Message(content, node, kind, group_id=str(task.round)))
             log.down_bytes[client] = sum(described.sections.values())
-            self._unbooked.append(
-                partial(self._book, task.round, client, messages[-1], described, parcel.mask, PHASES.get(kind, "query"))
-            )
+            book = partial(self._book, task.round, client, messages[-1], described, form, parcel.mask)
+            self._unbooked.append(partial(book, PHASES.get(kind, "query")))
         return messages
 
     def sent(self) -> None:
@@ -74,9 +74,16 @@ class Sender:
             book()
 
     def _book(
-        self, number: int, client: int, message: Message, described: Description, mask: Mask | None, phase: str
+        self,
+        number: int,
+        client: int,
+        message: Message,
+        described: Description,
+        form: Form,
+        mask: Mask | None,
+        phase: str,
     ) -> None:
-        self.books.book("down", number, client, message, described, phase=phase)
+        self.books.book("down", number, client, message, described, phase=phase, form=form)
         if phase == PHASES[MessageType.TRAIN]:
             self.books.record("down", number, client, described, mask)
 

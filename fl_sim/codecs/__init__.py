@@ -12,9 +12,21 @@ alone.
 
 from fl_sim.codecs.errors import CorruptPayload
 from fl_sim.codecs.mask_coding import mask_hash
-from fl_sim.codecs.payload import Description, decode, describe, encode
+from fl_sim.codecs.payload import Description, Opened, decode, describe, encode, opened
 from fl_sim.codecs.schema import Schema
 from fl_sim.codecs.tensor_coding import finite
 from fl_sim.codecs.value_coding import VALUES
 
-__all__ = ["VALUES", "CorruptPayload", "Description", "Schema", "decode", "describe", "encode", "finite", "mask_hash"]
+__all__ = [
+    "VALUES",
+    "CorruptPayload",
+    "Description",
+    "Opened",
+    "Schema",
+    "decode",
+    "describe",
+    "encode",
+    "finite",
+    "mask_hash",
+    "opened",
+]

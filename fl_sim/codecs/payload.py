@@ -160,9 +160,11 @@ def _encode_mask(alive: Tensor | None, before: Tensor | None, schema: Schema) ->
 
 
 @dataclass(frozen=True)
-class _Parsed:
-    """A checked header and where the sections lie."""
+class Opened:
+    """A payload whose header was checked, and where its sections lie; `described` and `decoded` say what they hold."""
 
+    data: bytes | memoryview
+    schema: Schema
     mode: int
     values: str
     held: NDArray[np.bool_] | None
@@ -172,6 +174,7 @@ class _Parsed:
     body: memoryview
 
     def section(self, name: str) -> memoryview:
+        """The bytes of one section."""
         start = 0
         for other, length in self.lengths.items():
             if other == name:
@@ -179,8 +182,44 @@ class _Parsed:
             start += length
         raise KeyError(name)
 
+    def decoded(self) -> tuple[Params, Mask | None]:
+        """See `decode`."""
+        view = memoryview(self.data)
+        if CHECK.unpack(view[-CHECK.size :])[0] != xxhash.xxh3_64_intdigest(view[: -CHECK.size]) & 0xFFFFFFFF:
+            raise CorruptPayload("the checksum does not match")
+        schema, alive = self.schema, _decode_mask(self)
+        if self.nnz != (schema.prunable_size if alive is None else int(np.count_nonzero(alive))):
+            raise CorruptPayload("the number of values is not that of the mask")
+        if alive is None and self.values == EXACT and schema.is_flat and type(self.data) is bytes:
+            return tensor_coding.in_place(self.data, self.body, schema=schema), None
+        params = tensor_coding.decode(
+            {name: self.section(name) for name in SECTIONS[1:]},
+            alive,
+            schema=schema,
+            coder=_coder(self, alive),
+            count=self.nnz,
+        )
+        return params, None if alive is None else schema.view_mask(torch.from_numpy(alive))
 
-def _parse(data: bytes | memoryview, schema: Schema, held: Mask | None) -> _Parsed:
+    def described(self) -> Description:
+        """See `describe`."""
+        entropy = 0.0
+        if self.mode > HELD:
+            mode = MODES[NAMES[self.mode]]
+            segments = mode.segments(Reader(self.section("mask")), _layout(self.schema), self.held)
+            entropy = sum(floor_bits(ones, size) for ones, size in segments) / 8
+        dense = dict(zip(SECTIONS[1:], (self.schema.section_bytes[kind] for kind in KINDS), strict=True))
+        present = {name: length for name, length in self.lengths.items() if length or dense.get(name)}
+        sections = present | {"header": self.header}
+        return Description(sections, self.nnz, dense, entropy, NAMES[self.mode], self.values)
+
+
+def opened(data: bytes | memoryview, *, schema: Schema, held: Mask | None = None) -> Opened:
+    """Check a payload's header: for who needs both what it holds and what its bytes are.
+
+    Raises:
+        CorruptPayload: the header is not one of this schema and held mask.
+    """
     view = memoryview(data)
     if len(view) < HEAD.size + CHECK.size:
         raise CorruptPayload("shorter than a header")
@@ -204,7 +243,8 @@ def _parse(data: bytes | memoryview, schema: Schema, held: Mask | None) -> _Pars
     reader.at += padding
     if reader.at + sum(lengths.values()) + CHECK.size != len(view):
         raise CorruptPayload("section lengths do not add up to the payload")
-    return _Parsed(mode, TYPES[value_id], before, nnz, reader.at + CHECK.size, lengths, view[reader.at : -CHECK.size])
+    header, body = reader.at + CHECK.size, view[reader.at : -CHECK.size]
+    return Opened(data, schema, mode, TYPES[value_id], before, nnz, header, lengths, body)
 
 
 def _held(view: memoryview, schema: Schema, held: Mask | None) -> NDArray[np.bool_]:
@@ -224,40 +264,24 @@ def decode(data: bytes | memoryview, *, schema: Schema, held: Mask | None = None
     Raises:
         CorruptPayload: anything but a payload that `encode` could have made for this schema and held mask.
     """
-    parsed = _parse(data, schema, held)
-    view = memoryview(data)
-    if CHECK.unpack(view[-CHECK.size :])[0] != xxhash.xxh3_64_intdigest(view[: -CHECK.size]) & 0xFFFFFFFF:
-        raise CorruptPayload("the checksum does not match")
-    alive = _decode_mask(parsed, schema)
-    if parsed.nnz != (schema.prunable_size if alive is None else int(np.count_nonzero(alive))):
-        raise CorruptPayload("the number of values is not that of the mask")
-    if alive is None and parsed.values == EXACT and schema.is_flat and type(data) is bytes:
-        return tensor_coding.in_place(data, parsed.body, schema=schema), None
-    params = tensor_coding.decode(
-        {name: parsed.section(name) for name in ("values", "dense", "buffers", "auxiliary")},
-        alive,
-        schema=schema,
-        coder=_coder(parsed, alive, schema),
-        count=parsed.nnz,
-    )
-    return params, None if alive is None else schema.view_mask(torch.from_numpy(alive))
+    return opened(data, schema=schema, held=held).decoded()
 
 
-def _coder(parsed: _Parsed, alive: NDArray[np.bool_] | None, schema: Schema) -> ValueCoder:
-    if parsed.values != MIXED:
-        return VALUES[parsed.values]
-    if not schema.is_flat:
+def _coder(payload: Opened, alive: NDArray[np.bool_] | None) -> ValueCoder:
+    if payload.values != MIXED:
+        return VALUES[payload.values]
+    if not payload.schema.is_flat:
         raise CorruptPayload("a value type for each tensor, in a schema that is not float32")
-    return _mixed(None if alive is None else torch.from_numpy(alive), schema)
+    return _mixed(None if alive is None else torch.from_numpy(alive), payload.schema)
 
 
-def _decode_mask(parsed: _Parsed, schema: Schema) -> NDArray[np.bool_] | None:
-    section = parsed.section("mask")
-    if parsed.mode in (NONE, HELD):
+def _decode_mask(payload: Opened) -> NDArray[np.bool_] | None:
+    section = payload.section("mask")
+    if payload.mode in (NONE, HELD):
         if len(section):
             raise CorruptPayload("mask bytes where none are due")
-        return None if parsed.held is None else parsed.held.copy()
-    return MODES[NAMES[parsed.mode]].decode(Reader(section), _layout(schema), parsed.held)
+        return None if payload.held is None else payload.held.copy()
+    return MODES[NAMES[payload.mode]].decode(Reader(section), _layout(payload.schema), payload.held)
 
 
 def describe(data: bytes | memoryview, *, schema: Schema, held: Mask | None = None) -> Description:
@@ -266,12 +290,4 @@ def describe(data: bytes | memoryview, *, schema: Schema, held: Mask | None = No
     Raises:
         CorruptPayload: the header is not one of this schema and held mask.
     """
-    parsed = _parse(data, schema, held)
-    entropy = 0.0
-    if parsed.mode > HELD:
-        segments = MODES[NAMES[parsed.mode]].segments(Reader(parsed.section("mask")), _layout(schema), parsed.held)
-        entropy = sum(floor_bits(ones, size) for ones, size in segments) / 8
-    dense = dict(zip(SECTIONS[1:], (schema.section_bytes[kind] for kind in KINDS), strict=True))
-    present = {name: length for name, length in parsed.lengths.items() if length or dense.get(name)}
-    sections = present | {"header": parsed.header}
-    return Description(sections, parsed.nnz, dense, entropy, NAMES[parsed.mode], parsed.values)
+    return opened(data, schema=schema, held=held).described()

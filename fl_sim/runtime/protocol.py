@@ -9,8 +9,9 @@ stand-ins of four bytes, and the payload's own bytes are added. No payload is co
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
-from flwr.app import Array, ArrayRecord, Message
+from flwr.app import Array, ArrayRecord, Message, RecordDict
 
 from fl_sim.runtime.flower_compat import CHUNK_BYTES, chunk_bytes, inbound_bytes, outbound_bytes, with_chunks
 
@@ -21,22 +22,48 @@ _STAND_IN = len("ArrayChunk  4\0") + 4
 _SIZES = {"down": outbound_bytes, "up": inbound_bytes}
 
 
-def protocol_bytes(message: Message, *, direction: str) -> int:
+class Form(NamedTuple):
+    """What of a content the size of its message depends on; one for all messages that carry the same content."""
+
+    structure: Structure
+    arrays: Sequence[Array]
+    chunks: int
+
+    @classmethod
+    def of(cls, content: RecordDict) -> Form:
+        """The form of a content that is not changed from here on."""
+        parts: list[object] = []
+        arrays: list[Array] = []
+        for key, record in content.items():
+            parts.append(key)
+            if isinstance(record, ArrayRecord):
+                for name, array in record.items():
+                    shape = len(str(array.shape)), len(array.shape)
+                    parts.append((name, array.dtype, *shape, array.stype, _chunks(array)))
+                    arrays.append(array)
+            else:
+                parts += [(name, *_size(value)) for name, value in record.items()]
+        return cls(tuple(parts), arrays, sum([chunk_bytes(len(array.data)) for array in arrays]))
+
+
+def protocol_bytes(message: Message, *, direction: str, form: Form | None = None) -> int:
     """Bytes that a SuperLink accounts for `message`: "down" to the client, "up" from the client.
+
+    `form` is that of its content, where it is known already.
 
     Objects of a message that repeat (two equal chunks of 5 MiB, two equal records) travel once on Flower and are counted
     here each time; encoded values do not repeat.
     """
     if message.has_error():
         return _SIZES[direction](message)
-    structure, arrays = _structure(message)
-    key = (direction, *structure)
+    form = form or Form.of(message.content)
+    key = (direction, *_envelope(message), *form.structure)
     frame = _FRAMES.get(key)
     if frame is None:
         if len(_FRAMES) >= _LIMIT:
             _FRAMES.clear()
-        frame = _FRAMES[key] = _frame(message, arrays, direction)
-    return frame + sum([chunk_bytes(len(array.data)) for array in arrays])
+        frame = _FRAMES[key] = _frame(message, form.arrays, direction)
+    return frame + form.chunks
 
 
 def _frame(message: Message, arrays: Sequence[Array], direction: str) -> int:
@@ -48,21 +75,12 @@ def _chunks(array: Array) -> int:
     return -(-len(array.data) // CHUNK_BYTES)
 
 
-def _structure(message: Message) -> tuple[Structure, Sequence[Array]]:
-    """Everything that the frame's size depends on; the message's arrays."""
-    meta, arrays = message.metadata, list[Array]()
+def _envelope(message: Message) -> Structure:
+    """Everything around the content that the frame's size depends on."""
+    meta = message.metadata
     ids = (meta.run_id, meta.src_node_id, meta.dst_node_id, meta.src_task_id or 0, meta.dst_task_id or 0)
-    parts: list[object] = [meta.message_type, len(meta.group_id.encode()), len(meta.reply_to_message_id)]
-    parts += [_varint(n) for n in ids]
-    for key, record in message.content.items():
-        parts.append(key)
-        if isinstance(record, ArrayRecord):
-            for name, array in record.items():
-                parts.append((name, array.dtype, len(str(array.shape)), len(array.shape), array.stype, _chunks(array)))
-                arrays.append(array)
-        else:
-            parts += [(name, *_size(value)) for name, value in record.items()]
-    return tuple(parts), arrays
+    lengths = len(meta.group_id.encode()), len(meta.reply_to_message_id)
+    return (meta.message_type, *lengths, *[_varint(n) for n in ids])
 
 
 def _size(value: object) -> tuple[object, ...]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
+from numpy.typing import NDArray
 
 from fl_sim import wire
 from fl_sim.runtime.app import PARTITION
@@ -29,6 +31,7 @@ class Cohorts:
     members: tuple[int, ...] | None = None
     _nodes: dict[int, int] = field(default_factory=dict)
     _partition_of: dict[int, int] = field(default_factory=dict)
+    _partitions: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
 
     def nodes(self, grid: Grid) -> Mapping[int, int]:
         """Partition -> node id, in partition order. Our Grids know it; other runtimes are asked once, by a query."""
@@ -40,18 +43,18 @@ class Cohorts:
                 found = {node: partition for node, partition in found.items() if partition in members}
             self._nodes = {partition: node for node, partition in sorted(found.items(), key=lambda pair: pair[1])}
             self._partition_of = dict(found)
+            self._partitions = np.array(list(self._nodes), dtype=np.int64)
         return self._nodes
 
-    def draw(self, number: int, purpose: Purpose, size: int, partitions: Sequence[int]) -> list[int]:
+    def draw(self, number: int, purpose: Purpose, size: int, partitions: NDArray[np.int64]) -> list[int]:
         """Partitions drawn for a round: a function of (seed, round, purpose) alone, sorted."""
         rng = numpy_generator(self.seed, number, purpose)
-        chosen = rng.choice(list(partitions), size=min(size, len(partitions)), replace=False)
-        return sorted(int(partition) for partition in chosen)
+        return sorted(rng.choice(partitions, size=min(size, len(partitions)), replace=False).tolist())
 
     def cohort(self, grid: Grid, number: int, purpose: Purpose, size: int) -> Cohort:
         """The clients drawn for a round of this Grid."""
         nodes = self.nodes(grid)
-        return [(partition, nodes[partition]) for partition in self.draw(number, purpose, size, list(nodes))]
+        return [(partition, nodes[partition]) for partition in self.draw(number, purpose, size, self._partitions)]
 
     def in_order(self, replies: Iterable[Message], cohort: Cohort) -> Iterator[tuple[int, Message]]:
         """(partition, reply) in the cohort's order. Early replies wait; our Grids send none early, others may send all."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from federation import run_tiny, tiny
@@ -41,7 +42,7 @@ def test_curves_of_clients_pool_to_those_of_all_their_images(tmp_path: Path) -> 
     with open_grid(experiment, federation) as grid:
         strategy._grid = grid
         answers = strategy.ask(strategy.state, measure, 9)
-    cohort = strategy.cohorts.draw(0, Purpose.CALIBRATION, 4, range(6))
+    cohort = strategy.cohorts.draw(0, Purpose.CALIBRATION, 4, np.arange(6))
     images = torch.cat([calibration(federation.data.train.subset(federation.parts[p]), 9) for p in cohort])
     counts = [count for _, count in answers]
     assert sum(counts) == len(images) <= 4 * 9

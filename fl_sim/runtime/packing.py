@@ -5,17 +5,24 @@ from __future__ import annotations
 import heapq
 from collections.abc import Sequence
 
+NEARLY = 1.02
+"""Longest of consecutive groups over their mean: reading replies while the last group still trains saves as much of a round."""
+
 
 def packed(costs: Sequence[float], *, workers: int, tasks: int, most: int) -> list[list[int]]:
     """Positions of `costs` in groups of about equal cost, each in ascending order and of at most `most`.
 
     As many groups as `tasks`, or more where `most` asks for it. They are consecutive, so that replies can be read in order
-    while later groups run; only where every worker gets a single group, which it finishes at the end in any case, does
-    balance come first: longest processing time (Graham, 1969), at most 4/3 of the best possible.
+    while later groups run. Where every worker gets a single group, balance comes first: longest processing time (Graham,
+    1969), at most 4/3 of the best possible, unless consecutive groups are `NEARLY` even.
     """
-    if tasks <= workers and len(costs) <= workers * most:
-        return _balanced(costs, min(workers, len(costs)), most)
-    return _consecutive(costs, tasks, most)
+    consecutive = _consecutive(costs, tasks, most)
+    if tasks > workers or len(costs) > workers * most:
+        return consecutive
+    count = min(workers, len(costs))
+    longest = max(sum(costs[position] for position in group) for group in consecutive)
+    even = len(consecutive) <= workers and longest <= NEARLY * sum(costs) / count
+    return consecutive if even else _balanced(costs, count, most)
 
 
 def _balanced(costs: Sequence[float], count: int, most: int) -> list[list[int]]:

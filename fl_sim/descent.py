@@ -29,21 +29,24 @@ class SGD:
     momentum: float = 0.0
     nesterov: bool = False
     weight_decay: float = 0.0
+    _values: list[Tensor] = field(init=False, repr=False)
     _velocity: dict[Tensor, Tensor] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        self._values = [p.detach() for p in self.parameters]  # the same memory; no graph to keep them out of
 
     def step(self, lr: float) -> None:
         """See `Descent.step`."""
-        found = [(p, p.grad) for p in self.parameters if p.grad is not None]
+        found = [(value, p.grad) for value, p in zip(self._values, self.parameters, strict=True) if p.grad is not None]
         if not found:
             return
-        moved: list[Tensor] = [p for p, _ in found]
+        moved = [value for value, _ in found]
         grads = [gradient for _, gradient in found]
-        with torch.no_grad():
-            if self.weight_decay:
-                grads = list(torch._foreach_add(grads, moved, alpha=self.weight_decay))
-            if self.momentum:
-                grads = self._accelerated(moved, grads)
-            torch._foreach_add_(moved, grads, alpha=-lr)
+        if self.weight_decay:
+            grads = list(torch._foreach_add(grads, moved, alpha=self.weight_decay))
+        if self.momentum:
+            grads = self._accelerated(moved, grads)
+        torch._foreach_add_(moved, grads, alpha=-lr)
 
     def _accelerated(self, moved: list[Tensor], grads: list[Tensor]) -> list[Tensor]:
         old = [(p, g) for p, g in zip(moved, grads, strict=True) if p in self._velocity]

@@ -249,7 +249,7 @@ def local_sgd(
                 CLIPS[settings.clip](own, extra, settings.clip_norm)
             optimizer.step(settings.lr * schedule(step / steps))
             project()
-            total += value.detach() * len(batch[1])
+            total.add_(value.detach(), alpha=len(batch[1]))
             seen += len(batch[1])
     mean = float(total) / seen
     check_converged(mean, steps, settings.lr)

@@ -152,6 +152,11 @@ def test_tasks_are_a_partition_of_the_round(costs: list[float], workers: int, ta
         )
 
 
+def test_even_groups_are_consecutive_and_others_balanced() -> None:
+    assert packed([1.0] * 10, workers=2, tasks=2, most=32) == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
+    assert packed([3.0, 3.0, 1.0, 1.0], workers=2, tasks=2, most=32) == [[0, 2], [1, 3]]
+
+
 @given(costs=st.lists(st.floats(0.001, 1), min_size=2, max_size=8))
 def test_one_task_a_worker_is_nearly_the_best_balance(costs: list[float]) -> None:
     """Graham's bound for two machines, against every way to share the clients: 7/6."""
@@ -200,11 +205,14 @@ def test_tasks_are_at_the_workers_before_a_reply_is_asked_for() -> None:
     assert len(list(replies)) == 9
 
 
-def test_costs_are_the_last_time_or_else_by_samples() -> None:
+def test_costs_are_by_samples_until_a_node_shows_its_own() -> None:
     costs = Costs([10, 20, 40])
     assert [costs.expect("train", p) for p in range(3)] == [10, 20, 40]
     costs.learn("train", 0, 5.0)
     assert [costs.expect("train", p) for p in range(3)] == [5.0, 10.0, 20.0]
-    costs.learn("train", 1, 1.0)
-    assert costs.expect("train", 1) == 1.0
-    assert costs.expect("evaluate", 1) == 20
+    assert costs.expect("evaluate", 0) == 10  # another kind of work has its own times
+    costs.learn("train", 1, 30.0)  # three times as long as its samples say: half of it is believed, then more
+    assert costs.expect("train", 1) == 20.0
+    for _ in range(6):
+        costs.learn("train", 1, 30.0)
+    assert costs.expect("train", 1) == pytest.approx(30.0, rel=0.01)

@@ -48,15 +48,16 @@ class Finished:
 
 @dataclass
 class Costs:
-    """Seconds that a node's work of one kind will take: as last time; before that, by its samples (`sizes`)."""
+    """Seconds that a node's work of one kind will take: by its samples (`sizes`), and by its own times as they come in."""
 
     sizes: Sequence[int]
     _seconds: dict[tuple[str, int], float] = field(default_factory=dict)
     _totals: dict[str, tuple[float, int]] = field(default_factory=dict)
 
     def learn(self, kind: str, partition: int, seconds: float) -> None:
-        """A node took that long."""
-        self._seconds[kind, partition] = seconds
+        """A node took that long: half of that counts, half of what was expected, since one time alone is mostly noise."""
+        expected = self.expect(kind, partition) if kind in self._totals else seconds
+        self._seconds[kind, partition] = (expected + seconds) / 2
         spent, samples = self._totals.get(kind, (0.0, 0))
         self._totals[kind] = spent + seconds, samples + self._size(partition)
 

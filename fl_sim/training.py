@@ -144,8 +144,7 @@ class Training:
         trainable: Iterable[str] | None = None,
     ) -> Metrics:
         """Train with these hyper-parameters; see `local_sgd`."""
-        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return local_sgd(model, data, loss, mask=mask, rng=rng, trainable=trainable, **fields)
+        return _descend(self, model, data, loss, mask, rng, trainable)
 
 
 def _sgd(parameters: list[nn.Parameter], options: Training) -> Descent:
@@ -224,7 +223,18 @@ def local_sgd(
     Raises:
         TrainingDiverged: the mean loss is not finite.
     """
-    settings = Training(**options)  # type: ignore[arg-type]
+    return _descend(Training(**options), model, data, loss, mask, rng, trainable)  # type: ignore[arg-type]
+
+
+def _descend(
+    settings: Training,
+    model: nn.Module,
+    data: Split,
+    loss: Loss,
+    mask: Mask | None,
+    rng: torch.Generator | None,
+    trainable: Iterable[str] | None,
+) -> Metrics:
     precision = PRECISIONS[settings.precision]
     if not all(module.training for module in model.modules()):  # to ask costs a fifth of setting it
         model.train()

@@ -156,7 +156,7 @@ class SparseStrategy(Strategy):
         if self.state.round == 0:
             self.state = masked(self.state, None, adjust_mask=self.method.adjust_mask, calibrate=self._calibrate)
         number = self.state.round + 1
-        self._cohort = self.cohorts.cohort(grid, number, Purpose.COHORT, self.setup.cohort_size)
+        self._cohort = self._cohort_of(number)
         scalars = {
             **self.method.config,
             **{k: v for k, v in config.items() if isinstance(v, (bool, int, float, str, bytes))},
@@ -168,6 +168,7 @@ class SparseStrategy(Strategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         self.sender.sent()
+        self._cohort_of(self.state.round + 2)  # drawn while clients train, not when they wait for the next round
         start = replace(self.state, params=self.sender.start(self.state.params))
         arriving = self.receiver.updates(start, self._cohort, replies, self.round_log)
         updates, refine = self.method.teach(self.setup, start, arriving)
@@ -185,6 +186,10 @@ class SparseStrategy(Strategy):
                 f"round {self.state.round}: the aggregate overflows; strategy.clip bounds what clients can do"
             )
         return ArrayRecord(), MetricRecord({**self.round_log.metrics})
+
+    def _cohort_of(self, number: int) -> Cohort:
+        assert self._grid is not None
+        return self.cohorts.cohort(self._grid, number, Purpose.COHORT, self.setup.cohort_size)
 
     @property
     def _calibrate(self) -> Callable[[ServerState], MaskRule] | None:

@@ -31,6 +31,7 @@ class Cohorts:
     members: tuple[int, ...] | None = None
     _nodes: dict[int, int] = field(default_factory=dict)
     _partition_of: dict[int, int] = field(default_factory=dict)
+    _last: tuple[tuple[int, Purpose, int] | None, Cohort] = (None, ())
     _partitions: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
 
     def nodes(self, grid: Grid) -> Mapping[int, int]:
@@ -52,9 +53,12 @@ class Cohorts:
         return sorted(rng.choice(partitions, size=min(size, len(partitions)), replace=False).tolist())
 
     def cohort(self, grid: Grid, number: int, purpose: Purpose, size: int) -> Cohort:
-        """The clients drawn for a round of this Grid."""
-        nodes = self.nodes(grid)
-        return [(partition, nodes[partition]) for partition in self.draw(number, purpose, size, self._partitions)]
+        """The clients drawn for a round of this Grid; the last one asked for is remembered."""
+        nodes, key = self.nodes(grid), (number, purpose, size)
+        if self._last[0] != key:
+            drawn = self.draw(number, purpose, size, self._partitions)
+            self._last = key, [(partition, nodes[partition]) for partition in drawn]
+        return self._last[1]
 
     def in_order(self, replies: Iterable[Message], cohort: Cohort) -> Iterator[tuple[int, Message]]:
         """(partition, reply) in the cohort's order. Early replies wait; our Grids send none early, others may send all."""

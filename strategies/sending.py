@@ -43,7 +43,7 @@ class Sender:
     def messages(self, task: Task, cohort: Cohort, kind: str, log: RoundLog) -> list[Message]:
         """One message per client of the cohort; clients that hold the same share one payload. `log` takes the bytes.
 
-        `sent` books them, when workers have them: booking a cohort takes as long as a small client's training.
+        `sent` books them, when workers have them: booked before, they would keep every worker waiting.
         """
         prepared: dict[tuple[int, wire.Frozen | None], tuple[RecordDict, Description, Form]] = {}
         schema, parcel_for = self.exchange.schema, self._parcels(task, kind)
@@ -63,8 +63,8 @@ class Sender:
             content, described, form = prepared[key]
             messages.append(Message(content, node, kind, group_id=str(task.round)))
             log.down_bytes[client] = sum(described.sections.values())
-            book = partial(self._book, task.round, client, messages[-1], described, form, parcel.mask)
-            self._unbooked.append(partial(book, PHASES.get(kind, "query")))
+            book = partial(self._book, kind, task.round, client, messages[-1], described, form, parcel.mask)
+            self._unbooked.append(book)
         return messages
 
     def sent(self) -> None:
@@ -75,16 +75,16 @@ class Sender:
 
     def _book(
         self,
+        kind: str,
         number: int,
         client: int,
         message: Message,
         described: Description,
         form: Form,
         mask: Mask | None,
-        phase: str,
     ) -> None:
-        self.books.book("down", number, client, message, described, phase=phase, form=form)
-        if phase == PHASES[MessageType.TRAIN]:
+        self.books.book("down", number, client, message, described, phase=PHASES.get(kind, "query"), form=form)
+        if kind == MessageType.TRAIN:
             self.books.record("down", number, client, described, mask)
 
     def _parcels(self, task: Task, kind: str) -> Callable[[int, Mask | None], Parcel]:

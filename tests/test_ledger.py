@@ -19,6 +19,7 @@ from fl_sim.codecs import Description
 from fl_sim.federation import Federation
 from fl_sim.ledger import TYPES, WORDS, Ledger
 from fl_sim.method import build_strategy
+from fl_sim.runtime.protocol import protocol_bytes
 from fl_sim.simulation import open_grid
 from fl_sim.types import UserError
 
@@ -255,13 +256,17 @@ def test_the_ledger_equals_the_bytes_of_the_messages(tmp_path: Path, overrides: 
     """Listen on the grid itself, on what really goes in and out, over three rounds."""
     experiment = tiny(tmp_path, *overrides)
     federation, ledger, moved = Federation.build(experiment), Ledger(), {"down": 0, "up": 0}
+    counted: dict[tuple[str], int] = {("down",): 0, ("up",): 0}
     with open_grid(experiment, federation) as grid:
         strategy = build_strategy(federation, ledger)
         for number in (1, 2, 3):
             messages = list(strategy.configure_train(number, ArrayRecord(), ConfigRecord(), grid))
             moved["down"] += sum(wire.array_bytes(m.content) for m in messages)
+            counted["down",] += sum(protocol_bytes(m, direction="down") for m in messages)
             replies = list(grid.send_and_receive(messages))
             moved["up"] += sum(wire.array_bytes(m.content) for m in replies)
+            counted["up",] += sum(protocol_bytes(m, direction="up") for m in replies)
             strategy.aggregate_train(number, replies)
     assert ledger.sent == moved
     assert ledger.total() == {(): moved["down"] + moved["up"]}
+    assert ledger.total(by=("direction",), column="protocol_bytes") == counted

@@ -6,7 +6,8 @@ import heapq
 from collections.abc import Sequence
 
 NEARLY = 1.02
-"""Longest of consecutive groups over their mean: reading replies while the last group still trains saves as much of a round."""
+"""Longest of consecutive groups over their mean. Reading replies while the last group trains saves a percent or two of a
+short round, so more imbalance than that would lose what it gains."""
 
 
 def packed(costs: Sequence[float], *, workers: int, tasks: int, most: int) -> list[list[int]]:

@@ -11,36 +11,17 @@ fixed order of updates make the result independent of engine and workers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
-from typing import NamedTuple
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from fl_sim.codecs import Schema
+from fl_sim.kernels import add_scaled, add_sent
 from fl_sim.types import Params, Update
 from strategies.server_step import ServerState
-
-PENDING, PIECE = 2, 1 << 16
-"""Updates that are folded together, and float64 coordinates of a piece (512 kB): the fold is bound by memory traffic, and a
-piece of the sums and its scratch stay in a core's own cache."""
-
-
-class _Addend(NamedTuple):
-    """An update that waits: its values, float32 in schema order; which prunable ones of them were sent; its weight; and values
-    and what was sent of them in pieces."""
-
-    flat: Tensor
-    alive: Tensor | None
-    weight: float
-    values: Sequence[Tensor]
-    sent: Sequence[Tensor]
-
-    def piece(self, at: int) -> Tensor:
-        """Values of a piece, 0 where nothing was sent."""
-        return self.values[at] if self.alive is None else torch.where(self.sent[at], self.values[at], 0.0)
 
 
 @dataclass
@@ -61,7 +42,6 @@ class Sums:
     squares: Tensor
     covered: Tensor | None = None
     weight: float = 0.0
-    _pending: list[_Addend] = field(default_factory=list)
 
     @classmethod
     def zeros(cls, schema: Schema) -> Sums:
@@ -70,49 +50,23 @@ class Sums:
         total, squares = (torch.zeros(size, dtype=torch.float64) for size in (schema.size, len(means)))
         return cls(schema, means, total, squares)
 
-    @cached_property
-    def _sizes(self) -> list[int]:
-        return [min(PIECE, len(self.total) - at) for at in range(0, len(self.total), PIECE)]
-
-    @cached_property
-    def _pieces(self) -> list[tuple[Tensor, Tensor]]:
-        """Each piece of the sums, and scratch of its size: without it, adding float32 to float64 allocates it every time."""
-        scratch = torch.empty(max(self._sizes, default=0), dtype=torch.float64)
-        return [(piece, scratch[: len(piece)]) for piece in self.total.split_with_sizes(self._sizes)]
-
     def add(self, update: Update) -> None:
         """Fold one update, in the order of the calls."""
-        flat, alive = self.schema.flat(update.params), None
-        sent: Sequence[Tensor] = ()
-        if update.mask is not None:
-            alive = self.schema.flat_mask(update.mask)
-            others = torch.ones(len(flat) - len(alive), dtype=torch.bool)
-            sent = torch.cat([alive, others]).split_with_sizes(self._sizes)
-            if self.covered is None:
-                self._fold_pending()
-                self.covered = torch.full((self.schema.prunable_size,), self.weight, dtype=torch.float64)
-        self.weight += update.num_examples
-        values = flat.split_with_sizes(self._sizes)  # `split` is a function of Python, and costs three times as much
-        self._pending.append(_Addend(flat, alive, float(update.num_examples), values, sent))
-        if len(self._pending) == PENDING:
-            self._fold_pending()
-
-    def _fold_pending(self) -> None:
-        """Add what waits, piece by piece: a piece of the sums stays in the cache for all updates that wait."""
-        pending, self._pending = self._pending, []
-        for at, (piece, wide) in enumerate(self._pieces if pending else ()):
-            for addend in pending:
-                piece.add_(wide.copy_(addend.piece(at)), alpha=addend.weight)
-        for addend in pending:
+        flat, weight, count = self.schema.flat(update.params), float(update.num_examples), self.schema.prunable_size
+        total, values = self.total.numpy(), flat.numpy()
+        if update.mask is None:
+            add_scaled(total, values, weight)
             if self.covered is not None:
-                self.covered.add_(addend.weight if addend.alive is None else addend.alive * addend.weight)
-            if len(self.means):
-                self.squares.add_(addend.flat.index_select(0, self.means).double().square_(), alpha=addend.weight)
-
-    def done(self) -> Sums:
-        """The complete sums."""
-        self._fold_pending()
-        return self
+                self.covered += weight
+        else:
+            if self.covered is None:
+                self.covered = torch.full((count,), self.weight, dtype=torch.float64)
+            sent = self.schema.flat_mask(update.mask).numpy()
+            add_sent(total[:count], self.covered.numpy(), values[:count], sent, weight)
+            add_scaled(total[count:], values[count:], weight)
+        if len(self.means):
+            self.squares.add_(flat.index_select(0, self.means).double().square_(), alpha=weight)
+        self.weight += weight
 
 
 def _finish(sums: Sums, mean: Tensor) -> Params:
@@ -128,7 +82,7 @@ def _folded(state: ServerState, updates: Iterable[Update]) -> Sums:
     sums = Sums.zeros(state.schema)
     for update in updates:
         sums.add(update)
-    return sums.done()
+    return sums
 
 
 def coverage_mean(state: ServerState, updates: Iterable[Update]) -> Params:

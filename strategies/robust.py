@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fl_sim.codecs import Schema
 from fl_sim.types import Params, Update, UserError
-from strategies.aggregation import PIECE, coverage_mean
+from strategies.aggregation import coverage_mean
 from strategies.server_step import Aggregate, ServerState
 
 
@@ -66,6 +66,9 @@ def is_statistic(schema: Schema) -> Tensor:
     """Flat bool: BatchNorm statistics; a copy."""
     return _statistics(schema).clone()
 
+
+PIECE = 1 << 16
+"""Coordinates of all clients that are sorted together."""
 
 Pick = Callable[[Tensor, Tensor], Tensor]
 """(values (K, n) float32, sorted along clients, +inf where absent; how many are present (n,) int64) -> (n,) float64.

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fl_sim import kernels
 from fl_sim.codecs import Schema
 from fl_sim.types import FlatParams, Mask, Params, Update
 from strategies import aggregation
@@ -68,17 +69,15 @@ def test_mean_of_equals_is_identity(aggregate) -> None:
 
 @AGGREGATES
 @pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize(("pending", "piece"), [(1, 1), (2, 4), (3, 5), (9, 7)])
-def test_pieces_and_waiting_change_no_bit(
-    aggregate, masked: bool, pending: int, piece: int, monkeypatch: pytest.MonkeyPatch
+def test_a_fold_without_a_compiler_gives_the_same_bits(
+    aggregate, masked: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    updates = [Update(params(i), 3 + i, mask(i) if masked and i else None) for i in range(5)]
-    whole = aggregate(state(), updates)
-    assert sum(value.numel() for value in whole.values()) < aggregation.PIECE
-    monkeypatch.setattr(aggregation, "PENDING", pending)
-    monkeypatch.setattr(aggregation, "PIECE", piece)
-    cut = aggregate(state(), updates)
-    assert all(torch.equal(cut[name], whole[name]) for name in SHAPES)
+    updates = [Update(params(i), 3 + i, mask(i) if masked and i != 1 else None) for i in range(5)]
+    chosen = aggregate(state(), updates)
+    monkeypatch.setattr(aggregation, "add_scaled", kernels.reference.add_scaled)
+    monkeypatch.setattr(aggregation, "add_sent", kernels.reference.add_sent)
+    plain = aggregate(state(), updates)
+    assert all(torch.equal(plain[name], chosen[name]) for name in SHAPES)
 
 
 def test_disjoint_masks_copy_each_owner_and_keep_the_rest() -> None:

@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 
 LAYERS = [
-    {"fl_sim.types", "fl_sim.errors", "fl_sim.seeding", "fl_sim.lookup", "fl_sim.files", "fl_sim.parquet"},
+    {
+        "fl_sim.types",
+        "fl_sim.errors",
+        "fl_sim.seeding",
+        "fl_sim.lookup",
+        "fl_sim.files",
+        "fl_sim.parquet",
+        "fl_sim.kernels",
+    },
     {"fl_sim.sparsity", "fl_sim.losses", "fl_sim.fidelity", "fl_sim.codecs"},
     {
         "fl_sim.training",

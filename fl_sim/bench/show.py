@@ -1,4 +1,4 @@
-"""Benchmark results with the header that makes them results: processor, threads, versions."""
+"""Benchmark results with the header that makes them results: processor, threads, versions, form of the kernels."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from fl_sim import kernels
+
 if TYPE_CHECKING:
     from fl_sim import study
     from fl_sim.bench import additivity, codec, cohort, density, inference, pruning
@@ -30,7 +32,8 @@ def header() -> dict[str, str]:
         (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
     )
     packages = {name: version(name) for name in ("torch", "flwr", "ray", "numpy", "constriction", "zstandard")}
-    return {"processor": processor, "cpus": str(os.cpu_count()), "python": platform.python_version(), **packages}
+    machine = {"processor": processor, "cpus": str(os.cpu_count()), "python": platform.python_version()}
+    return {**machine, **packages, "kernels": kernels.FORM}
 
 
 def show(console: Console, results: Mapping[str, float | str], *, as_json: bool) -> None:

@@ -1,0 +1,30 @@
+"""What the kernels compute, in NumPy."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def add_scaled(total: NDArray[np.float64], values: NDArray[np.float32], weight: float, /) -> None:
+    """`total += weight * values` in float64, in place; 1-D, equally long."""
+    total += np.multiply(values, weight, dtype=np.float64)
+
+
+def add_sent(
+    total: NDArray[np.float64],
+    covered: NDArray[np.float64],
+    values: NDArray[np.float32],
+    sent: NDArray[np.bool_],
+    weight: float,
+    /,
+) -> None:
+    """The same where `sent`; there, `covered += weight`. All values are finite."""
+    share = np.multiply(sent, weight, dtype=np.float64)
+    total += share * values
+    covered += share
+
+
+def all_finite(values: NDArray[np.float32], /) -> bool:
+    """Whether no value of a 1-D array is NaN or infinite."""
+    return bool(np.isfinite(values).all())

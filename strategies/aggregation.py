@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from fl_sim.codecs import Schema
-from fl_sim.kernels import add_scaled, add_sent
+from fl_sim.kernels import add_scaled, add_sent, add_squares
 from fl_sim.types import Params, Update
 from strategies.server_step import ServerState
 
@@ -52,8 +52,8 @@ class Sums:
 
     def add(self, update: Update) -> None:
         """Fold one update, in the order of the calls."""
-        flat, weight, count = self.schema.flat(update.params), float(update.num_examples), self.schema.prunable_size
-        total, values = self.total.numpy(), flat.numpy()
+        values, total = self.schema.flat(update.params).numpy(), self.total.numpy()
+        weight, count = float(update.num_examples), self.schema.prunable_size
         if update.mask is None:
             add_scaled(total, values, weight)
             if self.covered is not None:
@@ -64,8 +64,7 @@ class Sums:
             sent = self.schema.flat_mask(update.mask).numpy()
             add_sent(total[:count], self.covered.numpy(), values[:count], sent, weight)
             add_scaled(total[count:], values[count:], weight)
-        if len(self.means):
-            self.squares.add_(flat.index_select(0, self.means).double().square_(), alpha=weight)
+        add_squares(self.squares.numpy(), values, self.means.numpy(), weight)
         self.weight += weight
 
 
@@ -82,6 +81,7 @@ def _folded(state: ServerState, updates: Iterable[Update]) -> Sums:
     sums = Sums.zeros(state.schema)
     for update in updates:
         sums.add(update)
+        del update
     return sums
 
 

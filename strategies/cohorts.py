@@ -67,6 +67,7 @@ class Cohorts:
         head, _ = next(due, (None, None))
         for reply in replies:
             waiting[self._partition_of[reply.metadata.src_node_id]] = reply
+            del reply  # whoever takes it may be done with it before the next one comes
             while head is not None and head in waiting:
                 yield head, waiting.pop(head)
                 head, _ = next(due, (None, None))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Iterable, Iterator
 
@@ -52,7 +53,8 @@ class Receiver:
             RoundFailed, UserError: see `RoundLog.require_enough`.
         """
         number = start.round + 1
-        for answered, (client, reply) in enumerate(self.cohorts.in_order(replies, cohort), start=1):
+        answered = itertools.count(1)
+        for client, reply in self.cohorts.in_order(replies, cohort):
             try:
                 update = self._update(start, client, reply, round_log)
             except Unusable as problem:
@@ -61,7 +63,9 @@ class Receiver:
                 self.sender.received(client, start.mask)
                 round_log.add(update.num_examples, update.metrics)
                 yield update
-            self.setup.on_reply(answered, len(cohort))
+                del update  # it was folded: its bytes are free while the next client trains
+            del reply
+            self.setup.on_reply(next(answered), len(cohort))
         if self.network is not None:
             missing = round_log.replies < len(cohort)
             self.simulated_s += self.network.round_s(round_log.finished_s, missing=missing)

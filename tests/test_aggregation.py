@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Iterator
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -78,6 +81,19 @@ def test_a_fold_without_a_compiler_gives_the_same_bits(
     monkeypatch.setattr(aggregation, "add_sent", kernels.reference.add_sent)
     plain = aggregate(state(), updates)
     assert all(torch.equal(plain[name], chosen[name]) for name in SHAPES)
+
+
+@AGGREGATES
+def test_an_update_is_given_back_before_the_next_is_asked_for(aggregate) -> None:
+    def arriving() -> Iterator[Update]:
+        last: list[weakref.ref[torch.Tensor]] = []
+        for seed in range(3):
+            assert all(ref() is None for ref in last)
+            made = [Update(params(seed), 1)]
+            last.append(weakref.ref(made[0].params["bn.weight"]))
+            yield made.pop()
+
+    aggregate(state(), arriving())
 
 
 def test_disjoint_masks_copy_each_owner_and_keep_the_rest() -> None:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+import struct
 
 import numpy as np
 import payloads
 import pytest
 import torch
+import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fl_sim import codecs
 from fl_sim.codecs import CorruptPayload, Schema, decode, describe, encode, mask_hash
+from fl_sim.codecs.bits import varint
+from fl_sim.codecs.tensor_coding import PIECE
 from fl_sim.types import FlatMask, FlatParams, Mask, Params
 
 DTYPES = [
@@ -241,6 +245,69 @@ def test_nan_and_infinity_are_refused_by_name(bad: float, name: str) -> None:
     case.params[name].view(-1)[3] = bad
     with pytest.raises(ValueError, match=name):
         case.encode()
+
+
+LONG = 3 * PIECE + 5
+EDGES = [0, 1, PIECE - 1, PIECE, 2 * PIECE + 17, LONG - 1, LONG, LONG + 2]
+
+
+def several_pieces() -> tuple[Params, Schema]:
+    """Four pieces of prunable values, and three values behind them."""
+    params = {**payloads.params_of({"w": torch.Size([LONG]), "b": torch.Size([3])})}
+    return params, Schema.of(params, ["w"])
+
+
+def sealed(data: bytes) -> bytes:
+    """The payload with its checksum made right."""
+    return data[:-4] + struct.pack("<I", xxhash.xxh3_64_intdigest(data[:-4]) & 0xFFFFFFFF)
+
+
+@pytest.mark.parametrize("at", EDGES)
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_no_special_value_hides_in_any_piece_of_a_complete_payload(at: int, bad: float) -> None:
+    params, schema = several_pieces()
+    good = encode(params, None, schema=schema)
+    name, index = ("w", at) if at < LONG else ("b", at - LONG)
+    params[name][index] = bad
+    with pytest.raises(ValueError, match=name):
+        encode(params, None, schema=schema)
+    body = len(good) - 4 - schema.nbytes
+    forged = good[: body + 4 * at] + struct.pack("<f", bad) + good[body + 4 * at + 4 :]
+    with pytest.raises(CorruptPayload, match="checksum"):
+        decode(forged, schema=schema)
+    for data in (sealed(forged), memoryview(sealed(forged))):
+        with pytest.raises(CorruptPayload, match="NaN or infinite"):
+            decode(data, schema=schema)
+
+
+def test_every_flipped_byte_of_a_complete_payload_is_noticed() -> None:
+    params, schema = several_pieces()
+    good = encode(params, None, schema=schema)
+    assert sealed(good) == good
+    assert torch.equal(decode(good, schema=schema)[0]["b"], params["b"])
+    body = len(good) - 4 - schema.nbytes
+    for at in [*range(body), *(body + 4 * edge for edge in EDGES), *range(len(good) - 4, len(good))]:
+        spoiled = bytearray(good)
+        spoiled[at] ^= 1
+        with pytest.raises(CorruptPayload):
+            decode(bytes(spoiled), schema=schema)
+
+
+def test_sections_of_a_complete_payload_cannot_change_their_borders() -> None:
+    params, schema = several_pieces()
+    good = encode(params, None, schema=schema)
+    sizes = [LONG, 0, 4 * LONG, 12, 0, 0]
+    told = b"".join(map(varint, sizes))
+    assert told in good[: len(good) - 4 - schema.nbytes]
+    for count, change in ((0, (0, 0, 0, 0, 0)), (-1, (0, 0, 0, 0, 0)), (0, (0, -4, 4, 0, 0)), (0, (4, -4, 0, 0, 0))):
+        other = [sizes[0] + count, *(size + by for size, by in zip(sizes[1:], change, strict=True))]
+        forged = sealed(good.replace(told, b"".join(map(varint, other)), 1))
+        if other == sizes:
+            decode(forged, schema=schema)
+        else:
+            assert len(forged) == len(good)
+            with pytest.raises(CorruptPayload, match="another length"):
+                decode(forged, schema=schema)
 
 
 def test_values_whose_squares_overflow_are_legal() -> None:

@@ -1,7 +1,13 @@
-"""Who takes part: drawn from the seed for each round, purpose and size, whatever was asked before."""
+"""Who takes part: drawn from the seed for each round, purpose and size, whatever was asked before; replies are not kept."""
 
 from __future__ import annotations
 
+import weakref
+from pathlib import Path
+
+import pytest
+from federation import run_tiny
+from flwr.app import Message
 from flwr.clientapp import ClientApp
 
 from fl_sim.runtime.inline import InlineGrid
@@ -25,3 +31,19 @@ def test_a_cohort_depends_on_round_purpose_and_size_and_not_on_what_was_asked_be
         assert answer == sorted(answer)
         assert len(answer) == question[2]
         assert all(grid.partitions[node] == partition for partition, node in answer)
+
+
+def test_a_reply_is_given_back_before_the_next_client_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory for one reply, whatever the cohort; the next one is encoded where the last one was."""
+    made: list[weakref.ref[Message]] = []
+    run_one = InlineGrid._run_one
+
+    def watched(grid: InlineGrid, message: Message) -> Message:
+        assert all(reply() is None for reply in made)
+        reply = run_one(grid, message)
+        made.append(weakref.ref(reply))
+        return reply
+
+    monkeypatch.setattr(InlineGrid, "_run_one", watched)
+    run_tiny(tmp_path, "model.name=mlp", "rounds=1")
+    assert len(made) == 4

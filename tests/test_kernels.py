@@ -72,6 +72,28 @@ def test_both_forms_agree_bit_for_bit_whatever_the_weight(seed: int, size: int, 
 
 
 @FORMS
+@given(seed=st.integers(0, 2**32 - 1), size=st.integers(1, BEYOND), weight=st.integers(1, 2**20))
+@settings(deadline=None)
+def test_squares_are_those_of_python_floats(form, seed: int, size: int, weight: int) -> None:
+    total, _, values, _ = drawn(seed, size)
+    values = np.where(np.abs(values) < 1e15, values, np.float32(2.0))
+    positions = np.random.default_rng(seed).integers(0, size, size)
+    old = total.tolist()
+    form.add_squares(total, values, positions, float(weight))
+    picked = values[positions].tolist()
+    assert total.tolist() == [a + weight * (b * b) for a, b in zip(old, picked, strict=True)]
+
+
+@FORMS
+@pytest.mark.parametrize("position", [5, 2**40, -6])
+def test_a_position_outside_the_values_is_refused_before_anything_is_added(form, position: int) -> None:
+    total = np.zeros(3)
+    with pytest.raises(IndexError):
+        form.add_squares(total, np.ones(5, np.float32), np.array([0, 1, position]), 1.0)
+    assert not total.any()
+
+
+@FORMS
 @given(values=st.lists(FLOATS, max_size=BEYOND), where=st.integers(0, BEYOND), sign=st.booleans())
 @settings(deadline=None)
 def test_one_special_value_is_found_wherever_it_is(form, values: list[float], where: int, sign: bool) -> None:
@@ -149,3 +171,12 @@ def test_what_is_no_array_of_the_right_kind_and_length_is_refused(change: dict[i
         with pytest.raises((TypeError, ValueError, BufferError)):
             kernels.all_finite(bad[2])
     kernels.add_sent(*good)
+
+
+@pytest.mark.skipif(kernels.FORM != "compiled", reason="no C compiler here")
+@pytest.mark.parametrize(
+    "positions", [np.zeros(4, np.int64), np.zeros(3, np.int32), np.zeros(3), np.zeros(6, np.int64)[::2], [0, 1, 2]]
+)
+def test_positions_of_another_kind_or_length_are_refused(positions: object) -> None:
+    with pytest.raises((TypeError, ValueError, BufferError)):
+        kernels.add_squares(np.zeros(3), np.ones(5, np.float32), positions, 1.0)

@@ -13,8 +13,8 @@ The checksum guards against accidents; an adversary can always encode legal valu
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -24,11 +24,12 @@ from torch import Tensor
 
 from fl_sim.codecs import mask_coding, tensor_coding
 from fl_sim.codecs.bits import Reader, floor_bits, varint
+from fl_sim.codecs.description import Description
 from fl_sim.codecs.errors import CorruptPayload
 from fl_sim.codecs.mask_coding import MODES, Layout
 from fl_sim.codecs.mixed_coding import Mixed
 from fl_sim.codecs.schema import KINDS, Schema
-from fl_sim.codecs.value_coding import BY_ID, EXACT, VALUES, ValueCoder
+from fl_sim.codecs.value_coding import BY_ID, EXACT, VALUES, ValueCoder, raw
 from fl_sim.types import Mask, Params
 
 HEAD = struct.Struct("<4sBBBB8s")
@@ -41,54 +42,6 @@ NAMES = {NONE: "none", HELD: "held", **{mode.id: name for name, mode in MODES.it
 MIXED = "mixed"
 TYPES = {**BY_ID, Mixed.id: MIXED}
 SECTIONS = ("mask", "values", "dense", "buffers", "auxiliary")
-
-
-@dataclass(frozen=True)
-class Description:
-    """What a payload's bytes are.
-
-    Attributes:
-        sections: bytes of mask, values, dense, buffers, auxiliary and header; they sum to the payload's length.
-        nnz: prunable values sent.
-        dense_bytes: bytes of the same tensors sent complete, in their own dtypes, by section.
-        entropy_bytes: log2 C(n, k) over the coded mask segments, in bytes; 0 where no mask travels.
-        mask_mode, values: names of how mask and values are coded.
-    """
-
-    sections: dict[str, int]
-    nnz: int
-    dense_bytes: dict[str, int]
-    entropy_bytes: float
-    mask_mode: str
-    values: str
-
-    @classmethod
-    def opaque(cls, size: int) -> Description:
-        """Bytes that are no payload, booked as header."""
-        return cls({"header": size}, 0, {}, 0.0, "none", "none")
-
-    @classmethod
-    def of_several(cls, parts: Sequence[Description], *, framing: int) -> Description:
-        """Payloads that travel as one message about the same tensors; `framing` bytes around them are booked as header."""
-        names = dict.fromkeys(name for part in parts for name in (*part.sections, *part.dense_bytes))
-        sections = {name: sum(part.sections.get(name, 0) for part in parts) for name in names}
-        sections["header"] = sections.get("header", 0) + framing
-        dense = {
-            name: max(part.dense_bytes.get(name, 0) for part in parts) for name in names if name in parts[0].dense_bytes
-        }
-        first = parts[0]
-        return cls(
-            {name: size for name, size in sections.items() if size or dense.get(name)},
-            sum(part.nnz for part in parts),
-            dense,
-            sum(part.entropy_bytes for part in parts),
-            first.mask_mode,
-            first.values,
-        )
-
-    def with_auxiliary(self, size: int) -> Description:
-        """The same message with `size` more bytes of another array, booked as auxiliary."""
-        return replace(self, sections={**self.sections, "auxiliary": self.sections.get("auxiliary", 0) + size})
 
 
 def _layout(schema: Schema) -> Layout:
@@ -125,19 +78,41 @@ def encode(
     coder = VALUES[values] if isinstance(values, str) else _mixed(alive, schema, tuple(values))
     before = None if held is None else schema.flat_mask(held)
     mode, mask_bytes = _encode_mask(alive, before, schema)
-    sent = schema.prunable_size if alive is None else int(np.count_nonzero(alive.numpy()))
-    body = tensor_coding.encode(params, alive, schema=schema, coder=coder, seed=seed)
-    parts: list[bytes | memoryview] = [mask_bytes, *body]
-    relative = mode == HELD or (mode in NAMES and mode > HELD and MODES[NAMES[mode]].relative)
     head = HEAD.pack(MAGIC, VERSION, coder.id, mode, 0, schema.hash)
-    if relative and before is not None:
+    if before is not None and _is_relative(mode):
         head += mask_coding.flat_hash(before)
-    head += b"".join(varint(n) for n in (sent, *(len(part) for part in parts)))
-    head += bytes(-len(head) % ALIGNMENT)
+    if alive is None and coder.id == VALUES[EXACT].id and schema.is_flat:
+        return _encode_dense(head, params, schema)
+    sent = schema.prunable_size if alive is None else int(np.count_nonzero(alive.numpy()))
+    parts = [mask_bytes, *tensor_coding.encode(params, alive, schema=schema, coder=coder, seed=seed)]
+    head = _with_lengths(head, sent, map(len, parts))
     check = xxhash.xxh3_64(head)
     for part in parts:
         check.update(part)
-    return b"".join([head, *parts, CHECK.pack(check.intdigest() & 0xFFFFFFFF)])
+    return b"".join([head, *parts, _last(check)])
+
+
+def _encode_dense(head: bytes, params: Params, schema: Schema) -> bytes:
+    """A complete float32 vector is the body as it is."""
+    values = schema.flat(params).numpy()
+    head = _with_lengths(head, schema.prunable_size, (0, *schema.section_bytes.values()))
+    check = xxhash.xxh3_64(head)
+    if not tensor_coding.swept(check, values):
+        tensor_coding.refuse(params, schema)
+    return b"".join([head, raw(values), _last(check)])
+
+
+def _with_lengths(head: bytes, sent: int, lengths: Iterable[int]) -> bytes:
+    head += b"".join(map(varint, (sent, *lengths)))
+    return head + bytes(-len(head) % ALIGNMENT)
+
+
+def _last(check: xxhash.xxh3_64) -> bytes:
+    return CHECK.pack(check.intdigest() & 0xFFFFFFFF)
+
+
+def _is_relative(mode: int) -> bool:
+    return mode == HELD or (mode > HELD and MODES[NAMES[mode]].relative)
 
 
 def _mixed(alive: Tensor | None, schema: Schema, types: tuple[str, ...] = ()) -> Mixed:
@@ -184,14 +159,14 @@ class Opened:
 
     def decoded(self) -> tuple[Params, Mask | None]:
         """See `decode`."""
+        if self.mode == NONE and self.values == EXACT and self.schema.is_flat and type(self.data) is bytes:
+            return self._in_place(self.data), None
         view = memoryview(self.data)
-        if CHECK.unpack(view[-CHECK.size :])[0] != xxhash.xxh3_64_intdigest(view[: -CHECK.size]) & 0xFFFFFFFF:
+        if view[-CHECK.size :] != _last(xxhash.xxh3_64(view[: -CHECK.size])):
             raise CorruptPayload("the checksum does not match")
         schema, alive = self.schema, _decode_mask(self)
         if self.nnz != (schema.prunable_size if alive is None else int(np.count_nonzero(alive))):
             raise CorruptPayload("the number of values is not that of the mask")
-        if alive is None and self.values == EXACT and schema.is_flat and type(self.data) is bytes:
-            return tensor_coding.in_place(self.data, self.body, schema=schema), None
         params = tensor_coding.decode(
             {name: self.section(name) for name in SECTIONS[1:]},
             alive,
@@ -200,6 +175,20 @@ class Opened:
             count=self.nnz,
         )
         return params, None if alive is None else schema.view_mask(torch.from_numpy(alive))
+
+    def _in_place(self, data: bytes) -> Params:
+        """A complete float32 vector, where it lies in the payload."""
+        sizes, schema = (self.nnz, *self.lengths.values()), self.schema
+        if sizes != (schema.prunable_size, 0, *schema.section_bytes.values()):
+            raise CorruptPayload("a section has another length than the schema says")
+        check = xxhash.xxh3_64(data[: self.header - CHECK.size])
+        values = tensor_coding.in_place(self.body)
+        finite = tensor_coding.swept(check, values)
+        if data[-CHECK.size :] != _last(check):
+            raise CorruptPayload("the checksum does not match")
+        if not finite:
+            raise CorruptPayload("a value is NaN or infinite")
+        return schema.view(torch.from_numpy(values))
 
     def described(self) -> Description:
         """See `describe`."""
@@ -232,7 +221,7 @@ def opened(data: bytes | memoryview, *, schema: Schema, held: Mask | None = None
         raise CorruptPayload("made for another schema: names, shapes, dtypes or their order differ")
     reader = Reader(view[: -CHECK.size], HEAD.size)
     before = None
-    if mode == HELD or (mode > HELD and MODES[NAMES[mode]].relative):
+    if _is_relative(mode):
         before = _held(view, schema, held)
         reader.at += 8
     nnz = reader.varint(schema.prunable_size)

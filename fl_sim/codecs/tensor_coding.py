@@ -7,6 +7,7 @@ from functools import cache
 
 import numpy as np
 import torch
+import xxhash
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -26,6 +27,16 @@ def finite(values: Tensor) -> bool:
     return all_finite(values.numpy())
 
 
+def swept(check: xxhash.xxh3_64, values: NDArray[np.float32]) -> bool:
+    """Feed values to a checksum; whether all are finite. Piece by piece, so that each is fetched from memory once."""
+    pieces = [values[at : at + PIECE] for at in range(0, len(values), PIECE)]
+    fine = True
+    for piece in pieces:
+        check.update(piece.data)
+        fine = fine and all_finite(piece)
+    return fine
+
+
 def encode(params: Params, alive: Tensor | None, *, schema: Schema, coder: ValueCoder, seed: int) -> list[Buffer]:
     """The four sections' bytes.
 
@@ -36,7 +47,7 @@ def encode(params: Params, alive: Tensor | None, *, schema: Schema, coder: Value
         return _encode_mixed(params, alive, schema=schema, coder=coder)
     tensor = schema.flat(params)
     if not finite(tensor):
-        _refuse(params, schema)
+        refuse(params, schema)
     flat = tensor.numpy()
     count = schema.prunable_size
     values = flat[:count] if alive is None else _gathered(flat[:count], alive.numpy())
@@ -49,7 +60,7 @@ def encode(params: Params, alive: Tensor | None, *, schema: Schema, coder: Value
     return parts
 
 
-CHUNK = 1 << 18
+CHUNK, PIECE = 1 << 18, 1 << 16
 
 
 def _gathered(flat: NDArray[np.float32], alive: NDArray[np.bool_]) -> NDArray[np.float32]:
@@ -68,7 +79,8 @@ def _scatter(flat: NDArray[np.float32], alive: NDArray[np.bool_], values: NDArra
         done += len(where)
 
 
-def _refuse(params: Params, schema: Schema) -> None:
+def refuse(params: Params, schema: Schema) -> None:
+    """Raises ValueError: the value that is not finite, by its tensor's name."""
     for name in schema.names:
         if not bool(torch.isfinite(params[name]).all()):
             raise ValueError(f"parameter {name!r} holds NaN or infinity, which is never sent")
@@ -118,19 +130,10 @@ def _accept_read_only() -> None:
         torch.from_numpy(np.frombuffer(bytes(4), dtype="<f4"))
 
 
-def in_place(data: bytes, body: memoryview, *, schema: Schema) -> Params:
-    """The parameters of a dense float32 payload, without a copy: views of `data`, whose body is aligned.
-
-    Raises:
-        CorruptPayload: the body has another length, or a value is not finite.
-    """
-    if len(body) != schema.nbytes:
-        raise CorruptPayload("a section has another length than the schema says")
+def in_place(body: memoryview) -> NDArray[np.float32]:
+    """The values of a dense float32 payload where they lie: its body is aligned."""
     _accept_read_only()
-    flat = torch.from_numpy(np.frombuffer(body, dtype="<f4"))
-    if not finite(flat):
-        raise CorruptPayload("a value is NaN or infinite")
-    return schema.view(flat)
+    return np.frombuffer(body, dtype="<f4")
 
 
 # -- schemas with other dtypes: tensor by tensor, raw ------------------------------------------------------------------
@@ -148,7 +151,7 @@ def _encode_mixed(params: Params, alive: Tensor | None, *, schema: Schema, coder
         if tensor.dtype != dtype:
             raise ValueError(f"parameter {name!r} is {tensor.dtype}, the schema says {dtype}")
         if dtype.is_floating_point and not bool(torch.isfinite(tensor).all()):
-            _refuse(params, schema)
+            refuse(params, schema)
         if kind == "prunable" and alive is not None:
             tensor = tensor[alive[at : at + size]]
         at += size

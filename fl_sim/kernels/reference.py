@@ -25,6 +25,17 @@ def add_sent(
     covered += share
 
 
+def add_squares(
+    total: NDArray[np.float64], values: NDArray[np.float32], positions: NDArray[np.int64], weight: float, /
+) -> None:
+    """`total += weight * values[positions] ** 2` in float64, in place.
+
+    Raises:
+        IndexError: a position outside the values.
+    """
+    total += weight * np.square(values[positions], dtype=np.float64)
+
+
 def all_finite(values: NDArray[np.float32], /) -> bool:
     """Whether no value of a 1-D array is NaN or infinite."""
     return bool(np.isfinite(values).all())

@@ -1,0 +1,54 @@
+"""What the bytes of a message are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a payload's bytes are.
+
+    Attributes:
+        sections: bytes of mask, values, dense, buffers, auxiliary and header; they sum to the payload's length.
+        nnz: prunable values sent.
+        dense_bytes: bytes of the same tensors sent complete, in their own dtypes, by section.
+        entropy_bytes: log2 C(n, k) over the coded mask segments, in bytes; 0 where no mask travels.
+        mask_mode, values: names of how mask and values are coded.
+    """
+
+    sections: dict[str, int]
+    nnz: int
+    dense_bytes: dict[str, int]
+    entropy_bytes: float
+    mask_mode: str
+    values: str
+
+    @classmethod
+    def opaque(cls, size: int) -> Description:
+        """Bytes that are no payload, booked as header."""
+        return cls({"header": size}, 0, {}, 0.0, "none", "none")
+
+    @classmethod
+    def of_several(cls, parts: Sequence[Description], *, framing: int) -> Description:
+        """Payloads that travel as one message about the same tensors; `framing` bytes around them are booked as header."""
+        names = dict.fromkeys(name for part in parts for name in (*part.sections, *part.dense_bytes))
+        sections = {name: sum(part.sections.get(name, 0) for part in parts) for name in names}
+        sections["header"] = sections.get("header", 0) + framing
+        dense = {
+            name: max(part.dense_bytes.get(name, 0) for part in parts) for name in names if name in parts[0].dense_bytes
+        }
+        first = parts[0]
+        return cls(
+            {name: size for name, size in sections.items() if size or dense.get(name)},
+            sum(part.nnz for part in parts),
+            dense,
+            sum(part.entropy_bytes for part in parts),
+            first.mask_mode,
+            first.values,
+        )
+
+    def with_auxiliary(self, size: int) -> Description:
+        """The same message with `size` more bytes of another array, booked as auxiliary."""
+        return replace(self, sections={**self.sections, "auxiliary": self.sections.get("auxiliary", 0) + size})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 from federation import run_tiny
@@ -12,7 +13,9 @@ from flwr.clientapp import ClientApp
 
 from fl_sim.runtime.inline import InlineGrid
 from fl_sim.seeding import Purpose
+from fl_sim.types import Update
 from strategies.cohorts import Cohorts
+from strategies.receiving import Receiver
 
 
 def test_a_cohort_depends_on_round_purpose_and_size_and_not_on_what_was_asked_before() -> None:
@@ -35,15 +38,21 @@ def test_a_cohort_depends_on_round_purpose_and_size_and_not_on_what_was_asked_be
 
 def test_a_reply_is_given_back_before_the_next_client_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory for one reply, whatever the cohort; the next one is encoded where the last one was."""
-    made: list[weakref.ref[Message]] = []
-    run_one = InlineGrid._run_one
+    kept: list[weakref.ref[object]] = []
+    run_one, read = InlineGrid._run_one, Receiver._update
 
-    def watched(grid: InlineGrid, message: Message) -> Message:
-        assert all(reply() is None for reply in made)
+    def run(grid: InlineGrid, message: Message) -> Message:
+        assert all(thing() is None for thing in kept)
         reply = run_one(grid, message)
-        made.append(weakref.ref(reply))
+        kept.append(weakref.ref(reply))
         return reply
 
-    monkeypatch.setattr(InlineGrid, "_run_one", watched)
+    def update(receiver: Receiver, *args: Any) -> Update:
+        made = read(receiver, *args)
+        kept.append(weakref.ref(made.params))
+        return made
+
+    monkeypatch.setattr(InlineGrid, "_run_one", run)
+    monkeypatch.setattr(Receiver, "_update", update)
     run_tiny(tmp_path, "model.name=mlp", "rounds=1")
-    assert len(made) == 4
+    assert len(kept) == 8

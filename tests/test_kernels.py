@@ -149,6 +149,7 @@ def _read_only(array: np.ndarray) -> np.ndarray:
         {2: np.zeros(8, np.int32)},
         {2: np.zeros(16, np.float32)[::2]},
         {2: np.frombuffer(bytes(33), np.uint8)[1:].view(np.float32)},
+        {2: memoryview(bytes(33))[1:].cast("f")},
         {2: np.zeros(8, ">f4")},
         {2: bytes(32)},
         {2: None},

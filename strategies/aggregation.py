@@ -81,7 +81,7 @@ def _folded(state: ServerState, updates: Iterable[Update]) -> Sums:
     sums = Sums.zeros(state.schema)
     for update in updates:
         sums.add(update)
-        del update
+        del update  # given back before the next one is asked for
     return sums
 
 

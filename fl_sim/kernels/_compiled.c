@@ -5,6 +5,7 @@
 #define Py_LIMITED_API 0x030B0000
 #include <Python.h>
 #include <stdint.h>
+#include <string.h>
 
 /* Which instructions a processor has is found out when the module is loaded, where the compiler can arrange that. */
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && __GNUC__ >= 12
@@ -29,11 +30,14 @@ FOR_EACH_CPU static void masked(double *restrict total, double *restrict covered
     }
 }
 
-FOR_EACH_CPU static int none_special(const uint32_t *restrict bits, Py_ssize_t count)
+FOR_EACH_CPU static int none_special(const float *restrict values, Py_ssize_t count)
 {
     uint32_t found = 0;
-    for (Py_ssize_t i = 0; i < count; i++)
-        found |= (bits[i] & 0x7F800000u) == 0x7F800000u;
+    for (Py_ssize_t i = 0; i < count; i++) {
+        uint32_t bits;
+        memcpy(&bits, &values[i], sizeof bits);
+        found |= (bits & 0x7F800000u) == 0x7F800000u;
+    }
     return !found;
 }
 

@@ -55,6 +55,12 @@ def test_one_structure_with_numbers_of_every_length() -> None:
         check({"up": Message(RecordDict({"metrics": record}), 5, "train", group_id="1")})
 
 
+def test_tasks_with_numbers_of_every_length() -> None:
+    for number in (1, 127, 128, 2**14, 2**35, 2**62):
+        asked = Message(content(b"x"), 5, "train", group_id="1", dst_task_id=number)
+        check({"down": asked, "up": Message(content(b"y"), reply_to=asked)})
+
+
 NUMBERS = st.integers(-(2**63), 2**64 - 1) | st.sampled_from(EDGES)
 NAMES = st.text(max_size=8)
 SCALARS = NUMBERS | st.floats(allow_nan=False) | st.booleans() | st.text(max_size=200) | st.binary(max_size=200)

@@ -23,7 +23,8 @@ with atheris.instrument_imports(include=["fl_sim"]):
     import payloads
     import xxhash
     from federation import run_tiny
-    from test_fuzz import CONFIG, PARQUET
+    from test_fuzz import CONFIG
+    from test_fuzz_data import PARQUET
 
     from fl_sim import Experiment, Report
     from fl_sim.checkpoint import Damaged, read_manifest

@@ -1,4 +1,4 @@
-"""Hostile files: configs, checkpoints, data, run folders. Each reader returns what it promises or says one line, never more."""
+"""Hostile files: configs, checkpoints, run folders, models. Each reader returns what it promises or says one line, never more."""
 
 from __future__ import annotations
 
@@ -6,89 +6,28 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from federation import run_tiny, tiny
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from PIL import Image
+from hostile import JSON, LENGTHS, SEEDS, mutate, one_line, replaced
+from hypothesis import given, settings
 
 from fl_sim import Experiment, Report, run
 from fl_sim.checkpoint import Damaged, Manifest, read_manifest
-from fl_sim.data import load as load_data
 from fl_sim.federation import Federation
 from fl_sim.files import write_atomically
 from fl_sim.folder import run_folder
 from fl_sim.ledger import Ledger
 from fl_sim.model_file import read_model, write_model
 from fl_sim.observer import Silent
-from fl_sim.parquet import read_table
 from fl_sim.report import comparison, estimates, floors, grouped, per_run, write_page
 from fl_sim.report.page import page
 from fl_sim.session import Session
 from fl_sim.simulation import open_grid, resume
 from fl_sim.types import UserError
-
-QUICK = settings(deadline=None, max_examples=60, suppress_health_check=list(HealthCheck))
-LONG = settings(deadline=None, max_examples=2000, suppress_health_check=list(HealthCheck))
-LENGTHS = pytest.mark.parametrize("length", [QUICK, pytest.param(LONG, marks=pytest.mark.slow)], ids=["quick", "long"])
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=8) | st.just("x" * 70),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
-    max_leaves=6,
-)
-SEEDS = st.integers(0, 2**32 - 1)
-
-
-def mutate(data: bytes, seed: int) -> bytes:
-    """One to four edits: a flipped bit, another byte, a cut, an insertion, a repeated piece."""
-    rng, edited = np.random.default_rng(seed), bytearray(data)
-    for _ in range(int(rng.integers(1, 5))):
-        at, kind = int(rng.integers(0, len(edited) + 1)), rng.integers(0, 5)
-        if kind == 0 and at < len(edited):
-            edited[at] ^= 1 << int(rng.integers(0, 8))
-        elif kind == 1 and at < len(edited):
-            edited[at] = int(rng.choice([0, 0x7F, 0x80, 0xFF, 0x22, 0x7B]))
-        elif kind == 2:
-            del edited[at : at + int(rng.integers(1, 64))]
-        elif kind == 3:
-            edited[at:at] = rng.bytes(int(rng.integers(1, 16)))
-        else:
-            edited[at:at] = edited[at : at + int(rng.integers(1, 64))]
-    return bytes(edited)
-
-
-def replaced(tree: object, value: object, seed: int) -> object:
-    """A copy of a JSON tree with one node, drawn by the seed, replaced."""
-    rng = np.random.default_rng(seed)
-    copy = json.loads(json.dumps(tree))
-    node = copy
-    while True:
-        keys = list(node) if isinstance(node, dict) else list(range(len(node)))
-        if not keys:
-            return copy
-        key = keys[int(rng.integers(len(keys)))]
-        if not isinstance(node[key], (dict, list)) or not node[key] or rng.random() < 0.4:
-            node[key] = value
-            return copy
-        node = node[key]
-
-
-def one_line(action: Callable[[], object], *allowed: type[Exception]) -> object:
-    """The action's result, or None where it refuses in one line."""
-    try:
-        return action()
-    except (UserError, *allowed) as error:
-        said = str(error)
-    assert "\n" not in said
-    return None
-
 
 # -- configs -----------------------------------------------------------------------------------------------------------
 
@@ -204,93 +143,6 @@ def test_a_manifest_names_nothing_outside_its_folder(stopped: Experiment, tmp_pa
     signed(tmp_path / "round-00000001.json", json.dumps({**manifest, "server": name}))
     with pytest.raises(Damaged):
         read_manifest(tmp_path / "round-00000001.json")
-
-
-# -- data files --------------------------------------------------------------------------------------------------------
-
-
-def _png(number: int) -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(np.full((8, 8), number % 256, dtype=np.uint8)).save(stream, format="PNG")
-    return stream.getvalue()
-
-
-def _table(**columns: pa.Array) -> bytes:
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.table(columns), sink)
-    return sink.getvalue().to_pybytes()
-
-
-IMAGES = [{"bytes": _png(i), "path": None} for i in range(40)]
-LABELS = [i % 4 for i in range(40)]
-PARQUET = _table(img=pa.array(IMAGES), label=pa.array(LABELS))
-LAYOUTS: Mapping[str, Callable[[], bytes]] = {
-    "no bytes field": lambda: _table(img=pa.array([{"path": "x"}] * 40), label=pa.array(LABELS)),
-    "numbers for images": lambda: _table(img=pa.array(LABELS), label=pa.array(LABELS)),
-    "words for images": lambda: _table(img=pa.array(["x"] * 40), label=pa.array(LABELS)),
-    "no image": lambda: _table(img=pa.array([None] * 40, pa.binary()), label=pa.array(LABELS)),
-    "words for labels": lambda: _table(img=pa.array(IMAGES), label=pa.array(["cat"] * 40)),
-    "missing labels": lambda: _table(img=pa.array(IMAGES), label=pa.array([None, *LABELS[1:]])),
-    "negative labels": lambda: _table(img=pa.array(IMAGES), label=pa.array([-1] * 40)),
-    "an enormous label": lambda: _table(img=pa.array(IMAGES), label=pa.array([2**62, *LABELS[1:]])),
-    "fractions for labels": lambda: _table(img=pa.array(IMAGES), label=pa.array([0.5] * 40)),
-    "lists for labels": lambda: _table(img=pa.array(IMAGES), label=pa.array([[1]] * 40)),
-    "nothing": lambda: _table(img=pa.array([], pa.binary()), label=pa.array([], pa.int64())),
-    "a broken image": lambda: _table(
-        img=pa.array([{"bytes": _png(0)[:-30], "path": None}, *IMAGES[1:]]), label=pa.array(LABELS)
-    ),
-    "a large image": lambda: _table(img=pa.array([{"bytes": _large(), "path": None}] * 40), label=pa.array(LABELS)),
-    "a bomb": lambda: _table(img=pa.array([{"bytes": _bomb(), "path": None}, *IMAGES[1:]]), label=pa.array(LABELS)),
-}
-
-
-def _bomb() -> bytes:
-    """A PNG that declares 2^31 - 1 times 2^31 - 1 pixels."""
-    import zlib
-
-    data = bytearray(_png(0))
-    data[16:24] = (2**31 - 1).to_bytes(4, "big") * 2
-    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
-    return bytes(data)
-
-
-def _large() -> bytes:
-    """A PNG of some kilobytes that holds nine million black pixels."""
-    stream = io.BytesIO()
-    Image.new("L", (3000, 3000)).save(stream, format="PNG")
-    return stream.getvalue()
-
-
-@pytest.fixture
-def data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("FL_SIM_CACHE", str(tmp_path / "cache"))
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "test-0.parquet").write_bytes(PARQUET)
-    return tmp_path / "data"
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_data_of_another_layout_is_refused_in_one_line(data_folder: Path, layout: str) -> None:
-    (data_folder / "train-0.parquet").write_bytes(LAYOUTS[layout]())
-    with pytest.raises(UserError) as caught:
-        load_data(str(data_folder))
-    assert "\n" not in str(caught.value)
-
-
-@LENGTHS
-def test_parquet_data(data_folder: Path, length: settings) -> None:
-    plain = _table(img=pa.array([image["bytes"] for image in IMAGES]), label=pa.array(LABELS))
-
-    @length
-    @given(seed=SEEDS)
-    def files(seed: int) -> None:
-        (data_folder / "train-0.parquet").write_bytes(mutate((PARQUET, plain)[seed % 2], seed))
-        data = one_line(lambda: load_data(str(data_folder)))
-        if data is not None:
-            assert data.shape == (1, 8, 8)
-            assert 0 <= int(data.train.labels.min()) <= int(data.train.labels.max()) < data.num_classes
-
-    files()
 
 
 # -- run folders -------------------------------------------------------------------------------------------------------
@@ -412,18 +264,6 @@ def test_pipes_and_control_characters_in_a_run_folder_are_refused(tmp_path: Path
             Report.load(folder)
         (folder / name).unlink()
         (folder / name).write_bytes(before)
-
-
-def test_rows_without_news_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fl_sim.parquet.FREE_ROWS", 1000)
-    path, table = tmp_path / "bomb.parquet", pa.table({"label": pa.array(np.zeros(3_000_000, np.int64))})
-    pq.write_table(table, path)
-    with pytest.raises(ValueError, match=r"3000000 rows in \d+ bytes"):
-        read_table(path, ["label"])
-    (tmp_path / "train-0.parquet").write_bytes(path.read_bytes())
-    (tmp_path / "test-0.parquet").write_bytes(path.read_bytes())
-    with pytest.raises(UserError, match="rows in"):
-        load_data(str(tmp_path))
 
 
 @pytest.mark.parametrize(

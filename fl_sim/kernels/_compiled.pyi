@@ -1,16 +1,4 @@
-import numpy as np
-from numpy.typing import NDArray
-
-def add_scaled(total: NDArray[np.float64], values: NDArray[np.float32], weight: float, /) -> None: ...
-def add_sent(
-    total: NDArray[np.float64],
-    covered: NDArray[np.float64],
-    values: NDArray[np.float32],
-    sent: NDArray[np.bool_],
-    weight: float,
-    /,
-) -> None: ...
-def add_squares(
-    total: NDArray[np.float64], values: NDArray[np.float32], positions: NDArray[np.int64], weight: float, /
-) -> None: ...
-def all_finite(values: NDArray[np.float32], /) -> bool: ...
+from fl_sim.kernels.reference import add_scaled as add_scaled
+from fl_sim.kernels.reference import add_sent as add_sent
+from fl_sim.kernels.reference import add_squares as add_squares
+from fl_sim.kernels.reference import all_finite as all_finite

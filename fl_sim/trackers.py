@@ -17,11 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-from fl_sim.config import Experiment, Json
+from fl_sim.config import Experiment
 from fl_sim.folder import run_folder
 from fl_sim.lookup import find
 from fl_sim.observer import Observer
 from fl_sim.report.groups import flat
+from fl_sim.tree import Json
 from fl_sim.types import UserError
 
 Track = Callable[[Experiment, Path], AbstractContextManager[Observer]]

@@ -54,6 +54,7 @@ LAYERS = [
     {"strategies", "clients"},
     {
         "fl_sim.config",
+        "fl_sim.tree",
         "fl_sim.report",
         "fl_sim.simulation",
         "fl_sim.capacities",

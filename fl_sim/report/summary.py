@@ -12,13 +12,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fl_sim.config import Experiment, Json
+from fl_sim.config import Experiment
 from fl_sim.errors import in_one_line
 from fl_sim.estimates import estimate
 from fl_sim.files import read_plain
 from fl_sim.ledger import Ledger
 from fl_sim.network import time_to
 from fl_sim.report.shape import wrong, wrong_counts
+from fl_sim.tree import Json
 from fl_sim.types import Params, UserError
 
 if TYPE_CHECKING:

@@ -72,6 +72,7 @@ LAYERS = [
         "fl_sim.sweep",
         "fl_sim.study",
         "fl_sim.doctor",
+        "fl_sim.examination",
         "fl_sim.reference",
         "fl_sim.flower_run",
         "fl_sim.trackers",

@@ -1,6 +1,8 @@
 """Parquet files: written whole or not at all, and read although somebody else may have made them.
 
 A file of kilobytes can declare thousands of millions of equal rows, or one large value in each of a million.
+Arrow's threads give back what they read after the table is there; where that meets the end of the program, the process
+aborts. So none of them read here.
 """
 
 from __future__ import annotations
@@ -41,14 +43,14 @@ def read_table(path: Path, columns: Sequence[str], *, rows_per_byte: int = 100, 
 
     # A stream: a path could also name a folder of parts or a remote file system.
     with open_plain(path) as stream:
-        file, size = pq.ParquetFile(stream), os.fstat(stream.fileno()).st_size
+        file, size = pq.ParquetFile(stream, pre_buffer=False), os.fstat(stream.fileno()).st_size
         if (rows := file.metadata.num_rows) > FREE_ROWS + rows_per_byte * size:
             raise ValueError(f"{rows} rows in {size} bytes")
         leaves, most = _leaves(file, columns), FREE_BYTES + bytes_per_byte * size
         for measure in (partial(_page_bytes, file), partial(_string_bytes, stream, leaves)):
             if (expanded := measure()) > most:
                 raise ValueError(f"{size} bytes that expand to {expanded}; allowed: {most}")
-        return file.read(columns=list(columns))
+        return file.read(columns=list(columns), use_threads=False)
 
 
 def _leaves(file: pq.ParquetFile, columns: Sequence[str]) -> Mapping[int, str]:
@@ -74,10 +76,12 @@ def _string_bytes(stream: BinaryIO, leaves: Mapping[int, str]) -> int:
 
     schema = pq.ParquetFile(stream).schema
     paths = [schema.column(number).path for number, kind in leaves.items() if kind == VARIABLE]
-    file = pq.ParquetFile(stream, read_dictionary=paths)
+    file = pq.ParquetFile(stream, read_dictionary=paths, pre_buffer=False)
     # By row group: pyarrow cannot put the dictionaries of several together where they lie in a struct, as images do.
     groups = range(file.metadata.num_row_groups)
-    columns = (file.read_row_group(number, columns=[path]).column(0) for number in groups for path in paths)
+    columns = (
+        file.read_row_group(number, columns=[path], use_threads=False).column(0) for number in groups for path in paths
+    )
     return sum(_repeated(chunk) for column in columns for chunk in column.chunks)
 
 

@@ -247,6 +247,26 @@ def test_nan_and_infinity_are_refused_by_name(bad: float, name: str) -> None:
         case.encode()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("values", ["float32", "float32-zstd"])
+def test_a_flat_vector_of_another_layout_or_dtype_is_sent_as_its_float32_values(
+    dtype: torch.dtype, values: str
+) -> None:
+    params = {"w": torch.randn(7), "b": torch.randn(3)}
+    schema, mask = Schema.of(params, ["w"]), {"w": torch.arange(7) % 2 == 0}
+    whole = torch.cat([params["w"], params["b"]])
+    spread = FlatParams.view(whole.to(dtype).repeat_interleave(2)[::2], schema.names, schema.shapes)
+    assert not spread.flat.is_contiguous()
+    dense = FlatParams.view(whole.to(dtype), schema.names, schema.shapes)
+    for sent in (None, mask):
+        plain = encode(schema.view(whole), sent, schema=schema, values=values)
+        assert encode(spread, sent, schema=schema, values=values) == plain
+        assert encode(dense, sent, schema=schema, values=values) == plain
+    holes = FlatMask.view(mask["w"].repeat_interleave(2)[::2], schema.prunable, schema.shapes[:1])
+    assert encode(schema.view(whole), holes, schema=schema) == encode(schema.view(whole), mask, schema=schema)
+    assert schema.flat_mask(holes).is_contiguous()
+
+
 LONG = 3 * PIECE + 5
 EDGES = [0, 1, PIECE - 1, PIECE, 2 * PIECE + 17, LONG - 1, LONG, LONG + 2]
 

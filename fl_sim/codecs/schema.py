@@ -126,7 +126,7 @@ class Schema:
         return all(dtype == torch.float32 for dtype in self.dtypes)
 
     def flat(self, params: Params) -> Tensor:
-        """All tensors as one float32 vector in schema order; no copy when they already are one.
+        """All tensors as one contiguous float32 vector in schema order; no copy when they already are one.
 
         Raises:
             KeyError: a tensor is missing. ValueError: the schema has other dtypes, or the sizes do not match.
@@ -135,6 +135,8 @@ class Schema:
             raise ValueError("a schema with other dtypes than float32 has no flat form")
         if isinstance(params, FlatParams) and params.names == self.names:
             flat = params.flat
+            if flat.dtype != torch.float32 or not flat.is_contiguous():
+                flat = flat.float().contiguous()
         else:
             flat = (
                 torch.cat([params[n].detach().reshape(-1).float().cpu() for n in self.names])
@@ -152,7 +154,7 @@ class Schema:
     def flat_mask(self, mask: Mask) -> Tensor:
         """A mask as one bool vector over the prunable tensors; a tensor without a mask is alive."""
         if isinstance(mask, FlatMask) and mask.names == self.prunable:
-            return mask.flat
+            return mask.flat.contiguous()
         parts = []
         for name, shape in zip(self.prunable, self.shapes, strict=False):
             part = mask.get(name)

@@ -33,6 +33,8 @@ def add_squares(
     Raises:
         IndexError: a position outside the values.
     """
+    if len(positions) and positions.min() < 0:  # NumPy would count them from the end
+        raise IndexError("a position outside the values")
     total += weight * np.square(values[positions], dtype=np.float64)
 
 

@@ -17,7 +17,9 @@ from torch import nn
 from fl_sim.features import feature_loss
 from fl_sim.losses import Distillation, FeatureDistillation, FromTeacher, Loss, cross_entropy
 from fl_sim.model_file import read_model, require
+from fl_sim.recalibration import recalibrate
 from fl_sim.seeding import Purpose, generator
+from fl_sim.training import COUNTER
 from fl_sim.types import ClientContext, Task
 
 Teacher = Callable[[Task, ClientContext], nn.Module | None]
@@ -30,8 +32,15 @@ def frozen(model: nn.Module) -> nn.Module:
 
 
 def received(task: Task, ctx: ClientContext) -> nn.Module | None:
-    """The global model as received (FedGKD; Yao et al., 2021; buffer of one): no extra byte. None in round 1: it is random."""
-    return frozen(ctx.model) if task.round > 1 else None
+    """The global model as received (FedGKD; Yao et al., 2021; buffer of one): no extra byte. None in round 1: it is random.
+
+    Where BatchNorm statistics do not travel, they are measured on the client's own samples: none fit the new weights.
+    """
+    if task.round == 1:
+        return None
+    teacher = frozen(ctx.model)
+    statistics = {name for name, _ in teacher.named_buffers() if not name.endswith(COUNTER)}
+    return recalibrate(teacher, ctx.data.augmented(None)) if statistics - task.params.keys() else teacher
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from fl_sim.gating import Gated, Gating, keeping
 from fl_sim.model_file import entries_for, read
 from fl_sim.recalibration import recalibrate
 from fl_sim.runtime.app import PARTITION, ClientHost, client_app
-from fl_sim.runtime.own_fit import MeasureFit, OwnFit, as_trained, unmeasured
+from fl_sim.runtime.own_fit import MeasureFit, OwnFit, Settle, as_trained, unmeasured
 from fl_sim.seeding import Purpose, derive, generator, numpy_generator
 from fl_sim.training import OPTIMIZERS, load, snapshot
 from fl_sim.types import Client, FlatParams, Params, UserError
@@ -176,18 +176,23 @@ class Federation:
             self.initial,
             rebuild,
             self._measure(split_of, test_of),
+            self._settle,
         )
+
+    @property
+    def _settle(self) -> Settle:
+        """What gives a model statistics on a client, where it has none of its own."""
+        if self.experiment.model.statistics != "recalibrate":
+            return as_trained
+        return partial(recalibrate, precision=self.experiment.training.precision)
 
     def _measure(self, split_of: Callable[[int], Split], test_of: Callable[[int], Split]) -> MeasureFit:
         asked, seed = self.experiment.evaluate, self.experiment.seed
         if not asked.fit:
             return unmeasured
         chosen = self.experiment.training.precision
-        own = self.experiment.model.statistics != "recalibrate"
-        settle = as_trained if own else partial(recalibrate, precision=chosen)
-        return OwnFit(
-            split_of, test_of, asked.fit, seed, asked.every, self.experiment.rounds, self.as_in, settle, chosen
-        )
+        rounds = self.experiment.rounds
+        return OwnFit(split_of, test_of, asked.fit, seed, asked.every, rounds, self.as_in, self._settle, chosen)
 
     def hosts(self) -> Callable[[Context], ClientHost]:
         """The resident client side of one process, by node: clients of one capacity share a host."""
@@ -198,7 +203,10 @@ class Federation:
 
     def complete(self, params: Params) -> nn.Module:
         """The model under these global parameters, with statistics that fit, as the server can measure it."""
-        model = load(self.model, params)
+        return self.settled(load(self.model, params))
+
+    def settled(self, model: nn.Module) -> nn.Module:
+        """A model of this federation with statistics that fit its weights: measured by the server where none travel."""
         if self.experiment.model.statistics != "average":
             chosen = self.experiment.training.precision
             recalibrate(model, (self.data.proxy or self.data.validation).to(self.device), precision=chosen)

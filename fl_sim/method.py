@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cache, partial
+from functools import cache
 from typing import Protocol, cast
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -18,6 +18,7 @@ from fl_sim.ledger import Ledger
 from fl_sim.replay import MaskRecorder
 from fl_sim.resume import Restorable
 from fl_sim.runtime.setup import Setup, unseen
+from fl_sim.training import load
 from fl_sim.types import Mask, Params, UserError
 
 
@@ -114,7 +115,7 @@ def build_strategy(
             ledger,
             cohort_size=size,
             seed=experiment.seed,
-            model=cache(partial(_servers_own, each)),
+            model=_servers_own(each),
             start=each.start,
             precision=experiment.training.precision,
             proxy=each.proxy(),
@@ -138,5 +139,9 @@ def build_strategy(
     return cast(ServerMethod, method).strategy(*setups)
 
 
-def _servers_own(federation: Federation) -> nn.Module:
-    return copy.deepcopy(federation.model).to(federation.device)
+def _servers_own(federation: Federation) -> Callable[[Params], nn.Module]:
+    @cache
+    def own() -> nn.Module:
+        return copy.deepcopy(federation.model).to(federation.device)
+
+    return lambda params: federation.settled(load(own(), params))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from fl_sim.data import Split
 from fl_sim.models.layers import BATCHNORM
@@ -26,6 +27,9 @@ def recalibrate(model: nn.Module, data: Split, *, batch_size: int = 512, precisi
     size = min(batch_size, len(data))
     device = next(model.parameters()).device
     model.train()
+    for layer in model.modules():
+        if isinstance(layer, _DropoutNd):
+            layer.eval()  # it would draw from a generator that nobody seeded
     chosen.place(model)
     for layer in layers:
         layer.reset_running_stats()

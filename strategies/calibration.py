@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from fl_sim.curves import Curves, MeasureCurves, calibration, pooled
 from fl_sim.runtime.setup import Setup
 from fl_sim.sparsity import PruneTo, RateDistortion, Schedule
-from fl_sim.training import load
 from fl_sim.types import MaskRule, Scores, UserError
 from strategies.server_step import ServerState
 
@@ -53,7 +52,7 @@ class FromServer:
             raise UserError(
                 "strategy.curves = 'server' needs images: set data.proxy (a share) or data.noise (a number)"
             )
-        model = load(setup.model(), state.params)
+        model = setup.model(state.params)
         return self.measure(model, calibration(setup.proxy, self.images), state.schema.prunable)
 
 

@@ -22,7 +22,7 @@ from fl_sim.losses import Distillation, FromLogits
 from fl_sim.model_file import read_model, require
 from fl_sim.runtime.setup import Setup
 from fl_sim.seeding import Purpose, generator
-from fl_sim.training import Training, load, logits, snapshot
+from fl_sim.training import Training, logits, snapshot
 from fl_sim.types import Params, Update, UserError
 from strategies.server_step import Refine, ServerState, as_aggregated
 
@@ -56,13 +56,13 @@ class Lab:
 
     def logits(self, params: Params) -> Tensor:
         """Logits (N, K), float32, of the federation's model with these parameters."""
-        return logits(load(self.setup.model(), params), self.proxy, precision=self.setup.precision)
+        return logits(self.setup.model(params), self.proxy, precision=self.setup.precision)
 
     def taught(self, new: ServerState, teacher: Tensor, objective: Distillation, training: Training) -> Params:
         """Parameters of `new` after training on the proxy data with these logits (N, K), under its mask."""
         labels = torch.where(self.proxy.labels < 0, teacher.argmax(dim=1), self.proxy.labels)
         numbered = replace(self.proxy, labels=torch.arange(len(labels), device=labels.device))
-        student = load(self.setup.model(), new.params)
+        student = self.setup.model(new.params)
         rng = generator(self.setup.seed, new.round, Purpose.DISTILLATION)
         training = replace(training, precision=self.setup.precision)
         training.fit(student, numbered, FromLogits(teacher, labels, objective), mask=new.mask, rng=rng)

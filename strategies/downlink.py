@@ -38,4 +38,4 @@ class Adapted:
             raise UserError("wire.downlink.content: a layer-adaptive downlink sends 'parameters'")
         images = calibration(setup.proxy, self.images)
         schema = setup.exchange.schema
-        return self.choose(setup.model(), task.params, task.mask, images, schema=schema, seed=seed)
+        return self.choose(setup.model(task.params), task.params, task.mask, images, schema=schema, seed=seed)

@@ -20,7 +20,7 @@ from fl_sim.ledger import Ledger
 from fl_sim.losses import Distillation
 from fl_sim.model_file import read_model
 from fl_sim.runtime.setup import Setup
-from fl_sim.training import Training, logits
+from fl_sim.training import Training, load, logits
 from fl_sim.types import UserError
 from strategies.distillation import LearnFromAll
 from strategies.server_step import ServerState
@@ -137,7 +137,9 @@ def test_the_teacher_is_the_mean_of_all_models(tmp_path: Path) -> None:
     assert proxy is not None
     expected = torch.stack([logits(federation.model, proxy) for federation in federations]).mean(dim=0)
     setups = [
-        Setup(f.exchange, f.initial, Ledger(), cohort_size=2, seed=0, model=partial(deepcopy, f.model), proxy=proxy)
+        Setup(
+            f.exchange, f.initial, Ledger(), cohort_size=2, seed=0, model=partial(load, deepcopy(f.model)), proxy=proxy
+        )
         for f in federations
     ]
     watched = Watched()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,7 @@ def lab(tmp_path: Path, *overrides: str) -> tuple[Federation, Lab]:
         Ledger(),
         cohort_size=4,
         seed=0,
-        model=lambda: federation.model,
+        model=partial(load, federation.model),
         proxy=proxy,
     )
     return federation, Lab(setup, proxy, ServerState(federation.exchange.schema, federation.initial))

@@ -20,7 +20,7 @@ from fl_sim.broadcast import Parcel, received
 from fl_sim.curve_cache import cached_curves
 from fl_sim.curves import calibration
 from fl_sim.data import Split
-from fl_sim.runtime.own_fit import MeasureFit, unmeasured
+from fl_sim.runtime.own_fit import MeasureFit, Settle, as_trained, unmeasured
 from fl_sim.runtime.resident import Resident
 from fl_sim.seeding import Purpose, generator
 from fl_sim.training import entries, evaluate, load
@@ -68,6 +68,7 @@ class ClientHost:
         reference: the first global parameters, which every party can make by itself; differences start from them.
         rebuild: seed -> the entries that never travel.
         measure: what is measured of a trained model, for the log.
+        settle: gives a received model BatchNorm statistics, where none travel and clients keep none.
     """
 
     client: Client
@@ -78,6 +79,7 @@ class ClientHost:
     reference: Params
     rebuild: Callable[[int], Params]
     measure: MeasureFit = unmeasured
+    settle: Settle = as_trained
     _last: _Decoded | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -208,7 +210,8 @@ class ClientHost:
         """Evaluate the received model, with this client's personal entries, on test samples of this client's kind."""
         task = self._receive(message, context)
         data = self.test_of(int(context.node_config[PARTITION]))
-        load(self.model, {**task.params, **_tensors(context, PERSONAL)})
+        self._resident.place(_tensors(context, PERSONAL))
+        load(self.model, task.params)
         metrics = evaluate(self.model, data)
         record = MetricRecord({**metrics, wire.NUM_EXAMPLES: len(data)})
         return Message(RecordDict({wire.METRICS: record}), reply_to=message)
@@ -217,8 +220,11 @@ class ClientHost:
         """Measure distortion curves of the received model on a fixed part of this client's data."""
         task = self._receive(message, context)
         measure, count = measuring.asked(task.config)
-        images = calibration(self.split_of(int(context.node_config[PARTITION])), count)
+        own = self.split_of(int(context.node_config[PARTITION]))
+        images = calibration(own, count)
+        self._resident.place(_tensors(context, PERSONAL))
         model = load(self.model, task.params)
+        self.settle(model, own)
         measured = cached_curves(measure, model, images, self.exchange.schema.prunable)
         answer = wire.content(measuring.encode_curves(measured), metrics={wire.NUM_EXAMPLES: len(images)})
         return Message(answer, reply_to=message)

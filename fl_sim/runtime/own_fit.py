@@ -17,6 +17,10 @@ MeasureFit = Callable[[int, int, nn.Module], Metrics]
 """(round, partition, the model that the client has just trained) -> further metrics of the update."""
 
 
+Settle = Callable[[nn.Module, Split], object]
+"""Gives a model BatchNorm statistics from samples, in place, where it has none that fit its weights."""
+
+
 def unmeasured(number: int, partition: int, model: nn.Module) -> Metrics:
     """No further metrics."""
     return {}
@@ -47,7 +51,7 @@ class OwnFit:
     every: int
     rounds: int
     setting: Callable[[int], AbstractContextManager[object]]
-    settle: Callable[[nn.Module, Split], object]
+    settle: Settle
     precision: str
 
     def __call__(self, number: int, partition: int, model: nn.Module) -> Metrics:

@@ -128,12 +128,16 @@ class PooledGrid(LocalGrid):
 
     def _replies(self, current: Round) -> Iterator[Message]:
         try:
-            yield from current.replies()
+            for number, reply in enumerate(current.replies(), start=1):
+                if number == len(current.messages):
+                    self._round = None  # a caller that wants no more than there are never asks for one more
+                yield reply
         finally:
             busy = [worker for worker, tasks in current.at_work.items() if tasks]
             for worker in set(busy) & set(self.workers()):
                 self.replace(worker)  # nobody waits for its answers any more
-            self._round = None
+            if self._round is current:
+                self._round = None
 
 
 class Round:

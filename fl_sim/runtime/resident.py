@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from torch import nn
+from torch import Tensor, nn
 
-from fl_sim.training import entries, load
+from fl_sim.training import COUNTER, entries, load
 from fl_sim.types import Params
 from fl_sim.wire import Exchange, Frozen
 
@@ -35,6 +35,13 @@ class Resident:
     _frozen: Frozen | None = field(default=None, repr=False)
     _first: Params = field(default_factory=dict, repr=False)
     _settled: bool = field(default=False, repr=False)
+    _buffers: list[tuple[Tensor, Tensor]] = field(default_factory=list, repr=False)
+
+    def __post_init__(self) -> None:
+        """Remember every buffer that neither travels nor belongs to one client: no client may see another's."""
+        elsewhere = {*self.exchange.schema.names, *self.exchange.personal}
+        kept = [(name, buffer) for name, buffer in self.model.named_buffers() if name not in elsewhere]
+        self._buffers = [(b, b.detach().clone()) for n, b in kept if not _is_idle_counter(self.model, n)]
 
     def receive(self, announced: Frozen | None, known: Frozen | None) -> Frozen:
         """Put the frozen weights in place: as `announced` now, or as this client was told earlier (`known`).
@@ -60,6 +67,12 @@ class Resident:
     def enter(self, kept: Params) -> None:
         """A client is about to run: load its personal entries, as it `kept` them or their first values."""
         self._settled = False  # until `leave` has looked: a client that raises may leave anything behind
+        self.place(kept)
+
+    def place(self, kept: Params) -> None:
+        """Put what does not travel back as it was: buffers as built, personal entries as the client `kept` them."""
+        for buffer, value in self._buffers:
+            buffer.copy_(value)
         if self.exchange.personal:
             first = self._first or self.rebuild(0)
             load(self.model, {name: kept.get(name, first[name]) for name in self.exchange.personal})
@@ -81,3 +94,9 @@ class Resident:
                 )
         self._settled = True
         return {name: own[name].detach().cpu().clone() for name in self.exchange.personal}
+
+
+def _is_idle_counter(model: nn.Module, name: str) -> bool:
+    """Whether a buffer counts a BatchNorm layer's batches and nothing reads it: a fixed momentum needs no count."""
+    module, _, buffer = name.rpartition(".")
+    return buffer == COUNTER and getattr(model.get_submodule(module), "momentum", None) is not None

@@ -13,7 +13,7 @@ from fl_sim.ledger import Ledger
 from fl_sim.network import Network
 from fl_sim.replay import MaskRecorder
 from fl_sim.runtime.faults import Faults
-from fl_sim.types import FlatParams
+from fl_sim.types import FlatParams, Params
 from fl_sim.wire import Exchange
 
 
@@ -31,7 +31,8 @@ class Setup:
         ledger: where every payload is booked.
         cohort_size: clients per round, drawn without replacement.
         seed: the run's seed.
-        model: the server's own copy of the model, on its device, for strategies that compute; made when first asked for.
+        model: parameters -> the server's own copy of the model with them, on its device, for strategies that compute; it
+            has statistics that fit, and is made when first asked for.
         start: the server's first parameters; None = the seeded model.
         precision: how strategies compute, a name of `fl_sim.precision.PRECISIONS`.
         proxy: images that the server holds, on that device; None = none.
@@ -50,7 +51,7 @@ class Setup:
     ledger: Ledger
     cohort_size: int
     seed: int
-    model: Callable[[], nn.Module]
+    model: Callable[[Params], nn.Module]
     start: FlatParams | None = None
     precision: str = "float32"
     proxy: Split | None = None

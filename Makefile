@@ -9,7 +9,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 .PHONY: demo comparison test test-all lint bench docs audit
 
 # What runs need; the tests' and linters' packages come on top, so that a first demo does not wait for them.
-$(VENV)/ready: pyproject.toml constraints.txt fl_sim/kernels/_compiled.c
+$(VENV)/ready: pyproject.toml constraints.txt fl_sim/core/kernels/_compiled.c
 	@echo "Setting up $(VENV): PyTorch, Ray, Flower and others, some GB; this takes minutes, once."
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(INSTALL) -e .
@@ -52,4 +52,4 @@ bench: $(VENV)/ready
 
 docs: $(VENV)/dev
 	mkdir -p docs
-	$(BIN)/python -m fl_sim.reference > docs/config.md
+	$(BIN)/python -m fl_sim.config.reference > docs/config.md

@@ -14,13 +14,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from fl_sim.features import feature_loss
-from fl_sim.losses import Distillation, FeatureDistillation, FromTeacher, Loss, cross_entropy
-from fl_sim.model_file import read_model, require
-from fl_sim.recalibration import recalibrate
-from fl_sim.seeding import Purpose, generator
-from fl_sim.training import COUNTER
-from fl_sim.types import ClientContext, Task
+from fl_sim.core.seeding import Purpose, generator
+from fl_sim.core.types import Task
+from fl_sim.models.parameters import COUNTER
+from fl_sim.training.client import ClientContext
+from fl_sim.training.feature_loss import feature_loss
+from fl_sim.training.losses import Distillation, FeatureDistillation, FromTeacher, Loss, cross_entropy
+from fl_sim.training.model_file import read_model, require
+from fl_sim.training.recalibration import recalibrate
 
 Teacher = Callable[[Task, ClientContext], nn.Module | None]
 """(task, context whose model holds the received parameters) -> a frozen model, or None: learn from the labels alone."""

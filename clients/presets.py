@@ -25,11 +25,12 @@ from clients.retention import (
 )
 from clients.shared import SharedRandom
 from clients.threshold import ThresholdEachEpoch, not_zero
+from fl_sim.core.lookup import find
+from fl_sim.core.types import UserError
 from fl_sim.gating import Gating
-from fl_sim.lookup import find
-from fl_sim.losses import CrossEntropy, Distillation, FeatureDistillation, teacher_std, unscaled
-from fl_sim.training import Training
-from fl_sim.types import Client, UserError
+from fl_sim.training.client import Client
+from fl_sim.training.loop import Training
+from fl_sim.training.losses import CrossEntropy, Distillation, FeatureDistillation, teacher_std, unscaled
 
 SCALES = {"none": unscaled, "teacher_std": teacher_std}
 """By what feature distillation divides both sides."""

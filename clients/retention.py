@@ -14,11 +14,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from fl_sim.core.types import Mask, Params, Task, Update, UserError
 from fl_sim.data import Split
 from fl_sim.gating import Gated, Gating, Keep, keeping
 from fl_sim.gating.graph import kept_channels, top_channels
-from fl_sim.training import evaluate
-from fl_sim.types import Client, ClientContext, Mask, Params, Task, Update, UserError
+from fl_sim.training.client import Client, ClientContext
+from fl_sim.training.loop import evaluate
 
 KEEP = "gating.keep"
 """A client's own keep ratio, kept between its rounds."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from clients.local import require_share
+from fl_sim.communication.messages import SEED
+from fl_sim.core.types import Mask, Params, Task
 from fl_sim.sparsity import Shared
-from fl_sim.types import Mask, Params, Task
-from fl_sim.wire import SEED
 
 
 @dataclass(frozen=True)

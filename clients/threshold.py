@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
+from fl_sim.core.types import Mask, Metrics, Params, Task, UserError
 from fl_sim.data import Split
-from fl_sim.losses import Loss, cross_entropy
-from fl_sim.training import Training
-from fl_sim.types import Mask, Metrics, Params, Task, UserError
+from fl_sim.training.loop import Training
+from fl_sim.training.losses import Loss, cross_entropy
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,19 @@ print(report.summary["saving"])
 import importlib
 import typing
 
+from fl_sim import _moved
+
 if typing.TYPE_CHECKING:
-    from fl_sim.config import Experiment
-    from fl_sim.errors import UserError
-    from fl_sim.flops import count_macs
-    from fl_sim.losses import cross_entropy
+    from fl_sim.config.experiment import Experiment
+    from fl_sim.core.errors import UserError
+    from fl_sim.core.types import Mask, MaskRule, Params, Task, Update
+    from fl_sim.models.macs import count_macs
+    from fl_sim.models.parameters import load, snapshot
     from fl_sim.report import Report
-    from fl_sim.simulation import run
-    from fl_sim.training import evaluate, load, local_sgd, snapshot
-    from fl_sim.types import Client, ClientContext, Mask, MaskRule, Params, Task, Update
+    from fl_sim.simulation.loop import run
+    from fl_sim.training.client import Client, ClientContext
+    from fl_sim.training.loop import evaluate, local_sgd
+    from fl_sim.training.losses import cross_entropy
 
 __all__ = [
     "Client",
@@ -39,15 +43,19 @@ __all__ = [
 ]
 
 _HOMES = {
-    "config": ["Experiment"],
-    "errors": ["UserError"],
-    "flops": ["count_macs"],
-    "losses": ["cross_entropy"],
+    "config.experiment": ["Experiment"],
+    "core.errors": ["UserError"],
+    "core.types": ["Mask", "MaskRule", "Params", "Task", "Update"],
+    "models.macs": ["count_macs"],
+    "models.parameters": ["load", "snapshot"],
     "report": ["Report"],
     "simulation": ["run"],
-    "training": ["evaluate", "load", "local_sgd", "snapshot"],
-    "types": ["Client", "ClientContext", "Mask", "MaskRule", "Params", "Task", "Update"],
+    "training.client": ["Client", "ClientContext"],
+    "training.loop": ["evaluate", "local_sgd"],
+    "training.losses": ["cross_entropy"],
 }
+
+_moved.install()
 
 
 def __getattr__(name: str) -> object:

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from fl_sim.codecs import Schema
-from fl_sim.kernels import add_scaled, add_sent, add_squares
-from fl_sim.types import Params, Update
+from fl_sim.core.kernels import add_scaled, add_sent, add_squares
+from fl_sim.core.types import Params, Update
 from strategies.server_step import ServerState
 
 

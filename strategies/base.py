@@ -18,13 +18,13 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from fl_sim import codecs, wire
-from fl_sim.checkpoint import ServerSnapshot
+from fl_sim import codecs
 from fl_sim.codecs import Description
-from fl_sim.curves import Curves, MeasureCurves
-from fl_sim.runtime.setup import Setup
-from fl_sim.seeding import Purpose
-from fl_sim.types import Mask, MaskRule, Params, Scalar, Task
+from fl_sim.communication import messages as wire
+from fl_sim.core.seeding import Purpose
+from fl_sim.core.types import Mask, MaskRule, Params, Scalar, Task
+from fl_sim.runtime.server_context import ServerSnapshot, Setup
+from fl_sim.sparsity.curves import Curves, MeasureCurves
 from strategies.aggregation import coverage_mean
 from strategies.calibration import Calibrate
 from strategies.capacities import Capacities

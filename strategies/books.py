@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from flwr.app import Message
 
 from fl_sim.codecs import Description
-from fl_sim.runtime.protocol import Form, protocol_bytes
-from fl_sim.runtime.setup import Setup
-from fl_sim.types import Mask
+from fl_sim.communication.flower_traffic import Form, protocol_bytes
+from fl_sim.core.types import Mask
+from fl_sim.runtime.server_context import Setup
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from fl_sim.curves import Curves, MeasureCurves, calibration, pooled
-from fl_sim.runtime.setup import Setup
+from fl_sim.core.types import MaskRule, Scores, UserError
+from fl_sim.runtime.server_context import Setup
 from fl_sim.sparsity import PruneTo, RateDistortion, Schedule
-from fl_sim.types import MaskRule, Scores, UserError
+from fl_sim.sparsity.curves import Curves, MeasureCurves, calibration, pooled
 from strategies.server_step import ServerState
 
 Ask = Callable[[ServerState, MeasureCurves, int], list[tuple[Curves, int]]]

@@ -15,7 +15,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from fl_sim.types import Mask, Params
+from fl_sim.core.types import Mask, Params
 
 if TYPE_CHECKING:
     from strategies.base import SparseStrategy

@@ -10,9 +10,9 @@ from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
-from fl_sim import wire
-from fl_sim.runtime.app import PARTITION
-from fl_sim.seeding import Purpose, numpy_generator
+from fl_sim.communication import messages as wire
+from fl_sim.communication.messages import PARTITION
+from fl_sim.core.seeding import Purpose, numpy_generator
 
 Cohort = Sequence[tuple[int, int]]
 """(partition, node) of each client drawn, in partition order."""

@@ -17,13 +17,14 @@ import torch
 from torch import Tensor
 
 from fl_sim.codecs import mask_hash
+from fl_sim.core.seeding import Purpose, generator
+from fl_sim.core.types import Params, Update, UserError
 from fl_sim.data import Split
-from fl_sim.losses import Distillation, FromLogits
-from fl_sim.model_file import read_model, require
-from fl_sim.runtime.setup import Setup
-from fl_sim.seeding import Purpose, generator
-from fl_sim.training import Training, logits, snapshot
-from fl_sim.types import Params, Update, UserError
+from fl_sim.models.parameters import snapshot
+from fl_sim.runtime.server_context import Setup
+from fl_sim.training.loop import Training, logits
+from fl_sim.training.losses import Distillation, FromLogits
+from fl_sim.training.model_file import read_model, require
 from strategies.server_step import Refine, ServerState, as_aggregated
 
 Teach = Callable[[Setup, ServerState, Iterable[Update]], tuple[Iterable[Update], Refine]]
@@ -192,7 +193,7 @@ def server_distillation(
     Args:
         teacher: "aggregate" (after each pruning), "ensemble" of the clients' models, or a model file (both each round).
         steps, lr, batch_size: SGD with momentum 0.9, cosine learning rate, gradients clipped at norm 1.
-        temperature, alpha: of `fl_sim.losses.Distillation`.
+        temperature, alpha: of `fl_sim.training.losses.Distillation`.
     """
     who, when = TEACHERS[teacher] if teacher in TEACHERS else (FromFile(Path(teacher)), always)
     return Distil(Distillation(temperature, alpha), server_training(steps, lr, batch_size), who, when)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from fl_sim.curves import calibration
-from fl_sim.layer_adaptive import LayerAdaptive
-from fl_sim.runtime.setup import Setup
-from fl_sim.types import Task, UserError
+from fl_sim.core.types import Task, UserError
+from fl_sim.runtime.server_context import Setup
+from fl_sim.sparsity.bit_allocation import LayerAdaptive
+from fl_sim.sparsity.curves import calibration
 
 Downlink = Callable[[Setup, Task, int], Sequence[str] | None]
 """(run, task, seed of the payload) -> a value type for each prunable tensor; None leaves it to `wire.downlink`."""

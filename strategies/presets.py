@@ -8,10 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
-from fl_sim.curves import MeasureCurves
-from fl_sim.layer_adaptive import TYPES, LayerAdaptive
-from fl_sim.lookup import find, imported
-from fl_sim.losses import Distillation
+from fl_sim.core.lookup import find, imported
+from fl_sim.core.types import MaskRule, UserError
 from fl_sim.sparsity import (
     Allocate,
     Cosine,
@@ -33,7 +31,9 @@ from fl_sim.sparsity import (
     lamp,
     uniform,
 )
-from fl_sim.types import MaskRule, UserError
+from fl_sim.sparsity.bit_allocation import TYPES, LayerAdaptive
+from fl_sim.sparsity.curves import MeasureCurves
+from fl_sim.training.losses import Distillation
 from strategies.aggregation import coverage_mean, zero_fill
 from strategies.base import Method
 from strategies.calibration import SOURCES, PruneByDistortion
@@ -288,6 +288,6 @@ def mixed_capacities(
 
     Args:
         steps, lr, batch_size: of `strategies.distillation.server_training`, each round, for each model.
-        temperature, alpha: of `fl_sim.losses.Distillation`.
+        temperature, alpha: of `fl_sim.training.losses.Distillation`.
     """
     return Method(unite=LearnFromAll(Distillation(temperature, alpha), server_training(steps, lr, batch_size)))

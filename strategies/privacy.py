@@ -24,9 +24,9 @@ from dataclasses import dataclass
 
 import torch
 
-from fl_sim.seeding import Purpose, generator
+from fl_sim.core.seeding import Purpose, generator
+from fl_sim.core.types import Params, Update, UserError
 from fl_sim.sparsity import Shared
-from fl_sim.types import Params, Update, UserError
 from strategies.server_step import ServerState
 
 LEAST_NOISE, MOST_NOISE = 1e-6, 1e6

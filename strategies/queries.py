@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
-from fl_sim import codecs, measuring, wire
+from fl_sim import codecs
 from fl_sim.codecs import CorruptPayload, Description, Schema
-from fl_sim.curves import Curves, MeasureCurves
-from fl_sim.seeding import Purpose
-from fl_sim.types import Task
+from fl_sim.communication import messages as wire
+from fl_sim.core.seeding import Purpose
+from fl_sim.core.types import Task
+from fl_sim.sparsity import curve_messages as measuring
+from fl_sim.sparsity.curves import Curves, MeasureCurves
 from strategies.receiving import Receiver
 from strategies.round_log import RoundFailed, RoundLog, Unusable, require_content
 from strategies.sending import Sender

@@ -8,12 +8,12 @@ from collections.abc import Iterable, Iterator
 
 from flwr.app import Message
 
-from fl_sim import codecs, wire
-from fl_sim.checkpoint import ServerSnapshot
+from fl_sim import codecs
 from fl_sim.codecs import CorruptPayload, Description
-from fl_sim.runtime.setup import Setup
+from fl_sim.communication import messages as wire
+from fl_sim.core.types import Update
+from fl_sim.runtime.server_context import ServerSnapshot, Setup
 from fl_sim.sparsity import layer_densities
-from fl_sim.types import Update
 from strategies.books import Books
 from strategies.cohorts import Cohort, Cohorts
 from strategies.round_log import KINDS, RoundLog, Unusable, require_content

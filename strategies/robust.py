@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fl_sim.codecs import Schema
-from fl_sim.types import Params, Update, UserError
+from fl_sim.core.types import Params, Update, UserError
 from strategies.aggregation import coverage_mean
 from strategies.server_step import Aggregate, ServerState
 

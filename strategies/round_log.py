@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from flwr.app import Message
 
-from fl_sim.runtime.flower_compat import CLIENT_ANSWERED_NONSENSE, CLIENT_APP_CRASHED, CLIENT_APP_OVERDUE
-from fl_sim.types import UserError
+from fl_sim.communication.flower_private import CLIENT_ANSWERED_NONSENSE, CLIENT_APP_CRASHED, CLIENT_APP_OVERDUE
+from fl_sim.core.types import UserError
 
 KINDS = ("raised", "rejected", "late", "lost")
 ERRORS = {CLIENT_APP_CRASHED: "lost", CLIENT_APP_OVERDUE: "late"}

@@ -8,19 +8,19 @@ from functools import partial
 
 from flwr.app import Message, MessageType, RecordDict
 
-from fl_sim import codecs, wire
-from fl_sim.broadcast import Parcel
-from fl_sim.checkpoint import ServerSnapshot
+from fl_sim import codecs
 from fl_sim.codecs import Description
-from fl_sim.holdings import Holdings
-from fl_sim.published import Published
-from fl_sim.runtime.protocol import Form
-from fl_sim.runtime.setup import Setup
-from fl_sim.seeding import Purpose, derive
-from fl_sim.types import Mask, Params, Task
+from fl_sim.communication import messages as wire
+from fl_sim.communication.flower_traffic import Form
+from fl_sim.communication.sparse_broadcast import Parcel
+from fl_sim.core.seeding import Purpose, derive
+from fl_sim.core.types import Mask, Params, Task
+from fl_sim.runtime.server_context import ServerSnapshot, Setup
 from strategies.books import Books
 from strategies.cohorts import Cohort
 from strategies.downlink import Downlink
+from strategies.held_masks import Holdings
+from strategies.published_model import Published
 from strategies.round_log import RoundLog
 
 PHASES = {MessageType.TRAIN: "train", MessageType.EVALUATE: "evaluate"}

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from fl_sim.codecs import Schema
+from fl_sim.core.types import FlatMask, FlatParams, Grads, Mask, MaskRule, Params, Update, UserError
 from fl_sim.sparsity import apply_mask
-from fl_sim.types import FlatMask, FlatParams, Grads, Mask, MaskRule, Params, Update, UserError
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,14 +16,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fl_sim.curves import MeasureCurves, calibration, evaluating, squared_error
+from fl_sim.core.seeding import Purpose, generator, numpy_generator
 from fl_sim.data import load as load_data
-from fl_sim.model_file import data_for, open_saved
 from fl_sim.models import build, prunable_names
-from fl_sim.seeding import Purpose, generator, numpy_generator
+from fl_sim.models.modes import evaluating
+from fl_sim.models.parameters import load, snapshot
 from fl_sim.sparsity import apply_mask, magnitude, topk_mask
+from fl_sim.sparsity.curves import MeasureCurves, calibration, squared_error
 from fl_sim.sparsity.rate_distortion import kept_weights
-from fl_sim.training import Training, load, snapshot
+from fl_sim.training.loop import Training
+from fl_sim.training.model_file import data_for, open_saved
 
 SPARSITIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 Floats = NDArray[np.float64]

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from fl_sim import models
 from fl_sim.bench.workloads import Workload
-from fl_sim.seeding import Purpose, generator
+from fl_sim.core.seeding import Purpose, generator
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ import zstandard
 from numpy.typing import NDArray
 
 from fl_sim.codecs import Schema, decode, encode
-from fl_sim.runtime.memory import keep_freed_memory
-from fl_sim.seeding import Purpose, numpy_generator
-from fl_sim.types import FlatMask, FlatParams
+from fl_sim.core.seeding import Purpose, numpy_generator
+from fl_sim.core.types import FlatMask, FlatParams
+from fl_sim.runtime.grids.allocator import keep_freed_memory
 
 DENSITIES = (0.01, 0.05, 0.1, 0.3, 0.5)
 

@@ -12,11 +12,12 @@ from torch import nn
 from torch.nn import functional
 
 from fl_sim import models
-from fl_sim.batched import Member, fit
+from fl_sim.core.seeding import Purpose, generator
+from fl_sim.core.types import UserError
 from fl_sim.data import Split
-from fl_sim.seeding import Purpose, generator
-from fl_sim.training import Training, entries
-from fl_sim.types import UserError
+from fl_sim.models.parameters import entries
+from fl_sim.training.batched import Member, fit
+from fl_sim.training.loop import Training
 
 STEPS, REPEATS, CLASSES = 5, 5, 10
 

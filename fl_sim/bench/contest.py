@@ -13,12 +13,12 @@ from dataclasses import dataclass, replace
 from flwr.app import ArrayRecord, ConfigRecord
 from flwr.serverapp import Grid
 
-from fl_sim.config import Experiment
-from fl_sim.federation import Federation, resolved
-from fl_sim.ledger import Ledger
-from fl_sim.method import build_strategy
-from fl_sim.runtime.local import LocalGrid
-from fl_sim.simulation import open_grid
+from fl_sim.communication.ledger import Ledger
+from fl_sim.config.experiment import Experiment
+from fl_sim.runtime.grids.base import LocalGrid
+from fl_sim.simulation.federation import Federation, resolved
+from fl_sim.simulation.loop import open_grid
+from fl_sim.simulation.strategy import build_strategy
 
 Flat = dict[str, float | str]
 """What a benchmark reports: measure -> number, or a word. `x_q1` and `x_q3` are the quartiles of `x`."""

@@ -14,14 +14,14 @@ from pathlib import Path
 
 from torch import nn
 
-from fl_sim.curves import MeasureCurves, calibration
+from fl_sim.core.lookup import find
+from fl_sim.core.seeding import Purpose, generator
+from fl_sim.core.types import UserError
 from fl_sim.data import Data
-from fl_sim.lookup import find
-from fl_sim.model_file import data_for, open_saved
-from fl_sim.prune import METHODS, Method, Request, layer_rows, support
-from fl_sim.seeding import Purpose, generator
-from fl_sim.training import Training, evaluate
-from fl_sim.types import UserError
+from fl_sim.sparsity.curves import MeasureCurves, calibration
+from fl_sim.sparsity.one_model import METHODS, Method, Request, layer_rows, support
+from fl_sim.training.loop import Training, evaluate
+from fl_sim.training.model_file import data_for, open_saved
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Row:
     """One pruned model.
 
     Attributes:
-        method: name of `fl_sim.prune.METHODS`, with the minimum of each layer behind a "+".
+        method: name of `fl_sim.sparsity.one_model.METHODS`, with the minimum of each layer behind a "+".
         density: share of the prunable weights that stay.
         empty: layers that keep nothing.
         fewest: weights of the layer that keeps fewest.

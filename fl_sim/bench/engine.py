@@ -17,10 +17,10 @@ from fl_sim.bench.bare import Bare, spread
 from fl_sim.bench.contest import Flat, alternate, federation_rounds, over, spread_of
 from fl_sim.bench.idle import idle_shares
 from fl_sim.bench.workloads import Workload
-from fl_sim.config import Experiment
-from fl_sim.federation import Federation, resolved
-from fl_sim.precision import PRECISIONS, training_seconds
-from fl_sim.types import UserError
+from fl_sim.config.experiment import Experiment
+from fl_sim.core.types import UserError
+from fl_sim.simulation.federation import Federation, resolved
+from fl_sim.training.precision import PRECISIONS, training_seconds
 
 ENGINES: Mapping[str, str] = {"inline": "limit1", "workers": "limit2", "ray": "limit2"}
 """Engine -> what it is measured against: bare PyTorch in one process, or in two."""

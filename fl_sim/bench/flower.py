@@ -10,10 +10,10 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fl_sim.bench.contest import Measured, alternate, rounds
-from fl_sim.config import Experiment
-from fl_sim.federation import Federation
-from fl_sim.runtime.app import ClientHost, client_app
-from fl_sim.runtime.flower_compat import simulate
+from fl_sim.communication.flower_private import simulate
+from fl_sim.config.experiment import Experiment
+from fl_sim.runtime.client.host import ClientHost, client_app
+from fl_sim.simulation.federation import Federation
 
 
 @lru_cache(maxsize=1)

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 
 from fl_sim.bench.contest import Flat, opened, rounds, spread_of
 from fl_sim.bench.workloads import Workload
-from fl_sim.runtime.pooled import PooledGrid
+from fl_sim.runtime.grids.pool import PooledGrid
 
 
 def idle_shares(work: Workload, engines: Sequence[str], *, repeats: int, warmup: int = 2) -> Flat:

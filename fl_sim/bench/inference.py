@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fl_sim.flops import count_macs
+from fl_sim.core.seeding import Purpose, generator
+from fl_sim.core.types import UserError
 from fl_sim.gating import Gated, Gating
 from fl_sim.gating.skipping import exported, folded, skipping
 from fl_sim.models import build
-from fl_sim.seeding import Purpose, generator
-from fl_sim.types import UserError
+from fl_sim.models.macs import count_macs
 
 WARM_UP = 5
 

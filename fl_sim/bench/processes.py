@@ -31,7 +31,7 @@ def first_round_s(engine: str) -> float:
         command = [
             sys.executable,
             "-m",
-            "fl_sim.cli",
+            "fl_sim.cli.app",
             "run",
             str(config),
             "--engine",
@@ -59,10 +59,10 @@ def _measure() -> float:
     from flwr.app import ArrayRecord, ConfigRecord
 
     from fl_sim.bench import workloads
-    from fl_sim.federation import Federation
-    from fl_sim.ledger import Ledger
-    from fl_sim.method import build_strategy
-    from fl_sim.simulation import open_grid
+    from fl_sim.communication.ledger import Ledger
+    from fl_sim.simulation.federation import Federation
+    from fl_sim.simulation.loop import open_grid
+    from fl_sim.simulation.strategy import build_strategy
 
     before = _status_kb("VmRSS")
     experiment = workloads.no_op("inline", data="small_shape", cohort=300)

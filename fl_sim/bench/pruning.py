@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from fl_sim.seeding import Purpose, generator, numpy_generator
+from fl_sim.core.seeding import Purpose, generator, numpy_generator
 from fl_sim.sparsity import global_topk, magnitude, min_distortion, topk_mask
 
 DENSITY = 0.1

@@ -15,11 +15,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from fl_sim import kernels
+from fl_sim.core import kernels
 
 if TYPE_CHECKING:
-    from fl_sim import study
     from fl_sim.bench import additivity, codec, cohort, density, inference, pruning
+    from fl_sim.bench import capacity_study as study
 
     Rows = Sequence[codec.Row | cohort.Row | density.Row | pruning.Row | additivity.Row | inference.Row | study.Row]
 

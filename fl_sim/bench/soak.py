@@ -24,9 +24,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fl_sim.bench import workloads
-from fl_sim.config import Experiment
-from fl_sim.observer import Silent
-from fl_sim.types import UserError
+from fl_sim.config.experiment import Experiment
+from fl_sim.core.observer import Silent
+from fl_sim.core.types import UserError
 
 SETTLE_S = 5.0
 MARK = "FL_SIM_SOAK"
@@ -137,7 +137,7 @@ class _Held:
 
 def _run(engine: str, sizes: Mapping[str, int], mark: str) -> dict[str, float]:
     """In the process of one engine."""
-    from fl_sim.simulation import run
+    from fl_sim.simulation.loop import run
 
     sampler = Sampler(mark)
     with tempfile.TemporaryDirectory() as place:

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from fl_sim.config import Experiment
+from fl_sim.config.experiment import Experiment
+from fl_sim.core.seeding import Purpose, numpy_generator
+from fl_sim.core.types import Task, Update
 from fl_sim.data import Data
-from fl_sim.seeding import Purpose, numpy_generator
-from fl_sim.types import ClientContext, Task, Update
+from fl_sim.training.client import ClientContext
 
 
 def cifar_shape() -> Data:

@@ -24,7 +24,7 @@ from torch import Tensor
 from fl_sim.codecs import bits, gap_coding
 from fl_sim.codecs.bits import Bits, Reader, floor_bits
 from fl_sim.codecs.errors import CorruptPayload
-from fl_sim.types import FlatMask, Mask
+from fl_sim.core.types import FlatMask, Mask
 
 Layout = tuple[tuple[int, int], ...]
 """(rows, elements) of each prunable tensor; rows = output channels."""

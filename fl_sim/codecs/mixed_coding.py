@@ -15,7 +15,7 @@ import numpy as np
 from fl_sim.codecs.bits import Reader, varint
 from fl_sim.codecs.errors import CorruptPayload
 from fl_sim.codecs.value_coding import BY_ID, VALUES, Values
-from fl_sim.seeding import derive
+from fl_sim.core.seeding import derive
 
 
 def tensor_seed(seed: int, position: int) -> int:

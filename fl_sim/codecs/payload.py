@@ -30,7 +30,7 @@ from fl_sim.codecs.mask_coding import MODES, Layout
 from fl_sim.codecs.mixed_coding import Mixed
 from fl_sim.codecs.schema import KINDS, Schema
 from fl_sim.codecs.value_coding import BY_ID, EXACT, VALUES, ValueCoder, raw
-from fl_sim.types import Mask, Params
+from fl_sim.core.types import Mask, Params
 
 HEAD = struct.Struct("<4sBBBB8s")
 CHECK = struct.Struct("<I")

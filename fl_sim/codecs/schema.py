@@ -10,7 +10,7 @@ import torch
 import xxhash
 from torch import Tensor
 
-from fl_sim.types import FlatMask, FlatParams, Mask, Params
+from fl_sim.core.types import FlatMask, FlatParams, Mask, Params
 
 KINDS = ("prunable", "dense", "buffers", "auxiliary")
 STATISTICS = ("running_mean", "running_var")

@@ -15,8 +15,8 @@ from fl_sim.codecs.errors import CorruptPayload
 from fl_sim.codecs.schema import KINDS, Schema
 from fl_sim.codecs.value_coding import EXACT, VALUES, ValueCoder, shuffled, unshuffled
 from fl_sim.codecs.value_coding import raw as raw_bytes
-from fl_sim.kernels import all_finite
-from fl_sim.types import Params
+from fl_sim.core.kernels import all_finite
+from fl_sim.core.types import Params
 
 Buffer = bytes | memoryview
 SECTIONS = ("values", "dense", "buffers", "auxiliary")

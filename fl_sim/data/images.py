@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_sim.parquet import FREE_BYTES
-from fl_sim.types import UserError
+from fl_sim.core.parquet import FREE_BYTES
+from fl_sim.core.types import UserError
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_sim.lookup import find
-from fl_sim.seeding import Purpose, numpy_generator
-from fl_sim.types import UserError
+from fl_sim.core.lookup import find
+from fl_sim.core.seeding import Purpose, numpy_generator
+from fl_sim.core.types import UserError
 
 Labels = NDArray[np.int64]
 Parts = list[NDArray[np.int64]]

@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fl_sim.core.lookup import accepts, imported
+from fl_sim.core.parquet import read_table
+from fl_sim.core.seeding import Purpose, numpy_generator
+from fl_sim.core.types import UserError
 from fl_sim.data.cache import Arrays, cached, content_key, folder
 from fl_sim.data.images import Images, decode
 from fl_sim.data.split import Split
-from fl_sim.lookup import accepts, imported
-from fl_sim.parquet import read_table
-from fl_sim.seeding import Purpose, numpy_generator
-from fl_sim.types import UserError
 
 if TYPE_CHECKING:
     import pyarrow as pa

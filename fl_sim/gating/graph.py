@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import operator
 from collections.abc import Callable, Mapping
@@ -13,7 +12,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from fl_sim.models import BATCHNORM
-from fl_sim.types import UserError
+from fl_sim.models.graph import modules_of
 
 # Channel by channel, and what is zero stays zero: an off channel is still off behind them.
 CHANNELWISE_MODULES = (
@@ -62,28 +61,6 @@ class Pair:
     def key(self) -> str:
         """The path as a name of a `ModuleDict`."""
         return self.conv.replace(".", "_")
-
-
-def trace(model: nn.Module) -> fx.GraphModule:
-    """A copy of the model as a graph of module calls; training and evaluation mode still differ in it.
-
-    Raises:
-        UserError: control flow that depends on the data, or functional dropout, whose mode a graph would freeze.
-    """
-    own = copy.deepcopy(model)
-    try:
-        traced = fx.GraphModule(own, fx.Tracer().trace(own), type(model).__name__)
-    except (fx.proxy.TraceError, TypeError) as error:
-        raise UserError(f"gating: {type(model).__name__} cannot be traced: {error}") from error
-    if any(node.target in (functional.dropout, functional.batch_norm) for node in traced.graph.nodes):
-        raise UserError(f"gating: {type(model).__name__} calls functional dropout or batch_norm; use modules")
-    traced.train(model.training)
-    return traced
-
-
-def modules_of(traced: fx.GraphModule) -> dict[fx.Node, nn.Module]:
-    """Node -> the module that it calls."""
-    return {node: traced.get_submodule(str(node.target)) for node in traced.graph.nodes if node.op == "call_module"}
 
 
 def find_pairs(traced: fx.GraphModule) -> list[tuple[Pair, fx.Node, fx.Node]]:

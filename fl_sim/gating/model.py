@@ -9,11 +9,12 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, fx, nn
 
-from fl_sim.gating import macs
+from fl_sim.core.lookup import find
+from fl_sim.core.types import UserError
+from fl_sim.gating import active_macs
 from fl_sim.gating.gates import SALIENCES, Gate, Masking, both_ways
-from fl_sim.gating.graph import channels_from, find_pairs, modules_of, trace
-from fl_sim.lookup import find
-from fl_sim.types import UserError
+from fl_sim.gating.graph import channels_from, find_pairs
+from fl_sim.models.graph import modules_of, trace
 
 Keep = float | Mapping[str, float]
 """Share of a layer's channels kept for each sample: one for all, or by module path of the convolution or of what
@@ -129,7 +130,7 @@ class Gated(nn.Module):
         What a gate has off is left out where skipping is possible (`fl_sim.gating.salience` says for which salience).
         With every channel on it is the dense count. The gates' own MACs are `gate_macs`, the same for every sample.
         """
-        return macs.count_macs(self.net, x)
+        return active_macs.count_macs(self.net, x)
 
     @property
     def gate_macs(self) -> int:

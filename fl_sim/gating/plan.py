@@ -10,11 +10,11 @@ from typing import Self
 import torch
 from torch import nn
 
+from fl_sim.core.lookup import find
+from fl_sim.core.schedules import Cubic
+from fl_sim.core.types import UserError
 from fl_sim.gating.gates import SALIENCES, Masking, backward_only, both_ways
 from fl_sim.gating.model import Gated, Keep, gate
-from fl_sim.lookup import find
-from fl_sim.sparsity.schedules import Cubic
-from fl_sim.types import UserError
 
 LEAST = 1e-6
 """A share of channels; below, one minus a schedule's progress is no number any more."""

@@ -21,13 +21,14 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from fl_sim.core.types import UserError
 from fl_sim.gating.gates import Gate
-from fl_sim.gating.graph import ADDITIONS, is_channelwise, modules_of
+from fl_sim.gating.graph import ADDITIONS, is_channelwise
 from fl_sim.gating.model import Gated
 from fl_sim.gating.narrow import Choice, LearnedChoice, NarrowConv, SkippingConv, add_channels, widen
 from fl_sim.gating.salience import LearnedGate
 from fl_sim.models import BATCHNORM
-from fl_sim.types import UserError
+from fl_sim.models.graph import modules_of
 
 RECTIFIERS: frozenset[object] = frozenset({torch.relu, nn.functional.relu, nn.functional.relu6, "relu"})
 

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import nn
 
-from fl_sim.errors import UserError, told
-from fl_sim.lookup import accepts, find
+from fl_sim.core.errors import UserError, told
+from fl_sim.core.lookup import accepts, find
 from fl_sim.models.fastgrnn import fastgrnn
 from fl_sim.models.layers import BATCHNORM, batchnorm_names, disabled_features, head_names, prunable_names, stage_names
 from fl_sim.models.mobilenet import mobilenet_v1

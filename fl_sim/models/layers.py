@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from fl_sim.types import UserError
+from fl_sim.core.types import UserError
 
 CONVOLUTION = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 PRUNABLE = (*CONVOLUTION, nn.Linear)

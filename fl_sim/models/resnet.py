@@ -12,7 +12,7 @@ from functools import partial
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fl_sim.types import UserError
+from fl_sim.core.types import UserError
 
 
 class Block(nn.Module):

@@ -7,7 +7,7 @@ from functools import partial
 
 from torch import nn
 
-from fl_sim.types import UserError
+from fl_sim.core.types import UserError
 
 SMALL = 64
 

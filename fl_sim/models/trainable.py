@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from fl_sim.core.types import Params, UserError
 from fl_sim.models.layers import CONVOLUTION, batchnorm_names, head_names, prunable_names
-from fl_sim.types import Params, UserError
 
 ORIGINAL, VALUES = ".parametrizations.weight.original", ".parametrizations.weight.0.values"
 PER_CHANNEL = 2

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from rich import box
 from rich.table import Table
 
+from fl_sim.core.types import UserError
 from fl_sim.report.groups import Group
 from fl_sim.report.measures import MEASURES, At, Measure
 from fl_sim.report.summary import Report, bytes_to
-from fl_sim.types import UserError
 
 LAST = At(("accuracy", "last10_mean"), 100)
 POINTS = 1.0

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fl_sim.config.toml import Json
 from fl_sim.report.charts import Chart, Figure, Style, plain
 from fl_sim.report.groups import Family, Group, families
 from fl_sim.report.measures import ACCURACY, ALIVE, TOTAL, Measure
-from fl_sim.tree import Json
 
 
 def families_of(groups: Sequence[Group]) -> list[Family]:

@@ -6,9 +6,9 @@ import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from fl_sim.config.toml import Json
 from fl_sim.report.groups import Group
 from fl_sim.report.numbers import PARTS, Curve
-from fl_sim.tree import Json
 
 Chart = dict[str, Json]
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fl_sim.config.toml import Json
 from fl_sim.report.charts import Chart, Figure, Style, plain
 from fl_sim.report.groups import Group
-from fl_sim.tree import Json
 
 
 def disabled_features(groups: Sequence[Group]) -> Figure | None:

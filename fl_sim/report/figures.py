@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fl_sim.network import PRESETS
+from fl_sim.communication.virtual_clock import PRESETS
+from fl_sim.config.toml import Json
 from fl_sim.report.charts import COLOURS, PART_COLOURS, Chart, Figure, Style, bars, heat, lines, plain
 from fl_sim.report.groups import Group
 from fl_sim.report.measures import ACCURACY, TOTAL
@@ -24,7 +25,6 @@ from fl_sim.report.numbers import (
     traffic,
 )
 from fl_sim.report.summary import Report
-from fl_sim.tree import Json
 
 
 def _lines(groups: Sequence[Group], axis: Axis, x_title: str, *, scale: str = "linear") -> Chart:

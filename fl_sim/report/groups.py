@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from fl_sim.config import Experiment
+from fl_sim.config.experiment import Experiment
+from fl_sim.config.toml import Json
 from fl_sim.report.summary import Report
-from fl_sim.tree import Json
 
 INDIFFERENT = ("seed", "name", "engine", "out", "device", "ray", "workers")
 """Config keys that make no other experiment."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fl_sim.ledger import CODES, WORDS, Ledger
-from fl_sim.network import Link
+from fl_sim.communication.ledger import CODES, WORDS, Ledger
+from fl_sim.communication.virtual_clock import Link
 from fl_sim.report.groups import Group, Spread
 from fl_sim.report.summary import Report
 

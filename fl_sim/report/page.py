@@ -12,7 +12,8 @@ from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
-from fl_sim.files import write_atomically
+from fl_sim.core.files import write_atomically
+from fl_sim.core.types import UserError
 from fl_sim.report import figures
 from fl_sim.report.by_density import by_density, families_of
 from fl_sim.report.charts import PART_COLOURS, SYMBOLS, Figure, Style
@@ -23,7 +24,6 @@ from fl_sim.report.measures import MEASURES, TOTAL, Measure, claims, targets
 from fl_sim.report.numbers import traffic
 from fl_sim.report.overfitting import overfitting
 from fl_sim.report.summary import Report
-from fl_sim.types import UserError
 
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 NOTE = (

@@ -9,8 +9,8 @@ from rich.table import Table
 from torch import nn
 
 from fl_sim.data import Data
-from fl_sim.prune import Row
-from fl_sim.training import evaluate
+from fl_sim.sparsity.one_model import Row
+from fl_sim.training.loop import evaluate
 
 
 def pruned_table(rows: Sequence[Row]) -> Table:

@@ -12,15 +12,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fl_sim.config import Experiment
-from fl_sim.errors import in_one_line
-from fl_sim.estimates import estimate
-from fl_sim.files import read_plain
-from fl_sim.ledger import Ledger
-from fl_sim.network import time_to
+from fl_sim.communication.estimates import estimate
+from fl_sim.communication.ledger import Ledger
+from fl_sim.communication.virtual_clock import time_to
+from fl_sim.config.experiment import Experiment
+from fl_sim.config.toml import Json
+from fl_sim.core.errors import in_one_line
+from fl_sim.core.files import read_plain
+from fl_sim.core.types import Params, UserError
 from fl_sim.report.shape import wrong, wrong_counts
-from fl_sim.tree import Json
-from fl_sim.types import Params, UserError
 
 if TYPE_CHECKING:
     import pandas

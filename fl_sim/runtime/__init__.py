@@ -1,1 +1,1 @@
-"""Runtimes: Flower Grids over this process, Ray actors, and what Flower's own runtimes need."""
+"""What executes clients: Flower Grids over this process, worker processes and Ray actors; client state."""

@@ -6,6 +6,7 @@ mask = topk_mask(scores, global_topk(scores, 0.1))
 `rules` composes them into what a server or client calls every round.
 """
 
+from fl_sim.core.schedules import Constant, Cosine, Cubic, Exponential, Iterative, Linear, OneShot, Schedule
 from fl_sim.sparsity.allocation import (
     Allocate,
     GlobalMagnitude,
@@ -16,7 +17,7 @@ from fl_sim.sparsity.allocation import (
     lamp,
     uniform,
 )
-from fl_sim.sparsity.distortion import min_distortion
+from fl_sim.sparsity.knapsack import min_distortion
 from fl_sim.sparsity.masks import apply_mask, density, intersect, layer_densities, prune_and_grow, topk_mask
 from fl_sim.sparsity.rate_distortion import RateDistortion
 from fl_sim.sparsity.rules import (
@@ -30,9 +31,8 @@ from fl_sim.sparsity.rules import (
     keep_zeros,
     no_mask,
 )
-from fl_sim.sparsity.schedules import Constant, Cosine, Cubic, Exponential, Iterative, Linear, OneShot, Schedule
 from fl_sim.sparsity.scores import Random, Score, gradient, magnitude, random, saliency
-from fl_sim.sparsity.shared import Shared
+from fl_sim.sparsity.shared_mask import Shared
 
 __all__ = [
     "Allocate",

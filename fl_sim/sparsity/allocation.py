@@ -15,10 +15,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from fl_sim.core.types import Scores, UserError
 from fl_sim.sparsity.masks import size
 from fl_sim.sparsity.scores import Random
 from fl_sim.sparsity.selection import select
-from fl_sim.types import Scores, UserError
 
 
 class Allocate(Protocol):

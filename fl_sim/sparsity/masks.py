@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from fl_sim.core.types import Mask, Params, Scores, UserError
 from fl_sim.sparsity.selection import CHUNK, top
-from fl_sim.types import Mask, Params, Scores, UserError
 
 
 def topk_mask(scores: Scores, keep: Mapping[str, int]) -> Mask:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from fl_sim.core.types import Scores, UserError
 from fl_sim.sparsity.allocation import budget
-from fl_sim.sparsity.distortion import min_distortion
+from fl_sim.sparsity.knapsack import min_distortion
 from fl_sim.sparsity.selection import select
-from fl_sim.types import Scores, UserError
 
 
 @dataclass(frozen=True)

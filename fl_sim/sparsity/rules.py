@@ -14,13 +14,13 @@ from dataclasses import dataclass
 
 import torch
 
-from fl_sim.seeding import derive
+from fl_sim.core.schedules import Schedule
+from fl_sim.core.seeding import derive
+from fl_sim.core.types import Grads, Mask, MaskRule, Params, Scores, UserError
 from fl_sim.sparsity.allocation import Allocate, global_topk
 from fl_sim.sparsity.masks import alive, prune_and_grow, size, topk_mask
-from fl_sim.sparsity.schedules import Schedule
 from fl_sim.sparsity.scores import Score, gradient, magnitude, random
 from fl_sim.sparsity.selection import select
-from fl_sim.types import Grads, Mask, MaskRule, Params, Scores, UserError
 
 Growth = Callable[[int, Params, Grads | None], Scores]
 """(round, prunable parameters, gradients if there are any) -> scores; the highest of the dead are grown."""
@@ -99,7 +99,7 @@ def _within(mask: Mask, scores: Scores, keep: dict[str, int]) -> dict[str, int]:
     )
 
 
-# Key element of random growth, apart from the purposes that fl_sim.seeding names.
+# Key element of random growth, apart from the purposes that fl_sim.core.seeding names.
 GROWTH_PURPOSE = 100
 
 

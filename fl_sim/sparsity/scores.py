@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fl_sim.types import Grads, Params, Scores, UserError
+from fl_sim.core.types import Grads, Params, Scores, UserError
 
 Score = Callable[[Params, Grads | None], Scores]
 """(prunable parameters, gradients if there are any) -> scores."""

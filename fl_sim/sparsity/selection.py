@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fl_sim.types import UserError
+from fl_sim.core.types import UserError
 
 CHUNK = 1 << 18
 RADIX = 11

@@ -1,6 +1,6 @@
 """Flower looks for plain assignments here."""
 
-import fl_sim.flower_app
+import fl_sim.simulation.flower_app
 
-server = fl_sim.flower_app.server
-client = fl_sim.flower_app.client
+server = fl_sim.simulation.flower_app.server
+client = fl_sim.simulation.flower_app.client

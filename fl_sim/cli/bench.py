@@ -1,0 +1,177 @@
+"""The commands `fl-sim bench ...`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+console = Console()
+errors = Console(stderr=True, highlight=False)
+bench = typer.Typer(no_args_is_help=True, help="Benchmarks that anyone can rerun. Run them on an idle machine.")
+AS_JSON = Annotated[bool, typer.Option("--json", help="print one JSON object instead of a table")]
+
+
+@bench.command()
+def engine(
+    as_json: AS_JSON = False,
+    as_markdown: Annotated[bool, typer.Option("--table", help="print a Markdown table")] = False,
+    only: Annotated[
+        str,
+        typer.Option(help="parts, comma-separated: b0, small, resnet32, overhead, rates, idle, memory, start, flower"),
+    ] = "",
+    with_flower: Annotated[
+        bool, typer.Option("--with-flower", help="also Flower's own simulation of the same apps")
+    ] = False,
+    repeats: Annotated[int, typer.Option(min=2, help="alternated repetitions")] = 15,
+) -> None:
+    """The engines beside the same SGD steps in bare PyTorch, overheads, idle workers, start-up and memory.
+
+    Example: fl-sim bench engine --only b0,small --repeats 5 --table
+    """
+    from fl_sim.bench import engine as measured
+    from fl_sim.bench.show import markdown, show
+
+    parts = only.split(",") if only else list(measured.PARTS)
+    found = measured.results([*parts, *(measured.OPTIONAL if with_flower else ())], repeats=repeats)
+    if as_markdown:
+        typer.echo(markdown(found))
+    else:
+        show(console, found, as_json=as_json)
+
+
+@bench.command(name="cohort")
+def cohort_(
+    device: Annotated[str, typer.Option(help="cuda; cpu shows that it runs, not how fast it can be")] = "cuda",
+    models: Annotated[str, typer.Option(help="names of `fl-sim list models`")] = "cnn,resnet20,resnet32",
+    cohorts: Annotated[str, typer.Option(help="clients trained together")] = "1,4,16,64,256",
+    batch_sizes: Annotated[str, typer.Option(help="samples in a step of one client")] = "10,64",
+    as_json: AS_JSON = False,
+) -> None:
+    """The cohort engine's training on a GPU beside the same clients one after the other in bare PyTorch.
+
+    Example: fl-sim bench cohort --models cnn --cohorts 1,64 --batch-sizes 10
+    """
+    from fl_sim.bench import cohort as measured
+    from fl_sim.bench.show import show_rows
+    from fl_sim.simulation.sweep import integers
+
+    grid = measured.Grid(
+        tuple(models.split(",")), integers("--cohorts", cohorts), integers("--batch-sizes", batch_sizes)
+    )
+    show_rows(console, measured.measure(device, grid), as_json=as_json)
+
+
+@bench.command()
+def codec(as_json: AS_JSON = False) -> None:
+    """Payload sizes against the entropy floor, and speeds, beside COO, bitmaps and npz."""
+    from fl_sim.bench import codec as measured
+    from fl_sim.bench.show import show_rows
+
+    show_rows(console, measured.measure(), as_json=as_json)
+
+
+@bench.command()
+def inference(
+    as_json: AS_JSON = False,
+    model: Annotated[str, typer.Option(help="see `fl-sim list models`")] = "resnet32",
+    budget: Annotated[float, typer.Option(help="share of the plain model's MACs, gates included")] = 0.5,
+    gates: Annotated[
+        list[str] | None, typer.Option(help="gated layers, one pattern each; several are compared")
+    ] = None,
+    side: Annotated[int, typer.Option(min=4, help="pixels a side")] = 32,
+    repeats: Annotated[int, typer.Option(min=2, help="alternated repetitions")] = 200,
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+) -> None:
+    """Latency of one image: the dense model beside the gated one that skips its off channels, on one core or a GPU."""
+    from fl_sim.bench import inference as measured
+    from fl_sim.bench.show import show_rows
+
+    chosen = gates or ["*", "*.conv1"]
+    rows = measured.measure(model=model, budget=budget, gates=chosen, side=side, repeats=repeats, device=device)
+    show_rows(console, rows, as_json=as_json)
+
+
+@bench.command()
+def pruning(
+    as_json: AS_JSON = False,
+    additivity: Annotated[bool, typer.Option("--additivity", help="compare joint and predicted distortion")] = False,
+    checkpoint: Annotated[Path | None, typer.Option(help="model for --additivity; default: one trained here")] = None,
+    calibration: Annotated[str, typer.Option(help="data source for --additivity")] = "digits",
+    images: Annotated[int, typer.Option(help="calibration images for --additivity")] = 128,
+    weights: Annotated[
+        str, typer.Option(help="sizes to select from; 100000000 takes 6 GB, most of it torch's own pruning")
+    ] = "500000,11000000",
+) -> None:
+    """Global selection beside torch's own pruning, and the growth of the rate-distortion program."""
+    from fl_sim.bench import additivity as adding
+    from fl_sim.bench import pruning as measured
+    from fl_sim.bench.show import show_rows
+    from fl_sim.simulation.sweep import integers
+
+    if additivity:
+        show_rows(console, adding.measure(checkpoint=checkpoint, source=calibration, images=images), as_json=as_json)
+    else:
+        show_rows(console, measured.measure(weights=integers("--weights", weights)), as_json=as_json)
+
+
+@bench.command()
+def density(
+    checkpoint: Annotated[Path, typer.Argument(help="folder of a finished run, or a model file")],
+    source: Annotated[str, typer.Option(help="data that calibrates, retrains and tests")] = "digits",
+    methods: Annotated[
+        str, typer.Option(help="of `fl-sim prune`, comma-separated; +N = each layer keeps N weights at least")
+    ] = "uniform,erk,lamp,global,global+10,rd",
+    densities: Annotated[str, typer.Option(help="comma-separated; 1 is the model as it is")] = "0.5,0.2,0.1,0.05,0.02",
+    images: Annotated[int, typer.Option(help="calibration images for rd")] = 64,
+    levels: Annotated[int, typer.Option(help="points of a distortion curve for rd")] = 101,
+    steps: Annotated[int, typer.Option(min=0, help="of training under the mask; 0 = none")] = 0,
+    lr: Annotated[float, typer.Option(help="of that training: SGD, momentum 0.9, batch 64, cosine")] = 0.05,
+    precision: Annotated[str, typer.Option(help="float32, channels_last, bfloat16")] = "float32",
+    as_json: AS_JSON = False,
+) -> None:
+    """Accuracy, empty layers, MACs and bytes of one model by density and method, before and after retraining.
+
+    Example: fl-sim bench density runs/quickstart-1a2b3c4d --methods global,global+10 --densities 0.01,0.001 --steps 100
+    """
+    from fl_sim.bench import density as measured
+    from fl_sim.bench.show import show_rows
+    from fl_sim.core.lookup import find
+    from fl_sim.simulation.sweep import decimals
+    from fl_sim.training.loop import Training
+    from fl_sim.training.precision import PRECISIONS
+
+    find("--precision", precision, PRECISIONS)
+    options = {"lr": lr, "momentum": 0.9, "batch_size": 64, "schedule": "cosine", "precision": precision}
+    rows = measured.measure(
+        checkpoint,
+        source,
+        methods=[measured.Asked.of(text) for text in methods.split(",")],
+        densities=decimals("--densities", densities),
+        images=images,
+        levels=levels,
+        precision=precision,
+        training=Training(steps=steps, **options) if steps else None,  # type: ignore[arg-type]
+    )
+    show_rows(console, list(rows), as_json=as_json)
+
+
+@bench.command()
+def soak(
+    as_json: AS_JSON = False,
+    rounds: Annotated[int, typer.Option(min=1, help="rounds on each engine; the first third warms up")] = 300,
+    clients: Annotated[int, typer.Option(min=1, help="clients of the federation")] = 1000,
+    cohort: Annotated[int, typer.Option(min=1, help="clients a round")] = 100,
+    engines: Annotated[str, typer.Option(help="which, each in a process of its own")] = "inline,workers,ray",
+) -> None:
+    """Long runs of a tiny model: the growth of memory, and what is left behind when they are over.
+
+    Each engine's table is printed when it is done.
+    """
+    from fl_sim.bench import soak as measured
+    from fl_sim.bench.show import show
+
+    for table in measured.results(engines.split(","), rounds=rounds, clients=clients, cohort=cohort):
+        show(console, table, as_json=as_json)

@@ -1,0 +1,81 @@
+"""What finished runs tell: `fl-sim report`, `compare` and `replay`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from fl_sim.cli.screen import console
+
+
+def report(run: Annotated[Path, typer.Argument(help="run folder")]) -> None:
+    """Show where a finished run's bytes went, their floor, and what published formulas would have claimed.
+
+    Writes report.html into the run's folder: charts that open in any browser, without a network.
+
+    Example: fl-sim report runs/quickstart-bc58d0c5
+    """
+    from fl_sim.report import Report, comparison, estimates, floors, per_run, write_page
+
+    loaded = Report.load(run)
+    for table in (comparison([loaded]), per_run(loaded), estimates(loaded)):
+        console.print(table)
+    console.print(floors(loaded), highlight=False)
+    write_page([loaded], run / "report.html")
+    console.print(str(run / "report.html"), highlight=False)
+
+
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="run folders, for instance runs/quickstart-*")],
+    page: Annotated[Path | None, typer.Option("--html", help="write charts and tables to this file as well")] = None,
+    as_text: Annotated[str | None, typer.Option("--format", help="csv, markdown or latex instead of tables")] = None,
+    baseline: Annotated[
+        str | None, typer.Option(help="run beside which the others stand, seed by seed: bytes to what it reached")
+    ] = None,
+) -> None:
+    """Compare finished runs in one table; runs that differ only by their seed become one line with an interval.
+
+    Example: fl-sim compare runs/quickstart-* --baseline quickstart --html comparison.html
+    """
+    from fl_sim.core.lookup import find
+    from fl_sim.report import FORMATS, Report, against, beside, comparison, grouped, over_seeds, write_page
+
+    reports = [Report.load(folder) for folder in runs]
+    groups = grouped(reports)
+    if page is not None:
+        write_page(reports, page)
+    if as_text is not None:
+        columns = [] if baseline is None else against(groups, baseline)
+        print(find("--format", as_text, FORMATS)(groups, columns), end="")
+        return
+    console.print(comparison(reports))
+    if baseline is not None:
+        Console(width=max(console.width, 150)).print(beside(groups, baseline))  # nine columns
+    elif any(len(group.reports) > 1 for group in groups):
+        console.print(over_seeds(groups))
+    if page is not None:
+        console.print(str(page), highlight=False)
+
+
+def replay(
+    run: Annotated[Path, typer.Argument(help="folder of a run with wire.record_masks = true")],
+    values: Annotated[str, typer.Option(help="value type to price: float32, float16, bfloat16, int8")] = "float32",
+    mask: Annotated[str, typer.Option(help="mask codec to price: fl_sim, coo, bitmap, free")] = "fl_sim",
+) -> None:
+    """Price a run's recorded masks under other codecs, without training again.
+
+    Example: fl-sim replay runs/quickstart-bc58d0c5 --values int8 --mask coo
+    """
+    from fl_sim.communication.mask_log import read_masks
+    from fl_sim.communication.mask_log import replay as price
+    from fl_sim.config.experiment import Experiment
+    from fl_sim.report import Report, repriced
+    from fl_sim.simulation.federation import Federation
+
+    loaded = Report.load(run)
+    schema = Federation.build(Experiment.load(run / "config.toml")).exchange.schema
+    masks = read_masks(run / "masks.parquet", schema)
+    console.print(repriced(loaded, price(loaded.ledger, masks, schema, values=values, mask=mask), f"{values}, {mask}"))

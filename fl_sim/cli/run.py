@@ -1,0 +1,156 @@
+"""`fl-sim run` and `sweep`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from fl_sim.cli.screen import console, errors, typed
+from fl_sim.runtime.grids import forkserver
+
+if TYPE_CHECKING:
+    from fl_sim.config.experiment import Experiment
+    from fl_sim.report import Report
+
+
+def run(
+    config: Annotated[Path, typer.Argument(help="experiment as TOML, for instance configs/quickstart.toml")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="key=value, for instance rounds=5 training.lr=0.05")
+    ] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="inline, workers, ray, cohort, or auto; overrides the config")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="folder that receives the run's folder")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="print errors only")] = False,
+    track: Annotated[
+        list[str] | None, typer.Option(help="tensorboard, mlflow or wandb (offline); may be given several times")
+    ] = None,
+    go_on: Annotated[bool, typer.Option("--resume", help="go on after the last checkpoint of a stopped run")] = False,
+) -> None:
+    """Run one experiment and leave its results in a run folder.
+
+    Example: fl-sim run configs/quickstart.toml rounds=5 --engine ray
+    """
+    if engine == "workers":
+        forkserver.prepare()  # it imports what it needs while this process does the same
+
+    from fl_sim.config.experiment import Experiment
+    from fl_sim.report import comparison, per_run, write_page
+    from fl_sim.report.progress import display
+    from fl_sim.report.trackers import together, tracked
+    from fl_sim.simulation.engines import settled
+    from fl_sim.simulation.loop import resume
+    from fl_sim.simulation.loop import run as start
+
+    extra = [f'engine="{engine}"'] if engine else []
+    extra += [f'out="{out}"'] if out else []
+    experiment, why = settled(Experiment.load(config, [*(overrides or []), *extra]))
+    if why is not None and not quiet:
+        console.print(why, highlight=False, soft_wrap=True)
+    try:
+        with display(experiment, console, quiet=quiet) as shown, tracked(track or [], experiment) as trackers:
+            report = (resume if go_on else start)(experiment, together([shown, *trackers]))
+    except KeyboardInterrupt as error:
+        again = shlex.join([typed(), *sys.argv[1:], *([] if go_on else ["--resume"])])
+        errors.print(f"fl-sim: interrupted; to go on: {again}", soft_wrap=True, markup=False)
+        raise typer.Exit(130) from error
+    write_page([report], report.folder / "report.html")
+    if not quiet:
+        console.print(per_run(report))
+        console.print(comparison([report]))
+        page, precision = report.folder / "report.html", report.summary["precision"]
+        console.print(f"{page}  (computed in {precision})", highlight=False, soft_wrap=True)
+
+
+def sweep(
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="CONFIG... [KEY=A,B,C]...",
+            help="experiments as TOML; then, for all of them, every combination of values",
+            show_default=False,
+        ),
+    ],
+    seeds: Annotated[str, typer.Option(help="comma-separated seeds; every combination runs under each")] = "0,1,2",
+    out: Annotated[Path | None, typer.Option(help="folder that receives the runs' folders")] = None,
+    page: Annotated[Path | None, typer.Option("--html", help="write charts and tables to this file as well")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="print errors only")] = False,
+) -> None:
+    """Run a grid under several seeds; finished runs are skipped, stopped ones go on, a failed one does not stop the others.
+
+    A config with a [study] trains pairs of models centrally instead: which student profits from which teacher.
+
+    Example: fl-sim sweep configs/quickstart.toml data.alpha=0.1,1.0 rounds=10 --seeds 0,1,2
+
+    Example: fl-sim sweep configs/quickstart.toml configs/digits_*.toml --html comparison.html
+    """
+    from fl_sim.simulation.sweep import integers, plan, sorted_out
+
+    under = integers("--seeds", seeds)
+    configs, overrides = sorted_out(words)
+    there = [f'out="{out}"'] if out else []
+    experiments = [each for config in configs for each in plan(config, [*overrides, *there], seeds=under)]
+    try:
+        if not any(experiment.study for experiment in experiments):
+            _federations(experiments, page=page, quiet=quiet)
+        else:
+            _studies([experiment for experiment in experiments if experiment.seed == under[0]], under, quiet=quiet)
+    except KeyboardInterrupt as error:
+        again = shlex.join([typed(), *sys.argv[1:]])
+        errors.print(f"fl-sim: interrupted; the same command goes on: {again}", soft_wrap=True, markup=False)
+        raise typer.Exit(130) from error
+
+
+def _studies(experiments: list[Experiment], seeds: list[int], *, quiet: bool) -> None:
+    from fl_sim.bench.capacity_study import Trial, folder, measure
+    from fl_sim.bench.show import document, show_rows
+    from fl_sim.core.files import write_atomically
+
+    def starts(trial: Trial) -> None:
+        if not quiet:
+            errors.print(str(trial), soft_wrap=True)
+
+    for experiment in experiments:
+        rows = measure(experiment, seeds=seeds, on_trial=starts)
+        table = folder(experiment) / f"table-{experiment.id}.json"
+        write_atomically(table, document(rows).encode())
+        if not quiet:
+            show_rows(Console(width=max(console.width, 170)), rows, as_json=False)  # fourteen columns
+            console.print(str(table), highlight=False, soft_wrap=True)
+
+
+def _federations(experiments: list[Experiment], *, page: Path | None, quiet: bool) -> None:
+    from fl_sim.config.experiment import run_folder
+    from fl_sim.report import grouped, over_seeds, write_page
+    from fl_sim.report.progress import display
+    from fl_sim.simulation.loop import resume
+    from fl_sim.simulation.sweep import sweep as outcomes
+
+    def one(experiment: Experiment) -> Report:
+        with display(experiment, console, quiet=quiet) as observer:
+            return resume(experiment, observer)
+
+    finished, failed = [], 0
+    for number, outcome in enumerate(outcomes(experiments, one), start=1):
+        where = f"{number}/{len(experiments)}  {run_folder(outcome.experiment)}"
+        if outcome.report is None:
+            failed += 1
+            errors.print(f"{where}  failed: {outcome.reason}", style="red", soft_wrap=True, markup=False)
+            continue
+        finished.append(outcome.report)
+        if not quiet:
+            console.print(f"{where}  {'already there' if outcome.skipped else 'done'}", highlight=False, soft_wrap=True)
+    if finished and not quiet:
+        console.print(over_seeds(grouped(finished)))
+    if finished and page is not None:
+        write_page(finished, page)
+        if not quiet:
+            console.print(str(page), highlight=False, soft_wrap=True)
+    if failed:
+        raise RuntimeError(f"{failed} of {len(experiments)} runs failed")

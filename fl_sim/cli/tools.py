@@ -1,0 +1,117 @@
+"""What needs no federation: `fl-sim prune`, `doctor`, `init` and `list`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+from rich.markup import escape
+
+from fl_sim.cli.screen import console, errors, typed
+from fl_sim.core.errors import UserError
+
+if TYPE_CHECKING:
+    from fl_sim.training.client import Client
+
+
+def prune(
+    checkpoint: Annotated[Path, typer.Argument(help="safetensors state dict, or folder of a finished run")],
+    method: Annotated[
+        str, typer.Option(help="global, rd, lamp, erk, uniform, random, batchnorm, or module:function")
+    ] = "global",
+    density: Annotated[float, typer.Option(help="share of the prunable weights that stays")] = 0.1,
+    min_keep: Annotated[int, typer.Option(help="weights that every layer keeps at least")] = 0,
+    threshold: Annotated[float, typer.Option(help="|gamma| of a disabled channel, for batchnorm")] = 0.01,
+    calibration: Annotated[
+        str | None, typer.Option(help="data source for rd and for accuracies; without one, rd draws Gaussian images")
+    ] = None,
+    images: Annotated[int, typer.Option(help="calibration images")] = 128,
+    levels: Annotated[int, typer.Option(help="points of a distortion curve")] = 21,
+    model: Annotated[str | None, typer.Option(help="architecture of a state dict: a name of `fl-sim list`")] = None,
+    image_size: Annotated[int, typer.Option(help="pixels a side, for a state dict")] = 32,
+    out: Annotated[Path | None, typer.Option(help="file to write; default: beside the checkpoint")] = None,
+) -> None:
+    """Prune one model, without a federation: a table per layer, and the pruned state dict.
+
+    Example: fl-sim prune runs/quickstart-1a2b3c4d --method rd --density 0.1 --calibration digits
+    """
+    from fl_sim.core.lookup import find
+    from fl_sim.report import effect, pruned_table
+    from fl_sim.report.progress import counting
+    from fl_sim.sparsity.curves import MeasureCurves, calibration_images
+    from fl_sim.sparsity.one_model import METHODS, Request, layer_rows
+    from fl_sim.training.model_file import data_for, open_saved
+
+    saved = open_saved(checkpoint, name=model, image_size=image_size)
+    data = None if calibration is None else data_for(saved, calibration)
+    with counting(errors, "distortion curves") as progress:
+        given = calibration_images(data, saved.shape, images)
+        request = Request(density, min_keep, threshold, given, MeasureCurves(levels=levels), progress)
+        pruned = find("method", method, METHODS)(saved.model, request)
+    console.print(pruned_table(layer_rows(saved.model, pruned, saved.shape)))
+    for line in effect(saved.model, pruned, data):
+        console.print(line, highlight=False)
+    target = saved.path.with_name(f"{saved.path.stem}-{method}-{density:g}.safetensors".replace(":", "-"))
+    console.print(saved.write(pruned, out or target), highlight=False)
+
+
+def doctor(
+    client: Annotated[str, typer.Argument(help="module:function, or module:preset")],
+    options: Annotated[list[str] | None, typer.Argument(help="key=value, as in the config's [client] table")] = None,
+    model: Annotated[str, typer.Option(help="the model it is tried on")] = "cnn_bn",
+) -> None:
+    """Try a client on a few digits and say in plain words what is wrong with it.
+
+    Example: fl-sim doctor my_clients:proximal_client mu=0.01
+    """
+    from fl_sim.config.experiment import Experiment
+    from fl_sim.runtime.client.doctor import examine
+
+    experiment = Experiment.from_tree({"client": client}, [f"client.{option}" for option in options or []])
+    built = cast("Client", experiment.client.build({"training": experiment.training}))
+    config = {k: v for k, v in experiment.client.options.items() if isinstance(v, (bool, int, float, str))}
+    findings = examine(built, model=model, config=config)
+    for finding in findings:
+        sign, style = ("✗", "red") if finding.problem else ("✓", "green")
+        console.print(f"[{style}]{sign}[/{style}] {escape(finding.check)}", highlight=False, soft_wrap=True)
+        if finding.problem:
+            console.print(f"    {finding.problem}", style="bold", highlight=False, soft_wrap=True, markup=False)
+    if any(finding.problem for finding in findings):
+        raise typer.Exit(1)
+
+
+def init(path: Annotated[Path, typer.Argument(help="file to write")] = Path("experiment.toml")) -> None:
+    """Write a config with every key, its meaning and its default, to start from.
+
+    Example: fl-sim init mine.toml
+    """
+    from fl_sim.config.reference import template
+
+    try:
+        with path.open("x", encoding="utf-8") as stream:
+            stream.write(template())
+    except FileExistsError as error:
+        raise UserError(f"{path}: exists; init never overwrites, choose another name") from error
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}") from error
+    console.print(f"{path}; now: {typed()} run {path}", highlight=False, soft_wrap=True)
+
+
+def list_(
+    what: Annotated[str | None, typer.Argument(help="one kind only, for instance models")] = None,
+) -> None:
+    """List what a config can name, one line each: clients, strategies, models, data, partitions, schedules, and more.
+
+    Example: fl-sim list models
+    """
+    from fl_sim.config.catalogue import KEYS, catalogue
+    from fl_sim.core.lookup import find
+
+    entries = catalogue()
+    for title in entries if what is None else [what]:
+        lines = find("fl-sim list", title, entries)
+        console.print(f"[bold]{title}[/bold] ({KEYS[title]})", highlight=False)
+        width = max(map(len, lines))
+        for name, line in lines.items():
+            console.print(f"  {name:<{width}}  {line}", highlight=False, soft_wrap=True, markup=False)

@@ -1,0 +1,280 @@
+"""The ledger: every payload that moved, section by section. The only place where bytes are counted.
+
+ledger.book(round=1, direction="down", phase="train", client=7, description=codecs.describe(data, ...), protocol_bytes=n)
+ledger.total()                                                            # {(): all payload bytes}
+ledger.total(by=("direction", "section"), where={"phase": "train"})       # {("down", "values"): ..., ...}
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl_sim.codecs import Description
+from fl_sim.core.parquet import read_table, write_table
+from fl_sim.core.types import UserError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+WORDS: Mapping[str, tuple[str, ...]] = {
+    "direction": ("down", "up"),
+    "phase": ("train", "evaluate", "query"),
+    "section": ("values", "mask", "dense", "buffers", "auxiliary", "header"),
+    "status": ("ok", "failed", "rejected", "late"),
+}
+CODES = {column: {word: code for code, word in enumerate(words)} for column, words in WORDS.items()}
+TYPES: Mapping[str, str] = {
+    "round": "i",
+    "direction": "b",
+    "phase": "b",
+    "client": "i",
+    "section": "b",
+    "payload_bytes": "q",
+    "nnz": "q",
+    "dense_bytes": "q",
+    "entropy_bytes": "d",
+    "protocol_bytes": "q",
+    "status": "b",
+}
+OWNERS: Mapping[str, str] = {"nnz": "values", "entropy_bytes": "mask", "protocol_bytes": "header"}
+"""Columns that stand on one section's rows only, and are 0 on the others: they share the field `own` of a row."""
+ARROW = {"i": "int32", "q": "int64", "d": "float64"}
+FIELDS = ("round", "client", "direction", "phase", "section", "status", "payload_bytes", "dense_bytes")
+ROW = np.dtype([*((name, f"<{TYPES[name]}") for name in FIELDS), ("own", "<q")])
+_PLAIN = "<" + "".join(TYPES[name] for name in FIELDS)
+_WHOLE, _FLOAT = struct.Struct(_PLAIN + "q"), struct.Struct(_PLAIN + "d")
+BLOCK = 1 << 16
+"""Rows that are read at a time."""
+
+Column = NDArray[np.int8] | NDArray[np.int32] | NDArray[np.int64] | NDArray[np.float64]
+Key = tuple[str | int | float, ...]
+
+
+class Ledger:
+    """One row a message and section, 36 bytes each, in `rows`: an empty file keeps memory flat; None = in memory.
+
+    `payload_bytes` of a message's rows sum to `len(payload)`. `nnz` stands on the values row, `entropy_bytes` (the floor
+    of the mask as it was coded) on the mask row, `protocol_bytes` (Flower's count for the whole message) on the header
+    row, and `dense_bytes` (the same tensors sent complete) on each section's row. Every message has a header row, its
+    last.
+    """
+
+    def __init__(self, rows: BinaryIO | None = None) -> None:
+        self._rows: BinaryIO = io.BytesIO() if rows is None else rows
+        self._count = 0
+        self._totals: dict[str, int] = dict.fromkeys(WORDS["direction"], 0)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def book(
+        self,
+        *,
+        round: int,
+        direction: str,
+        phase: str,
+        client: int,
+        description: Description,
+        protocol_bytes: int,
+        status: str = "ok",
+    ) -> None:
+        """Book one message that moved. Raises OSError where the rows' file cannot grow."""
+        way, kind, outcome = CODES["direction"][direction], CODES["phase"][phase], CODES["status"][status]
+        own = {"values": description.nnz, "mask": description.entropy_bytes, "header": protocol_bytes}
+        rows = []
+        for section in (*(name for name in description.sections if name != "header"), "header"):
+            size, dense = description.sections.get(section, 0), description.dense_bytes.get(section, 0)
+            pack = (_FLOAT if section == "mask" else _WHOLE).pack
+            number = CODES["section"][section]
+            rows.append(pack(round, client, way, kind, number, outcome, size, dense, own.get(section, 0)))
+        self._rows.write(b"".join(rows))
+        self._count += len(rows)
+        self._totals[direction] += sum(description.sections.values())
+
+    @property
+    def sent(self) -> Mapping[str, int]:
+        """Payload bytes so far by direction; free to ask."""
+        return self._totals
+
+    def _blocks(self, start: int) -> Iterator[NDArray[np.void]]:
+        """The rows from `start` on, in pieces."""
+        for first in range(start, self._count, BLOCK):
+            self._rows.seek(first * ROW.itemsize)
+            data = self._rows.read(min(BLOCK, self._count - first) * ROW.itemsize)
+            self._rows.seek(0, io.SEEK_END)
+            yield np.frombuffer(data, ROW)
+
+    def column(self, name: str, *, start: int = 0) -> Column:
+        """A copy of one column from row `start` on, in the order of booking; words as their index in `WORDS[name]` (int8).
+
+        Raises:
+            ValueError: a column that does not exist.
+        """
+        _known(name)
+        return np.concatenate([np.zeros(0, TYPES[name]), *(_part(block, name) for block in self._blocks(start))])
+
+    def total(
+        self,
+        by: Sequence[str] = (),
+        *,
+        column: str = "payload_bytes",
+        where: Mapping[str, str | int] | None = None,
+        start: int = 0,
+    ) -> dict[Key, int]:
+        """Sums of a column grouped by others; `{(): everything}` without groups. `where` keeps the rows that match.
+
+        Rows before `start` do not count.
+
+        Raises:
+            ValueError: a column, or a word of one, that does not exist.
+        """
+        _known(*by, column)
+        keep = np.ones(max(0, len(self) - start), dtype=bool)
+        for name, value in (where or {}).items():
+            keep &= self.column(name, start=start) == _code(name, value)
+        values = self.column(column, start=start)[keep]
+        if not by:
+            return {(): values.sum().item()}
+        group = np.zeros(len(values), dtype=np.int64)
+        parts: list[NDArray[np.generic]] = []
+        for name in by:
+            part, place = np.unique(self.column(name, start=start)[keep], return_inverse=True)
+            parts.append(part)
+            group = group * len(part) + place
+        groups, place = np.unique(group, return_inverse=True)
+        sums = np.zeros(len(groups), values.dtype)
+        np.add.at(sums, place, values)  # not bincount: sums of bytes stay integers
+        places = np.unravel_index(groups, [len(part) for part in parts]) if len(groups) else []
+        keys = [_words(name, part[p]) for name, part, p in zip(by, parts, places, strict=False)]
+        return dict(zip(zip(*keys, strict=True), sums.tolist(), strict=True))
+
+    def messages(self, *, phase: str, clients: Sequence[int] | None = None, start: int = 0) -> dict[str, int]:
+        """Messages of a phase by direction, of these clients (None = of all), booked from row `start` on."""
+        headers = self.column("section", start=start) == CODES["section"]["header"]
+        found = headers & (self.column("phase", start=start) == _code("phase", phase))
+        if clients is not None:
+            found &= np.isin(self.column("client", start=start), list(clients))
+        counts = np.bincount(self.column("direction", start=start)[found], minlength=2)
+        return {word: count for word, count in zip(WORDS["direction"], counts.tolist(), strict=True) if count}
+
+    def by_message(self, *, phase: str) -> Iterator[dict[str, dict[str, int | float | str]]]:
+        """The messages of a phase in the order of booking, each as section -> row."""
+        columns = {name: self.column(name) for name in TYPES}
+        ends = np.flatnonzero(columns["section"] == CODES["section"]["header"]) + 1  # always a message's last row
+        wanted = columns["phase"][ends - 1] == _code("phase", phase)
+        for start, end in zip(np.append(0, ends)[:-1][wanted].tolist(), ends[wanted].tolist(), strict=True):
+            rows = zip(*(_words(name, column[start:end]) for name, column in columns.items()), strict=True)
+            yield {str(row["section"]): row for row in (dict(zip(TYPES, values, strict=True)) for values in rows)}
+
+    def to_table(self, *, start: int = 0) -> pa.Table:
+        """As an Arrow table, words instead of codes; from row `start` on."""
+        import pyarrow as pa
+
+        arrays = []
+        for name, code in TYPES.items():
+            values = self.column(name, start=start)
+            if name in WORDS:
+                arrays.append(pa.DictionaryArray.from_arrays(pa.array(values, pa.int8()), pa.array(WORDS[name])))
+            else:
+                arrays.append(pa.array(values, ARROW[code]))
+        return pa.table(dict(zip(TYPES, arrays, strict=True)))
+
+    def write(self, path: Path, *, start: int = 0) -> None:
+        """Write as parquet, atomically; from row `start` on, so that parts can be written as a run goes."""
+        write_table(self.to_table(start=start), path)
+
+    @classmethod
+    def read(cls, *paths: Path) -> Ledger:
+        """Read what `write` wrote, parts in the order given.
+
+        Raises:
+            UserError: no such file, or not a ledger.
+        """
+        ledger = cls()
+        for path in paths:
+            ledger.extend(path)
+        return ledger
+
+    def extend(self, path: Path) -> None:
+        """Append the rows of a file that `write` wrote.
+
+        Raises:
+            UserError: no such file, or not a ledger; nothing was appended.
+        """
+        table = _read_table(path)
+        section = _from_arrow(table, "section", path)
+        rows = np.zeros(len(section), ROW)
+        for name in TYPES:
+            values = _from_arrow(table, name, path)
+            if name in OWNERS:
+                owners = section == CODES["section"][OWNERS[name]]
+                rows["own"].view(values.dtype)[owners] = values[owners]
+            else:
+                rows[name] = values
+        self._rows.write(rows.tobytes())
+        self._count += len(rows)
+        for word, number in CODES["direction"].items():
+            self._totals[word] += int(rows["payload_bytes"][rows["direction"] == number].sum())
+
+
+def _part(rows: NDArray[np.void], name: str) -> Column:
+    """One column of some rows."""
+    if name not in OWNERS:
+        return rows[name]
+    own = rows["own"].view(TYPES[name])
+    return np.where(rows["section"] == CODES["section"][OWNERS[name]], own, own.dtype.type(0))
+
+
+def _known(*names: str) -> None:
+    if unknown := set(names) - TYPES.keys():
+        raise ValueError(f"no such ledger column: {', '.join(sorted(unknown))}; there are {', '.join(TYPES)}")
+
+
+def _code(name: str, value: str | int) -> int:
+    _known(name)
+    if name not in WORDS:
+        return int(value)
+    if value not in WORDS[name]:
+        raise ValueError(f"no such {name}: {value!r}; there are {', '.join(WORDS[name])}")
+    return CODES[name][str(value)]
+
+
+def _words(name: str, codes: NDArray[np.generic]) -> list[str | int | float]:
+    return [WORDS[name][code] for code in codes.tolist()] if name in WORDS else codes.tolist()
+
+
+def _read_table(path: Path) -> pa.Table:
+    import pyarrow as pa
+
+    try:
+        table = read_table(path, list(TYPES))
+        names = table.column_names
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise UserError(f"ledger {path}: {str(error).splitlines()[0]}") from error
+    if names != list(TYPES):
+        raise UserError(f"ledger {path}: of its columns only {names}; a ledger has {', '.join(TYPES)}")
+    return table
+
+
+def _from_arrow(table: pa.Table, name: str, path: Path) -> Column:
+    """One column as codes or numbers."""
+    import pyarrow as pa
+
+    column = table[name]
+    try:
+        if column.null_count:
+            raise ValueError("missing values")
+        if name not in WORDS:
+            return np.array(column.cast(ARROW[TYPES[name]]).to_numpy(), dtype=TYPES[name])
+        encoded = column.cast("string").dictionary_encode().combine_chunks()
+        codes = [_code(name, word) for word in encoded.dictionary.to_pylist()]
+        return np.array(np.array(codes, np.int8)[encoded.indices.to_numpy()])
+    except (ValueError, pa.ArrowException) as error:
+        raise UserError(f"ledger {path}: column {name!r} holds {error}") from error

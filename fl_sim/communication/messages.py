@@ -1,0 +1,282 @@
+"""Tasks and updates as messages: one payload per message.
+
+A message's content is `{"payload": ArrayRecord({"p": Array}), "config" | "metrics": ...}`. The one `Array` has the type
+`fl_sim.update/1` and carries the bytes of `fl_sim.codecs`; nothing else that scales with the model travels. A client's
+first task also names what never travels (`Frozen`, 16 bytes, type `fl_sim.frozen/1`). Flower's records hold the scalars.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from struct import Struct
+from typing import ClassVar
+
+import torch
+import xxhash
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from torch import Tensor
+
+from fl_sim import codecs
+from fl_sim.codecs import CorruptPayload, Opened, Schema
+from fl_sim.core.types import FlatMask, FlatParams, Mask, Params, Scalar, Task, Update, UserError
+
+STYPE, FROZEN_STYPE = "fl_sim.update/1", "fl_sim.frozen/1"
+PAYLOAD, CONFIG, METRICS = "payload", "config", "metrics"
+NUM_EXAMPLES = "num-examples"
+ROUND, SEED = "round", "seed"
+PARTITION = "partition-id"
+"""Key of a node's configuration: which partition of the data it holds."""
+RESIDUAL = "residual."
+"""Prefix of a client's kept error-feedback tensors: what it wanted to send and the server does not know yet."""
+
+
+@dataclass(frozen=True)
+class Content:
+    """What the values in a payload mean: `outgoing` before encoding, `incoming` after decoding; `reference` is shared.
+
+    Both take (flat values, flat reference), 1-D float32 in schema order, and return new flat values.
+    """
+
+    outgoing: Callable[[Tensor, Tensor], Tensor]
+    incoming: Callable[[Tensor, Tensor], Tensor]
+
+
+def _as_is(values: Tensor, reference: Tensor) -> Tensor:
+    return values
+
+
+CONTENTS: Mapping[str, Content] = {
+    # Exact: the receiver gets the sender's parameters bit for bit.
+    "parameters": Content(_as_is, _as_is),
+    # What lossy value types need: a client's change is small beside its weights. `w0 + (w1 - w0) == w1` holds for about
+    # 99.5 % of float32 values, so even float32 differences restore a few coordinates one unit in the last place off.
+    "difference": Content(torch.sub, torch.add),
+}
+
+
+@dataclass(frozen=True)
+class Coding:
+    """How one direction is encoded: the value type (`fl_sim.codecs.VALUES`) and what the values mean (`CONTENTS`).
+
+    Attributes:
+        values: value type: float32, float32-zstd, float16, bfloat16, int8.
+        content: what is encoded: "parameters", or their "difference" to what the receiver knows.
+    """
+
+    values: str = "float32"
+    content: str = "parameters"
+
+    def __post_init__(self) -> None:
+        for what, value, allowed in (
+            ("values", self.values, codecs.VALUES),
+            ("content", self.content, CONTENTS),
+        ):
+            if value not in allowed:
+                raise UserError(f"wire: unknown {what} {value!r}; allowed: {', '.join(allowed)}")
+
+    def encode(
+        self,
+        params: Params,
+        mask: Mask | None,
+        reference: Params,
+        *,
+        schema: Schema,
+        held: Mask | None,
+        seed: int,
+        types: Sequence[str] | None = None,
+    ) -> bytes:
+        """Encode parameters of `schema`, relative to `reference` where this coding says so.
+
+        `types`, a value type for each prunable tensor, takes the place of this coding's one.
+        """
+        values = CONTENTS[self.content].outgoing(schema.flat(params), schema.flat(reference))
+        return codecs.encode(
+            schema.view(values), mask, schema=schema, held=held, values=types or self.values, seed=seed
+        )
+
+    def decode(
+        self, data: bytes | memoryview, reference: Params, *, schema: Schema, held: Mask | None
+    ) -> tuple[Params, Mask | None]:
+        """Invert `encode`. Coordinates outside the returned mask hold no information.
+
+        Raises:
+            CorruptPayload: the bytes are no payload of `schema`, or name a mask that is not `held`.
+        """
+        return self.restore(codecs.opened(data, schema=schema, held=held), reference)
+
+    def restore(self, payload: Opened, reference: Params) -> tuple[Params, Mask | None]:
+        """`decode` of a payload that was opened."""
+        params, mask = payload.decoded()
+        schema = payload.schema
+        sent = schema.flat(params)
+        values = CONTENTS[self.content].incoming(sent, schema.flat(reference))
+        if values is not sent and not codecs.finite(values):
+            raise CorruptPayload("a value overflows once it is added to what it differs from")
+        return schema.view(values), mask
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """Weights that never travel: every party makes them from `seed`, and `digest` proves that they came out the same."""
+
+    seed: int
+    digest: bytes
+    FORM: ClassVar[Struct] = Struct("<Q8s")
+
+    def encode(self) -> bytes:
+        """Sixteen bytes: seed, hash."""
+        return self.FORM.pack(self.seed, self.digest)
+
+    @classmethod
+    def decode(cls, data: bytes | memoryview) -> Frozen:
+        """Invert `encode`.
+
+        Raises:
+            CorruptPayload: not sixteen bytes.
+        """
+        if len(data) != cls.FORM.size:
+            raise CorruptPayload(f"{FROZEN_STYPE} takes {cls.FORM.size} bytes, not {len(data)}")
+        return cls(*cls.FORM.unpack(data))
+
+    @staticmethod
+    def digest_of(params: Params) -> bytes:
+        """Eight bytes over names, shapes and float32 bits, whatever the memory layout and device."""
+        check = xxhash.xxh3_64()
+        for name, value in params.items():
+            check.update(f"{name}{tuple(value.shape)}".encode())
+            check.update(value.detach().cpu().contiguous().numpy().tobytes())
+        return check.digest()
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """What a federation exchanges: the schema both ends hold and the coding of each direction.
+
+    Attributes:
+        schema: the tensors that travel.
+        uplink, downlink: how each direction is encoded.
+        error_feedback: whether clients keep what an upload left out.
+        frozen: what stands for the weights that never travel; None when there are none.
+        personal: names of entries that each client keeps for itself.
+    """
+
+    schema: Schema
+    uplink: Coding = Coding()
+    downlink: Coding = Coding()
+    error_feedback: bool = False
+    frozen: Frozen | None = None
+    personal: tuple[str, ...] = ()
+
+    def believed(self, sent: Params, mask: Mask | None, received: Params) -> FlatParams:
+        """The client's parameters as the server now knows them: `sent` where it travelled, else what was `received`."""
+        flat = self.schema.flat(sent)
+        if mask is not None:
+            known = flat.clone()
+            count = self.schema.prunable_size
+            alive = self.schema.flat_mask(mask)
+            torch.where(alive, flat[:count], self.schema.flat(received)[:count], out=known[:count])
+            flat = known
+        return self.schema.view(flat)
+
+
+def content(
+    data: bytes,
+    *,
+    frozen: Frozen | None = None,
+    config: Mapping[str, Scalar] | None = None,
+    metrics: Mapping[str, float] | None = None,
+) -> RecordDict:
+    """One message's content around one payload."""
+    made = RecordDict()
+    made[PAYLOAD] = arrays = ArrayRecord()  # one made from a mapping makes its arrays a second time
+    arrays["p"] = _array(data, STYPE)
+    if frozen is not None:
+        arrays["frozen"] = _array(frozen.encode(), FROZEN_STYPE)
+    if config is not None:
+        made[CONFIG] = ConfigRecord(dict(config))
+    if metrics is not None:
+        made[METRICS] = MetricRecord(dict(metrics))
+    return made
+
+
+def _array(data: bytes, stype: str) -> Array:
+    return Array(dtype="uint8", shape=(len(data),), stype=stype, data=data)
+
+
+def payload(message: RecordDict) -> bytes | memoryview:
+    """The payload's bytes, not copied.
+
+    Raises:
+        CorruptPayload: there is not exactly one array of our type.
+    """
+    found = _arrays(message, STYPE)
+    if len(found) != 1:
+        raise CorruptPayload(f"expected one array of type {STYPE!r}")
+    return found[0]
+
+
+def frozen(message: RecordDict) -> Frozen | None:
+    """What a task says of the weights that never travel; None where it says nothing.
+
+    Raises:
+        CorruptPayload: it says more than one thing, or the bytes are no `Frozen`.
+    """
+    found = _arrays(message, FROZEN_STYPE)
+    if len(found) > 1:
+        raise CorruptPayload(f"expected at most one array of type {FROZEN_STYPE!r}")
+    return Frozen.decode(found[0]) if found else None
+
+
+def _arrays(message: RecordDict, stype: str) -> list[bytes | memoryview]:
+    return [array.data for _, record in array_records(message) for array in record.values() if array.stype == stype]
+
+
+def array_records(message: RecordDict) -> list[tuple[str, ArrayRecord]]:
+    """A content's records of arrays with their keys; `message.array_records` builds and checks a new mapping each time."""
+    return [(key, record) for key, record in message.items() if isinstance(record, ArrayRecord)]
+
+
+def array_bytes(message: RecordDict) -> int:
+    """Bytes of all arrays of a message, whatever they are."""
+    return sum(len(array.data) for _, record in array_records(message) for array in record.values())
+
+
+def task_content(task: Task, data: bytes, *, seed: int, frozen: Frozen | None = None) -> RecordDict:
+    """The message of a task whose parameters and mask are encoded in `data`."""
+    return content(data, frozen=frozen, config={**task.config, ROUND: task.round, SEED: seed})
+
+
+def update_content(update: Update, data: bytes) -> RecordDict:
+    """The message of an update whose parameters and mask are encoded in `data`."""
+    return content(data, metrics={**update.metrics, NUM_EXAMPLES: update.num_examples})
+
+
+def read_metrics(message: RecordDict) -> tuple[int, dict[str, float]]:
+    """(num_examples, metrics) of a reply.
+
+    Raises:
+        CorruptPayload: the number of examples is missing or not a positive integer below 2**31, or a metric is no number.
+    """
+    record = message.get(METRICS)
+    values = dict(record) if isinstance(record, MetricRecord) else {}
+    count = values.pop(NUM_EXAMPLES, None)
+    if not isinstance(count, int) or not 0 < count < 2**31:
+        raise CorruptPayload(f"{NUM_EXAMPLES} must be a positive integer, not {count!r}")
+    return count, {k: float(v) for k, v in values.items() if isinstance(v, (int, float))}
+
+
+def pack_mask(mask: Mask) -> Tensor:
+    """A mask as packed bits, uint8 1-D, for a client's state."""
+    import numpy as np
+
+    flat = mask.flat if isinstance(mask, FlatMask) else FlatMask.pack(mask).flat
+    return torch.from_numpy(np.packbits(flat.numpy()))
+
+
+def unpack_mask(bits: Tensor, schema: Schema) -> FlatMask:
+    """Invert `pack_mask` for the prunable names of `schema`."""
+    import numpy as np
+
+    flat = torch.from_numpy(np.unpackbits(bits.numpy(), count=schema.prunable_size).astype(bool))
+    return schema.view_mask(flat)

@@ -1,0 +1,129 @@
+"""A config as a tree of plain values: from a file and overrides, out again as TOML, and what is wrong with it in one line."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import get_args
+
+from pydantic import BaseModel
+from pydantic_core import ErrorDetails
+
+from fl_sim.core.lookup import nearest
+from fl_sim.core.types import UserError
+
+Json = str | int | float | bool | None | list["Json"] | dict[str, "Json"]
+MOST_BYTES = 1_000_000
+"""Of a config file; written by hand, it has thousands."""
+
+
+def apply_override(tree: dict[str, Json], text: str) -> None:
+    """Set `a.b=value` in a tree: a TOML value, or else a string.
+
+    Raises:
+        UserError: no key, or a value where a table is needed.
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise UserError(f"override {_short(repr(text))}: write key=value, for instance training.lr=0.05")
+    try:
+        parsed = tomllib.loads(f"x = {value}")["x"]
+    except (ValueError, RecursionError):
+        parsed = value
+    *parents, leaf = key.strip().split(".")
+    node = tree
+    for parent in parents:
+        below = node.setdefault(parent, {})
+        if isinstance(below, str) and parent in ("client", "strategy"):
+            below = node[parent] = {"target": below}
+        if not isinstance(below, dict):
+            raise UserError(f"override {_short(repr(text))}: {parent!r} is a value, not a table")
+        node = below
+    node[leaf] = plain(parsed, f"override {_short(text)}")
+
+
+def text_of(path: Path) -> str:
+    """A config file's text.
+
+    Raises:
+        OSError, ValueError: it cannot be read, is larger than any config, or is no text.
+    """
+    with path.open("rb") as stream:
+        data = stream.read(MOST_BYTES + 1)
+    if len(data) > MOST_BYTES:
+        raise ValueError(f"more than {MOST_BYTES:,} bytes")
+    return data.decode()
+
+
+def plain(value: object, where: str) -> Json:
+    """A copy of a config's value, which is saved as TOML and hashed as JSON, so that both must be able to say it.
+
+    Raises:
+        UserError: a date, an infinite number, one of more than 64 bits.
+    """
+    if isinstance(value, Mapping):
+        return {str(key): plain(below, f"{where}.{key}") for key, below in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item, where) for item in value]
+    if value is None or isinstance(value, (str, bool)):
+        return value
+    if (isinstance(value, int) and abs(value) < 2**63) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    kind = "an integer of more than 64 bits" if isinstance(value, int) else str(value)
+    raise UserError(f"{_short(where)} = {kind}: allowed: text, true, false, finite numbers, lists and tables of them")
+
+
+def _short(text: str) -> str:
+    """For error messages: a screen line of it at most."""
+    text = text if text.isprintable() else repr(text)
+    return text if len(text) <= 120 else f"{text[:60]}...{text[-30:]}"
+
+
+def explain(error: ErrorDetails, root: type[BaseModel]) -> str:
+    """One line: which key, what is wrong, what is allowed."""
+    path = [str(part) for part in error["loc"] if not str(part).startswith("function-")]
+    key = ".".join(path)
+    if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        return f"unknown key {_short(repr(key))}{nearest(path[-1], _keys(root, path[:-1]))}"
+    message = error["msg"].removeprefix("Value error, ")
+    shown = "" if isinstance(error["input"], dict) else f" = {_short(repr(error['input']))}"
+    name = _short(key)
+    return f"{name}{shown}: {message[0].lower()}{message[1:]}" if key else message
+
+
+def _keys(root: type[BaseModel], path: Sequence[str]) -> list[str]:
+    """The keys allowed in the table at `path`."""
+    kind: object = root
+    for part in path:
+        fields = getattr(kind, "model_fields", None) or getattr(kind, "__dataclass_fields__", {})
+        if part not in fields:
+            return []
+        annotation = getattr(fields[part], "annotation", None)
+        kind = annotation if annotation is not None else inspect.get_annotations(kind, eval_str=True).get(part)  # type: ignore[arg-type]
+        # `Table | None`: a table that may be left out.
+        kind = next((choice for choice in get_args(kind) if isinstance(choice, type)), kind)
+    return list(getattr(kind, "model_fields", None) or getattr(kind, "__dataclass_fields__", {}))
+
+
+def toml_lines(tree: Mapping[str, Json], path: str = "") -> list[str]:
+    """A tree as TOML; `path` is that of the table, with a dot behind it."""
+    named = {key if re.fullmatch(r"[\w-]+", key, re.ASCII) else json.dumps(key): value for key, value in tree.items()}
+    lines = [f"{key} = {_scalar(value)}" for key, value in named.items() if not isinstance(value, dict)]
+    for key, value in named.items():
+        if isinstance(value, dict):
+            lines += ["", f"[{path}{key}]", *toml_lines(value, f"{path}{key}.")]
+    return lines
+
+
+def _scalar(value: Json) -> str:
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_scalar, value)) + "]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(key)} = {_scalar(entry)}" for key, entry in value.items()) + "}"
+    # A JSON string, number or boolean is also a TOML value.
+    return json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,1 @@
+"""What knows nothing of the project: types, errors, seeds, files, compiled kernels."""

@@ -1,0 +1,41 @@
+"""The one error that a user can mend, and other errors in one line.
+
+A module of its own, so that the command line need not import PyTorch to say them.
+"""
+
+from __future__ import annotations
+
+import sysconfig
+import traceback
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+OURS = tuple(str(ROOT / package) for package in ("fl_sim", "strategies", "clients"))
+INSTALLED = tuple(str(Path(sysconfig.get_path(name)).resolve()) for name in ("purelib", "platlib", "stdlib"))
+
+
+class UserError(ValueError):
+    """Wrong input by the user: one line that says what, where and what is allowed. The CLI exits with status 2."""
+
+
+def in_one_line(error: BaseException) -> str:
+    """What an error says, as far as its first line goes; its type where it says nothing. CUDA's go on for five lines."""
+    said = str(error).strip()
+    return said.splitlines()[0] if said else type(error).__name__
+
+
+def users_line(error: BaseException) -> str:
+    """`file, line n`: where an error left the user's own code last; empty where none was involved."""
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename.endswith(".py") and not str(Path(frame.filename).resolve()).startswith(OURS + INSTALLED)
+    ]
+    return f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else ""
+
+
+def told(error: BaseException) -> str:
+    """An error of a user's own code in one line: its type, what it says, and where it left that code."""
+    where = users_line(error)
+    said = " ".join(str(error).split())
+    return f"{type(error).__name__}: {said}" + (f" ({where})" if where else "")

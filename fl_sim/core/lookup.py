@@ -1,0 +1,100 @@
+"""Names that users write: an entry of a table, or `module:name` of their own."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar, cast, get_type_hints
+
+from pydantic import PydanticUserError, TypeAdapter, ValidationError
+
+from fl_sim.core.errors import UserError, told
+
+T = TypeVar("T")
+
+
+def find(key: str, name: str, table: Mapping[str, T]) -> T:
+    """The entry `name` of `table`, or the object behind an import path; `key` is the config key for the message.
+
+    Raises:
+        UserError: neither; names the nearest entry and all of them.
+    """
+    if name in table:
+        return table[name]
+    if ":" in name:
+        return cast(T, imported(f"{key} = ", name))
+    near = difflib.get_close_matches(name, table, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise UserError(f"{key} = {name!r}: unknown; {hint}allowed: {', '.join(table)}, or module:name")
+
+
+def imported(where: str, path: str) -> object:
+    """What can be called behind an import path, `module:name`; `where` starts the error message.
+
+    Raises:
+        UserError: no such module, a module that cannot be imported, no such name in it, or not a function.
+    """
+    module, _, name = path.partition(":")
+    if not module or not name:
+        raise UserError(f"{where}{path!r} is no import path; write 'module:name'")
+    try:
+        loaded = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise UserError(f"{where}{path!r}: {error}; looked for here and among what is installed") from error
+    except Exception as error:  # the user's own module, whatever it raises
+        raise UserError(f"{where}{path!r}: importing {module} raised {told(error)}") from error
+    found: object = getattr(loaded, name, None)
+    if found is None:
+        public = [n for n, v in vars(loaded).items() if callable(v) and not n.startswith("_")]
+        raise UserError(f"{where}{path!r}: {module!r} has no callable {name!r}{nearest(name, public)}")
+    if not callable(found):
+        raise UserError(f"{where}{path!r} is of type {type(found).__name__}; needed: a function")
+    return found
+
+
+def nearest(word: str, allowed: Sequence[str]) -> str:
+    """The end of an error message: the likeliest of what is allowed, or all of it."""
+    close = difflib.get_close_matches(word, allowed, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; allowed: {', '.join(allowed)}"
+
+
+def typed(where: str, function: Callable[..., object], options: Mapping[str, object]) -> None:
+    """Complain of an option that is not of the type that its parameter is annotated with.
+
+    Annotations that say nothing of a config's values are passed over.
+
+    Raises:
+        UserError: names the option, its value and what is allowed.
+    """
+    try:
+        hints = get_type_hints(function, include_extras=True)
+    except (NameError, TypeError):
+        return
+    for name in options.keys() & hints.keys():
+        try:
+            TypeAdapter(hints[name]).validate_json(json.dumps(options[name]), strict=True)
+        except ValidationError as error:
+            first = error.errors()[0]
+            key, value = ".".join(map(str, (name, *first["loc"]))), repr(first["input"])[:60]
+            raise UserError(f"{where}: {key} = {value}: {first['msg'][:1].lower()}{first['msg'][1:]}") from error
+        except PydanticUserError:
+            continue
+
+
+def accepts(where: str, function: object, **arguments: object) -> None:
+    """Complain of a function of the user's that cannot be called with these keyword arguments.
+
+    Raises:
+        UserError: it cannot; names what it is called with.
+    """
+    try:
+        signature = inspect.signature(cast("type", function))
+    except ValueError:  # built in: it says nothing of itself
+        return
+    try:
+        signature.bind(**arguments)
+    except TypeError as error:
+        raise UserError(f"{where}: {error}; it is called with {', '.join(arguments)}") from error

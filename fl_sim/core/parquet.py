@@ -1,0 +1,113 @@
+"""Parquet files: written whole or not at all, and read although somebody else may have made them.
+
+A file of kilobytes can declare thousands of millions of equal rows, or one large value in each of a million.
+Arrow's threads give back what they read after the table is there; where that meets the end of the program, the process
+aborts. So none of them read here.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import numpy as np
+
+from fl_sim.core.files import open_plain, write_atomically
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+FREE_ROWS = 5_000_000
+"""Any file may have as many."""
+FREE_BYTES = 500_000_000
+"""Any file may expand to as much."""
+VARIABLE = "BYTE_ARRAY"
+READ = ("BOOLEAN", "INT32", "INT64", "FLOAT", "DOUBLE", VARIABLE)
+"""Physical types of what is read here: at most 8 bytes a value, or of a length that is summed before it is read."""
+
+
+def read_table(path: Path, columns: Sequence[str], *, rows_per_byte: int = 100, bytes_per_byte: int = 1000) -> pa.Table:
+    """Read those of the columns that one plain file has.
+
+    `rows_per_byte` and `bytes_per_byte` bound what rows without news and equal values may shrink to.
+
+    Raises:
+        OSError, ValueError: no plain file, no parquet, a column of lists, or more than a file of its size can hold.
+        pyarrow.ArrowException: damaged.
+    """
+    import pyarrow.parquet as pq
+
+    # A stream: a path could also name a folder of parts or a remote file system.
+    with open_plain(path) as stream:
+        file, size = pq.ParquetFile(stream, pre_buffer=False), os.fstat(stream.fileno()).st_size
+        if (rows := file.metadata.num_rows) > FREE_ROWS + rows_per_byte * size:
+            raise ValueError(f"{rows} rows in {size} bytes")
+        leaves, most = _leaves(file, columns), FREE_BYTES + bytes_per_byte * size
+        for measure in (partial(_page_bytes, file), partial(_string_bytes, stream, leaves)):
+            if (expanded := measure()) > most:
+                raise ValueError(f"{size} bytes that expand to {expanded}; allowed: {most}")
+        return file.read(columns=list(columns), use_threads=False)
+
+
+def _leaves(file: pq.ParquetFile, columns: Sequence[str]) -> Mapping[int, str]:
+    """Number -> physical type of what lies under the columns."""
+    every = {number: file.schema.column(number) for number in range(len(file.schema))}
+    leaves = {number: leaf for number, leaf in every.items() if leaf.path.split(".")[0] in columns}
+    for leaf in leaves.values():
+        if leaf.max_repetition_level or leaf.physical_type not in READ:
+            raise ValueError(f"column {leaf.path!r} holds lists or {leaf.physical_type}")
+    return {number: leaf.physical_type for number, leaf in leaves.items()}
+
+
+def _page_bytes(file: pq.ParquetFile) -> int:
+    """Bytes of all columns' pages once they are decompressed, as the file says."""
+    # Of the row groups, not of their columns: pyarrow ends the process where a column's own metadata contradict themselves.
+    metadata = file.metadata
+    return sum(metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups))
+
+
+def _string_bytes(stream: BinaryIO, leaves: Mapping[int, str]) -> int:
+    """Bytes of strings once every row has its own; here they are held once for all rows that have them."""
+    import pyarrow.parquet as pq
+
+    schema = pq.ParquetFile(stream).schema
+    paths = [schema.column(number).path for number, kind in leaves.items() if kind == VARIABLE]
+    file = pq.ParquetFile(stream, read_dictionary=paths, pre_buffer=False)
+    # By row group: pyarrow cannot put the dictionaries of several together where they lie in a struct, as images do.
+    groups = range(file.metadata.num_row_groups)
+    columns = (
+        file.read_row_group(number, columns=[path], use_threads=False).column(0) for number in groups for path in paths
+    )
+    return sum(_repeated(chunk) for column in columns for chunk in column.chunks)
+
+
+def _repeated(strings: pa.Array) -> int:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    while pa.types.is_struct(strings.type):
+        (strings,) = strings.flatten()
+    if not pa.types.is_dictionary(strings.type):  # of a width, as decimals have
+        return int(strings.nbytes)
+    lengths = pc.binary_length(strings.dictionary).to_numpy(zero_copy_only=False)
+    times = np.bincount(strings.indices.drop_null(), minlength=len(lengths))
+    return int((lengths.astype(np.int64) * times).sum())
+
+
+def encoded(table: pa.Table) -> bytes:
+    """The bytes of a file that holds a table."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    return bytes(sink.getvalue().to_pybytes())
+
+
+def write_table(table: pa.Table, path: Path) -> None:
+    """Write one file. Raises OSError as `fl_sim.core.files.write_atomically` does."""
+    write_atomically(path, encoded(table))

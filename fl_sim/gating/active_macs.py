@@ -1,0 +1,70 @@
+"""MACs that each sample really needs: active inputs times active outputs of every convolution and linear layer."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
+
+from fl_sim.gating.gates import Gate
+from fl_sim.gating.graph import channels_from
+from fl_sim.models.graph import modules_of
+
+
+def count_macs(net: fx.GraphModule, x: Tensor) -> Tensor:
+    """MACs of each sample of `x` (B, C, H, W), int64 (B,), in evaluation mode; the gates' own are not included.
+
+        MACs = sum_l K_l^2 H_l W_l sum_groups (active inputs)(active outputs)
+
+    An output is inactive where a predictive gate has it off; an input where the layer that made it has it off and only
+    channel-by-channel operations lie between.
+    """
+    training = net.training
+    net.eval()
+    try:
+        with torch.no_grad():
+            ShapeProp(net).propagate(x)
+    finally:
+        net.train(training)
+    called = modules_of(net)
+    origin = channels_from(net, lambda module: isinstance(module, Gate) and module.silences)
+    skipping = {
+        node.args[1].args[0]: gate
+        for node, gate in called.items()
+        if isinstance(gate, Gate) and gate.skips and isinstance(node.args[1], fx.Node)
+    }
+    total = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+    for node, layer in called.items():
+        if not isinstance(layer, (nn.Conv2d, nn.Linear)):
+            continue
+        source = node.args[0]
+        assert isinstance(source, fx.Node)
+        feeding = called[origin[source]] if source in origin else None
+        total += _layer_macs(layer, _positions(node), _mask(feeding, x), _mask(skipping.get(node), x))
+    return total
+
+
+def _mask(gate: nn.Module | None, x: Tensor) -> Tensor | None:
+    return gate.mask if isinstance(gate, Gate) else None
+
+
+def _positions(node: fx.Node) -> int:
+    """Output positions of a layer: H W of a convolution, whatever lies between batch and features of a linear one."""
+    shape = node.meta["tensor_meta"].shape
+    return int(shape[2:].numel() if len(shape) == 4 else shape[1:-1].numel())
+
+
+def _layer_macs(layer: nn.Conv2d | nn.Linear, positions: int, inputs: Tensor | None, outputs: Tensor | None) -> Tensor:
+    """(B,) or a scalar, int64; masks (B, C) or None for all on."""
+    groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
+    out_size, in_size = layer.weight.shape[:2]
+    out_size //= groups
+    kernel = layer.weight[0, 0].numel()
+    active_out = torch.full((1, groups), out_size) if outputs is None else outputs.view(-1, groups, out_size).sum(2)
+    # A linear layer behind a flattened map reads in_size / C inputs of each channel.
+    active_in = (
+        torch.full((1, groups), in_size)
+        if inputs is None
+        else inputs.view(len(inputs), groups, -1).sum(2) * (groups * in_size // inputs.shape[1])
+    )
+    return kernel * positions * (active_in.to(active_out.device) * active_out).sum(1)

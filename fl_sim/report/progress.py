@@ -1,0 +1,93 @@
+"""The live display of a run: a progress bar on a terminal, one line per evaluated round on a pipe, nothing when quiet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from fl_sim.config.experiment import Experiment
+from fl_sim.core.observer import Observer, Silent
+
+
+def _line(row: Mapping[str, float]) -> str:
+    accuracy = f"accuracy {100 * row['accuracy']:6.2f} %  " if "accuracy" in row else ""
+    saved = f"  saved {row['saved_bytes'] / 1e6:.2f} MB" if row.get("saved_bytes", 0) > 0 else ""
+    failures = f"  {row['failures']:.0f} failed" if row.get("failures") else ""
+    return (
+        f"{accuracy}up {row['uplink_bytes'] / 1e6:.2f} MB  down {row['downlink_bytes'] / 1e6:.2f} MB"
+        f"{saved}  alive {100 * row['density']:.0f} %{failures}"
+    )
+
+
+@dataclass
+class _Bar:
+    progress: Progress
+    rounds: TaskID
+    clients: TaskID
+    status: Text
+
+    def reply(self, answered: int, cohort: int) -> None:
+        self.progress.update(self.clients, completed=answered, total=cohort)
+
+    def round(self, row: Mapping[str, float]) -> None:
+        self.progress.update(self.rounds, completed=row["round"])
+        self.status.plain = _line(row)
+
+
+@dataclass
+class _Lines:
+    console: Console
+    rounds: int
+
+    def reply(self, answered: int, cohort: int) -> None:
+        """Single clients are too many lines for a log."""
+
+    def round(self, row: Mapping[str, float]) -> None:
+        if "accuracy" in row:
+            self.console.print(f"round {row['round']:.0f}/{self.rounds}  {_line(row)}", highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def display(experiment: Experiment, console: Console, *, quiet: bool) -> Iterator[Observer]:
+    """The observer that fits the console."""
+    if quiet:
+        yield Silent()
+    elif not console.is_terminal:
+        yield _Lines(console, experiment.rounds)
+    else:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        # The numbers have a line of their own: beside the bars they would squeeze them out of 80 columns.
+        progress, status = Progress(*columns, console=console), Text(overflow="ellipsis", no_wrap=True)
+        rounds = progress.add_task(experiment.name, total=experiment.rounds)
+        clients = progress.add_task("clients", total=experiment.cohort.size)
+        with Live(Group(progress, status), console=console):
+            yield _Bar(progress, rounds, clients, status)
+
+
+@contextmanager
+def counting(console: Console, what: str) -> Iterator[Callable[[int, int], None]]:
+    """A function of (done, total) that shows a bar on a terminal from its first call on, and nothing elsewhere."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(what, visible=False)
+        yield lambda done, total: progress.update(task, completed=done, total=total, visible=True)

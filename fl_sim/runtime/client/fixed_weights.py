@@ -1,0 +1,102 @@
+"""What a resident model holds that no payload carries: frozen weights, and the entries each client keeps for itself.
+
+One model serves all clients of a process, so both are put in place before a client runs and looked at afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from fl_sim.communication.messages import Exchange, Frozen
+from fl_sim.core.types import Params
+from fl_sim.models.parameters import COUNTER, entries, load
+
+
+class WrongFrozenWeights(ValueError):
+    """Client and server do not have the same frozen weights."""
+
+
+@dataclass
+class Resident:
+    """The entries of one process's model that do not travel.
+
+    Attributes:
+        model: the model that all clients of this process share.
+        exchange: what travels.
+        rebuild: seed -> the frozen weights and the first values of personal entries, on the CPU.
+    """
+
+    model: nn.Module
+    exchange: Exchange
+    rebuild: Callable[[int], Params]
+    _frozen: Frozen | None = field(default=None, repr=False)
+    _first: Params = field(default_factory=dict, repr=False)
+    _settled: bool = field(default=False, repr=False)
+    _buffers: list[tuple[Tensor, Tensor]] = field(default_factory=list, repr=False)
+
+    def __post_init__(self) -> None:
+        """Remember every buffer that neither travels nor belongs to one client: no client may see another's."""
+        elsewhere = {*self.exchange.schema.names, *self.exchange.personal}
+        kept = [(name, buffer) for name, buffer in self.model.named_buffers() if name not in elsewhere]
+        self._buffers = [(b, b.detach().clone()) for n, b in kept if not _is_idle_counter(self.model, n)]
+
+    def receive(self, announced: Frozen | None, known: Frozen | None) -> Frozen:
+        """Put the frozen weights in place: as `announced` now, or as this client was told earlier (`known`).
+
+        Raises:
+            WrongFrozenWeights: the weights made here differ from the server's, or nobody has said which they are.
+        """
+        frozen = announced or known
+        if frozen is None:
+            raise WrongFrozenWeights("this client was never told the seed of the frozen weights")
+        if frozen != self._frozen or not self._settled:
+            made = self.rebuild(frozen.seed)
+            fixed = {name: value for name, value in made.items() if name not in self.exchange.personal}
+            if (digest := Frozen.digest_of(fixed)) != frozen.digest:
+                raise WrongFrozenWeights(
+                    f"the frozen weights made here from seed {frozen.seed} have hash {digest.hex()}, the server's "
+                    f"{frozen.digest.hex()}: model, initialisation or library versions differ"
+                )
+            load(self.model, made)
+            self._frozen, self._first, self._settled = frozen, made, True
+        return frozen
+
+    def enter(self, kept: Params) -> None:
+        """A client is about to run: load its personal entries, as it `kept` them or their first values."""
+        self._settled = False  # until `leave` has looked: a client that raises may leave anything behind
+        self.place(kept)
+
+    def place(self, kept: Params) -> None:
+        """Put what does not travel back as it was: buffers as built, personal entries as the client `kept` them."""
+        for buffer, value in self._buffers:
+            buffer.copy_(value)
+        if self.exchange.personal:
+            first = self._first or self.rebuild(0)
+            load(self.model, {name: kept.get(name, first[name]) for name in self.exchange.personal})
+
+    def leave(self) -> Params:
+        """The client is done: its personal entries, to be kept.
+
+        Raises:
+            WrongFrozenWeights: the client changed weights that are frozen; they are made anew for the next.
+        """
+        if self._frozen is None and not self.exchange.personal:
+            return {}  # nothing to look at, and a state dict costs as much as a small client's whole answer
+        own = entries(self.model)
+        if self._frozen is not None:
+            now = {name: own[name] for name in self._first if name not in self.exchange.personal}
+            if Frozen.digest_of(now) != self._frozen.digest:
+                raise WrongFrozenWeights(
+                    "the client changed frozen weights; train only parameters that require a gradient"
+                )
+        self._settled = True
+        return {name: own[name].detach().cpu().clone() for name in self.exchange.personal}
+
+
+def _is_idle_counter(model: nn.Module, name: str) -> bool:
+    """Whether a buffer counts a BatchNorm layer's batches and nothing reads it: a fixed momentum needs no count."""
+    module, _, buffer = name.rpartition(".")
+    return buffer == COUNTER and getattr(model.get_submodule(module), "momentum", None) is not None

@@ -1,0 +1,278 @@
+"""The ClientApp: receives a task, runs the client, answers with an encoded update.
+
+One `ClientHost` lives in each process and keeps model, data and the last decoded task resident, whatever runtime calls
+it. A client never sees Flower.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from torch import Tensor, nn
+
+from fl_sim.communication import messages as wire
+from fl_sim.communication.messages import PARTITION
+from fl_sim.communication.sparse_broadcast import Parcel, received
+from fl_sim.core.seeding import Purpose, generator
+from fl_sim.core.types import FlatParams, Mask, Params, Task, Update
+from fl_sim.data import Split
+from fl_sim.models.parameters import entries, load
+from fl_sim.runtime.client.fixed_weights import Resident
+from fl_sim.runtime.client.over_fitting import MeasureFit, Settle, as_trained, unmeasured
+from fl_sim.sparsity import curve_messages as measuring
+from fl_sim.sparsity.curve_cache import cached_curves
+from fl_sim.sparsity.curves import calibration
+from fl_sim.training.client import Client, ClientContext
+from fl_sim.training.loop import evaluate
+
+STATE, MASK, FROZEN, PERSONAL = "fl_sim.state", "fl_sim.mask", "fl_sim.frozen", "fl_sim.personal"
+MODEL, VERSION = "fl_sim.model", "version"
+
+
+class BadUpdate(ValueError):
+    """A client returned something that is no update of this federation."""
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    """The last payload that a process decoded: for which held mask, into what, and what its clients keep of it."""
+
+    data: bytes | memoryview
+    key: bytes
+    params: Params
+    mask: Mask | None
+    kept: ArrayRecord | None = None
+
+
+@dataclass(frozen=True)
+class Visit:
+    """A task that was read: what the client is given, and the entries it keeps for itself."""
+
+    task: Task
+    ctx: ClientContext
+    personal: Params
+
+
+@dataclass
+class ClientHost:
+    """Everything that stays in a process between clients.
+
+    Attributes:
+        client: the user's client.
+        model: resident model, on its device; its parameters are overwritten for every client.
+        split_of: partition -> that client's training data, resident after the first call.
+        test_of: partition -> test samples in the proportions of that client's labels.
+        exchange: what travels and how.
+        reference: the first global parameters, which every party can make by itself; differences start from them.
+        rebuild: seed -> the entries that never travel.
+        measure: what is measured of a trained model, for the log.
+        settle: gives a received model BatchNorm statistics, where none travel and clients keep none.
+    """
+
+    client: Client
+    model: nn.Module
+    split_of: Callable[[int], Split]
+    test_of: Callable[[int], Split]
+    exchange: wire.Exchange
+    reference: Params
+    rebuild: Callable[[int], Params]
+    measure: MeasureFit = unmeasured
+    settle: Settle = as_trained
+    _last: _Decoded | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        self._resident = Resident(self.model, self.exchange, self.rebuild)
+
+    def _receive(self, message: Message, context: Context) -> Task:
+        """Decode a task; the bytes of one round are decoded once per process, not once per client."""
+        if self.exchange.frozen is not None:
+            self._receive_frozen(message, context)
+        data = wire.payload(message.content)
+        config: dict[str, object] = dict(message.content[wire.CONFIG])
+        params, mask = self._model(data, Parcel.arrived(data, config), context)
+        if mask is not None:
+            _keep(context, MASK, {MASK: wire.pack_mask(mask)})
+        number = config.pop(wire.ROUND)
+        assert isinstance(number, int)
+        return Task(
+            number, params, mask, {k: v for k, v in config.items() if isinstance(v, (bool, int, float, str, bytes))}
+        )
+
+    def _receive_frozen(self, message: Message, context: Context) -> None:
+        """Put the frozen weights in place that the message names, or that this client was told of earlier."""
+        told = _tensors(context, FROZEN).get(FROZEN)
+        known = None if told is None else wire.Frozen.decode(told.numpy().tobytes())
+        frozen = self._resident.receive(wire.frozen(message.content), known)
+        if frozen != known:
+            _keep(context, FROZEN, {FROZEN: torch.frombuffer(bytearray(frozen.encode()), dtype=torch.uint8)})
+
+    def _model(self, data: bytes | memoryview, parcel: Parcel | None, context: Context) -> tuple[Params, Mask | None]:
+        """The parameters and the pruning mask that a payload stands for; a published model is kept by the client."""
+        schema = self.exchange.schema
+        packed = _tensors(context, MASK).get(MASK)
+        key = b"" if packed is None else packed.numpy().tobytes()
+        if self._last is None or self._last.data is not data or self._last.key != key:
+            held = None if packed is None else wire.unpack_mask(packed, schema)
+            if parcel is None:
+                decoded = self.exchange.downlink.decode(data, self.reference, schema=schema, held=held)
+                self._last = _Decoded(data, key, *decoded)
+            else:
+                model, mask = received(parcel, self._base(context, parcel), self.exchange, held)
+                kept = ArrayRecord({MODEL: Array(model.numpy()), VERSION: Array(np.array([parcel.version]))})
+                self._last = _Decoded(data, key, schema.view(model), mask, kept)
+        last = self._last
+        if last.kept is not None:
+            # One record for all clients of this process that hold this model: it is replaced, never changed.
+            context.state[MODEL] = last.kept
+        return last.params, last.mask
+
+    def _base(self, context: Context, parcel: Parcel) -> Tensor | None:
+        """The published model, flat, that the parcel starts from: as this client holds it, or the seeded one; else None."""
+        record = context.state.array_records.get(MODEL)
+        if record is None:
+            return self.exchange.schema.flat(self.reference) if parcel.start else None
+        return torch.from_numpy(record[MODEL].numpy()) if int(record[VERSION].numpy()[0]) == parcel.base else None
+
+    def train(self, message: Message, context: Context) -> Message:
+        """Handle one training task."""
+        return self.finish(self.begin(message, context), self.client, message, context)
+
+    def begin(self, message: Message, context: Context) -> Visit:
+        """Read a training task: everything that the client will be given."""
+        task = self._receive(message, context)
+        partition = int(context.node_config[PARTITION])
+        seed = task.config[wire.SEED]
+        assert isinstance(seed, int)
+        data = self.split_of(partition)
+        ctx = ClientContext(
+            model=self.model,
+            data=data,
+            num_examples=len(data),
+            rng=generator(seed, task.round, partition, Purpose.CLIENT),
+            state=_tensors(context, STATE),
+        )
+        return Visit(task, ctx, _tensors(context, PERSONAL))
+
+    def start(self, visit: Visit) -> Params:
+        """Copies of the entries that training changes, as this client's finds them, on the model's device."""
+        self._resident.enter(visit.personal)
+        own = entries(load(self.model, visit.task.params))
+        changing = {n: v for n, v in own.items() if v.requires_grad or not isinstance(v, nn.Parameter)}
+        return {name: value.detach().clone() for name, value in changing.items()}
+
+    def finish(self, visit: Visit, client: Client, message: Message, context: Context) -> Message:
+        """Run a client on its task, check and encode what it returns."""
+        task, ctx = visit.task, visit.ctx
+        self._resident.enter(visit.personal)
+        update = client(task, ctx)
+        fit = self.measure(task.round, int(context.node_config[PARTITION]), self.model)
+        personal = self._resident.leave()
+        self._check(update)
+        encoded = self.exchange.uplink.encode(
+            update.params,
+            update.mask,
+            task.params,
+            schema=self.exchange.schema,
+            held=task.mask,
+            seed=ctx.rng.initial_seed(),
+        )
+        if self.exchange.error_feedback:
+            ctx.state.update(self._residuals(update, encoded, task))
+        _keep(context, STATE, ctx.state)
+        _keep(context, PERSONAL, personal)
+        answer = update if not fit else replace(update, metrics={**update.metrics, **fit})
+        return Message(wire.update_content(answer, encoded), reply_to=message)
+
+    def _residuals(self, update: Update, encoded: bytes, task: Task) -> dict[str, Tensor]:
+        """What the client wanted the server to know of its prunable parameters, and the upload did not tell."""
+        sent, mask = self.exchange.uplink.decode(encoded, task.params, schema=self.exchange.schema, held=task.mask)
+        believed = self.exchange.believed(sent, mask, task.params)
+        return {wire.RESIDUAL + name: update.params[name] - believed[name] for name in self.exchange.schema.prunable}
+
+    def _check(self, update: object) -> None:
+        if not isinstance(update, Update):
+            raise BadUpdate(f"the client returned {type(update).__name__}, not an fl_sim.Update")
+        if update.num_examples < 1:
+            raise BadUpdate(f"num_examples must be at least 1, not {update.num_examples}")
+        schema = self.exchange.schema
+        if isinstance(update.params, FlatParams) and update.params.names == schema.names:
+            return
+        for name, shape in zip(schema.names, schema.shapes, strict=True):
+            got = update.params.get(name)
+            if got is None:
+                raise BadUpdate(f"the update lacks parameter {name!r}; return fl_sim.snapshot(model)")
+            if tuple(got.shape) != tuple(shape):
+                raise BadUpdate(f"parameter {name!r} has shape {tuple(got.shape)}, not {tuple(shape)}")
+
+    def evaluate(self, message: Message, context: Context) -> Message:
+        """Evaluate the received model, with this client's personal entries, on test samples of this client's kind."""
+        task = self._receive(message, context)
+        data = self.test_of(int(context.node_config[PARTITION]))
+        self._resident.place(_tensors(context, PERSONAL))
+        load(self.model, task.params)
+        metrics = evaluate(self.model, data)
+        record = MetricRecord({**metrics, wire.NUM_EXAMPLES: len(data)})
+        return Message(RecordDict({wire.METRICS: record}), reply_to=message)
+
+    def curves(self, message: Message, context: Context) -> Message:
+        """Measure distortion curves of the received model on a fixed part of this client's data."""
+        task = self._receive(message, context)
+        measure, count = measuring.asked(task.config)
+        own = self.split_of(int(context.node_config[PARTITION]))
+        images = calibration(own, count)
+        self._resident.place(_tensors(context, PERSONAL))
+        model = load(self.model, task.params)
+        self.settle(model, own)
+        measured = cached_curves(measure, model, images, self.exchange.schema.prunable)
+        answer = wire.content(measuring.encode_curves(measured), metrics={wire.NUM_EXAMPLES: len(images)})
+        return Message(answer, reply_to=message)
+
+    def query(self, message: Message, context: Context) -> Message:
+        """Tell which partition this node holds: foreign runtimes number their nodes at random."""
+        answer = ConfigRecord({PARTITION: int(context.node_config[PARTITION])})
+        return Message(RecordDict({wire.CONFIG: answer}), reply_to=message)
+
+
+def client_app(host: Callable[[Context], ClientHost]) -> ClientApp:
+    """The Flower app over a host; `host` is asked at every message, so that a runtime may build it late and keep it."""
+    app = ClientApp()
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        return host(context).train(message, context)
+
+    @app.evaluate()
+    def evaluate(message: Message, context: Context) -> Message:
+        return host(context).evaluate(message, context)
+
+    @app.query()
+    def query(message: Message, context: Context) -> Message:
+        return host(context).query(message, context)
+
+    @app.query(measuring.ACTION)
+    def curves(message: Message, context: Context) -> Message:
+        return host(context).curves(message, context)
+
+    return app
+
+
+def _tensors(context: Context, key: str) -> dict[str, Tensor]:
+    """A client's kept tensors under `key`; fresh copies."""
+    if key not in context.state:  # the rule; Flower's `get` raises and catches
+        return {}
+    record = context.state[key]
+    items = record.items() if isinstance(record, ArrayRecord) else ()
+    return {name: torch.from_numpy(array.numpy()) for name, array in items}
+
+
+def _keep(context: Context, key: str, tensors: dict[str, Tensor]) -> None:
+    """Keep tensors in the node's state, which every Flower runtime carries from round to round."""
+    if tensors or key in context.state:
+        context.state[key] = ArrayRecord(
+            {name: Array(tensor.detach().cpu().numpy()) for name, tensor in tensors.items()}
+        )

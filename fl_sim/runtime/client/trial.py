@@ -1,0 +1,103 @@
+"""A client and what it is tried on: calls that differ in one thing each."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import nn
+
+from fl_sim import models
+from fl_sim.core.types import Mask, Params, Scalar, Task, Update
+from fl_sim.data import Split
+from fl_sim.models.parameters import load, snapshot
+from fl_sim.sparsity import apply_mask, global_topk, magnitude, topk_mask
+from fl_sim.training.client import Client, ClientContext
+
+DENSITY = 0.5
+"""Of the mask under which a client is tried."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One call of the client: what it got, what it gave or raised, and how long it took."""
+
+    task: Task
+    received: Params
+    model: nn.Module
+    update: Update
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Examination:
+    """A client and what it is tried on.
+
+    Attributes:
+        client: the client.
+        model: never touched; every attempt gets a copy.
+        samples: the client's data.
+        config: scalars of `task.config`.
+    """
+
+    client: Client
+    model: nn.Module
+    samples: Split
+    config: Mapping[str, Scalar] = field(default_factory=dict)
+
+    def attempt(self, model: nn.Module, *, mask: Mask | None = None, seed: int = 0) -> Attempt:
+        """Call the client; `seed` is of the global generator, which a client must not use."""
+        given = snapshot(self.model)
+        params = dict(given) if mask is None else apply_mask(given, mask)
+        task = Task(1, {name: value.clone() for name, value in params.items()}, mask, self.config)
+        generator = torch.Generator().manual_seed(7)
+        context = ClientContext(model=model, data=self.samples, num_examples=len(self.samples), rng=generator, state={})
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            np_state = np.random.get_state()  # noqa: NPY002 - what a client must not use is what is varied here
+            np.random.seed(seed)  # noqa: NPY002
+            start = time.perf_counter()
+            try:
+                update = self.client(task, context)
+            finally:
+                np.random.set_state(np_state)  # noqa: NPY002
+        return Attempt(task, params, model, update, time.perf_counter() - start)
+
+    @property
+    def fresh(self) -> nn.Module:
+        """A copy of the model."""
+        return copy.deepcopy(self.model)
+
+    @cached_property
+    def plain(self) -> Attempt:
+        """As it is."""
+        return self.attempt(self.fresh)
+
+    @cached_property
+    def again(self) -> Attempt:
+        """The same task, other global random numbers."""
+        return self.attempt(self.fresh, seed=1)
+
+    @cached_property
+    def after_another(self) -> Attempt:
+        """On a model that still holds another client's parameters and statistics."""
+        left = self.fresh
+        load(left, {name: value + 0.1 for name, value in snapshot(left).items()})
+        return self.attempt(left)
+
+    @cached_property
+    def mask(self) -> Mask:
+        """Half of the prunable weights, by magnitude."""
+        params = snapshot(self.model)
+        scores = magnitude({name: params[name] for name in models.prunable_names(self.model)})
+        return topk_mask(scores, global_topk(scores, DENSITY))
+
+    @cached_property
+    def masked(self) -> Attempt:
+        """Under a mask."""
+        return self.attempt(self.fresh, mask=self.mask)

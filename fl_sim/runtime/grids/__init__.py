@@ -1,0 +1,1 @@
+"""Flower Grids: inline, worker processes, a vectorised cohort, Ray."""

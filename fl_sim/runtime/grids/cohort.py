@@ -1,0 +1,166 @@
+"""The cohort engine: the clients of a round train as one vectorised batch (`fl_sim.training.batched`), in this process.
+
+Everything around the training, from decoding to encoding, is the same code client by client as on the other engines; only
+the steps themselves are taken together. What cannot be batched runs one client after the other, and the log says so once.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol, runtime_checkable
+
+import torch
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+from torch import nn
+
+from fl_sim.communication.flower_private import set_message_id
+from fl_sim.core.types import Mask, Metrics, Task
+from fl_sim.data import Split
+from fl_sim.runtime.client.host import ClientHost, Visit
+from fl_sim.runtime.grids.base import LocalGrid, execute, request_of
+from fl_sim.training.batched import Member, Trained, fit, fitting, obstacle
+from fl_sim.training.client import Client, ClientContext
+from fl_sim.training.loop import Training, check_converged
+from fl_sim.training.losses import Loss
+
+log = logging.getLogger("fl_sim")
+TRAIN = "train"
+
+
+class Trains(Protocol):
+    """What trains a model in place: `Training`, or what stands for it."""
+
+    def fit(
+        self, model: nn.Module, data: Split, loss: Loss, *, mask: Mask | None, rng: torch.Generator | None
+    ) -> Metrics:
+        """Train; returns metrics."""
+
+
+@runtime_checkable
+class Stackable(Protocol):
+    """A client that can tell whether its training is plain local SGD, and can take the result from elsewhere."""
+
+    def plain_training(self) -> Training | None:
+        """The hyper-parameters of its cross-entropy SGD under the task's mask; None where it does anything else."""
+
+    @property
+    def setting(self) -> Callable[[Task, ClientContext], AbstractContextManager[None]]:
+        """What holds while all clients of a round train, the same for all."""
+
+    def trained_by(self, trains: Trains) -> Client:
+        """The same client, whose training something else does."""
+
+
+@dataclass(frozen=True)
+class Ready:
+    """Stands for a training that was done already: puts its result into the model."""
+
+    trained: Trained
+    training: Training
+
+    def fit(
+        self, model: nn.Module, data: Split, loss: Loss, *, mask: Mask | None, rng: torch.Generator | None
+    ) -> Metrics:
+        """See `Training.fit`."""
+        self.trained.put(model)
+        check_converged(self.trained.metrics["loss"], int(self.trained.metrics["steps"]), self.training.lr)
+        return dict(self.trained.metrics)
+
+
+class CohortGrid(LocalGrid):
+    """Trains up to `chunk` clients together (None: as many as memory holds); all else runs as inline."""
+
+    def __init__(
+        self, app: ClientApp, hosts: Callable[[Context], ClientHost], num_nodes: int, *, chunk: int | None = None
+    ) -> None:
+        super().__init__(num_nodes)
+        self._app, self._hosts, self._chunk = app, hosts, chunk
+        self._said: set[str] = set()
+        self._sizes: dict[int, int] = {}
+
+    def stream(self, messages: list[Message], timeout: float | None) -> Iterator[Message]:
+        at = 0
+        while at < len(messages):
+            host = self._hosts(self.contexts[messages[at].metadata.dst_node_id])
+            part = messages[at : at + self._size(host)]
+            yield from self._together(part)
+            at += len(part)
+
+    def _size(self, host: ClientHost) -> int:
+        training = _training(host.client)
+        if self._chunk is not None or training is None:
+            return self._chunk or 1
+        if id(host) not in self._sizes:
+            self._sizes[id(host)] = fitting(host.model, host.split_of(0), training)
+        return self._sizes[id(host)]
+
+    def _together(self, messages: list[Message]) -> Iterator[Message]:
+        begun = [self._begin(message) for message in messages]
+        done = self._train([b for b in begun if b.visit is not None])
+        for message, beginning in zip(messages, begun, strict=True):
+            ready = done.get(id(beginning))
+            run = beginning.run if ready is None else partial(_finish, beginning, ready)
+            reply = execute(run, beginning.request, self.contexts[message.metadata.dst_node_id])
+            set_message_id(reply, f"r{message.metadata.message_id}")
+            yield reply
+
+    def _begin(self, message: Message) -> _Begun:
+        request, context = request_of(message), self.contexts[message.metadata.dst_node_id]
+        host = self._hosts(context)
+        if message.metadata.message_type != TRAIN or not self._can(host):
+            return _Begun(request, host, self._app)
+        try:
+            return _Begun(request, host, self._app, host.begin(request, context))
+        except Exception as error:
+            return _Begun(request, host, partial(_fail, error))
+
+    def _can(self, host: ClientHost) -> bool:
+        training = _training(host.client)
+        why = "the client does more than local SGD" if training is None else obstacle(host.model, training)
+        if why is not None and why not in self._said:
+            self._said.add(why)
+            log.warning("the cohort engine trains client by client here: %s", why)
+        return why is None
+
+    def _train(self, begun: Sequence[_Begun]) -> dict[int, Ready]:
+        ready: dict[int, Ready] = {}
+        for host in {id(b.host): b.host for b in begun}.values():
+            mine = [b for b in begun if b.host is host]
+            visits = [b.visit for b in mine if b.visit is not None]
+            training = _training(host.client)
+            assert training is not None
+            members = [Member(v.ctx.data, v.task.mask, v.ctx.rng) for v in visits]
+            assert isinstance(host.client, Stackable)
+            with host.client.setting(visits[0].task, visits[0].ctx):
+                trained = fit(host.model, [host.start(visit) for visit in visits], members, training)
+            ready |= {id(b): Ready(t, training) for b, t in zip(mine, trained, strict=True)}
+        return ready
+
+
+@dataclass(frozen=True, eq=False)
+class _Begun:
+    """A message on its way: with a visit its training is taken together with others, without one `run` does all."""
+
+    request: Message
+    host: ClientHost
+    run: Callable[[Message, Context], Message]
+    visit: Visit | None = None
+
+
+def _finish(begun: _Begun, ready: Ready, message: Message, context: Context) -> Message:
+    assert begun.visit is not None
+    assert isinstance(begun.host.client, Stackable)
+    return begun.host.finish(begun.visit, begun.host.client.trained_by(ready), message, context)
+
+
+def _fail(error: Exception, message: Message, context: Context) -> Message:
+    raise error
+
+
+def _training(client: Client) -> Training | None:
+    return client.plain_training() if isinstance(client, Stackable) else None

@@ -1,0 +1,60 @@
+"""What a run puts up with: how long one client may take, and how many of a cohort may fail."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+
+from fl_sim.core.types import UserError
+
+LONGEST_S = 1e9
+"""Thirty years; the system's timers do not take much more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Faults:
+    """The config's `[faults]` table. Simulated dropout and lateness (`[network]`) are the experiment, not faults.
+
+    Attributes:
+        max_share: share of a cohort that may raise, be rejected, hang or die; one more stops the run. 1 = all but one.
+        timeout_s: real seconds that one client may take; None = it may hang for ever.
+    """
+
+    max_share: float = 0.5
+    timeout_s: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_share <= 1:
+            raise UserError(f"faults.max_share = {self.max_share}: must be from 0 to 1")
+        if self.timeout_s is not None and not 0 < self.timeout_s <= LONGEST_S:
+            raise UserError(f"faults.timeout_s = {self.timeout_s}: must be above 0 and at most {LONGEST_S:g}")
+
+
+class Overdue(BaseException):
+    """A client took too long. No `Exception`, so that a client that catches those is interrupted all the same."""
+
+
+@contextmanager
+def alarm(seconds: float) -> Iterator[None]:
+    """Raise `Overdue` in the block once it has taken that long: in Python code and in blocking calls such as `sleep`.
+
+    Raises:
+        UserError: not in the main thread of a Unix process, which alone can be interrupted.
+    """
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+        raise UserError("faults.timeout_s on the inline engine works in the main thread only; use engine = 'ray'")
+    before = signal.signal(signal.SIGALRM, _ring)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _ring(number: int, frame: FrameType | None) -> None:
+    raise Overdue

@@ -1,0 +1,57 @@
+"""Where worker processes come from: forked off a process that has imported everything and done nothing else.
+
+That process starts them in milliseconds, and it has no threads and no GPU context that a fork would break. It imports only
+what the standard library needs, so that a program may start it before its own imports.
+"""
+
+from __future__ import annotations
+
+import multiprocessing as mp
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import forkserver
+from multiprocessing.connection import wait
+from multiprocessing.context import ForkServerContext
+from types import ModuleType
+
+PRELOAD = ["fl_sim.simulation.federation", "fl_sim.runtime.grids.workers"]
+
+
+def prepare() -> ForkServerContext:
+    """Start that process unless it runs; it ends with this one. Returns without waiting for its imports.
+
+    Raises:
+        ValueError: this system cannot fork.
+    """
+    context = mp.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    forkserver.ensure_running()
+    return context
+
+
+@contextmanager
+def without_main() -> Iterator[None]:
+    """Hide the program's own script while a process starts, which would run it a second time for nothing."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
+def end_with_parent() -> None:
+    """From now on this worker process ends when the program does, killed or not, whatever its client is at."""
+    parent = mp.parent_process()
+    if parent is None:
+        return
+    gone = parent.sentinel
+
+    def watch() -> None:
+        wait([gone])
+        os._exit(1)
+
+    threading.Thread(target=watch, name="fl_sim-watch", daemon=True).start()

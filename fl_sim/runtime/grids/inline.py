@@ -1,0 +1,92 @@
+"""The default engine: clients run in this process, one after the other; no server, no Ray."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Iterator
+
+import torch
+from flwr.app import Message
+from flwr.clientapp import ClientApp
+
+from fl_sim.communication.flower_private import set_message_id
+from fl_sim.communication.messages import array_bytes
+from fl_sim.runtime.grids.base import LocalGrid, execute, overdue, request_of
+from fl_sim.runtime.grids.faults import Overdue, alarm
+
+OVERLAP_BYTES, OVERLAP_S = 500_000, 0.005
+"""Below this size of a reply, or this time of a client, handing replies to another thread costs more than it gains."""
+
+
+class InlineGrid(LocalGrid):
+    """Runs the ClientApp in this process.
+
+    Where payloads are large and clients take their time, it runs in a thread of its own while the caller folds the
+    replies: decoding and aggregating a dense reply is memory traffic of milliseconds, which a second core takes while
+    the next client trains.
+    At most two finished replies wait. Under a time limit it stays in the main thread, which alone can be interrupted.
+    """
+
+    def __init__(self, app: ClientApp, num_nodes: int, *, timeout_s: float | None = None) -> None:
+        super().__init__(num_nodes)
+        self._app, self._timeout_s = app, timeout_s
+        self._client_s = 0.0  # of the last one
+
+    def stream(self, messages: list[Message], timeout: float | None) -> Iterator[Message]:
+        replies = map(self._run_one, messages)
+        large = bool(messages) and array_bytes(messages[0].content) >= OVERLAP_BYTES
+        overlap = large and self._timeout_s is None and self._client_s >= OVERLAP_S
+        return _ahead(replies, depth=2) if overlap else replies
+
+    def _run_one(self, message: Message) -> Message:
+        start = time.perf_counter()
+        reply = self._execute(request_of(message))
+        self._client_s = time.perf_counter() - start
+        set_message_id(reply, f"r{message.metadata.message_id}")
+        return reply
+
+    def _execute(self, request: Message) -> Message:
+        node = request.metadata.dst_node_id
+        if self._timeout_s is None:
+            return execute(self._app, request, self.contexts[node])
+        try:
+            with alarm(self._timeout_s):
+                return execute(self._app, request, self.contexts[node])
+        except Overdue:
+            return overdue(request, self.partitions[node], self._timeout_s)
+
+
+def _ahead(items: Iterator[Message], *, depth: int) -> Iterator[Message]:
+    """Yield `items` while a thread already computes the next ones; an error there is raised here."""
+    ready: queue.Queue[Message | BaseException | None] = queue.Queue(maxsize=depth)
+    stop = threading.Event()
+
+    def produce() -> None:
+        torch.set_num_threads(1)
+        last: BaseException | None = None
+        try:
+            for item in items:
+                ready.put(item)
+                if stop.is_set():
+                    return
+        except BaseException as error:
+            last = error
+        ready.put(last)
+
+    thread = threading.Thread(target=produce, name="fl_sim-clients", daemon=True)
+    thread.start()
+    try:
+        while (item := ready.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stop.set()
+        while thread.is_alive():
+            try:
+                ready.get(timeout=0.05)
+            except queue.Empty:
+                continue
+        thread.join()

@@ -1,0 +1,287 @@
+"""One round over worker processes, wherever they are: longest clients first, replies in order, the dead replaced.
+
+Two tasks wait at every worker, so that it never idles while the caller folds. A worker that dies is replaced: the client
+it was at runs again, alone, and only one that kills its worker again is reported as failed (Flower's own pool routes
+clients to the dead worker for the rest of a run). None of this changes a result: a client's numbers depend on seed, round
+and partition only, and replies leave in the order of the messages.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from abc import abstractmethod
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from flwr.app import Error, Message, RecordDict
+
+from fl_sim.communication.flower_private import CLIENT_APP_CRASHED, set_message_id
+from fl_sim.communication.messages import array_bytes
+from fl_sim.runtime.grids.base import LocalGrid, overdue
+from fl_sim.runtime.grids.scheduling import packed
+from fl_sim.runtime.grids.worker import Answer, Job
+
+DEPTH = 2
+"""Tasks at a worker: the one it is at, and the next."""
+WINDOW_BYTES = 256_000_000
+"""Finished replies that wait for an earlier one are bounded by about this much, if a reply is as large as its task."""
+TASK_BYTES = 16_000_000
+"""Clients of one task answer together: about this much at a time."""
+TASKS, CLIENTS = 8, 32
+"""Tasks that every worker gets in a round, so that all end together; clients of a task at most."""
+TASK_S = 0.05
+"""What a task should last at least: what it costs to send one and to take its answer must weigh little beside that."""
+
+Jobs = tuple[Job, ...]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A worker is done with its oldest task, or is `lost` (why)."""
+
+    worker: int
+    answers: Sequence[Answer]
+    lost: str | None = None
+
+
+@dataclass
+class Costs:
+    """Seconds that a node's work of one kind will take: by its samples (`sizes`), and by its own times as they come in."""
+
+    sizes: Sequence[int]
+    _seconds: dict[tuple[str, int], float] = field(default_factory=dict)
+    _totals: dict[str, tuple[float, int]] = field(default_factory=dict)
+
+    def learn(self, kind: str, partition: int, seconds: float) -> None:
+        """A node took that long: half of that counts, half of what was expected, since one time alone is mostly noise."""
+        expected = self.expect(kind, partition) if kind in self._totals else seconds
+        self._seconds[kind, partition] = (expected + seconds) / 2
+        spent, samples = self._totals.get(kind, (0.0, 0))
+        self._totals[kind] = spent + seconds, samples + self._size(partition)
+
+    @property
+    def spent(self) -> float:
+        """Seconds that nodes took so far."""
+        return sum(seconds for seconds, _ in self._totals.values())
+
+    def together(self, kind: str, partitions: Sequence[int]) -> float:
+        """Seconds of several nodes one after the other; infinite while nothing of this kind was measured."""
+        return sum(self.expect(kind, p) for p in partitions) if kind in self._totals else math.inf
+
+    def expect(self, kind: str, partition: int) -> float:
+        """Seconds; while nothing of this kind was measured, samples."""
+        known = self._seconds.get((kind, partition))
+        if known is not None:
+            return known
+        spent, samples = self._totals.get(kind, (1.0, 1))
+        return self._size(partition) * spent / samples
+
+    def _size(self, partition: int) -> int:
+        return self.sizes[partition] if self.sizes else 1
+
+
+class PooledGrid(LocalGrid):
+    """A Grid over worker processes. Subclasses carry tasks there and answers back."""
+
+    clients_per_task: int | None = None
+
+    def __init__(self, num_nodes: int, *, sizes: Sequence[int] = (), timeout_s: float | None = None) -> None:
+        super().__init__(num_nodes)
+        self.timeout_s = timeout_s
+        self.costs = Costs(sizes)
+        self.contents = 0
+        self._round: Round | None = None
+
+    @abstractmethod
+    def workers(self) -> Sequence[int]:
+        """Numbers of the workers there are."""
+
+    @abstractmethod
+    def announce(self, contents: Mapping[int, RecordDict]) -> None:
+        """A round begins, with these contents; those of the last one are needed no more."""
+
+    @abstractmethod
+    def submit(self, worker: int, jobs: Jobs) -> None:
+        """Queue a task; a worker takes its tasks in order."""
+
+    @abstractmethod
+    def finished(self, timeout: float | None) -> Sequence[Finished]:
+        """Wait until at least one worker is done with its oldest task or lost; empty when the seconds are over."""
+
+    @abstractmethod
+    def replace(self, worker: int) -> int:
+        """End a worker, whatever it is at, and start another; returns its number."""
+
+    @abstractmethod
+    def is_ready(self, worker: int) -> bool:
+        """Whether a worker has started."""
+
+    def stream(self, messages: list[Message], timeout: float | None) -> Iterator[Message]:
+        if not messages:
+            return iter(())
+        if self._round is not None:
+            raise RuntimeError("one round at a time: read the replies of the last one first")
+        self._round = Round(self, messages)
+        return self._replies(self._round)
+
+    def _replies(self, current: Round) -> Iterator[Message]:
+        try:
+            for number, reply in enumerate(current.replies(), start=1):
+                if number == len(current.messages):
+                    self._round = None  # a caller that wants no more than there are never asks for one more
+                yield reply
+        finally:
+            busy = [worker for worker, tasks in current.at_work.items() if tasks]
+            for worker in set(busy) & set(self.workers()):
+                self.replace(worker)  # nobody waits for its answers any more
+            if self._round is current:
+                self._round = None
+
+
+class Round:
+    """The dispatch of one round's messages; the first tasks are at the workers when it is made."""
+
+    def __init__(self, grid: PooledGrid, messages: list[Message]) -> None:
+        self.grid, self.messages = grid, messages
+        keys: dict[int, int] = {}
+        for message in messages:
+            if id(message.content) not in keys:
+                grid.contents += 1
+                keys[id(message.content)] = grid.contents
+        grid.announce({keys[id(m.content)]: m.content for m in messages})
+        jobs = [self._job(i, m, keys[id(m.content)]) for i, m in enumerate(messages)]
+        weight = max(1, array_bytes(messages[0].content))
+        groups = self._groups(jobs, weight)
+        self.todo = [tuple(jobs[position] for position in group) for group in groups]
+        self.begins = {group[0] for group in groups}
+        self.window = max(4 * DEPTH * len(grid.workers()) * max(map(len, groups)), WINDOW_BYTES // weight)
+        self.at_work: dict[int, deque[Jobs]] = {worker: deque() for worker in grid.workers()}
+        self.since: dict[int, float] = {}
+        self.done: dict[int, Message] = {}
+        self.suspects: set[int] = set()
+        self._sort()
+        self._dispatch(0)
+
+    def _groups(self, jobs: Sequence[Job], weight: int) -> list[list[int]]:
+        """The round's tasks: `TASKS` a worker, unless those would be shorter than a task should be."""
+        costs, count = self.grid.costs, len(self.grid.workers())
+        most = self.grid.clients_per_task or max(1, min(CLIENTS, TASK_BYTES // weight))
+        seconds = costs.together(jobs[0].kind, [job.partition for job in jobs])
+        tasks = 1 if self.grid.clients_per_task else int(max(1, min(TASKS, seconds / (count * TASK_S))))
+        return packed(
+            [costs.expect(job.kind, job.partition) for job in jobs], workers=count, tasks=count * tasks, most=most
+        )
+
+    @staticmethod
+    def _job(index: int, message: Message, content: int) -> Job:
+        meta = message.metadata
+        return Job(index, meta.dst_node_id, meta.message_type, meta.message_id, meta.group_id, content)
+
+    def _sort(self) -> None:
+        """Longest first: what starts last is short, so that all workers end together."""
+        costs = self.grid.costs
+        self.todo.sort(key=lambda jobs: -sum(costs.expect(job.kind, job.partition) for job in jobs))
+
+    def replies(self) -> Iterator[Message]:
+        """One reply per message, in order."""
+        for head in range(len(self.messages)):
+            self._dispatch(head)
+            if head in self.done and head in self.begins:
+                self._collect(0, head)  # keep workers busy while the caller folds what is there
+            while head not in self.done:
+                self._collect(self._patience, head)
+            yield self.done.pop(head)
+
+    @property
+    def _patience(self) -> float | None:
+        limit = self.grid.timeout_s
+        return None if limit is None else min(1.0, limit / 4)
+
+    def _dispatch(self, head: int) -> None:
+        stop = head + self.window
+        while (jobs := next((jobs for jobs in self.todo if jobs[0].index < stop), None)) is not None:
+            worker = min(self.at_work, key=self._load)
+            if self._load(worker) + self._weight(jobs) > DEPTH:
+                return
+            self.todo.remove(jobs)
+            if not self.at_work[worker]:
+                self.since[worker] = time.monotonic()
+            self.at_work[worker].append(jobs)
+            self.grid.submit(worker, jobs)
+
+    def _weight(self, jobs: Jobs) -> int:
+        # A suspect has a worker for itself, so that a second death is its own doing.
+        return DEPTH if jobs[0].index in self.suspects else 1
+
+    def _load(self, worker: int) -> int:
+        return sum(map(self._weight, self.at_work[worker]))
+
+    def _collect(self, timeout: float | None, head: int) -> None:
+        for finished in self.grid.finished(timeout):
+            if finished.lost is not None:
+                self._lost(finished.worker, finished.lost)
+            else:
+                self.since[finished.worker] = time.monotonic()
+                self._accept(self.at_work[finished.worker].popleft(), finished.answers)
+        if self.grid.timeout_s is not None:
+            for worker in [w for w, tasks in self.at_work.items() if tasks and self._is_overdue(w)]:
+                self._interrupt(worker)
+        self._dispatch(head)
+
+    def _accept(self, jobs: Jobs, answers: Sequence[Answer]) -> None:
+        for job, answer in zip(jobs, answers, strict=True):
+            if answer.context is not None:
+                self.grid.contexts[job.node] = answer.context
+            self.grid.costs.learn(job.kind, job.partition, answer.seconds)
+            self.done[job.index] = answer.reply
+
+    def _replace(self, worker: int) -> Jobs:
+        """Put a fresh worker in the place of one; returns the clients it was at. What it had not begun is queued again."""
+        fresh = self.grid.replace(worker)
+        first, *rest = self.at_work.pop(worker)
+        self.at_work[fresh] = deque()
+        self.todo += rest
+        self._sort()
+        return first
+
+    def _lost(self, worker: int, reason: str) -> None:
+        """A worker died: the clients it was at run again, each alone, unless it died of one that was alone already."""
+        if not self.at_work[worker]:
+            self.at_work.pop(worker)
+            self.at_work[self.grid.replace(worker)] = deque()
+            return
+        jobs = self._replace(worker)
+        if jobs[0].index in self.suspects:
+            why = f"client {jobs[0].partition}: its worker process died ({reason})"
+            self._give_up(jobs[0], Error(CLIENT_APP_CRASHED, why))
+        else:
+            self._retry_alone(jobs)
+
+    def _is_overdue(self, worker: int) -> bool:
+        """Whether a worker has taken too long over its task; the time it needs to start does not count."""
+        assert self.grid.timeout_s is not None
+        if not self.grid.is_ready(worker):
+            self.since[worker] = time.monotonic()
+        return time.monotonic() - self.since[worker] > len(self.at_work[worker][0]) * self.grid.timeout_s
+
+    def _interrupt(self, worker: int) -> None:
+        """End a worker that hangs. Of several clients each runs again alone; one that was alone is given up."""
+        assert self.grid.timeout_s is not None
+        jobs = self._replace(worker)
+        if len(jobs) > 1:
+            self._retry_alone(jobs)
+            return
+        message = self.messages[jobs[0].index]
+        self._give_up(jobs[0], overdue(message, jobs[0].partition, self.grid.timeout_s).error)
+
+    def _retry_alone(self, jobs: Jobs) -> None:
+        self.suspects.update(job.index for job in jobs)
+        self.todo += [(job,) for job in jobs]
+        self._sort()
+
+    def _give_up(self, job: Job, error: Error) -> None:
+        reply = Message(error, reply_to=self.messages[job.index])
+        set_message_id(reply, f"r{job.message_id}")
+        self.done[job.index] = reply

@@ -1,0 +1,68 @@
+"""The inside of a worker process, whatever carries its tasks: the app is built once, and runs one client after another."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from flwr.app import Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from fl_sim.communication.flower_private import adopt_identity, set_message_id
+from fl_sim.runtime.grids.allocator import keep_freed_memory
+from fl_sim.runtime.grids.base import FIRST_NODE, DeviceLost, execute, isolated
+
+
+@dataclass(frozen=True)
+class Job:
+    """One client of a task: its place in the round, its node, the message's kind, id and group, and which content."""
+
+    index: int
+    node: int
+    kind: str
+    message_id: str
+    group: str
+    content: int
+
+    @property
+    def partition(self) -> int:
+        """The node's partition."""
+        return self.node - FIRST_NODE
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came of a job: the reply, the node's context where it holds state (else None), and the seconds it took."""
+
+    reply: Message
+    context: Context | None
+    seconds: float
+
+
+class Workplace:
+    """One process's app, on one thread."""
+
+    def __init__(self, factory: Callable[[], ClientApp], path: Sequence[str]) -> None:
+        sys.path[:] = [*path, *(p for p in sys.path if p not in path)]
+        keep_freed_memory()
+        torch.set_num_threads(1)
+        logging.getLogger("flwr").setLevel(logging.WARNING)
+        adopt_identity()
+        self._app = factory()
+
+    def run(self, job: Job, content: RecordDict, context: Context) -> Answer:
+        """Run one client; what it raises becomes an error reply."""
+        start = time.perf_counter()
+        request = Message(isolated(content), job.node, job.kind, group_id=job.group)
+        set_message_id(request, job.message_id)
+        try:
+            reply = execute(self._app, request, context)
+        except DeviceLost:
+            os._exit(1)  # a fresh process may have the GPU again, and the driver starts one
+        set_message_id(reply, f"r{job.message_id}")
+        return Answer(reply, context if len(context.state) else None, time.perf_counter() - start)

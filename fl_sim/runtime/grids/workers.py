@@ -1,0 +1,285 @@
+"""The workers engine: resident processes on this machine under the same Grid, without Ray.
+
+A process keeps model and data, on one thread. Payloads cross in shared memory: a round's broadcast is written once and
+copied out once by each process, a reply once each way. Pipes carry the rest, which is our own and Flower's small objects
+(`Job`, `Answer`, messages without their bytes), pickled by `multiprocessing` between processes of this program; what a
+client encoded is bytes to all of them.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+
+from flwr.app import Context, RecordDict
+from flwr.clientapp import ClientApp
+
+from fl_sim.core.errors import in_one_line
+from fl_sim.core.types import UserError
+from fl_sim.runtime.grids.forkserver import end_with_parent, prepare, without_main
+from fl_sim.runtime.grids.pool import DEPTH, Finished, Jobs, PooledGrid
+from fl_sim.runtime.grids.worker import Answer, Workplace
+from fl_sim.runtime.state.buffers import Blobs, join, split_off
+from fl_sim.runtime.state.shared_memory import Area, Key, Span
+
+Spans = dict[Key, Span]
+
+
+MOST_WORKERS = 4096
+"""Processes that are started at once: a typing error must not take the machine."""
+
+
+@dataclass(frozen=True)
+class WorkersOptions:
+    """How wide to run.
+
+    Attributes:
+        count: resident processes, one thread each; None = one per core that this process may use.
+    """
+
+    count: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.count is not None and not 1 <= self.count <= MOST_WORKERS:
+            raise UserError(f"workers.count = {self.count}: must be from 1 to {MOST_WORKERS}")
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class _Task:
+    """Clients with their contexts (array bytes: in the worker's inbox), and contents that the worker has not seen yet
+    (array bytes: in the broadcast area)."""
+
+    jobs: Jobs
+    contexts: list[tuple[Context, Spans]]
+    contents: dict[int, tuple[RecordDict, Spans]]
+
+
+@dataclass(frozen=True)
+class _Result:
+    """An answer whose array bytes are in the worker's outbox."""
+
+    answer: Answer
+    reply: Spans
+    state: Spans
+
+
+@dataclass(frozen=True)
+class _Areas:
+    """The memory that a worker shares with us. A task's slot is free again when its answers have been read, which is
+    before the task after the next is sent."""
+
+    broadcast: Area
+    inbox: tuple[Area, ...] = field(default_factory=lambda: tuple(Area() for _ in range(DEPTH)))
+    outbox: tuple[Area, ...] = field(default_factory=lambda: tuple(Area() for _ in range(DEPTH)))
+
+    def close(self) -> None:
+        for area in (*self.inbox, *self.outbox):
+            area.close()
+
+
+def _slim(context: Context) -> tuple[Context, Blobs]:
+    state, blobs = split_off(context.state)
+    slim = copy.copy(context)
+    slim.state = state
+    return slim, blobs
+
+
+def _filled(content: RecordDict, spans: Spans, area: Area) -> RecordDict:
+    return join(content, {key: area.read(span) for key, span in spans.items()})
+
+
+def work(
+    factory: Callable[[], ClientApp], pipe: Connection, areas: _Areas, path: list[str], environment: Mapping[str, str]
+) -> None:
+    """The life of a worker process: say that it is ready (or why not), then answer tasks until the pipe closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the program that started this
+    end_with_parent()
+    os.environ.update(environment)
+    try:
+        workplace = Workplace(factory, path)
+    except Exception as error:
+        pipe.send(f"{type(error).__name__}: {in_one_line(error)}")
+        return
+    pipe.send(None)
+    contents: dict[int, RecordDict] = {}
+    number = 0
+    while True:
+        try:
+            task: _Task = pipe.recv()
+        except (EOFError, OSError):
+            return
+        slot, number = number % DEPTH, number + 1
+        wanted = {job.content for job in task.jobs}
+        if task.contents:
+            contents = {key: content for key, content in contents.items() if key in wanted}
+            contents |= {key: _filled(*told, areas.broadcast) for key, told in task.contents.items()}
+        answers = [
+            workplace.run(job, contents[job.content], _with_state(context, spans, areas.inbox[slot]))
+            for job, (context, spans) in zip(task.jobs, task.contexts, strict=True)
+        ]
+        pipe.send(_put(answers, areas.outbox[slot]))
+
+
+def _with_state(context: Context, spans: Spans, area: Area) -> Context:
+    _filled(context.state, spans, area)
+    return context
+
+
+def _put(answers: Sequence[Answer], area: Area) -> list[_Result]:
+    blobs: list[Blobs] = []
+    for answer in answers:
+        reply, state = answer.reply, answer.context
+        blobs += [{}, {}]
+        if reply.has_content():
+            reply.content, blobs[-2] = split_off(reply.content)
+        if state is not None:
+            state.state, blobs[-1] = split_off(state.state)
+    spans = area.write(blobs)
+    return [_Result(answer, *spans[2 * i : 2 * i + 2]) for i, answer in enumerate(answers)]
+
+
+@dataclass
+class _Worker:
+    process: BaseProcess
+    pipe: Connection
+    areas: _Areas
+    ready: bool = False
+    sent: int = 0
+    read: int = 0
+    seen: set[int] = field(default_factory=set)
+
+
+class WorkersGrid(PooledGrid):
+    """Flower Grid over resident processes of this machine."""
+
+    def __init__(
+        self,
+        factory: Callable[[], ClientApp],
+        num_nodes: int,
+        options: WorkersOptions = WorkersOptions(),
+        *,
+        sizes: Sequence[int] = (),
+        timeout_s: float | None = None,
+    ) -> None:
+        super().__init__(num_nodes, sizes=sizes, timeout_s=timeout_s)
+        try:
+            self._context = prepare()
+        except ValueError as error:
+            raise UserError(f"engine = 'workers' needs a system that can fork: {error}; use inline or ray") from error
+        self._factory = factory
+        self._broadcast = Area()
+        self._contents: dict[int, tuple[RecordDict, Spans]] = {}
+        self._spawned = 0
+        self._workers: dict[int, _Worker] = {}
+        for _ in range(options.count or cores()):
+            self._spawn()
+
+    def _spawn(self) -> int:
+        self._spawned += 1
+        pipe, theirs = self._context.Pipe()
+        areas = _Areas(self._broadcast)
+        process = self._context.Process(
+            target=work,
+            args=(self._factory, theirs, areas, list(sys.path), dict(os.environ)),
+            name=f"fl_sim-worker-{self._spawned}",
+            daemon=True,
+        )
+        with without_main():
+            process.start()
+        theirs.close()
+        self._workers[self._spawned] = _Worker(process, pipe, areas)
+        return self._spawned
+
+    def workers(self) -> Sequence[int]:
+        return list(self._workers)
+
+    def announce(self, contents: Mapping[int, RecordDict]) -> None:
+        parts = [split_off(content) for content in contents.values()]
+        spans = self._broadcast.write(blobs for _, blobs in parts)
+        self._contents = {key: (slim, at) for key, (slim, _), at in zip(contents, parts, spans, strict=True)}
+
+    def submit(self, worker: int, jobs: Jobs) -> None:
+        to = self._workers[worker]
+        contexts = [_slim(self.contexts[job.node]) for job in jobs]
+        spans = to.areas.inbox[to.sent % DEPTH].write(blobs for _, blobs in contexts)
+        new = {job.content for job in jobs} - to.seen
+        to.seen = {job.content for job in jobs} if new else to.seen
+        to.sent += 1
+        task = _Task(
+            jobs,
+            [(slim, at) for (slim, _), at in zip(contexts, spans, strict=True)],
+            {key: self._contents[key] for key in new},
+        )
+        try:
+            to.pipe.send(task)
+        except OSError:
+            return  # it has died, which `finished` tells
+
+    def finished(self, timeout: float | None) -> Sequence[Finished]:
+        pipes = {worker.pipe: number for number, worker in self._workers.items()}
+        heard = [self._heard(pipes[pipe]) for pipe in wait(list(pipes), timeout) if isinstance(pipe, Connection)]
+        return [finished for finished in heard if finished is not None]
+
+    def _heard(self, number: int) -> Finished | None:
+        """What a worker has to say; None = that it is ready."""
+        worker = self._workers[number]
+        try:
+            said: str | list[_Result] | None = worker.pipe.recv()
+        except (EOFError, OSError) as error:
+            worker.process.join(1)
+            if not worker.ready:
+                raise RuntimeError(f"a worker process ended before it was ready: {self._ending(worker)}") from error
+            return Finished(number, (), lost=self._ending(worker))
+        if isinstance(said, str):
+            raise RuntimeError(f"a worker process could not start: {said}")
+        if said is None:
+            worker.ready = True
+            return None
+        outbox = worker.areas.outbox[worker.read % DEPTH]
+        worker.read += 1
+        return Finished(number, [_taken(result, outbox) for result in said])
+
+    @staticmethod
+    def _ending(worker: _Worker) -> str:
+        code = worker.process.exitcode
+        return signal.Signals(-code).name if code is not None and code < 0 else f"exit status {code}"
+
+    def replace(self, worker: int) -> int:
+        self._end(self._workers.pop(worker))
+        return self._spawn()
+
+    def is_ready(self, worker: int) -> bool:
+        return self._workers[worker].ready
+
+    @staticmethod
+    def _end(worker: _Worker) -> None:
+        worker.pipe.close()
+        worker.process.kill()
+        worker.process.join()
+        worker.process.close()
+        worker.areas.close()
+
+    def close(self) -> None:
+        while self._workers:
+            self._end(self._workers.popitem()[1])
+        self._broadcast.close()
+
+
+def _taken(result: _Result, outbox: Area) -> Answer:
+    answer = result.answer
+    if answer.reply.has_content():
+        _filled(answer.reply.content, result.reply, outbox)
+    if answer.context is not None:
+        _filled(answer.context.state, result.state, outbox)
+    return answer

@@ -1,0 +1,104 @@
+"""What clients keep from round to round, in a file of the run's folder: a hundred thousand clients may keep a model each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from flwr.app import Array, ArrayRecord, Context, RecordDict
+from safetensors.numpy import load as read_arrays
+from safetensors.numpy import save as write_arrays
+
+from fl_sim.runtime.state.blob_file import Heap
+from fl_sim.runtime.state.contexts import Contexts
+
+
+class ClientStates(Contexts):
+    """Node id -> context; what it holds lies in a file.
+
+    A context belongs to whoever asked for it until another is asked for; then what changed in it is put away. Records are
+    replaced in it, never changed. The file has no name and ends with the process: checkpoints hold what must survive.
+    """
+
+    def __init__(self, nodes: range, folder: Path) -> None:
+        super().__init__(nodes)
+        self._heap = Heap(folder)
+        self._kept: dict[int, dict[str, bytes]] = {}
+        self._out: tuple[Context, dict[str, object]] | None = None
+        # The last record of each kind: clients that keep the same (a broadcast model) share it, read and written once.
+        self._last: dict[str, tuple[ArrayRecord, bytes]] = {}
+
+    def __getitem__(self, node: int) -> Context:
+        if self._out is not None and self._out[0].node_id == node:
+            return self._out[0]
+        self._settle()
+        kept = self._kept.get(node, {})
+        context = self.fresh(node, RecordDict({key: self._record(key, name) for key, name in kept.items()}))
+        self._out = context, dict(context.state.items())
+        return context
+
+    def __setitem__(self, node: int, context: Context) -> None:
+        self._settle()
+        self._put_away(node, context, {})
+
+    def _settle(self) -> None:
+        if self._out is not None:
+            (context, before), self._out = self._out, None
+            self._put_away(context.node_id, context, before)
+
+    def _put_away(self, node: int, context: Context, before: Mapping[str, object]) -> None:
+        kept = self._kept.get(node, {})
+        for key in kept.keys() - context.state.keys():
+            self._heap.drop(kept.pop(key))
+        for key, record in context.state.items():
+            if before.get(key) is not record:
+                assert isinstance(record, ArrayRecord)
+                name = self._put(key, record)
+                if key in kept:
+                    self._heap.drop(kept[key])
+                self._kept.setdefault(node, kept)[key] = name
+
+    def _put(self, key: str, record: ArrayRecord) -> bytes:
+        last = self._last.get(key)
+        if last is not None and last[0] is record and last[1] in self._heap:
+            return self._heap.share(last[1])
+        name = self._heap.put(write_arrays({n: array.numpy() for n, array in record.items()}))
+        self._last[key] = record, name
+        return name
+
+    def _record(self, key: str, name: bytes) -> ArrayRecord:
+        last = self._last.get(key)
+        if last is not None and last[1] == name:
+            return last[0]
+        record = ArrayRecord({n: Array(value) for n, value in read_arrays(self._heap.get(name)).items()})
+        self._last[key] = record, name
+        return record
+
+    def kept(self) -> Mapping[int, Mapping[str, bytes]]:
+        """Partition -> record -> the name of its bytes, of those that keep anything."""
+        self._settle()
+        first = self.nodes.start
+        return {node - first: names for node, names in self._kept.items() if names}
+
+    def blob(self, name: bytes) -> bytes:
+        """A record as safetensors."""
+        return self._heap.get(name)
+
+    def restore(self, partition: int, key: str, blob: bytes) -> bytes:
+        """Keep a record that a checkpoint holds; returns its name.
+
+        Raises:
+            KeyError: no such partition.
+            SafetensorError: no record.
+        """
+        read_arrays(blob)
+        node = self.nodes[partition] if 0 <= partition < len(self.nodes) else -1
+        if node < 0:
+            raise KeyError(partition)
+        self._kept.setdefault(node, {})[key] = name = self._heap.put(blob)
+        return name
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return self._heap.size

@@ -1,0 +1,242 @@
+"""Checkpoints on disk: objects named by the SHA-256 of their bytes, and one small manifest a checkpoint.
+
+    checkpoint/objects/<sha256>     safetensors (tensors), parquet (ledger, recorded masks) or JSON lines (rounds)
+    checkpoint/round-00000012.json  {"sha256": of the manifest's text, "manifest": which objects, and the scalars}
+
+An object is written once however many checkpoints, clients or rounds name it, so a checkpoint costs what changed since
+the last one. Everything is written beside, flushed to the device and renamed, objects before the manifest that names
+them: whenever the power goes, the newest manifest on disk is complete. The previous one is kept. Nothing is pickled;
+every byte is checked against its name or its sum before it is used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from fl_sim.core.files import flush, read_plain, write_atomically
+
+log = logging.getLogger("fl_sim")
+KEPT = 2
+"""Checkpoints on disk: the newest, and the one before for the day the newest is damaged."""
+OBJECTS = "objects"
+LEAD = 8
+"""Objects that are flushed at once: a device takes the flushes of several threads together."""
+_MANIFEST = re.compile(r"^round-\d{8}\.json$")
+
+ObjectName = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+"""Only this names a file, so a manifest cannot reach outside its folder."""
+
+
+Put = Callable[[bytes], str]
+
+
+class Damaged(ValueError):
+    """A checkpoint that is incomplete or whose bytes are not those that were written."""
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Part(_Record):
+    """A piece of a log that only grows: the object that holds it, and how many entries the log has with it."""
+
+    name: ObjectName
+    stop: int = Field(ge=0)
+
+
+class ServerRecord(_Record):
+    """The server's side of one model: a `ServerSnapshot` without its round.
+
+    Attributes:
+        tensors: the object that holds params, mask, memory and what was published.
+        held: mask object -> the clients that hold it.
+        answered, holders, simulated_s, failures: as in `ServerSnapshot`.
+    """
+
+    tensors: ObjectName
+    held: dict[ObjectName, list[int]]
+    answered: list[int]
+    holders: dict[int, int]
+    simulated_s: float
+    failures: dict[str, int]
+
+
+class Manifest(_Record):
+    """One checkpoint: scalars, and the names of the objects that hold the rest.
+
+    Attributes:
+        experiment: id of the experiment. precision: the settled precision, which a probe of the machine may have chosen.
+        round: rounds finished. messages: messages numbered so far (the numbers' lengths are part of Flower's traffic).
+        training_s, wall_s: seconds spent so far.
+        models: the server's side of each model, in the order of the config.
+        clients: partition -> record of its kept state -> object.
+        ledger, rounds, masks: parts of the three logs, in order.
+    """
+
+    format: Literal["fl_sim.checkpoint/2"] = "fl_sim.checkpoint/2"
+    experiment: str
+    precision: str
+    round: int = Field(ge=0)
+    messages: int = Field(ge=0)
+    training_s: float
+    wall_s: float
+    models: list[ServerRecord]
+    clients: dict[int, dict[str, ObjectName]]
+    ledger: list[Part]
+    rounds: list[Part]
+    masks: list[Part]
+
+    @property
+    def objects(self) -> set[str]:
+        """Every object that this checkpoint needs."""
+        parts = [part.name for log_ in (self.ledger, self.rounds, self.masks) for part in log_]
+        kept = [name for records in self.clients.values() for name in records.values()]
+        servers = [name for model in self.models for name in (model.tensors, *model.held)]
+        return {*servers, *parts, *kept}
+
+
+class Checkpoints:
+    """The checkpoints of one run, in `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self._objects = folder, folder / OBJECTS
+        # Objects that this process wrote or checked; one that merely lies there may be damaged and is written again.
+        self._known: set[str] = set()
+        self._kept: list[Manifest] = []
+
+    def path(self, name: str) -> Path:
+        """Where an object lies."""
+        return self._objects / name
+
+    @contextmanager
+    def writing(self) -> Iterator[Put]:
+        """A function that stores bytes and returns their name; when the block ends, all of them are on the device.
+
+        Raises:
+            OSError: the disk is full or not writable.
+        """
+        writes: deque[Future[None]] = deque()
+
+        def put(data: bytes) -> str:
+            name = hashlib.sha256(data).hexdigest()
+            if name not in self._known:
+                self._known.add(name)
+                writes.append(pool.submit(write_atomically, self.path(name), data))
+                if len(writes) > LEAD:
+                    writes.popleft().result()
+            return name
+
+        try:
+            self._objects.mkdir(parents=True, exist_ok=True)
+            with ThreadPoolExecutor(LEAD) as pool:
+                yield put
+                for write in writes:
+                    write.result()
+        except OSError:
+            self._known.clear()
+            raise
+
+    def get(self, name: str) -> bytes:
+        """The bytes of an object.
+
+        Raises:
+            Damaged: it is missing, or its bytes are not those that were stored.
+        """
+        try:
+            data = read_plain(self.path(name))
+        except OSError as error:
+            raise Damaged(f"object {name[:12]}: {error.strerror or error}") from error
+        if hashlib.sha256(data).hexdigest() != name:
+            raise Damaged(f"object {name[:12]}: wrong checksum")
+        self._known.add(name)
+        return data
+
+    def commit(self, manifest: Manifest) -> None:
+        """Make a manifest, whose objects were all put, the newest checkpoint; drop those before the previous one.
+
+        Raises:
+            OSError: the disk is full or not writable; the checkpoints before are untouched.
+        """
+        text = manifest.model_dump_json()
+        whole = json.dumps({"sha256": hashlib.sha256(text.encode()).hexdigest(), "manifest": text})
+        flush(self._objects)
+        write_atomically(self._place(manifest), whole.encode())
+        flush(self.folder)
+        self._kept = [*self._kept, manifest][-KEPT:]
+        self._drop_others()
+
+    def _place(self, manifest: Manifest) -> Path:
+        return self.folder / f"round-{manifest.round:08}.json"
+
+    def _drop_others(self) -> None:
+        """Delete what neither kept checkpoint names."""
+        places = {self._place(manifest).name for manifest in self._kept}
+        needed = set().union(*(manifest.objects for manifest in self._kept))
+        for folder, wanted in ((self.folder, {*places, OBJECTS}), (self._objects, needed)):
+            for entry in os.scandir(folder):
+                if entry.name not in wanted:
+                    os.unlink(entry.path)
+        self._known &= needed
+
+    def check(self, manifest: Manifest) -> None:
+        """Read every object of a checkpoint.
+
+        Raises:
+            Damaged: one is missing or not what was stored.
+        """
+        for name in sorted(manifest.objects):
+            self.get(name)
+
+    def resume_from(self, manifest: Manifest) -> None:
+        """The run goes on from this checkpoint: it is the one to keep beside the next."""
+        self._kept = [manifest]
+
+    def manifests(self) -> Iterator[Manifest]:
+        """The checkpoints on disk whose manifest is whole, newest first; a damaged one is logged and passed over."""
+        for name in reversed(self._places()):
+            try:
+                yield read_manifest(self.folder / name)
+            except Damaged as error:
+                log.warning("checkpoint %s is damaged (%s); trying the one before", self.folder / name, error)
+
+    def any(self) -> bool:
+        """Whether a checkpoint was ever finished here, damaged or not."""
+        return bool(self._places())
+
+    def _places(self) -> list[str]:
+        names = [entry.name for entry in os.scandir(self.folder)] if self.folder.is_dir() else []
+        return sorted(filter(_MANIFEST.match, names))
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read and check one manifest.
+
+    Raises:
+        Damaged: anything is wrong with it.
+    """
+    try:
+        whole = json.loads(read_plain(path))
+        if not isinstance(whole, dict) or not isinstance(text := whole.get("manifest"), str):
+            raise Damaged("no manifest")
+        if hashlib.sha256(text.encode()).hexdigest() != whole.get("sha256"):
+            raise Damaged("wrong checksum")
+        return Manifest.model_validate_json(text)
+    except OSError as error:
+        raise Damaged(error.strerror or str(error)) from error
+    except ValidationError as error:
+        raise Damaged(f"{error.errors()[0]['loc']}: {error.errors()[0]['msg']}") from error
+    except (ValueError, RecursionError) as error:
+        raise error if isinstance(error, Damaged) else Damaged("not JSON") from error

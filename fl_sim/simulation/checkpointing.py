@@ -1,0 +1,270 @@
+"""What of a run goes into a checkpoint and comes out of it again, so that a killed run ends as if it never was.
+
+Between two rounds, a run is: of each model the server's state and who holds which mask (`ServerSnapshot`), what every
+client keeps, the three logs that only grow (ledger, rounds, recorded masks), and a few scalars. Everything random is a function of
+(seed, round, partition, purpose), so there is no generator to save.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from safetensors import SafetensorError
+from safetensors.numpy import save as write_arrays
+from safetensors.torch import load as read_tensors
+
+from fl_sim.codecs import Schema
+from fl_sim.communication.ledger import Ledger
+from fl_sim.communication.mask_log import MaskRecorder
+from fl_sim.communication.messages import pack_mask, unpack_mask
+from fl_sim.core.parquet import encoded
+from fl_sim.core.types import FlatMask, Params, UserError
+from fl_sim.runtime.grids.base import LocalGrid
+from fl_sim.runtime.server_context import ServerSnapshot
+from fl_sim.runtime.state.client_states import ClientStates
+from fl_sim.simulation.checkpoint_store import Checkpoints, Damaged, Manifest, Part, Put, ServerRecord
+
+log = logging.getLogger("fl_sim")
+FULL = 1 << 14
+"""Entries of a part that is not written again: what a checkpoint holds in memory stays bounded, however long the run."""
+PARAMS, MEMORY, PUBLISHED, MASK = "params.", "memory.", "published.", "mask"
+
+
+class Restorable(Protocol):
+    """A strategy whose state can leave the process and come back."""
+
+    def saved(self) -> ServerSnapshot:
+        """What the next round depends on."""
+
+    def restore(self, saved: ServerSnapshot) -> None:
+        """Go on where `saved` was taken."""
+
+
+def grown(parts: list[Part], length: int) -> tuple[list[Part], int]:
+    """(parts to keep, first entry of the next part) for a log that now has `length` entries.
+
+    A part no longer than what follows it is written again with it, as in a binary counter: of the entries after the last
+    full part there are O(log FULL) parts, and an entry is written O(log FULL) times.
+    """
+    kept, stop = list(parts), parts[-1].stop if parts else 0
+    while kept:
+        start = kept[-2].stop if len(kept) > 1 else 0
+        if stop - start > length - stop or max(stop - start, length - stop) >= FULL:
+            break
+        kept.pop()
+        stop = start
+    return kept, stop
+
+
+@dataclass(frozen=True)
+class Log:
+    """A log that only grows: its length, its entries from one on as bytes, and how to append an object's entries."""
+
+    length: Callable[[], int]
+    since: Callable[[int], bytes]
+    extend: Callable[[Path], None]
+
+
+def _ledger_log(ledger: Ledger) -> Log:
+    return Log(lambda: len(ledger), lambda start: encoded(ledger.to_table(start=start)), ledger.extend)
+
+
+def _rounds_log(rows: list[dict[str, float]]) -> Log:
+    def extend(path: Path) -> None:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise ValueError("a round that is no object")
+            rows.append(row)
+
+    return Log(
+        lambda: len(rows), lambda start: "".join(json.dumps(row) + "\n" for row in rows[start:]).encode(), extend
+    )
+
+
+def _masks_log(recorder: MaskRecorder) -> Log:
+    return Log(lambda: len(recorder.rows), lambda start: encoded(recorder.to_table(start=start)), recorder.extend)
+
+
+@dataclass
+class Keeper:
+    """Saves a run between rounds, and brings it back.
+
+    Attributes:
+        store: where checkpoints lie.
+        experiment: the id that a checkpoint must carry. precision: what the run computes in.
+        models: of each model, names and shapes that the server's tensors must have, and its strategy.
+        ledger, rows, recorder, grid, states: what else is saved; all is changed in place by `load`.
+        saved_round: rounds that the newest checkpoint holds.
+    """
+
+    store: Checkpoints
+    experiment: str
+    precision: str
+    models: Sequence[tuple[Schema, Restorable]]
+    ledger: Ledger
+    rows: list[dict[str, float]]
+    recorder: MaskRecorder | None
+    grid: LocalGrid
+    states: ClientStates
+    saved_round: int = 0
+    _objects: dict[bytes, str] = field(default_factory=dict)
+    _parts: dict[str, list[Part]] = field(default_factory=dict)
+
+    def _logs(self) -> Mapping[str, Log]:
+        logs = {"ledger": _ledger_log(self.ledger), "rounds": _rounds_log(self.rows)}
+        return logs if self.recorder is None else {**logs, "masks": _masks_log(self.recorder)}
+
+    def save(self, *, training_s: float, wall_s: float) -> None:
+        """Write a checkpoint of the round just finished.
+
+        Raises:
+            OSError: the disk is full or not writable; earlier checkpoints are untouched.
+        """
+        saved = [strategy.saved() for _, strategy in self.models]
+        with self.store.writing() as put:
+            manifest = self._manifest(put, saved, training_s, wall_s)
+        self.store.commit(manifest)
+        self.saved_round = manifest.round
+
+    def _manifest(self, put: Put, saved: Sequence[ServerSnapshot], training_s: float, wall_s: float) -> Manifest:
+        return Manifest(
+            experiment=self.experiment,
+            precision=self.precision,
+            round=saved[0].round,
+            messages=self.grid.numbered,
+            training_s=training_s,
+            wall_s=wall_s,
+            models=[_record(put, each) for each in saved],
+            clients=self._put_clients(put),
+            ledger=self._put_log(put, "ledger"),
+            rounds=self._put_log(put, "rounds"),
+            masks=self._put_log(put, "masks"),
+        )
+
+    def _put_clients(self, put: Put) -> dict[int, dict[str, str]]:
+        kept, known, named = self.states.kept(), self._objects, dict[bytes, str]()
+        for blob in (blob for records in kept.values() for blob in records.values()):
+            if blob not in named:
+                named[blob] = known[blob] if blob in known else put(self.states.blob(blob))
+        self._objects = named
+        return {client: {key: named[blob] for key, blob in records.items()} for client, records in kept.items()}
+
+    def _put_log(self, put: Put, name: str) -> list[Part]:
+        if (log_ := self._logs().get(name)) is None:
+            return []
+        length, parts = log_.length(), self._parts.get(name, [])
+        if length != (parts[-1].stop if parts else 0):
+            parts, start = grown(parts, length)
+            parts = [*parts, Part(name=put(log_.since(start)), stop=length)]
+        self._parts[name] = parts
+        return parts
+
+    def load(self) -> Manifest | None:
+        """Bring the newest checkpoint that is whole back into the run; None = there never was one.
+
+        Raises:
+            UserError: there are checkpoints and none of them can be read, or the newest is another experiment's.
+        """
+        for manifest in self.store.manifests():
+            try:
+                self.store.check(manifest)
+            except Damaged as error:
+                log.warning("checkpoint of round %d is damaged (%s); trying the one before", manifest.round, error)
+                continue
+            try:
+                self._apply(manifest)
+            except (ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
+                reason = f"is not of this experiment: {error}"
+                raise UserError(f"{self.store.folder}: the checkpoint of round {manifest.round} {reason}") from error
+            self.store.resume_from(manifest)
+            self.saved_round = manifest.round
+            return manifest
+        if self.store.any():
+            raise UserError(f"{self.store.folder}: no checkpoint can be read; run without --resume to start over")
+        return None
+
+    def _apply(self, manifest: Manifest) -> None:
+        if manifest.experiment != self.experiment:
+            raise ValueError(f"id {manifest.experiment!r}, not {self.experiment!r}")
+        for (schema, strategy), side in zip(self.models, manifest.models, strict=True):
+            strategy.restore(self._snapshot(manifest.round, side, schema))
+        for client, records in manifest.clients.items():
+            for key, name in records.items():
+                self._objects[self.states.restore(client, key, self.store.get(name))] = name
+        for name, log_ in self._logs().items():
+            self._parts[name] = parts = list(getattr(manifest, name))
+            for part in parts:
+                log_.extend(self.store.path(part.name))
+                if log_.length() != part.stop:
+                    raise ValueError(f"{name}: {log_.length()} entries instead of {part.stop}")
+        self.grid.numbered = manifest.messages
+
+    def _snapshot(self, number: int, record: ServerRecord, schema: Schema) -> ServerSnapshot:
+        tensors = read_tensors(self.store.get(record.tensors))
+        memory = {n.removeprefix(MEMORY): value for n, value in tensors.items() if n.startswith(MEMORY)}
+        held = {
+            client: _mask(read_tensors(self.store.get(name)), schema)
+            for name, clients in record.held.items()
+            for client in clients
+        }
+        return ServerSnapshot(
+            number,
+            _params({n.removeprefix(PARAMS): value for n, value in tensors.items() if n.startswith(PARAMS)}, schema),
+            _mask(tensors, schema) if MASK in tensors else None,
+            _params(memory, schema) if memory else {},
+            held,
+            frozenset(record.answered),
+            record.simulated_s,
+            record.failures,
+            {n.removeprefix(PUBLISHED): value for n, value in tensors.items() if n.startswith(PUBLISHED)},
+            record.holders,
+        )
+
+
+def _record(put: Put, saved: ServerSnapshot) -> ServerRecord:
+    return ServerRecord(
+        tensors=_put_tensors(put, saved),
+        held=_put_held(put, saved),
+        answered=sorted(saved.answered),
+        holders=dict(saved.holders),
+        simulated_s=saved.simulated_s,
+        failures=dict(saved.failures),
+    )
+
+
+def _put_tensors(put: Put, saved: ServerSnapshot) -> str:
+    arrays = {PARAMS + name: value.numpy() for name, value in saved.params.items()}
+    arrays |= {MEMORY + name: value.numpy() for name, value in saved.memory.items()}
+    arrays |= {PUBLISHED + name: value.numpy() for name, value in saved.published.items()}
+    if saved.mask is not None:
+        arrays[MASK] = pack_mask(saved.mask).numpy()
+    return put(write_arrays(arrays))
+
+
+def _put_held(put: Put, saved: ServerSnapshot) -> dict[str, list[int]]:
+    names: dict[int, str] = {}
+    held: dict[str, list[int]] = {}
+    for client, mask in saved.held.items():
+        if id(mask) not in names:
+            names[id(mask)] = put(write_arrays({MASK: pack_mask(mask).numpy()}))
+        held.setdefault(names[id(mask)], []).append(client)
+    return held
+
+
+def _params(tensors: Params, schema: Schema) -> Params:
+    for name, shape in zip(schema.names, schema.shapes, strict=True):
+        if tensors[name].shape != shape:
+            raise ValueError(f"{name!r} has shape {tuple(tensors[name].shape)}, the model's is {tuple(shape)}")
+    return schema.view(schema.flat(tensors))
+
+
+def _mask(tensors: Params, schema: Schema) -> FlatMask:
+    if tensors[MASK].shape != (-(-schema.prunable_size // 8),):
+        raise ValueError(f"a mask of {tuple(tensors[MASK].shape)} bytes")
+    return unpack_mask(tensors[MASK], schema)

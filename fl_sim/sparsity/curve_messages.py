@@ -1,0 +1,55 @@
+"""Distortion curves over the wire: what the server asks at a pruning event, and what a client answers.
+
+The question is the task of a round, in a message of type `query.curves` whose config holds `levels`, `summary` and
+`images`. The answer is a payload of `fl_sim.codecs` like any other, a float32 curve for every prunable tensor in its
+auxiliary section, with the number of calibration images as its number of examples: kilobytes, booked like everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from fl_sim import codecs
+from fl_sim.codecs import CorruptPayload, Schema
+from fl_sim.core.types import Scalar
+from fl_sim.sparsity.curves import Curves, MeasureCurves
+
+ACTION = "curves"
+IMAGES = "images"
+
+
+def question(measure: MeasureCurves, images: int) -> dict[str, Scalar]:
+    """The config of a question."""
+    return {"levels": measure.levels, "summary": measure.summary, "batch_size": measure.batch_size, IMAGES: images}
+
+
+def asked(config: Mapping[str, Scalar]) -> tuple[MeasureCurves, int]:
+    """Invert `question`."""
+    measure = MeasureCurves(int(config["levels"]), str(config["summary"]), int(config["batch_size"]))
+    return measure, int(config[IMAGES])
+
+
+def answer_schema(names: Sequence[str], levels: int) -> Schema:
+    """What both ends expect of an answer."""
+    return Schema.of({name: torch.zeros(levels) for name in names}, (), auxiliary=names)
+
+
+def encode_curves(curves: Curves) -> bytes:
+    """One payload with all curves, of equally many levels each."""
+    values = {name: torch.tensor(curve, dtype=torch.float32) for name, curve in curves.items()}
+    schema = answer_schema(list(values), len(next(iter(values.values()))))
+    return codecs.encode(values, None, schema=schema)
+
+
+def decode_curves(data: bytes | memoryview, schema: Schema) -> dict[str, list[float]]:
+    """Invert `encode_curves` for a schema of `answer_schema`.
+
+    Raises:
+        CorruptPayload: other bytes, or a distortion below zero.
+    """
+    values, _ = codecs.decode(data, schema=schema)
+    if any(bool((value < 0).any()) for value in values.values()):
+        raise CorruptPayload("a distortion is below zero")
+    return {name: value.tolist() for name, value in values.items()}

@@ -1,0 +1,162 @@
+"""One model pruned without a federation, by the rules that the server uses, with a table of what each layer keeps.
+
+pruned = METHODS["global"](model, Request(density=0.1))
+rows = layer_rows(model, pruned, (3, 32, 32))
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from fl_sim import codecs
+from fl_sim.core.types import Mask, UserError
+from fl_sim.models import prunable_names
+from fl_sim.models.channels import remove_disabled
+from fl_sim.models.macs import layer_macs
+from fl_sim.models.parameters import load, snapshot
+from fl_sim.sparsity import (
+    Allocate,
+    Constant,
+    PruneTo,
+    Random,
+    RateDistortion,
+    Score,
+    apply_mask,
+    erk,
+    global_topk,
+    lamp,
+    magnitude,
+    uniform,
+)
+from fl_sim.sparsity.curve_cache import cached_curves
+from fl_sim.sparsity.curves import MeasureCurves, Progress, unseen
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of a method.
+
+    Attributes:
+        density: share of the prunable weights that stay, 0..1.
+        min_keep: weights that every tensor keeps at least.
+        threshold: |gamma| below which a channel counts as disabled, for the method "batchnorm".
+        images: calibration images, (N, ...) as the model takes them; None where there are none.
+        measure: how distortion curves are measured.
+        progress: called with (curves measured, curves in all).
+    """
+
+    density: float
+    min_keep: int = 0
+    threshold: float = 0.01
+    images: Tensor | None = field(default=None, repr=False, compare=False)
+    measure: MeasureCurves = field(default_factory=MeasureCurves)
+    progress: Progress = unseen
+
+
+Method = Callable[[nn.Module, Request], nn.Module]
+"""(model, request) -> another model: pruned weights are 0.0, or tensors are smaller where a method removes channels."""
+
+
+@dataclass(frozen=True)
+class ByScore:
+    """Weights of the highest scores stay, as many in each tensor as `allocate` says; zeros of the model stay zeros."""
+
+    allocate: Allocate
+    score: Score = magnitude
+
+    def __call__(self, model: nn.Module, request: Request) -> nn.Module:
+        params = snapshot(model)
+        weights = {name: params[name] for name in prunable_names(model)}
+        alive = support(model)
+        rule = PruneTo(Constant(request.density), self.allocate, self.score, request.min_keep)
+        mask = rule(1, None if all(bool(m.all()) for m in alive.values()) else alive, weights, None)
+        return load(copy.deepcopy(model), apply_mask(params, mask or {}))
+
+
+def by_distortion(model: nn.Module, request: Request) -> nn.Module:
+    """Rate-distortion pruning in one shot (arXiv 2308.10438): curves measured on the request's images, from disk if known."""
+    if request.images is None:
+        raise UserError("method 'rd' measures distortion: it needs calibration images")
+    curves = cached_curves(request.measure, model, request.images, progress=request.progress)
+    return ByScore(RateDistortion(curves))(model, request)
+
+
+def by_batchnorm(model: nn.Module, request: Request) -> nn.Module:
+    """Channels that BatchNorm has disabled are removed, whatever density is asked for: tensors become smaller."""
+    return remove_disabled(model, request.threshold)
+
+
+METHODS: Mapping[str, Method] = {
+    "global": ByScore(global_topk),
+    "rd": by_distortion,
+    "lamp": ByScore(lamp),
+    "erk": ByScore(erk),
+    "uniform": ByScore(uniform),
+    "random": ByScore(global_topk, Random()),
+    "batchnorm": by_batchnorm,
+}
+
+
+def support(model: nn.Module) -> Mask:
+    """Where the prunable weights are not zero."""
+    return {name: model.get_parameter(name).detach().cpu() != 0 for name in prunable_names(model)}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One prunable tensor, or all of them together.
+
+    Attributes:
+        layer: its name.
+        weights, kept: before and after, as numbers of weights.
+        macs, macs_kept: multiply-accumulates of one sample, before and after.
+        payload_bytes: encoded values and mask of the tensor alone; for all together the whole encoded model, with
+            everything that is not pruned.
+    """
+
+    layer: str
+    weights: int
+    kept: int
+    macs: int
+    macs_kept: int
+    payload_bytes: int
+
+    @property
+    def density(self) -> float:
+        """Share of the weights that stay."""
+        return self.kept / max(1, self.weights)
+
+
+def layer_rows(dense: nn.Module, pruned: nn.Module, input_shape: tuple[int, ...]) -> list[Row]:
+    """A row for each prunable tensor of `dense`, and a last one, "all", for the whole model.
+
+    Bytes are the lengths of payloads that were really encoded, float32 values and entropy-coded masks.
+    """
+    alive, params = support(pruned), snapshot(pruned)
+    before, after = layer_macs(dense, input_shape), layer_macs(pruned, input_shape, mask=alive)
+    rows = [
+        Row(
+            name,
+            dense.get_parameter(name).numel(),
+            int(alive[name].count_nonzero()) if name in alive else 0,
+            before.get(name, 0),
+            after.get(name, 0),
+            _tensor_bytes(name, params[name], alive[name]) if name in alive else 0,
+        )
+        for name in prunable_names(dense)
+    ]
+    schema = codecs.Schema.of(params, list(alive))
+    whole = len(codecs.encode(params, alive, schema=schema))
+    weights, kept = sum(row.weights for row in rows), sum(row.kept for row in rows)
+    return [*rows, Row("all", weights, kept, sum(before.values()), sum(after.values()), whole)]
+
+
+def _tensor_bytes(name: str, value: Tensor, alive: Tensor) -> int:
+    schema = codecs.Schema.of({name: value}, [name])
+    data = codecs.encode({name: value}, {name: alive}, schema=schema)
+    sections = codecs.describe(data, schema=schema).sections
+    return sections.get("values", 0) + sections.get("mask", 0)

@@ -1,0 +1,23 @@
+"""Local training: the loop, losses, optimizers, precision, and the contract of a client.
+
+model = load(ctx.model, task.params)
+metrics = local_sgd(model, ctx.data, lr=0.1, epochs=2, mask=task.mask, rng=ctx.rng)
+params = snapshot(model)
+"""
+
+from fl_sim.models.parameters import load, snapshot
+from fl_sim.training.client import Client, ClientContext
+from fl_sim.training.loop import SCHEDULES, Training, TrainingDiverged, evaluate, local_sgd, logits
+
+__all__ = [
+    "SCHEDULES",
+    "Client",
+    "ClientContext",
+    "Training",
+    "TrainingDiverged",
+    "evaluate",
+    "load",
+    "local_sgd",
+    "logits",
+    "snapshot",
+]

@@ -1,0 +1,295 @@
+"""The one training loop, evaluation, and the way parameters enter and leave a model.
+
+model = load(ctx.model, task.params)
+metrics = local_sgd(model, ctx.data, lr=0.1, epochs=2, mask=task.mask, rng=ctx.rng)
+params = snapshot(model)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fl_sim.core.types import Mask, Metrics, UserError
+from fl_sim.data import Split
+from fl_sim.training.losses import Loss, cross_entropy
+from fl_sim.training.optimizers import SGD, AdamW, Descent
+from fl_sim.training.precision import PRECISIONS
+
+Schedule = Callable[[float], float]
+"""Progress through this call's steps, 0..1 -> factor of the learning rate."""
+
+
+def _constant(progress: float) -> float:
+    """The learning rate stays."""
+    return 1.0
+
+
+def _cosine(progress: float) -> float:
+    """Down along half a cosine, within one client's training."""
+    return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+SCHEDULES: Mapping[str, Schedule] = {"constant": _constant, "cosine": _cosine}
+
+
+Clip = Callable[[list[nn.Parameter], list[nn.Parameter], float], object]
+"""(the model's parameters, the loss's own, largest norm): scales gradients in place."""
+CLIPS: Mapping[str, Clip] = {
+    "union": lambda model, loss, norm: nn.utils.clip_grad_norm_([*model, *loss], norm),
+    # What the published code of arXiv 2605.31191 did at first: its projections' gradients were never scaled.
+    "model": lambda model, loss, norm: nn.utils.clip_grad_norm_(model, norm),
+}
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss became NaN or infinite."""
+
+
+LARGEST = torch.finfo(torch.float32).max
+"""What an optimiser computes with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """Hyper-parameters of local training; the config's `[training]` table.
+
+    Attributes:
+        lr: learning rate. Unit: per step.
+        epochs: passes over the client's data; ignored when `steps` is given.
+        steps: optimiser steps instead of epochs.
+        batch_size: samples per step; the last batch of an epoch may be smaller.
+        optimizer: "sgd" or "adamw".
+        momentum, nesterov: of SGD.
+        weight_decay: L2 penalty (SGD) or decoupled decay (AdamW).
+        schedule: "constant" or "cosine", within one client's training.
+        clip_norm: largest gradient norm; None = no clipping.
+        clip: over what: "union" (all trained parameters) or "model" (those of a loss are left as they are).
+        precision: "float32", "channels_last", "bfloat16", or "auto" (probed once per run).
+    """
+
+    lr: float = 0.1
+    epochs: int = 1
+    steps: int | None = None
+    batch_size: int = 32
+    optimizer: str = "sgd"
+    momentum: float = 0.0
+    nesterov: bool = False
+    weight_decay: float = 0.0
+    schedule: str = "constant"
+    clip_norm: float | None = None
+    clip: str = "union"
+    precision: str = "float32"
+
+    def __post_init__(self) -> None:
+        tables: dict[str, Iterable[str]] = {"optimizer": OPTIMIZERS, "schedule": SCHEDULES, "clip": CLIPS}
+        for key, allowed in {**tables, "precision": [*PRECISIONS, "auto"]}.items():
+            if getattr(self, key) not in allowed:
+                raise UserError(f"training.{key} = {getattr(self, key)!r}: allowed: {', '.join(allowed)}")
+        if self.nesterov and not self.momentum:
+            raise UserError("training.nesterov = true: needs training.momentum above 0")
+        for key in ("lr", "epochs", "batch_size", "steps", "clip_norm"):
+            if (value := getattr(self, key)) is not None and value <= 0:
+                raise UserError(f"training.{key} = {value}: must be positive")
+        for key in ("lr", "momentum", "weight_decay", "clip_norm"):
+            if (value := getattr(self, key)) is not None and not 0 <= value <= LARGEST:
+                raise UserError(f"training.{key} = {value}: must be from 0 to {LARGEST:g}")
+
+    def fit(
+        self,
+        model: nn.Module,
+        data: Split,
+        loss: Loss = cross_entropy,
+        *,
+        mask: Mask | None = None,
+        rng: torch.Generator | None = None,
+        trainable: Iterable[str] | None = None,
+    ) -> Metrics:
+        """Train with these hyper-parameters; see `local_sgd`."""
+        return _descend(self, model, data, loss, mask, rng, trainable)
+
+
+def _sgd(parameters: list[nn.Parameter], options: Training) -> Descent:
+    return SGD(parameters, options.momentum, options.nesterov, options.weight_decay)
+
+
+def _adamw(parameters: list[nn.Parameter], options: Training) -> Descent:
+    return AdamW(parameters, options.weight_decay)
+
+
+OPTIMIZERS: Mapping[str, Callable[[list[nn.Parameter], Training], Descent]] = {"sgd": _sgd, "adamw": _adamw}
+
+
+@contextmanager
+def _dropout_from(rng: torch.Generator | None) -> Iterator[None]:
+    """Dropout has no generator argument: seed the global one for the block from `rng`, then put it back as it was."""
+    if rng is None:
+        yield
+        return
+    seed = int(torch.randint(2**62, (), generator=rng))
+    # Not `torch.manual_seed`: where CUDA has not started, it writes down a stack trace for each backend, at every call.
+    used = [torch.default_generator, *(torch.cuda.default_generators if torch.cuda.is_initialized() else ())]
+    before = [generator.get_state() for generator in used]
+    for generator in used:
+        generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        for generator, state in zip(used, before, strict=True):
+            generator.set_state(state)
+
+
+@contextmanager
+def _only(model: nn.Module, trainable: Iterable[str] | None) -> Iterator[list[nn.Parameter]]:
+    """Require gradients of the named parameters alone; all others are restored to what they were afterwards."""
+    named = dict(model.named_parameters())
+    unfrozen = {name for name, parameter in named.items() if parameter.requires_grad}
+    chosen = unfrozen if trainable is None else set(trainable)
+    if unknown := chosen - named.keys():
+        raise ValueError(f"no such parameters to train: {', '.join(sorted(unknown))}")
+    before = {name: p.requires_grad for name, p in named.items()}
+    for name, parameter in named.items():
+        parameter.requires_grad_(name in chosen)
+    try:
+        yield [p for name, p in named.items() if name in chosen]
+    finally:
+        for name, parameter in named.items():
+            parameter.requires_grad_(before[name])
+            parameter.grad = None
+
+
+def local_sgd(
+    model: nn.Module,
+    data: Split,
+    loss: Loss = cross_entropy,
+    *,
+    mask: Mask | None = None,
+    rng: torch.Generator | None = None,
+    trainable: Iterable[str] | None = None,
+    **options: object,
+) -> Metrics:
+    """Train `model` in place on `data`; the keyword `options` are the fields of `Training` (`lr`, `epochs`, ...).
+
+    Args:
+        model: holds the received parameters; stays on its device, in training mode.
+        data: the client's samples, on the same device.
+        loss: `(model, batch) -> scalar`. A loss that is an `nn.Module` with parameters trains them too.
+        mask: pruned coordinates are set to zero before the first and after every optimiser step.
+        rng: shuffles, augments, and seeds dropout; None keeps the order of the data.
+        trainable: names of the parameters to train; by default those that require a gradient (`models.freeze`). BatchNorm
+            layers stay in training mode, trained or not.
+
+    Returns:
+        `loss` (mean over the samples seen), `steps`, `examples`.
+
+    Raises:
+        TrainingDiverged: the mean loss is not finite.
+    """
+    return _descend(Training(**options), model, data, loss, mask, rng, trainable)  # type: ignore[arg-type]
+
+
+def _descend(
+    settings: Training,
+    model: nn.Module,
+    data: Split,
+    loss: Loss,
+    mask: Mask | None,
+    rng: torch.Generator | None,
+    trainable: Iterable[str] | None,
+) -> Metrics:
+    precision = PRECISIONS[settings.precision]
+    if not all(module.training for module in model.modules()):  # to ask costs a fifth of setting it
+        model.train()
+    steps = settings.steps or settings.epochs * math.ceil(len(data) / settings.batch_size)
+    extra = [p for p in loss.parameters() if p.requires_grad] if isinstance(loss, nn.Module) else []
+    total = torch.zeros((), device=next(model.parameters()).device)
+    seen = 0
+    with precision.training(model), _dropout_from(rng), _only(model, trainable) as own:
+        trained = own + extra
+        optimizer = OPTIMIZERS[settings.optimizer](trained, settings)
+        project = _projection(model, mask)
+        project()
+        schedule = SCHEDULES[settings.schedule]
+        batches = _endless(data, settings.batch_size, rng, precision.layout)
+        for step, batch in zip(range(steps), batches, strict=False):
+            for parameter in trained:
+                parameter.grad = None
+            with precision.context(total.device):
+                value = loss(model, batch)
+            value.backward()
+            if settings.clip_norm is not None:
+                CLIPS[settings.clip](own, extra, settings.clip_norm)
+            optimizer.step(settings.lr * schedule(step / steps))
+            project()
+            total.add_(value.detach(), alpha=len(batch[1]))
+            seen += len(batch[1])
+    mean = float(total) / seen
+    check_converged(mean, steps, settings.lr)
+    return {"loss": mean, "steps": steps, "examples": seen}
+
+
+def check_converged(loss: float, steps: int, lr: float) -> None:
+    """Complain of a mean training loss that is no number.
+
+    Raises:
+        TrainingDiverged: it is NaN or infinite.
+    """
+    if not math.isfinite(loss):
+        raise TrainingDiverged(f"the training loss became {loss} within {steps} steps; lower training.lr = {lr}")
+
+
+def _endless(
+    data: Split, batch_size: int, rng: torch.Generator | None, layout: torch.memory_format
+) -> Iterator[tuple[Tensor, Tensor]]:
+    while True:
+        yield from data.batches(batch_size, rng=rng, layout=layout)
+
+
+def _projection(model: nn.Module, mask: Mask | None) -> Callable[[], None]:
+    """A function that zeroes pruned coordinates, in place."""
+    if not mask:
+        return lambda: None
+    named = dict(model.named_parameters())
+    weights = [named[name].detach() for name in mask]
+    # Multiplying would turn a pruned -x into -0.0, which counts as a value in a sparse payload.
+    dead = [~alive.to(weight.device) for alive, weight in zip(mask.values(), weights, strict=True)]
+
+    def project() -> None:
+        for weight, pruned in zip(weights, dead, strict=True):
+            weight.masked_fill_(pruned, 0.0)
+
+    return project
+
+
+def logits(model: nn.Module, data: Split, *, batch_size: int = 512, precision: str = "float32") -> Tensor:
+    """Logits (N, K), float32, in the order of the data; the model is left in evaluation mode."""
+    chosen = PRECISIONS[precision]
+    chosen.place(model.eval())
+    with torch.no_grad(), chosen.context(next(model.parameters()).device):
+        return torch.cat([model(images).float() for images, _ in data.batches(batch_size, layout=chosen.layout)])
+
+
+def evaluate(model: nn.Module, data: Split, *, batch_size: int = 512, precision: str = "float32") -> Metrics:
+    """Mean cross-entropy and accuracy in evaluation mode, on the model's device; the mode is restored.
+
+    Returns:
+        `loss`, `accuracy` (0..1), `examples`.
+    """
+    was_training, chosen = model.training, PRECISIONS[precision]
+    model.eval()
+    chosen.place(model)
+    device = next(model.parameters()).device
+    loss = torch.zeros((), dtype=torch.float64, device=device)
+    correct = torch.zeros((), dtype=torch.int64, device=device)
+    with torch.inference_mode(), chosen.context(device):
+        for images, labels in data.batches(batch_size, layout=chosen.layout):
+            logits = model(images).float()
+            loss += nn.functional.cross_entropy(logits, labels, reduction="sum")
+            correct += (logits.argmax(dim=1) == labels).sum()
+    model.train(was_training)
+    return {"loss": float(loss) / len(data), "accuracy": int(correct) / len(data), "examples": len(data)}

@@ -1,0 +1,265 @@
+"""Models in safetensors files: what `fl-sim run` and `fl-sim prune` leave behind, and any state dict of a known architecture.
+
+    saved = open_saved(Path("runs/quickstart-1a2b3c4d"))       # a run folder, or a file
+    teacher = read_model(saved.path)                           # frozen
+
+The metadata of a file of ours holds the keyword arguments of `fl_sim.models.build`, so a teacher may have another
+architecture than its student. Nothing is unpickled, and what a file names is built only if it is a model of this package.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from fl_sim import models
+from fl_sim.core.errors import in_one_line
+from fl_sim.core.files import write_atomically
+from fl_sim.core.types import Params, UserError
+from fl_sim.data import Data
+from fl_sim.data import load as load_data
+from fl_sim.gating import Gated, Gating
+from fl_sim.models.channels import shrink
+from fl_sim.models.parameters import COUNTER, load, snapshot
+
+FILE = "model.safetensors"
+MODEL = "fl_sim.model"
+"""The metadata's key: a JSON object, an `Architecture`."""
+MOST_PARAMETERS = 200_000_000
+"""Of a model that is built for a file, and a hundred times what the file holds: channels may have been removed."""
+Count = Annotated[int, Field(ge=1, le=1 << 16)]
+
+
+class Architecture(BaseModel):
+    """Arguments of `fl_sim.models.build`, and the gates where there are some; a file may say anything."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
+    name: str
+    num_classes: Count = 10
+    in_channels: Count = 3
+    image_size: Annotated[int, Field(ge=1, le=1 << 11)] = 32
+    width: Annotated[float, Field(gt=0, le=100)] = 1.0
+    gating: dict[str, JsonValue] | None = None
+
+    def build(self, held: int) -> nn.Module:
+        """The model for a file that holds so many numbers.
+
+        Raises:
+            UserError: no such model.
+            ValueError: it would be far larger than the file.
+        """
+        asked = self.model_dump(exclude={"gating"})
+        if self.name in models.MODELS:
+            with torch.device("meta"):
+                size = sum(parameter.numel() for parameter in models.build(**asked).parameters())
+            if size > (most := max(MOST_PARAMETERS, 100 * held)):
+                raise ValueError(f"a model of {size} parameters for a file of {held}; allowed: {most}")
+        model = models.build(**asked)
+        return model if self.gating is None else Gating(**self.gating).wrap(model, seed=0)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A file as it is: nothing is built.
+
+    Attributes:
+        path: the file.
+        params: its entries as float32, counters of batches left out.
+        described: what its metadata say of the model; empty where they say nothing.
+    """
+
+    path: Path
+    params: Params
+    described: Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A model with its trained parameters, in evaluation mode.
+
+    Attributes:
+        model: the model.
+        described: the arguments of `fl_sim.models.build` that make it.
+        path: the file that holds its parameters.
+    """
+
+    model: nn.Module
+    described: Mapping[str, object]
+    path: Path
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of its images."""
+        told = Architecture.model_validate(dict(self.described))
+        return told.in_channels, told.image_size, told.image_size
+
+    def write(self, model: nn.Module, path: Path) -> Path:
+        """Save another model of this architecture. Raises UserError where the path cannot be written."""
+        try:
+            write_model(path, snapshot(model), self.described)
+        except OSError as error:
+            raise UserError(f"{path}: cannot be written: {error}") from error
+        return path
+
+
+def write_model(path: Path, params: Params, described: Mapping[str, object]) -> None:
+    """Save parameters with the arguments of `fl_sim.models.build` that make their model.
+
+    Raises:
+        OSError: the disk is full or not writable; what was at `path` is still there.
+    """
+    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in params.items()}
+    write_atomically(path, save(tensors, metadata={MODEL: json.dumps(dict(described))}))
+
+
+def require(path: Path) -> Path:
+    """The file that a path means: itself, or the model of the run whose folder it is.
+
+    Raises:
+        UserError: there is none.
+    """
+    if path.is_dir() and not (path / FILE).is_file():
+        raise UserError(f"{path}: not a finished run; there is no {FILE} in it")
+    file = path / FILE if path.is_dir() else path
+    if not file.is_file():
+        raise UserError(f"model file {str(path)!r}: no such file; allowed: a model.safetensors that `fl-sim run` wrote")
+    return file
+
+
+def content_hash(path: Path) -> str:
+    """SHA-256 of a model file, as hexadecimal digits. Raises UserError where there is none."""
+    return hashlib.sha256(require(path).read_bytes()).hexdigest()
+
+
+def read(path: Path) -> Stored:
+    """What a run folder or a safetensors file holds.
+
+    Raises:
+        UserError: no such file, or another kind of file.
+    """
+    file = require(path)
+    try:
+        with safe_open(file, framework="pt") as stored:
+            told = json.loads((stored.metadata() or {}).get(MODEL, "{}"))
+            params = {name: stored.get_tensor(name).float() for name in stored.keys()}  # noqa: SIM118, it is no dict
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{file}: not a safetensors file: {error}") from error
+    described = told if isinstance(told, dict) else {}
+    return Stored(file, {name: value for name, value in params.items() if not name.endswith(COUNTER)}, described)
+
+
+def open_saved(path: Path, *, name: str | None = None, image_size: int = 32) -> Saved:
+    """The model in a run folder or a safetensors file.
+
+    Args:
+        path: folder of a finished run, or a file.
+        name: the architecture, a model's name or `module:function`; needed where the file does not say it.
+        image_size: pixels a side; only with `name`.
+
+    Raises:
+        UserError: no such file, no name for its architecture, or parameters that do not fit it.
+    """
+    stored = read(path)
+    if name is None and not stored.described:
+        raise UserError(f"{stored.path}: --model is needed; one of {', '.join(models.MODELS)}, or module:function")
+    if name is None:
+        return Saved(_filled(_described_model(stored), stored, str(stored.path)), stored.described, stored.path)
+    channels = next((v.shape[1] for v in stored.params.values() if v.dim() == 4), 3)
+    classes = _classes(name, stored.params)
+    described = {"name": name, "num_classes": classes, "in_channels": channels, "image_size": image_size}
+    return Saved(_filled(_built(stored, described), stored, f"{stored.path} as {name}"), described, stored.path)
+
+
+def read_model(path: Path) -> nn.Module:
+    """The model of a file that says which one it is, on the CPU, frozen in evaluation mode.
+
+    Raises:
+        UserError: no such file, not a safetensors file with a description, or parameters that do not fit it.
+    """
+    stored = read(path)
+    return _filled(_described_model(stored), stored, str(stored.path)).requires_grad_(False)
+
+
+def data_for(saved: Saved, source: str) -> Data:
+    """Load a data set whose images the model takes. Raises UserError if it has others."""
+    data = load_data(source)
+    if data.shape != saved.shape:
+        raise UserError(f"calibration = {source!r}: images of shape {data.shape}; the model takes {saved.shape}")
+    return data
+
+
+def entries_for(model: nn.Module, stored: Stored) -> Params:
+    """The file's values for a model's entries, under the model's names, for a run that starts from them.
+
+    Gates may be put on a model that was saved without: their own entries are then missing here.
+
+    Raises:
+        UserError: other names or shapes than the model's.
+    """
+    own = snapshot(model)
+    bare = isinstance(model, Gated) and not any(name.startswith("net.") for name in stored.params)
+    found = {f"net.{name}": value for name, value in stored.params.items()} if bare else dict(stored.params)
+    gates = {name for name in own if bare and name.startswith("net.gates.")}
+    _check_names(own.keys() - gates, found, str(stored.path))
+    for name, value in found.items():
+        if value.shape != own[name].shape:
+            shapes = f"{tuple(value.shape)} in the file, {tuple(own[name].shape)} in this run's model"
+            raise UserError(f"{stored.path}: {name!r} has shape {shapes}")
+    return found
+
+
+def _described_model(stored: Stored) -> nn.Module:
+    """The architecture that the file's metadata name; only those of this package are built."""
+    name = stored.described.get("name")
+    if not isinstance(name, str) or name not in models.MODELS:
+        raise UserError(f"model file {str(stored.path)!r}: its metadata name no model of this package, but {name!r}")
+    return _built(stored, stored.described)
+
+
+def _built(stored: Stored, described: Mapping[str, object]) -> nn.Module:
+    """What a description stands for, if it is not far larger than the file."""
+    held = sum(value.numel() for value in stored.params.values())
+    try:
+        return Architecture.model_validate(described).build(held)
+    except ValidationError as error:
+        first = error.errors()[0]
+        reason = f"{'.'.join(map(str, first['loc']))} = {first['input']!r:.60}: {first['msg']}"
+        raise UserError(f"model file {str(stored.path)!r}: {in_one_line(ValueError(reason))}") from error
+    except (TypeError, ValueError, OverflowError, RuntimeError, MemoryError) as error:  # any numbers may stand there
+        raise UserError(f"model file {str(stored.path)!r}: {in_one_line(error)}") from error
+
+
+def _classes(name: str, params: Mapping[str, Tensor]) -> int:
+    """The number of outputs: that of the last parameter of the architecture, which is the classifier's."""
+    last = list(snapshot(models.build(name)))[-1]
+    if last not in params:
+        raise UserError(f"--model {name}: the file has no parameter {last!r}")
+    return int(params[last].shape[0])
+
+
+def _filled(model: nn.Module, stored: Stored, what: str) -> nn.Module:
+    """The model with the file's parameters, in evaluation mode; made small first if channels were removed from it."""
+    own = snapshot(model)
+    _check_names(own, stored.params, what)
+    try:
+        if any(value.shape != own[name].shape for name, value in stored.params.items()):
+            shrink(model, {name: value.shape for name, value in stored.params.items()})
+        return load(model, stored.params).eval()
+    except ValueError as error:
+        raise UserError(f"{what}: {error}") from error
+
+
+def _check_names(expected: Iterable[str], found: Iterable[str], what: str) -> None:
+    for problem, names in (("lacks", set(expected) - set(found)), ("also has", set(found) - set(expected))):
+        if names:
+            raise UserError(f"{what}: the file {problem} {', '.join(sorted(names)[:3])}")

@@ -1,0 +1,42 @@
+"""Frozen bytes: what version 2 wrote must decode for ever. `python tests/test_codecs_golden.py` writes missing files."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import payloads
+import pytest
+import torch
+
+from fl_sim.codecs import decode
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "v2"
+
+
+def path(name: str) -> Path:
+    return GOLDEN / f"{name}.bin"
+
+
+@pytest.mark.parametrize("name", payloads.CASES)
+def test_golden_bytes_decode_and_are_still_written(name: str) -> None:
+    frozen = path(name).read_bytes()
+    case = payloads.CASES[name]()
+    params, mask = decode(frozen, schema=case.schema, held=case.held)
+    again, _ = decode(case.encode(), schema=case.schema, held=case.held)
+    assert torch.equal(params.flat, again.flat)
+    assert (mask is None) == (case.mask is None)
+    if mask is not None:
+        assert torch.equal(mask.flat, case.schema.flat_mask(case.mask))
+    assert frozen[:8] == case.encode()[:8]
+
+
+def test_there_is_no_golden_file_without_a_case() -> None:
+    assert {p.stem for p in GOLDEN.glob("*.bin")} == set(payloads.CASES)
+
+
+if __name__ == "__main__":
+    GOLDEN.mkdir(parents=True, exist_ok=True)
+    for missing in [n for n in payloads.CASES if not path(n).exists()]:
+        path(missing).write_bytes(payloads.CASES[missing]().encode())
+        sys.stdout.write(f"wrote {path(missing).name}\n")

@@ -1,0 +1,129 @@
+"""The layers: packages import downwards only; Ray and Flower's private names each live in one module."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fl_sim._moved import MOVED, SPLIT
+
+# From the ground up: a package may import those above it in this list, never those below it, nor one on its own line.
+LAYERS = [
+    {"fl_sim.core"},
+    {"fl_sim.data", "fl_sim.models", "fl_sim.codecs"},
+    {"fl_sim.communication", "fl_sim.gating", "fl_sim.sparsity"},
+    {"fl_sim.training"},
+    {"fl_sim.runtime", "clients"},
+    {"fl_sim.config", "strategies"},
+    {"fl_sim.report"},
+    {"fl_sim.simulation"},
+    {"fl_sim.bench"},
+    {"fl_sim.cli"},
+    {"fl_sim"},
+]
+FLOWERS = {"communication", "runtime", "simulation", "bench"}
+"""Packages that may touch Flower."""
+LOOSE = {"fl_sim/__init__.py", "fl_sim/_moved.py"}
+FILES = [p for root in ("fl_sim", "strategies", "clients") for p in sorted(Path(root).rglob("*.py"))]
+
+
+def _module(path: Path) -> str:
+    return ".".join(path.with_suffix("").parts).removesuffix(".__init__")
+
+
+def _imports(path: Path) -> Iterator[str]:
+    """Everything a module imports, `if TYPE_CHECKING` blocks left out."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    typing_only = {
+        id(node)
+        for block in ast.walk(tree)
+        if isinstance(block, ast.If) and isinstance(block.test, ast.Name) and block.test.id == "TYPE_CHECKING"
+        for node in ast.walk(block)
+    }
+    for node in ast.walk(tree):
+        if id(node) in typing_only:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module or ""
+            if node.module == "fl_sim":
+                yield from (f"fl_sim.{alias.name}" for alias in node.names)
+
+
+def _package(module: str) -> str:
+    parts = module.split(".")
+    return ".".join(parts[:2]) if parts[0] == "fl_sim" and parts[1:2] != ["_moved"] else parts[0]
+
+
+def _layer(module: str) -> int | None:
+    return next((level for level, names in enumerate(LAYERS) if _package(module) in names), None)
+
+
+@pytest.mark.parametrize("path", FILES, ids=_module)
+def test_imports_point_down(path: Path) -> None:
+    module = _module(path)
+    own = _layer(module)
+    assert own is not None, f"{module} has no layer"
+    for imported in _imports(path):
+        level = _layer(imported)
+        if level is None or imported == "fl_sim" or _package(imported) == _package(module):
+            continue
+        assert level < own, f"{module} (layer {own}) imports {imported} (layer {level})"
+        if module.startswith("fl_sim"):
+            assert imported.split(".")[0] not in ("strategies", "clients"), f"{module} imports {imported} statically"
+
+
+def test_no_module_lies_outside_the_packages() -> None:
+    assert {str(path) for path in Path("fl_sim").glob("*.py")} == LOOSE
+    assert {path.parent.name for path in Path("fl_sim").glob("*/__init__.py")} == {
+        name.removeprefix("fl_sim.") for names in LAYERS for name in names if name.startswith("fl_sim.")
+    }
+
+
+def test_old_import_paths_lead_to_the_same_modules() -> None:
+    for old, new in MOVED.items():
+        found = importlib.import_module(f"fl_sim.{old}")
+        home = importlib.import_module(new)
+        if old in SPLIT:
+            rest = importlib.import_module(SPLIT[old])
+            public = {n: v for half in (rest, home) for n, v in vars(half).items() if not n.startswith("__")}
+            assert {n: v for n, v in vars(found).items() if not n.startswith("__")} == public
+        else:
+            assert found is home, old
+
+
+@pytest.mark.parametrize("path", FILES, ids=_module)
+def test_ray_and_private_flower_have_one_home(path: Path) -> None:
+    public = ("flwr.app", "flwr.serverapp", "flwr.clientapp")
+    module = _module(path)
+    for imported in _imports(path):
+        root = imported.split(".")[0]
+        if root == "ray":
+            assert module == "fl_sim.runtime.grids.ray"
+        if root == "flwr" and not any(imported == p or imported == p + ".strategy" for p in public):
+            assert module == "fl_sim.communication.flower_private", f"{module} imports {imported}"
+        if root in ("flwr", "ray") and module.startswith("fl_sim"):
+            assert _package(module).removeprefix("fl_sim.") in FLOWERS, f"{module} touches {root}"
+
+
+def test_public_names_are_exact() -> None:
+    import fl_sim
+
+    for name in fl_sim.__all__:
+        getattr(fl_sim, name)  # made when first asked for
+    public = {
+        name for name in vars(fl_sim) if not name.startswith("_") and not isinstance(getattr(fl_sim, name), type(ast))
+    }
+    assert public == set(fl_sim.__all__)
+
+
+@pytest.mark.parametrize("path", FILES, ids=_module)
+def test_no_pickle(path: Path) -> None:
+    for imported in _imports(path):
+        assert imported.split(".")[0] not in ("pickle", "cloudpickle", "joblib", "shelve", "marshal")

@@ -1,0 +1,132 @@
+"""The Ray engine, real: bit-identical to inline for any number of workers, and it recovers from killed workers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+import ray
+from federation import TINY, run_tiny, same, tiny
+
+from fl_sim import Experiment, load, local_sgd, run, snapshot
+from fl_sim.core.observer import Silent
+from fl_sim.core.types import Task, Update
+from fl_sim.simulation import resume
+from fl_sim.training.client import ClientContext
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_cluster() -> Iterator[None]:
+    """Runs join a started Ray, which saves its start for each."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
+METHODS = {
+    "dense": [],
+    "topk": [
+        "client.target=clients.presets:topk",
+        "client.density=0.1",
+        "wire.error_feedback=true",
+        "wire.uplink.values=int8",
+        "wire.uplink.content=difference",
+        "rounds=3",
+    ],
+    "features": ["client.target=clients.presets:feature_distillation", 'client.stages=["2", "5", "8"]', "rounds=3"],
+    "taught": [
+        "strategy.target=strategies.presets:fedavg",
+        'strategy.distil.teacher="ensemble"',
+        "strategy.distil.steps=5",
+        "data.proxy=0.1",
+    ],
+    "broadcast": ["wire.broadcast.density=0.1", "wire.broadcast.values=int8", "rounds=4"],
+    "adaptive": ["client.target=clients.presets:adaptive_pruning", "gating.macs_budget=0.5"],
+    "batchnorm": ["model.name=resnet20", "model.trainable=batchnorm", "training.steps=2"],
+    "local_statistics": ["model.trainable=batchnorm", "model.statistics=local", "evaluate.clients=2"],
+    "capacities": [
+        "model.name=resnet8",
+        "model.width=0.25",
+        'capacities=[{name = "resnet8", width = 0.125}]',
+        "strategy.target=strategies.presets:mixed_capacities",
+        "strategy.steps=5",
+        "data.proxy=0.1",
+    ],
+    "masked": ["strategy.target=strategies.presets:global_magnitude", "strategy.density=0.2", "rounds=3"],
+}
+
+
+SLOW = {"features", "taught", "capacities"}
+"""Ray's runs take longest of all tests: of methods that keep state alike, one runs by default."""
+
+
+@pytest.mark.parametrize(
+    "method", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in METHODS]
+)
+def test_same_parameters_and_ledger_as_inline_for_any_number_of_workers(tmp_path: Path, method: str) -> None:
+    inline = run_tiny(tmp_path / "inline", *METHODS[method])
+    for workers in (1, 2):
+        same(inline, run_tiny(tmp_path / f"ray{workers}", *METHODS[method], "engine=ray", f"ray.workers={workers}"))
+
+
+def test_clients_per_task_do_not_matter(tmp_path: Path) -> None:
+    first = run_tiny(tmp_path / "one", "engine=ray", "ray.workers=2", "ray.clients_per_task=1")
+    same(first, run_tiny(tmp_path / "three", "engine=ray", "ray.workers=2", "ray.clients_per_task=3"))
+
+
+def suicidal(task: Task, ctx: ClientContext) -> Update:
+    """One partition kills its worker process in round 2, as an out-of-memory killer would."""
+    if task.round == 2 and ctx.num_examples == task.config["victim"]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    model = load(ctx.model, task.params)
+    local_sgd(model, ctx.data, lr=0.05, rng=ctx.rng)
+    return Update(snapshot(model), ctx.num_examples)
+
+
+@pytest.mark.parametrize("per_task", [1, 3])
+def test_a_killed_worker_costs_one_client_and_later_rounds_use_all(tmp_path: Path, per_task: int) -> None:
+    tree = {**TINY, "client": {"target": f"{__name__}:suicidal", "victim": 118}, "cohort": {"size": 6}, "rounds": 4}
+    experiment = Experiment.from_tree(
+        tree, [f'out="{tmp_path}"', "engine=ray", "ray.workers=2", f"ray.clients_per_task={per_task}"]
+    )
+    report = run(experiment)
+    assert [row["clients"] for row in report.rounds] == [6, 5, 6, 6]
+    assert report.summary["failures"] == {"raised": 0, "rejected": 0, "late": 0, "lost": 1}
+    assert report.ledger.messages(phase="train") == {"down": 24, "up": 23}
+
+
+def sleepy(task: Task, ctx: ClientContext) -> Update:
+    """One partition never answers in round 2."""
+    if task.round == 2 and ctx.num_examples == task.config["victim"]:
+        time.sleep(3600)
+    return Update(dict(task.params), ctx.num_examples)
+
+
+@pytest.mark.parametrize("per_task", [1, 3])
+def test_a_client_that_hangs_costs_one_update_and_its_worker_comes_back(tmp_path: Path, per_task: int) -> None:
+    tree = {**TINY, "client": {"target": f"{__name__}:sleepy", "victim": 118}, "cohort": {"size": 6}, "rounds": 3}
+    options = ["engine=ray", "ray.workers=2", f"ray.clients_per_task={per_task}", "faults.timeout_s=1"]
+    report = run(Experiment.from_tree(tree, [f'out="{tmp_path}"', *options]))
+    assert [row["clients"] for row in report.rounds] == [6, 5, 6]
+    assert report.summary["failures"] == {"raised": 0, "rejected": 0, "late": 1, "lost": 0}
+    assert report.ledger.messages(phase="train") == {"down": 18, "up": 17}
+
+
+def test_resumed_on_ray_as_if_never_stopped_inline(tmp_path: Path) -> None:
+    """What clients keep comes back to workers that never saw it."""
+    options = METHODS["topk"]
+    whole = run_tiny(tmp_path / "whole", *options)
+
+    class Stop(Silent):
+        def round(self, row: Mapping[str, float]) -> None:
+            if row["round"] == 2:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny(tmp_path / "ray", *options, "engine=ray", "ray.workers=2"), Stop())
+    same(whole, resume(tiny(tmp_path / "ray", *options, "engine=ray", "ray.workers=1")))

@@ -1,0 +1,160 @@
+"""Runs that start from given weights, and pruning before the first round."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from federation import TINY, run_tiny, tiny
+from safetensors.torch import save_file
+
+from fl_sim import Experiment, run
+from fl_sim.core.types import UserError
+from fl_sim.models import build, prunable_names
+from fl_sim.simulation.federation import Federation
+from fl_sim.sparsity import keep_zeros
+from fl_sim.sparsity.one_model import METHODS, Request
+from fl_sim.training import snapshot
+from fl_sim.training.model_file import open_saved, read, read_model
+from strategies.presets import global_magnitude
+
+STILL = "training.lr=1e-30"
+"""A step that changes no weight; BatchNorm statistics follow the data."""
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run."""
+    return run_tiny(tmp_path_factory.mktemp("trained")).folder
+
+
+def given(path: Path) -> str:
+    return f'model.weights="{path}"'
+
+
+def test_the_server_starts_from_the_file_and_the_clients_know_only_the_seed(trained: Path, tmp_path: Path) -> None:
+    warm, seeded = Federation.build(tiny(tmp_path, given(trained))), Federation.build(tiny(tmp_path))
+    stored = read(trained).params
+    assert all(torch.equal(value, stored[name]) for name, value in warm.start.items())
+    assert torch.equal(warm.initial.flat, seeded.initial.flat)
+    assert torch.equal(seeded.start.flat, seeded.initial.flat)
+    report = run(tiny(tmp_path, given(trained), STILL))
+    assert report.params is not None
+    assert all(torch.equal(report.params[name], stored[name]) for name in prunable_names(warm.model))
+
+
+def test_given_weights_are_sent_and_booked_like_any_others(trained: Path, tmp_path: Path) -> None:
+    for wire in ("wire.downlink.content=parameters", "wire.downlink.content=difference", "wire.broadcast.density=0.1"):
+        warm, seeded = (run_tiny(tmp_path, *extra, wire, "rounds=1") for extra in ([given(trained)], []))
+        assert warm.summary["downlink_bytes"] >= 0.9 * warm.number("dense_total_bytes") / 2
+        assert warm.number("uplink_bytes") == seeded.number("uplink_bytes")
+
+
+def test_a_run_is_named_by_the_content_of_its_weights(trained: Path, tmp_path: Path) -> None:
+    copy = shutil.copy(trained / "model.safetensors", tmp_path / "elsewhere.safetensors")
+    other = tmp_path / "other.safetensors"
+    saved = open_saved(trained)
+    saved.write(METHODS["global"](saved.model, Request(0.5)), other)
+    ids = {tiny(tmp_path, given(path)).id for path in (trained, trained / "model.safetensors", copy)}
+    assert len(ids) == 1
+    assert len(ids | {tiny(tmp_path).id, tiny(tmp_path, given(other)).id}) == 3
+
+
+def test_what_never_travels_is_read_by_every_client(trained: Path, tmp_path: Path) -> None:
+    trains = ["model.trainable=batchnorm", "rounds=1"]
+    report, seeded = run_tiny(tmp_path, given(trained), *trains), run_tiny(tmp_path, *trains)
+    made, stored = read(report.folder).params, read(trained).params
+    frozen = [name for name in stored if name not in (report.params or {})]
+    assert frozen
+    assert all(torch.equal(made[name], stored[name]) for name in frozen)
+    assert report.summary["failures"] == seeded.summary["failures"]
+    assert report.number("total_bytes") == seeded.number("total_bytes")
+
+
+def test_gates_are_put_on_a_model_that_was_trained_without(trained: Path, tmp_path: Path) -> None:
+    federation = Federation.build(tiny(tmp_path, given(trained), "gating.keep=0.5"))
+    stored = read(trained).params
+    assert all(torch.equal(federation.start[f"net.{name}"], value) for name, value in stored.items())
+    gates = [name for name in federation.start if name.startswith("net.gates.")]
+    assert gates
+    assert all(torch.equal(federation.start[name], federation.initial[name]) for name in gates)
+
+
+def test_a_pruned_model_goes_on_under_its_mask_and_teaches(trained: Path, tmp_path: Path) -> None:
+    saved = open_saved(trained)
+    path = saved.write(METHODS["lamp"](saved.model, Request(0.1)), tmp_path / "small.safetensors")
+    report = run_tiny(tmp_path, given(path), "strategy=strategies.presets:pruned")
+    stored = read(path).params
+    assert report.params is not None
+    for name in prunable_names(saved.model):
+        assert torch.equal(report.params[name] != 0, stored[name] != 0)
+    assert report.number("density", "prunable") == pytest.approx(0.1, abs=1e-4)
+    assert report.number("uplink_bytes") < 0.3 * report.number("dense_total_bytes") / 2
+    teacher = snapshot(read_model(path))
+    assert all(torch.equal(teacher[name], value) for name, value in stored.items())
+
+
+def test_a_model_without_zeros_is_trained_as_it_is(trained: Path) -> None:
+    weights = {"w": torch.tensor([1.0, -2.0])}
+    assert keep_zeros(0, None, weights, None) is None
+    assert keep_zeros(5, None, {"w": torch.zeros(2)}, None) is None
+    mask = keep_zeros(0, None, {"w": torch.tensor([0.0, -2.0])}, None)
+    assert mask is not None
+    assert mask["w"].tolist() == [False, True]
+    assert keep_zeros(1, mask, weights, None) is mask
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        ["strategy.target=strategies.presets:global_magnitude"],
+        ["strategy.target=strategies.presets:rate_distortion", "strategy.images=4", "strategy.levels=5"],
+    ],
+)
+def test_pruning_before_the_first_round_makes_every_upload_sparse(
+    trained: Path, tmp_path: Path, method: list[str]
+) -> None:
+    start = [given(trained), *method, "strategy.density=0.1", "rounds=1"]
+    early, late = run_tiny(tmp_path, *start, "strategy.at=0"), run_tiny(tmp_path, *start, "strategy.at=1")
+    assert [row["density"] for row in early.rounds] == pytest.approx([0.1], abs=1e-4)
+    assert early.number("uplink_bytes") < 0.3 * late.number("uplink_bytes")
+    asked = early.ledger.total(by=("round",), where={"phase": "query"})
+    assert [number for (number,) in asked] == ([0] if "rate_distortion" in method[0] else [])
+    assert (
+        early.number("total_bytes")
+        == sum(early.ledger.sent.values())
+        == sum(early.ledger.total(by=("round",)).values())
+    )
+
+
+def test_one_shot_pruning_of_given_weights_is_that_of_the_command(trained: Path, tmp_path: Path) -> None:
+    report = run_tiny(
+        tmp_path, given(trained), STILL, "strategy.target=strategies.presets:global_magnitude", "strategy.at=0"
+    )
+    saved = open_saved(trained)
+    expected = snapshot(METHODS["global"](saved.model, Request(0.1)))
+    assert report.params is not None
+    assert all(torch.equal(report.params[name], expected[name]) for name in prunable_names(saved.model))
+
+
+def test_wrong_weights_are_refused_in_one_line(tmp_path: Path) -> None:
+    save_file(dict(snapshot(build("resnet8"))), tmp_path / "other.safetensors")
+    save_file(
+        {n: v.clone() for n, v in snapshot(build("cnn_bn", in_channels=3, image_size=8)).items()},
+        tmp_path / "shape.safetensors",
+    )
+    (tmp_path / "text.safetensors").write_text("no")
+    for name, words in {
+        "other.safetensors": "lacks",
+        "shape.safetensors": "in this run's model",
+        "text.safetensors": "not a safetensors file",
+        "none.safetensors": "no such file",
+        "": "not a finished run",
+    }.items():
+        with pytest.raises(UserError, match=words) as caught:
+            run(Experiment.from_tree(TINY, [f'out="{tmp_path}"', given(tmp_path / name)]))
+        assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match=r"strategy\.at = 0"):
+        global_magnitude(at=0, distil={})

@@ -1,0 +1,148 @@
+"""One model pruned without a federation: methods, the table's numbers, files, the command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from test_cli import cli
+from torch import nn
+
+from fl_sim import codecs, count_macs
+from fl_sim.core.types import UserError
+from fl_sim.models import build, prunable_names
+from fl_sim.sparsity.curves import gaussian_calibration
+from fl_sim.sparsity.one_model import METHODS, Request, layer_rows, support
+from fl_sim.training import snapshot
+from fl_sim.training.model_file import open_saved
+
+BY_DENSITY = [name for name in METHODS if name != "batchnorm"]
+"""That one removes what training has switched off, whatever density is asked for: tests/test_channels.py."""
+IMAGES = gaussian_calibration((1, 8, 8), 4)
+
+
+def tiny_model() -> nn.Module:
+    return build("cnn_bn", in_channels=1, image_size=8, width=0.5)
+
+
+def bare(model: nn.Module, path: Path) -> Path:
+    """A state dict that says nothing about its model."""
+    save_file({name: value.clone() for name, value in model.state_dict().items()}, path)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FL_SIM_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize("method", BY_DENSITY)
+def test_methods_keep_exactly_what_is_asked_and_leave_the_model_alone(method: str) -> None:
+    model = tiny_model()
+    before = snapshot(model)
+    pruned = METHODS[method](model, Request(0.3, min_keep=5, images=IMAGES))
+    after, alive = snapshot(pruned), support(pruned)
+    total = sum(before[name].numel() for name in prunable_names(model))
+    assert sum(int(m.count_nonzero()) for m in alive.values()) == round(0.3 * total)
+    assert min(int(m.count_nonzero()) for m in alive.values()) >= 5
+    assert torch.equal(snapshot(model).flat, before.flat)
+    for name, value in after.items():
+        kept = alive.get(name, torch.ones_like(value, dtype=torch.bool))
+        assert torch.equal(value[kept], before[name][kept])
+
+
+@pytest.mark.parametrize("method", BY_DENSITY)
+def test_pruning_again_never_revives_a_weight(method: str) -> None:
+    once = METHODS["uniform"](tiny_model(), Request(0.4))
+    again = METHODS[method](once, Request(0.2, images=IMAGES))
+    first, second = support(once), support(again)
+    assert all(not bool((second[name] & ~first[name]).any()) for name in first)
+    assert sum(int(m.sum()) for m in second.values()) == round(0.2 * sum(m.numel() for m in first.values()))
+    assert torch.equal(snapshot(METHODS[method](again, Request(0.5, images=IMAGES))).flat, snapshot(again).flat)
+
+
+def test_rows_add_up_and_bytes_are_encoded_bytes() -> None:
+    model = tiny_model()
+    pruned = METHODS["global"](model, Request(0.1))
+    *rows, total = layer_rows(model, pruned, (1, 8, 8))
+    assert [row.layer for row in rows] == prunable_names(model)
+    assert total.kept == sum(row.kept for row in rows) == round(0.1 * total.weights)
+    assert total.macs == count_macs(model, (1, 8, 8))
+    assert total.macs_kept == count_macs(model, (1, 8, 8), mask=support(pruned))
+    params = snapshot(pruned)
+    schema = codecs.Schema.of(params, prunable_names(pruned))
+    data = codecs.encode(params, support(pruned), schema=schema)
+    assert total.payload_bytes == len(data)
+    assert all(row.payload_bytes >= 4 * row.kept for row in rows)
+    decoded, _ = codecs.decode(data, schema=schema)
+    assert torch.equal(schema.flat(decoded), schema.flat(params))
+
+
+def test_distortion_method_needs_images() -> None:
+    with pytest.raises(UserError, match="calibration images"):
+        METHODS["rd"](tiny_model(), Request(0.5))
+
+
+def test_a_model_survives_its_file(tmp_path: Path) -> None:
+    model = build("resnet8", in_channels=2, num_classes=7, seed=3)
+    saved = open_saved(bare(model, tmp_path / "m.safetensors"), name="resnet8")
+    again = open_saved(saved.write(saved.model, tmp_path / "again.safetensors"))
+    for found in (saved, again):
+        assert found.shape == (2, 32, 32)
+        assert torch.equal(snapshot(found.model).flat, snapshot(model).flat)
+    with pytest.raises(UserError, match="cannot be written"):
+        saved.write(saved.model, tmp_path / "none" / "m.safetensors")
+
+
+def test_wrong_files_are_refused_with_one_line(tmp_path: Path) -> None:
+    good = snapshot(build("resnet8"))
+    save_file({n: v.clone() for n, v in good.items() if n != "conv1.weight"}, tmp_path / "lacks.safetensors")
+    save_file({**{n: v.clone() for n, v in good.items()}, "x": torch.ones(1)}, tmp_path / "more.safetensors")
+    (tmp_path / "text.safetensors").write_text("no")
+    for name, words in {
+        "lacks.safetensors": "lacks conv1.weight",
+        "more.safetensors": "also has x",
+        "text.safetensors": "not a safetensors file",
+        "none.safetensors": "no such file",
+    }.items():
+        with pytest.raises(UserError, match=words) as caught:
+            open_saved(tmp_path / name, name="resnet8")
+        assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="--model is needed"):
+        open_saved(bare(build("resnet8"), tmp_path / "m.safetensors"))
+    with pytest.raises(UserError, match="not a finished run"):
+        open_saved(tmp_path)
+
+
+def test_the_command_on_a_run_folder(tmp_path: Path) -> None:
+    ran = cli("run", "configs/quickstart.toml", "rounds=1", "--out", str(tmp_path / "runs"), "--quiet")
+    assert ran.returncode == 0, ran.stderr
+    folder = next((tmp_path / "runs").iterdir())
+    done = cli("prune", str(folder), "--method", "rd", "--density", "0.25", "--calibration", "digits", "--levels", "5")
+    assert done.returncode == 0, done.stderr
+    assert "test accuracy without retraining" in done.stdout
+    made = load_file(folder / "model-rd-0.25.safetensors")
+    alive = sum(int(made[name].count_nonzero()) for name in ("0.weight", "3.weight", "6.weight", "11.weight"))
+    assert alive == round(0.25 * 23_824)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--method", "gobal"], "did you mean 'global'"),
+        (["--density", "7"], "density = 7"),
+        (["--density", "0.1", "--min-keep", "1000000"], "largest feasible sparsity"),
+        (["--calibration", "digits"], "the model takes (3, 32, 32)"),
+        (["--images", "0", "--method", "rd"], "calibration images = 0"),
+    ],
+)
+def test_wrong_input_of_the_command_is_one_line(tmp_path: Path, words: list[str], expected: str) -> None:
+    from fl_sim.cli import app
+
+    path = bare(build("resnet8"), tmp_path / "m.safetensors")
+    with pytest.raises(UserError) as caught:
+        app(["prune", str(path), "--model", "resnet8", *words], standalone_mode=False)
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -13,16 +13,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from fl_sim.core.types import MaskRule, Scores, UserError
-from fl_sim.runtime.server_context import Setup
+from fl_sim.runtime.server_context import ServerContext
 from fl_sim.sparsity import PruneTo, RateDistortion, Schedule
 from fl_sim.sparsity.curves import Curves, MeasureCurves, calibration, pooled
 from strategies.server_step import ServerState
 
 Ask = Callable[[ServerState, MeasureCurves, int], list[tuple[Curves, int]]]
 """(state, how to measure, images a client) -> (curves, images used) of each client that answered."""
-Calibrate = Callable[[Setup, Ask, ServerState], MaskRule]
+Calibrate = Callable[[ServerContext, Ask, ServerState], MaskRule]
 """(run, clients, aggregated state whose mask is still that of the round before) -> the rule that decides its mask."""
-CurveSource = Callable[[Setup, Ask, ServerState], Curves]
+CurveSource = Callable[[ServerContext, Ask, ServerState], Curves]
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class FromClients:
     measure: MeasureCurves
     images: int
 
-    def __call__(self, setup: Setup, ask: Ask, state: ServerState) -> Curves:
+    def __call__(self, context: ServerContext, ask: Ask, state: ServerState) -> Curves:
         curves, counts = zip(*ask(state, self.measure, self.images), strict=True)
         return pooled(curves, counts, summary=self.measure.summary)
 
@@ -47,13 +47,13 @@ class FromServer:
     measure: MeasureCurves
     images: int
 
-    def __call__(self, setup: Setup, ask: Ask, state: ServerState) -> Curves:
-        if setup.proxy is None:
+    def __call__(self, context: ServerContext, ask: Ask, state: ServerState) -> Curves:
+        if context.proxy is None:
             raise UserError(
                 "strategy.curves = 'server' needs images: set data.proxy (a share) or data.noise (a number)"
             )
-        model = setup.model(state.params)
-        return self.measure(model, calibration(setup.proxy, self.images), state.schema.prunable)
+        model = context.model(state.params)
+        return self.measure(model, calibration(context.proxy, self.images), state.schema.prunable)
 
 
 SOURCES: Mapping[str, Callable[[MeasureCurves, int], CurveSource]] = {"clients": FromClients, "server": FromServer}
@@ -73,8 +73,8 @@ class PruneByDistortion:
     curves: CurveSource
     min_keep: int = 0
 
-    def __call__(self, setup: Setup, ask: Ask, state: ServerState) -> MaskRule:
+    def __call__(self, context: ServerContext, ask: Ask, state: ServerState) -> MaskRule:
         def allocate(scores: Scores, density: float, /, *, min_keep: int = 0) -> dict[str, int]:
-            return RateDistortion(self.curves(setup, ask, state))(scores, density, min_keep=min_keep)
+            return RateDistortion(self.curves(context, ask, state))(scores, density, min_keep=min_keep)
 
         return PruneTo(self.schedule, allocate, min_keep=self.min_keep)

@@ -1,9 +1,10 @@
-"""Who takes part in a round: partitions, the nodes that own them, and cohorts drawn from the seed."""
+"""Client sampling: partitions, the nodes that hold them, and cohorts drawn from the seed."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from flwr.app import Message, MessageType, RecordDict
@@ -18,9 +19,18 @@ Cohort = Sequence[tuple[int, int]]
 """(partition, node) of each client drawn, in partition order."""
 
 
+@runtime_checkable
+class KnowsPartitions(Protocol):
+    """A Grid that knows which partition each node holds."""
+
+    @property
+    def partitions(self) -> Mapping[int, int]:
+        """Node id -> partition."""
+
+
 @dataclass
 class Cohorts:
-    """The clients of a federation, found on the Grid once.
+    """Samples cohorts; the clients of a federation are looked up on the Grid once.
 
     Attributes:
         seed: the run's seed.
@@ -37,8 +47,7 @@ class Cohorts:
     def nodes(self, grid: Grid) -> Mapping[int, int]:
         """Partition -> node id, in partition order. Our Grids know it; other runtimes are asked once, by a query."""
         if not self._nodes:
-            known = getattr(grid, "partitions", None)
-            found = known if known is not None else _ask(grid)
+            found = grid.partitions if isinstance(grid, KnowsPartitions) else _ask(grid)
             if self.members is not None:
                 members = set(self.members)
                 found = {node: partition for node, partition in found.items() if partition in members}
@@ -67,11 +76,11 @@ class Cohorts:
         head, _ = next(due, (None, None))
         for reply in replies:
             waiting[self._partition_of[reply.metadata.src_node_id]] = reply
-            del reply  # whoever takes it may be done with it before the next one comes
+            del reply  # so that a reply can be freed before the next one is decoded
             while head is not None and head in waiting:
                 yield head, waiting.pop(head)
                 head, _ = next(due, (None, None))
-        # Whoever is still missing never answered: go on with the rest, still in order.
+        # Clients still missing never answered: go on with the rest, still in order.
         yield from sorted(waiting.items())
 
 

@@ -21,28 +21,28 @@ from fl_sim.core.seeding import Purpose, generator
 from fl_sim.core.types import Params, Update, UserError
 from fl_sim.data import Split
 from fl_sim.models.parameters import snapshot
-from fl_sim.runtime.server_context import Setup
+from fl_sim.runtime.server_context import ServerContext
 from fl_sim.training.loop import Training, logits
 from fl_sim.training.losses import Distillation, FromLogits
 from fl_sim.training.model_file import read_model, require
 from strategies.server_step import Refine, ServerState, as_aggregated
 
-Teach = Callable[[Setup, ServerState, Iterable[Update]], tuple[Iterable[Update], Refine]]
+Teach = Callable[[ServerContext, ServerState, Iterable[Update]], tuple[Iterable[Update], Refine]]
 """(run, state before the round, updates) -> (the same updates, what happens to the new state once they are folded)."""
 Teacher = Callable[["Lab", Iterable[Update]], tuple[Iterable[Update], Callable[[Params], Tensor]]]
 """(lab, updates) -> (the same updates, a function from the aggregate to logits (N, K) on the proxy data)."""
-Unite = Callable[[Sequence[tuple[Setup, ServerState]]], Sequence[Params]]
+Unite = Callable[[Sequence[tuple[ServerContext, ServerState]]], Sequence[Params]]
 """(run, state after the round) of each capacity -> the parameters of each."""
 When = Callable[[ServerState, ServerState], bool]
 """(state before the round, state after it) -> whether to distil."""
 
 
-def untaught(setup: Setup, state: ServerState, updates: Iterable[Update]) -> tuple[Iterable[Update], Refine]:
+def untaught(context: ServerContext, state: ServerState, updates: Iterable[Update]) -> tuple[Iterable[Update], Refine]:
     """The aggregate, pruned where there is a mask, is the next model."""
     return updates, as_aggregated
 
 
-def apart(capacities: Sequence[tuple[Setup, ServerState]]) -> Sequence[Params]:
+def apart(capacities: Sequence[tuple[ServerContext, ServerState]]) -> Sequence[Params]:
     """Models of different capacity know nothing of each other."""
     return [state.params for _, state in capacities]
 
@@ -51,38 +51,38 @@ def apart(capacities: Sequence[tuple[Setup, ServerState]]) -> Sequence[Params]:
 class Lab:
     """What the server computes with: its own model, the proxy data, and the state before the round."""
 
-    setup: Setup
+    context: ServerContext
     proxy: Split
     state: ServerState
 
     def logits(self, params: Params) -> Tensor:
         """Logits (N, K), float32, of the federation's model with these parameters."""
-        return logits(self.setup.model(params), self.proxy, precision=self.setup.precision)
+        return logits(self.context.model(params), self.proxy, precision=self.context.precision)
 
     def taught(self, new: ServerState, teacher: Tensor, objective: Distillation, training: Training) -> Params:
         """Parameters of `new` after training on the proxy data with these logits (N, K), under its mask."""
         labels = torch.where(self.proxy.labels < 0, teacher.argmax(dim=1), self.proxy.labels)
         numbered = replace(self.proxy, labels=torch.arange(len(labels), device=labels.device))
-        student = self.setup.model(new.params)
-        rng = generator(self.setup.seed, new.round, Purpose.DISTILLATION)
-        training = replace(training, precision=self.setup.precision)
+        student = self.context.model(new.params)
+        rng = generator(self.context.seed, new.round, Purpose.DISTILLATION)
+        training = replace(training, precision=self.context.precision)
         training.fit(student, numbered, FromLogits(teacher, labels, objective), mask=new.mask, rng=rng)
         return new.schema.view(new.schema.flat(snapshot(student)))
 
     def believed(self, update: Update) -> Params:
         """A client's model as the server knows it: what did not travel is as the client received it."""
-        return self.setup.exchange.believed(update.params, update.mask, self.state.params)
+        return self.context.exchange.believed(update.params, update.mask, self.state.params)
 
 
-def lab_of(setup: Setup, state: ServerState) -> Lab:
+def lab_of(context: ServerContext, state: ServerState) -> Lab:
     """The lab of a run.
 
     Raises:
         UserError: the server holds no data.
     """
-    if setup.proxy is None:
+    if context.proxy is None:
         raise UserError("distillation on the server needs data there: set data.proxy (a share) or data.noise (images)")
-    return Lab(setup, setup.proxy, state)
+    return Lab(context, context.proxy, state)
 
 
 def aggregate(lab: Lab, updates: Iterable[Update]) -> tuple[Iterable[Update], Callable[[Params], Tensor]]:
@@ -114,7 +114,7 @@ class FromFile:
 
     def __call__(self, lab: Lab, updates: Iterable[Update]) -> tuple[Iterable[Update], Callable[[Params], Tensor]]:
         teacher = read_model(self.path).to(lab.proxy.device)
-        return updates, lambda aggregated: logits(teacher, lab.proxy, precision=lab.setup.precision)
+        return updates, lambda aggregated: logits(teacher, lab.proxy, precision=lab.context.precision)
 
 
 def always(before: ServerState, after: ServerState) -> bool:
@@ -147,8 +147,10 @@ class Distil:
     teacher: Teacher = aggregate
     when: When = after_pruning
 
-    def __call__(self, setup: Setup, state: ServerState, updates: Iterable[Update]) -> tuple[Iterable[Update], Refine]:
-        lab = lab_of(setup, state)
+    def __call__(
+        self, context: ServerContext, state: ServerState, updates: Iterable[Update]
+    ) -> tuple[Iterable[Update], Refine]:
+        lab = lab_of(context, state)
         updates, asked = self.teacher(lab, updates)
         return updates, partial(self._refine, lab, asked)
 
@@ -169,8 +171,8 @@ class LearnFromAll:
     objective: Distillation
     training: Training
 
-    def __call__(self, capacities: Sequence[tuple[Setup, ServerState]]) -> Sequence[Params]:
-        labs = [(lab_of(setup, state), state) for setup, state in capacities]
+    def __call__(self, capacities: Sequence[tuple[ServerContext, ServerState]]) -> Sequence[Params]:
+        labs = [(lab_of(context, state), state) for context, state in capacities]
         teacher = torch.stack([lab.logits(state.params) for lab, state in labs]).mean(dim=0)
         return [lab.taught(state, teacher, self.objective, self.training) for lab, state in labs]
 

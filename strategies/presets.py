@@ -38,7 +38,7 @@ from strategies.aggregation import coverage_mean, zero_fill
 from strategies.base import Method
 from strategies.calibration import SOURCES, PruneByDistortion
 from strategies.distillation import LearnFromAll, Teach, server_distillation, server_training, untaught
-from strategies.downlink import Adapted
+from strategies.downlink_types import Adapted
 from strategies.privacy import Accountant, PrivateMean
 from strategies.robust import ClipNorm, Trimmed, coordinate_median
 from strategies.server_step import Aggregate, Momentum, Optimise, accept

@@ -1,4 +1,4 @@
-"""Measurements on clients: distortion curves asked of a cohort between aggregation and pruning."""
+"""Queries to clients: distortion curves measured by a cohort between aggregation and pruning."""
 
 from __future__ import annotations
 
@@ -14,19 +14,17 @@ from fl_sim.core.seeding import Purpose
 from fl_sim.core.types import Task
 from fl_sim.sparsity import curve_messages as measuring
 from fl_sim.sparsity.curves import Curves, MeasureCurves
-from strategies.receiving import Receiver
 from strategies.round_log import RoundFailed, RoundLog, Unusable, require_content
-from strategies.sending import Sender
 from strategies.server_step import ServerState
+from strategies.uplink_receiver import UplinkReceiver
 
 
 @dataclass(frozen=True)
 class CurveQuery:
-    """Asks the clients on `grid`; what happens goes to the log of the round in progress."""
+    """Asks the clients on `grid` in the round that `round_log` belongs to."""
 
     grid: Grid
-    sender: Sender
-    receiver: Receiver
+    receiver: UplinkReceiver
     round_log: RoundLog
 
     def __call__(self, state: ServerState, measure: MeasureCurves, images: int) -> list[tuple[Curves, int]]:
@@ -38,12 +36,14 @@ class CurveQuery:
             RoundFailed: no client answered.
         """
         schema = measuring.answer_schema(state.schema.prunable, measure.levels)
-        cohorts, size = self.receiver.cohorts, self.sender.setup.cohort_size
+        cohorts, sender = self.receiver.cohorts, self.receiver.sender
+        size = self.receiver.context.sampling.cohort_size
         cohort = cohorts.cohort(self.grid, state.round, Purpose.CALIBRATION, size)
         task = Task(state.round, state.params, state.mask, measuring.question(measure, images))
         kind = f"{MessageType.QUERY}.{measuring.ACTION}"
-        replies = self.grid.send_and_receive(self.sender.messages(task, cohort, kind, self.round_log))
-        self.sender.sent()
+        outgoing = sender.outgoing(task, cohort, kind, self.round_log)
+        replies = self.grid.send_and_receive(outgoing.messages)
+        outgoing.book()
         answers = []
         for client, reply in cohorts.in_order(replies, cohort):
             try:
@@ -51,21 +51,21 @@ class CurveQuery:
             except Unusable as problem:
                 self.receiver.failed(state.round, client, problem, self.round_log)
             else:
-                self.sender.answered(client, state.mask)
+                sender.answered(client, state.mask)
         if not answers:
             raise RoundFailed(f"round {state.round}: none of {len(cohort)} clients measured distortion curves")
         return answers
 
     def _answer(self, number: int, client: int, reply: Message, schema: Schema) -> tuple[Curves, int]:
         require_content(client, reply)
-        books = self.receiver.books
+        booking = self.receiver.booking
         described = Description.opaque(wire.array_bytes(reply.content))
         try:
             data = wire.payload(reply.content)
             described = codecs.describe(data, schema=schema)
             answer = measuring.decode_curves(data, schema), wire.read_metrics(reply.content)[0]
         except CorruptPayload as error:
-            books.book("up", number, client, reply, described, phase="query", status="rejected")
+            booking.book("up", number, client, reply, described, phase="query", status="rejected")
             raise Unusable("rejected", f"client {client}: rejected curves: {error}") from error
-        books.book("up", number, client, reply, described, phase="query")
+        booking.book("up", number, client, reply, described, phase="query")
         return answer

@@ -31,7 +31,8 @@ from fl_sim.core.seeding import Purpose, generator
 from fl_sim.core.types import UserError
 from fl_sim.data import Split
 from fl_sim.models.parameters import snapshot
-from fl_sim.simulation.federation import AUGMENT, Federation, resolved
+from fl_sim.simulation.client_side import AUGMENT
+from fl_sim.simulation.federation import Federation
 from fl_sim.training.feature_loss import feature_loss
 from fl_sim.training.loop import Training, evaluate, logits
 from fl_sim.training.losses import Distillation, FeatureDistillation, FromTeacher, Loss, cross_entropy
@@ -115,7 +116,7 @@ class Study:
     def train(self) -> Split:
         """Training images, augmented as the experiment says."""
         experiment = self.federation.experiment
-        return self.federation.data.train.augmented(AUGMENT[experiment.data.augment]).to(self.federation.device)
+        return self.federation.data.train.augmented(AUGMENT[experiment.data.augment]).to(self.federation.first.device)
 
     def file(self, trial: Trial) -> Path:
         """Where a trial's model is kept: the name is a hash of all that determines it."""
@@ -128,16 +129,16 @@ class Study:
         path = self.file(trial)
         if not path.is_file():
             self.on_trial(trial)
-            described = {**self.federation.described, "name": trial.model}
+            described = {**self.federation.first.described, "name": trial.model}
             self.folder.mkdir(parents=True, exist_ok=True)
             # The process's own, so that two studies that share a training may run at once.
             beside = path.with_suffix(f".{os.getpid()}")
             write_model(beside, snapshot(self._trained(trial, described)), described)
             beside.replace(path)
-        return read_model(path).to(self.federation.device)
+        return read_model(path).to(self.federation.first.device)
 
     def _trained(self, trial: Trial, described: Mapping[str, object]) -> nn.Module:
-        student = models.build(**described, seed=trial.seed).to(self.federation.device)  # type: ignore[arg-type]
+        student = models.build(**described, seed=trial.seed).to(self.federation.first.device)  # type: ignore[arg-type]
         rng = generator(trial.seed, Purpose.CLIENT)
         trial.training.fit(student, self.train, self._loss(trial, student), rng=rng)
         return student
@@ -147,7 +148,7 @@ class Study:
             return cross_entropy
         teacher = self.model(trial.teacher)
         if isinstance(trial.objective, FeatureDistillation):
-            image = torch.zeros(1, *self.federation.data.shape, device=self.federation.device)
+            image = torch.zeros(1, *self.federation.data.shape, device=self.federation.first.device)
             rng = generator(trial.seed, Purpose.PROJECTION)
             return feature_loss(student, teacher, image, objective=trial.objective, rng=rng)
         assert trial.objective is not None
@@ -155,12 +156,12 @@ class Study:
 
     def validation(self, trial: Trial) -> float:
         """Accuracy on the validation set, the one that may choose, percent."""
-        split = self.federation.data.validation.to(self.federation.device)
+        split = self.federation.data.validation.to(self.federation.first.device)
         return 100 * evaluate(self.model(trial), split, precision=trial.training.precision)["accuracy"]
 
     def logits(self, trial: Trial) -> Tensor:
         """Logits (N, K) on the test set."""
-        split = self.federation.data.test.to(self.federation.device)
+        split = self.federation.data.test.to(self.federation.first.device)
         return logits(self.model(trial), split, precision=trial.training.precision)
 
     def accuracy(self, output: Tensor) -> float:
@@ -185,8 +186,8 @@ def measure(experiment: Experiment, *, seeds: Sequence[int], on_trial: Callable[
     for name in {name for pair in section.pairs for name in pair}:
         find("study.pairs", name, models.MODELS)
     federation = Federation.build(experiment)
-    settled = resolved(experiment, federation)
-    study = Study(replace(federation, experiment=settled), folder(experiment), on_trial)
+    settled = federation.experiment
+    study = Study(federation, folder(experiment), on_trial)
     rows = []
     for teacher, student in section.pairs:
         taught_by = Trial(teacher, seeds[0], longer(settled.training, section.teacher))

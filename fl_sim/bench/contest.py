@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from flwr.app import ArrayRecord, ConfigRecord
 from flwr.serverapp import Grid
 
 from fl_sim.communication.ledger import Ledger
 from fl_sim.config.experiment import Experiment
 from fl_sim.runtime.grids.base import LocalGrid
-from fl_sim.simulation.federation import Federation, resolved
-from fl_sim.simulation.loop import open_grid
-from fl_sim.simulation.strategy import build_strategy
+from fl_sim.simulation.engines import open_grid
+from fl_sim.simulation.federation import Federation
+from fl_sim.simulation.server import build_server
 
 Flat = dict[str, float | str]
 """What a benchmark reports: measure -> number, or a word. `x_q1` and `x_q3` are the quartiles of `x`."""
@@ -72,22 +70,15 @@ def over(name: str, limit: Measured, measured: Measured) -> Flat:
 
 def rounds(federation: Federation, grid: Grid) -> Callable[[], None]:
     """A function that runs one whole round on a Grid: encode, send, train, encode, decode, book, aggregate."""
-    strategy, numbers = build_strategy(federation, Ledger()), itertools.count(1)
-
-    def one_round() -> None:
-        number = next(numbers)
-        messages = strategy.configure_train(number, ArrayRecord(), ConfigRecord(), grid)
-        strategy.aggregate_train(number, grid.send_and_receive(messages))
-
-    return one_round
+    server = build_server(federation, Ledger())
+    return lambda: server.round(grid, {}, lambda answered, cohort: None)
 
 
 @contextmanager
 def opened(experiment: Experiment) -> Iterator[tuple[Federation, LocalGrid]]:
     """The federation of an experiment as it will be computed here, and its engine."""
     federation = Federation.build(experiment)
-    federation = replace(federation, experiment=resolved(experiment, federation))
-    with open_grid(federation.experiment, federation) as grid:
+    with open_grid(federation) as grid:
         yield federation, grid
 
 

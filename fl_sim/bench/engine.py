@@ -19,7 +19,7 @@ from fl_sim.bench.idle import idle_shares
 from fl_sim.bench.workloads import Workload
 from fl_sim.config.experiment import Experiment
 from fl_sim.core.types import UserError
-from fl_sim.simulation.federation import Federation, resolved
+from fl_sim.simulation.federation import Federation
 from fl_sim.training.precision import PRECISIONS, training_seconds
 
 ENGINES: Mapping[str, str] = {"inline": "limit1", "workers": "limit2", "ray": "limit2"}
@@ -80,8 +80,7 @@ def resnet32(repeats: int, work: Workload = workloads.RESNET32) -> Flat:
 
 def _picked(work: Workload) -> str:
     """What `precision = "auto"` becomes on this machine."""
-    federation = Federation.build(work.on("inline", precision="auto"))
-    return resolved(federation.experiment, federation).training.precision
+    return Federation.build(work.on("inline", precision="auto")).experiment.training.precision
 
 
 def overhead(repeats: int) -> Flat:

@@ -13,13 +13,14 @@ from fl_sim.bench.contest import Measured, alternate, rounds
 from fl_sim.communication.flower_private import simulate
 from fl_sim.config.experiment import Experiment
 from fl_sim.runtime.client.host import ClientHost, client_app
+from fl_sim.simulation.client_side import hosts_of
 from fl_sim.simulation.federation import Federation
 
 
 @lru_cache(maxsize=1)
 def _hosts(experiment: str) -> Callable[[Context], ClientHost]:
     """The resident client side of a process, as JSON names it: Flower sends the app anew with every message."""
-    return Federation.build(Experiment.model_validate_json(experiment)).hosts()
+    return hosts_of(Federation.build(Experiment.model_validate_json(experiment)))
 
 
 @dataclass(frozen=True)

@@ -56,22 +56,18 @@ def peak_memory_mb() -> float:
 
 
 def _measure() -> float:
-    from flwr.app import ArrayRecord, ConfigRecord
-
     from fl_sim.bench import workloads
-    from fl_sim.communication.ledger import Ledger
+    from fl_sim.bench.contest import rounds
+    from fl_sim.simulation.engines import open_grid
     from fl_sim.simulation.federation import Federation
-    from fl_sim.simulation.loop import open_grid
-    from fl_sim.simulation.strategy import build_strategy
 
     before = _status_kb("VmRSS")
     experiment = workloads.no_op("inline", data="small_shape", cohort=300)
     federation = Federation.build(experiment)
-    with open_grid(experiment, federation) as grid:
-        strategy = build_strategy(federation, Ledger())
-        for number in (1, 2):
-            messages = strategy.configure_train(number, ArrayRecord(), ConfigRecord(), grid)
-            strategy.aggregate_train(number, grid.send_and_receive(messages))
+    with open_grid(federation) as grid:
+        one_round = rounds(federation, grid)
+        one_round()
+        one_round()
     return (_status_kb("VmHWM") - before) * 1024 / 1e6
 
 

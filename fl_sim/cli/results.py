@@ -76,6 +76,6 @@ def replay(
     from fl_sim.simulation.federation import Federation
 
     loaded = Report.load(run)
-    schema = Federation.build(Experiment.load(run / "config.toml")).exchange.schema
+    schema = Federation.build(Experiment.load(run / "config.toml")).first.exchange.schema
     masks = read_masks(run / "masks.parquet", schema)
     console.print(repriced(loaded, price(loaded.ledger, masks, schema, values=values, mask=mask), f"{values}, {mask}"))

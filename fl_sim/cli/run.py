@@ -44,18 +44,14 @@ def run(
     from fl_sim.report import comparison, per_run, write_page
     from fl_sim.report.progress import display
     from fl_sim.report.trackers import together, tracked
-    from fl_sim.simulation.engines import settled
-    from fl_sim.simulation.loop import resume
     from fl_sim.simulation.loop import run as start
 
     extra = [f'engine="{engine}"'] if engine else []
     extra += [f'out="{out}"'] if out else []
-    experiment, why = settled(Experiment.load(config, [*(overrides or []), *extra]))
-    if why is not None and not quiet:
-        console.print(why, highlight=False, soft_wrap=True)
+    experiment = Experiment.load(config, [*(overrides or []), *extra])
     try:
         with display(experiment, console, quiet=quiet) as shown, tracked(track or [], experiment) as trackers:
-            report = (resume if go_on else start)(experiment, together([shown, *trackers]))
+            report = start(experiment, together([shown, *trackers]), resume=go_on)
     except KeyboardInterrupt as error:
         again = shlex.join([typed(), *sys.argv[1:], *([] if go_on else ["--resume"])])
         errors.print(f"fl-sim: interrupted; to go on: {again}", soft_wrap=True, markup=False)

@@ -1,5 +1,5 @@
 """An experiment as a TOML file: sections, overrides, the reference of all keys."""
 
-from fl_sim.config.experiment import Experiment
+from fl_sim.config.experiment import Experiment, Target
 
-__all__ = ["Experiment"]
+__all__ = ["Experiment", "Target"]

@@ -1,4 +1,4 @@
-"""Who watches a run: a display, a tracker, a test."""
+"""Observers of a run: displays, trackers, tests."""
 
 from __future__ import annotations
 
@@ -7,17 +7,23 @@ from typing import Protocol
 
 
 class Observer(Protocol):
-    """What a display hears of a run."""
+    """Callbacks of a run."""
+
+    def say(self, line: str) -> None:
+        """A word about the run, for instance which engine was chosen and why."""
 
     def reply(self, answered: int, cohort: int) -> None:
         """One client of the current round has answered."""
 
     def round(self, row: Mapping[str, float]) -> None:
-        """A round is done; `row` is its line of rounds.jsonl."""
+        """A round is over; `row` is its line of rounds.jsonl."""
 
 
 class Silent:
     """An observer that shows nothing."""
+
+    def say(self, line: str) -> None:
+        """Ignore."""
 
     def reply(self, answered: int, cohort: int) -> None:
         """Ignore."""
@@ -27,3 +33,4 @@ class Silent:
 
 
 SILENT = Silent()
+"""The default observer."""

@@ -40,6 +40,9 @@ class _Bar:
     clients: TaskID
     status: Text
 
+    def say(self, line: str) -> None:
+        self.progress.console.print(line, highlight=False, soft_wrap=True)
+
     def reply(self, answered: int, cohort: int) -> None:
         self.progress.update(self.clients, completed=answered, total=cohort)
 
@@ -52,6 +55,9 @@ class _Bar:
 class _Lines:
     console: Console
     rounds: int
+
+    def say(self, line: str) -> None:
+        self.console.print(line, highlight=False, soft_wrap=True)
 
     def reply(self, answered: int, cohort: int) -> None:
         """Single clients are too many lines for a log."""

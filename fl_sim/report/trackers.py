@@ -34,6 +34,9 @@ class EachRound:
 
     log: Callable[[int, Mapping[str, float]], None]
 
+    def say(self, line: str) -> None:
+        """Ignore."""
+
     def reply(self, answered: int, cohort: int) -> None:
         """Trackers count rounds, not answers."""
 
@@ -47,6 +50,11 @@ class Together:
     """Several observers as one."""
 
     observers: Sequence[Observer]
+
+    def say(self, line: str) -> None:
+        """Tell all."""
+        for observer in self.observers:
+            observer.say(line)
 
     def reply(self, answered: int, cohort: int) -> None:
         """Tell all."""

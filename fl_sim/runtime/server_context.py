@@ -1,4 +1,4 @@
-"""What a run gives its server strategy."""
+"""What a run gives a server algorithm for one model, and what the algorithm saves between rounds."""
 
 from __future__ import annotations
 
@@ -17,24 +17,21 @@ from fl_sim.data import Split
 from fl_sim.runtime.grids.faults import Faults
 
 
-def unseen(answered: int, cohort: int) -> None:
-    """A progress display that shows nothing."""
-
-
 @dataclass(frozen=True)
 class ServerSnapshot:
-    """What a server strategy carries from one round to the next.
+    """The state of one model's server between two rounds.
 
     Attributes:
         round: rounds finished.
         params: global parameters.
         mask: global mask, or None while the model is dense.
-        memory: the server optimiser's tensors.
-        held: client -> the mask it holds.
+        memory: tensors of the server optimizer.
+        held: client -> the pruning mask that it holds.
         answered: clients that have answered since they last failed, so that they know the frozen weights.
-        simulated_s: the virtual clock.
+        simulated_s: seconds on the virtual clock.
         failures: failed client tasks so far, by kind.
-        published, holders: of a sparse broadcast: what `strategies.published_model.Published` keeps, and client -> version held.
+        published: tensors of a sparse broadcast (`strategies.published_model.Published`).
+        holders: client -> version of the published model that it holds.
     """
 
     round: int
@@ -50,44 +47,69 @@ class ServerSnapshot:
 
 
 @dataclass(frozen=True)
-class Setup:
-    """The surroundings of a method in one run.
+class Sampling:
+    """Client sampling: how many clients take part in a round, drawn without replacement.
 
     Attributes:
-        exchange: what travels, and how it is encoded.
-        initial: the seeded model, which every party can build by itself.
-        ledger: where every payload is booked.
-        cohort_size: clients per round, drawn without replacement.
-        seed: the run's seed.
-        model: parameters -> the server's own copy of the model with them, on its device, for strategies that compute; it
-            has statistics that fit, and is made when first asked for.
-        start: the server's first parameters; None = the seeded model.
-        precision: how strategies compute, a name of `fl_sim.training.precision.PRECISIONS`.
-        proxy: images that the server holds, on that device; None = none.
-        members: partitions that take part; None = all.
-        label: a word for the model, where a federation has several.
-        broadcast: how the global model is published; None sends it as it is.
-        evaluate_size: clients that evaluate the new model after each round; 0 = the server evaluates alone.
-        network: links, speeds and deadline of the simulated clients; without links there is no clock.
+        cohort_size: clients that train in a round.
+        seed: seed of the run.
+        members: partitions that may be drawn; None = all.
+        evaluate_size: clients that evaluate the new model after each round; 0 = none.
         faults: how many clients of a cohort may fail.
-        recorder: keeps the masks that travel in training messages, for `fl-sim replay`; None = keep none.
-        on_reply: called after each reply with (answered, cohort).
+    """
+
+    cohort_size: int
+    seed: int
+    members: tuple[int, ...] | None = None
+    evaluate_size: int = 0
+    faults: Faults = field(default_factory=Faults)
+
+
+@dataclass(frozen=True)
+class Accounting:
+    """Where the bytes and the virtual time of a run are counted.
+
+    Attributes:
+        ledger: one row for each message and section.
+        network: links, speeds and deadline of the simulated clients; without links there is no clock.
+        recorder: keeps the masks of training messages for `fl-sim replay`; None = keeps none.
+    """
+
+    ledger: Ledger
+    network: Network = field(default_factory=Network)
+    recorder: MaskRecorder | None = None
+
+
+@dataclass(frozen=True)
+class ServerContext:
+    """The server's side of one model in one run, apart from the algorithm.
+
+    Attributes:
+        exchange: which tensors travel, and how they are encoded.
+        initial: parameters of the seeded model, which every party can build by itself.
+        model: parameters -> the server's own model with them, on its device, with BatchNorm statistics that fit; made at
+            the first call.
+        sampling: who takes part in a round.
+        accounting: where bytes and time are counted.
+        start: first global parameters; None = `initial`.
+        proxy: images that the server holds, on its device; None = none.
+        precision: a name of `fl_sim.training.precision.PRECISIONS`, for algorithms that compute.
+        broadcast: sends clients only what changed; None sends the whole model.
+        label: name of the model where a federation has several.
     """
 
     exchange: Exchange
     initial: FlatParams
-    ledger: Ledger
-    cohort_size: int
-    seed: int
     model: Callable[[Params], nn.Module]
+    sampling: Sampling
+    accounting: Accounting
     start: FlatParams | None = None
-    precision: str = "float32"
     proxy: Split | None = None
-    members: tuple[int, ...] | None = None
-    label: str = ""
+    precision: str = "float32"
     broadcast: SparseBroadcast | None = None
-    evaluate_size: int = 0
-    network: Network = field(default_factory=Network)
-    faults: Faults = field(default_factory=Faults)
-    recorder: MaskRecorder | None = None
-    on_reply: Callable[[int, int], None] = unseen
+    label: str = ""
+
+    @property
+    def seed(self) -> int:
+        """Seed of the run."""
+        return self.sampling.seed

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 
 __all__ = ["RunStopped", "resume", "run"]
-_HOMES = {"RunStopped": "server", "resume": "loop", "run": "loop"}
+_HOMES = {"RunStopped": "loop", "resume": "loop", "run": "loop"}
 
 
 def __getattr__(name: str) -> object:

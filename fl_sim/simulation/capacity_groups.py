@@ -8,12 +8,41 @@ share = 0.5
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from fl_sim.config.experiment import Experiment
 from fl_sim.core.seeding import Purpose, numpy_generator
 from fl_sim.core.types import UserError
 
 Members = tuple[int, ...]
 """Partitions in ascending order."""
+
+
+@dataclass(frozen=True)
+class CapacityGroup:
+    """Clients that have the same model.
+
+    Attributes:
+        experiment: the experiment with this model in `[model]`.
+        label: name of the model.
+        members: partitions of the clients.
+        cohort_size: of them, clients in a round.
+    """
+
+    experiment: Experiment
+    label: str
+    members: Members
+    cohort_size: int
+
+
+def groups(experiment: Experiment) -> list[CapacityGroup]:
+    """The clients of an experiment by model, `[model]` first; one group without `[[capacities]]`.
+
+    Raises:
+        UserError: a model without a client, or one that no client of a cohort has.
+    """
+    columns = variants(experiment), labels(experiment), members(experiment), cohort_sizes(experiment)
+    return [CapacityGroup(*row) for row in zip(*columns, strict=True)]
 
 
 def variants(experiment: Experiment) -> list[Experiment]:

@@ -1,18 +1,18 @@
-"""What of a run goes into a checkpoint and comes out of it again, so that a killed run ends as if it never was.
+"""Saves and restores the state of a run. A resumed run gives bit-identical results.
 
-Between two rounds, a run is: of each model the server's state and who holds which mask (`ServerSnapshot`), what every
-client keeps, the three logs that only grow (ledger, rounds, recorded masks), and a few scalars. Everything random is a function of
-(seed, round, partition, purpose), so there is no generator to save.
+The state between two rounds is: of each model the server's (`ServerSnapshot`), of every client what it keeps, three logs
+that only grow (ledger, rounds, recorded masks), and a few scalars. Everything random is a function of (seed, round,
+partition, purpose), so no generator is saved.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from safetensors import SafetensorError
 from safetensors.numpy import save as write_arrays
@@ -27,22 +27,16 @@ from fl_sim.core.types import FlatMask, Params, UserError
 from fl_sim.runtime.grids.base import LocalGrid
 from fl_sim.runtime.server_context import ServerSnapshot
 from fl_sim.runtime.state.client_states import ClientStates
-from fl_sim.simulation.checkpoint_store import Checkpoints, Damaged, Manifest, Part, Put, ServerRecord
+from fl_sim.simulation.checkpoint_store import Damaged, Manifest, Part, Put, ServerRecord
+from fl_sim.simulation.federation import Federation
+from fl_sim.simulation.round_hooks import Row
+from fl_sim.simulation.run_folder import RunFolder
+from fl_sim.simulation.server import Server
 
 log = logging.getLogger("fl_sim")
 FULL = 1 << 14
-"""Entries of a part that is not written again: what a checkpoint holds in memory stays bounded, however long the run."""
+"""Entries of a chunk that is not written again: what a checkpoint holds in memory stays bounded, however long the run."""
 PARAMS, MEMORY, PUBLISHED, MASK = "params.", "memory.", "published.", "mask"
-
-
-class Restorable(Protocol):
-    """A strategy whose state can leave the process and come back."""
-
-    def saved(self) -> ServerSnapshot:
-        """What the next round depends on."""
-
-    def restore(self, saved: ServerSnapshot) -> None:
-        """Go on where `saved` was taken."""
 
 
 def grown(parts: list[Part], length: int) -> tuple[list[Part], int]:
@@ -91,67 +85,86 @@ def _masks_log(recorder: MaskRecorder) -> Log:
     return Log(lambda: len(recorder.rows), lambda start: encoded(recorder.to_table(start=start)), recorder.extend)
 
 
-@dataclass
-class Keeper:
-    """Saves a run between rounds, and brings it back.
+class CheckpointHook:
+    """Saves a run after every `checkpoint.every` rounds and after the last, and restores it.
 
     Attributes:
-        store: where checkpoints lie.
-        experiment: the id that a checkpoint must carry. precision: what the run computes in.
-        models: of each model, names and shapes that the server's tensors must have, and its strategy.
-        ledger, rows, recorder, grid, states: what else is saved; all is changed in place by `load`.
         saved_round: rounds that the newest checkpoint holds.
+        seconds: spent in rounds, stopped runs included.
     """
 
-    store: Checkpoints
-    experiment: str
-    precision: str
-    models: Sequence[tuple[Schema, Restorable]]
-    ledger: Ledger
-    rows: list[dict[str, float]]
-    recorder: MaskRecorder | None
-    grid: LocalGrid
-    states: ClientStates
-    saved_round: int = 0
-    _objects: dict[bytes, str] = field(default_factory=dict)
-    _parts: dict[str, list[Part]] = field(default_factory=dict)
+    def __init__(
+        self,
+        folder: RunFolder,
+        federation: Federation,
+        server: Server,
+        ledger: Ledger,
+        rows: list[Row],
+        recorder: MaskRecorder | None,
+    ) -> None:
+        self.store, self.experiment = folder.checkpoints, folder.asked
+        self.precision = federation.experiment.training.precision
+        self.models = [
+            (track.exchange.schema, model) for track, model in zip(federation.tracks, server.models, strict=True)
+        ]
+        self.ledger, self.rows, self.recorder = ledger, rows, recorder
+        self.saved_round, self.seconds, self._started = 0, 0.0, time.perf_counter()
+        self._clients: tuple[LocalGrid, ClientStates] | None = None
+        self._objects: dict[bytes, str] = {}
+        self._parts: dict[str, list[Part]] = {}
 
-    def _logs(self) -> Mapping[str, Log]:
-        logs = {"ledger": _ledger_log(self.ledger), "rounds": _rounds_log(self.rows)}
-        return logs if self.recorder is None else {**logs, "masks": _masks_log(self.recorder)}
+    def attach(self, grid: LocalGrid, states: ClientStates) -> None:
+        """Save the clients of this Grid too: their `states` and the Grid's count of messages. Without it nothing is saved."""
+        self._clients = grid, states
 
-    def save(self, *, training_s: float, wall_s: float) -> None:
+    @property
+    def wall_s(self) -> float:
+        """Seconds since the run began, stopped runs included."""
+        return time.perf_counter() - self._started
+
+    def round(self, row: Row) -> None:
+        """Save, where it is time; see `Hook`."""
+        self.seconds += row["seconds"]
+        number, every = int(row["round"]), self.experiment.checkpoint.every
+        if self._clients is not None and every and (number % every == 0 or number == self.experiment.rounds):
+            self._save(*self._clients)
+
+    def _save(self, grid: LocalGrid, states: ClientStates) -> None:
         """Write a checkpoint of the round just finished.
 
         Raises:
             OSError: the disk is full or not writable; earlier checkpoints are untouched.
         """
-        saved = [strategy.saved() for _, strategy in self.models]
+        saved = [model.saved() for _, model in self.models]
         with self.store.writing() as put:
-            manifest = self._manifest(put, saved, training_s, wall_s)
+            manifest = self._manifest(put, saved, grid, states)
         self.store.commit(manifest)
         self.saved_round = manifest.round
 
-    def _manifest(self, put: Put, saved: Sequence[ServerSnapshot], training_s: float, wall_s: float) -> Manifest:
+    def _logs(self) -> Mapping[str, Log]:
+        logs = {"ledger": _ledger_log(self.ledger), "rounds": _rounds_log(self.rows)}
+        return logs if self.recorder is None else {**logs, "masks": _masks_log(self.recorder)}
+
+    def _manifest(self, put: Put, saved: Sequence[ServerSnapshot], grid: LocalGrid, states: ClientStates) -> Manifest:
         return Manifest(
-            experiment=self.experiment,
+            experiment=self.experiment.id,
             precision=self.precision,
             round=saved[0].round,
-            messages=self.grid.numbered,
-            training_s=training_s,
-            wall_s=wall_s,
+            messages=grid.numbered,
+            training_s=self.seconds,
+            wall_s=self.wall_s,
             models=[_record(put, each) for each in saved],
-            clients=self._put_clients(put),
+            clients=self._put_clients(put, states),
             ledger=self._put_log(put, "ledger"),
             rounds=self._put_log(put, "rounds"),
             masks=self._put_log(put, "masks"),
         )
 
-    def _put_clients(self, put: Put) -> dict[int, dict[str, str]]:
-        kept, known, named = self.states.kept(), self._objects, dict[bytes, str]()
+    def _put_clients(self, put: Put, states: ClientStates) -> dict[int, dict[str, str]]:
+        kept, known, named = states.kept(), self._objects, dict[bytes, str]()
         for blob in (blob for records in kept.values() for blob in records.values()):
             if blob not in named:
-                named[blob] = known[blob] if blob in known else put(self.states.blob(blob))
+                named[blob] = known[blob] if blob in known else put(states.blob(blob))
         self._objects = named
         return {client: {key: named[blob] for key, blob in records.items()} for client, records in kept.items()}
 
@@ -165,12 +178,15 @@ class Keeper:
         self._parts[name] = parts
         return parts
 
-    def load(self) -> Manifest | None:
-        """Bring the newest checkpoint that is whole back into the run; None = there never was one.
+    def restore(self) -> None:
+        """Go on from the newest checkpoint that is whole; without one, from the beginning.
+
+        Logs are appended to in place: a ledger of millions of rows is read in chunks and never held as a value.
 
         Raises:
             UserError: there are checkpoints and none of them can be read, or the newest is another experiment's.
         """
+        assert self._clients is not None, "clients that live elsewhere keep their own state: nothing was saved"
         for manifest in self.store.manifests():
             try:
                 self.store.check(manifest)
@@ -178,32 +194,33 @@ class Keeper:
                 log.warning("checkpoint of round %d is damaged (%s); trying the one before", manifest.round, error)
                 continue
             try:
-                self._apply(manifest)
+                self._apply(manifest, *self._clients)
             except (ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
                 reason = f"is not of this experiment: {error}"
                 raise UserError(f"{self.store.folder}: the checkpoint of round {manifest.round} {reason}") from error
             self.store.resume_from(manifest)
-            self.saved_round = manifest.round
-            return manifest
+            self.saved_round, self.seconds = manifest.round, manifest.training_s
+            self._started -= manifest.wall_s
+            log.warning("%s: going on after round %d", self.store.folder.parent, len(self.rows))
+            return
         if self.store.any():
             raise UserError(f"{self.store.folder}: no checkpoint can be read; run without --resume to start over")
-        return None
 
-    def _apply(self, manifest: Manifest) -> None:
-        if manifest.experiment != self.experiment:
-            raise ValueError(f"id {manifest.experiment!r}, not {self.experiment!r}")
-        for (schema, strategy), side in zip(self.models, manifest.models, strict=True):
-            strategy.restore(self._snapshot(manifest.round, side, schema))
+    def _apply(self, manifest: Manifest, grid: LocalGrid, states: ClientStates) -> None:
+        if manifest.experiment != self.experiment.id:
+            raise ValueError(f"id {manifest.experiment!r}, not {self.experiment.id!r}")
+        for (schema, model), side in zip(self.models, manifest.models, strict=True):
+            model.restore(self._snapshot(manifest.round, side, schema))
         for client, records in manifest.clients.items():
             for key, name in records.items():
-                self._objects[self.states.restore(client, key, self.store.get(name))] = name
+                self._objects[states.restore(client, key, self.store.get(name))] = name
         for name, log_ in self._logs().items():
             self._parts[name] = parts = list(getattr(manifest, name))
             for part in parts:
                 log_.extend(self.store.path(part.name))
                 if log_.length() != part.stop:
                     raise ValueError(f"{name}: {log_.length()} entries instead of {part.stop}")
-        self.grid.numbered = manifest.messages
+        grid.numbered = manifest.messages
 
     def _snapshot(self, number: int, record: ServerRecord, schema: Schema) -> ServerSnapshot:
         tensors = read_tensors(self.store.get(record.tensors))

@@ -1,16 +1,88 @@
-"""`engine = "auto"`: which engine an experiment runs on, by a short rule that says why."""
+"""The engines by name: which Grid carries a federation's messages, and which one `engine = "auto"` means."""
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from functools import partial
 
 import torch
 
 from fl_sim.config.experiment import Engine, Experiment
-from fl_sim.runtime.grids.workers import cores
+from fl_sim.core.types import UserError
+from fl_sim.runtime.client.host import client_app
+from fl_sim.runtime.grids.base import LocalGrid
+from fl_sim.runtime.grids.cohort import CohortGrid
+from fl_sim.runtime.grids.inline import InlineGrid
+from fl_sim.runtime.grids.ray import RayGrid
+from fl_sim.runtime.grids.workers import WorkersGrid, cores
+from fl_sim.simulation.client_side import client_of, hosts_of, make_client_app
+from fl_sim.simulation.federation import Federation
 
 FEW = 4
 """A smaller cohort is over before further processes have paid for their start."""
+
+
+@contextmanager
+def open_grid(federation: Federation) -> Iterator[LocalGrid]:
+    """Start the engine of an experiment; it is closed at the end of the block.
+
+    Raises:
+        UserError: Flower's own runtimes are started by `flwr run`.
+    """
+    engine = federation.experiment.engine
+    factory = ENGINES.get(engine)
+    if factory is None:
+        raise UserError(
+            f"engine = {engine!r} is started by Flower: flwr run examples/flower; here: {', '.join(ENGINES)}"
+        )
+    logging.getLogger("flwr").setLevel(logging.WARNING)
+    with closing(factory(federation)) as grid:
+        yield grid
+
+
+def _inline(federation: Federation) -> LocalGrid:
+    timeout_s = federation.experiment.faults.timeout_s
+    return InlineGrid(client_app(hosts_of(federation)), len(federation.partitions), timeout_s=timeout_s)
+
+
+def _cohort(federation: Federation) -> LocalGrid:
+    experiment = federation.experiment
+    if experiment.faults.timeout_s is not None:
+        raise UserError("faults.timeout_s: clients that train together have no time of their own; use another engine")
+    hosts = hosts_of(federation)
+    return CohortGrid(client_app(hosts), hosts, len(federation.partitions), chunk=experiment.cohort.chunk)
+
+
+def _ray(federation: Federation) -> LocalGrid:
+    experiment, sizes = federation.experiment, federation.sizes
+    _check_client(federation)
+    limit = experiment.faults.timeout_s
+    return RayGrid(partial(make_client_app, experiment), len(sizes), experiment.ray, sizes=sizes, timeout_s=limit)
+
+
+def _workers(federation: Federation) -> LocalGrid:
+    experiment, sizes = federation.experiment, federation.sizes
+    _check_client(federation)
+    limit = experiment.faults.timeout_s
+    app = partial(make_client_app, experiment)
+    return WorkersGrid(app, len(sizes), experiment.workers, sizes=sizes, timeout_s=limit)
+
+
+def _check_client(federation: Federation) -> None:
+    """Make the clients once in this process: wrong input is for this process to say, before others start."""
+    for track in federation.tracks:
+        client_of(track)
+
+
+ENGINES: Mapping[str, Callable[[Federation], LocalGrid]] = {
+    "inline": _inline,
+    "workers": _workers,
+    "cohort": _cohort,
+    "ray": _ray,
+}
 
 
 def settled(experiment: Experiment) -> tuple[Experiment, str | None]:

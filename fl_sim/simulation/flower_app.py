@@ -8,27 +8,24 @@ spaces.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import lru_cache
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fl_sim.communication.ledger import Ledger
 from fl_sim.config.experiment import Experiment
 from fl_sim.runtime.client.host import ClientHost, client_app
-from fl_sim.simulation.federation import Federation, resolved
-from fl_sim.simulation.run_folder import claimed, clear, scratch
-from fl_sim.simulation.server import Session
+from fl_sim.simulation.client_side import hosts_of
+from fl_sim.simulation.federation import Federation
+from fl_sim.simulation.loop import serve
+from fl_sim.simulation.run_folder import claimed
 
 server = ServerApp()
 
 
 @lru_cache(maxsize=1)
 def _federation(config: str, overrides: str) -> Federation:
-    experiment = Experiment.load(config, overrides.split())
-    federation = Federation.build(experiment)
-    return replace(federation, experiment=resolved(experiment, federation))
+    return Federation.build(Experiment.load(config, overrides.split()))
 
 
 def _of(context: Context) -> Federation:
@@ -37,7 +34,7 @@ def _of(context: Context) -> Federation:
 
 @lru_cache(maxsize=1)
 def _hosts(config: str, overrides: str) -> Callable[[Context], ClientHost]:
-    return _federation(config, overrides).hosts()
+    return hosts_of(_federation(config, overrides))
 
 
 @server.main()
@@ -45,11 +42,8 @@ def main(grid: Grid, context: Context) -> None:
     """Run the experiment's rounds over whatever Grid the runtime gives."""
     federation = _of(context)
     experiment = federation.experiment.model_copy(update={"engine": "flower"})
-    with claimed(experiment) as folder, scratch(folder) as rows:
-        session = Session(experiment, federation, folder, Ledger(rows))
-        clear(folder)
-        session.serve(grid)
-        session.finish()
+    with claimed(experiment) as folder:
+        serve(federation, grid, folder)
 
 
 client = client_app(

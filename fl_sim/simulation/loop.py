@@ -1,4 +1,4 @@
-"""The composition root: an `Experiment` becomes a federation, runs, and leaves a run folder and a `Report`.
+"""One run from start to report: `run`. The round loop is in `serve`.
 
 >>> from fl_sim import Experiment, run
 >>> report = run(Experiment.load("configs/quickstart.toml"))
@@ -6,132 +6,126 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
-from pathlib import Path
 
-from flwr.app import Context, RecordDict
+from flwr.serverapp import Grid
 
 from fl_sim.communication.ledger import Ledger
+from fl_sim.communication.mask_log import MaskRecorder
 from fl_sim.config.experiment import Experiment
+from fl_sim.core.errors import in_one_line
 from fl_sim.core.observer import SILENT, Observer
-from fl_sim.core.types import UserError
 from fl_sim.report import Report
-from fl_sim.runtime.client.host import client_app
 from fl_sim.runtime.grids.base import LocalGrid
-from fl_sim.runtime.grids.cohort import CohortGrid
-from fl_sim.runtime.grids.inline import InlineGrid
-from fl_sim.runtime.grids.ray import RayGrid
-from fl_sim.runtime.grids.workers import WorkersGrid
-from fl_sim.simulation.checkpoint_store import Checkpoints
-from fl_sim.simulation.engines import settled
-from fl_sim.simulation.federation import Federation, make_client_app, resolved
-from fl_sim.simulation.run_folder import CHECKPOINTS, claimed, clear, scratch
-from fl_sim.simulation.server import Session, saved_params
+from fl_sim.runtime.state.client_states import ClientStates
+from fl_sim.simulation.checkpointing import CheckpointHook
+from fl_sim.simulation.engines import open_grid, settled
+from fl_sim.simulation.federation import Federation
+from fl_sim.simulation.model_facts import dense_payloads
+from fl_sim.simulation.results import finish
+from fl_sim.simulation.round_hooks import Evaluation, Hook, RoundsFile, Row, client_options, round_row
+from fl_sim.simulation.run_folder import RunFolder, claimed, saved_params
+from fl_sim.simulation.server import build_server
 from fl_sim.training.precision import PRECISIONS
 
 
-@contextmanager
-def open_grid(experiment: Experiment, federation: Federation) -> Iterator[LocalGrid]:
-    """The engine of an experiment, closed at the end."""
-    experiment, _ = settled(experiment)
-    factory = ENGINES.get(experiment.engine)
-    if factory is None:
-        raise UserError(
-            f"engine = {experiment.engine!r} is started by Flower: flwr run examples/flower; here: {', '.join(ENGINES)}"
-        )
-    with closing(factory(experiment, federation)) as grid:
-        yield grid
+class RunStopped(RuntimeError):
+    """A run that could not go on; what it had finished is on disk."""
 
 
-def _inline(experiment: Experiment, federation: Federation) -> LocalGrid:
-    return InlineGrid(client_app(federation.hosts()), len(federation.parts), timeout_s=experiment.faults.timeout_s)
-
-
-def _cohort(experiment: Experiment, federation: Federation) -> LocalGrid:
-    if experiment.faults.timeout_s is not None:
-        raise UserError("faults.timeout_s: clients that train together have no time of their own; use another engine")
-    hosts = federation.hosts()
-    return CohortGrid(client_app(hosts), hosts, len(federation.parts), chunk=experiment.cohort.chunk)
-
-
-def _ray(experiment: Experiment, federation: Federation) -> LocalGrid:
-    federation.client()  # wrong input is for this process to say, before others start
-    sizes, limit = federation.sizes, experiment.faults.timeout_s
-    return RayGrid(partial(make_client_app, experiment), len(sizes), experiment.ray, sizes=sizes, timeout_s=limit)
-
-
-def _workers(experiment: Experiment, federation: Federation) -> LocalGrid:
-    federation.client()  # as above
-    sizes, limit = federation.sizes, experiment.faults.timeout_s
-    app = partial(make_client_app, experiment)
-    return WorkersGrid(app, len(sizes), experiment.workers, sizes=sizes, timeout_s=limit)
-
-
-ENGINES: Mapping[str, Callable[[Experiment, Federation], LocalGrid]] = {
-    "inline": _inline,
-    "workers": _workers,
-    "cohort": _cohort,
-    "ray": _ray,
-}
-
-
-def run(experiment: Experiment, observer: Observer = SILENT) -> Report:
+def run(experiment: Experiment, observer: Observer = SILENT, *, resume: bool = False) -> Report:
     """Run an experiment on its engine; writes `<out>/<name>-<id>/` and returns the same as a value.
+
+    Args:
+        experiment: what to run.
+        observer: a display or tracker.
+        resume: go on after the last checkpoint of a stopped run; a finished run is read. Results are bit-identical to
+            those of a run that never stopped.
 
     Raises:
         UserError: the experiment asks for something impossible, or another run holds the folder.
         RunStopped: too few usable updates in a round, or a folder that cannot be written.
     """
-    experiment, _ = settled(experiment)
-    with claimed(experiment) as folder, scratch(folder) as rows:
-        federation = Federation.build(experiment)
-        federation = replace(federation, experiment=resolved(experiment, federation))
-        session = Session(experiment, federation, folder, Ledger(rows), observer)
-        with _engine(federation) as grid:
-            clear(folder)  # an engine that does not start leaves the earlier results
-            _serve(session, grid)
-        return session.finish()
+    experiment, why = settled(experiment)
+    if why is not None:
+        observer.say(why)
+    with claimed(experiment) as folder:
+        if resume and folder.is_finished:
+            return replace(Report.load(folder.path), params=saved_params(folder.path))
+        federation = Federation.build(experiment, precision=_precision_before(folder) if resume else None)
+        with open_grid(federation) as grid:
+            return serve(federation, grid, folder, observer, resume=resume)
 
 
 def resume(experiment: Experiment, observer: Observer = SILENT) -> Report:
-    """Finish a run that was killed or stopped, with the results of one that never was; read one that is finished.
+    """Finish a run that was killed or stopped: `run` with `resume=True`."""
+    return run(experiment, observer, resume=True)
+
+
+def serve(
+    federation: Federation, grid: Grid, folder: RunFolder, observer: Observer = SILENT, *, resume: bool = False
+) -> Report:
+    """Run the rounds of a federation over any Grid, and write the results.
+
+    On Grids of this package clients' state is checkpointed; on others clients keep their own.
 
     Raises:
-        UserError: as `run`, or checkpoints that cannot be read.
-        RunStopped: as `run`.
+        UserError: no checkpoint can be read.
+        RunStopped: a round failed, or the folder cannot be written.
     """
-    experiment, _ = settled(experiment)
-    with claimed(experiment) as folder, scratch(folder) as rows:
-        if (folder / "summary.json").exists():
-            return replace(Report.load(folder), params=saved_params(folder))
-        federation = Federation.build(experiment)
-        federation = replace(federation, experiment=_as_before(experiment, federation, folder))
-        session = Session(experiment, federation, folder, Ledger(rows), observer)
-        with _engine(federation) as grid:
-            session.restore(grid)
-            _serve(session, grid)
-        return session.finish()
+    ledger, rows = Ledger(folder.scratch), list[Row]()
+    recorder = MaskRecorder([]) if federation.experiment.wire.record_masks else None
+    server = build_server(federation, ledger, recorder)
+    dense = dense_payloads(federation)
+    checkpoint = CheckpointHook(folder, federation, server, ledger, rows, recorder)
+    if isinstance(grid, LocalGrid):
+        grid.contexts = states = ClientStates(grid.contexts.nodes, folder.path)
+        checkpoint.attach(grid, states)
+    if resume:
+        checkpoint.restore()
+    else:
+        folder.clear()  # an engine that did not start has left the earlier results
+    options, rounds = client_options(federation.experiment), federation.experiment.rounds
+    with _stopping(folder, checkpoint):
+        folder.write_inputs(federation.label_counts)
+        with RoundsFile(folder.path, rows) as rounds_file:
+            hooks: list[Hook] = [Evaluation(federation, server, ledger, dense), rounds_file, checkpoint, observer]
+            for number in range(len(rows) + 1, rounds + 1):
+                started = time.perf_counter()
+                server.round(grid, options, observer.reply)
+                row = round_row(number, time.perf_counter() - started, server, ledger)
+                for hook in hooks:
+                    hook.round(row)
+        return finish(
+            federation,
+            server,
+            folder,
+            ledger=ledger,
+            rows=rows,
+            recorder=recorder,
+            dense=dense,
+            training_s=checkpoint.seconds,
+            wall_s=checkpoint.wall_s,
+        )
 
 
-def _as_before(experiment: Experiment, federation: Federation, folder: Path) -> Experiment:
-    """Settle what depends on the machine as the stopped run did, which may have chosen otherwise than a probe now."""
-    for manifest in Checkpoints(folder / CHECKPOINTS).manifests():
-        if manifest.precision in PRECISIONS:
-            training = replace(experiment.training, precision=manifest.precision)
-            return experiment.model_copy(update={"training": training})
-    return resolved(experiment, federation)
+def _precision_before(folder: RunFolder) -> str | None:
+    """The precision that the stopped run computed in: a probe of the machine now may choose another."""
+    manifests = folder.checkpoints.manifests()
+    return next((each.precision for each in manifests if each.precision in PRECISIONS), None)
 
 
 @contextmanager
-def _engine(federation: Federation) -> Iterator[LocalGrid]:
-    logging.getLogger("flwr").setLevel(logging.WARNING)
-    with open_grid(federation.experiment, federation) as grid:
-        yield grid
-
-
-def _serve(session: Session, grid: LocalGrid) -> None:
-    session.server_app()(grid, Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={}))
+def _stopping(folder: RunFolder, checkpoint: CheckpointHook) -> Iterator[None]:
+    """Raise RunStopped for whatever stops the rounds, and say which of them are safe."""
+    try:
+        yield
+    except (OSError, RuntimeError, MemoryError) as error:
+        said = in_one_line(error)
+        reason = f"{error.filename or folder.path}: {error.strerror or said}" if isinstance(error, OSError) else said
+        kept = checkpoint.saved_round
+        hint = f"; {kept} finished rounds are kept, --resume goes on from there" if kept else ""
+        raise RunStopped(reason + hint) from error

@@ -1,10 +1,12 @@
-"""The run folder: where it is, who may write into it, and what a run that starts over clears away."""
+"""The run folder: its lock, its files, and what a run that starts over removes."""
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import BinaryIO
@@ -12,8 +14,9 @@ from typing import BinaryIO
 from filelock import FileLock, Timeout
 
 from fl_sim.config.experiment import Experiment, run_folder
-from fl_sim.core.types import UserError
-from fl_sim.simulation.checkpoint_store import OBJECTS
+from fl_sim.core.files import flush, write_atomically
+from fl_sim.core.types import Params, UserError
+from fl_sim.simulation.checkpoint_store import OBJECTS, Checkpoints
 
 SUMMARY = "summary.json"
 """Written last and removed first: where it is, the run is complete."""
@@ -21,27 +24,73 @@ RESULTS = (SUMMARY, "rounds.jsonl", "ledger.parquet", "masks.parquet", "model.sa
 CHECKPOINTS = "checkpoint"
 
 
+@dataclass(frozen=True)
+class RunFolder:
+    """The claimed folder of one run, `<out>/<name>-<id>`.
+
+    Attributes:
+        path: of the folder.
+        asked: the experiment as the user wrote it; it names the folder and is kept as `config.toml`.
+        scratch: an empty file in the folder for the ledger's rows; it goes with the process.
+    """
+
+    path: Path
+    asked: Experiment
+    scratch: BinaryIO
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether a run ended here."""
+        return (self.path / SUMMARY).exists()
+
+    @property
+    def checkpoints(self) -> Checkpoints:
+        """Checkpoints of this run."""
+        return Checkpoints(self.path / CHECKPOINTS)
+
+    def clear(self) -> None:
+        """Remove what an earlier run of the same experiment left, so that old and new results never mix."""
+        for name in RESULTS:
+            (self.path / name).unlink(missing_ok=True)
+        shutil.rmtree(self.path / CHECKPOINTS, ignore_errors=True)
+
+    def write_inputs(self, label_counts: Sequence[Sequence[int]]) -> None:
+        """Write the config and each client's samples by class."""
+        write_atomically(self.path / "config.toml", (self.asked.to_toml() + "\n").encode())
+        write_atomically(self.path / "partition.json", json.dumps(label_counts).encode())
+
+    def complete(self, summary: bytes) -> None:
+        """Flush the results to the device, write the summary last, and remove the checkpoints."""
+        for name in RESULTS:
+            if (self.path / name).exists():
+                flush(self.path / name)
+        write_atomically(self.path / SUMMARY, summary)
+        flush(self.path)
+        shutil.rmtree(self.path / CHECKPOINTS, ignore_errors=True)
+
+
 @contextmanager
-def claimed(experiment: Experiment) -> Iterator[Path]:
-    """The experiment's run folder, made and locked; the lock goes with the process, however it ends.
+def claimed(experiment: Experiment) -> Iterator[RunFolder]:
+    """Make and lock the experiment's run folder; the lock goes with the process, however it ends.
 
     Raises:
         UserError: it cannot be made or written, or another run holds it.
     """
-    folder = run_folder(experiment)
+    path = run_folder(experiment)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / "lock")
+        path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path / "lock")
         lock.acquire(timeout=0)
     except Timeout as error:
         raise UserError(
-            f"{folder}: another run is writing into this folder; wait for it or choose another --out"
+            f"{path}: another run is writing into this folder; wait for it or choose another --out"
         ) from error
     except OSError as error:
         raise UserError(f"out = {experiment.out!r}: {error.strerror or error}") from error
     try:
-        _require_own(folder / CHECKPOINTS)
-        yield folder
+        _require_own(path / CHECKPOINTS)
+        with _scratch(path) as rows:
+            yield RunFolder(path, experiment, rows)
     finally:
         lock.release()
 
@@ -54,12 +103,8 @@ def _require_own(checkpoints: Path) -> None:
 
 
 @contextmanager
-def scratch(folder: Path) -> Iterator[BinaryIO]:
-    """An empty file in a claimed folder that goes with the block, and with the process; where it can, without a name.
-
-    Raises:
-        UserError: it cannot be made.
-    """
+def _scratch(folder: Path) -> Iterator[BinaryIO]:
+    """Make an empty file that is deleted with the block, and with the process; where possible it has no name."""
     try:
         file = TemporaryFile(dir=folder)  # noqa: SIM115, only making it may fail
     except OSError as error:
@@ -71,8 +116,17 @@ def scratch(folder: Path) -> Iterator[BinaryIO]:
             file.close()
 
 
-def clear(folder: Path) -> None:
-    """Remove what an earlier run of the same experiment left, so that old and new results never mix."""
-    for name in RESULTS:
-        (folder / name).unlink(missing_ok=True)
-    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+def saved_params(folder: Path) -> Params:
+    """Read the final parameters of a finished run.
+
+    Raises:
+        UserError: they are missing or damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = folder / "model.safetensors"
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: {error}") from error

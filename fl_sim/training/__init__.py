@@ -5,16 +5,19 @@ metrics = local_sgd(model, ctx.data, lr=0.1, epochs=2, mask=task.mask, rng=ctx.r
 params = snapshot(model)
 """
 
-from fl_sim.models.parameters import load, snapshot
+from fl_sim.models.parameters import entries, load, snapshot
 from fl_sim.training.client import Client, ClientContext
-from fl_sim.training.loop import SCHEDULES, Training, TrainingDiverged, evaluate, local_sgd, logits
+from fl_sim.training.loop import CLIPS, OPTIMIZERS, SCHEDULES, Training, TrainingDiverged, evaluate, local_sgd, logits
 
 __all__ = [
+    "CLIPS",
+    "OPTIMIZERS",
     "SCHEDULES",
     "Client",
     "ClientContext",
     "Training",
     "TrainingDiverged",
+    "entries",
     "evaluate",
     "load",
     "local_sgd",

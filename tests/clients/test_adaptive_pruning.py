@@ -28,6 +28,7 @@ from fl_sim.core.seeding import Purpose, generator, numpy_generator
 from fl_sim.core.types import Task, Update, UserError
 from fl_sim.gating import Gated, Gating, keeping
 from fl_sim.models import build, prunable_names
+from fl_sim.simulation.client_side import client_of, host_of
 from fl_sim.simulation.federation import Federation
 from fl_sim.training import Training, evaluate, load, snapshot
 from fl_sim.training.client import ClientContext
@@ -37,14 +38,14 @@ GATED = ("client.target=clients.presets:adaptive_pruning", "gating.salience=gate
 
 
 def context(federation: Federation, *, number: int = 1) -> ClientContext:
-    data = federation.data.train.subset(federation.parts[0])
-    return ClientContext(federation.model, data, len(data), generator(0, number, 0, Purpose.CLIENT))
+    data = federation.data.train.subset(federation.partitions[0])
+    return ClientContext(federation.first.model, data, len(data), generator(0, number, 0, Purpose.CLIENT))
 
 
 def upload(out: Path, *overrides: str) -> tuple[Federation, Task, Update, ClientContext]:
     federation = Federation.build(tiny(out, *GATED, *overrides))
-    task, ctx = Task(1, federation.initial), context(federation)
-    return federation, task, federation.client()(task, ctx), ctx
+    task, ctx = Task(1, federation.first.initial), context(federation)
+    return federation, task, client_of(federation.first)(task, ctx), ctx
 
 
 @pytest.mark.parametrize("salience", ["gate", "activation", "taylor", "weight"])
@@ -53,10 +54,10 @@ def test_upload_is_the_local_model_on_retained_coordinates_and_the_received_one_
 ) -> None:
     federation, task, update, ctx = upload(tmp_path, f"gating.salience={salience}", "client.keep_up=0.3")
     trained = snapshot(ctx.model)
-    schema = federation.exchange.schema
+    schema = federation.first.exchange.schema
     coding, ends = wire.Coding(), {"schema": schema, "held": None}
     sent = coding.encode(update.params, update.mask, task.params, seed=0, **ends)
-    arrived = federation.exchange.believed(*coding.decode(sent, task.params, **ends), task.params)
+    arrived = federation.first.exchange.believed(*coding.decode(sent, task.params, **ends), task.params)
     for name, value in arrived.items():
         alive = update.mask.get(name)
         if alive is not None:
@@ -112,8 +113,8 @@ def test_controls_send_exactly_as_much(tmp_path: Path) -> None:
 def test_the_union_of_the_masks_retains_more_than_a_ranking(tmp_path: Path) -> None:
     asked = ("client.target=clients.presets:active_channels", "gating.keep=0.25")
     federation = Federation.build(tiny(tmp_path, *GATED, *asked))
-    task, ctx = Task(1, federation.initial), context(federation)
-    update = federation.client()(task, ctx)
+    task, ctx = Task(1, federation.first.initial), context(federation)
+    update = client_of(federation.first)(task, ctx)
     assert isinstance(ctx.model, Gated)
     for conv, use in ctx.model.use().items():
         on = update.mask[f"net.{conv}.weight"].flatten(1).any(dim=1)
@@ -139,7 +140,7 @@ def test_topk_within_retained_channels(tmp_path: Path) -> None:
     retained = RetainChannels(0.5)(task, ctx)
     names = prunable_names(ctx.model)
     alive = sum(int(m.sum()) for m in update.mask.values())
-    assert alive == pytest.approx(0.1 * federation.exchange.schema.prunable_size, abs=1)
+    assert alive == pytest.approx(0.1 * federation.first.exchange.schema.prunable_size, abs=1)
     assert all(not (update.mask[n] & ~retained[n]).any() for n in names if n in retained)
     # They are the largest changes among what may travel.
     change = {n: (update.params[n] - task.params[n]).abs() for n in names}
@@ -149,14 +150,14 @@ def test_topk_within_retained_channels(tmp_path: Path) -> None:
 
 def test_columns_of_channels_that_are_not_retained_stay_too(tmp_path: Path) -> None:
     federation = Federation.build(tiny(tmp_path, *GATED))
-    model = federation.model
+    model = federation.first.model
     assert isinstance(model, Gated)
     assert model.readers == {"3": ("net.6.weight",), "6": ()}
     kept = {conv: torch.arange(g.channels) % 3 == 0 for conv, g in model.gates.items()}
-    mask = rows_and_columns(model, federation.initial, kept)
+    mask = rows_and_columns(model, federation.first.initial, kept)
     expected = kept["6"][:, None] & kept["3"][None, :]
     assert torch.equal(mask["net.6.weight"], expected[:, :, None, None].expand(64, 32, 3, 3))
-    assert torch.equal(mask["net.3.weight"], rows(model, federation.initial, kept)["net.3.weight"])
+    assert torch.equal(mask["net.3.weight"], rows(model, federation.first.initial, kept)["net.3.weight"])
     sent = {}
     for extent in ("rows", "rows_and_columns"):
         report = run_tiny(tmp_path / extent, *GATED, f"client.extent={extent}")
@@ -177,7 +178,7 @@ def test_restoring_and_intersecting() -> None:
 
 def test_a_profile_gives_each_client_one_ratio_for_good(tmp_path: Path) -> None:
     federation = Federation.build(tiny(tmp_path, *GATED))
-    profile, task = Profile((0.25, 0.5, 1.0)), Task(1, federation.initial)
+    profile, task = Profile((0.25, 0.5, 1.0)), Task(1, federation.first.initial)
     drawn = set()
     for number in range(20):
         ctx = context(federation, number=number)
@@ -194,15 +195,15 @@ def test_the_ratio_falls_on_its_schedule_on_both_sides(tmp_path: Path) -> None:
     assert [round(plan.at(n), 3) for n in (1, 2, 3, 4)] == [1.0, 0.344, 0.25, 0.25]
     assert Gating(keep={"3": 0.5}).at(1) == {"3": 0.5}
     federation = Federation.build(tiny(tmp_path, *GATED, "gating.keep=0.25", "gating.start=1", "gating.end=3"))
-    assert isinstance(federation.model, Gated)
+    assert isinstance(federation.first.model, Gated)
     seen = []
-    for g in federation.model.gates.values():
+    for g in federation.first.model.gates.values():
         g.register_forward_hook(lambda m, i, o: seen.append(m.kept / m.channels))
-    federation.client()(Task(1, federation.initial), context(federation))
+    client_of(federation.first)(Task(1, federation.first.initial), context(federation))
     assert set(seen) == {1.0}
-    with federation.as_in(2):
-        assert set(federation.model.keep.values()) == {11 / 32}
-    assert set(federation.model.keep.values()) == {0.25}
+    with federation.first.as_in(2):
+        assert set(federation.first.model.keep.values()) == {11 / 32}
+    assert set(federation.first.model.keep.values()) == {0.25}
 
 
 @pytest.mark.parametrize(("name", "budget"), [("cnn_bn", 0.5), ("resnet8", 0.5), ("resnet8", 0.9)])
@@ -230,7 +231,7 @@ def test_a_client_prunes_as_it_overfits(tmp_path: Path) -> None:
     for limit, expected in ((-100.0, [0.8, 0.6, 0.5, 0.5]), (100.0, [1.0, 1.0])):
         client, ctx = presets.gap_pruning(**options, limit=limit), context(federation)
         for ratio in expected:
-            update = client(Task(1, federation.initial), ctx)
+            update = client(Task(1, federation.first.initial), ctx)
             assert float(ctx.state[KEEP]) == pytest.approx(ratio)
             assert math.isfinite(update.metrics["gap"])
         assert update.num_examples == len(ctx.data)
@@ -239,7 +240,7 @@ def test_a_client_prunes_as_it_overfits(tmp_path: Path) -> None:
 def test_threshold_zeroes_small_weights_and_sends_the_rest(tmp_path: Path) -> None:
     federation = Federation.build(tiny(tmp_path))
     client = presets.weight_threshold(training=Training(lr=0.1, epochs=2), threshold=0.02)
-    update = client(Task(1, federation.initial), context(federation))
+    update = client(Task(1, federation.first.initial), context(federation))
     for name, mask in update.mask.items():
         assert torch.equal(mask, update.params[name] != 0)
         if update.params[name].dim() == 4:
@@ -266,7 +267,7 @@ def test_threshold_zeroes_small_weights_and_sends_the_rest(tmp_path: Path) -> No
 )
 def test_wrong_input_is_one_line(tmp_path: Path, override: str, words: list[str]) -> None:
     with pytest.raises(UserError) as caught:
-        Federation.build(tiny(tmp_path, *GATED, override)).client()
+        client_of(Federation.build(tiny(tmp_path, *GATED, override)).first)
     assert "\n" not in str(caught.value)
     for word in words:
         assert word in str(caught.value)
@@ -274,7 +275,7 @@ def test_wrong_input_is_one_line(tmp_path: Path, override: str, words: list[str]
 
 def test_a_gated_client_without_gates_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"add a \[gating\] table"):
-        Federation.build(tiny(tmp_path, GATED[0])).client()
+        client_of(Federation.build(tiny(tmp_path, GATED[0])).first)
 
 
 def test_ratios_by_layer_survive_the_config_file(tmp_path: Path) -> None:
@@ -289,10 +290,10 @@ def test_the_model_file_of_a_gated_run_describes_its_gates(tmp_path: Path) -> No
     model = read_model(report.folder / "model.safetensors")
     federation = Federation.build(tiny(tmp_path, *GATED, "gating.macs_budget=0.5"))
     assert isinstance(model, Gated)
-    assert model.keep == federation.model.keep
+    assert model.keep == federation.first.model.keep
     images, _ = next(federation.data.test.batches(8))
     with torch.no_grad():
-        assert torch.equal(model(images), load(federation.model, report.params).eval()(images))
+        assert torch.equal(model(images), load(federation.first.model, report.params).eval()(images))
 
 
 def test_over_fitting_is_measured_on_each_client(tmp_path: Path) -> None:
@@ -312,11 +313,11 @@ def test_over_fitting_is_measured_on_each_client(tmp_path: Path) -> None:
 def test_over_fitting_is_measured_at_the_rounds_ratio(tmp_path: Path) -> None:
     asked = ("evaluate.fit=30", "gating.keep=0.25", "gating.start=1", "gating.end=3", "rounds=1")
     federation = Federation.build(tiny(tmp_path, *GATED, *asked))
-    ctx, measure = context(federation), federation.host().measure
+    ctx, measure = context(federation), host_of(federation, federation.first).measure
     seen = ctx.data.subset(numpy_generator(0, 0, 0, Purpose.EVALUATION).permutation(len(ctx.data))[:30])
-    found = measure(1, 0, federation.model)
-    assert found["seen_loss"] != evaluate(federation.model, seen)["loss"]
-    with keeping(federation.model, 1.0) as model:
+    found = measure(1, 0, federation.first.model)
+    assert found["seen_loss"] != evaluate(federation.first.model, seen)["loss"]
+    with keeping(federation.first.model, 1.0) as model:
         assert found["seen_loss"] == evaluate(model, seen)["loss"]
 
 
@@ -324,10 +325,10 @@ def test_statistics_are_measured_at_the_rounds_ratio(tmp_path: Path) -> None:
     asked = ("gating.keep=0.25", "gating.start=1", "gating.end=3", "rounds=1", "model.statistics=recalibrate")
     report = run_tiny(tmp_path, *GATED, *asked)
     federation = Federation.build(tiny(tmp_path, *GATED, *asked))
-    assert isinstance(federation.model, Gated)
-    with keeping(federation.model, 1.0):
-        found = evaluate(federation.complete(report.params), federation.data.test)
+    assert isinstance(federation.first.model, Gated)
+    with keeping(federation.first.model, 1.0):
+        found = evaluate(federation.first.complete(report.params), federation.data.test)
     assert report.rounds[0]["loss"] == pytest.approx(found["loss"], rel=1e-6)
-    elsewhere = federation.complete(report.params)
-    with keeping(federation.model, 1.0):
+    elsewhere = federation.first.complete(report.params)
+    with keeping(federation.first.model, 1.0):
         assert report.rounds[0]["loss"] != pytest.approx(evaluate(elsewhere, federation.data.test)["loss"], rel=1e-3)

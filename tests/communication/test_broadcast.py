@@ -221,7 +221,7 @@ def test_the_ledger_books_what_a_sparse_broadcast_sends(tmp_path: Path) -> None:
 def exchange_of(out: Path, asked: list[str]) -> Schema:
     from fl_sim.simulation.federation import Federation
 
-    return Federation.build(tiny(out, *asked)).exchange.schema
+    return Federation.build(tiny(out, *asked)).first.exchange.schema
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from federation import tiny
-from flwr.app import ArrayRecord, ConfigRecord
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,9 +18,10 @@ from fl_sim.communication import messages as wire
 from fl_sim.communication.flower_traffic import protocol_bytes
 from fl_sim.communication.ledger import TYPES, WORDS, Ledger
 from fl_sim.core.types import UserError
+from fl_sim.simulation.engines import open_grid
 from fl_sim.simulation.federation import Federation
-from fl_sim.simulation.loop import open_grid
-from fl_sim.simulation.strategy import build_strategy
+from fl_sim.simulation.server import build_server
+from strategies.sparse_server import SparseServer
 
 DESCRIPTIONS = st.builds(
     Description,
@@ -257,16 +257,18 @@ def test_the_ledger_equals_the_bytes_of_the_messages(tmp_path: Path, overrides: 
     experiment = tiny(tmp_path, *overrides)
     federation, ledger, moved = Federation.build(experiment), Ledger(), {"down": 0, "up": 0}
     counted: dict[tuple[str], int] = {("down",): 0, ("up",): 0}
-    with open_grid(experiment, federation) as grid:
-        strategy = build_strategy(federation, ledger)
-        for number in (1, 2, 3):
-            messages = list(strategy.configure_train(number, ArrayRecord(), ConfigRecord(), grid))
+    with open_grid(federation) as grid:
+        (server,) = build_server(federation, ledger).models
+        assert isinstance(server, SparseServer)
+        for _ in range(3):
+            sent = server.configure_train(grid, {})
+            messages = sent.messages
             moved["down"] += sum(wire.array_bytes(m.content) for m in messages)
             counted["down",] += sum(protocol_bytes(m, direction="down") for m in messages)
             replies = list(grid.send_and_receive(messages))
             moved["up"] += sum(wire.array_bytes(m.content) for m in replies)
             counted["up",] += sum(protocol_bytes(m, direction="up") for m in replies)
-            strategy.aggregate_train(number, replies)
+            server.aggregate_train(grid, sent, replies, lambda answered, cohort: None)
     assert ledger.sent == moved
     assert ledger.total() == {(): moved["down"] + moved["up"]}
     assert ledger.total(by=("direction",), column="protocol_bytes") == counted

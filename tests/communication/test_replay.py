@@ -24,7 +24,7 @@ PRUNED = [
 def priced(report: Report, values: str, mask: str) -> dict[str, float]:
     from fl_sim import Experiment
 
-    schema = Federation.build(Experiment.load(report.folder / "config.toml")).exchange.schema
+    schema = Federation.build(Experiment.load(report.folder / "config.toml")).first.exchange.schema
     return replay(report.ledger, read_masks(report.folder / "masks.parquet", schema), schema, values=values, mask=mask)
 
 

@@ -15,7 +15,7 @@ from test_gating import images, lively, unit
 from torch import nn
 from typer.testing import CliRunner
 
-from fl_sim.cli import app
+from fl_sim.cli.app import app
 from fl_sim.core.types import UserError
 from fl_sim.gating import Gated, backward_only, gate, keeping
 from fl_sim.gating.narrow import add_channels, highest, widen

@@ -23,11 +23,14 @@ from fl_sim.core.observer import Silent
 from fl_sim.core.types import UserError
 from fl_sim.report import comparison, estimates, floors, grouped, per_run, write_page
 from fl_sim.report.page import page
+from fl_sim.runtime.state.client_states import ClientStates
 from fl_sim.simulation import resume
 from fl_sim.simulation.checkpoint_store import Damaged, Manifest, read_manifest
+from fl_sim.simulation.checkpointing import CheckpointHook
+from fl_sim.simulation.engines import open_grid
 from fl_sim.simulation.federation import Federation
-from fl_sim.simulation.loop import open_grid
-from fl_sim.simulation.server import Session
+from fl_sim.simulation.run_folder import claimed
+from fl_sim.simulation.server import build_server
 from fl_sim.training.model_file import read_model, write_model
 
 # -- configs -----------------------------------------------------------------------------------------------------------
@@ -92,6 +95,17 @@ def store_object(place: Path, data: bytes) -> str:
     return name
 
 
+def restored(experiment: Experiment) -> CheckpointHook:
+    """The state of a stopped run, read as `run(..., resume=True)` does."""
+    federation, ledger = Federation.build(experiment), Ledger()
+    with claimed(experiment) as folder, open_grid(federation) as grid:
+        hook = CheckpointHook(folder, federation, build_server(federation, ledger), ledger, [], None)
+        grid.contexts = states = ClientStates(grid.contexts.nodes, folder.path)
+        hook.attach(grid, states)
+        hook.restore()
+    return hook
+
+
 @LENGTHS
 def test_checkpoints_whose_sums_are_right(stopped: Experiment, length: settings) -> None:
     """An attacker can compute checksums: a manifest or an object that is nonsense must be refused all the same."""
@@ -99,14 +113,10 @@ def test_checkpoints_whose_sums_are_right(stopped: Experiment, length: settings)
     path = next(place.glob("round-*.json"))
     before = path.read_bytes()
     manifest = json.loads(json.loads(before)["manifest"])
-    federation = Federation.build(stopped)
     objects = {p.name: p.read_bytes() for p in (place / "objects").iterdir()}
 
     def restore() -> object:
-        with open_grid(stopped, federation) as grid:
-            session = Session(stopped, federation, run_folder(stopped), Ledger())
-            session.restore(grid)
-            return session
+        return restored(stopped)
 
     @length
     @given(seed=SEEDS, value=JSON)
@@ -201,9 +211,8 @@ def test_nothing_is_unpickled(stopped: Experiment, tmp_path: Path) -> None:
     before = path.read_bytes()
     manifest = json.loads(json.loads(before)["manifest"])
     signed(path, json.dumps({**manifest, "server": store_object(place, stream.getvalue())}))
-    federation = Federation.build(stopped)
-    with open_grid(stopped, federation) as grid, pytest.raises(UserError):
-        Session(stopped, federation, run_folder(stopped), Ledger()).restore(grid)
+    with pytest.raises(UserError):
+        restored(stopped)
     path.write_bytes(before)
     assert not target.exists()
 

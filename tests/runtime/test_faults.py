@@ -16,9 +16,8 @@ from federation import TINY, tiny
 
 from fl_sim import Experiment, load, local_sgd, run, snapshot
 from fl_sim.core.types import Task, Update, UserError
-from fl_sim.simulation import resume
+from fl_sim.simulation import RunStopped, resume
 from fl_sim.simulation.federation import Federation
-from fl_sim.simulation.server import RunStopped
 from fl_sim.training.client import ClientContext
 
 
@@ -87,7 +86,7 @@ def faulty(task: Task, ctx: ClientContext) -> Update:
 @pytest.fixture(scope="module")
 def victim(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, int]:
     """(partition, number of examples) of a client whose number of examples no other has."""
-    sizes = [len(part) for part in Federation.build(tiny(tmp_path_factory.mktemp("x"))).parts]
+    sizes = [len(part) for part in Federation.build(tiny(tmp_path_factory.mktemp("x"))).partitions]
     partition = next(i for i, size in enumerate(sizes) if sizes.count(size) == 1)
     return partition, sizes[partition]
 

@@ -30,9 +30,9 @@ def plain_flower_app(federation: Federation) -> ClientApp:
     @app.train()
     def train(message: Message, context: Context) -> Message:
         partition = int(context.node_config["partition-id"])
-        data = federation.data.train.subset(federation.parts[partition])
+        data = federation.data.train.subset(federation.partitions[partition])
         arrays = message.content["arrays"].to_torch_state_dict()
-        model = load(federation.model, dict(arrays))
+        model = load(federation.first.model, dict(arrays))
         number = int(message.content["config"]["server-round"])
         metrics = federation.experiment.training.fit(model, data, rng=generator(0, number, partition, Purpose.CLIENT))
         record = MetricRecord({"num-examples": len(data), "loss": metrics["loss"]})
@@ -47,11 +47,13 @@ def flower_result(federation: Federation, strategy: FedAvg, rounds: int) -> dict
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
-        result = strategy.start(grid=grid, initial_arrays=ArrayRecord(dict(federation.initial)), num_rounds=rounds)
+        result = strategy.start(
+            grid=grid, initial_arrays=ArrayRecord(dict(federation.first.initial)), num_rounds=rounds
+        )
         results.update(result.arrays.to_torch_state_dict())
 
     context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
-    app(InlineGrid(plain_flower_app(federation), len(federation.parts)), context)
+    app(InlineGrid(plain_flower_app(federation), len(federation.partitions)), context)
     return results
 
 
@@ -67,8 +69,8 @@ def test_dense_fedavg_equals_flowers_own(tmp_path: Path) -> None:
 def test_flowers_strategies_run_on_our_grid(tmp_path: Path, strategy: type[FedAvg]) -> None:
     federation = Federation.build(tiny(tmp_path, *PLAIN))
     result = flower_result(federation, strategy(fraction_train=1.0, fraction_evaluate=0.0), rounds=2)
-    assert result.keys() == federation.initial.keys()
-    assert any(not torch.equal(result[n], federation.initial[n]) for n in result)
+    assert result.keys() == federation.first.initial.keys()
+    assert any(not torch.equal(result[n], federation.first.initial[n]) for n in result)
 
 
 def test_the_private_names_still_do_what_we_need() -> None:

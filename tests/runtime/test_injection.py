@@ -26,8 +26,7 @@ from test_resume import KillAfter, Killed
 from fl_sim import Experiment, Report, load, local_sgd, run, snapshot
 from fl_sim.config.experiment import run_folder
 from fl_sim.core.types import Task, Update, UserError
-from fl_sim.simulation import resume
-from fl_sim.simulation.server import RunStopped
+from fl_sim.simulation import RunStopped, resume
 from fl_sim.training.client import ClientContext
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
@@ -109,7 +108,9 @@ def sizes(tmp_path_factory: pytest.TempPathFactory) -> list[int]:
     """Numbers of examples that one client has alone."""
     from fl_sim.simulation.federation import Federation
 
-    counts = Counter(len(part) for part in Federation.build(experiment(tmp_path_factory.mktemp("x"), "dense")).parts)
+    counts = Counter(
+        len(part) for part in Federation.build(experiment(tmp_path_factory.mktemp("x"), "dense")).partitions
+    )
     return sorted(size for size, clients in counts.items() if clients == 1)
 
 

@@ -15,9 +15,8 @@ from federation import TINY, run_tiny, same, tiny
 from fl_sim import Experiment, load, local_sgd, run, snapshot
 from fl_sim.core.observer import Silent
 from fl_sim.core.types import Task, Update
-from fl_sim.simulation import resume
+from fl_sim.simulation import RunStopped, resume
 from fl_sim.simulation.engines import settled
-from fl_sim.simulation.server import RunStopped
 from fl_sim.training.client import ClientContext
 
 METHODS = {

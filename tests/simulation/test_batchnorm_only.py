@@ -15,7 +15,8 @@ from fl_sim.communication.messages import Exchange, Frozen
 from fl_sim.core.types import Params, Task, Update, UserError
 from fl_sim.data import load as load_data
 from fl_sim.runtime.client.fixed_weights import Resident, WrongFrozenWeights
-from fl_sim.simulation.federation import Federation, make_model
+from fl_sim.simulation.federation import Federation
+from fl_sim.simulation.starting_model import make_model
 from fl_sim.training import Training, evaluate, local_sgd, snapshot
 from fl_sim.training.client import ClientContext
 from fl_sim.training.recalibration import recalibrate

@@ -16,7 +16,7 @@ from fl_sim import Experiment, Report, codecs
 from fl_sim.bench.fidelity import divergence
 from fl_sim.communication.ledger import Ledger
 from fl_sim.core.types import UserError
-from fl_sim.runtime.server_context import Setup
+from fl_sim.runtime.server_context import Accounting, Sampling, ServerContext
 from fl_sim.simulation.capacity_groups import cohort_sizes, labels, members, variants
 from fl_sim.simulation.federation import Federation
 from fl_sim.training import Training, load, logits
@@ -77,9 +77,8 @@ def test_what_cannot_be_is_refused(tmp_path: Path, override: str, words: str) ->
 def test_nothing_of_one_model_travels_to_the_clients_of_another(tmp_path: Path) -> None:
     report = run_tiny(tmp_path, *TWO)
     experiment = tiny(tmp_path, *TWO)
-    first = Federation.build(experiment)
-    for federation, clients in zip([first, *first.others()], members(experiment), strict=True):
-        payload = len(codecs.encode(federation.initial, None, schema=federation.exchange.schema))
+    for track, clients in zip(Federation.build(experiment).tracks, members(experiment), strict=True):
+        payload = len(codecs.encode(track.initial, None, schema=track.exchange.schema))
         rows = [r for r in report.ledger.to_table().to_pylist() if r["client"] in clients]
         assert sum(r["payload_bytes"] for r in rows) == 2 * 2 * 2 * payload
     assert report.summary["saving"] == 0.0
@@ -131,21 +130,25 @@ class Watched(Distillation):
 
 
 def test_the_teacher_is_the_mean_of_all_models(tmp_path: Path) -> None:
-    first = Federation.build(tiny(tmp_path, *TWO))
-    federations = [first, *first.others()]
-    proxy = first.proxy()
+    federation = Federation.build(tiny(tmp_path, *TWO))
+    tracks, proxy = federation.tracks, federation.proxy()
     assert proxy is not None
-    expected = torch.stack([logits(federation.model, proxy) for federation in federations]).mean(dim=0)
-    setups = [
-        Setup(
-            f.exchange, f.initial, Ledger(), cohort_size=2, seed=0, model=partial(load, deepcopy(f.model)), proxy=proxy
+    expected = torch.stack([logits(track.model, proxy) for track in tracks]).mean(dim=0)
+    contexts = [
+        ServerContext(
+            exchange=track.exchange,
+            initial=track.initial,
+            model=partial(load, deepcopy(track.model)),
+            sampling=Sampling(cohort_size=2, seed=0),
+            accounting=Accounting(Ledger()),
+            proxy=proxy,
         )
-        for f in federations
+        for track in tracks
     ]
     watched = Watched()
-    states = [ServerState(f.exchange.schema, f.initial) for f in federations]
+    states = [ServerState(track.exchange.schema, track.initial) for track in tracks]
     training = Training(lr=0.01, steps=-(-len(proxy) // 32), batch_size=32)
-    results = LearnFromAll(watched, training)(list(zip(setups, states, strict=True)))
+    results = LearnFromAll(watched, training)(list(zip(contexts, states, strict=True)))
     told = torch.cat(watched.told)
     assert told.shape == (2 * len(proxy), 10)
     # One pass over the data for each model, in an order of its own.

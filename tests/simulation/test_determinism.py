@@ -47,7 +47,7 @@ class Shuffled(InlineGrid):
 
 
 def shuffled(out: Path, options: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> Report:
-    monkeypatch.setattr("fl_sim.simulation.loop.InlineGrid", Shuffled)
+    monkeypatch.setattr("fl_sim.simulation.engines.InlineGrid", Shuffled)
     return run_tiny(out, *options)
 
 

@@ -15,9 +15,10 @@ from fl_sim import Experiment, run
 from fl_sim.communication.ledger import Ledger
 from fl_sim.config.reference import METHODS, functions, tables
 from fl_sim.core.types import UserError
+from fl_sim.simulation import RunStopped
+from fl_sim.simulation.client_side import client_of
 from fl_sim.simulation.federation import Federation
-from fl_sim.simulation.server import RunStopped
-from fl_sim.simulation.strategy import build_strategy
+from fl_sim.simulation.server import build_server
 
 Tree = dict[str, object]
 EXTREMES = (0, -1, -1.5, 0.5, 1e-300, 1e300, 2**31, 2**62, 2**70, math.nan, math.inf, -math.inf, True, "1", [1e300])
@@ -111,8 +112,8 @@ def build(tree: Tree) -> Experiment:
     """Everything that a run makes before its first round."""
     experiment = Experiment.from_tree(tree)
     federation = Federation.build(experiment)
-    federation.client()
-    build_strategy(federation, Ledger(), others=federation.others())
+    client_of(federation.first)
+    build_server(federation, Ledger())
     return experiment
 
 

@@ -26,8 +26,7 @@ from fl_sim import Experiment, Report, load, local_sgd, run, snapshot
 from fl_sim.config.experiment import run_folder
 from fl_sim.core.observer import Silent
 from fl_sim.core.types import Task, Update, UserError
-from fl_sim.simulation import resume
-from fl_sim.simulation.server import RunStopped
+from fl_sim.simulation import RunStopped, resume
 from fl_sim.training.client import ClientContext
 
 SMALL = ("rounds=4", "model.name=mlp", "model.width=0.25", "client.target=clients.presets:topk", "client.density=0.1")

@@ -22,11 +22,10 @@ from hypothesis import strategies as st
 from fl_sim import Report, run
 from fl_sim.config.experiment import run_folder
 from fl_sim.core.types import UserError
-from fl_sim.simulation import resume
+from fl_sim.simulation import RunStopped, resume
 from fl_sim.simulation.checkpoint_store import Part, read_manifest
 from fl_sim.simulation.checkpointing import grown
 from fl_sim.simulation.run_folder import claimed
-from fl_sim.simulation.server import RunStopped
 
 METHODS = {
     "dense": ["evaluate.clients=2"],

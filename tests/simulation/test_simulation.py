@@ -43,7 +43,7 @@ def test_a_run_leaves_its_folder_and_summary(tmp_path: Path) -> None:
 def test_dense_ledger_is_rounds_times_cohort_times_payload(tmp_path: Path) -> None:
     report = run_tiny(tmp_path)
     federation = Federation.build(tiny(tmp_path))
-    payload = len(codecs.encode(federation.initial, None, schema=federation.exchange.schema))
+    payload = len(codecs.encode(federation.first.initial, None, schema=federation.first.exchange.schema))
     assert report.summary["uplink_bytes"] == report.summary["downlink_bytes"] == 2 * 4 * payload
     assert report.summary["saving"] == 0.0
 
@@ -79,8 +79,8 @@ def test_one_client_federation_is_plain_sgd(tmp_path: Path) -> None:
     report = run_tiny(tmp_path, *overrides)
     experiment = tiny(tmp_path, *overrides)
     federation = Federation.build(experiment)
-    data = federation.data.train.subset(federation.parts[0])
-    model, params = federation.model, dict(federation.initial)
+    data = federation.data.train.subset(federation.partitions[0])
+    model, params = federation.first.model, dict(federation.first.initial)
     for number in (1, 2, 3):
         load(model, params)
         experiment.training.fit(model, data, rng=generator(experiment.seed, number, 0, Purpose.CLIENT))
@@ -132,8 +132,10 @@ def test_static_mask_is_sent_once_and_then_values_only(tmp_path: Path) -> None:
     assert masks.get((3, "down", "mask"), 0) == masks.get((2, "up", "mask"), 0) == 0
     assert masks[3, "down", "values"] == masks[2, "up", "values"]
     assert report.summary["density"]["prunable"] == pytest.approx(0.2, abs=1e-3)
-    alive = sum(int((report.params[n] != 0).sum()) for n in Federation.build(tiny(tmp_path)).exchange.schema.prunable)
-    assert alive <= 0.2 * Federation.build(tiny(tmp_path)).exchange.schema.prunable_size + 1
+    alive = sum(
+        int((report.params[n] != 0).sum()) for n in Federation.build(tiny(tmp_path)).first.exchange.schema.prunable
+    )
+    assert alive <= 0.2 * Federation.build(tiny(tmp_path)).first.exchange.schema.prunable_size + 1
 
 
 def test_gradual_pruning_sends_differences_of_nested_masks(tmp_path: Path) -> None:
@@ -240,7 +242,7 @@ def test_the_order_of_replies_does_not_matter_to_clients_that_keep_state(
 ) -> None:
     options = ["client.target=clients.presets:topk", "wire.error_feedback=true"]
     in_order = run_tiny(tmp_path / "a", *options)
-    monkeypatch.setattr("fl_sim.simulation.loop.InlineGrid", Shuffled)
+    monkeypatch.setattr("fl_sim.simulation.engines.InlineGrid", Shuffled)
     shuffled = run_tiny(tmp_path / "b", *options)
     assert equal(in_order, shuffled)
     assert in_order.summary["params_sha256"] == shuffled.summary["params_sha256"]

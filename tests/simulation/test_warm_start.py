@@ -35,7 +35,7 @@ def given(path: Path) -> str:
 
 
 def test_the_server_starts_from_the_file_and_the_clients_know_only_the_seed(trained: Path, tmp_path: Path) -> None:
-    warm, seeded = Federation.build(tiny(tmp_path, given(trained))), Federation.build(tiny(tmp_path))
+    warm, seeded = Federation.build(tiny(tmp_path, given(trained))).first, Federation.build(tiny(tmp_path)).first
     stored = read(trained).params
     assert all(torch.equal(value, stored[name]) for name, value in warm.start.items())
     assert torch.equal(warm.initial.flat, seeded.initial.flat)
@@ -76,10 +76,10 @@ def test_what_never_travels_is_read_by_every_client(trained: Path, tmp_path: Pat
 def test_gates_are_put_on_a_model_that_was_trained_without(trained: Path, tmp_path: Path) -> None:
     federation = Federation.build(tiny(tmp_path, given(trained), "gating.keep=0.5"))
     stored = read(trained).params
-    assert all(torch.equal(federation.start[f"net.{name}"], value) for name, value in stored.items())
-    gates = [name for name in federation.start if name.startswith("net.gates.")]
+    assert all(torch.equal(federation.first.start[f"net.{name}"], value) for name, value in stored.items())
+    gates = [name for name in federation.first.start if name.startswith("net.gates.")]
     assert gates
-    assert all(torch.equal(federation.start[name], federation.initial[name]) for name in gates)
+    assert all(torch.equal(federation.first.start[name], federation.first.initial[name]) for name in gates)
 
 
 def test_a_pruned_model_goes_on_under_its_mask_and_teaches(trained: Path, tmp_path: Path) -> None:

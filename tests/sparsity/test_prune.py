@@ -139,7 +139,7 @@ def test_the_command_on_a_run_folder(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_input_of_the_command_is_one_line(tmp_path: Path, words: list[str], expected: str) -> None:
-    from fl_sim.cli import app
+    from fl_sim.cli.app import app
 
     path = bare(build("resnet8"), tmp_path / "m.safetensors")
     with pytest.raises(UserError) as caught:

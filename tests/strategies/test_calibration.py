@@ -14,16 +14,17 @@ from fl_sim.codecs import CorruptPayload
 from fl_sim.communication.ledger import Ledger
 from fl_sim.core.seeding import Purpose
 from fl_sim.core.types import UserError
+from fl_sim.simulation.engines import open_grid
 from fl_sim.simulation.federation import Federation
-from fl_sim.simulation.loop import open_grid
-from fl_sim.simulation.strategy import build_strategy
+from fl_sim.simulation.server import build_server
 from fl_sim.sparsity import OneShot
 from fl_sim.sparsity import curve_messages as measuring
 from fl_sim.sparsity.curves import MeasureCurves, calibration, pooled
 from fl_sim.training import load
-from strategies.base import SparseStrategy
 from strategies.calibration import FromServer, PruneByDistortion
 from strategies.presets import rate_distortion
+from strategies.queries import CurveQuery
+from strategies.sparse_server import SparseServer
 
 PRUNING = ["strategy.target=strategies.presets:rate_distortion", "strategy.density=0.2", "strategy.levels=6"]
 SERVER = [*PRUNING, "strategy.curves=server"]
@@ -37,22 +38,21 @@ def test_curves_of_clients_pool_to_those_of_all_their_images(tmp_path: Path) -> 
     experiment = tiny(tmp_path, *PRUNING)
     federation = Federation.build(experiment)
     ledger, measure = Ledger(), MeasureCurves(levels=6)
-    strategy = build_strategy(federation, ledger)
-    assert isinstance(strategy, SparseStrategy)
-    with open_grid(experiment, federation) as grid:
-        strategy._grid = grid
-        answers = strategy.ask(strategy.state, measure, 9)
-    cohort = strategy.cohorts.draw(0, Purpose.CALIBRATION, 4, np.arange(6))
-    images = torch.cat([calibration(federation.data.train.subset(federation.parts[p]), 9) for p in cohort])
+    server = build_server(federation, ledger).models[0]
+    assert isinstance(server, SparseServer)
+    with open_grid(federation) as grid:
+        answers = CurveQuery(grid, server.receiver, server.round_log)(server.state, measure, 9)
+    cohort = server.cohorts.draw(0, Purpose.CALIBRATION, 4, np.arange(6))
+    images = torch.cat([calibration(federation.data.train.subset(federation.partitions[p]), 9) for p in cohort])
     counts = [count for _, count in answers]
     assert sum(counts) == len(images) <= 4 * 9
-    whole = measure(load(federation.model, strategy.params), images)
+    whole = measure(load(federation.first.model, server.params), images)
     together = pooled([curves for curves, _ in answers], counts)
     for name, curve in whole.items():
         assert together[name] == pytest.approx(curve, rel=1e-5, abs=1e-9)
     sections = queries(ledger)
     assert sections["up", "auxiliary"] == 4 * len(whole) * 6 * 4
-    assert sections["down", "values"] == 4 * 4 * federation.exchange.schema.prunable_size
+    assert sections["down", "values"] == 4 * 4 * federation.first.exchange.schema.prunable_size
 
 
 def test_a_federation_is_pruned_by_what_its_clients_measured(tmp_path: Path) -> None:

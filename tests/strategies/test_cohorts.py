@@ -15,7 +15,7 @@ from fl_sim.core.seeding import Purpose
 from fl_sim.core.types import Update
 from fl_sim.runtime.grids.inline import InlineGrid
 from strategies.cohorts import Cohorts
-from strategies.receiving import Receiver
+from strategies.uplink_receiver import UplinkReceiver
 
 
 def test_a_cohort_depends_on_round_purpose_and_size_and_not_on_what_was_asked_before() -> None:
@@ -39,7 +39,7 @@ def test_a_cohort_depends_on_round_purpose_and_size_and_not_on_what_was_asked_be
 def test_a_reply_is_given_back_before_the_next_client_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory for one reply, whatever the cohort; the next one is encoded where the last one was."""
     kept: list[weakref.ref[object]] = []
-    run_one, read = InlineGrid._run_one, Receiver._update
+    run_one, read = InlineGrid._run_one, UplinkReceiver._update
 
     def run(grid: InlineGrid, message: Message) -> Message:
         assert all(thing() is None for thing in kept)
@@ -47,12 +47,12 @@ def test_a_reply_is_given_back_before_the_next_client_trains(tmp_path: Path, mon
         kept.append(weakref.ref(reply))
         return reply
 
-    def update(receiver: Receiver, *args: Any) -> Update:
+    def update(receiver: UplinkReceiver, *args: Any) -> Update:
         made = read(receiver, *args)
         kept.append(weakref.ref(made.params))
         return made
 
     monkeypatch.setattr(InlineGrid, "_run_one", run)
-    monkeypatch.setattr(Receiver, "_update", update)
+    monkeypatch.setattr(UplinkReceiver, "_update", update)
     run_tiny(tmp_path, "model.name=mlp", "rounds=1")
     assert len(kept) == 8

@@ -17,7 +17,7 @@ from fl_sim.communication.ledger import Ledger
 from fl_sim.core.seeding import Purpose, generator
 from fl_sim.core.types import FlatParams, Task, Update, UserError
 from fl_sim.models import build
-from fl_sim.runtime.server_context import Setup
+from fl_sim.runtime.server_context import Accounting, Sampling, ServerContext
 from fl_sim.simulation.federation import Federation
 from fl_sim.training import Training, load, logits, snapshot
 from fl_sim.training.model_file import read_model, write_model
@@ -38,16 +38,15 @@ def lab(tmp_path: Path, *overrides: str) -> tuple[Federation, Lab]:
     federation = Federation.build(tiny(tmp_path, *overrides))
     proxy = federation.proxy()
     assert proxy is not None
-    setup = Setup(
-        federation.exchange,
-        federation.initial,
-        Ledger(),
-        cohort_size=4,
-        seed=0,
-        model=partial(load, federation.model),
+    context = ServerContext(
+        exchange=federation.first.exchange,
+        initial=federation.first.initial,
+        model=partial(load, federation.first.model),
+        sampling=Sampling(cohort_size=4, seed=0),
+        accounting=Accounting(Ledger()),
         proxy=proxy,
     )
-    return federation, Lab(setup, proxy, ServerState(federation.exchange.schema, federation.initial))
+    return federation, Lab(context, proxy, ServerState(federation.first.exchange.schema, federation.first.initial))
 
 
 def test_the_proxy_is_disjoint_from_clients_validation_and_test(tmp_path: Path) -> None:
@@ -56,7 +55,7 @@ def test_the_proxy_is_disjoint_from_clients_validation_and_test(tmp_path: Path) 
     assert torch.equal(held.data.validation.images, plain.data.validation.images)
     assert torch.equal(held.data.test.images, plain.data.test.images)
     assert len(held.data.train) + len(held.data.proxy) == len(plain.data.train)
-    assert sum(len(part) for part in held.parts) == len(held.data.train)
+    assert sum(len(part) for part in held.partitions) == len(held.data.train)
     both = torch.cat([held.data.train.images, held.data.proxy.images]).flatten(1).tolist()
     assert sorted(both) == sorted(plain.data.train.images.flatten(1).tolist())
 
@@ -74,7 +73,7 @@ def test_after_pruning_masked_weights_stay_zero_and_no_byte_is_added(tmp_path: P
     assert same(taught, again)
     assert not same(taught, without)
     assert taught.summary["density"] == without.summary["density"]
-    schema = Federation.build(tiny(tmp_path)).exchange.schema
+    schema = Federation.build(tiny(tmp_path)).first.exchange.schema
     alive = sum(int((taught.params[name] != 0).sum()) for name in schema.prunable)
     assert alive <= round(0.05 * schema.prunable_size)
     assert taught.ledger.total(by=("round", "section")) == without.ledger.total(by=("round", "section"))
@@ -103,23 +102,24 @@ def test_the_aggregate_has_nothing_to_teach_itself(tmp_path: Path) -> None:
 
 def test_the_ensemble_is_the_mean_of_the_clients_logits(tmp_path: Path) -> None:
     federation, bench = lab(tmp_path, PROXY)
-    schema = federation.exchange.schema
+    schema = federation.first.exchange.schema
     rng = generator(1, Purpose.CLIENT)
     updates = [
         Update(
-            schema.view(federation.initial.flat + 0.05 * torch.randn(schema.size, generator=rng).abs()), 10 * (k + 1)
+            schema.view(federation.first.initial.flat + 0.05 * torch.randn(schema.size, generator=rng).abs()),
+            10 * (k + 1),
         )
         for k in range(3)
     ]
-    mask = {n: torch.rand(federation.initial[n].shape, generator=rng) < 0.5 for n in schema.prunable}
+    mask = {n: torch.rand(federation.first.initial[n].shape, generator=rng) < 0.5 for n in schema.prunable}
     updates[2] = Update(updates[2].params, 7, mask)
     arriving, asked = ensemble(bench, iter(updates))
     assert list(arriving) == updates
     known = [dict(update.params) for update in updates]
     for name, alive in mask.items():
-        known[2][name] = torch.where(alive, known[2][name], federation.initial[name])
+        known[2][name] = torch.where(alive, known[2][name], federation.first.initial[name])
     expected = torch.stack([bench.logits(params) for params in known]).mean(0)
-    torch.testing.assert_close(asked(federation.initial), expected)
+    torch.testing.assert_close(asked(federation.first.initial), expected)
 
 
 def test_an_ensemble_teaches_every_round(tmp_path: Path) -> None:
@@ -190,9 +190,9 @@ def test_missing_and_wrong_model_files_are_refused_in_one_line(tmp_path: Path) -
 def test_a_client_keeps_one_teacher_for_all_its_rounds(tmp_path: Path) -> None:
     federation, _ = lab(tmp_path, PROXY)
     path = tmp_path / "m.safetensors"
-    write_model(path, federation.initial, federation.described)
+    write_model(path, federation.first.initial, federation.first.described)
     teacher = FromFile(path)
-    task = Task(1, FlatParams.pack(dict(federation.initial)))
+    task = Task(1, FlatParams.pack(dict(federation.first.initial)))
 
     class Context:
         data = federation.data.train
@@ -200,5 +200,6 @@ def test_a_client_keeps_one_teacher_for_all_its_rounds(tmp_path: Path) -> None:
     first, second = (teacher(task, Context()) for _ in range(2))  # type: ignore[arg-type]
     assert first is second
     assert torch.equal(
-        logits(first, federation.data.test), logits(load(federation.model, federation.initial), federation.data.test)
+        logits(first, federation.data.test),
+        logits(load(federation.first.model, federation.first.initial), federation.data.test),
     )

@@ -17,7 +17,7 @@ from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext
 from types import ModuleType
 
-PRELOAD = ["fl_sim.simulation.federation", "fl_sim.runtime.grids.workers"]
+PRELOAD = ["fl_sim.simulation.client_side", "fl_sim.runtime.grids.workers"]
 
 
 def prepare() -> ForkServerContext:

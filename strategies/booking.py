@@ -1,4 +1,4 @@
-"""Booking: every message that moved, both ways, in the ledger; the masks of training messages in the recorder."""
+"""Booking: writes every message, both ways, into the ledger, and the masks of training messages into the recorder."""
 
 from __future__ import annotations
 
@@ -6,17 +6,23 @@ from dataclasses import dataclass
 
 from flwr.app import Message
 
-from fl_sim.codecs import Description
+from fl_sim.codecs import Description, Schema
 from fl_sim.communication.flower_traffic import Form, protocol_bytes
 from fl_sim.core.types import Mask
-from fl_sim.runtime.server_context import Setup
+from fl_sim.runtime.server_context import Accounting
 
 
 @dataclass(frozen=True)
-class Books:
-    """The books of one run; `number` is the round that a message belongs to."""
+class Booking:
+    """Writes into the ledger of a run.
 
-    setup: Setup
+    Attributes:
+        accounting: ledger and recorder.
+        schema: of the model whose messages are booked.
+    """
+
+    accounting: Accounting
+    schema: Schema
 
     def book(
         self,
@@ -30,8 +36,8 @@ class Books:
         status: str = "ok",
         form: Form | None = None,
     ) -> None:
-        """Book a message to a client (`down`) or its reply (`up`); `form` is that of its content, where it is known."""
-        self.setup.ledger.book(
+        """Book a message to a client (`down`) or its reply (`up`) in round `number`; `form` is its content's, if known."""
+        self.accounting.ledger.book(
             round=number,
             direction=direction,
             phase=phase,
@@ -42,8 +48,9 @@ class Books:
         )
 
     def record(self, direction: str, number: int, client: int, described: Description, mask: Mask | None) -> None:
-        """Keep the mask that a training message carried, where the run records masks."""
-        if self.setup.recorder is not None:
+        """Record the mask that a training message carried, where the run records masks."""
+        recorder = self.accounting.recorder
+        if recorder is not None:
             travelled = mask if described.mask_mode not in ("none", "held") else None
-            bits = None if travelled is None else self.setup.exchange.schema.flat_mask(travelled).numpy()
-            self.setup.recorder.add(round=number, direction=direction, client=client, mask=bits)
+            bits = None if travelled is None else self.schema.flat_mask(travelled).numpy()
+            recorder.add(round=number, direction=direction, client=client, mask=bits)

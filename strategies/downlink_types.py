@@ -6,15 +6,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fl_sim.core.types import Task, UserError
-from fl_sim.runtime.server_context import Setup
+from fl_sim.runtime.server_context import ServerContext
 from fl_sim.sparsity.bit_allocation import LayerAdaptive
 from fl_sim.sparsity.curves import calibration
 
-Downlink = Callable[[Setup, Task, int], Sequence[str] | None]
+Downlink = Callable[[ServerContext, Task, int], Sequence[str] | None]
 """(run, task, seed of the payload) -> a value type for each prunable tensor; None leaves it to `wire.downlink`."""
 
 
-def as_configured(setup: Setup, task: Task, seed: int) -> None:
+def as_configured(context: ServerContext, task: Task, seed: int) -> None:
     """The value type of `wire.downlink` for all tensors."""
     return
 
@@ -31,11 +31,11 @@ class Adapted:
     choose: LayerAdaptive
     images: int
 
-    def __call__(self, setup: Setup, task: Task, seed: int) -> Sequence[str]:
-        if setup.proxy is None:
+    def __call__(self, context: ServerContext, task: Task, seed: int) -> Sequence[str]:
+        if context.proxy is None:
             raise UserError("strategy: a layer-adaptive downlink needs images: set data.proxy (a share) or data.noise")
-        if setup.exchange.downlink.content != "parameters":
+        if context.exchange.downlink.content != "parameters":
             raise UserError("wire.downlink.content: a layer-adaptive downlink sends 'parameters'")
-        images = calibration(setup.proxy, self.images)
-        schema = setup.exchange.schema
-        return self.choose(setup.model(task.params), task.params, task.mask, images, schema=schema, seed=seed)
+        images = calibration(context.proxy, self.images)
+        schema = context.exchange.schema
+        return self.choose(context.model(task.params), task.params, task.mask, images, schema=schema, seed=seed)

@@ -1,9 +1,9 @@
-"""The way down: one payload for each distinct thing that a client holds, and what the server knows of who holds what."""
+"""The downlink: encodes one payload for each distinct thing that a client holds, and tracks what each client holds."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 from flwr.app import Message, MessageType, RecordDict
@@ -15,10 +15,10 @@ from fl_sim.communication.flower_traffic import Form
 from fl_sim.communication.sparse_broadcast import Parcel
 from fl_sim.core.seeding import Purpose, derive
 from fl_sim.core.types import Mask, Params, Task
-from fl_sim.runtime.server_context import ServerSnapshot, Setup
-from strategies.books import Books
+from fl_sim.runtime.server_context import ServerContext, ServerSnapshot
+from strategies.booking import Booking
 from strategies.cohorts import Cohort
-from strategies.downlink import Downlink
+from strategies.downlink_types import Downlink
 from strategies.held_masks import Holdings
 from strategies.published_model import Published
 from strategies.round_log import RoundLog
@@ -26,28 +26,56 @@ from strategies.round_log import RoundLog
 PHASES = {MessageType.TRAIN: "train", MessageType.EVALUATE: "evaluate"}
 
 
-class Sender:
-    """Encodes tasks, and books them once they are on their way; `holdings` and `published` say what each client holds."""
+@dataclass(frozen=True)
+class Outgoing:
+    """Messages of one round, ready to be sent.
 
-    def __init__(self, setup: Setup, downlink: Downlink) -> None:
-        self.setup, self.downlink, self.exchange = setup, downlink, setup.exchange
-        self.books = Books(setup)
+    Attributes:
+        cohort: clients that they go to, in the same order.
+        messages: one for each client.
+        entries: functions that write one message into the ledger each.
+    """
+
+    cohort: Cohort
+    messages: Sequence[Message]
+    entries: Sequence[Callable[[], None]] = ()
+
+    @property
+    def nodes(self) -> list[int]:
+        """Node ids of the cohort."""
+        return [node for _, node in self.cohort]
+
+    def book(self) -> None:
+        """Write the messages into the ledger. Call it after dispatch: booking before would keep every worker waiting."""
+        for entry in self.entries:
+            entry()
+
+
+class DownlinkSender:
+    """Encodes the tasks of one model.
+
+    Attributes:
+        booking: writes what is sent.
+        holdings: client -> the mask it holds, and whether it knows the frozen weights.
+        published: the sparse broadcast; None = the whole model is sent.
+    """
+
+    def __init__(self, context: ServerContext, downlink: Downlink) -> None:
+        self.context, self.downlink, self.exchange = context, downlink, context.exchange
+        self.booking = Booking(context.accounting, context.exchange.schema)
         self.holdings = Holdings()
-        self._unbooked: list[Callable[[], None]] = []
-        first = setup.exchange.schema.flat(setup.initial)
-        rule = setup.broadcast
-        self.published = None if rule is None else Published(rule, setup.exchange, setup.seed, first)
+        first = context.exchange.schema.flat(context.initial)
+        rule = context.broadcast
+        self.published = None if rule is None else Published(rule, context.exchange, context.seed, first)
 
     # -- messages ------------------------------------------------------------------------------------------------------
 
-    def messages(self, task: Task, cohort: Cohort, kind: str, log: RoundLog) -> list[Message]:
-        """One message per client of the cohort; clients that hold the same share one payload. `log` takes the bytes.
-
-        `sent` books them, when workers have them: booked before, they would keep every worker waiting.
-        """
+    def outgoing(self, task: Task, cohort: Cohort, kind: str, log: RoundLog) -> Outgoing:
+        """Encode a task for each client of a cohort; clients that hold the same share one payload. `log` takes the bytes."""
         prepared: dict[tuple[int, wire.Frozen | None], tuple[RecordDict, Description, Form]] = {}
         schema, parcel_for = self.exchange.schema, self._parcels(task, kind)
-        messages = []
+        messages: list[Message] = []
+        entries: list[Callable[[], None]] = []
         for client, node in cohort:
             held = self.holdings.held(client) if task.mask is not None else None
             frozen = None if self.holdings.has_frozen(client) else self.exchange.frozen
@@ -58,20 +86,13 @@ class Sender:
                 if frozen is not None:
                     described = described.with_auxiliary(len(frozen.encode()))
                 told = replace(task, config={**task.config, **(parcel.told if parcel.version >= 0 else {})})
-                content = wire.task_content(told, bytes(parcel.data), seed=self.setup.seed, frozen=frozen)
+                content = wire.task_content(told, bytes(parcel.data), seed=self.context.seed, frozen=frozen)
                 prepared[key] = content, described, Form.of(content)
             content, described, form = prepared[key]
             messages.append(Message(content, node, kind, group_id=str(task.round)))
             log.down_bytes[client] = sum(described.sections.values())
-            book = partial(self._book, kind, task.round, client, messages[-1], described, form, parcel.mask)
-            self._unbooked.append(book)
-        return messages
-
-    def sent(self) -> None:
-        """The messages made since the last call are on their way: book them."""
-        unbooked, self._unbooked = self._unbooked, []
-        for book in unbooked:
-            book()
+            entries.append(partial(self._book, kind, task.round, client, messages[-1], described, form, parcel.mask))
+        return Outgoing(cohort, messages, entries)
 
     def _book(
         self,
@@ -83,18 +104,18 @@ class Sender:
         form: Form,
         mask: Mask | None,
     ) -> None:
-        self.books.book("down", number, client, message, described, phase=PHASES.get(kind, "query"), form=form)
+        self.booking.book("down", number, client, message, described, phase=PHASES.get(kind, "query"), form=form)
         if kind == MessageType.TRAIN:
-            self.books.record("down", number, client, described, mask)
+            self.booking.record("down", number, client, described, mask)
 
     def _parcels(self, task: Task, kind: str) -> Callable[[int, Mask | None], Parcel]:
-        """(client, mask that it holds) -> what it is sent; equal parcels are one object."""
+        """(client, mask that it holds) -> its payload; equal payloads are one object."""
         if self.published is not None and kind in PHASES:
-            behind = task.round - 1 if kind == MessageType.TRAIN else task.round
-            self.published.publish(behind, task.params, task.mask)
+            after = task.round - 1 if kind == MessageType.TRAIN else task.round
+            self.published.publish(after, task.params, task.mask)
             return self.published.parcel
-        seed = derive(self.setup.seed, task.round, Purpose.ENCODING)
-        types = self.downlink(self.setup, task, seed)
+        seed = derive(self.context.seed, task.round, Purpose.ENCODING)
+        types = self.downlink(self.context, task, seed)
         made: dict[bytes, Parcel] = {}
 
         def parcel(client: int, held: Mask | None) -> Parcel:
@@ -102,7 +123,7 @@ class Sender:
             if key not in made:
                 coding, schema = self.exchange.downlink, self.exchange.schema
                 data = coding.encode(
-                    task.params, task.mask, self.setup.initial, schema=schema, held=held, seed=seed, types=types
+                    task.params, task.mask, self.context.initial, schema=schema, held=held, seed=seed, types=types
                 )
                 made[key] = Parcel(data, -1, None, coding, task.mask)
             return made[key]
@@ -115,35 +136,35 @@ class Sender:
         """The parameters that this round's clients start from; `params` are the global ones."""
         return params if self.published is None else self.published.params
 
-    def with_owed(self, new: Params, before: Params) -> Params:
-        """`new` plus what of `before`, the global parameters, was not published: it is still to come."""
+    def with_residual(self, new: Params, before: Params) -> Params:
+        """Error feedback of the downlink: `new` plus what of the global parameters `before` was not published yet."""
         if self.published is None:
             return new
         schema = self.exchange.schema
-        owed = schema.flat(before) - schema.flat(self.published.params)
-        owed[schema.prunable_size :] = 0.0
-        return schema.view(schema.flat(new) + owed)
+        residual = schema.flat(before) - schema.flat(self.published.params)
+        residual[schema.prunable_size :] = 0.0
+        return schema.view(schema.flat(new) + residual)
 
-    # -- who holds what ------------------------------------------------------------------------------------------------
+    # -- what each client holds ----------------------------------------------------------------------------------------
 
     def received(self, client: int, mask: Mask | None) -> None:
-        """The client answered a task to train or to evaluate, so it holds its mask and its model."""
+        """The client answered a task to train or to evaluate: it holds this mask and the published model."""
         self.answered(client, mask)
         if self.published is not None:
             self.published.learned(client)
 
     def answered(self, client: int, mask: Mask | None) -> None:
-        """The client answered a question under `mask`; a question carries no published model."""
+        """The client answered a query under `mask`; a query carries no published model."""
         self.holdings.learned(client, mask)
 
     def forget(self, client: int) -> None:
-        """The client failed: what it holds is unknown."""
+        """The client failed: what it holds is unknown, so everything is sent to it again."""
         self.holdings.forget(client)
         if self.published is not None:
             self.published.forget(client)
 
     def restore(self, saved: ServerSnapshot) -> None:
-        """Know what was known when `saved` was taken."""
+        """Restore what clients hold from a snapshot."""
         self.holdings = Holdings()
         for client in saved.answered:
             self.holdings.learned(client, saved.held.get(client))

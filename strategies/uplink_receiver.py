@@ -1,10 +1,10 @@
-"""The way up: replies decoded and booked one at a time, failures counted, the virtual clock kept."""
+"""The uplink: decodes and books replies one at a time, counts failures, and advances the virtual clock."""
 
 from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from flwr.app import Message
 
@@ -12,42 +12,52 @@ from fl_sim import codecs
 from fl_sim.codecs import CorruptPayload, Description
 from fl_sim.communication import messages as wire
 from fl_sim.core.types import Update
-from fl_sim.runtime.server_context import ServerSnapshot, Setup
+from fl_sim.runtime.server_context import ServerContext, ServerSnapshot
 from fl_sim.sparsity import layer_densities
-from strategies.books import Books
 from strategies.cohorts import Cohort, Cohorts
+from strategies.downlink_sender import DownlinkSender
 from strategies.round_log import KINDS, RoundLog, Unusable, require_content
-from strategies.sending import Sender
 from strategies.server_step import ServerState
 
 log = logging.getLogger("fl_sim")
 
 
-class Receiver:
-    """Turns replies into updates; what it learns of a client, it tells the `sender`.
+OnReply = Callable[[int, int], None]
+"""Called after each reply with (clients that answered, clients of the cohort)."""
+
+
+class UplinkReceiver:
+    """Decodes the replies of one model, and tells the `sender` which clients answered.
 
     Attributes:
-        network: the simulated links; None = there is no clock.
-        simulated_s: the virtual clock.
+        booking: writes what arrives.
+        network: simulated links; None = there is no clock.
+        simulated_s: seconds on the virtual clock.
         failures: failed client tasks so far, by kind.
     """
 
-    def __init__(self, setup: Setup, cohorts: Cohorts, sender: Sender) -> None:
-        self.setup, self.cohorts, self.sender, self.books = setup, cohorts, sender, Books(setup)
-        self.network = setup.network if setup.network.links else None
+    def __init__(self, context: ServerContext, cohorts: Cohorts, sender: DownlinkSender) -> None:
+        self.context, self.cohorts, self.sender, self.booking = context, cohorts, sender, sender.booking
+        network = context.accounting.network
+        self.network = network if network.links else None
         self.simulated_s = 0.0
         self.failures = dict.fromkeys(KINDS, 0)
 
     def restore(self, saved: ServerSnapshot) -> None:
-        """Go on from the clock and the counts of `saved`."""
+        """Restore the clock and the counts from a snapshot."""
         self.simulated_s, self.failures = saved.simulated_s, dict(saved.failures)
 
     def updates(
-        self, start: ServerState, cohort: Cohort, replies: Iterable[Message], round_log: RoundLog
+        self,
+        start: ServerState,
+        cohort: Cohort,
+        replies: Iterable[Message],
+        round_log: RoundLog,
+        on_reply: OnReply,
     ) -> Iterator[Update]:
-        """Decode replies into updates in partition order; book each; leave out what failed.
+        """Decode replies into updates in partition order; book each; leave out those that failed.
 
-        `start` is the state that the clients started from; what happens goes to `round_log`.
+        `start` is the state that the clients started from; failures and metrics go to `round_log`.
 
         Raises:
             RoundFailed, UserError: see `RoundLog.require_enough`.
@@ -65,11 +75,11 @@ class Receiver:
                 yield update
                 del update  # it was folded: its bytes are free while the next client trains
             del reply
-            self.setup.on_reply(next(answered), len(cohort))
+            on_reply(next(answered), len(cohort))
         if self.network is not None:
             missing = round_log.replies < len(cohort)
             self.simulated_s += self.network.round_s(round_log.finished_s, missing=missing)
-        round_log.require_enough(number, len(cohort), self.setup.faults.max_share)
+        round_log.require_enough(number, len(cohort), self.context.sampling.faults.max_share)
 
     def failed(self, number: int, client: int, problem: Unusable, round_log: RoundLog) -> None:
         """Count a client that failed, and forget what it holds."""
@@ -85,23 +95,23 @@ class Receiver:
             Unusable: the client failed, dropped out or was late, or its bytes are no update of this federation.
         """
         number, held = start.round + 1, start.mask
-        if self.network is not None and self.network.drops(client=client, round=number, seed=self.setup.seed):
+        if self.network is not None and self.network.drops(client=client, round=number, seed=self.context.seed):
             raise Unusable("lost", f"client {client}: dropped out of the simulated network", is_fault=False)
         require_content(client, reply)
-        schema = self.setup.exchange.schema
+        schema = self.context.exchange.schema
         described = None
         try:
             payload = codecs.opened(wire.payload(reply.content), schema=schema, held=held)
             described = payload.described()
             count, metrics = wire.read_metrics(reply.content)
-            params, mask = self.setup.exchange.uplink.restore(payload, start.params)
+            params, mask = self.context.exchange.uplink.restore(payload, start.params)
         except CorruptPayload as error:
             whole = described or Description.opaque(wire.array_bytes(reply.content))
-            self.books.book("up", number, client, reply, whole, phase="train", status="rejected")
+            self.booking.book("up", number, client, reply, whole, phase="train", status="rejected")
             raise Unusable("rejected", f"client {client}: rejected update: {error}") from error
         late = self._is_late(client, described, round_log, samples=metrics.get("examples", count))
-        self.books.book("up", number, client, reply, described, phase="train", status="late" if late else "ok")
-        self.books.record("up", number, client, described, mask)
+        self.booking.book("up", number, client, reply, described, phase="train", status="late" if late else "ok")
+        self.booking.record("up", number, client, described, mask)
         if late:
             raise Unusable("late", f"client {client}: later than the deadline", is_fault=False)
         if mask is not None and described.mask_mode != "held":
@@ -114,7 +124,7 @@ class Receiver:
             return False
         seconds = self.network.seconds(
             client=client,
-            seed=self.setup.seed,
+            seed=self.context.seed,
             down_bytes=round_log.down_bytes[client],
             up_bytes=sum(described.sections.values()),
             samples=samples,

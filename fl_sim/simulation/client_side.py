@@ -1,0 +1,111 @@
+"""The client side of one process: the ClientApp of an experiment, with its models and data resident."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache, partial
+from typing import cast
+
+import torch
+from flwr.app import Context
+from flwr.clientapp import ClientApp
+from torch import nn
+
+from fl_sim.communication.messages import PARTITION
+from fl_sim.config.experiment import Experiment
+from fl_sim.core.seeding import Purpose, numpy_generator
+from fl_sim.core.types import Params
+from fl_sim.data import CropFlip, Split, matching
+from fl_sim.runtime.client.host import ClientHost, client_app
+from fl_sim.runtime.client.over_fitting import MeasureFit, OwnFit, Settle, as_trained, unmeasured
+from fl_sim.simulation.federation import Federation
+from fl_sim.simulation.model_track import ModelTrack
+from fl_sim.simulation.starting_model import make_model, untravelled
+from fl_sim.training.client import Client
+from fl_sim.training.loop import OPTIMIZERS
+from fl_sim.training.recalibration import recalibrate
+
+AUGMENT = {"none": None, "crop_flip": CropFlip()}
+TEST_SIZE = 500
+"""Test samples on which one client evaluates."""
+
+
+def client_of(track: ModelTrack) -> Client:
+    """Make the client that the config names.
+
+    Raises:
+        UserError: no such client, or not with these options.
+    """
+    experiment = track.experiment
+    return cast(Client, experiment.client.build({"training": experiment.training, "gating": track.gating}))
+
+
+def host_of(federation: Federation, track: ModelTrack) -> ClientHost:
+    """Make the resident client side of one model in this process."""
+    experiment, device = track.experiment, track.device
+    train, test = federation.data.train.augmented(AUGMENT[experiment.data.augment]), federation.data.test
+
+    @cache
+    def split_of(partition: int) -> Split:
+        return train.subset(federation.partitions[partition]).to(device)
+
+    @cache
+    def test_of(partition: int) -> Split:
+        kind = federation.data.train.labels.numpy()[federation.partitions[partition]]
+        rng = numpy_generator(experiment.seed, partition, Purpose.EVALUATION)
+        return test.subset(matching(test.labels.numpy(), kind, size=TEST_SIZE, rng=rng)).to(device)
+
+    @cache
+    def rebuild(seed: int) -> Params:
+        return untravelled(make_model(experiment, federation.data, seed, track.weights)[0], track.exchange)
+
+    return ClientHost(
+        client=client_of(track),
+        model=track.model.to(device),
+        split_of=split_of,
+        test_of=test_of,
+        exchange=track.exchange,
+        reference=track.initial,
+        rebuild=rebuild,
+        measure=_measure(track, split_of, test_of),
+        settle=_settle(track),
+    )
+
+
+def _settle(track: ModelTrack) -> Settle:
+    """Statistics of a model on a client: measured where none travel and clients keep none."""
+    if track.experiment.model.statistics != "recalibrate":
+        return as_trained
+    return partial(recalibrate, precision=track.experiment.training.precision)
+
+
+def _measure(track: ModelTrack, split_of: Callable[[int], Split], test_of: Callable[[int], Split]) -> MeasureFit:
+    experiment = track.experiment
+    asked, chosen = experiment.evaluate, experiment.training.precision
+    if not asked.fit:
+        return unmeasured
+    return OwnFit(
+        seen=split_of,
+        unseen=test_of,
+        samples=asked.fit,
+        seed=experiment.seed,
+        every=asked.every,
+        rounds=experiment.rounds,
+        setting=track.as_in,
+        settle=_settle(track),
+        precision=chosen,
+    )
+
+
+def hosts_of(federation: Federation) -> Callable[[Context], ClientHost]:
+    """The resident client side of one process, by node: clients of one model share a host."""
+    hosts = [host_of(federation, track) for track in federation.tracks]
+    of = {p: host for host, track in zip(hosts, federation.tracks, strict=True) for p in track.members}
+    return lambda context: of[int(context.node_config[PARTITION])]
+
+
+def make_client_app(experiment: Experiment) -> ClientApp:
+    """Build the Flower ClientApp of an experiment in this process; its host is built now, not in a client's time."""
+    # An optimiser of PyTorch imports hundreds of modules when the first one is made, seconds on a busy machine.
+    OPTIMIZERS[experiment.training.optimizer]([nn.Parameter(torch.zeros(1))], experiment.training)
+    return client_app(hosts_of(Federation.build(experiment)))

@@ -1,0 +1,123 @@
+"""One model of a federation, and the clients that train it."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import nn
+
+from fl_sim.communication import messages as wire
+from fl_sim.config.experiment import Experiment
+from fl_sim.core.types import FlatParams, Params, UserError
+from fl_sim.data import Data, Split
+from fl_sim.gating import Gated, Gating, keeping
+from fl_sim.models.parameters import load, snapshot
+from fl_sim.simulation.starting_model import make_exchange, make_model
+from fl_sim.training.model_file import Stored, entries_for
+from fl_sim.training.recalibration import recalibrate
+
+
+def device_of(experiment: Experiment) -> torch.device:
+    """The device on which models train.
+
+    Raises:
+        UserError: no such device, or no CUDA here.
+    """
+    name = experiment.device
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"device = {name!r}: {error}") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device = {name!r}: no CUDA device here; allowed: auto, cpu")
+    return device
+
+
+@dataclass(frozen=True)
+class ModelTrack:
+    """One model of a federation and its clients. A federation has one, or one for each capacity.
+
+    Attributes:
+        experiment: the experiment with this model in `[model]`.
+        data: of all clients and the server.
+        label: name of the model, unique in the federation.
+        members: partitions whose clients train this model.
+        cohort_size: of them, clients that train in a round.
+        model: the seeded model, on the CPU until a client or the server uses it.
+        initial: its travelling entries, which every party can build by itself.
+        start: first global parameters; they differ from `initial` where the experiment starts from given weights.
+        exchange: which entries travel, and how they are encoded.
+        gating: the gates' plan; None without gates.
+        weights: the model file that the experiment starts from; None without one.
+    """
+
+    experiment: Experiment
+    data: Data
+    label: str
+    members: tuple[int, ...]
+    cohort_size: int
+    model: nn.Module
+    initial: FlatParams
+    start: FlatParams
+    exchange: wire.Exchange
+    gating: Gating | None = None
+    weights: Stored | None = None
+
+    @classmethod
+    def build(
+        cls,
+        experiment: Experiment,
+        data: Data,
+        *,
+        label: str,
+        members: tuple[int, ...],
+        cohort_size: int,
+        weights: Stored | None = None,
+    ) -> ModelTrack:
+        """Build the seeded model.
+
+        Raises:
+            UserError: the model is unknown, or the given weights do not fit it.
+        """
+        model, gating = make_model(experiment, data, experiment.seed, weights)
+        exchange = make_exchange(experiment, model)
+        schema = exchange.schema
+        initial = schema.view(schema.flat(snapshot(model)))
+        given = {} if weights is None else entries_for(model, weights)
+        start = schema.view(schema.flat({**initial, **{n: p for n, p in given.items() if n in initial}}))
+        return cls(experiment, data, label, members, cohort_size, model, initial, start, exchange, gating, weights)
+
+    @property
+    def device(self) -> torch.device:
+        """The device on which the model trains."""
+        return device_of(self.experiment)
+
+    @property
+    def described(self) -> dict[str, object]:
+        """Arguments of `fl_sim.models.build` that make this model, initialisation aside, and its gates."""
+        channels, height, _ = self.data.shape
+        asked = self.experiment.model
+        shape = {"num_classes": self.data.num_classes, "in_channels": channels, "image_size": height}
+        gates = {} if self.gating is None else {"gating": asdict(self.gating)}
+        return {"name": asked.name, "width": asked.width, **shape, **gates}
+
+    def as_in(self, number: int) -> AbstractContextManager[object]:
+        """Context manager: a gated model keeps the share of channels that its plan has for round `number`."""
+        if self.gating is None or not isinstance(self.model, Gated):
+            return nullcontext()
+        return keeping(self.model, self.gating.at(number))
+
+    def complete(self, params: Params) -> nn.Module:
+        """Load global parameters into the model, and give it BatchNorm statistics that fit, as the server measures it."""
+        return self.settled(load(self.model, params))
+
+    def settled(self, model: nn.Module) -> nn.Module:
+        """Measure the BatchNorm statistics of `model` on the server's images where none travel; returns the model."""
+        if self.experiment.model.statistics != "average":
+            images: Split = self.data.proxy or self.data.validation
+            recalibrate(model, images.to(self.device), precision=self.experiment.training.precision)
+        return model

@@ -1,0 +1,114 @@
+"""Hooks of the round loop: callables after each round that complete, write or save the round's row.
+
+A row is one line of rounds.jsonl, by column. Hooks run in order, and later ones see what earlier ones added.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self
+
+from fl_sim.communication.ledger import Ledger
+from fl_sim.config.experiment import Experiment
+from fl_sim.core.files import create
+from fl_sim.report import against_dense
+from fl_sim.simulation.federation import Federation
+from fl_sim.simulation.model_facts import DensePayloads
+from fl_sim.simulation.server import Server
+from fl_sim.sparsity import density, layer_densities
+from fl_sim.training.loop import evaluate
+
+Row = dict[str, float]
+"""One line of rounds.jsonl, by column."""
+
+
+class Hook(Protocol):
+    """Something that happens after each round."""
+
+    def round(self, row: Row) -> None:
+        """A round is over; a hook may add columns to its row."""
+
+
+def client_options(experiment: Experiment) -> dict[str, bool | int | float | str]:
+    """Options of a plain client function, which travel in `task.config`; presets took theirs when they were built."""
+    return {k: v for k, v in experiment.client.options.items() if isinstance(v, (bool, int, float, str))}
+
+
+def round_row(number: int, seconds: float, server: Server, ledger: Ledger) -> Row:
+    """Start the row of a round: training metrics, bytes sent so far, densities."""
+    mask = server.models[0].mask
+    layers = {f"density/{name}": round(share, 4) for name, share in layer_densities(mask or {}).items()}
+    return {
+        "round": number,
+        "seconds": round(seconds, 4),
+        **server.metrics,
+        "uplink_bytes": ledger.sent["up"],
+        "downlink_bytes": ledger.sent["down"],
+        "density": 1.0 if mask is None else density(mask),
+        **layers,
+    }
+
+
+class Evaluation:
+    """Measures every model on the test set, and on the validation set, which alone may choose anything.
+
+    Adds accuracy, loss and the bytes saved so far to the row of each round that is evaluated.
+    """
+
+    def __init__(self, federation: Federation, server: Server, ledger: Ledger, dense: DensePayloads) -> None:
+        self.federation, self.server, self.ledger, self.dense = federation, server, ledger, dense
+        self._weighed = self._saved = 0
+
+    def round(self, row: Row) -> None:
+        """See `Hook`."""
+        number, experiment = int(row["round"]), self.federation.experiment
+        if number % experiment.evaluate.every and number != experiment.rounds:
+            return
+        row |= self._measure(number)
+        dense, moved = against_dense(self.ledger, self.dense.first, self.dense.others, start=self._weighed)
+        self._weighed, self._saved = len(self.ledger), self._saved + dense - moved
+        row["saved_bytes"] = self._saved
+
+    def _measure(self, number: int) -> Row:
+        row: Row = {}
+        for position, (track, model) in enumerate(zip(self.federation.tracks, self.server.models, strict=True)):
+            section, chosen = track.experiment.evaluate, track.experiment.training.precision
+            splits = {"": track.data.test, "validation_": track.data.validation}
+            suffix = f"/{track.label}" if position else ""
+            with track.as_in(number):
+                completed = track.complete(model.params)
+                for prefix, split in splits.items():
+                    there = split.to(track.device)
+                    found = evaluate(completed, there, batch_size=section.batch_size, precision=chosen)
+                    row |= {f"{prefix}{name}{suffix}": found[name] for name in ("accuracy", "loss")}
+        return row
+
+
+class RoundsFile:
+    """Appends each row to `rows` and to rounds.jsonl; a context manager that writes the rows so far when it starts."""
+
+    def __init__(self, folder: Path, rows: list[Row]) -> None:
+        self.rows, self._file = rows, create(folder / "rounds.jsonl")
+
+    def __enter__(self) -> Self:
+        self._file.__enter__()
+        for row in self.rows:
+            self._write(row)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.__exit__(kind, error, trace)
+
+    def round(self, row: Row) -> None:
+        """See `Hook`."""
+        self.rows.append(row)
+        self._write(row)
+
+    def _write(self, row: Mapping[str, float]) -> None:
+        self._file.write((json.dumps(row) + "\n").encode())
+        self._file.flush()

@@ -1,0 +1,105 @@
+"""Builds the seeded model of an experiment, and chooses which of its entries travel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from fl_sim import codecs, models
+from fl_sim.communication import messages as wire
+from fl_sim.config.experiment import Experiment
+from fl_sim.core.seeding import Purpose, derive
+from fl_sim.core.types import Params
+from fl_sim.data import Data
+from fl_sim.gating import Gating
+from fl_sim.models.parameters import load, snapshot
+from fl_sim.training.model_file import Stored, entries_for, read
+
+
+def plain_model(experiment: Experiment, data: Data, seed: int) -> nn.Module:
+    """Build the architecture of an experiment from `seed` alone, on the CPU, without gates and with nothing frozen.
+
+    Raises:
+        UserError: unknown model.
+    """
+    section = experiment.model
+    channels, height, _ = data.shape
+    return models.build(
+        section.name,
+        num_classes=data.num_classes,
+        in_channels=channels,
+        image_size=height,
+        width=section.width,
+        seed=seed,
+    )
+
+
+def read_weights(experiment: Experiment) -> Stored | None:
+    """Read the model file that an experiment starts from (`model.weights`); None without one.
+
+    Raises:
+        UserError: no such file, or no model in it.
+    """
+    path = experiment.model.weights
+    return None if path is None else read(Path(path))
+
+
+def make_model(
+    experiment: Experiment, data: Data, seed: int, weights: Stored | None = None
+) -> tuple[nn.Module, Gating | None]:
+    """Build the model of an experiment as its method trains it, and its gating as this model settles it.
+
+    Frozen parameters require no gradient. Of given weights only entries that never travel are filled in.
+
+    Raises:
+        UserError: unknown model or initialisation, `model.trainable` selects nothing, or given weights that do not fit.
+    """
+    section, gating = experiment.model, experiment.gating
+    model = plain_model(experiment, data, seed)
+    batchnorm_only = "batchnorm" in section.trainable.split("+")
+    init = section.batchnorm_init or ("uniform" if batchnorm_only else None)
+    if init is not None:
+        models.initialise(model, init, seed=derive(seed, Purpose.MODEL))
+    if gating is not None:
+        gated = gating.wrap(model, seed=derive(seed, Purpose.GATES))
+        gating = gating.settled(gated, data.shape)
+        gated.set_keep(gating.keep)
+        model = gated
+    models.freeze(model, section.trainable, seed=derive(seed, Purpose.MODEL, 1))
+    travelling = _travelling(experiment, model)
+    if weights is not None:
+        load(model, {n: p for n, p in entries_for(model, weights).items() if n not in travelling})
+    return model, gating
+
+
+def _travelling(experiment: Experiment, model: nn.Module) -> list[str]:
+    """Names of the entries that payloads carry: trainable parameters and, where they are averaged, statistics."""
+    named = dict(model.named_parameters())
+    averaged = experiment.model.statistics == "average"
+    return [n for n in snapshot(model) if (named[n].requires_grad if n in named else averaged)]
+
+
+def make_exchange(experiment: Experiment, model: nn.Module) -> wire.Exchange:
+    """Choose what travels: trainable parameters and, where they are averaged, BatchNorm statistics."""
+    params, named = snapshot(model), dict(model.named_parameters())
+    frozen = {name for name, parameter in named.items() if not parameter.requires_grad}
+    statistics = [name for name in params if name not in named]
+    travelling = {n: params[n] for n in _travelling(experiment, model)}
+    prunable = [name for name in models.prunable_names(model) if name in travelling]
+    schema = codecs.Schema.of(travelling, prunable)
+    digest = wire.Frozen.digest_of({n: p for n, p in params.items() if n in frozen})
+    return wire.Exchange(
+        schema,
+        experiment.wire.uplink,
+        experiment.wire.downlink,
+        experiment.wire.error_feedback,
+        frozen=wire.Frozen(experiment.seed, digest) if frozen else None,
+        personal=tuple(statistics) if experiment.model.statistics == "local" else (),
+    )
+
+
+def untravelled(model: nn.Module, exchange: wire.Exchange) -> Params:
+    """Frozen weights and personal entries of a model: what a client holds and no payload carries."""
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    return {name: value for name, value in snapshot(model).items() if name in frozen or name in exchange.personal}

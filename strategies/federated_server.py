@@ -1,0 +1,120 @@
+"""One federated round, from sampling to pruning: `FederatedServer.round`.
+
+A federation has one model, or one for each capacity of its clients. Every model has its own schema, mask and cohort;
+nothing of one travels to the clients of another. What couples them is the `unite` slot, on the server, at no byte.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+from fl_sim.core.types import Mask, Params, Scalar
+from strategies.distillation import Unite
+from strategies.downlink_sender import Outgoing
+from strategies.sparse_server import SparseServer
+from strategies.uplink_receiver import OnReply
+
+
+def no_progress(answered: int, cohort: int) -> None:
+    """Show nothing."""
+
+
+class FederatedServer:
+    """The server of one run.
+
+    Attributes:
+        models: the server's side of each model; `params`, `mask` and the plain metrics are those of the first.
+        unite: couples the models after each round.
+    """
+
+    def __init__(self, models: Sequence[SparseServer], unite: Unite) -> None:
+        self.models, self.unite = list(models), unite
+
+    def round(self, grid: Grid, options: Mapping[str, Scalar], on_reply: OnReply = no_progress) -> None:
+        """Run one round: sample and encode, send, then decode, aggregate and prune model by model; clients evaluate.
+
+        Raises:
+            RoundFailed: too few usable updates.
+        """
+        sent = [model.configure_train(grid, options) for model in self.models]
+        replies = grid.send_and_receive([message for each in sent for message in each.messages])
+        self.aggregate(grid, sent, replies, on_reply)
+        self.evaluate(grid)
+
+    def aggregate(
+        self, grid: Grid, sent: Sequence[Outgoing], replies: Iterable[Message], on_reply: OnReply = no_progress
+    ) -> None:
+        """Fold the replies of a round, each model's in turn."""
+        for model, outgoing, own in zip(self.models, sent, _split(replies, sent), strict=True):
+            model.aggregate_train(grid, outgoing, own, on_reply)
+        if len(self.models) > 1:
+            united = self.unite([(model.context, model.state) for model in self.models])
+            for model, params in zip(self.models, united, strict=True):
+                model.accept(params)
+
+    def evaluate(self, grid: Grid) -> Mapping[str, float]:
+        """Let a cohort evaluate the new model, where the run asks for it; returns the first model's mean metrics."""
+        sent = [model.configure_evaluate(grid) for model in self.models]
+        messages = [message for each in sent for message in each.messages]
+        return self.fold_evaluation(sent, grid.send_and_receive(messages) if messages else [])
+
+    def fold_evaluation(self, sent: Sequence[Outgoing], replies: Iterable[Message]) -> Mapping[str, float]:
+        """Average the metrics of clients that evaluated; returns those of the first model."""
+        own = zip(self.models, sent, _split(replies, sent), strict=True)
+        first, *_ = [model.aggregate_evaluate(outgoing, theirs) for model, outgoing, theirs in own]
+        return first
+
+    @property
+    def params(self) -> Params:
+        """Global parameters of the first model."""
+        return self.models[0].params
+
+    @property
+    def mask(self) -> Mask | None:
+        """Global mask of the first model."""
+        return self.models[0].mask
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Metrics of the last round; further models' under `name/label`; clients and failures are sums."""
+        first, *others = (model.metrics for model in self.models)
+        named = {
+            f"{name}/{model.context.label}": value
+            for model, metrics in zip(self.models[1:], others, strict=True)
+            for name, value in metrics.items()
+        }
+        sums = {name: sum(metrics[name] for metrics in (first, *others)) for name in ("clients", "failures")}
+        return {**first, **named, **sums}
+
+    @property
+    def failures(self) -> dict[str, int]:
+        """Failed client tasks so far, by kind, of all models."""
+        return {kind: sum(model.failures[kind] for model in self.models) for kind in self.models[0].failures}
+
+
+def _split(replies: Iterable[Message], sent: Sequence[Outgoing]) -> list[Iterable[Message]]:
+    """One stream of replies for each model; a reply that comes before its model's turn waits.
+
+    A reader stops at as many replies as its cohort has clients, so that with replies in the order of the messages, as our
+    Grids give them, none waits.
+    """
+    if len(sent) == 1:
+        return [replies]
+    stream = iter(replies)
+    owner = {node: number for number, outgoing in enumerate(sent) for node in outgoing.nodes}
+    waiting: list[deque[Message]] = [deque() for _ in sent]
+
+    def own(number: int) -> Iterator[Message]:
+        for _ in sent[number].nodes:
+            while not waiting[number]:
+                reply = next(stream, None)
+                if reply is None:
+                    return
+                waiting[owner[reply.metadata.src_node_id]].append(reply)
+            yield waiting[number].popleft()
+
+    return [own(number) for number in range(len(sent))]

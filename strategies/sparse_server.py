@@ -1,0 +1,197 @@
+"""The server's side of one model: the two halves of a round, before and after the clients train.
+
+    sent = server.configure_train(grid, options)            # sample a cohort, encode
+    replies = grid.send_and_receive(sent.messages)
+    server.aggregate_train(grid, sent, replies, on_reply)   # book, decode, aggregate, prune
+
+The algorithm is a composition of functions (`Slots`); what is sampled, encoded and booked is the same for all of them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from functools import partial
+
+import torch
+from flwr.app import Message, MessageType
+from flwr.serverapp import Grid
+
+from fl_sim import codecs
+from fl_sim.codecs import Description
+from fl_sim.communication import messages as wire
+from fl_sim.core.seeding import Purpose
+from fl_sim.core.types import Mask, MaskRule, Params, Scalar, Task
+from fl_sim.runtime.server_context import ServerContext, ServerSnapshot
+from fl_sim.sparsity.curves import Curves, MeasureCurves
+from strategies.cohorts import Cohort, Cohorts
+from strategies.downlink_sender import DownlinkSender, Outgoing
+from strategies.queries import CurveQuery
+from strategies.round_log import RoundFailed, RoundLog
+from strategies.server_step import ServerState, masked, server_step
+from strategies.slots import Slots
+from strategies.uplink_receiver import OnReply, UplinkReceiver
+
+log = logging.getLogger("fl_sim")
+
+
+class SparseServer:
+    """Federated rounds of one model with sparse, encoded, booked updates.
+
+    Attributes:
+        slots: the algorithm.
+        context: the run that it serves.
+        state: global parameters, mask, and what the optimizer keeps.
+        round_log: replies, metrics and failures of the last round.
+    """
+
+    def __init__(self, slots: Slots, context: ServerContext) -> None:
+        self.slots, self.context = slots, context
+        first = context.initial if context.start is None else context.start
+        self.state = ServerState(context.exchange.schema, first)
+        self.cohorts = Cohorts(context.seed, context.sampling.members)
+        self.sender = DownlinkSender(context, slots.downlink)
+        self.receiver = UplinkReceiver(context, self.cohorts, self.sender)
+        self.round_log = RoundLog()
+        self._evaluated: Mapping[str, float] = {}
+
+    @property
+    def params(self) -> Params:
+        """Global parameters, in schema order."""
+        return self.state.params
+
+    @property
+    def mask(self) -> Mask | None:
+        """Global mask, or None while the model is dense."""
+        return self.state.mask
+
+    @property
+    def failures(self) -> Mapping[str, int]:
+        """Failed client tasks so far, by kind."""
+        return self.receiver.failures
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Of the last round: example-weighted training metrics, layers' shares sent, usable replies, failures."""
+        means = {f"train_{name}": value for name, value in self.round_log.metrics.items()}
+        means |= {f"clients_{name}": value for name, value in self._evaluated.items()}
+        clock = {"simulated_s": self.receiver.simulated_s} if self.receiver.network is not None else {}
+        sent = {f"sent/{name}": round(share, 4) for name, share in self.round_log.sent.items()}
+        own = self.slots.account(self.state.round)
+        counts = {"clients": self.round_log.replies, "failures": len(self.round_log.failures)}
+        return {**means, **clock, **sent, **own, **counts}
+
+    def accept(self, params: Params) -> None:
+        """Take these as the global parameters."""
+        self.state = replace(self.state, params=params)
+
+    # -- checkpoints ---------------------------------------------------------------------------------------------------
+
+    def saved(self) -> ServerSnapshot:
+        """Everything that the next round depends on."""
+        state, holdings, published = self.state, self.sender.holdings, self.sender.published
+        return ServerSnapshot(
+            round=state.round,
+            params=state.params,
+            mask=state.mask,
+            memory=state.memory,
+            held=holdings.known(),
+            answered=holdings.answered,
+            simulated_s=self.receiver.simulated_s,
+            failures=dict(self.failures),
+            published={} if published is None else dict(published.kept()),
+            holders={} if published is None else dict(published.holders),
+        )
+
+    def restore(self, saved: ServerSnapshot) -> None:
+        """Go on after the round of a snapshot."""
+        self.state = ServerState(self.context.exchange.schema, saved.params, saved.round, saved.mask, saved.memory)
+        self.sender.restore(saved)
+        self.receiver.restore(saved)
+
+    # -- training ------------------------------------------------------------------------------------------------------
+
+    def configure_train(self, grid: Grid, options: Mapping[str, Scalar]) -> Outgoing:
+        """Sample the next round's cohort and encode its tasks; `options` travel in `task.config`."""
+        self.round_log = RoundLog()
+        if self.state.round == 0:
+            self.state = masked(self.state, None, adjust_mask=self.slots.adjust_mask, calibrate=self._calibrate(grid))
+        number = self.state.round + 1
+        task = Task(number, self.state.params, self.state.mask, {**self.slots.config, **options})
+        return self.sender.outgoing(task, self._cohort(grid, number), MessageType.TRAIN, self.round_log)
+
+    def aggregate_train(self, grid: Grid, sent: Outgoing, replies: Iterable[Message], on_reply: OnReply) -> None:
+        """Book what was sent, decode the replies one at a time, aggregate them, prune.
+
+        Raises:
+            RoundFailed: too few usable updates, or the aggregate overflows.
+        """
+        sent.book()
+        self._cohort(grid, self.state.round + 2)  # drawn while clients train, not when they wait for the next round
+        start = replace(self.state, params=self.sender.start(self.state.params))
+        arriving = self.receiver.updates(start, sent.cohort, replies, self.round_log, on_reply)
+        updates, refine = self.slots.teach(self.context, start, arriving)
+        self.state = server_step(
+            start,
+            updates,
+            aggregate=self.slots.aggregate,
+            adjust_mask=self.slots.adjust_mask,
+            calibrate=self._calibrate(grid),
+            optimise=self._optimise,
+            refine=refine,
+        )
+        if not _finite(self.state):
+            raise RoundFailed(
+                f"round {self.state.round}: the aggregate overflows; strategy.clip bounds what clients can do"
+            )
+
+    def _cohort(self, grid: Grid, number: int) -> Cohort:
+        return self.cohorts.cohort(grid, number, Purpose.COHORT, self.context.sampling.cohort_size)
+
+    def _calibrate(self, grid: Grid) -> Callable[[ServerState], MaskRule] | None:
+        """The algorithm's measurement in this round; None where it has none."""
+        if self.slots.calibrate is None:
+            return None
+        return partial(self.slots.calibrate, self.context, partial(self._ask, grid))
+
+    def _ask(self, grid: Grid, state: ServerState, measure: MeasureCurves, images: int) -> list[tuple[Curves, int]]:
+        return CurveQuery(grid, self.receiver, self.round_log)(state, measure, images)
+
+    def _optimise(self, start: ServerState, aggregated: Params) -> tuple[Params, Params]:
+        """The server optimizer's step from what the clients started from, with the residual of a sparse broadcast."""
+        params, memory = self.slots.optimise(start, aggregated)
+        return self.sender.with_residual(params, self.state.params), memory
+
+    # -- evaluation on clients -----------------------------------------------------------------------------------------
+
+    def configure_evaluate(self, grid: Grid) -> Outgoing:
+        """Sample clients and encode the new model for them; nothing where no client evaluates."""
+        size, number = self.context.sampling.evaluate_size, self.state.round
+        cohort = self.cohorts.cohort(grid, number, Purpose.EVALUATION, size) if size else []
+        task = Task(number, self.state.params, self.state.mask)
+        return self.sender.outgoing(task, cohort, MessageType.EVALUATE, self.round_log) if size else Outgoing([], [])
+
+    def aggregate_evaluate(self, sent: Outgoing, replies: Iterable[Message]) -> Mapping[str, float]:
+        """Book what was sent, and average the clients' metrics."""
+        sent.book()
+        evaluated = RoundLog()
+        for client, reply in self.cohorts.in_order(replies, sent.cohort):
+            if reply.has_error():
+                log.warning("round %d: evaluation: %s", self.state.round, reply.error.reason)
+                self.sender.forget(client)
+                continue
+            count, metrics = wire.read_metrics(reply.content)
+            opaque = Description.opaque(0)
+            self.receiver.booking.book("up", self.state.round, client, reply, opaque, phase="evaluate")
+            evaluated.add(count, metrics)
+            self.sender.received(client, self.state.mask)
+        self._evaluated = evaluated.metrics if evaluated.replies else {}
+        return self._evaluated
+
+
+def _finite(state: ServerState) -> bool:
+    """Whether all parameters are finite; in one pass where they are one buffer."""
+    if state.schema.is_flat:
+        return codecs.finite(state.schema.flat(state.params))
+    return all(bool(torch.isfinite(value).all()) for value in state.params.values())

@@ -30,10 +30,30 @@ READ = ("BOOLEAN", "INT32", "INT64", "FLOAT", "DOUBLE", VARIABLE)
 """Physical types of what is read here: at most 8 bytes a value, or of a length that is summed before it is read."""
 
 
-def read_table(path: Path, columns: Sequence[str], *, rows_per_byte: int = 100, bytes_per_byte: int = 1000) -> pa.Table:
+def column_names(path: Path) -> list[str]:
+    """Names of the columns of one plain file; none of their values is read. Raises as `read_table` does."""
+    import pyarrow.parquet as pq
+
+    with open_plain(path) as stream:
+        return list(pq.ParquetFile(stream, pre_buffer=False).schema_arrow.names)
+
+
+def read_table(
+    path: Path,
+    columns: Sequence[str],
+    *,
+    free_rows: int | None = None,
+    rows_per_byte: float = 100,
+    bytes_per_byte: int = 1000,
+) -> pa.Table:
     """Read those of the columns that one plain file has.
 
-    `rows_per_byte` and `bytes_per_byte` bound what rows without news and equal values may shrink to.
+    Args:
+        path: the file.
+        columns: names; those that the file lacks are left out.
+        free_rows: rows that any file may have; None = `FREE_ROWS`.
+        rows_per_byte: further rows for each byte of the file: what rows without news may shrink to.
+        bytes_per_byte: bytes that each byte of the file may become beyond `FREE_BYTES`: what equal values may shrink to.
 
     Raises:
         OSError, ValueError: no plain file, no parquet, a column of lists, or more than a file of its size can hold.
@@ -44,8 +64,9 @@ def read_table(path: Path, columns: Sequence[str], *, rows_per_byte: int = 100, 
     # A stream: a path could also name a folder of parts or a remote file system.
     with open_plain(path) as stream:
         file, size = pq.ParquetFile(stream, pre_buffer=False), os.fstat(stream.fileno()).st_size
-        if (rows := file.metadata.num_rows) > FREE_ROWS + rows_per_byte * size:
-            raise ValueError(f"{rows} rows in {size} bytes")
+        allowed = int((FREE_ROWS if free_rows is None else free_rows) + rows_per_byte * size)
+        if (rows := file.metadata.num_rows) > allowed:
+            raise ValueError(f"{rows} rows in {size} bytes; allowed: {allowed}")
         leaves, most = _leaves(file, columns), FREE_BYTES + bytes_per_byte * size
         for measure in (partial(_page_bytes, file), partial(_string_bytes, stream, leaves)):
             if (expanded := measure()) > most:

@@ -12,6 +12,8 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from fl_sim.core.files import open_plain
+
 Arrays = dict[str, NDArray[np.generic]]
 
 
@@ -20,12 +22,18 @@ def folder() -> Path:
     return Path(os.environ.get("FL_SIM_CACHE") or Path.home() / ".cache" / "fl_sim")
 
 
-def content_key(kind: str, files: Iterable[Path]) -> str:
-    """A key over the names and bytes of the source files; `kind` names the decoder and its version."""
+def content_key(kind: str, root: Path, files: Iterable[Path]) -> str:
+    """A key over the source files: the path of each in `root`, which may say its class and part, its length and bytes.
+
+    `kind` names the decoder and its version.
+
+    Raises:
+        OSError: a file that is none, or cannot be read.
+    """
     digest = xxhash.xxh3_128(kind.encode())
     for path in files:
-        digest.update(path.name.encode() + b"\0")
-        with path.open("rb") as stream:
+        with open_plain(path) as stream:
+            digest.update(b"%s\0%d\0" % (os.fsencode(path.relative_to(root)), os.fstat(stream.fileno()).st_size))
             while block := stream.read(1 << 22):
                 digest.update(block)
     return digest.hexdigest()

@@ -1,16 +1,22 @@
-"""Compressed images, which anybody may have made, as one array."""
+"""Compressed images, which anybody may have made, as one uint8 array.
+
+An image of another kind than 8 bits a channel, grey or RGB, is refused by name. Pillow would make it fit without a word:
+16-bit grey is clipped, transparent pixels show whatever colour lies under them.
+"""
 
 from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fl_sim.core.errors import in_one_line
 from fl_sim.core.parquet import FREE_BYTES
 from fl_sim.core.types import UserError
 
@@ -22,56 +28,102 @@ MOST_PIXELS = 1 << 22
 """Of one image. A few bytes can declare more; models here take images of some hundred pixels a side."""
 MOST_PER_BYTE = 100
 """Bytes that a byte of a file may become, beyond `FREE_BYTES`; those of photographs become ten."""
-PLAIN_MODES = {"L": 1, "RGB": 3}
-"""Pillow's mode -> channels; images of all others become RGB."""
+CHANNELS: Mapping[str, int] = {"L": 1, "RGB": 3}
+READ_AS: Mapping[str, str] = {"1": "L", "L": "L", "LA": "L", "P": "RGB", "PA": "RGB", "RGB": "RGB", "RGBA": "RGB"}
+"""Pillow's modes that lose nothing -> the mode that they are read as; an alpha channel must be opaque."""
+WITH_ALPHA = ("LA", "PA", "RGBA")
+ALLOWED = "grey, palette or RGB of at most 8 bits a channel"
+SIXTEEN_BITS = re.compile(r";16[BLN]")
+"""In the layout of a file's pixels, as Pillow names it, where the decoder keeps the high byte of 16 bits."""
+ORIENTATION = 0x0112
+"""The EXIF tag by which a camera says how its picture is to be turned; 1 = not at all."""
+PIECE = 256
+"""Images that a thread decodes before it asks for more."""
 
 
-def decode(encoded: Sequence[bytes | None], *, stored: int) -> Images:
+def decode(encoded: Sequence[bytes | None], *, stored: int, where: Callable[[int], str]) -> Images:
     """Compressed images -> uint8 (N, C, H, W); all must have one size and one number of channels.
 
-    `stored` is the length of the files that held them.
+    Args:
+        encoded: the bytes of each image file.
+        stored: length of the files that held them.
+        where: number of an image -> its file, for messages.
 
     Raises:
-        UserError: they have not, one is none, or they are more than so many bytes can hold.
+        UserError: names the image that is missing, damaged, of another size, or not grey or RGB of 8 bits a channel; or
+            the images are larger than so many bytes can hold.
     """
     if not encoded:
         raise UserError("data.source: no images")
-    shape = _shape(_opened(encoded[0]))
+    shape = _shape(_opened(encoded[0], where(0)))
     expanded, most = len(encoded) * math.prod(shape), FREE_BYTES + MOST_PER_BYTE * stored
     if expanded > most:
         raise UserError(f"data.source: images of {stored} bytes that expand to {expanded}; allowed: {most}")
     images = np.empty((len(encoded), *shape), dtype=np.uint8)
 
-    def put(number: int) -> None:
-        image = _opened(encoded[number])
-        if _shape(image) != shape:
-            sizes = f"(channels, height, width) {shape} and {_shape(image)}"
-            raise UserError(f"data.source: images must have one size, found {sizes}")
-        try:
-            array = np.asarray(image if image.mode in PLAIN_MODES else image.convert("RGB"))
-        except Exception as error:  # decoders raise whatever a broken file leads them to
-            raise UserError(f"data.source: an image cannot be decoded: {error}") from error
-        images[number] = array if array.ndim == 2 else np.moveaxis(array, 2, 0)
+    def put(start: int) -> None:
+        for number in range(start, min(start + PIECE, len(encoded))):
+            pixels = _pixels(_opened(encoded[number], where(number)), where(number))
+            if pixels.shape != shape:
+                sizes = f"{where(0)} has {shape}, {where(number)} has {pixels.shape}"
+                raise UserError(f"data.source: images must have one (channels, height, width): {sizes}")
+            images[number] = pixels
 
     with ThreadPoolExecutor() as pool:
-        for _ in pool.map(put, range(len(encoded))):
+        for _ in pool.map(put, range(0, len(encoded), PIECE)):
             pass
     return images
 
 
-def _opened(data: bytes | None) -> Image.Image:
-    """An image of which only the header was read."""
-    from PIL import Image
+def _opened(data: bytes | None, name: str) -> Image.Image:
+    """An image of which only the header was read, and of a kind that can be read."""
+    from PIL import Image, UnidentifiedImageError
 
+    if not data:
+        raise _refusal(name, "no image: missing" if data is None else "no image: 0 bytes")
     try:
-        image = Image.open(io.BytesIO(data or b""))
-        if image.width * image.height > MOST_PIXELS:
-            raise ValueError(f"{image.width} x {image.height} pixels; allowed: {MOST_PIXELS}")
-    except Exception as error:  # as above
-        raise UserError(f"data.source: an image cannot be decoded: {error}") from error
+        image = Image.open(io.BytesIO(data))
+        several = getattr(image, "is_animated", False)
+    except UnidentifiedImageError as error:
+        raise _refusal(name, f"no image that is known here ({len(data)} bytes)") from error
+    except Exception as error:  # decoders raise whatever a broken file leads them to
+        raise _refusal(name, f"cannot be decoded: {in_one_line(error)}") from error
+    if image.width * image.height > MOST_PIXELS:
+        raise _refusal(name, f"{image.width} x {image.height} pixels; allowed: {MOST_PIXELS}")
+    if several:
+        raise _refusal(name, "holds several pictures; needed: one")
+    if image.mode not in READ_AS:
+        raise _refusal(name, f"is of mode {image.mode}; needed: {ALLOWED}")
+    if any(SIXTEEN_BITS.search(str(part)) for part in image.tile):
+        raise _refusal(name, f"has 16 bits a channel; needed: {ALLOWED}")
     return image
 
 
 def _shape(image: Image.Image) -> tuple[int, int, int]:
     """(channels, height, width)."""
-    return PLAIN_MODES.get(image.mode, 3), image.height, image.width
+    return CHANNELS[READ_AS[image.mode]], image.height, image.width
+
+
+def _pixels(image: Image.Image, name: str) -> Images:
+    """uint8 (C, H, W)."""
+    try:
+        image.load()
+        turned = image.getexif().get(ORIENTATION, 1)
+        see_through = _has_alpha(image) and np.asarray(image.convert("RGBA"))[:, :, 3].min() < 255
+        mode = READ_AS[image.mode]
+        array = np.asarray(image if image.mode == mode else image.convert(mode))
+    except Exception as error:  # as above
+        raise _refusal(name, f"cannot be decoded: {in_one_line(error)}") from error
+    if see_through:
+        raise _refusal(name, "has transparent pixels, whose colour is not defined; save it without transparency")
+    if turned != 1:
+        raise _refusal(name, f"is to be turned (EXIF orientation {turned}); save it upright")
+    return array[None] if array.ndim == 2 else np.moveaxis(array, 2, 0)
+
+
+def _has_alpha(image: Image.Image) -> bool:
+    return image.mode in WITH_ALPHA or "transparency" in image.info
+
+
+def _refusal(name: str, why: str) -> UserError:
+    return UserError(f"data.source: {name}: {why}")

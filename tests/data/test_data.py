@@ -73,7 +73,7 @@ def test_the_cache_is_used_and_a_damaged_one_is_rebuilt(tmp_path: Path, monkeypa
     folder = str(parquet(tmp_path / "set"))
     first = load(folder)
     entry = next((tmp_path / "cache").iterdir())
-    monkeypatch.setattr("fl_sim.data.sources.decode", lambda *_, **__: pytest.fail("decoded again"))
+    monkeypatch.setattr("fl_sim.data.parquet_folder.decode", lambda *_, **__: pytest.fail("decoded again"))
     assert torch.equal(load(folder).train.images, first.train.images)
     monkeypatch.undo()
     monkeypatch.setenv("FL_SIM_CACHE", str(tmp_path / "cache"))
@@ -82,10 +82,13 @@ def test_the_cache_is_used_and_a_damaged_one_is_rebuilt(tmp_path: Path, monkeypa
 
 
 def test_the_cache_key_is_the_content(tmp_path: Path) -> None:
+    def key(folder: Path) -> str:
+        return data_cache.content_key("x", folder, sorted(folder.iterdir()))
+
     one, two = parquet(tmp_path / "one"), parquet(tmp_path / "two")
-    assert data_cache.content_key("x", sorted(one.iterdir())) == data_cache.content_key("x", sorted(two.iterdir()))
+    assert key(one) == key(two)
     other = parquet(tmp_path / "three", mode="L")
-    assert data_cache.content_key("x", sorted(one.iterdir())) != data_cache.content_key("x", sorted(other.iterdir()))
+    assert key(one) != key(other)
 
 
 def test_image_folders(tmp_path: Path) -> None:

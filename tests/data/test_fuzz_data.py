@@ -105,7 +105,10 @@ def test_parquet_data(data_folder: Path, length: settings) -> None:
 
 def test_rows_without_news_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fl_sim.core.parquet.FREE_ROWS", 1000)
-    path, table = tmp_path / "bomb.parquet", pa.table({"label": pa.array(np.zeros(3_000_000, np.int64))})
+    path, table = (
+        tmp_path / "bomb.parquet",
+        pa.table({"img": pa.nulls(3_000_000, pa.binary()), "label": pa.array(np.zeros(3_000_000, np.int64))}),
+    )
     pq.write_table(table, path)
     with pytest.raises(ValueError, match=r"3000000 rows in \d+ bytes"):
         read_table(path, ["label"])

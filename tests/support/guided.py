@@ -32,7 +32,7 @@ with atheris.instrument_imports(include=["fl_sim"]):
     from fl_sim.communication.ledger import Ledger
     from fl_sim.communication.mask_log import MaskRecorder
     from fl_sim.core.types import UserError
-    from fl_sim.data.sources import _read_parquet
+    from fl_sim.data.parquet_folder import choose_columns, read_parquet
     from fl_sim.report import comparison, estimates, floors, per_run
     from fl_sim.simulation.checkpoint_store import Damaged, read_manifest
 
@@ -104,7 +104,7 @@ def parquet_target(place: Path) -> Target:
 
     def read(data: bytes) -> object:
         path.write_bytes(data)
-        return _read_parquet([path])
+        return read_parquet(place, [path], choose_columns(place, [path]))
 
     return refusing(read, UserError), [PARQUET]
 

@@ -1,0 +1,125 @@
+"""Image folders: train/<class>/ and test/<class>/, each file a compressed image."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fl_sim.core.files import read_plain
+from fl_sim.core.types import UserError
+from fl_sim.data.cache import Arrays, cached, content_key
+from fl_sim.data.images import Images, decode
+from fl_sim.data.listing import entries, hidden, listed, part_missing, shown, unread
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".ppm")
+PARTS = ("train", "test")
+
+
+@dataclass(frozen=True)
+class Part:
+    """The images of train/ or test/ by class, and the entries that are not read."""
+
+    classes: Mapping[str, Sequence[Path]]
+    unread: Sequence[Path]
+
+
+def read_image_folder(root: Path) -> tuple[Arrays, list[str]]:
+    """Decode an image folder, or take it from the cache. Classes are numbered in the order of their names.
+
+    Hidden files and folders, empty class folders and files with another suffix are not read.
+
+    Returns:
+        images, labels, test_images and test_labels; and a note on what is not read.
+
+    Raises:
+        UserError: a part is missing, a class folder holds files of which none is read, or the classes of the parts differ.
+        OSError: a file that cannot be read.
+    """
+    for part in PARTS:
+        if not (root / part).is_dir():
+            raise part_missing(root, f"folder {part}/")
+    parts = {part: _part(root, part) for part in PARTS}
+    _check_classes(root, {name: list(part.classes) for name, part in parts.items()})
+    files = {name: [path for of in part.classes.values() for path in of] for name, part in parts.items()}
+    numbers = {
+        name: np.repeat(np.arange(len(part.classes)), [len(of) for of in part.classes.values()])
+        for name, part in parts.items()
+    }
+
+    def read_all() -> Arrays:
+        return {
+            "images": _read(root, files["train"]),
+            "labels": numbers["train"].astype(np.int64),
+            "test_images": _read(root, files["test"]),
+            "test_labels": numbers["test"].astype(np.int64),
+        }
+
+    beside = [path for path in entries(root) if path.name not in PARTS]
+    passed_over = [*beside, *(path for part in parts.values() for path in part.unread)]
+    key = content_key("folder/2", root, [*files["train"], *files["test"]])
+    return cached(key, read_all), unread(passed_over, root, f"train/<class>/ and test/<class>/, {', '.join(SUFFIXES)}")
+
+
+def _part(root: Path, part: str) -> Part:
+    classes: dict[str, list[Path]] = {}
+    others: list[Path] = []
+    for folder in entries(root / part):
+        if hidden(folder) or not folder.is_dir():
+            others.append(folder)
+            continue
+        inside = entries(folder)
+        images = [path for path in inside if _is_image(path)]
+        rest = [path for path in inside if not _is_image(path)]
+        if images:
+            classes[folder.name] = images
+        elif wrong := [shown(path, root) for path in rest if not hidden(path)]:
+            raise UserError(
+                f"data.source = {str(root)!r}: no images in {shown(folder, root)}, but {listed(wrong)}; "
+                f"allowed: {part}/<class>/ with {', '.join(SUFFIXES)}"
+            )
+        others += rest if images else [folder]
+    if not classes:
+        inside = entries(root / part)
+        raise UserError(
+            f"data.source = {str(root)!r}: no images in {part}/<class>/; there: "
+            f"{listed([shown(path, root) for path in inside])}; allowed: {', '.join(SUFFIXES)}, or parquet files "
+            f"named {part}-*.parquet in a folder without {part}/"
+        )
+    return Part(classes, others)
+
+
+def _is_image(path: Path) -> bool:
+    """By its name: a broken link or a pipe called so is complained of when it is read."""
+    return path.suffix.lower() in SUFFIXES and not hidden(path) and not path.is_dir()
+
+
+def _check_classes(root: Path, classes: Mapping[str, Sequence[str]]) -> None:
+    """Both parts have the same classes, and no two of a part are one name written in two ways."""
+    where = f"data.source = {str(root)!r}"
+    for part, names in classes.items():
+        alike: dict[str, str] = {}
+        for name in names:
+            other = alike.setdefault(_folded(name), name)
+            if other != name:
+                raise UserError(f"{where}: classes of {part}/ that differ only in writing: {other!a} and {name!a}")
+    train, test = (set(classes[part]) for part in PARTS)
+    if train != test:
+        only = {"train": sorted(train - test), "test": sorted(test - train)}
+        said = "; ".join(
+            f"only in {part}/: {listed([ascii(n) for n in names])}" for part, names in only.items() if names
+        )
+        raise UserError(f"{where}: train/ and test/ have other classes: {said}")
+
+
+def _folded(name: str) -> str:
+    """A class name without case, outer spaces, or the choice between Unicode's composed and decomposed letters."""
+    return unicodedata.normalize("NFC", name).strip().casefold()
+
+
+def _read(root: Path, files: Sequence[Path]) -> Images:
+    encoded = [read_plain(path) for path in files]
+    return decode(encoded, stored=sum(map(len, encoded)), where=lambda number: shown(files[number], root))

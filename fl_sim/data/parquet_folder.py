@@ -1,0 +1,200 @@
+"""Parquet folders in the layout of Hugging Face: train-*.parquet and test-*.parquet, compressed images and their labels."""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fl_sim.core.errors import in_one_line
+from fl_sim.core.parquet import column_names, read_table
+from fl_sim.core.types import UserError
+from fl_sim.data.cache import Arrays, cached, content_key
+from fl_sim.data.dataset import MOST_CLASSES, Labels
+from fl_sim.data.images import Images, decode
+from fl_sim.data.listing import entries, listed, part_missing, shown, unread
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+PARTS = ("train", "test")
+IMAGE = ("img", "image")
+LABEL = ("label", "labels", "fine_label")
+SHARD = re.compile(r"-(\d+)-of-(\d+)\b")
+FREE_IMAGES = 100_000
+"""Any file may hold as many."""
+IMAGES_PER_BYTE = 0.1
+"""Further images for each byte of a file: ten bytes are less than the smallest image takes, even beside one like it."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns that are read, and those that are not."""
+
+    image: str
+    label: str
+    others: tuple[str, ...]
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user may not expect of the choice."""
+        labels = [] if self.label == LABEL[0] else [f"the classes are those of column {self.label!r}"]
+        return labels + ([f"columns that are not read: {listed(self.others)}"] if self.others else [])
+
+
+def read_parquet_folder(root: Path) -> tuple[Arrays, list[str]]:
+    """Decode a parquet folder, or take it from the cache.
+
+    Returns:
+        images, labels, test_images and test_labels; and notes on what is not read.
+
+    Raises:
+        UserError: no files of a part, one of its files missing or there twice, or files that are not what they should be.
+        OSError: a file that cannot be read.
+    """
+    inside = entries(root)
+    parts = {part: [path for path in inside if fnmatchcase(path.name, f"{part}-*.parquet")] for part in PARTS}
+    for part, files in parts.items():
+        if not files:
+            raise part_missing(root, f"file {part}-*.parquet")
+        _check_complete(root, part, files)
+    used = [path for files in parts.values() for path in files]
+
+    def read_all() -> Arrays:
+        chosen = choose_columns(root, used)
+        train, test = (read_parquet(root, files, chosen) for files in parts.values())
+        arrays: Arrays = {"images": train[0], "labels": train[1], "test_images": test[0], "test_labels": test[1]}
+        return {**arrays, "notes": np.array(chosen.notes)} if chosen.notes else arrays
+
+    arrays = dict(cached(content_key("parquet/2", root, used), read_all))
+    notes = [str(note) for note in arrays.pop("notes", ())]
+    beside = [path for path in inside if path not in used]
+    return arrays, unread(beside, root, "train-*.parquet and test-*.parquet") + notes
+
+
+def _check_complete(root: Path, part: str, files: Sequence[Path]) -> None:
+    """Files that say `-00001-of-00003` are all there, each once."""
+    shards = [found for path in files if (found := SHARD.search(path.name))]
+    if not shards:
+        return
+    where = f"data.source = {str(root)!r}: {part}-*.parquet"
+    names = listed([shown(path, root) for path in files])
+    totals = {int(found[2]) for found in shards}
+    numbers = sorted(int(found[1]) for found in shards)
+    if len(shards) < len(files) or len(totals) > 1 or len(set(numbers)) < len(numbers):
+        raise UserError(f"{where}: files of several sets, or one twice: {names}")
+    (total,) = totals
+    if (len(numbers), numbers[0], numbers[-1]) != (total, 0, total - 1):
+        raise UserError(f"{where}: not all {total} files are here: {names}")
+
+
+def choose_columns(root: Path, files: Sequence[Path]) -> Columns:
+    """The columns of images and labels, the same in every file.
+
+    Raises:
+        UserError: none, more than one of a kind, other columns in another file, or no parquet file.
+    """
+    found = {path: _columns(root, path) for path in files}
+    first, chosen = next(iter(found.items()))
+    for path, columns in found.items():
+        if (columns.image, columns.label) != (chosen.image, chosen.label):
+            both = [f"{shown(p, root)} has {c.image!r} and {c.label!r}" for p, c in ((first, chosen), (path, columns))]
+            raise UserError(f"data.source: parquet files with other columns: {'; '.join(both)}")
+    return chosen
+
+
+def _columns(root: Path, path: Path) -> Columns:
+    with _named(root, path):
+        names = column_names(path)
+    images, labels = ([name for name in kind if name in names] for kind in (IMAGE, LABEL))
+    if len(images) != 1 or len(labels) != 1:
+        raise UserError(
+            f"data.source: {shown(path, root)} has the columns {names}; "
+            f"needed: one of {', '.join(IMAGE)}, and one of {', '.join(LABEL)}"
+        )
+    return Columns(images[0], labels[0], tuple(name for name in names if name not in (images[0], labels[0])))
+
+
+@contextmanager
+def _named(root: Path, path: Path) -> Iterator[None]:
+    """Errors of reading one file as a line that names it."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise UserError(f"data.source: {shown(path, root)}: unreadable parquet file: {in_one_line(error)}") from error
+
+
+def read_parquet(root: Path, files: Sequence[Path], columns: Columns) -> tuple[Images, Labels]:
+    """Decode the rows of all files, in order: images uint8 (N, C, H, W), labels int64 (N,).
+
+    Raises:
+        UserError: names the file and, where one is to blame, the row.
+    """
+    encoded: list[bytes | None] = []
+    labels, starts = [], []
+    for path in files:
+        with _named(root, path):
+            # Compressed images hardly shrink.
+            table = read_table(
+                path,
+                [columns.image, columns.label],
+                free_rows=FREE_IMAGES,
+                rows_per_byte=IMAGES_PER_BYTE,
+                bytes_per_byte=10,
+            )
+        starts.append(len(encoded))
+        encoded += _images(table[columns.image], f"{shown(path, root)}: column {columns.image!r}")
+        labels.append(_labels(table[columns.label], f"{shown(path, root)}: column {columns.label!r}"))
+
+    def where(number: int) -> str:
+        file = bisect_right(starts, number) - 1
+        return f"{shown(files[file], root)}, row {number - starts[file]}"
+
+    return decode(encoded, stored=sum(path.stat().st_size for path in files), where=where), np.concatenate(labels)
+
+
+def _images(column: pa.ChunkedArray, where: str) -> list[bytes | None]:
+    """The compressed images of a column of bytes, or of structs with bytes, as Hugging Face writes them."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    kind = column.type
+    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        column = pc.struct_field(column, "bytes")
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if not pa.types.is_binary(column.type) and not pa.types.is_large_binary(column.type):
+        raise UserError(f"data.source: {where} holds {kind}; needed: compressed images")
+    images: list[bytes | None] = column.to_pylist()
+    return images
+
+
+def _labels(column: pa.ChunkedArray, where: str) -> Labels:
+    """The classes 0, 1, ... of a file."""
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if not pa.types.is_integer(column.type):
+        raise UserError(f"data.source: {where} holds {column.type}; needed: integers, the numbers of classes")
+    if column.null_count:
+        row = column.is_null().to_numpy().argmax()
+        raise UserError(f"data.source: {where}: {column.null_count} labels are missing, the first in row {row}")
+    given = column.to_numpy()
+    wrong = np.flatnonzero((given < 0) | (given >= MOST_CLASSES))
+    if len(wrong):
+        row = wrong[0]
+        raise UserError(
+            f"data.source: {where}: {given[row]} in row {row}; needed: classes from 0 to {MOST_CLASSES - 1}"
+        )
+    labels: Labels = given.astype(np.int64)
+    return labels

@@ -5,6 +5,7 @@ parts = partition(labels, 100, kind="dirichlet", alpha=0.5, seed=0)      # 100 s
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from fl_sim.core.errors import in_one_line, told
 from fl_sim.core.lookup import find
 from fl_sim.core.seeding import Purpose, numpy_generator
 from fl_sim.core.types import UserError
@@ -119,30 +121,64 @@ def partition(
         asked = f"data.clients = {num_clients} with data.min_size = {min_size} samples each"
         raise UserError(f"{asked}: there are {len(labels)}")
     request = Request(num_clients, alpha, shards, min_size, numpy_generator(seed, Purpose.DATA))
-    parts = _checked(kind, find("data.partition", kind, PARTITIONS)(labels, request), len(labels), num_clients)
+    rule = find("data.partition", kind, PARTITIONS)
+    made: object = rule(labels, request) if kind in PARTITIONS else _of_ones_own(kind, rule, labels, request)
+    parts = _checked(kind, made, len(labels), num_clients)
     smallest = min(map(len, parts))
     if smallest < min_size:
         raise UserError(f"data.partition = {kind!r}: a client got {smallest} samples, fewer than min_size = {min_size}")
     return parts
 
 
-def _checked(kind: str, parts: Sequence[NDArray[np.int64]], samples: int, num_clients: int) -> Parts:
+def _of_ones_own(kind: str, rule: Callable[..., object], labels: Labels, request: Request) -> object:
+    """What a user's function returns; it gets labels of its own, which it may sort in place.
+
+    Raises:
+        UserError: it cannot be called so, or it raised.
+    """
+    where = f"data.partition = {kind!r}"
+    try:
+        inspect.signature(rule).bind(labels, request)
+    except TypeError as error:
+        raise UserError(f"{where}: {error}; it is called with (labels, request)") from error
+    except ValueError:  # built in: it says nothing of itself
+        pass
+    try:
+        return rule(labels.copy(), request)
+    except UserError:
+        raise
+    except Exception as error:  # the user's own function, whatever it raises
+        raise UserError(f"{where}: it raised {told(error)}") from error
+
+
+def _checked(kind: str, parts: object, samples: int, num_clients: int) -> Parts:
     """The parts sorted, if each sample is in one of them and there are as many as clients."""
     where = f"data.partition = {kind!r}"
-    if not isinstance(parts, Sequence) or len(parts) != num_clients:
-        got = f"{len(parts)} parts" if isinstance(parts, Sequence) else type(parts).__name__
+    if not isinstance(parts, (Sequence, np.ndarray)) or len(parts) != num_clients:
+        got = f"{len(parts)} parts" if isinstance(parts, (Sequence, np.ndarray)) else type(parts).__name__
         raise UserError(f"{where}: returned {got}; needed: a list of {num_clients} index arrays, one a client")
-    arrays = [np.sort(np.asarray(part)) for part in parts]
+    arrays = [_positions(where, number, part) for number, part in enumerate(parts)]
     taken = np.concatenate(arrays)
-    if taken.ndim != 1 or not np.issubdtype(taken.dtype, np.integer):
-        raise UserError(f"{where}: the parts hold {taken.dtype}; needed: positions of samples, integers")
-    if len(taken) and (taken.min() < 0 or taken.max() >= samples):
-        raise UserError(f"{where}: a part holds position {taken[taken.argmax()]}; there are {samples} samples")
+    beyond = taken[(taken < 0) | (taken >= samples)]
+    if len(beyond):
+        raise UserError(f"{where}: a part holds position {beyond[0]}; there are {samples} samples")
     times = np.bincount(taken, minlength=samples)
     if (times != 1).any():
         first = int(np.flatnonzero(times != 1)[0])
         raise UserError(f"{where}: sample {first} is in {times[first]} parts; needed: each of {samples} in exactly one")
-    return [part.astype(np.int64) for part in arrays]
+    return arrays
+
+
+def _positions(where: str, number: int, part: object) -> NDArray[np.int64]:
+    """One client's positions, sorted: an array, a tensor or a list of integers."""
+    try:
+        array = np.asarray(part)
+    except (ValueError, TypeError, RuntimeError) as error:  # ragged lists; tensors of a GPU
+        raise UserError(f"{where}: part {number} is no array: {in_one_line(error)}") from error
+    if array.ndim != 1 or (array.size and not np.issubdtype(array.dtype, np.integer)):
+        found = f"{array.dtype} {array.shape}"
+        raise UserError(f"{where}: part {number} is {found}; needed: the positions of a client's samples, integers")
+    return np.sort(array.astype(np.int64))
 
 
 def label_counts(labels: Labels, parts: Parts, num_classes: int) -> NDArray[np.int64]:

@@ -108,4 +108,4 @@ def make_client_app(experiment: Experiment) -> ClientApp:
     """Build the Flower ClientApp of an experiment in this process; its host is built now, not in a client's time."""
     # An optimiser of PyTorch imports hundreds of modules when the first one is made, seconds on a busy machine.
     OPTIMIZERS[experiment.training.optimizer]([nn.Parameter(torch.zeros(1))], experiment.training)
-    return client_app(hosts_of(Federation.build(experiment)))
+    return client_app(hosts_of(Federation.build(experiment, quiet=True)))

@@ -36,18 +36,19 @@ class Federation:
     tracks: tuple[ModelTrack, ...]
 
     @classmethod
-    def build(cls, experiment: Experiment, *, precision: str | None = None) -> Federation:
+    def build(cls, experiment: Experiment, *, precision: str | None = None, quiet: bool = False) -> Federation:
         """Load data, partition it, make the seeded models, and choose the precision where it is "auto".
 
         Args:
             experiment: as the user wrote it.
             precision: takes the place of "auto", for a run that is resumed; None = chosen by a probe of this machine.
+            quiet: log no remarks on the data, where the server logs them.
 
         Raises:
             UserError: data missing, partition impossible, or model unknown.
         """
         torch.set_num_threads(1)
-        data = _load(experiment)
+        data = _load(experiment, quiet)
         partitions = _partitions(experiment, data)
         tracks = _tracks(experiment, data)
         if experiment.training.precision == "auto":
@@ -81,9 +82,9 @@ class Federation:
         return None if held is None else held.to(device_of(self.experiment))
 
 
-def _load(experiment: Experiment) -> Data:
+def _load(experiment: Experiment, quiet: bool) -> Data:
     section = experiment.data
-    data = load_data(section.source, validation=section.validation, proxy=section.proxy)
+    data = load_data(section.source, validation=section.validation, proxy=section.proxy, quiet=quiet)
     if not len(data.validation) or not len(data.test):
         sizes = f"{len(data.validation)} for validation, {len(data.test)} for test"
         raise UserError(f"data.validation = {section.validation:g} of {section.source!r}: {sizes}; needed: some")

@@ -29,6 +29,7 @@ __all__ = [
     "Builder",
     "batchnorm_names",
     "build",
+    "check",
     "disabled_features",
     "freeze",
     "head_names",
@@ -81,12 +82,16 @@ def build(
         torch.manual_seed(seed)
         model = builder(**asked)
         if name not in MODELS:
-            _try(name, model, (2, in_channels, image_size, image_size), num_classes)
+            check(name, model, (2, in_channels, image_size, image_size), num_classes)
         return model
 
 
-def _try(name: str, model: nn.Module, images: tuple[int, ...], num_classes: int) -> None:
-    """A user's own model takes images of the data and answers with a logit for each class."""
+def check(name: str, model: nn.Module, images: tuple[int, ...], num_classes: int) -> None:
+    """Complain of a model that does not take images of this shape, or answers with other than a logit for each class.
+
+    Raises:
+        UserError: names the model, the images and what it did.
+    """
     if not isinstance(model, nn.Module):
         raise UserError(f"model.name = {name!r}: returned {type(model).__name__}, not a torch.nn.Module")
     with torch.no_grad():

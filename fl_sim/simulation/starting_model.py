@@ -21,11 +21,11 @@ def plain_model(experiment: Experiment, data: Data, seed: int) -> nn.Module:
     """Build the architecture of an experiment from `seed` alone, on the CPU, without gates and with nothing frozen.
 
     Raises:
-        UserError: unknown model.
+        UserError: unknown model, or one that does not take the images of the data.
     """
     section = experiment.model
-    channels, height, _ = data.shape
-    return models.build(
+    channels, height, width = data.shape
+    model = models.build(
         section.name,
         num_classes=data.num_classes,
         in_channels=channels,
@@ -33,6 +33,9 @@ def plain_model(experiment: Experiment, data: Data, seed: int) -> nn.Module:
         width=section.width,
         seed=seed,
     )
+    if height != width:  # builders are told one side: some models take any
+        models.check(section.name, model, (2, channels, height, width), data.num_classes)
+    return model
 
 
 def read_weights(experiment: Experiment) -> Stored | None:

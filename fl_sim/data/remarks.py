@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from fl_sim.data.dataset import Data
+from fl_sim.data.dataset import Data, Labels
 from fl_sim.data.listing import listed
 from fl_sim.data.split import Split
 
@@ -25,17 +26,19 @@ def remarks(data: Data) -> list[str]:
 
 def _empty_classes(data: Data) -> list[str]:
     """Classes without samples: a model has an output for each all the same."""
-    trained = sum(_counts(part, data.num_classes) for part in (data.train, data.validation, data.proxy) if part)
+    trained = [_labels(part) for part in (data.train, data.validation, data.proxy) if part is not None]
     lines = []
-    for part, counts in (("training", trained), ("test", _counts(data.test, data.num_classes))):
-        without = [str(number) for number in torch.nonzero(torch.as_tensor(counts) == 0).flatten().tolist()]
+    for part, labels in (("training", np.concatenate(trained)), ("test", _labels(data.test))):
+        without = [str(number) for number in np.flatnonzero(np.bincount(labels, minlength=data.num_classes) == 0)]
         if without:
             lines.append(f"{len(without)} of {data.num_classes} classes have no {part} samples: {listed(without)}")
     return lines
 
 
-def _counts(split: Split, num_classes: int) -> Tensor:
-    return torch.bincount(split.labels[split.labels >= 0], minlength=num_classes)
+def _labels(split: Split) -> Labels:
+    """Without those of unlabelled images, -1."""
+    labels: Labels = split.labels.numpy()
+    return labels[labels >= 0]
 
 
 def _dark(data: Data) -> list[str]:

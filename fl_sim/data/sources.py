@@ -108,8 +108,9 @@ def load(name_or_path: str, *, validation: float = 0.1, proxy: float = 0.0, quie
         known = ", ".join(SOURCES)
         there = "is a file, not a folder; allowed: a folder" if path.exists() else "no such folder"
         raise UserError(f"data.source = {name_or_path!r}: {there}, and not one of {known}")
-    for note in () if quiet else (*notes, *remarks(data)):
-        log.warning("data.source = %r: %s", name_or_path, note)
+    if not quiet:
+        for note in (*notes, *remarks(data)):
+            log.warning("data.source = %r: %s", name_or_path, note)
     return data
 
 

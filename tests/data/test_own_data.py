@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from fl_sim import Experiment, run
+from fl_sim.core.types import UserError
 from fl_sim.data import CropFlip, Data, Split, load, partition
-from fl_sim.federation import Federation
-from fl_sim.types import UserError
+from fl_sim.simulation.federation import Federation, make_client_app
 
 RNG = np.random.default_rng(0)
 IMAGES, LABELS = RNG.integers(0, 256, (60, 1, 8, 8), dtype=np.uint8), np.arange(60) % 3
@@ -241,8 +241,10 @@ def test_what_may_be_meant_otherwise_is_said(publish: Publish, caplog: pytest.Lo
 def test_a_run_says_it_once(publish: Publish, caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
     tree = {"name": "x", "rounds": 1, "out": str(tmp_path), "model": {"name": "mlp"}, "cohort": {"size": 2}}
     data = {"source": publish(lambda: made(num_classes=4)), "clients": 2}
+    experiment = Experiment.from_tree({**tree, "data": data})
     with caplog.at_level(logging.WARNING, logger="fl_sim"):
-        run(Experiment.from_tree({**tree, "data": data}))
+        run(experiment)
+        make_client_app(experiment)  # as every process of clients does
     said = [record.getMessage() for record in caplog.records]
     assert sum("classes have no training samples" in line for line in said) == 1
 

@@ -30,12 +30,12 @@ READ = ("BOOLEAN", "INT32", "INT64", "FLOAT", "DOUBLE", VARIABLE)
 """Physical types of what is read here: at most 8 bytes a value, or of a length that is summed before it is read."""
 
 
-def column_names(path: Path) -> list[str]:
-    """Names of the columns of one plain file; none of their values is read. Raises as `read_table` does."""
+def read_schema(path: Path) -> pa.Schema:
+    """Names and types of one plain file's columns, and its remarks on them. Raises as `read_table` does."""
     import pyarrow.parquet as pq
 
     with open_plain(path) as stream:
-        return list(pq.ParquetFile(stream, pre_buffer=False).schema_arrow.names)
+        return pq.ParquetFile(stream, pre_buffer=False).schema_arrow
 
 
 def read_table(

@@ -71,9 +71,10 @@ def _part(root: Path, part: str) -> Part:
         if hidden(folder) or not folder.is_dir():
             others.append(folder)
             continue
-        inside = entries(folder)
-        images = [path for path in inside if _is_image(path)]
-        rest = [path for path in inside if not _is_image(path)]
+        images: list[Path] = []
+        rest: list[Path] = []
+        for path in entries(folder):
+            (images if _is_image(path) else rest).append(path)
         if images:
             classes[folder.name] = images
         elif wrong := [shown(path, root) for path in rest if not hidden(path)]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fl_sim.core.errors import in_one_line
-from fl_sim.core.parquet import column_names, read_table
+from fl_sim.core.parquet import read_schema, read_table
 from fl_sim.core.types import UserError
 from fl_sim.data.cache import Arrays, cached, content_key
 from fl_sim.data.dataset import MOST_CLASSES, Labels
@@ -36,11 +37,12 @@ IMAGES_PER_BYTE = 0.1
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns that are read, and those that are not."""
+    """The columns that are read, those that are not, and the names of the classes where the file says them."""
 
     image: str
     label: str
     others: tuple[str, ...]
+    classes: tuple[str, ...]
 
     @property
     def notes(self) -> list[str]:
@@ -75,7 +77,7 @@ def read_parquet_folder(root: Path) -> tuple[Arrays, list[str]]:
 
     arrays = dict(cached(content_key("parquet/2", root, used), read_all))
     notes = [str(note) for note in arrays.pop("notes", ())]
-    beside = [path for path in inside if path not in used]
+    beside = sorted(set(inside) - set(used))
     return arrays, unread(beside, root, "train-*.parquet and test-*.parquet") + notes
 
 
@@ -107,19 +109,33 @@ def choose_columns(root: Path, files: Sequence[Path]) -> Columns:
         if (columns.image, columns.label) != (chosen.image, chosen.label):
             both = [f"{shown(p, root)} has {c.image!r} and {c.label!r}" for p, c in ((first, chosen), (path, columns))]
             raise UserError(f"data.source: parquet files with other columns: {'; '.join(both)}")
+        if columns.classes != chosen.classes and columns.classes and chosen.classes:
+            both = [f"{shown(p, root)} has {listed(c.classes)}" for p, c in ((first, chosen), (path, columns))]
+            raise UserError(f"data.source: parquet files that number other classes: {'; '.join(both)}")
     return chosen
 
 
 def _columns(root: Path, path: Path) -> Columns:
     with _named(root, path):
-        names = column_names(path)
+        schema = read_schema(path)
+    names = schema.names
     images, labels = ([name for name in kind if name in names] for kind in (IMAGE, LABEL))
     if len(images) != 1 or len(labels) != 1:
         raise UserError(
             f"data.source: {shown(path, root)} has the columns {names}; "
             f"needed: one of {', '.join(IMAGE)}, and one of {', '.join(LABEL)}"
         )
-    return Columns(images[0], labels[0], tuple(name for name in names if name not in (images[0], labels[0])))
+    others = tuple(name for name in names if name not in (images[0], labels[0]))
+    return Columns(images[0], labels[0], others, _class_names(schema, labels[0]))
+
+
+def _class_names(schema: pa.Schema, label: str) -> tuple[str, ...]:
+    """Names of the classes 0, 1, ... as Hugging Face's library notes them in its files; none in other files."""
+    try:
+        names = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][label]["names"]
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return ()
+    return tuple(ascii(name) for name in names) if isinstance(names, list) else ()
 
 
 @contextmanager

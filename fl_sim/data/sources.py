@@ -94,14 +94,17 @@ def load(name_or_path: str, *, validation: float = 0.1, proxy: float = 0.0, quie
     Raises:
         UserError: no such source, or files or data that are not what they should be.
     """
-    if name_or_path in SOURCES:
-        data, notes = _split(name_or_path, SOURCES[name_or_path](name_or_path), validation, proxy), list[str]()
-    elif (path := _expanded(name_or_path)).is_dir():
+    path, notes = _expanded(name_or_path), list[str]()
+    if path.is_dir():
         try:
             arrays, notes = (read_image_folder if (path / "train").is_dir() else read_parquet_folder)(path)
         except OSError as error:
             raise UserError(f"data.source = {name_or_path!r}: {error}") from error
         data = _split(name_or_path, arrays, validation, proxy)
+        if name_or_path in SOURCES:
+            notes = ["the folder of this name is read, not the data set", *notes]
+    elif name_or_path in SOURCES:
+        data = _split(name_or_path, SOURCES[name_or_path](name_or_path), validation, proxy)
     elif ":" in name_or_path and not path.exists():
         data, notes = load_own(name_or_path, validation=validation, proxy=proxy)
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 import os
 import unicodedata
@@ -248,6 +249,14 @@ def test_a_file_is_no_folder_and_a_tilde_is_the_home(pets: Path, monkeypatch: py
     refused(Path("~nobody_here/pets"), "no such folder")
 
 
+def test_a_folder_with_the_name_of_a_data_set_is_said(pets: Path, monkeypatch: pytest.MonkeyPatch, log: Log) -> None:
+    pets.rename(pets.with_name("digits"))
+    monkeypatch.chdir(pets.parent)
+    data, (line,) = log.of(Path("digits"))
+    assert data.num_classes == 2
+    assert "the folder of this name is read, not the data set" in line
+
+
 # -- images ------------------------------------------------------------------------------------------------------------
 
 
@@ -414,6 +423,28 @@ def test_label_columns_that_leave_a_choice_or_none_are_refused_with_what_is_ther
     refused(table, "['img', 'target']")
     rows(table / "train-0.parquet", images, label="labels")
     refused(table, "other columns", "train-0.parquet has 'img' and 'labels'", "test-0.parquet has 'img' and 'label'")
+
+
+def _with_class_names(place: Path, names: list[str]) -> None:
+    """The note that Hugging Face's library leaves in a file."""
+    note = json.dumps({"info": {"features": {"label": {"names": names, "_type": "ClassLabel"}}}})
+    pq.write_table(pq.read_table(place).replace_schema_metadata({"huggingface": note}), place)
+
+
+def test_files_that_number_their_classes_otherwise_are_refused(table: Path, log: Log) -> None:
+    _with_class_names(table / "train-0.parquet", ["cat", "dog"])
+    assert sizes(log.of(table)[0]) == ([20, 20], [5, 5])  # the other file does not say
+    _with_class_names(table / "test-0.parquet", ["cat", "dog"])
+    assert sizes(log.of(table)[0]) == ([20, 20], [5, 5])
+    _with_class_names(table / "test-0.parquet", ["dog", "cat"])
+    refused(table, "train-0.parquet has 'cat', 'dog'; test-0.parquet has", "'dog', 'cat'")
+
+
+@pytest.mark.parametrize("note", [b"[" * 10_000, b"{}", b'{"info": 3}', b"\xff"])
+def test_other_notes_in_a_file_are_no_classes(table: Path, note: bytes, log: Log) -> None:
+    whole = pq.read_table(table / "train-0.parquet").replace_schema_metadata({"huggingface": note})
+    pq.write_table(whole, table / "train-0.parquet")
+    assert sizes(log.of(table)[0]) == ([20, 20], [5, 5])
 
 
 LABELS: Mapping[str, tuple[pa.Array, str]] = {

@@ -17,7 +17,8 @@ import torch
 from fl_sim import Experiment, run
 from fl_sim.core.types import UserError
 from fl_sim.data import CropFlip, Data, Split, load, partition
-from fl_sim.simulation.federation import Federation, make_client_app
+from fl_sim.simulation.client_side import make_client_app
+from fl_sim.simulation.federation import Federation
 
 RNG = np.random.default_rng(0)
 IMAGES, LABELS = RNG.integers(0, 256, (60, 1, 8, 8), dtype=np.uint8), np.arange(60) % 3

@@ -101,7 +101,12 @@ def build_strategy(
         UserError: the target makes something else, or several capacities are asked for what one model alone can have.
     """
     experiment = federation.experiment
-    run = {"seed": experiment.seed, "num_clients": len(federation.parts), "cohort_size": experiment.cohort.size}
+    run = {
+        "seed": experiment.seed,
+        "num_clients": len(federation.parts),
+        "cohort_size": experiment.cohort.size,
+        "kept": kept_by_clients(federation),
+    }
     method = experiment.strategy.build(run)
     if not hasattr(method, "strategy"):
         raise UserError(f"strategy {experiment.strategy.target!r} made a {type(method).__name__}, not a Method")
@@ -137,6 +142,22 @@ def build_strategy(
         )
     ]
     return cast(ServerMethod, method).strategy(*setups)
+
+
+def kept_by_clients(federation: Federation) -> tuple[str, ...]:
+    """The settings by which a client may keep something of its data between rounds.
+
+    A client does not where it says so itself: an attribute `stateless = True` of what the config's `client` names.
+    """
+    target = federation.experiment.client
+    may = {
+        "wire.error_feedback = true": federation.exchange.error_feedback,
+        "model.statistics = 'local'": bool(federation.exchange.personal),
+        f"client = {target.target!r}, which does not say stateless = True": not getattr(
+            target.resolve(), "stateless", False
+        ),
+    }
+    return tuple(setting for setting, does in may.items() if does)
 
 
 def _servers_own(federation: Federation) -> Callable[[Params], nn.Module]:

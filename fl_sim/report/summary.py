@@ -37,7 +37,7 @@ class ModelFacts:
         params: parameters of the model (buffers excluded).
         trainable: those that are trained and travel.
         disabled_features: BatchNorm layer -> share of its channels with |gamma| below 0.01.
-        prunable: weights of convolutions and linear layers.
+        prunable: entries of the weight matrices (`fl_sim.models.prunable_names`), each shared one once.
         density: share of the prunable weights alive.
         dense_payload_bytes: length of one dense float32 payload of the whole model, really encoded.
         other_payloads: (clients, the same of their model), where a federation has several.

@@ -5,8 +5,9 @@ A preset takes keyword arguments only: `training` from the config's `[training]`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 from clients.distillation import LearnFeatures, LearnLogits
 from clients.distillation import teacher as teacher_of
@@ -32,30 +33,44 @@ from fl_sim.training.client import Client
 from fl_sim.training.loop import Training
 from fl_sim.training.losses import CrossEntropy, Distillation, FeatureDistillation, teacher_std, unscaled
 
+Preset = TypeVar("Preset", bound=Callable[..., Client])
+
+
+def _stateless(preset: Preset) -> Preset:
+    """Say that this preset's clients keep nothing of their data between rounds: what differential privacy must know."""
+    preset.stateless = True  # type: ignore[attr-defined]
+    return preset
+
+
 SCALES = {"none": unscaled, "teacher_std": teacher_std}
 """By what feature distillation divides both sides."""
 
 
+@_stateless
 def fedavg(*, training: Training, label_smoothing: float = 0.0) -> Client:
     """Plain local SGD, labels smoothed where asked; uploads all that is alive (FedAvg; McMahan et al., 2017)."""
     return LocalClient(training, loss=Always(CrossEntropy(label_smoothing)) if label_smoothing else plain)
 
 
+@_stateless
 def fedprox(*, training: Training, mu: float = 0.01) -> Client:
     """FedAvg with a proximal term of weight `mu` (FedProx; Li et al., 2020)."""
     return LocalClient(training, loss=ProximalLoss(mu))
 
 
+@_stateless
 def topk(*, training: Training, density: float = 0.1) -> Client:
     """Uploads the `density` share of weights that changed most; add `wire.error_feedback = true` to carry the rest over."""
     return LocalClient(training, upload=TopK(density))
 
 
+@_stateless
 def shared_random(*, training: Training, density: float = 0.1) -> Client:
     """Uploads the same random `density` share of weights as every other client, drawn anew each round (`sparsity.Shared`)."""
     return LocalClient(training, upload=SharedRandom(density))
 
 
+@_stateless
 def distillation(
     *, training: Training, temperature: float = 4.0, alpha: float = 0.5, teacher: str = "global"
 ) -> Client:
@@ -108,6 +123,7 @@ def _needed(gating: Gating | None) -> Gating:
     return gating
 
 
+@_stateless
 def adaptive_pruning(
     *,
     training: Training,
@@ -135,6 +151,7 @@ def adaptive_pruning(
     return _retaining(training, ratio_of(_needed(gating), profile), retain, density)
 
 
+@_stateless
 def distilled_pruning(
     *,
     training: Training,
@@ -178,11 +195,13 @@ def gap_pruning(
     return FollowGap(_retaining(training, own_ratio, RetainChannels(keep_up), density), limit, step, least, holdout)
 
 
+@_stateless
 def random_channels(*, training: Training, gating: Gating | None, keep_up: float = 0.5, density: float = 1.0) -> Client:
     """Control of adaptive pruning: retains as many channels, drawn at random each round."""
     return _retaining(training, ratio_of(_needed(gating), ()), RetainChannels(keep_up, at_random), density)
 
 
+@_stateless
 def magnitude_channels(
     *, training: Training, gating: Gating | None, keep_up: float = 0.5, density: float = 1.0
 ) -> Client:
@@ -190,11 +209,13 @@ def magnitude_channels(
     return _retaining(training, ratio_of(_needed(gating), ()), RetainChannels(keep_up, magnitude), density)
 
 
+@_stateless
 def active_channels(*, training: Training, gating: Gating | None, density: float = 1.0) -> Client:
     """Control of adaptive pruning: retains every channel that was on for any sample, which is nearly all of them."""
     return _retaining(training, ratio_of(_needed(gating), ()), retain_active, density)
 
 
+@_stateless
 def weight_threshold(*, training: Training, threshold: float = 1e-3) -> Client:
     """Zeroes convolution weights up to `threshold` after each local epoch and uploads the rest.
 

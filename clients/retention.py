@@ -132,7 +132,7 @@ EXTENTS: Mapping[str, Extent] = {"rows": rows, "rows_and_columns": rows_and_colu
 
 @dataclass(frozen=True)
 class RetainChannels:
-    """Retain the ceil(keep_up * C) channels of each gated layer that score highest, and all of the other layers.
+    """Retain the round(keep_up * C) channels of each gated layer, at least one, that score highest, and all other layers.
 
     Equal scores: lowest index first. The mask is True on retained coordinates, by parameter name.
     """

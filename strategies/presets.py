@@ -5,6 +5,7 @@ A preset takes keyword arguments only (from the config's `[strategy]` table) and
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
@@ -43,6 +44,7 @@ from strategies.privacy import Accountant, PrivateMean
 from strategies.robust import ClipNorm, Trimmed, coordinate_median
 from strategies.server_step import Aggregate, Momentum, Optimise, accept
 
+log = logging.getLogger("fl_sim")
 Table = Mapping[str, object]
 """A nested table of the config."""
 ALLOCATIONS: Mapping[str, Allocate] = {"uniform": uniform, "erk": erk, "lamp": lamp, "random": RandomTopk()}
@@ -111,6 +113,7 @@ def private(
     seed: int,
     num_clients: int,
     cohort_size: int,
+    kept: Sequence[str],
     clip: float = 1.0,
     noise: float = 1.0,
     delta: float = 1e-5,
@@ -124,8 +127,11 @@ def private(
 
     Args:
         seed, num_clients, cohort_size: of the run.
+        kept: of the run: by which settings clients may keep something of their data between rounds. Any of them costs the
+            amplification by sampling.
         clip: largest L2 norm of a client's change.
-        noise: standard deviation of the noise over the sum's sensitivity, 2 clip.
+        noise: standard deviation of the noise over the sum's sensitivity, 2 clip: `noise = 1` is a noise multiplier of 2
+            in the convention of Opacus and of Flower's wrappers.
         delta: the guarantee's second number; below one over the number of clients.
         lr, momentum: server learning rate and momentum.
         shared_density: density of `clients.presets:shared_random`, where the clients use it; noise is on its mask only.
@@ -133,10 +139,16 @@ def private(
     if shared_density is not None and not 0 <= shared_density <= 1:
         raise UserError(f"strategy.shared_density = {shared_density}: must be from 0 to 1")
     shared = None if shared_density is None else Shared(shared_density, seed)
+    if kept:
+        log.warning(
+            "strategies.presets:private: clients may keep something of their data between rounds (%s): epsilon is "
+            "accounted without amplification by sampling",
+            ", ".join(kept),
+        )
     return Method(
         aggregate=PrivateMean(clip, noise, cohort_size, seed, shared),
         optimise=_step(lr, momentum),
-        account=Accountant(noise, cohort_size, num_clients, delta),
+        account=Accountant(noise, cohort_size, num_clients, delta, amplified=not kept),
     )
 
 

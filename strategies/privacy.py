@@ -5,8 +5,14 @@ federations differ in one client's whole data set, replaced by any other. With c
 
     new = old + (sum_k clip_S(change_k) + N(0, (z 2S)^2 I)) / m
 
-Replacing a client moves the sum by at most 2S, which is the sensitivity that z refers to. Clients that failed count as
-zero, and m stays the configured size. Every client counts once, whatever number of examples it claims.
+Replacing a client moves the sum by at most 2S, which is the sensitivity that z refers to. Opacus and Flower's wrappers
+divide by the clipping norm S instead: z = 1 is a noise multiplier of 2 there. Clients that failed count as zero, and m
+stays the configured size. Every client counts once, whatever number of examples it claims.
+
+Two bounds hold, and the smaller counts. Amplification by sampling needs clients whose update depends on their data and
+the received model alone. Without it T rounds are T Gaussian mechanisms, each client in every round: exactly one of noise
+multiplier z / sqrt(T) (Dong et al., 2022, corollary 3.3), also where clients keep something of their data between rounds
+(error feedback, BatchNorm statistics of their own, projections), because each round's change stays within S.
 
 What is protected: every released model, for someone who sees all of them. What is not: the server, which sees each
 update; the log (training metrics, the ledger's sizes). A mask that depends on data says which coordinates changed most,
@@ -19,6 +25,7 @@ Noise comes from the run's seed: right for a simulation, but whoever knows the s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -41,7 +48,7 @@ class PrivateMean:
 
     Attributes:
         clip: S, the largest L2 norm of a client's change over everything it sends, BatchNorm statistics included.
-        noise: z, standard deviation over sensitivity.
+        noise: z, standard deviation over sensitivity 2S.
         cohort: m, clients per round as configured.
         seed: the run's seed.
         shared: the mask that all clients use, where they do.
@@ -83,16 +90,21 @@ class PrivateMean:
 
 @dataclass(frozen=True)
 class Accountant:
-    """Epsilon after so many rounds, by Renyi differential privacy (Wang et al., 2019; the package dp-accounting).
+    """Epsilon after so many rounds: the smaller of two bounds, see the module.
+
+    With amplification by sampling: Renyi differential privacy (Wang et al., 2019; the package dp-accounting). Without:
+    the exact composition of Gaussian mechanisms.
 
     Attributes:
         noise: z. cohort, clients: m of how many clients a round. delta: the guarantee's second number.
+        amplified: whether clients keep nothing of their data between rounds, so that sampling amplifies.
     """
 
     noise: float
     cohort: int
     clients: int
     delta: float
+    amplified: bool = True
 
     def __post_init__(self) -> None:
         if not LEAST_NOISE <= self.noise <= MOST_NOISE:
@@ -106,9 +118,39 @@ class Accountant:
 
     def __call__(self, rounds: int) -> Mapping[str, float]:
         """`{"epsilon": ...}` for (epsilon, delta) after that many rounds."""
+        if rounds == 0:
+            return {"epsilon": 0.0}
+        composed = gaussian_epsilon(self.noise / math.sqrt(rounds), self.delta)
+        return {"epsilon": min(composed, self._by_sampling(rounds)) if self.amplified else composed}
+
+    def _by_sampling(self, rounds: int) -> float:
         from dp_accounting import GaussianDpEvent, NeighboringRelation, SampledWithoutReplacementDpEvent
         from dp_accounting.rdp import RdpAccountant
 
         accountant = RdpAccountant(neighboring_relation=NeighboringRelation.REPLACE_ONE)
         one = SampledWithoutReplacementDpEvent(self.clients, self.cohort, GaussianDpEvent(self.noise))
-        return {"epsilon": float(accountant.compose(one, rounds).get_epsilon(self.delta))}
+        return float(accountant.compose(one, rounds).get_epsilon(self.delta))
+
+
+def gaussian_epsilon(noise: float, delta: float) -> float:
+    """The least epsilon of the Gaussian mechanism (Balle and Wang, 2018, theorem 8), from above to twelve digits.
+
+    Args:
+        noise: standard deviation over sensitivity.
+        delta: 0 to 1, both excluded.
+    """
+    from scipy.special import log_ndtr
+
+    def spent(epsilon: float) -> float:
+        first, second = log_ndtr(0.5 / noise - epsilon * noise), log_ndtr(-0.5 / noise - epsilon * noise)
+        return math.exp(first) - math.exp(min(0.0, epsilon + second))
+
+    if spent(0.0) <= delta:
+        return 0.0
+    low, high = 0.0, 1.0
+    while spent(high) > delta:
+        low, high = high, 2 * high
+    while high - low > 1e-12 * high:
+        middle = (low + high) / 2
+        low, high = (middle, high) if spent(middle) > delta else (low, middle)
+    return high

@@ -14,7 +14,8 @@ class Description:
         sections: bytes of mask, values, dense, buffers, auxiliary and header; they sum to the payload's length.
         nnz: prunable values sent.
         dense_bytes: bytes of the same tensors sent complete, in their own dtypes, by section.
-        entropy_bytes: log2 C(n, k) over the coded mask segments, in bytes; 0 where no mask travels.
+        entropy_bytes: log2 C(n, k) over the coded mask segments, in bytes; 0 where no mask travels. It is the floor of the
+            mode that was chosen: in mode `rows` of flags and mixed rows, below the floor of a tensor's independent bits.
         mask_mode, values: names of how mask and values are coded.
     """
 

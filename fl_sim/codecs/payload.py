@@ -6,7 +6,8 @@
 
 Mask modes: 0 no mask, all values are there; 1 the held mask; 2.. `mask_coding.MODES`. The held-mask hash is there in modes
 1, 4 and 5. A value type, or one for each tensor (number 7), applies to the prunable values; everything else travels exactly,
-compressed where the values are.
+compressed where the values are. Scales of integers and the choice of the largest values are each tensor's own; in version 2
+they crossed tensors, and its payloads are refused.
 The checksum guards against accidents; an adversary can always encode legal values.
 """
 
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -29,12 +30,12 @@ from fl_sim.codecs.errors import CorruptPayload
 from fl_sim.codecs.mask_coding import MODES, Layout
 from fl_sim.codecs.mixed_coding import Mixed
 from fl_sim.codecs.schema import KINDS, Schema
-from fl_sim.codecs.value_coding import BY_ID, EXACT, VALUES, ValueCoder, raw
+from fl_sim.codecs.value_coding import BY_ID, BY_TENSOR, EXACT, VALUES, Counts, ValueCoder, raw
 from fl_sim.core.types import Mask, Params
 
 HEAD = struct.Struct("<4sBBBB8s")
 CHECK = struct.Struct("<I")
-MAGIC, VERSION = b"FLSU", 2
+MAGIC, VERSION = b"FLSU", 3
 NONE, HELD = 0, 1
 ALIGNMENT = 4
 """The body starts at a multiple of this, so that a dense payload's values can be used where they lie."""
@@ -75,7 +76,7 @@ def encode(
         ValueError: NaN or infinity (named), a value beyond the value type's range, or a name or shape not in the schema.
     """
     alive = None if mask is None else schema.flat_mask(mask)
-    coder = VALUES[values] if isinstance(values, str) else _mixed(alive, schema, tuple(values))
+    coder = _coder(values, alive, schema) if isinstance(values, str) else _mixed(alive, schema, tuple(values))
     before = None if held is None else schema.flat_mask(held)
     mode, mask_bytes = _encode_mask(alive, before, schema)
     head = HEAD.pack(MAGIC, VERSION, coder.id, mode, 0, schema.hash)
@@ -118,9 +119,18 @@ def _is_relative(mode: int) -> bool:
 def _mixed(alive: Tensor | None, schema: Schema, types: tuple[str, ...] = ()) -> Mixed:
     if not schema.is_flat:
         raise ValueError("a value type for each tensor needs a schema of float32 only")
+    return Mixed(_counts(alive, schema), types)
+
+
+def _counts(alive: Tensor | None, schema: Schema) -> Counts:
+    """Sent values of each prunable tensor."""
     sizes = schema.numels[: len(schema.prunable)]
-    counts = sizes if alive is None else tuple(int(part.count_nonzero()) for part in alive.split(list(sizes)))
-    return Mixed(counts, types)
+    return sizes if alive is None else tuple(int(part.count_nonzero()) for part in alive.split(list(sizes)))
+
+
+def _coder(values: str, alive: Tensor | None, schema: Schema) -> ValueCoder:
+    coder = VALUES[values]
+    return replace(coder, counts=_counts(alive, schema)) if isinstance(coder, BY_TENSOR) else coder
 
 
 def _encode_mask(alive: Tensor | None, before: Tensor | None, schema: Schema) -> tuple[int, bytes]:
@@ -171,7 +181,7 @@ class Opened:
             {name: self.section(name) for name in SECTIONS[1:]},
             alive,
             schema=schema,
-            coder=_coder(self, alive),
+            coder=_coder_of(self, alive),
             count=self.nnz,
         )
         return params, None if alive is None else schema.view_mask(torch.from_numpy(alive))
@@ -256,12 +266,13 @@ def decode(data: bytes | memoryview, *, schema: Schema, held: Mask | None = None
     return opened(data, schema=schema, held=held).decoded()
 
 
-def _coder(payload: Opened, alive: NDArray[np.bool_] | None) -> ValueCoder:
+def _coder_of(payload: Opened, alive: NDArray[np.bool_] | None) -> ValueCoder:
+    mask = None if alive is None else torch.from_numpy(alive)
     if payload.values != MIXED:
-        return VALUES[payload.values]
+        return _coder(payload.values, mask, payload.schema)
     if not payload.schema.is_flat:
         raise CorruptPayload("a value type for each tensor, in a schema that is not float32")
-    return _mixed(None if alive is None else torch.from_numpy(alive), payload.schema)
+    return _mixed(mask, payload.schema)
 
 
 def _decode_mask(payload: Opened) -> NDArray[np.bool_] | None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -123,30 +123,47 @@ class Half:
         return raw.view(self.dtype).float().numpy() if count else np.zeros(0, dtype=np.float32)
 
 
+Counts = tuple[int, ...]
+"""Values of each tensor, one after the other."""
+
+
+def _block_sizes(counts: Counts) -> NDArray[np.int64]:
+    """Values of each block: at most `BLOCK`, never of two tensors; no block for a tensor without values."""
+    return np.array([min(BLOCK, n - at) for n in counts for at in range(0, n, BLOCK)], dtype=np.int64)
+
+
 @dataclass(frozen=True)
 class Rounded:
-    """Integers -top..top by stochastic rounding, unbiased (QSGD; Alistarh et al., 2017), a float32 scale per 4,096 values.
+    """Integers -top..top by stochastic rounding, unbiased (QSGD; Alistarh et al., 2017), each block of values by its scale.
 
-    They are compressed as bytes: the fewer values there are, the fewer bits each takes.
+    A block is 4,096 values of one tensor or what is left of it; its scale is a float32. The integers are compressed as
+    bytes: the fewer values there are, the fewer bits each takes.
+
+    Attributes:
+        id: number on the wire.
+        top: the largest integer.
+        counts: values of each tensor, known to both ends; empty = all values are one tensor's.
     """
 
     id: int
     top: int
+    counts: Counts = ()
 
     def encode(self, values: Values, seed: int) -> bytes:
         if not len(values):
             return b""
-        blocks = _blocks(values)
-        scales = (np.abs(blocks).max(axis=1) / self.top).astype("<f4")
+        sizes = _block_sizes(self.counts or (len(values),))
+        largest = np.maximum.reduceat(np.abs(values), np.cumsum(sizes) - sizes)
+        scales = (largest / self.top).astype("<f4")
         safe = np.where(scales > 0, scales, 1).astype(np.float32)
-        noise = np.random.default_rng(seed).random(blocks.shape, dtype=np.float32)
-        whole = np.clip(np.floor(blocks / safe[:, None] + noise), -self.top, self.top).astype(np.int8)
-        quantised = whole.reshape(-1)[: len(values)]
+        noise = np.random.default_rng(seed).random(len(values), dtype=np.float32)
+        whole = np.clip(np.floor(values / np.repeat(safe, sizes) + noise), -self.top, self.top).astype(np.int8)
         head: bytes = scales.tobytes()
-        return head + shuffled(raw(quantised), 1)
+        return head + shuffled(raw(whole), 1)
 
     def decode(self, data: memoryview, count: int) -> Values:
-        head = 4 * -(-count // BLOCK)
+        sizes = _block_sizes(self.counts or (count,))
+        head = 4 * len(sizes)
         if len(data) < head:
             raise CorruptPayload("scales are cut off")
         scales = np.frombuffer(data[:head], dtype="<f4")
@@ -156,39 +173,41 @@ class Rounded:
         if (whole < -self.top).any() or (whole > self.top).any():
             raise CorruptPayload(f"a rounded value is beyond {self.top}")
         with np.errstate(over="ignore"):  # what is not finite is refused with all other values
-            restored: Values = (_blocks(whole.astype(np.float32)) * scales[:, None]).reshape(-1)[:count]
+            restored: Values = whole.astype(np.float32) * np.repeat(scales, sizes)
         return restored
-
-
-def _blocks(values: Values) -> Values:
-    """(blocks, 4096), zero-padded."""
-    padded = np.zeros(-(-len(values) // BLOCK) * BLOCK, dtype=np.float32)
-    padded[: len(values)] = values
-    return padded.reshape(-1, BLOCK)
 
 
 @dataclass(frozen=True)
 class Largest:
-    """The largest of every `one_in` values in another type, at positions that are entropy-coded; the others arrive as 0.
+    """The largest of every `one_in` values of a tensor as integers, at entropy-coded positions; the others arrive as 0.
 
     Unlike a mask it says nothing of what is pruned. Bytes: length of the positions (LEB128), positions, values.
+
+    Attributes:
+        id: number on the wire.
+        one_in: of so many values of a tensor one is sent, rounded up.
+        inner: how what is sent is coded.
+        counts: values of each tensor, known to both ends; empty = all values are one tensor's.
     """
 
     id: int
     one_in: int
-    inner: ValueCoder
+    inner: Rounded
+    counts: Counts = ()
 
-    def _kept(self, count: int) -> int:
-        return -(-count // self.one_in)
+    def _kept(self, counts: Counts) -> tuple[Counts, Rounded]:
+        """How many values of each tensor are sent, and their coder."""
+        kept = tuple(-(-count // self.one_in) for count in counts)
+        return kept, replace(self.inner, counts=kept)
 
     def encode(self, values: Values, seed: int) -> bytes:
         if not len(values):
             return b""
-        chosen = np.zeros(len(values), dtype=np.bool_)
-        # Stable: of equal magnitudes the first, so that the bytes do not depend on how a machine sorts.
-        chosen[np.argsort(-np.abs(values), kind="stable")[: self._kept(len(values))]] = True
-        _, words = bits.encode([chosen])
-        return b"".join([bits.varint(len(words)), words, self.inner.encode(values[chosen], seed)])
+        counts = self.counts or (len(values),)
+        kept, inner = self._kept(counts)
+        chosen = [_largest(part, keep) for part, keep in zip(_by_tensor(values, counts), kept, strict=True)]
+        _, words = bits.encode(chosen)
+        return b"".join([bits.varint(len(words)), words, inner.encode(values[np.concatenate(chosen)], seed)])
 
     def decode(self, data: memoryview, count: int) -> Values:
         restored = np.zeros(count, dtype=np.float32)
@@ -196,11 +215,24 @@ class Largest:
             if len(data):
                 raise CorruptPayload("values where none are due")
             return restored
+        counts = self.counts or (count,)
+        kept, inner = self._kept(counts)
         reader = bits.Reader(data)
         start = reader.varint(len(data)) + reader.at
-        (chosen,) = bits.decode(data[reader.at : start], [(self._kept(count), count)])
-        restored[chosen] = self.inner.decode(data[start:], self._kept(count))
+        chosen = bits.decode(data[reader.at : start], list(zip(kept, counts, strict=True)))
+        restored[np.concatenate(chosen)] = inner.decode(data[start:], sum(kept))
         return restored
+
+
+def _by_tensor(values: Values, counts: Counts) -> Sequence[Values]:
+    return np.split(values, np.cumsum(counts)[:-1])
+
+
+def _largest(values: Values, keep: int) -> NDArray[np.bool_]:
+    """Where the `keep` largest magnitudes are; of equal ones the first, so that bytes do not depend on how a machine sorts."""
+    chosen = np.zeros(len(values), dtype=np.bool_)
+    chosen[np.argsort(-np.abs(values), kind="stable")[:keep]] = True
+    return chosen
 
 
 VALUES: Mapping[str, ValueCoder] = {
@@ -215,6 +247,8 @@ VALUES: Mapping[str, ValueCoder] = {
     "top25-int8": Largest(8, 4, Rounded(4, 127)),
     "top10-int8": Largest(9, 10, Rounded(4, 127)),
 }
+BY_TENSOR = (Rounded, Largest)
+"""Coders that treat each tensor by itself: they are told how many values each has."""
 BY_ID: Mapping[int, str] = {coder.id: name for name, coder in VALUES.items()}
 EXACT = "float32"
 COMPRESSED = frozenset(VALUES) - {EXACT}

@@ -1,5 +1,5 @@
 """An experiment as a TOML file: sections, overrides, the reference of all keys."""
 
-from fl_sim.config.experiment import Experiment, Target
+from fl_sim.config.experiment import INDIFFERENT, Experiment, Target
 
-__all__ = ["Experiment", "Target"]
+__all__ = ["INDIFFERENT", "Experiment", "Target"]

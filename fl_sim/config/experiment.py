@@ -32,6 +32,8 @@ from fl_sim.training.loop import Training
 from fl_sim.training.losses import HOTTEST
 from fl_sim.training.model_file import content_hash
 
+INDIFFERENT = frozenset({"name", "engine", "out", "device", "ray", "workers", "checkpoint", "faults"})
+"""Config keys that change nothing of what an experiment is: its name, and where and how it runs."""
 Engine = Literal["inline", "workers", "ray", "cohort", "auto", "flower"]
 
 
@@ -284,15 +286,14 @@ class Experiment(Section):
 
     @property
     def id(self) -> str:
-        """Eight hex digits of what determines the result: every non-default key but name, engine and places.
+        """Eight hex digits of what determines the result: every non-default key but those of `INDIFFERENT`.
 
         Weights to start from count by their content, not by their path.
 
         Raises:
             UserError: there are no such weights.
         """
-        where = {"name", "engine", "out", "ray", "workers", "device", "checkpoint", "faults"}
-        tree = self.model_dump(mode="json", exclude_defaults=True, exclude=where)
+        tree = self.model_dump(mode="json", exclude_defaults=True, exclude=set(INDIFFERENT))
         if self.model.weights is not None:
             tree["model"]["weights"] = content_hash(Path(self.model.weights))
         return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:8]

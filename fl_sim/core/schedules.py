@@ -88,7 +88,7 @@ class Exponential(_Gradual):
 class Iterative:
     """Every `every` rounds from `start`, the share `amount` of what is left goes: density (1 - amount)^k.
 
-    The iterations of RD pruning, arXiv 2308.10438: with amount = 0.2, 14 of them leave 4.4 %. Never below `density`.
+    The iterations of RD pruning, arXiv 2308.10438: with amount = 0.2, 14 of them leave 4.4 %, or `density` where that is more.
     """
 
     start: int

@@ -43,7 +43,10 @@ def iid(labels: Labels, request: Request) -> Parts:
 
 
 def dirichlet(labels: Labels, request: Request) -> Parts:
-    """Label skew: each class is spread by a Dirichlet(alpha) draw (Yurochkin et al., 2019; Hsu et al., 2019).
+    """Label skew: each class is spread over the clients by a Dirichlet(alpha) draw (Yurochkin et al., 2019).
+
+    The alpha of NIID-Bench (Li et al., 2022), the concentration of each entry. Hsu et al. (2019) draw the classes of each
+    client, from Dirichlet(alpha p): with K equally frequent classes their alpha is K times the concentration of an entry.
 
     Recipe of the published code of arXiv 2106.06921: a client that already holds its even share gets nothing more of
     a class; everything is drawn again until every client has `min_size` samples.

@@ -111,7 +111,7 @@ class Gate(nn.Module):
         return self.masking.silences and bool(self.salience.predictive)
 
     def set_keep(self, ratio: float) -> None:
-        """Keep ceil(ratio * channels) from now on, at least one."""
+        """Keep round(ratio * channels) from now on, at least one."""
         self.kept = kept_channels(ratio, self.channels)
 
     def forward(self, x: Tensor, z: Tensor, filters: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -107,8 +106,8 @@ def channels_from(traced: fx.GraphModule, is_gate: Callable[[nn.Module], bool]) 
 
 
 def kept_channels(ratio: float, channels: int) -> int:
-    """ceil(ratio * channels), at least 1; the margin undoes the rounding of products such as 0.1 * 30."""
-    return max(1, math.ceil(ratio * channels - 1e-9))
+    """round(ratio * channels) as in the authors' code (arXiv 2106.06921), at least 1: 11 of 16 at 0.7; halves go to even."""
+    return max(1, round(ratio * channels))
 
 
 def top_channels(scores: Tensor, keep: int) -> Tensor:

@@ -95,7 +95,7 @@ class Gated(nn.Module):
         return {conv: gate.kept / gate.channels for conv, gate in self.gates.items()}
 
     def set_keep(self, keep: Keep) -> None:
-        """Keep ceil(ratio * C) channels of each layer from now on, at least one.
+        """Keep round(ratio * C) channels of each layer from now on, at least one.
 
         Raises:
             UserError: a ratio outside (0, 1], or a path that no gated convolution has.
@@ -164,7 +164,7 @@ def gate(
     """A copy of a convolutional model with per-sample channel gates after normalisation.
 
     Composite of arXiv 2106.06921 (v2 "Heterogeneous FL using Dynamic Model Pruning and Adaptive Gradient") and of both
-    public codes of its authors: for each sample and gated layer, the ceil(keep * C) most salient channels are on (equal
+    public codes of its authors: for each sample and gated layer, the round(keep * C) most salient channels are on (equal
     scores: lowest index first) and the rest is multiplied by zero after BatchNorm, forward and therefore backward. So a
     filter's gradient is the sum over the samples that had it on. Batch statistics still see all samples.
 

@@ -1,43 +1,203 @@
-"""Multiply-accumulates of one sample: convolutions and linear layers; 1 MAC = 2 FLOPs; norms and activations ignored."""
+"""Multiply-accumulates (MACs) of one sample: of all products with weights and of products of activations; 1 MAC = 2 FLOPs.
+
+Counted are the convolutions, matrix products and bilinear forms that a forward pass really runs, whatever module or
+function asks for them: convolutions, linear layers, attention, recurrent layers, matrices of one's own. Looking a row up
+in an embedding is no product; norms, activation functions and sums are left out.
+"""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils import parametrize
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fl_sim.core.types import Mask
+from fl_sim.models.layers import prunable_names
+
+ACTIVATIONS = "products of activations"
+"""The entry of products that no weight takes part in, such as those of queries and keys."""
+aten = torch.ops.aten
+Args = tuple[object, ...]
+Product = tuple[int, tuple[Tensor, ...]]
+"""(MACs, the factors, of which one may be a weight)."""
 
 
 def count_macs(model: nn.Module, input_shape: tuple[int, ...], *, mask: Mask | None = None) -> int:
-    """MACs of a forward pass over one sample of `input_shape` (C, H, W).
+    """MACs of a forward pass over one sample of `input_shape`, zeros, for instance (C, H, W).
 
-    With `mask`, only alive weights count: nnz * H_out * W_out for a convolution, nnz for a linear layer. The model is
-    left untouched.
+    With `mask`, only alive weights count, each as often as it is used: nnz * H_out * W_out for a convolution, nnz for a
+    linear layer. The model is left untouched.
     """
     return sum(layer_macs(model, input_shape, mask=mask).values())
 
 
 def layer_macs(model: nn.Module, input_shape: tuple[int, ...], *, mask: Mask | None = None) -> dict[str, int]:
-    """Name of the weight -> MACs, in the order in which the layers run; as `count_macs`, which is the sum."""
-    positions: dict[str, int] = {}
-    sizes: dict[str, int] = {}
+    """Name of the weight -> MACs, in the order in which they run; as `count_macs`, which is the sum.
+
+    A weight that several layers share has one entry, with the MACs of all its uses. What no weight takes part in is the
+    entry `ACTIVATIONS`.
+    """
     probe = copy.deepcopy(model).cpu().eval()
-    for name, module in probe.named_modules():
-        if isinstance(module, (nn.Conv2d, nn.Linear)):
-            weight = f"{name}.weight".removeprefix(".")
-            sizes[weight] = module.weight.numel()
-            module.register_forward_hook(_recorder(weight, positions))
-    with torch.inference_mode():
-        probe(torch.zeros(1, *input_shape))
-    alive = mask or {}
-    return {name: uses * (int(alive[name].sum()) if name in alive else sizes[name]) for name, uses in positions.items()}
+    for tensor in (*probe.parameters(), *probe.buffers()):  # each in memory of its own, by which it is known
+        tensor.data = tensor.data.clone()
+    counter = _Counter(_named(probe, prunable_names(model)), mask or {})
+    for path, module in probe.named_modules():
+        module.register_forward_pre_hook(partial(counter.enter, path))
+    with torch.no_grad(), parametrize.cached(), _composed():
+        for path, module in probe.named_modules():
+            counter.learn(path, _computed(module))
+        with counter:
+            probe(torch.zeros(1, *input_shape))
+    return counter.macs
 
 
-def _recorder(name: str, positions: dict[str, int]):  # type: ignore[no-untyped-def]
-    def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        spatial = output[0, 0].numel() if isinstance(module, nn.Conv2d) else output[0].numel() // output.shape[-1]
-        positions[name] = positions.get(name, 0) + spatial
+def _computed(module: nn.Module) -> dict[str, object]:
+    """Weights that a module's parametrizations compute from other tensors; once, where `parametrize.cached` holds."""
+    if not parametrize.is_parametrized(module):
+        return {}
+    return {name: getattr(module, name) for name in cast(nn.ModuleDict, module.parametrizations)}
 
-    return record
+
+@contextmanager
+def _composed() -> Iterator[None]:
+    """Let attention run as the matrix products that it is made of, not as one operation whose products nobody sees."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+
+
+def _named(model: nn.Module, preferred: Collection[str]) -> dict[int, tuple[str, Tensor]]:
+    """Address -> name and tensor of each parameter and buffer; of several names the first, or one that is preferred."""
+    named: dict[int, tuple[str, Tensor]] = {}
+    tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    for name, tensor in tensors:
+        known = named.get(_address(tensor))
+        if known is None or (name in preferred and known[0] not in preferred):
+            named[_address(tensor)] = name, tensor
+    return named
+
+
+def _address(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+class _Counter(TorchDispatchMode):
+    """Adds up the MACs of the products that run while it is entered.
+
+    Attributes:
+        weights: address -> name and tensor; the tensors are held so that no other is made at the same address.
+        macs: name of the weight -> MACs so far.
+    """
+
+    def __init__(self, weights: dict[int, tuple[str, Tensor]], mask: Mask) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.weights, self.mask = weights, mask
+        self.macs: dict[str, int] = {}
+
+    def learn(self, path: str, tensors: Mapping[str, object]) -> None:
+        """Tell weights by their address that are no parameters."""
+        for name, value in tensors.items():
+            if isinstance(value, Tensor):
+                self.weights[_address(value)] = f"{path}.{name}".removeprefix("."), value
+
+    def enter(self, path: str, module: nn.Module, inputs: object) -> None:
+        """A module is called, after the hooks by which `torch.nn.utils.prune` computes its weight."""
+        self.learn(path, vars(module))
+
+    def __torch_dispatch__(
+        self, func: Callable[..., object], types: object, args: Args = (), kwargs: Mapping[str, object] | None = None
+    ) -> object:
+        output = func(*args, **(kwargs or {}))
+        operation = getattr(func, "overloadpacket", None)
+        if operation in COPIES and (known := self._weight(cast(Tensor, args[0]))) is not None:
+            made = cast(Tensor, output)
+            if made.numel() == known[1].numel():
+                self.weights[_address(made)] = known[0], made
+        for macs, factors in PRODUCTS.get(operation, _none)(args, output):
+            self._book(macs, factors)
+        return output
+
+    def _weight(self, tensor: Tensor) -> tuple[str, Tensor] | None:
+        return self.weights.get(_address(tensor))
+
+    def _book(self, macs: int, factors: tuple[Tensor, ...]) -> None:
+        name = ACTIVATIONS
+        for factor in factors:
+            if (known := self._weight(factor)) is not None:
+                name = known[0]
+                if name in self.mask:
+                    macs = macs // max(1, factor.numel()) * _alive(factor, known[1], self.mask[name])
+                break
+        self.macs[name] = self.macs.get(name, 0) + macs
+
+
+def _alive(part: Tensor, weight: Tensor, mask: Tensor) -> int:
+    """Ones of the mask where `part` looks at the weight: a layer may use a weight in pieces, or transposed."""
+    if part.numel() == weight.numel():
+        return int(mask.count_nonzero())
+    laid = torch.empty_strided(weight.shape, weight.stride(), dtype=torch.bool).copy_(mask)
+    return int(laid.as_strided(part.shape, part.stride(), part.storage_offset()).count_nonzero())
+
+
+def _none(args: Args, output: object) -> list[Product]:
+    """Of operations that multiply no matrices."""
+    return []
+
+
+def _matmul(args: Args, output: object, *, first: int = 0) -> list[Product]:
+    """Of (..., m, k) and (..., k, n), or of a matrix and a vector: k for each entry of the output."""
+    left, right = cast(Tensor, args[first]), cast(Tensor, args[first + 1])
+    return [(cast(Tensor, output).numel() * left.shape[-1], (right, left))]
+
+
+def _batch_sum(args: Args, output: object) -> list[Product]:
+    """Of (b, m, k) and (b, k, n), summed over b."""
+    left, right = cast(Tensor, args[1]), cast(Tensor, args[2])
+    return [(left.numel() * right.shape[-1], (right, left))]
+
+
+def _convolution(args: Args, output: object) -> list[Product]:
+    """Every weight at every position: of the output, or of the input where the convolution is transposed."""
+    source, weight, transposed = cast(Tensor, args[0]), cast(Tensor, args[1]), bool(args[6])
+    positions = source if transposed else cast(Tensor, output)
+    return [(weight.numel() * positions.numel() // positions.shape[1], (weight,))]
+
+
+def _recurrent(args: Args, output: object) -> list[Product]:
+    """One layer and direction of an LSTM on (T, B, features): both weights at every step."""
+    steps = cast(Tensor, args[0]).shape[:2].numel()
+    return [(steps * weight.numel(), (weight,)) for weight in (cast(Tensor, args[1]), cast(Tensor, args[2]))]
+
+
+def _bilinear(args: Args, output: object) -> list[Product]:
+    """x' W y for each output feature: every weight once a row."""
+    weight = cast(Tensor, args[1])
+    return [(weight.numel() * cast(Tensor, args[0]).shape[0], (weight,))]
+
+
+COPIES = frozenset({aten.clone, aten._to_copy})
+PRODUCTS: Mapping[object, Callable[[Args, object], list[Product]]] = {
+    aten.mm: _matmul,
+    aten.bmm: _matmul,
+    aten.mv: _matmul,
+    aten.dot: _matmul,
+    aten.addmm: partial(_matmul, first=1),
+    aten.baddbmm: partial(_matmul, first=1),
+    aten.addmv: partial(_matmul, first=1),
+    aten.addbmm: _batch_sum,
+    aten.convolution: _convolution,
+    aten.mkldnn_rnn_layer: _recurrent,
+    aten._trilinear: _bilinear,
+}

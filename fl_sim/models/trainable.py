@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from fl_sim.core.types import Params, UserError
-from fl_sim.models.layers import CONVOLUTION, batchnorm_names, head_names, prunable_names
+from fl_sim.models.layers import CONVOLUTION, batchnorm_names, head_names, map_names
 
 ORIGINAL, VALUES = ".parametrizations.weight.original", ".parametrizations.weight.0.values"
 PER_CHANNEL = 2
@@ -139,7 +139,7 @@ def initialise(model: nn.Module, batchnorm: str, *, seed: int = 0) -> None:
     named = dict(model.named_parameters())
     scales = [name for name in batchnorm_names(model) if name.endswith("weight")]
     with torch.no_grad():
-        for name in prunable_names(model):
+        for name in map_names(model):
             nn.init.kaiming_normal_(named[name], generator=generator)
         for name in scales:
             draw(named[name], generator)

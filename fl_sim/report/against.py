@@ -13,10 +13,9 @@ from rich.table import Table
 
 from fl_sim.core.types import UserError
 from fl_sim.report.groups import Group
-from fl_sim.report.measures import MEASURES, At, Measure
+from fl_sim.report.measures import LAST, MEASURES, Measure
 from fl_sim.report.summary import Report, bytes_to
 
-LAST = At(("accuracy", "last10_mean"), 100)
 POINTS = 1.0
 """What a run may fall short of the baseline's end, in points of accuracy."""
 
@@ -33,8 +32,13 @@ class Beside:
         return None if base is None else self.of(report, base)
 
 
+def number(report: Report) -> float:
+    """What runs are compared by."""
+    return LAST.of(report) or 0.0
+
+
 def _difference(report: Report, base: Report) -> float:
-    return LAST(report) - LAST(base)
+    return number(report) - number(base)
 
 
 def _share(report: Report, base: Report) -> float:
@@ -42,7 +46,7 @@ def _share(report: Report, base: Report) -> float:
 
 
 def _megabytes_to_its_end(report: Report, base: Report) -> float | None:
-    size = bytes_to([row for row in report.rounds if "accuracy" in row], (LAST(base) - POINTS) / 100)
+    size = bytes_to([row for row in report.rounds if "accuracy" in row], (number(base) - POINTS) / 100)
     return None if size is None else size / 1e6
 
 
@@ -62,7 +66,7 @@ def against(groups: Sequence[Group], baseline: str) -> list[Measure]:
     runs = {report.number("seed"): report for report in named[baseline].reports}
     up, down, sent = MEASURES[1], MEASURES[2], MEASURES[4]
     return [
-        Measure("last ten rounds", "%", LAST),
+        LAST,
         Measure("beyond", "points", Beside(runs, _difference)),
         up,
         down,
@@ -76,7 +80,9 @@ def against(groups: Sequence[Group], baseline: str) -> list[Measure]:
 def beside(groups: Sequence[Group], baseline: str) -> Table:
     """One row a group; see `against`."""
     columns = against(groups, baseline)
-    table = Table(title=f"beside {baseline}: mean ± half a 95 % confidence interval", title_justify="left")
+    table = Table(
+        title=f"beside {baseline}, seed by seed: mean ± half a 95 % confidence interval", title_justify="left"
+    )
     table.box, table.padding = box.SIMPLE_HEAD, (0, 1, 0, 0)
     table.add_column("run", overflow="fold", min_width=15)
     for measure in columns:

@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from fl_sim.config.experiment import Experiment
+from fl_sim.config.experiment import INDIFFERENT, Experiment
 from fl_sim.config.toml import Json
 from fl_sim.report.summary import Report
 
-INDIFFERENT = ("seed", "name", "engine", "out", "device", "ray", "workers")
-"""Config keys that make no other experiment."""
+SAME = INDIFFERENT | {"seed"}
+"""Config keys in which the runs of a group may differ."""
 DENSITY = "strategy.density"
 """The config key in which the members of a family differ."""
 
@@ -120,7 +120,7 @@ def families(groups: Sequence[Group], of: Callable[[Group], float]) -> list[Fami
 
 
 def _relevant(report: Report) -> dict[str, Json]:
-    given = flat({key: value for key, value in report.config.items() if key not in INDIFFERENT})
+    given = flat({key: value for key, value in report.config.items() if key not in SAME})
     return {**_defaults(), **dict(given)}
 
 
@@ -128,7 +128,7 @@ def _relevant(report: Report) -> dict[str, Json]:
 def _defaults() -> Mapping[str, Json]:
     """What a run had, without a word, before its version knew the key."""
     default = tomllib.loads(Experiment.from_tree({}).to_toml())
-    return dict(flat({key: value for key, value in default.items() if key not in INDIFFERENT}))
+    return dict(flat({key: value for key, value in default.items() if key not in SAME}))
 
 
 def flat(tree: Mapping[str, Json], path: str = "") -> Iterable[tuple[str, Json]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fl_sim.report.groups import Group, Spread
-from fl_sim.report.measures import ACCURACY, SAVING, TOTAL, Measure
+from fl_sim.report.measures import LAST, SAVING, TOTAL, Measure
 
 TOLERATED = 1.0
 """Points of accuracy that a method may lose and still be preferred to a dearer one."""
@@ -18,6 +18,8 @@ def _mean(measure: Measure, group: Group) -> float:
 def headline(groups: Sequence[Group]) -> str:
     """One sentence; with several groups it compares the thriftiest with the one whose messages are nearest to dense ones.
 
+    Accuracies are means of the last ten rounds.
+
     The thriftiest is the one of the fewest bytes within `TOLERATED` points of that reference, or of the fewest bytes at
     all where none is.
     """
@@ -25,18 +27,13 @@ def headline(groups: Sequence[Group]) -> str:
     others = [group for group in groups if group is not reference]
     if not others:
         return _alone(reference)
-    close = [g for g in others if _mean(ACCURACY, g) >= _mean(ACCURACY, reference) - TOLERATED]
+    close = [g for g in others if _mean(LAST, g) >= _mean(LAST, reference) - TOLERATED]
     best = min(close or others, key=lambda group: _mean(TOTAL, group))
     less = 100 * (1 - _mean(TOTAL, best) / _mean(TOTAL, reference)) if _mean(TOTAL, reference) else 0.0
-    change = _change(best, reference)
-    points = change.mean or 0.0
-    verb = "lost" if points < 0 else "gained"
-    spread = "" if change.ci is None else f" ± {change.ci:.2f}"
-    seeds = "one seed" if change.seeds == 1 else f"{change.seeds} seeds"
     return (
         f"{best.name} moved {_mean(TOTAL, best):.2f} MB instead of the {_mean(TOTAL, reference):.2f} MB of {reference.name}, "
-        f"{abs(less):.1f} % {'less' if less >= 0 else 'more'}, and {verb} {abs(points):.2f}{spread} points of test accuracy "
-        f"({_mean(ACCURACY, best):.2f} % instead of {_mean(ACCURACY, reference):.2f} %; {seeds})."
+        f"{abs(less):.1f} % {'less' if less >= 0 else 'more'}, and {_verdict(_change(best, reference))} "
+        f"({_mean(LAST, best):.2f} % instead of {_mean(LAST, reference):.2f} %, mean of the last ten rounds)."
     )
 
 
@@ -44,14 +41,25 @@ def _alone(group: Group) -> str:
     seeds = "one seed" if len(group.reports) == 1 else f"{len(group.reports)} seeds"
     return (
         f"{group.name} moved {_mean(TOTAL, group):.2f} MB, {_mean(SAVING, group):.1f} % less than the same messages sent dense, "
-        f"and reached {ACCURACY.text(group)} % test accuracy ({seeds}); what that saving cost shows beside a dense run."
+        f"and reached {LAST.text(group)} % test accuracy (mean of the last ten rounds, {seeds}); what that saving cost shows "
+        "beside a dense run."
     )
 
 
+def _verdict(change: Spread) -> str:
+    """What a difference of accuracies says: a gain or a loss only where zero is outside its confidence interval."""
+    points = change.mean
+    if points is None:
+        return "no seed is common to both, so that their test accuracies are not compared"
+    if change.ci is None:
+        return f"its test accuracy differs by {points:+.2f} points, which one common seed cannot tell from chance"
+    told = f"{abs(points):.2f} ± {change.ci:.2f} points of test accuracy over {change.seeds} seeds"
+    if abs(points) <= change.ci:
+        return f"no difference in test accuracy shows: {points:+.2f} ± {change.ci:.2f} points over {change.seeds} seeds"
+    return f"{'lost' if points < 0 else 'gained'} {told}"
+
+
 def _change(best: Group, reference: Group) -> Spread:
-    """Difference of the accuracies: seed by seed where both ran the same seeds, which share data and cohorts."""
-    score = [{r.summary["seed"]: ACCURACY.of(r) or 0.0 for r in group.reports} for group in (best, reference)]
-    common = [seed for seed in score[0] if seed in score[1]]
-    if common:
-        return Spread.of(score[0][seed] - score[1][seed] for seed in common)
-    return Spread.of([_mean(ACCURACY, best) - _mean(ACCURACY, reference)])
+    """Difference of the accuracies, seed by seed, as `compare --baseline` has it: a seed shares data and cohorts."""
+    score = [{r.summary["seed"]: LAST.of(r) or 0.0 for r in group.reports} for group in (best, reference)]
+    return Spread.of(score[0][seed] - score[1][seed] for seed in score[0] if seed in score[1])

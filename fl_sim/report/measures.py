@@ -72,6 +72,8 @@ MEASURES: tuple[Measure, ...] = (
     Measure("MACs", "10^6", At(("macs", "mean"), 1e-6), 3),
 )
 TOTAL = Measure("total", "MB", At(("total_bytes",), 1e-6), 3)
+LAST = Measure("last ten rounds", "%", At(("accuracy", "last10_mean"), 100))
+"""Mean test accuracy of the last ten rounds that were evaluated: what runs are compared by."""
 ACCURACY, SAVING, ALIVE = MEASURES[0], MEASURES[3], MEASURES[5]
 
 

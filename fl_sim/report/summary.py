@@ -37,7 +37,7 @@ class ModelFacts:
         params: parameters of the model (buffers excluded).
         trainable: those that are trained and travel.
         disabled_features: BatchNorm layer -> share of its channels with |gamma| below 0.01.
-        prunable: weights of convolutions and linear layers.
+        prunable: entries of the weight matrices (`fl_sim.models.prunable_names`), each shared one once.
         density: share of the prunable weights alive.
         dense_payload_bytes: length of one dense float32 payload of the whole model, really encoded.
         other_payloads: (clients, the same of their model), where a federation has several.
@@ -178,9 +178,10 @@ def summarise(
 ) -> dict[str, Json]:
     """The content of `summary.json`.
 
-    `accuracy.best` is the test accuracy of the evaluated round with the best validation accuracy: the test set chooses
-    nothing. `dense_total_bytes` is what the same messages of the training phase cost as dense float32 payloads.
-    `saving` is 1 - measured / dense, both directions, masks, headers and measurements on clients included.
+    `accuracy.best_by_validation` is the test accuracy of the evaluated round with the best validation accuracy, which may
+    be below `final`: the test set chooses nothing. `dense_total_bytes` is what the same messages of the training phase
+    cost as dense float32 payloads. `saving` is 1 - measured / dense, both directions, masks, headers and measurements on
+    clients included.
     """
     evaluated = [row for row in rows if "accuracy" in row]
     last10 = [row["accuracy"] for row in evaluated if row["round"] > len(rows) - 10]
@@ -200,7 +201,7 @@ def summarise(
         "accuracy": {
             "final": evaluated[-1]["accuracy"],
             "last10_mean": sum(last10) / len(last10),
-            "best": max(evaluated, key=lambda row: row["validation_accuracy"])["accuracy"],
+            "best_by_validation": max(evaluated, key=lambda row: row["validation_accuracy"])["accuracy"],
         },
         "uplink_bytes": up,
         "downlink_bytes": down,

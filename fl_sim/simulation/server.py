@@ -74,6 +74,7 @@ def build_server(federation: Federation, ledger: Ledger, recorder: MaskRecorder 
         "seed": experiment.seed,
         "num_clients": len(federation.partitions),
         "cohort_size": experiment.cohort.size,
+        "kept": kept_by_clients(federation),
     }
     method = experiment.strategy.build(run)
     if not hasattr(method, "server"):
@@ -84,6 +85,22 @@ def build_server(federation: Federation, ledger: Ledger, recorder: MaskRecorder 
     accounting = Accounting(ledger, experiment.network, recorder)
     contexts = [_context(federation, track, accounting) for track in federation.tracks]
     return cast(ServerMethod, method).server(*contexts)
+
+
+def kept_by_clients(federation: Federation) -> tuple[str, ...]:
+    """Settings by which a client may keep something of its data between rounds, for privacy accounting.
+
+    A client that keeps nothing says so: an attribute `stateless = True` of what the config's `client` names.
+    """
+    target, exchange = federation.experiment.client, federation.first.exchange
+    may = {
+        "wire.error_feedback = true": exchange.error_feedback,
+        "model.statistics = 'local'": bool(exchange.personal),
+        f"client = {target.target!r}, which does not say stateless = True": not getattr(
+            target.resolve(), "stateless", False
+        ),
+    }
+    return tuple(setting for setting, does in may.items() if does)
 
 
 def _context(federation: Federation, track: ModelTrack, accounting: Accounting) -> ServerContext:

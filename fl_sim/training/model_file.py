@@ -250,10 +250,10 @@ def _classes(name: str, params: Mapping[str, Tensor]) -> int:
 def _filled(model: nn.Module, stored: Stored, what: str) -> nn.Module:
     """The model with the file's parameters, in evaluation mode; made small first if channels were removed from it."""
     own = snapshot(model)
-    _check_names(own, stored.params, what)
     try:
-        if any(value.shape != own[name].shape for name, value in stored.params.items()):
+        if any(name in own and value.shape != own[name].shape for name, value in stored.params.items()):
             shrink(model, {name: value.shape for name, value in stored.params.items()})
+        _check_names(snapshot(model), stored.params, what)
         return load(model, stored.params).eval()
     except ValueError as error:
         raise UserError(f"{what}: {error}") from error

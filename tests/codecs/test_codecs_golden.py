@@ -1,4 +1,4 @@
-"""Frozen bytes: what version 2 wrote must decode for ever. `python tests/test_codecs_golden.py` writes missing files."""
+"""Frozen bytes: what version 3 wrote must decode for ever. `python tests/test_codecs_golden.py` writes missing files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from fl_sim.codecs import decode
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "v2"
+GOLDEN = Path(__file__).parents[1] / "golden" / "v3"
 
 
 def path(name: str) -> Path:

@@ -57,8 +57,15 @@ def test_top_channels_are_exact_with_ties_to_the_lowest_index(rows: list[list[fl
 
 
 @given(st.integers(1, 512), st.integers(1, 100))
-def test_kept_channels_are_the_ceiling(channels: int, percent: int) -> None:
-    assert kept_channels(percent / 100, channels) == max(1, -(-percent * channels // 100))
+def test_kept_channels_are_rounded_to_the_nearest_number(channels: int, percent: int) -> None:
+    kept = kept_channels(percent / 100, channels)
+    assert kept >= 1
+    assert abs(100 * kept - percent * channels) <= 50 or kept == 1
+
+
+def test_kept_channels_are_those_of_the_authors_code() -> None:
+    assert [kept_channels(0.7, channels) for channels in (16, 32, 64, 10)] == [11, 22, 45, 7]
+    assert [kept_channels(ratio, 5) for ratio in (0.01, 0.1, 0.5, 0.7, 1.0)] == [1, 1, 2, 4, 5]  # halves go to even
 
 
 @pytest.mark.parametrize("salience", ["gate", "activation", "taylor", "weight"])

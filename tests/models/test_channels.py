@@ -16,9 +16,9 @@ from fl_sim.training import snapshot
 from fl_sim.training.model_file import read_model, write_model
 
 
-def trained_like(name: str, size: int = 16) -> nn.Module:
+def trained_like(name: str, size: int = 16, width: float = 1.0) -> nn.Module:
     """Random statistics, and a third of the gammas exactly zero with a beta that is not."""
-    model = models.build(name, in_channels=3, image_size=size)
+    model = models.build(name, in_channels=3, image_size=size, width=width)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for layer in model.modules():

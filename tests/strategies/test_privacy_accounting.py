@@ -1,0 +1,87 @@
+"""The epsilon that is reported: the smaller of two bounds, and no amplification where clients keep something of their data."""
+
+from __future__ import annotations
+
+import logging
+import math
+from pathlib import Path
+
+import pytest
+from federation import run_tiny
+from scipy.stats import norm
+
+from fl_sim.core.types import Task, Update
+from fl_sim.training.client import ClientContext
+from strategies.privacy import Accountant, gaussian_epsilon
+
+DELTA = 1e-5
+PRIVATE = ["model.name=cnn", "strategy.target=strategies.presets:private", "strategy.noise=0.7"]
+
+
+def spent(epsilon: float, noise: float) -> float:
+    """Delta of the Gaussian mechanism (Balle and Wang, 2018, theorem 8)."""
+    first, second = norm.cdf(0.5 / noise - epsilon * noise), norm.cdf(-0.5 / noise - epsilon * noise)
+    return float(first - math.exp(epsilon) * second)
+
+
+@pytest.mark.parametrize("noise", [0.2, 1.0, 4.0])
+def test_the_gaussian_mechanism_spends_exactly_its_delta(noise: float) -> None:
+    assert spent(gaussian_epsilon(noise, DELTA), noise) == pytest.approx(DELTA, rel=1e-6)
+
+
+@pytest.mark.parametrize(("noise", "least", "most"), [(1e6, 0.0, 0.0), (1e-6, 5.0e11, 5.1e11)])
+def test_extreme_noise_has_a_finite_epsilon(noise: float, least: float, most: float) -> None:
+    assert least <= gaussian_epsilon(noise, DELTA) <= most
+
+
+def test_where_everybody_takes_part_the_composition_is_exact() -> None:
+    for rounds in (1, 10, 100):
+        got = Accountant(4.0, 10, 10, DELTA)(rounds)["epsilon"]
+        assert spent(got, 4.0 / math.sqrt(rounds)) == pytest.approx(DELTA, rel=1e-6)
+    assert Accountant(4.0, 10, 10, DELTA)(0)["epsilon"] == 0.0
+
+
+def test_the_smaller_bound_counts() -> None:
+    few, most = (Accountant(1.0, cohort, 100, DELTA)(10)["epsilon"] for cohort in (2, 90))
+    exact = gaussian_epsilon(1.0 / math.sqrt(10), DELTA)
+    assert few < most <= exact
+    assert Accountant(1.0, 2, 100, DELTA, amplified=False)(10)["epsilon"] == exact
+
+
+def forgetful(task: Task, ctx: ClientContext) -> Update:
+    return Update(task.params, ctx.num_examples)
+
+
+forgetful.stateless = True  # type: ignore[attr-defined]
+
+
+def unknown(task: Task, ctx: ClientContext) -> Update:
+    return Update(task.params, ctx.num_examples)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ([], None),
+        (["client.target=clients.presets:topk", "client.density=0.1"], None),
+        ([f"client.target={__name__}:forgetful"], None),
+        ([f"client.target={__name__}:unknown"], "stateless"),
+        (["client.target=clients.presets:topk", "wire.error_feedback=true"], "wire.error_feedback = true"),
+        (["model.name=cnn_bn", "model.statistics=local"], "model.statistics = 'local'"),
+        (["model.name=resnet8", "client.target=clients.presets:feature_distillation"], "feature_distillation"),
+    ],
+)
+def test_what_clients_keep_costs_the_amplification_and_is_said(
+    options: list[str], told: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, "fl_sim"):
+        report = run_tiny(tmp_path, *PRIVATE, "cohort.size=2", "rounds=1", "training.steps=1", *options)
+    lines = [record.getMessage() for record in caplog.records if "amplification" in record.getMessage()]
+    exact = gaussian_epsilon(0.7, DELTA)
+    if told is None:
+        assert not lines
+        assert report.rounds[0]["epsilon"] < 0.95 * exact
+    else:
+        assert len(lines) == 1
+        assert told in lines[0]
+        assert report.rounds[0]["epsilon"] == exact

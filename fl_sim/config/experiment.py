@@ -20,7 +20,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from fl_sim.communication.messages import Coding
 from fl_sim.communication.sparse_broadcast import SparseBroadcast
 from fl_sim.communication.virtual_clock import Network
-from fl_sim.config.toml import Json, apply_override, explain, plain, text_of, toml_lines
+from fl_sim.config.toml import Json, apply_override, explain, has_null, plain, text_of
 from fl_sim.core.errors import in_one_line
 from fl_sim.core.lookup import imported, nearest, typed
 from fl_sim.core.types import UserError
@@ -48,6 +48,13 @@ class Target(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="allow")
     target: str = Field(description="import path, module:name")
+
+    @model_validator(mode="after")
+    def _options_have_values(self) -> Self:
+        """A null option would be lost in config.toml, and the run that is loaded from there would be another one."""
+        if empty := [key for key, value in self.options.items() if has_null(value)]:
+            raise ValueError(f"option {empty[0]!r} is null: TOML has no null; leave it out for its default")
+        return self
 
     @property
     def options(self) -> dict[str, Json]:
@@ -300,7 +307,9 @@ class Experiment(Section):
 
     def to_toml(self) -> str:
         """The resolved config as TOML that loads back to an equal experiment."""
-        return "\n".join(toml_lines(self.model_dump(mode="json", exclude_none=True)))
+        import tomli_w  # here: most commands write no config
+
+        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
 
 
 def run_folder(experiment: Experiment) -> Path:

@@ -1,11 +1,9 @@
-"""A config as a tree of plain values: from a file and overrides, out again as TOML, and what is wrong with it in one line."""
+"""A config as a tree of plain values: read from a file and overrides, and its errors explained in one line."""
 
 from __future__ import annotations
 
 import inspect
-import json
 import math
-import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -64,18 +62,37 @@ def plain(value: object, where: str) -> Json:
     """A copy of a config's value, which is saved as TOML and hashed as JSON, so that both must be able to say it.
 
     Raises:
-        UserError: a date, an infinite number, one of more than 64 bits.
+        UserError: a date, an infinite number, one of more than 64 bits, text that is no Unicode, null in a list.
     """
     if isinstance(value, Mapping):
-        return {str(key): plain(below, f"{where}.{key}") for key, below in value.items()}
+        return {_unicode(str(key), where): plain(below, f"{where}.{key}") for key, below in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(item, where) for item in value]
-    if value is None or isinstance(value, (str, bool)):
+        items: Json = [plain(item, where) for item in value]
+        if has_null(items):
+            raise UserError(f"{_short(where)}: null in a list: TOML has no null")
+        return items
+    if isinstance(value, str):
+        return _unicode(value, where)
+    if value is None or isinstance(value, bool):
         return value
     if (isinstance(value, int) and abs(value) < 2**63) or (isinstance(value, float) and math.isfinite(value)):
         return value
     kind = "an integer of more than 64 bits" if isinstance(value, int) else str(value)
     raise UserError(f"{_short(where)} = {kind}: allowed: text, true, false, finite numbers, lists and tables of them")
+
+
+def has_null(value: Json) -> bool:
+    """Whether a value is null, or holds one anywhere."""
+    if isinstance(value, dict):
+        return any(map(has_null, value.values()))
+    return any(map(has_null, value)) if isinstance(value, list) else value is None
+
+
+def _unicode(text: str, where: str) -> str:
+    """The text itself; half a surrogate pair, which JSON can hold, has no bytes in a TOML file."""
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise UserError(f"{_short(where)}: {_short(repr(text))} is not Unicode text")
+    return text
 
 
 def _short(text: str) -> str:
@@ -108,22 +125,3 @@ def _keys(root: type[BaseModel], path: Sequence[str]) -> list[str]:
         # `Table | None`: a table that may be left out.
         kind = next((choice for choice in get_args(kind) if isinstance(choice, type)), kind)
     return list(getattr(kind, "model_fields", None) or getattr(kind, "__dataclass_fields__", {}))
-
-
-def toml_lines(tree: Mapping[str, Json], path: str = "") -> list[str]:
-    """A tree as TOML; `path` is that of the table, with a dot behind it."""
-    named = {key if re.fullmatch(r"[\w-]+", key, re.ASCII) else json.dumps(key): value for key, value in tree.items()}
-    lines = [f"{key} = {_scalar(value)}" for key, value in named.items() if not isinstance(value, dict)]
-    for key, value in named.items():
-        if isinstance(value, dict):
-            lines += ["", f"[{path}{key}]", *toml_lines(value, f"{path}{key}.")]
-    return lines
-
-
-def _scalar(value: Json) -> str:
-    if isinstance(value, list):
-        return "[" + ", ".join(map(_scalar, value)) + "]"
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{json.dumps(key)} = {_scalar(entry)}" for key, entry in value.items()) + "}"
-    # A JSON string, number or boolean is also a TOML value.
-    return json.dumps(value, ensure_ascii=False)

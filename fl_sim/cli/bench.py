@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-console = Console()
-errors = Console(stderr=True, highlight=False)
+from fl_sim.cli.screen import console
+
 bench = typer.Typer(no_args_is_help=True, help="Benchmarks that anyone can rerun. Run them on an idle machine.")
 AS_JSON = Annotated[bool, typer.Option("--json", help="print one JSON object instead of a table")]
 

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from fl_sim.cli.screen import console
+from fl_sim.cli.screen import console, wide
 
 
 def report(run: Annotated[Path, typer.Argument(help="run folder")]) -> None:
@@ -53,7 +52,7 @@ def compare(
         return
     console.print(comparison(reports))
     if baseline is not None:
-        Console(width=max(console.width, 150)).print(beside(groups, baseline))  # nine columns
+        wide(150).print(beside(groups, baseline))  # nine columns
     elif any(len(group.reports) > 1 for group in groups):
         console.print(over_seeds(groups))
     if page is not None:

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
-from fl_sim.cli.screen import console, errors, typed
+from fl_sim.cli.screen import console, errors, typed, wide
 from fl_sim.runtime.grids import forkserver
 
 if TYPE_CHECKING:
@@ -117,7 +116,7 @@ def _studies(experiments: list[Experiment], seeds: list[int], *, quiet: bool) ->
         table = folder(experiment) / f"table-{experiment.id}.json"
         write_atomically(table, document(rows).encode())
         if not quiet:
-            show_rows(Console(width=max(console.width, 170)), rows, as_json=False)  # fourteen columns
+            show_rows(wide(170), rows, as_json=False)  # fourteen columns
             console.print(str(table), highlight=False, soft_wrap=True)
 
 

@@ -1,4 +1,4 @@
-"""Where commands write, and how this program was called."""
+"""The consoles that every command writes to, and the name this program was called by."""
 
 from __future__ import annotations
 
@@ -10,6 +10,11 @@ from rich.console import Console
 
 console = Console()
 errors = Console(stderr=True, highlight=False)
+
+
+def wide(columns: int) -> Console:
+    """Standard output for a table of at least `columns` characters, which a narrower console would squeeze."""
+    return Console(width=max(console.width, columns))
 
 
 def typed() -> str:

@@ -1,1 +1,1 @@
-"""Benchmarks that anyone can rerun: `fl-sim bench engine | codec | pruning`."""
+"""Benchmarks that anyone can rerun: the commands of `fl-sim bench`."""

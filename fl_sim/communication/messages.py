@@ -60,7 +60,7 @@ class Coding:
     """How one direction is encoded: the value type (`fl_sim.codecs.VALUES`) and what the values mean (`CONTENTS`).
 
     Attributes:
-        values: value type: float32, float32-zstd, float16, bfloat16, int8.
+        values: value type: float32, float32-zstd, float16, bfloat16, int8, int4, int2, top25-int8, top10-int8.
         content: what is encoded: "parameters", or their "difference" to what the receiver knows.
     """
 

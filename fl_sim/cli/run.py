@@ -59,7 +59,7 @@ def run(
     if not quiet:
         console.print(per_run(report))
         console.print(comparison([report]))
-        page, precision = report.folder / "report.html", report.summary["precision"]
+        page, precision = report.folder / "report.html", report.results.precision
         console.print(f"{page}  (computed in {precision})", highlight=False, soft_wrap=True)
 
 

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from fl_sim.core.types import UserError
 from fl_sim.report.groups import Group
-from fl_sim.report.measures import LAST, MEASURES, Measure
+from fl_sim.report.measures import DOWN, LAST, SENT, UP, Measure, last_ten
 from fl_sim.report.summary import Report, bytes_to
 
 POINTS = 1.0
@@ -24,34 +24,33 @@ POINTS = 1.0
 class Beside:
     """A number of a run and of the baseline's run with the same seed; None where the baseline has no such seed."""
 
-    baseline: Mapping[float, Report]
+    baseline: Mapping[int, Report]
     of: Callable[[Report, Report], float | None]
 
     def __call__(self, report: Report) -> float | None:
-        base = self.baseline.get(report.number("seed"))
+        base = self.baseline.get(report.results.seed)
         return None if base is None else self.of(report, base)
 
 
-def number(report: Report) -> float:
-    """What runs are compared by."""
-    return LAST.of(report) or 0.0
-
-
 def _difference(report: Report, base: Report) -> float:
-    return number(report) - number(base)
+    return last_ten(report) - last_ten(base)
 
 
-def _share(report: Report, base: Report) -> float:
-    return 100 * report.number("total_bytes") / base.number("total_bytes")
+def _share(report: Report, base: Report) -> float | None:
+    return _percent(report.results.total_bytes, base.results.total_bytes)
 
 
 def _megabytes_to_its_end(report: Report, base: Report) -> float | None:
-    size = bytes_to([row for row in report.rounds if "accuracy" in row], (number(base) - POINTS) / 100)
+    size = bytes_to([row for row in report.rounds if "accuracy" in row], (last_ten(base) - POINTS) / 100)
     return None if size is None else size / 1e6
 
 
-def _macs(report: Report) -> float:
-    return 100 * report.number("macs", "mean") / report.number("macs", "dense")
+def _macs(report: Report) -> float | None:
+    return _percent(report.results.macs.mean, report.results.macs.dense)
+
+
+def _percent(part: int, whole: int) -> float | None:
+    return 100 * part / whole if whole else None
 
 
 def against(groups: Sequence[Group], baseline: str) -> list[Measure]:
@@ -63,17 +62,16 @@ def against(groups: Sequence[Group], baseline: str) -> list[Measure]:
     named = {group.name: group for group in groups}
     if baseline not in named:
         raise UserError(f"--baseline {baseline!r}: no such run; allowed: {', '.join(named)}")
-    runs = {report.number("seed"): report for report in named[baseline].reports}
-    up, down, sent = MEASURES[1], MEASURES[2], MEASURES[4]
+    runs = {report.results.seed: report for report in named[baseline].reports}
     return [
         LAST,
         Measure("beyond", "points", Beside(runs, _difference)),
-        up,
-        down,
+        UP,
+        DOWN,
         Measure("bytes", "% of its", Beside(runs, _share), 1),
         Measure("to its end less a point", "MB", Beside(runs, _megabytes_to_its_end), 3),
         Measure("MACs", "% of dense", _macs, 1),
-        sent,
+        SENT,
     ]
 
 

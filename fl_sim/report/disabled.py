@@ -13,11 +13,11 @@ def disabled_features(groups: Sequence[Group]) -> Figure | None:
     """Share of channels with |gamma| below 0.01 by BatchNorm layer, one view a group; None where there are none."""
     views: dict[str, Chart] = {}
     for index, group in enumerate(groups):
-        shares = group.reports[0].summary.get("disabled_features")
-        if not isinstance(shares, dict) or not any(shares.values()):
+        shares = group.reports[0].results.disabled_features
+        if not any(shares.values()):
             continue
         names: list[Json] = [plain(name, longest=22) for name in shares]
-        heights: list[Json] = [100 * float(share) for share in shares.values() if isinstance(share, (int, float))]
+        heights: list[Json] = [100 * share for share in shares.values()]
         hover = "%{x}: %{y:.1f} % of the channels<extra></extra>"
         marker: Chart = {"color": Style(index).colour}
         trace: Chart = {"type": "bar", "x": names, "y": heights, "marker": marker, "hovertemplate": hover}

@@ -104,8 +104,8 @@ def bytes_by_part(groups: Sequence[Group]) -> Figure:
 def macs(groups: Sequence[Group]) -> Figure:
     """MACs of one sample, masked and dense."""
     data: list[Json] = []
-    masked = [group.spread(lambda r: r.number("macs", "mean") / 1e6).mean or 0.0 for group in groups]
-    dense = [group.spread(lambda r: r.number("macs", "dense") / 1e6).mean or 0.0 for group in groups]
+    masked = [group.spread(lambda r: r.results.macs.mean / 1e6).mean or 0.0 for group in groups]
+    dense = [group.spread(lambda r: r.results.macs.dense / 1e6).mean or 0.0 for group in groups]
     rest: list[Json] = [max(0.0, d - m) for m, d in zip(masked, dense, strict=True)]
     left: list[Json] = [*masked]
     for x, colour, name in ((left, COLOURS[0], "left"), (rest, "#8a8f9855", "masked away")):
@@ -196,5 +196,5 @@ def labels(groups: Sequence[Group]) -> Figure | None:
         whose = "all" if len(named) == 1 else ", ".join(names)
         titles, hover = ("client", "class", "samples"), "client %{x}, class %{y}: %{z} samples<extra></extra>"
         classes: list[Json] = [str(c) for c in range(len(rows))]
-        views[f"{whose}, seed {report.summary['seed']}"] = heat([*range(len(counts))], classes, rows, titles, hover)
+        views[f"{whose}, seed {report.results.seed}"] = heat([*range(len(counts))], classes, rows, titles, hover)
     return Figure("Labels of the clients", "Training samples by client and class.", views) if views else None

@@ -75,7 +75,7 @@ class Group:
     @property
     def seeds(self) -> str:
         """The seeds, for a reader."""
-        return ", ".join(str(report.summary["seed"]) for report in self.reports)
+        return ", ".join(str(report.results.seed) for report in self.reports)
 
 
 def grouped(reports: Sequence[Report]) -> list[Group]:
@@ -86,12 +86,12 @@ def grouped(reports: Sequence[Report]) -> list[Group]:
     """
     found: dict[tuple[str, str], dict[str, Report]] = {}
     for report in reports:
-        key = (str(report.summary["name"]), json.dumps(_relevant(report), sort_keys=True))
-        found.setdefault(key, {}).setdefault(str(report.summary["seed"]), report)
+        key = (report.results.name, json.dumps(_relevant(report), sort_keys=True))
+        found.setdefault(key, {}).setdefault(str(report.results.seed), report)
     groups = []
     for (name, settings), by_seed in found.items():
         others = [json.loads(text) for other, text in found if other == name and text != settings]
-        ordered = sorted(by_seed.values(), key=lambda r: r.number("seed"))
+        ordered = sorted(by_seed.values(), key=lambda r: r.results.seed)
         groups.append(Group(" ".join([name, *_differing(json.loads(settings), others)]), tuple(ordered)))
     return groups
 
@@ -110,7 +110,7 @@ def families(groups: Sequence[Group], of: Callable[[Group], float]) -> list[Fami
     for group in groups:
         report = group.reports[0]
         rest = {key: value for key, value in _relevant(report).items() if key != DENSITY}
-        found.setdefault((str(report.summary["name"]), json.dumps(rest, sort_keys=True)), []).append(group)
+        found.setdefault((report.results.name, json.dumps(rest, sort_keys=True)), []).append(group)
     made = []
     for (name, settings), members in found.items():
         others = [json.loads(text) for other, text in found if other == name and text != settings]

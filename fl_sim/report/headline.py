@@ -61,5 +61,5 @@ def _verdict(change: Spread) -> str:
 
 def _change(best: Group, reference: Group) -> Spread:
     """Difference of the accuracies, seed by seed, as `compare --baseline` has it: a seed shares data and cohorts."""
-    score = [{r.summary["seed"]: LAST.of(r) or 0.0 for r in group.reports} for group in (best, reference)]
+    score = [{r.results.seed: LAST.of(r) or 0.0 for r in group.reports} for group in (best, reference)]
     return Spread.of(score[0][seed] - score[1][seed] for seed in score[0] if seed in score[1])

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from fl_sim.report.groups import Group, Spread
+from fl_sim.report.schema import Summary
 from fl_sim.report.summary import Report
 
 
@@ -17,12 +18,14 @@ class Measure:
         name, unit: the column's heading.
         of: the number in `unit`; None where the run has none.
         digits: decimals shown.
+        short: the heading in a table of 80 columns.
     """
 
     name: str
     unit: str
     of: Callable[[Report], float | None]
     digits: int = 2
+    short: str = ""
 
     @property
     def heading(self) -> str:
@@ -38,58 +41,59 @@ class Measure:
         return self.spread(group).text(self.digits)
 
 
-@dataclass(frozen=True)
-class At:
-    """A number of the summary, times `scale`."""
+ACCURACY = Measure("accuracy", "%", lambda report: 100 * report.results.accuracy.final, short="accuracy %")
+UP = Measure("up", "MB", lambda report: 1e-6 * report.results.uplink_bytes, 3, short="MB up")
+DOWN = Measure("down", "MB", lambda report: 1e-6 * report.results.downlink_bytes, 3, short="MB down")
+SAVING = Measure("saving", "%", lambda report: 100 * report.results.saving, short="saving %")
+SENT = Measure("sent", "%", lambda report: 100 * report.results.density.uplink_mean, 1, short="sent %")
+ALIVE = Measure("alive", "%", lambda report: 100 * report.results.density.prunable, 1, short="alive %")
+MACS = Measure("MACs", "10^6", lambda report: 1e-6 * report.results.macs.mean, 3, short="M MACs")
+MEASURES = (ACCURACY, UP, DOWN, SAVING, SENT, ALIVE, MACS)
+"""The columns of every comparison."""
+TOTAL = Measure("total", "MB", lambda report: 1e-6 * report.results.total_bytes, 3, short="MB total")
 
-    path: tuple[str, ...]
-    scale: float = 1.0
 
-    def __call__(self, report: Report) -> float:
-        return self.scale * report.number(*self.path)
+def last_ten(report: Report) -> float:
+    """Mean test accuracy of the last ten rounds that were evaluated, in percent."""
+    return 100 * report.results.accuracy.last10_mean
+
+
+LAST = Measure("last ten rounds", "%", last_ten)
+"""What runs are compared by."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """MB of an entry of one of the summary's tables of bytes; None where it has no such entry, or none was reached."""
+    """MB of the entry `key` of one of the summary's tables of bytes; None where a run has no such entry, or null."""
 
-    table: str
+    table: Callable[[Summary], Mapping[str, int | None]]
     key: str
 
     def __call__(self, report: Report) -> float | None:
-        table = report.summary.get(self.table)
-        size = table.get(self.key) if isinstance(table, dict) else None
-        return size / 1e6 if isinstance(size, (int, float)) else None
+        size = self.table(report.results).get(self.key)
+        return None if size is None else size / 1e6
 
 
-MEASURES: tuple[Measure, ...] = (
-    Measure("accuracy", "%", At(("accuracy", "final"), 100)),
-    Measure("up", "MB", At(("uplink_bytes",), 1e-6), 3),
-    Measure("down", "MB", At(("downlink_bytes",), 1e-6), 3),
-    Measure("saving", "%", At(("saving",), 100)),
-    Measure("sent", "%", At(("density", "uplink_mean"), 100), 1),
-    Measure("alive", "%", At(("density", "prunable"), 100), 1),
-    Measure("MACs", "10^6", At(("macs", "mean"), 1e-6), 3),
-)
-TOTAL = Measure("total", "MB", At(("total_bytes",), 1e-6), 3)
-LAST = Measure("last ten rounds", "%", At(("accuracy", "last10_mean"), 100))
-"""Mean test accuracy of the last ten rounds that were evaluated: what runs are compared by."""
-ACCURACY, SAVING, ALIVE = MEASURES[0], MEASURES[3], MEASURES[5]
-
-
-def _entries(groups: Sequence[Group], name: str) -> list[str]:
+def _columns(groups: Sequence[Group], table: Callable[[Summary], Mapping[str, int | None]]) -> list[str]:
     """Keys of a summary's table that have a number in any run, in their order."""
-    tables = [report.summary.get(name) for group in groups for report in group.reports]
-    found = (key for table in tables if isinstance(table, dict) for key, size in table.items() if size is not None)
-    return list(dict.fromkeys(found))
+    tables = [table(report.results) for group in groups for report in group.reports]
+    return list(dict.fromkeys(key for each in tables for key, size in each.items() if size is not None))
+
+
+def _reached(summary: Summary) -> Mapping[str, int | None]:
+    return summary.bytes_to_accuracy
+
+
+def _claimed(summary: Summary) -> Mapping[str, int | None]:
+    return summary.estimates
 
 
 def targets(groups: Sequence[Group], *, most: int = 6) -> list[Measure]:
     """MB of both directions to first reach a test accuracy, for the highest accuracies that any run reached."""
-    chosen = sorted(_entries(groups, "bytes_to_accuracy"), key=float)[-most:]
-    return [Measure(f"to {100 * float(level):.0f} %", "MB", Entry("bytes_to_accuracy", level), 3) for level in chosen]
+    chosen = sorted(_columns(groups, _reached), key=float)[-most:]
+    return [Measure(f"to {100 * float(level):.0f} %", "MB", Entry(_reached, level), 3) for level in chosen]
 
 
 def claims(groups: Sequence[Group]) -> list[Measure]:
     """What the published formulas claim for the training messages."""
-    return [Measure(name, "MB", Entry("estimates", name), 3) for name in _entries(groups, "estimates")]
+    return [Measure(name, "MB", Entry(_claimed, name), 3) for name in _columns(groups, _claimed)]

@@ -140,13 +140,9 @@ def _runs(groups: Sequence[Group]) -> str:
     rows = []
     for group in groups:
         for report in group.reports:
-            s = report.summary
-            failures = s.get("failures")
-            failed = sum(int(str(n)) for n in failures.values()) if isinstance(failures, dict) else 0
-            cells = (
-                s.get(key, "") for key in ("seed", "engine", "rounds", "num_clients", "params", "precision", "wall_s")
-            )
-            rows.append([report.folder.name, *map(str, cells), str(failed)])
+            s = report.results
+            cells = (s.seed, s.engine, s.rounds, s.num_clients, s.params, s.precision, s.wall_s, s.failed)
+            rows.append([report.folder.name, *map(str, cells)])
     headings = [
         "folder",
         "seed",
@@ -158,8 +154,7 @@ def _runs(groups: Sequence[Group]) -> str:
         "wall time [s]",
         "failed tasks",
     ]
-    versions = groups[0].reports[0].summary.get("versions")
-    said = ", ".join(f"{k} {v}" for k, v in versions.items()) if isinstance(versions, dict) else ""
+    said = ", ".join(f"{k} {v}" for k, v in groups[0].reports[0].results.versions.items())
     return _section("Runs", f"Versions of the first: {said}.", _table(headings, rows))
 
 

@@ -20,7 +20,7 @@ from fl_sim.config.toml import Json
 from fl_sim.core.errors import in_one_line
 from fl_sim.core.files import read_plain
 from fl_sim.core.types import Params, UserError
-from fl_sim.report.shape import wrong, wrong_counts
+from fl_sim.report.schema import Accuracy, Density, Macs, Summary, check_counts, check_rows, summary_of
 
 if TYPE_CHECKING:
     import pandas
@@ -94,22 +94,18 @@ class Report:
             raise UserError(f"{folder}: not a finished run ({error.strerror}: {Path(error.filename).name})") from error
         except (ValueError, RecursionError) as error:
             raise UserError(f"{folder}: damaged run folder: {in_one_line(error)}") from error
-        if problem := wrong(summary, rounds):
-            raise UserError(f"{folder}: damaged run folder: {problem}")
+        summary_of(summary, folder)
+        check_rows(rounds, folder)
         return cls(folder, summary, rounds, Ledger.read(folder / "ledger.parquet"), {})
 
-    def number(self, *path: str) -> float:
-        """A number of the summary, for instance `number("accuracy", "final")`.
+    @cached_property
+    def results(self) -> Summary:
+        """The summary with typed fields: `report.results.accuracy.final` is `report.summary["accuracy"]["final"]`.
 
         Raises:
-            UserError: the summary has no such number.
+            UserError: the summary is no summary of a run.
         """
-        node: Json = dict(self.summary)
-        for key in path:
-            node = node.get(key) if isinstance(node, dict) else None
-        if not isinstance(node, (int, float)):
-            raise UserError(f"{self.folder}: damaged run folder: summary.json has no number {'.'.join(path)}")
-        return float(node)
+        return summary_of(self.summary, self.folder)
 
     def frame(self) -> pandas.DataFrame:
         """One row a round: the columns of rounds.jsonl after the run's name, id and seed, so that runs concatenate.
@@ -141,14 +137,12 @@ class Report:
     def label_counts(self) -> Sequence[Sequence[int]]:
         """Training samples of each client (row) by class (column); empty where the run did not keep them."""
         try:
-            counts: list[list[int]] = json.loads(read_plain(self.folder / "partition.json"))
+            counts = json.loads(read_plain(self.folder / "partition.json"))
         except FileNotFoundError:
             return []
         except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"{self.folder}: damaged run folder: partition.json: {in_one_line(error)}") from error
-        if problem := wrong_counts(counts):
-            raise UserError(f"{self.folder}: damaged run folder: {problem}")
-        return counts
+        return check_counts(counts, self.folder)
 
 
 def against_dense(
@@ -191,46 +185,47 @@ def summarise(
     dense_total, train_bytes = against_dense(ledger, facts.dense_payload_bytes, facts.other_payloads)
     fits = sum(int(row["clients"]) for row in rows)
     sent = ledger.total(by=("direction", "phase"), column="nnz").get(("up", "train"), 0)
-    return {
-        "name": experiment.name,
-        "id": experiment.id,
-        "seed": experiment.seed,
-        "engine": experiment.engine,
-        "rounds": len(rows),
-        "num_clients": experiment.data.clients,
-        "accuracy": {
-            "final": evaluated[-1]["accuracy"],
-            "last10_mean": sum(last10) / len(last10),
-            "best_by_validation": max(evaluated, key=lambda row: row["validation_accuracy"])["accuracy"],
-        },
-        "uplink_bytes": up,
-        "downlink_bytes": down,
-        "total_bytes": up + down,
-        "dense_total_bytes": dense_total,
-        "saving": 1 - train_bytes / dense_total if dense_total else 0.0,
-        "bytes_to_accuracy": {f"{target:.2f}": bytes_to(evaluated, target) for target in TARGETS},
-        "time_to_accuracy": {f"{target:.2f}": time_to(evaluated, target) for target in TARGETS},
-        "simulated_s": rows[-1].get("simulated_s"),
-        "mask_bytes": ledger.total(where={"section": "mask"})[()],
-        "mask_floor_bytes": round(sum(ledger.total(by=(), column="entropy_bytes").values())),
-        "protocol_bytes": sum(ledger.total(by=(), column="protocol_bytes").values()),
-        "estimates": dict(estimate(ledger, index_dims=facts.index_dims)),
-        "density": {
-            "prunable": facts.density,
-            "model": (facts.params - facts.prunable * (1 - facts.density)) / facts.params,
-            "uplink_mean": sent / (facts.prunable * train["up"]) if facts.prunable and train.get("up") else 0.0,
-        },
-        "macs": {"dense": facts.macs_dense, "mean": facts.macs},
-        "params": facts.params,
-        "trainable_params": facts.trainable,
-        "disabled_features": dict(facts.disabled_features),
-        "params_sha256": facts.params_hash,
-        "wall_s": round(wall_s, 3),
-        "client_fits_per_s": round(fits / training_s, 3) if training_s else 0.0,
-        "failures": dict(facts.failures),
-        "precision": precision,
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
-    }
+    summary = Summary(
+        name=experiment.name,
+        id=experiment.id,
+        seed=experiment.seed,
+        engine=experiment.engine,
+        rounds=len(rows),
+        num_clients=experiment.data.clients,
+        accuracy=Accuracy(
+            final=evaluated[-1]["accuracy"],
+            last10_mean=sum(last10) / len(last10),
+            best_by_validation=max(evaluated, key=lambda row: row["validation_accuracy"])["accuracy"],
+        ),
+        uplink_bytes=up,
+        downlink_bytes=down,
+        total_bytes=up + down,
+        dense_total_bytes=dense_total,
+        saving=1 - train_bytes / dense_total if dense_total else 0.0,
+        bytes_to_accuracy={f"{target:.2f}": bytes_to(evaluated, target) for target in TARGETS},
+        time_to_accuracy={f"{target:.2f}": time_to(evaluated, target) for target in TARGETS},
+        simulated_s=rows[-1].get("simulated_s"),
+        mask_bytes=ledger.total(where={"section": "mask"})[()],
+        mask_floor_bytes=round(sum(ledger.total(by=(), column="entropy_bytes").values())),
+        protocol_bytes=sum(ledger.total(by=(), column="protocol_bytes").values()),
+        estimates=dict(estimate(ledger, index_dims=facts.index_dims)),
+        density=Density(
+            prunable=facts.density,
+            model=(facts.params - facts.prunable * (1 - facts.density)) / facts.params,
+            uplink_mean=sent / (facts.prunable * train["up"]) if facts.prunable and train.get("up") else 0.0,
+        ),
+        macs=Macs(dense=facts.macs_dense, mean=facts.macs),
+        params=facts.params,
+        trainable_params=facts.trainable,
+        disabled_features=dict(facts.disabled_features),
+        params_sha256=facts.params_hash,
+        wall_s=round(wall_s, 3),
+        client_fits_per_s=round(fits / training_s, 3) if training_s else 0.0,
+        failures=dict(facts.failures),
+        precision=precision,
+        versions={"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+    )
+    return summary.model_dump()
 
 
 def bytes_to(evaluated: Sequence[Mapping[str, float]], target: float) -> int | None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from rich import box
 from rich.table import Table
 
 from fl_sim.report.groups import Group, grouped
-from fl_sim.report.measures import MEASURES
+from fl_sim.report.measures import ACCURACY, ALIVE, DOWN, MACS, SAVING, SENT, UP, Measure
 from fl_sim.report.summary import Report
 
 
@@ -17,55 +17,46 @@ def _mb(count: float) -> str:
     return f"{count / 1e6:.3f}" if count < 1e8 else f"{count / 1e6:.1f}"
 
 
-COLUMNS: Mapping[str, Callable[[Report], str]] = {
-    "rounds": lambda r: str(r.summary["rounds"]),
-    "accuracy %": lambda r: f"{100 * r.number('accuracy', 'final'):.2f}",
-    "MB up": lambda r: _mb(r.number("uplink_bytes")),
-    "MB down": lambda r: _mb(r.number("downlink_bytes")),
-    "saving %": lambda r: f"{100 * r.number('saving'):.2f}",
-    "sent %": lambda r: f"{100 * r.number('density', 'uplink_mean'):.1f}",
-    "alive %": lambda r: f"{100 * r.number('density', 'prunable'):.1f}",
-}
+def _shown(measure: Measure, report: Report) -> str:
+    value = measure.of(report) or 0.0
+    return f"{value:.{1 if measure.unit == 'MB' and value >= 100 else measure.digits}f}"
+
+
+def _table(title: str, headings: Iterable[str], *, text: Collection[str] = ("run",)) -> Table:
+    """An empty table; columns hold numbers but for those named in `text`."""
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in headings:
+        if name == "run":
+            table.add_column(name, overflow="fold", min_width=15)
+        else:
+            table.add_column(name, justify="left" if name in text else "right", no_wrap=name not in text)
+    return table
 
 
 def comparison(reports: Sequence[Report]) -> Table:
     """One row a run: accuracy, bytes each way, saving against dense FedAvg, densities; fits 80 columns."""
-    table = Table(
-        title="measured: bytes that were encoded and moved",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-    )
-    table.add_column("run", overflow="fold", min_width=15)
-    for name in COLUMNS:
-        table.add_column(name, justify="right", no_wrap=True)
+    columns = (ACCURACY, UP, DOWN, SAVING, SENT, ALIVE)
+    table = _table("measured: bytes that were encoded and moved", ["run", "rounds", *(m.short for m in columns)])
     # Runs of one name are told apart by the keys in which they differ.
     names = {report.folder: group.name for group in grouped(reports) for report in group.reports}
     for report in reports:
-        s = report.summary
-        where = "" if s["engine"] == "inline" else f" {s['engine']}"
-        seed = "" if s["seed"] == 0 else f" seed {s['seed']}"
-        called = names.get(report.folder, str(s["name"]))
-        table.add_row(f"{called}{where}{seed}", *(cell(report) for cell in COLUMNS.values()))
+        results = report.results
+        where = "" if results.engine == "inline" else f" {results.engine}"
+        seed = "" if results.seed == 0 else f" seed {results.seed}"
+        called = names.get(report.folder, results.name)
+        cells = (_shown(measure, report) for measure in columns)
+        table.add_row(f"{called}{where}{seed}", str(results.rounds), *cells)
     return table
 
 
 def over_seeds(groups: Sequence[Group]) -> Table:
     """One row a group of runs that differ only by their seed; fits 80 columns, so only accuracy shows its interval."""
-    table = Table(
-        title="over seeds: means; accuracy ± half a 95 % confidence interval",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-    )
-    table.add_column("run", overflow="fold", min_width=15)
-    for name in ("seeds", "accuracy %", "MB up", "MB down", "saving %", "alive %", "M MACs"):
-        table.add_column(name, justify="right", no_wrap=True)
-    accuracy, up, down, saving, _, alive, macs = MEASURES
+    columns = (UP, DOWN, SAVING, ALIVE, MACS)
+    title = "over seeds: means; accuracy ± half a 95 % confidence interval"
+    table = _table(title, ["run", "seeds", ACCURACY.short, *(measure.short for measure in columns)])
     for group in groups:
-        means = [m.spread(group).mean or 0.0 for m in (up, down, saving, alive, macs)]
-        cells = (f"{mean:.{digits}f}" for mean, digits in zip(means, (3, 3, 2, 1, 3), strict=True))
-        table.add_row(group.name, str(len(group.reports)), accuracy.text(group), *cells)
+        cells = (f"{measure.spread(group).mean or 0.0:.{measure.digits}f}" for measure in columns)
+        table.add_row(group.name, str(len(group.reports)), ACCURACY.text(group), *cells)
     return table
 
 
@@ -73,9 +64,8 @@ def per_run(report: Report) -> Table:
     """Where the bytes of one run went, by direction and section."""
     totals = report.ledger.total(by=("direction", "section"))
     everything = sum(totals.values())
-    table = Table(title="where the bytes went", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for name in ("direction", "section", "bytes", "share %"):
-        table.add_column(name, justify="right" if name in ("bytes", "share %") else "left")
+    headings = ("direction", "section", "bytes", "share %")
+    table = _table("where the bytes went", headings, text=headings[:2])
     for (direction, section), count in sorted(totals.items(), key=lambda item: -item[1]):
         if count:
             table.add_row(str(direction), str(section), f"{count:,}", f"{100 * count / everything:.2f}")
@@ -85,20 +75,12 @@ def per_run(report: Report) -> Table:
 
 def estimates(report: Report) -> Table:
     """What published formulas would have claimed for the same messages, beside what was measured."""
-    measured = report.number("total_bytes")
-    table = Table(
-        title="estimates of published code for the same traffic",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-    )
-    for name in ("formula", "MB", "of measured %"):
-        table.add_column(name, justify="left" if name == "formula" else "right")
+    measured = report.results.total_bytes
+    headings = ("formula", "MB", "of measured %")
+    table = _table("estimates of published code for the same traffic", headings, text=headings[:1])
     table.add_row("measured", _mb(measured), "100.0", style="bold")
-    claimed = report.summary["estimates"]
-    for name in claimed if isinstance(claimed, dict) else ():
-        value = report.number("estimates", name)
-        table.add_row(name, _mb(value), f"{_percent(value, measured):.1f}")
+    for name, claimed in report.results.estimates.items():
+        table.add_row(name, _mb(claimed), f"{_percent(claimed, measured):.1f}")
     return table
 
 
@@ -109,21 +91,21 @@ def _percent(part: float, whole: float) -> float:
 
 def floors(report: Report) -> str:
     """One line on how close masks came to their floor, and on Flower's own framing."""
-    mask, floor, protocol, total = (
-        report.number(k) for k in ("mask_bytes", "mask_floor_bytes", "protocol_bytes", "total_bytes")
+    results = report.results
+    mask, floor, protocol = results.mask_bytes, results.mask_floor_bytes, results.protocol_bytes
+    masks = (
+        f"masks {_mb(mask)} MB ({_percent(mask, results.total_bytes):.2f} % of all), floor {_mb(floor)} MB; "
+        if mask
+        else ""
     )
-    masks = f"masks {_mb(mask)} MB ({_percent(mask, total):.2f} % of all), floor {_mb(floor)} MB; " if mask else ""
     return f"{masks}Flower's own counters would show {_mb(protocol)} MB for these messages"
 
 
 def repriced(report: Report, price: Mapping[str, float], name: str) -> Table:
     """A run's training traffic as measured and as another codec would price it."""
     totals = report.ledger.total(by=("direction", "phase"))
-    table = Table(
-        title="training traffic under another codec", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
-    )
-    for column in ("codec", "MB up", "MB down", "MB total"):
-        table.add_column(column, justify="left" if column == "codec" else "right")
+    headings = ("codec", "MB up", "MB down", "MB total")
+    table = _table("training traffic under another codec", headings, text=headings[:1])
     measured = {direction: totals.get((direction, "train"), 0) for direction in ("up", "down")}
     for label, row in (("measured", measured), (name, price)):
         table.add_row(label, _mb(row["up"]), _mb(row["down"]), _mb(row["up"] + row["down"]))

@@ -47,4 +47,4 @@ def test_every_config_runs(path: Path, tmp_path: Path, request: pytest.FixtureRe
         overrides += [*SMALL, f'data.source="{request.getfixturevalue("some_cifar10")}"']
     report = run(Experiment.load(path, overrides))
     assert report.summary["failures"] == {"raised": 0, "rejected": 0, "late": 0, "lost": 0}
-    assert report.number("total_bytes") > 0
+    assert report.results.total_bytes > 0

@@ -110,9 +110,9 @@ def outcome(*overrides: str) -> Report:
 def test_all_parts_of_ones_own_take_effect(here: Path) -> None:
     report = outcome()
     assert report.summary["failures"] == {"raised": 0, "rejected": 0, "late": 0, "lost": 0}
-    assert report.number("density", "prunable") == pytest.approx(1 / 3, abs=1e-3)
+    assert report.results.density.prunable == pytest.approx(1 / 3, abs=1e-3)
     assert set(report.params) == {f"{layer}.{kind}" for layer in ("hidden", "out") for kind in ("weight", "bias")}
-    assert report.number("accuracy", "final") > 0.9
+    assert report.results.accuracy.final > 0.9
     assert (np.count_nonzero(report.label_counts, axis=1) == 1).sum() >= 6  # of eight clients; two classes
     counted = outcome("strategy.aggregate=coverage", "name=counted")
     assert any(not torch.equal(report.params[name], counted.params[name]) for name in report.params)

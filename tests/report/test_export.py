@@ -26,7 +26,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> list[Report]:
 def test_csv_holds_the_summaries_exactly(reports: list[Report]) -> None:
     rows = list(csv.DictReader(io.StringIO(FORMATS["csv"](grouped(reports)))))
     assert len(rows) == 1
-    accuracies = [100 * report.number("accuracy", "final") for report in reports]
+    accuracies = [100 * report.results.accuracy.final for report in reports]
     assert float(rows[0]["accuracy [%]"]) == pytest.approx(sum(accuracies) / 2, rel=1e-12)
     assert float(rows[0]["accuracy [%] ci95"]) == pytest.approx(
         12.7062 * abs(accuracies[0] - accuracies[1]) / 2, rel=1e-4
@@ -77,10 +77,10 @@ def test_beside_a_baseline_seeds_are_paired(reports: list[Report], tmp_path: Pat
     sparse = [run_tiny(tmp_path, f"seed={seed}", *topk) for seed in (0, 1)]
     groups = grouped([*reports, *sparse, run_tiny(tmp_path, "seed=2", *topk)])
     columns = {measure.name: measure.spread(groups[1]) for measure in against(groups, "tiny")}
-    ends = [100 * r.number("accuracy", "last10_mean") for r in reports]
-    own = [100 * r.number("accuracy", "last10_mean") for r in sparse]
+    ends = [100 * r.results.accuracy.last10_mean for r in reports]
+    own = [100 * r.results.accuracy.last10_mean for r in sparse]
     assert columns["beyond"].values == pytest.approx([b - a for a, b in zip(ends, own, strict=True)])
-    shares = [100 * s.number("total_bytes") / r.number("total_bytes") for r, s in zip(reports, sparse, strict=True)]
+    shares = [100 * s.results.total_bytes / r.results.total_bytes for r, s in zip(reports, sparse, strict=True)]
     assert columns["bytes"].values == pytest.approx(shares)
     reached = [
         next(

@@ -114,9 +114,9 @@ def test_seeds_make_one_group_and_other_settings_another(reports: list[Report], 
 def test_curves_are_means_over_the_seeds(reports: list[Report]) -> None:
     dense = [report for report in reports if report.summary["name"] == "tiny"]
     curve = accuracy_curve(grouped(dense)[0], at_megabytes)
-    final = [100 * report.number("accuracy", "final") for report in dense]
+    final = [100 * report.results.accuracy.final for report in dense]
     assert curve.y[-1] == pytest.approx(sum(final) / 2)
-    assert curve.x[-1] == pytest.approx(sum(r.number("total_bytes") for r in dense) / 2e6)
+    assert curve.x[-1] == pytest.approx(sum(r.results.total_bytes for r in dense) / 2e6)
     assert curve.low[-1] <= curve.y[-1] <= curve.high[-1]
 
 
@@ -151,8 +151,8 @@ def test_runs_that_differ_in_density_alone_are_one_line(reports: list[Report], t
     assert figure is not None
     (drawn,) = figure.views["density"]["data"]
     assert drawn["x"] == pytest.approx([20, 5], rel=1e-3)
-    both = [100 * report.number("accuracy", "final") for report in pruned[2:]]
-    assert drawn["y"] == pytest.approx([sum(both) / 2, 100 * pruned[1].number("accuracy", "final")])
+    both = [100 * report.results.accuracy.final for report in pruned[2:]]
+    assert drawn["y"] == pytest.approx([sum(both) / 2, 100 * pruned[1].results.accuracy.final])
     assert drawn["error_y"]["array"][1] == 0.0
     (traffic_line,) = figure.views["traffic"]["data"]
     assert traffic_line["x"][0] > traffic_line["x"][1]
@@ -235,7 +235,7 @@ def test_a_damaged_folder_is_the_users_error(reports: list[Report], tmp_path: Pa
     with pytest.raises(UserError, match=r"config\.toml"):
         write_page([Report.load(folder)], tmp_path / "x.html")
     broken = replace(reports[0], summary={**reports[0].summary, "macs": {}})
-    with pytest.raises(UserError, match=r"macs\.mean"):
+    with pytest.raises(UserError, match=r"macs\.dense"):
         write_page([broken], tmp_path / "x.html")
 
 

@@ -48,8 +48,8 @@ def test_the_server_starts_from_the_file_and_the_clients_know_only_the_seed(trai
 def test_given_weights_are_sent_and_booked_like_any_others(trained: Path, tmp_path: Path) -> None:
     for wire in ("wire.downlink.content=parameters", "wire.downlink.content=difference", "wire.broadcast.density=0.1"):
         warm, seeded = (run_tiny(tmp_path, *extra, wire, "rounds=1") for extra in ([given(trained)], []))
-        assert warm.summary["downlink_bytes"] >= 0.9 * warm.number("dense_total_bytes") / 2
-        assert warm.number("uplink_bytes") == seeded.number("uplink_bytes")
+        assert warm.summary["downlink_bytes"] >= 0.9 * warm.results.dense_total_bytes / 2
+        assert warm.results.uplink_bytes == seeded.results.uplink_bytes
 
 
 def test_a_run_is_named_by_the_content_of_its_weights(trained: Path, tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_what_never_travels_is_read_by_every_client(trained: Path, tmp_path: Pat
     assert frozen
     assert all(torch.equal(made[name], stored[name]) for name in frozen)
     assert report.summary["failures"] == seeded.summary["failures"]
-    assert report.number("total_bytes") == seeded.number("total_bytes")
+    assert report.results.total_bytes == seeded.results.total_bytes
 
 
 def test_gates_are_put_on_a_model_that_was_trained_without(trained: Path, tmp_path: Path) -> None:
@@ -90,8 +90,8 @@ def test_a_pruned_model_goes_on_under_its_mask_and_teaches(trained: Path, tmp_pa
     assert report.params is not None
     for name in prunable_names(saved.model):
         assert torch.equal(report.params[name] != 0, stored[name] != 0)
-    assert report.number("density", "prunable") == pytest.approx(0.1, abs=1e-4)
-    assert report.number("uplink_bytes") < 0.3 * report.number("dense_total_bytes") / 2
+    assert report.results.density.prunable == pytest.approx(0.1, abs=1e-4)
+    assert report.results.uplink_bytes < 0.3 * report.results.dense_total_bytes / 2
     teacher = snapshot(read_model(path))
     assert all(torch.equal(teacher[name], value) for name, value in stored.items())
 
@@ -119,13 +119,11 @@ def test_pruning_before_the_first_round_makes_every_upload_sparse(
     start = [given(trained), *method, "strategy.density=0.1", "rounds=1"]
     early, late = run_tiny(tmp_path, *start, "strategy.at=0"), run_tiny(tmp_path, *start, "strategy.at=1")
     assert [row["density"] for row in early.rounds] == pytest.approx([0.1], abs=1e-4)
-    assert early.number("uplink_bytes") < 0.3 * late.number("uplink_bytes")
+    assert early.results.uplink_bytes < 0.3 * late.results.uplink_bytes
     asked = early.ledger.total(by=("round",), where={"phase": "query"})
     assert [number for (number,) in asked] == ([0] if "rate_distortion" in method[0] else [])
     assert (
-        early.number("total_bytes")
-        == sum(early.ledger.sent.values())
-        == sum(early.ledger.total(by=("round",)).values())
+        early.results.total_bytes == sum(early.ledger.sent.values()) == sum(early.ledger.total(by=("round",)).values())
     )
 
 

@@ -1,0 +1,170 @@
+"""The schema of a run folder's JSON files: `Summary` is the one home of every key of summary.json.
+
+A run folder may be from anywhere, so that files are checked before anything of them is shown. The JSON schema for other
+programs is docs/summary.schema.json, written by `python -m fl_sim.report.schema`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
+
+from fl_sim.core.types import UserError
+
+T = TypeVar("T")
+
+
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("holds control characters")  # a terminal would obey them
+    return text
+
+
+Word = Annotated[str, StringConstraints(max_length=400), AfterValidator(_printable)]
+Level = Annotated[str, StringConstraints(pattern=r"^[01]\.\d{1,6}$")]
+"""A test accuracy as a key: "0.85"."""
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class _Strict(BaseModel):
+    """Values of exactly the declared types; keys of other versions are ignored."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+
+class Accuracy(_Strict):
+    """Test accuracies of the evaluated rounds, 0 to 1."""
+
+    final: Number = Field(description="test accuracy of the last evaluation")
+    last10_mean: Number = Field(description="mean over the evaluations in the last ten rounds")
+    best_by_validation: Number = Field(
+        description="test accuracy of the evaluation with the best validation accuracy; may be below final"
+    )
+
+
+class Density(_Strict):
+    """Shares of weights that are alive or sent, 0 to 1."""
+
+    prunable: Number = Field(description="share of the prunable weights that the final mask keeps")
+    model: Number = Field(description="the same share of all parameters")
+    uplink_mean: Number = Field(description="mean share of the prunable weights in an upload")
+
+
+class Macs(_Strict):
+    """Multiply-accumulates of one sample."""
+
+    dense: Count = Field(description="without any mask")
+    mean: Count = Field(description="with the final mask")
+
+
+class Summary(_Strict):
+    """The content of summary.json: the results of one run. Bytes are lengths of encoded payloads."""
+
+    name: Word = Field(description="the experiment's name")
+    id: Word = Field(description="eight hex digits of the config keys that determine the result")
+    seed: int = Field(description="seed of the run", ge=-(2**63), lt=2**63)
+    engine: Word = Field(description="runtime that trained the clients")
+    rounds: Count = Field(description="rounds that were run")
+    num_clients: Count = Field(description="clients of the federation")
+    accuracy: Accuracy
+    uplink_bytes: Count = Field(description="from clients to the server, every phase")
+    downlink_bytes: Count = Field(description="from the server to clients, every phase")
+    total_bytes: Count = Field(description="both directions")
+    dense_total_bytes: Count = Field(description="the training messages, had each been a dense float32 payload")
+    saving: Number = Field(description="1 - measured / dense; masks, headers and client measurements included")
+    bytes_to_accuracy: dict[Level, Count | None] = Field(
+        description="test accuracy -> bytes of both directions until it was first reached; null: never"
+    )
+    time_to_accuracy: dict[Level, Number | None] = Field(
+        description="test accuracy -> simulated seconds until it was first reached; null: never, or no virtual clock"
+    )
+    simulated_s: Number | None = Field(description="simulated seconds of the run; null: no virtual clock")
+    mask_bytes: Count = Field(description="bytes of encoded masks")
+    mask_floor_bytes: Count = Field(description="entropy of those masks, in bytes")
+    protocol_bytes: Count = Field(description="what Flower's own counters show for the same messages")
+    estimates: dict[Word, Count] = Field(description="published formula -> bytes it claims for the training messages")
+    density: Density
+    macs: Macs
+    params: Count = Field(description="parameters of the model, buffers excluded")
+    trainable_params: Count = Field(description="parameters that are trained and travel")
+    disabled_features: dict[Word, Number] = Field(
+        description="BatchNorm layer -> share of its channels with |gamma| below 0.01"
+    )
+    params_sha256: Word = Field(description="SHA-256 of the final parameters' bytes in schema order")
+    wall_s: Number = Field(description="seconds that the run took")
+    client_fits_per_s: Number = Field(description="trained clients a second, evaluation excluded")
+    failures: dict[Word, Count] = Field(description="kind of failure -> client tasks that failed so")
+    precision: Word = Field(description="number format of the computation")
+    versions: dict[Word, Word] = Field(description="package -> version")
+
+    @property
+    def failed(self) -> int:
+        """Client tasks that failed, of every kind."""
+        return sum(self.failures.values())
+
+
+class Row(BaseModel):
+    """A line of rounds.jsonl; its further columns are numbers."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+    __pydantic_extra__: dict[Word, float]
+    round: int
+    uplink_bytes: float
+    downlink_bytes: float
+
+
+_SUMMARY, _ROWS, _COUNTS = TypeAdapter(Summary), TypeAdapter(list[Row]), TypeAdapter(list[list[Count]])
+
+
+def _valid(adapter: TypeAdapter[T], tree: object, folder: Path, file: str) -> T:
+    try:
+        return adapter.validate_python(tree, strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))[:80]
+        raise UserError(f"{folder}: damaged run folder: {file}: {key!r}: {first['msg']}") from error
+
+
+def summary_of(tree: object, folder: Path) -> Summary:
+    """The content of a summary.json as a `Summary`.
+
+    Raises:
+        UserError: it is none; names the first wrong key.
+    """
+    return _valid(_SUMMARY, tree, folder, "summary.json")
+
+
+def check_rows(rows: object, folder: Path) -> None:
+    """Refuse what are no lines of rounds.jsonl.
+
+    Raises:
+        UserError: names the first wrong column.
+    """
+    _valid(_ROWS, rows, folder, "rounds.jsonl")
+
+
+def check_counts(counts: object, folder: Path) -> Sequence[Sequence[int]]:
+    """The content of a partition.json: training samples by client (row) and class (column).
+
+    Raises:
+        UserError: no such table, or rows of different lengths.
+    """
+    table = _valid(_COUNTS, counts, folder, "partition.json")
+    if len({len(row) for row in table}) > 1:
+        raise UserError(f"{folder}: damaged run folder: partition.json: rows of different lengths")
+    return table
+
+
+def json_schema() -> str:
+    """The JSON schema of summary.json, as docs/summary.schema.json holds it."""
+    described = Summary.model_json_schema()
+    return json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema", **described}, indent=2) + "\n"
+
+
+if __name__ == "__main__":
+    print(json_schema(), end="")

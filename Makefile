@@ -53,3 +53,4 @@ bench: $(VENV)/ready
 docs: $(VENV)/dev
 	mkdir -p docs
 	$(BIN)/python -m fl_sim.config.reference > docs/config.md
+	$(BIN)/python -m fl_sim.report.schema > docs/summary.schema.json

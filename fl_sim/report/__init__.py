@@ -3,7 +3,7 @@
 from fl_sim.report.against import against, beside
 from fl_sim.report.export import FORMATS
 from fl_sim.report.groups import grouped
-from fl_sim.report.page import write_page
+from fl_sim.report.page import write_page, write_report
 from fl_sim.report.pruned import effect, pruned_table
 from fl_sim.report.summary import ModelFacts, Report, against_dense, summarise
 from fl_sim.report.table import comparison, estimates, floors, over_seeds, per_run, repriced
@@ -26,4 +26,5 @@ __all__ = [
     "repriced",
     "summarise",
     "write_page",
+    "write_report",
 ]

@@ -74,6 +74,12 @@ def _label(text: str, row: float) -> Chart:
     return {**place, "text": text, "showarrow": False, "align": "left"}
 
 
+def bar(lengths: list[Json], marker: Chart, hover: str) -> Chart:
+    """One series of horizontal bars, a row each."""
+    rows: list[Json] = [*range(len(lengths))]
+    return {"type": "bar", "orientation": "h", "x": lengths, "y": rows, "marker": marker, "hovertemplate": hover}
+
+
 def bars(data: list[Json], labels: Sequence[str], x_title: str) -> Chart:
     """Horizontal bars whose names stand above them, so that names of any length fit a phone."""
     rows: Chart = {"visible": False, "range": [len(labels) - 0.6, -0.8], "fixedrange": True}

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from fl_sim.communication.virtual_clock import PRESETS
 from fl_sim.config.toml import Json
-from fl_sim.report.charts import COLOURS, PART_COLOURS, Chart, Figure, Style, bars, heat, lines, plain
+from fl_sim.report.charts import COLOURS, PART_COLOURS, Chart, Figure, Style, bar, bars, heat, lines, plain
 from fl_sim.report.groups import Group
 from fl_sim.report.measures import ACCURACY, TOTAL
 from fl_sim.report.numbers import (
@@ -79,16 +79,7 @@ def bytes_by_part(groups: Sequence[Group]) -> Figure:
             marker["pattern"] = {"shape": "/", "fgcolor": "#1b1f24"}
         shares: list[Json] = [size[part] for size in sizes]
         hover = f"{part}: %{{x:.4f}} MB<extra></extra>"
-        data.append(
-            {
-                "type": "bar",
-                "orientation": "h",
-                "x": shares,
-                "y": [*range(len(sizes))],
-                "marker": marker,
-                "hovertemplate": hover,
-            }
-        )
+        data.append(bar(shares, marker, hover))
     many = "Means over the seeds. " if any(len(g.reports) > 1 for g in groups) else ""
     return Figure(
         "Where the bytes went",
@@ -111,16 +102,7 @@ def macs(groups: Sequence[Group]) -> Figure:
     for x, colour, name in ((left, COLOURS[0], "left"), (rest, "#8a8f9855", "masked away")):
         marker: Chart = {"color": colour, "line": {"width": 0}}
         hover = f"{name}: %{{x:.3f}} million<extra></extra>"
-        data.append(
-            {
-                "type": "bar",
-                "orientation": "h",
-                "x": x,
-                "y": [*range(len(groups))],
-                "marker": marker,
-                "hovertemplate": hover,
-            }
-        )
+        data.append(bar(x, marker, hover))
     labels = [f"{plain(g.name, longest=26)} {m:.2f} of {d:.2f}" for g, m, d in zip(groups, masked, dense, strict=True)]
     return Figure(
         "Multiply-accumulates of one sample",

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fl_sim.cli.screen import console, wide
+from fl_sim.cli.screen import console, errors, wide
+
+if TYPE_CHECKING:
+    from fl_sim.report import Report
 
 
 def report(run: Annotated[Path, typer.Argument(help="run folder")]) -> None:
@@ -37,12 +40,14 @@ def compare(
 ) -> None:
     """Compare finished runs in one table; runs that differ only by their seed become one line with an interval.
 
+    Folders of runs that did not finish are left out, with a note.
+
     Example: fl-sim compare runs/quickstart-* --baseline quickstart --html comparison.html
     """
     from fl_sim.core.lookup import find
-    from fl_sim.report import FORMATS, Report, against, beside, comparison, grouped, over_seeds, write_page
+    from fl_sim.report import FORMATS, against, beside, comparison, grouped, over_seeds, write_page
 
-    reports = [Report.load(folder) for folder in runs]
+    reports = _finished(runs)
     groups = grouped(reports)
     if page is not None:
         write_page(reports, page)
@@ -57,6 +62,28 @@ def compare(
         console.print(over_seeds(groups))
     if page is not None:
         console.print(str(page), highlight=False)
+
+
+def _finished(runs: list[Path]) -> list[Report]:
+    """The reports of the runs that finished.
+
+    Raises:
+        UserError: none did, or a folder is missing or damaged.
+    """
+    from fl_sim.report import Report, Unfinished
+
+    reports: list[Report] = []
+    left_out: list[Unfinished] = []
+    for folder in runs:
+        try:
+            reports.append(Report.load(folder))
+        except Unfinished as error:
+            left_out.append(error)
+    if not reports:
+        raise left_out[0]
+    for reason in left_out:
+        errors.print(f"fl-sim: left out: {reason}", soft_wrap=True, markup=False)
+    return reports
 
 
 def replay(

@@ -5,13 +5,14 @@ from fl_sim.report.export import FORMATS
 from fl_sim.report.groups import grouped
 from fl_sim.report.page import write_page, write_report
 from fl_sim.report.pruned import effect, pruned_table
-from fl_sim.report.summary import ModelFacts, Report, against_dense, summarise
+from fl_sim.report.summary import ModelFacts, Report, Unfinished, against_dense, summarise
 from fl_sim.report.table import comparison, estimates, floors, over_seeds, per_run, repriced
 
 __all__ = [
     "FORMATS",
     "ModelFacts",
     "Report",
+    "Unfinished",
     "against",
     "against_dense",
     "beside",

@@ -83,6 +83,13 @@ def page(groups: Sequence[Group]) -> str:
     )
 
 
+def card(report: Report) -> str:
+    """A run in a few lines of HTML, as a notebook shows its `Report`."""
+    group = Group(report.results.name, (report,))
+    shown = {"headline": headline([group]), "measured": _measured([group]), "folder": report.folder}
+    return _environment().get_template("card.html").render(shown)
+
+
 @cache
 def _environment() -> Environment:
     from jinja2 import Environment, PackageLoader, StrictUndefined  # here: `import fl_sim` needs no HTML

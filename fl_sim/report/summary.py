@@ -61,7 +61,11 @@ class ModelFacts:
     other_payloads: Sequence[tuple[Sequence[int], int]] = ()
 
 
-@dataclass(frozen=True)
+class Unfinished(UserError):
+    """A run's folder without the results that a finished run leaves there."""
+
+
+@dataclass(frozen=True, repr=False)
 class Report:
     """A run's results.
 
@@ -84,9 +88,12 @@ class Report:
         """Read a finished run's folder.
 
         Raises:
-            UserError: the folder is no finished run, or a file of it is damaged.
+            Unfinished: the folder holds no summary.json.
+            UserError: there is no such folder, or a file of it is damaged.
         """
         folder = Path(folder)
+        if folder.is_dir() and not (folder / "summary.json").exists():
+            raise Unfinished(f"{folder}: not a finished run; there is no summary.json in it")
         try:
             summary = json.loads(read_plain(folder / "summary.json"))
             rounds = [json.loads(line) for line in read_plain(folder / "rounds.jsonl").splitlines()]
@@ -106,6 +113,23 @@ class Report:
             UserError: the summary is no summary of a run.
         """
         return summary_of(self.summary, self.folder)
+
+    def __repr__(self) -> str:
+        """One line; the content of `summary` alone is 3 kB."""
+        try:
+            r = self.results
+        except UserError as error:
+            return f"Report({error})"
+        return (
+            f"Report({self.folder}: {r.rounds} rounds, test accuracy {100 * r.accuracy.final:.2f} %, "
+            f"{r.uplink_bytes / 1e6:.3f} MB up, {r.downlink_bytes / 1e6:.3f} MB down, saving {100 * r.saving:.2f} %)"
+        )
+
+    def _repr_html_(self) -> str:
+        """A small table, for notebooks."""
+        from fl_sim.report.page import card  # here: it is made of the numbers of this module
+
+        return card(self)
 
     def frame(self) -> pandas.DataFrame:
         """One row a round: the columns of rounds.jsonl after the run's name, id and seed, so that runs concatenate.

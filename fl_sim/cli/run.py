@@ -23,7 +23,7 @@ def run(
         list[str] | None, typer.Argument(help="key=value, for instance rounds=5 training.lr=0.05")
     ] = None,
     engine: Annotated[
-        str | None, typer.Option(help="inline, workers, ray, cohort, or auto; overrides the config")
+        str | None, typer.Option(help="inline, workers, ray, cohort or auto; overrides the config")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="folder that receives the run's folder")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="print errors only")] = False,

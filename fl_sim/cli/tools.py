@@ -99,19 +99,21 @@ def init(path: Annotated[Path, typer.Argument(help="file to write")] = Path("exp
 
 
 def list_(
-    what: Annotated[str | None, typer.Argument(help="one kind only, for instance models")] = None,
+    what: Annotated[str | None, typer.Argument(help="one kind only, for instance models or prune-methods")] = None,
 ) -> None:
-    """List what a config can name, one line each: clients, strategies, models, data, partitions, schedules, and more.
+    """List what a config or an option can name, one line each: clients, strategies, models, engines, trackers, and more.
 
     Example: fl-sim list models
     """
-    from fl_sim.config.catalogue import KEYS, catalogue
+    from fl_sim.config.catalogue import KEYS, catalogue, first_line
     from fl_sim.core.lookup import find
+    from fl_sim.report.trackers import TRACKERS
 
-    entries = catalogue()
+    entries = {**catalogue(), "trackers": {name: first_line(track) for name, track in TRACKERS.items()}}
+    written = {**KEYS, "trackers": "fl-sim run --track"}
     for title in entries if what is None else [what]:
         lines = find("fl-sim list", title, entries)
-        console.print(f"[bold]{title}[/bold] ({KEYS[title]})", highlight=False)
+        console.print(f"[bold]{title}[/bold] ({written[title]})", highlight=False)
         width = max(map(len, lines))
         for name, line in lines.items():
             console.print(f"  {name:<{width}}  {line}", highlight=False, soft_wrap=True, markup=False)

@@ -1,4 +1,4 @@
-"""What a config can name, with one line each, read from the code itself."""
+"""What a config or a command can name, with one line each, read from the code itself."""
 
 from __future__ import annotations
 
@@ -7,13 +7,28 @@ import inspect
 from collections.abc import Callable, Mapping
 
 from fl_sim import codecs, models
+from fl_sim.communication.estimates import ESTIMATES
+from fl_sim.communication.mask_log import MASKS
 from fl_sim.communication.virtual_clock import PRESETS
 from fl_sim.data import PARTITIONS, SOURCES
+from fl_sim.gating import SALIENCES
+from fl_sim.sparsity import magnitude
+from fl_sim.sparsity.one_model import METHODS, ByScore
 from fl_sim.training.loop import SCHEDULES
 
 CONTENTS = {
     "parameters": "The parameters themselves, bit for bit.",
     "difference": "Their change against what the receiver knows: what lossy value types need.",
+}
+
+
+ENGINES = {
+    "inline": "One process: clients train one after the other; every other engine gives the same result.",
+    "workers": "Forked processes of this machine that share its memory.",
+    "ray": "Ray actors: several machines.",
+    "cohort": "One process that trains a round's clients as one batch; needs a GPU to be fast.",
+    "auto": "One of the above, by a rule over cohort, cores and device; a run says which and why.",
+    "flower": "Flower's own SuperLink and SuperNodes: `flwr run examples/flower`.",
 }
 
 
@@ -40,6 +55,15 @@ def _schedules() -> dict[str, str]:
     return {n: first_line(c) for n, c in found if c.__module__ == module.__name__ and not n.startswith("_")}
 
 
+def _prune_methods() -> dict[str, str]:
+    """By what each differs from the others: its score, or how it allocates what stays."""
+    told: dict[str, object] = dict(METHODS)
+    for name, method in METHODS.items():
+        if isinstance(method, ByScore):
+            told[name] = method.allocate if method.score is magnitude else method.score
+    return _lines(told)
+
+
 def catalogue() -> Mapping[str, Mapping[str, str]]:
     """Title -> name -> one line."""
     links = {name: f"{k.down_mbps:g} Mbit/s down, {k.up_mbps:g} up, {k.latency_ms:g} ms" for name, k in PRESETS.items()}
@@ -53,6 +77,11 @@ def catalogue() -> Mapping[str, Mapping[str, str]]:
         "values": _lines(codecs.VALUES),
         "contents": CONTENTS,
         "links": links,
+        "engines": ENGINES,
+        "saliences": _lines(SALIENCES),
+        "prune-methods": _prune_methods(),
+        "mask-codecs": _lines(MASKS),
+        "estimates": _lines(ESTIMATES),
     }
 
 
@@ -66,5 +95,10 @@ KEYS = {
     "values": "wire.uplink.values, wire.downlink.values",
     "contents": "wire.uplink.content, wire.downlink.content",
     "links": "network.links",
+    "engines": "engine",
+    "saliences": "gating.salience",
+    "prune-methods": "fl-sim prune --method",
+    "mask-codecs": "fl-sim replay --mask",
+    "estimates": "formulas in summary.json and the report",
 }
-"""Title -> the config keys that take these names."""
+"""Title -> where these names are written."""

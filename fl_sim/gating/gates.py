@@ -155,14 +155,24 @@ MakeGate = Callable[[nn.Conv2d, torch.Generator, Masking], Gate]
 
 
 def scored_by(salience: Callable[[nn.Conv2d, torch.Generator], nn.Module]) -> MakeGate:
-    """Gates with this salience."""
-    return lambda conv, rng, masking: Gate(conv, salience(conv, rng), masking)
+    """Gates with this salience, described as it is."""
+
+    def make(conv: nn.Conv2d, rng: torch.Generator, masking: Masking) -> Gate:
+        return Gate(conv, salience(conv, rng), masking)
+
+    make.__doc__ = salience.__doc__
+    return make
+
+
+def _taylor(conv: nn.Conv2d, rng: torch.Generator, masking: Masking) -> Gate:
+    """First-order Taylor importance |mean(z dL/dz)| of the output channel; masks gradients only (`taylor`)."""
+    return TaylorGate(conv, nn.Identity(), masking)
 
 
 SALIENCES: dict[str, MakeGate] = {
     "gate": scored_by(LearnedGate),
     "gate_relu": scored_by(PublishedGate),
     "activation": scored_by(Activation),
-    "taylor": lambda conv, rng, masking: TaylorGate(conv, nn.Identity(), masking),
+    "taylor": _taylor,
     "weight": scored_by(FilterWeight),
 }

@@ -41,17 +41,22 @@ def link_time(ledger: Ledger, link: Link) -> dict[int, float]:
 
     A round lasts as long as its slowest client's download and upload; clients do not share a link.
     """
-    tasks: dict[int, dict[int, float]] = {}
-    sizes = ledger.total(by=("round", "client", "direction"), where={"phase": "train"})
-    for (number, client, direction), size in sizes.items():
-        seconds = (link.up_s if direction == "up" else link.down_s)(size)
-        spent = tasks.setdefault(int(number), {})
-        spent[int(client)] = spent.get(int(client), 0.0) + seconds
-    clock, elapsed = 0.0, {}
-    for number in sorted(tasks):
-        clock += max(tasks[number].values())
-        elapsed[number] = clock
-    return elapsed
+    column = ledger.column
+    train = column("phase") == CODES["phase"]["train"]
+    clients, sizes = column("client")[train].astype(np.int64), column("payload_bytes")[train].astype(np.int64)
+    task = column("round")[train].astype(np.int64) * (clients.max(initial=0) + 1) + clients
+    tasks, place = np.unique(task, return_inverse=True)
+    seconds = np.zeros(len(tasks))
+    for direction, time in (("down", link.down_s), ("up", link.up_s)):
+        chosen = column("direction")[train] == CODES["direction"][direction]
+        moved = np.zeros(len(tasks), np.int64)
+        np.add.at(moved, place[chosen], sizes[chosen])
+        happened = np.isin(tasks, task[chosen])  # a client that sent nothing back waits for no link
+        distinct, which = np.unique(moved[happened], return_inverse=True)
+        seconds[happened] += np.array([time(size) for size in distinct.tolist()])[which] if len(distinct) else 0.0
+    rounds, starts = np.unique(tasks // (clients.max(initial=0) + 1), return_index=True)
+    slowest = np.maximum.reduceat(seconds, starts) if len(rounds) else seconds
+    return dict(zip(rounds.tolist(), np.cumsum(slowest).tolist(), strict=True))
 
 
 Axis = Callable[[Report], Mapping[int, float]]

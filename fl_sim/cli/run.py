@@ -40,7 +40,7 @@ def run(
         forkserver.prepare()  # it imports what it needs while this process does the same
 
     from fl_sim.config.experiment import Experiment
-    from fl_sim.report import comparison, per_run, write_page
+    from fl_sim.report import comparison, per_run
     from fl_sim.report.progress import display
     from fl_sim.report.trackers import together, tracked
     from fl_sim.simulation.loop import run as start
@@ -55,7 +55,6 @@ def run(
         again = shlex.join([typed(), *sys.argv[1:], *([] if go_on else ["--resume"])])
         errors.print(f"fl-sim: interrupted; to go on: {again}", soft_wrap=True, markup=False)
         raise typer.Exit(130) from error
-    write_page([report], report.folder / "report.html")
     if not quiet:
         console.print(per_run(report))
         console.print(comparison([report]))

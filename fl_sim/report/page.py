@@ -39,10 +39,11 @@ def write_report(report: Report) -> Path:
     """Write a run's report.html into its folder, and return the file's path; about 0.1 s for a run of 30 rounds.
 
     Raises:
-        UserError: the file cannot be written, or the run folder is damaged.
+        OSError: the folder cannot be written.
+        UserError: the run folder is damaged.
     """
     path = report.folder / PAGE
-    write_page([report], path)
+    write_atomically(path, page(grouped([report])).encode())
     return path
 
 

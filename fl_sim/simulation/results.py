@@ -9,7 +9,7 @@ from fl_sim.communication.ledger import Ledger
 from fl_sim.communication.mask_log import MaskRecorder
 from fl_sim.models import merged
 from fl_sim.models.parameters import snapshot
-from fl_sim.report import Report, summarise
+from fl_sim.report import Report, summarise, write_report
 from fl_sim.simulation.federation import Federation
 from fl_sim.simulation.model_facts import DensePayloads, model_facts
 from fl_sim.simulation.round_hooks import Row
@@ -48,9 +48,11 @@ def finish(
         training_s=training_s,
     )
     _write_models(federation, server, folder)
-    folder.complete((json.dumps(summary, indent=2) + "\n").encode())
     kept = Ledger.read(folder.path / "ledger.parquet")  # the temporary row file is deleted with the run
-    return Report(folder.path, summary, rows, kept, dict(server.models[0].params))
+    report = Report(folder.path, summary, rows, kept, dict(server.models[0].params))
+    write_report(report)
+    folder.complete((json.dumps(summary, indent=2) + "\n").encode())
+    return report
 
 
 def _write_models(federation: Federation, server: Server, folder: RunFolder) -> None:

@@ -7,11 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from federation import run_tiny
+from federation import run_tiny, tiny
 
-from fl_sim import Report
+from fl_sim import Report, run
 from fl_sim.report import grouped, write_report
 from fl_sim.report.page import POLICY, page
+from fl_sim.simulation.sweep import sweep
 
 
 @pytest.fixture(scope="module")
@@ -48,3 +49,12 @@ def test_a_diverged_number_is_a_gap_and_spoils_no_chart(report: Report, number: 
 
 def test_a_loaded_run_gets_the_same_page(report: Report, tmp_path: Path) -> None:
     assert page(grouped([Report.load(report.folder)])) == page(grouped([report]))
+
+
+def test_every_run_leaves_its_page(report: Report, tmp_path: Path) -> None:
+    """From Python, and each run of a sweep."""
+    text = page(grouped([Report.load(report.folder)]))
+    assert (report.folder / "report.html").read_text() == text
+    (outcome,) = sweep([tiny(tmp_path, "rounds=1", "model.name=mlp")], run)
+    assert outcome.report is not None
+    assert (outcome.report.folder / "report.html").stat().st_size > 1e6

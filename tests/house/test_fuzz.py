@@ -21,8 +21,8 @@ from fl_sim.config.experiment import run_folder
 from fl_sim.core.files import write_atomically
 from fl_sim.core.observer import Silent
 from fl_sim.core.types import UserError
-from fl_sim.report import comparison, estimates, floors, grouped, per_run, write_page
-from fl_sim.report.page import page
+from fl_sim.report import beside, comparison, estimates, floors, grouped, over_seeds, per_run, write_page
+from fl_sim.report.page import card, page
 from fl_sim.runtime.state.client_states import ClientStates
 from fl_sim.simulation import resume
 from fl_sim.simulation.checkpoint_store import Damaged, Manifest, read_manifest
@@ -172,7 +172,9 @@ def test_run_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, length: se
 
     def show() -> object:
         loaded = Report.load(folder)
-        return [comparison([loaded]), per_run(loaded), estimates(loaded), floors(loaded), page(grouped([loaded]))]
+        groups = grouped([loaded])
+        tables = [comparison([loaded]), per_run(loaded), estimates(loaded), over_seeds(groups)]
+        return [*tables, beside(groups, groups[0].name), floors(loaded), page(groups), repr(loaded), card(loaded)]
 
     def attacked(name: str, data: bytes) -> None:
         (folder / name).write_bytes(data)
@@ -239,6 +241,7 @@ def test_a_report_is_not_written_through_a_link(tmp_path: Path) -> None:
     report, victim = run_tiny(tmp_path, "model.name=mlp", "rounds=1"), tmp_path / "victim"
     victim.write_text("mine")
     for name in ("report.html", "report.html.tmp"):
+        (report.folder / name).unlink(missing_ok=True)
         (report.folder / name).symlink_to(victim)
     write_page([report], report.folder / "report.html")
     assert victim.read_text() == "mine"

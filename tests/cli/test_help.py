@@ -22,7 +22,7 @@ from fl_sim.config.reference import documented
 from fl_sim.gating import SALIENCES
 from fl_sim.report import FORMATS
 from fl_sim.report.trackers import TRACKERS
-from fl_sim.simulation import loop
+from fl_sim.simulation import engines
 from fl_sim.sparsity.one_model import METHODS
 from fl_sim.training.precision import PRECISIONS
 
@@ -42,7 +42,7 @@ def helped(command: Sequence[str], option: str) -> str:
 @pytest.mark.parametrize(
     ("command", "option", "names"),
     [
-        (["run"], "engine", [*loop.ENGINES, "auto"]),
+        (["run"], "engine", [*engines.ENGINES, "auto"]),
         (["run"], "track", TRACKERS),
         (["compare"], "as_text", FORMATS),
         (["replay"], "values", WIDTHS),
@@ -58,13 +58,13 @@ def test_options_name_all_that_is_allowed(command: list[str], option: str, names
 
 
 def test_soak_runs_on_engines_that_exist() -> None:
-    assert set(soak.ENGINES) <= set(loop.ENGINES)
-    assert set(engine.ENGINES) <= set(loop.ENGINES)
+    assert set(soak.ENGINES) <= set(engines.ENGINES)
+    assert set(engine.ENGINES) <= set(engines.ENGINES)
 
 
 def test_the_reference_names_all_value_types_and_engines() -> None:
     assert set(codecs.VALUES) - words(documented(Coding)["values"]) == set()
-    assert set(get_args(Engine)) == ENGINES.keys() == set(loop.ENGINES) | {"auto", "flower"}
+    assert set(get_args(Engine)) == ENGINES.keys() == set(engines.ENGINES) | {"auto", "flower"}
 
 
 def test_lists_are_the_registries(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

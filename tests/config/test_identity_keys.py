@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from federation import tiny
+from summaries import summary
 
 from fl_sim.communication.ledger import Ledger
 from fl_sim.config import INDIFFERENT, Experiment
@@ -33,7 +34,7 @@ def reported(experiment: Experiment, folder: Path) -> Report:
     """What a finished run of the experiment leaves, as far as grouping reads it."""
     folder.mkdir()
     (folder / "config.toml").write_text(experiment.to_toml(), encoding="utf-8")
-    return Report(folder, {"name": "tiny", "seed": experiment.seed}, [], Ledger(), {})
+    return Report(folder, summary(seed=experiment.seed), [], Ledger(), {})
 
 
 @pytest.mark.parametrize("key", OVERRIDES)

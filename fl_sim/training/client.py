@@ -17,7 +17,8 @@ class ClientContext:
     """What a client owns; it never travels.
 
     `model` is resident in the worker and shared by its clients: load parameters before use. `data` is this client's
-    part. `rng` is seeded by (seed, round, partition). `state` is kept between this client's rounds (tensors only).
+    part. `rng` draws the round's random numbers from `seed`, which the run's seed, the round and the partition make;
+    a generator of your own starts from `seed` too. `state` is kept between this client's rounds (tensors only).
     """
 
     model: nn.Module
@@ -25,6 +26,7 @@ class ClientContext:
     num_examples: int
     rng: torch.Generator
     state: dict[str, Tensor] = field(default_factory=dict)
+    seed: int = 0
 
 
 Client = Callable[[Task, ClientContext], Update]

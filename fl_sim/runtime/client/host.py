@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fl_sim.communication import messages as wire
 from fl_sim.communication.messages import PARTITION
 from fl_sim.communication.sparse_broadcast import Parcel, received
-from fl_sim.core.seeding import Purpose, generator
+from fl_sim.core.seeding import Purpose, derive
 from fl_sim.core.types import FlatParams, Mask, Params, Task, Update
 from fl_sim.data import Split
 from fl_sim.models.parameters import entries, load
@@ -146,15 +146,17 @@ class ClientHost:
         """Read a training task: everything that the client will be given."""
         task = self._receive(message, context)
         partition = int(context.node_config[PARTITION])
-        seed = task.config[wire.SEED]
-        assert isinstance(seed, int)
+        run = task.config[wire.SEED]
+        assert isinstance(run, int)
+        seed = derive(run, task.round, partition, Purpose.CLIENT)
         data = self.split_of(partition)
         ctx = ClientContext(
             model=self.model,
             data=data,
             num_examples=len(data),
-            rng=generator(seed, task.round, partition, Purpose.CLIENT),
+            rng=torch.Generator().manual_seed(seed),
             state=_tensors(context, STATE),
+            seed=seed,
         )
         return Visit(task, ctx, _tensors(context, PERSONAL))
 
@@ -179,7 +181,7 @@ class ClientHost:
             task.params,
             schema=self.exchange.schema,
             held=task.mask,
-            seed=ctx.rng.initial_seed(),
+            seed=ctx.seed,
         )
         if self.exchange.error_feedback:
             ctx.state.update(self._residuals(update, encoded, task))

@@ -168,6 +168,30 @@ class Exchange:
     frozen: Frozen | None = None
     personal: tuple[str, ...] = ()
 
+    def encode_up(self, update: Update, task: Task, *, seed: int) -> bytes:
+        """The payload of an update, for a server that sent `task`."""
+        return self.uplink.encode(
+            update.params, update.mask, task.params, schema=self.schema, held=task.mask, seed=seed
+        )
+
+    def decode_up(self, data: bytes | memoryview, task: Task) -> tuple[Params, Mask | None]:
+        """Invert `encode_up`; raises as `Coding.decode` does."""
+        return self.uplink.decode(data, task.params, schema=self.schema, held=task.mask)
+
+    def encode_down(
+        self, task: Task, reference: Params, *, held: Mask | None, seed: int, types: Sequence[str] | None = None
+    ) -> bytes:
+        """The payload of a task, for a client that holds the pruning mask `held`; `types` as in `Coding.encode`."""
+        return self.downlink.encode(
+            task.params, task.mask, reference, schema=self.schema, held=held, seed=seed, types=types
+        )
+
+    def decode_down(
+        self, data: bytes | memoryview, reference: Params, *, held: Mask | None
+    ) -> tuple[Params, Mask | None]:
+        """Invert `encode_down`; raises as `Coding.decode` does."""
+        return self.downlink.decode(data, reference, schema=self.schema, held=held)
+
     def believed(self, sent: Params, mask: Mask | None, received: Params) -> FlatParams:
         """The client's parameters as the server now knows them: `sent` where it travelled, else what was `received`."""
         flat = self.schema.flat(sent)

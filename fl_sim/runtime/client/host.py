@@ -119,7 +119,7 @@ class ClientHost:
         if self._last is None or self._last.data is not data or self._last.key != key:
             held = None if packed is None else wire.unpack_mask(packed, schema)
             if parcel is None:
-                decoded = self.exchange.downlink.decode(data, self.reference, schema=schema, held=held)
+                decoded = self.exchange.decode_down(data, self.reference, held=held)
                 self._last = _Decoded(data, key, *decoded)
             else:
                 model, mask = received(parcel, self._base(context, parcel), self.exchange, held)
@@ -175,14 +175,7 @@ class ClientHost:
         fit = self.measure(task.round, int(context.node_config[PARTITION]), self.model)
         personal = self._resident.leave()
         self._check(update)
-        encoded = self.exchange.uplink.encode(
-            update.params,
-            update.mask,
-            task.params,
-            schema=self.exchange.schema,
-            held=task.mask,
-            seed=ctx.seed,
-        )
+        encoded = self.exchange.encode_up(update, task, seed=ctx.seed)
         if self.exchange.error_feedback:
             ctx.state.update(self._residuals(update, encoded, task))
         _keep(context, STATE, ctx.state)
@@ -192,7 +185,7 @@ class ClientHost:
 
     def _residuals(self, update: Update, encoded: bytes, task: Task) -> dict[str, Tensor]:
         """What the client wanted the server to know of its prunable parameters, and the upload did not tell."""
-        sent, mask = self.exchange.uplink.decode(encoded, task.params, schema=self.exchange.schema, held=task.mask)
+        sent, mask = self.exchange.decode_up(encoded, task)
         believed = self.exchange.believed(sent, mask, task.params)
         return {wire.RESIDUAL + name: update.params[name] - believed[name] for name in self.exchange.schema.prunable}
 

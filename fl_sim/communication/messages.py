@@ -27,8 +27,6 @@ NUM_EXAMPLES = "num-examples"
 ROUND, SEED = "round", "seed"
 PARTITION = "partition-id"
 """Key of a node's configuration: which partition of the data it holds."""
-RESIDUAL = "residual."
-"""Prefix of a client's kept error-feedback tensors: what it wanted to send and the server does not know yet."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +154,7 @@ class Exchange:
     Attributes:
         schema: the tensors that travel.
         uplink, downlink: how each direction is encoded.
-        error_feedback: whether clients keep what an upload left out.
+        error_feedback: whether clients keep what an upload left out (`fl_sim.communication.error_feedback`).
         frozen: what stands for the weights that never travel; None when there are none.
         personal: names of entries that each client keeps for itself.
     """

@@ -16,6 +16,7 @@ from flwr.clientapp import ClientApp
 from torch import Tensor, nn
 
 from fl_sim.communication import messages as wire
+from fl_sim.communication.error_feedback import ErrorFeedback
 from fl_sim.communication.messages import PARTITION
 from fl_sim.communication.sparse_broadcast import Parcel, received
 from fl_sim.core.seeding import Purpose, derive
@@ -27,10 +28,11 @@ from fl_sim.runtime.client.over_fitting import MeasureFit, Settle, as_trained, u
 from fl_sim.sparsity import curve_messages as measuring
 from fl_sim.sparsity.curve_cache import cached_curves
 from fl_sim.sparsity.curves import calibration
-from fl_sim.training.client import Client, ClientContext
+from fl_sim.training.client import Client, ClientContext, as_they_are
 from fl_sim.training.loop import evaluate
 
 STATE, MASK, FROZEN, PERSONAL = "fl_sim.state", "fl_sim.mask", "fl_sim.frozen", "fl_sim.personal"
+RESIDUAL = "fl_sim.residual"
 MODEL, VERSION = "fl_sim.model", "version"
 
 
@@ -51,11 +53,12 @@ class _Decoded:
 
 @dataclass(frozen=True)
 class Visit:
-    """A task that was read: what the client is given, and the entries it keeps for itself."""
+    """A task that was read: what the client is given, the entries it keeps for itself, its error feedback if there is."""
 
     task: Task
     ctx: ClientContext
     personal: Params
+    feedback: ErrorFeedback | None = None
 
 
 @dataclass
@@ -150,6 +153,7 @@ class ClientHost:
         assert isinstance(run, int)
         seed = derive(run, task.round, partition, Purpose.CLIENT)
         data = self.split_of(partition)
+        feedback = self._feedback(task, context)
         ctx = ClientContext(
             model=self.model,
             data=data,
@@ -157,8 +161,14 @@ class ClientHost:
             rng=torch.Generator().manual_seed(seed),
             state=_tensors(context, STATE),
             seed=seed,
+            corrected=as_they_are if feedback is None else feedback.corrected,
         )
-        return Visit(task, ctx, _tensors(context, PERSONAL))
+        return Visit(task, ctx, _tensors(context, PERSONAL), feedback)
+
+    def _feedback(self, task: Task, context: Context) -> ErrorFeedback | None:
+        if not self.exchange.error_feedback:
+            return None
+        return ErrorFeedback(self.exchange, task, _tensors(context, RESIDUAL).get(RESIDUAL))
 
     def start(self, visit: Visit) -> Params:
         """Copies of the entries that training changes, as this client's finds them, on the model's device."""
@@ -175,19 +185,14 @@ class ClientHost:
         fit = self.measure(task.round, int(context.node_config[PARTITION]), self.model)
         personal = self._resident.leave()
         self._check(update)
-        encoded = self.exchange.encode_up(update, task, seed=ctx.seed)
-        if self.exchange.error_feedback:
-            ctx.state.update(self._residuals(update, encoded, task))
+        feedback = visit.feedback
+        encoded = self.exchange.encode_up(update if feedback is None else feedback.encoded(update), task, seed=ctx.seed)
+        left_out = {} if feedback is None else {RESIDUAL: feedback.left_out(update, encoded)}
         _keep(context, STATE, ctx.state)
         _keep(context, PERSONAL, personal)
+        _keep(context, RESIDUAL, left_out)
         answer = update if not fit else replace(update, metrics={**update.metrics, **fit})
         return Message(wire.update_content(answer, encoded), reply_to=message)
-
-    def _residuals(self, update: Update, encoded: bytes, task: Task) -> dict[str, Tensor]:
-        """What the client wanted the server to know of its prunable parameters, and the upload did not tell."""
-        sent, mask = self.exchange.decode_up(encoded, task)
-        believed = self.exchange.believed(sent, mask, task.params)
-        return {wire.RESIDUAL + name: update.params[name] - believed[name] for name in self.exchange.schema.prunable}
 
     def _check(self, update: object) -> None:
         if not isinstance(update, Update):

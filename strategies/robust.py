@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fl_sim.codecs import Schema
 from fl_sim.core.types import Params, Update, UserError
-from strategies.aggregation import coverage_mean
+from strategies.aggregation import mean
 from strategies.server_step import Aggregate, ServerState
 
 
@@ -29,7 +29,7 @@ class ClipNorm:
     """
 
     bound: float
-    aggregate: Aggregate = coverage_mean
+    aggregate: Aggregate = mean
 
     def __post_init__(self) -> None:
         if not self.bound > 0:

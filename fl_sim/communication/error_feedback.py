@@ -23,7 +23,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from fl_sim import codecs
 from fl_sim.communication.messages import Exchange
 from fl_sim.core.types import FlatParams, Params, Task, Update
 
@@ -51,28 +50,23 @@ class ErrorFeedback:
         if self.residual is None:
             return params
         left = self.exchange.schema.prunable_part.view(self.residual)
-        return {name: value if name not in left else value + left[name] for name, value in params.items()}
+        return {
+            name: value if name not in left else value + left[name].to(value.device) for name, value in params.items()
+        }
 
     def encoded(self, update: Update) -> Update:
         """The update to encode: its prunable parameters plus the residual; the client's own tensors stay as they are."""
         return update if self.residual is None else replace(update, params=self._plus(update.params, self.residual))
 
     def left_out(self, update: Update, sent: bytes) -> Tensor:
-        """The next residual: what the client wanted, `update` and the residual, less what the payload `sent` says.
-
-        Raises:
-            ValueError: it is not finite; kept, it would spoil every later upload of this client.
-        """
+        """The next residual: what the client wanted, `update` and the residual, less what the payload `sent` says."""
         schema, count = self.exchange.schema, self.exchange.schema.prunable_size
         received = schema.flat(self.task.params)[:count]
         arrived = self.exchange.believed(*self.exchange.decode_up(sent, self.task), self.task.params)
         left = schema.flat(update.params)[:count] - received
         if self.residual is not None:
             left += self.residual
-        left = self._alive(left.sub_(arrived.flat[:count] - received))
-        if not codecs.finite(left):
-            raise ValueError("the client's change is not finite, so error feedback cannot carry over what was not sent")
-        return left
+        return self._alive(left.sub_(arrived.flat[:count] - received))
 
     def _plus(self, params: Params, residual: Tensor) -> FlatParams:
         flat = self.exchange.schema.flat(params).clone()

@@ -25,7 +25,7 @@ from fl_sim.core.seeding import Purpose
 from fl_sim.core.types import Mask, MaskRule, Params, Scalar, Task
 from fl_sim.runtime.server_context import ServerSnapshot, Setup
 from fl_sim.sparsity.curves import Curves, MeasureCurves
-from strategies.aggregation import coverage_mean
+from strategies.aggregation import mean, settled
 from strategies.calibration import Calibrate
 from strategies.capacities import Capacities
 from strategies.cohorts import Cohort, Cohorts
@@ -56,7 +56,7 @@ class Method:
     `calibrate` makes the mask rule anew after each round, from measurements; it takes the place of `adjust_mask`.
     """
 
-    aggregate: Aggregate = coverage_mean
+    aggregate: Aggregate = mean
     adjust_mask: MaskRule | None = None
     optimise: Optimise = accept
     teach: Teach = untaught
@@ -76,7 +76,8 @@ class SparseStrategy(Strategy):
     """Federated rounds with sparse, encoded, booked updates, under `method`, surrounded by `setup`."""
 
     def __init__(self, method: Method, setup: Setup) -> None:
-        self.method, self.setup = method, setup
+        aggregate = settled(method.aggregate, error_feedback=setup.exchange.error_feedback)
+        self.method, self.setup = replace(method, aggregate=aggregate), setup
         self.state = ServerState(setup.exchange.schema, setup.initial if setup.start is None else setup.start)
         self.cohorts = Cohorts(setup.seed, setup.members)
         self.sender = Sender(setup, method.downlink)

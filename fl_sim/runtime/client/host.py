@@ -6,7 +6,7 @@ it. A client never sees Flower.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -20,11 +20,13 @@ from fl_sim.communication.error_feedback import ErrorFeedback
 from fl_sim.communication.messages import PARTITION
 from fl_sim.communication.sparse_broadcast import Parcel, received
 from fl_sim.core.seeding import Purpose, derive
-from fl_sim.core.types import FlatParams, Mask, Params, Task, Update
+from fl_sim.core.types import Mask, Params, Task, Update
 from fl_sim.data import Split
 from fl_sim.models.parameters import entries, load
 from fl_sim.runtime.client.fixed_weights import Resident
 from fl_sim.runtime.client.over_fitting import MeasureFit, Settle, as_trained, unmeasured
+from fl_sim.runtime.client.update_check import BadUpdate as BadUpdate
+from fl_sim.runtime.client.update_check import checked, kept
 from fl_sim.sparsity import curve_messages as measuring
 from fl_sim.sparsity.curve_cache import cached_curves
 from fl_sim.sparsity.curves import calibration
@@ -34,10 +36,6 @@ from fl_sim.training.loop import evaluate
 STATE, MASK, FROZEN, PERSONAL = "fl_sim.state", "fl_sim.mask", "fl_sim.frozen", "fl_sim.personal"
 RESIDUAL = "fl_sim.residual"
 MODEL, VERSION = "fl_sim.model", "version"
-
-
-class BadUpdate(ValueError):
-    """A client returned something that is no update of this federation."""
 
 
 @dataclass(frozen=True)
@@ -184,30 +182,23 @@ class ClientHost:
         update = client(task, ctx)
         fit = self.measure(task.round, int(context.node_config[PARTITION]), self.model)
         personal = self._resident.leave()
-        self._check(update)
-        feedback = visit.feedback
-        encoded = self.exchange.encode_up(update if feedback is None else feedback.encoded(update), task, seed=ctx.seed)
-        left_out = {} if feedback is None else {RESIDUAL: feedback.left_out(update, encoded)}
-        _keep(context, STATE, ctx.state)
+        update, state = checked(update, self.exchange.schema, self._known), kept(ctx.state)
+        encoded, left_out = self._encoded(visit, update)
+        _keep(context, STATE, state)
         _keep(context, PERSONAL, personal)
         _keep(context, RESIDUAL, left_out)
         answer = update if not fit else replace(update, metrics={**update.metrics, **fit})
         return Message(wire.update_content(answer, encoded), reply_to=message)
 
-    def _check(self, update: object) -> None:
-        if not isinstance(update, Update):
-            raise BadUpdate(f"the client returned {type(update).__name__}, not an fl_sim.Update")
-        if update.num_examples < 1:
-            raise BadUpdate(f"num_examples must be at least 1, not {update.num_examples}")
-        schema = self.exchange.schema
-        if isinstance(update.params, FlatParams) and update.params.names == schema.names:
-            return
-        for name, shape in zip(schema.names, schema.shapes, strict=True):
-            got = update.params.get(name)
-            if got is None:
-                raise BadUpdate(f"the update lacks parameter {name!r}; return fl_sim.snapshot(model)")
-            if tuple(got.shape) != tuple(shape):
-                raise BadUpdate(f"parameter {name!r} has shape {tuple(got.shape)}, not {tuple(shape)}")
+    def _known(self) -> Collection[str]:
+        return self.model.state_dict().keys()
+
+    def _encoded(self, visit: Visit, update: Update) -> tuple[bytes, dict[str, Tensor]]:
+        """The payload of an update, and the residual of error feedback, which adds what it left out before."""
+        if visit.feedback is None:
+            return self.exchange.encode_up(update, visit.task, seed=visit.ctx.seed), {}
+        encoded = self.exchange.encode_up(visit.feedback.encoded(update), visit.task, seed=visit.ctx.seed)
+        return encoded, {RESIDUAL: visit.feedback.left_out(update, encoded)}
 
     def evaluate(self, message: Message, context: Context) -> Message:
         """Evaluate the received model, with this client's personal entries, on test samples of this client's kind."""

@@ -17,6 +17,7 @@ from torch import Tensor
 from fl_sim.codecs import Schema
 from fl_sim.core.types import Params, Update, UserError
 from strategies.aggregation import mean
+from strategies.reading import ReadOnce
 from strategies.server_step import Aggregate, ServerState
 
 
@@ -36,7 +37,7 @@ class ClipNorm:
             raise UserError(f"strategy.clip = {self.bound}: must be positive")
 
     def __call__(self, state: ServerState, updates: Iterable[Update]) -> Params:
-        return self.aggregate(state, (self._clipped(state, update) for update in updates))
+        return self.aggregate(state, ReadOnce(self._clipped(state, update) for update in updates))
 
     def _clipped(self, state: ServerState, update: Update) -> Update:
         old = state.schema.flat(state.params)

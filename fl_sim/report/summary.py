@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -89,7 +90,9 @@ class Report:
         folder = Path(folder)
         try:
             summary = json.loads(read_plain(folder / "summary.json"))
-            rounds = [json.loads(line) for line in read_plain(folder / "rounds.jsonl").splitlines()]
+            rounds = [
+                json.loads(line, object_hook=_numbers) for line in read_plain(folder / "rounds.jsonl").splitlines()
+            ]
         except OSError as error:
             raise UserError(f"{folder}: not a finished run ({error.strerror}: {Path(error.filename).name})") from error
         except (ValueError, RecursionError) as error:
@@ -149,6 +152,11 @@ class Report:
         if problem := wrong_counts(counts):
             raise UserError(f"{self.folder}: damaged run folder: {problem}")
         return counts
+
+
+def _numbers(row: Mapping[str, float | None]) -> dict[str, float]:
+    """A line of rounds.jsonl as it was: null stands for a number that was not finite."""
+    return {key: math.nan if value is None else value for key, value in row.items()}
 
 
 def against_dense(

@@ -18,7 +18,7 @@ from fl_sim.communication.ledger import Ledger
 from fl_sim.communication.mask_log import MaskRecorder
 from fl_sim.config.experiment import Experiment
 from fl_sim.core.errors import in_one_line
-from fl_sim.core.files import create, flush, write_atomically
+from fl_sim.core.files import as_json, create, flush, write_atomically
 from fl_sim.core.observer import SILENT, Observer
 from fl_sim.core.types import Params, UserError
 from fl_sim.models import merged
@@ -158,7 +158,7 @@ class Session:
             raise RunStopped(reason + hint) from error
 
     def _write_line(self, row: Mapping[str, float]) -> None:
-        self._lines.write((json.dumps(row) + "\n").encode())
+        self._lines.write((as_json(row) + "\n").encode())
         self._lines.flush()
 
     def _client_options(self) -> dict[str, bool | int | float | str]:
@@ -243,7 +243,7 @@ class Session:
         for name in RESULTS:
             if (self.folder / name).exists():
                 flush(self.folder / name)
-        write_atomically(self.folder / SUMMARY, (json.dumps(summary, indent=2) + "\n").encode())
+        write_atomically(self.folder / SUMMARY, (as_json(summary, indent=2) + "\n").encode())
         flush(self.folder)
         shutil.rmtree(self.folder / CHECKPOINTS, ignore_errors=True)
         kept = Ledger.read(self.folder / "ledger.parquet")  # the rows' own file goes with the run

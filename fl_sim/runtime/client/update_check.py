@@ -197,7 +197,7 @@ def _state(name: object, value: object) -> Tensor:
     if isinstance(value, (bool, int, float)):
         try:
             value = torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else None)
-        except (OverflowError, RuntimeError) as error:
+        except (OverflowError, RuntimeError, ValueError) as error:
             raise BadUpdate(f"{where} is {_described(value)}, beyond 64 bits") from error
     try:
         tensor = _tensor(where, value)

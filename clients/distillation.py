@@ -99,6 +99,6 @@ class LearnFeatures:
         if teacher is None:
             return cross_entropy
         # The rng of training is not touched, so that a teacher without weight changes nothing.
-        rng = generator(ctx.rng.initial_seed(), Purpose.PROJECTION)
+        rng = generator(ctx.seed, Purpose.PROJECTION)
         image = torch.zeros(1, *ctx.data.shape, device=ctx.data.device)
         return feature_loss(ctx.model, teacher, image, objective=self.objective, rng=rng, stages=self.stages)

@@ -13,7 +13,6 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import nn
 
-from fl_sim.communication.messages import RESIDUAL
 from fl_sim.core.types import Mask, Metrics, Params, Task, Update, UserError
 from fl_sim.data import Split
 from fl_sim.models import prunable_names
@@ -39,7 +38,8 @@ class Trains(Protocol):
 LossFor = Callable[[Task, ClientContext], Loss]
 """(task, context whose model holds the received parameters) -> the loss of this round."""
 Upload = Callable[[Task, Params], Mask | None]
-"""(task, prunable parameters after training) -> the coordinates of them to send; None sends all."""
+"""(task, prunable parameters after training, corrected by error feedback) -> the coordinates of them to send; None sends
+all."""
 Setting = Callable[[Task, ClientContext], AbstractContextManager[None]]
 """(task, context) -> what holds while the model trains, for instance how many channels its gates keep."""
 Retain = Callable[[Task, ClientContext], Mask | None]
@@ -182,12 +182,11 @@ class LocalClient:
         ctx.state.update(own)
         params = snapshot(model, task.params)
         prunable = {name: params[name] for name in prunable_names(model) if name in params}
-        for name, value in prunable.items():
-            # Error feedback (Seide et al., 2014): what earlier uploads left out is offered again.
-            if (residual := ctx.state.get(RESIDUAL + name)) is not None:
-                value += residual
+        # With error feedback, what earlier uploads left out competes with what this round learnt.
+        candidates = ctx.corrected(prunable)
         retained = self.retain(task, ctx)
         if retained is None:
-            return Update(params, ctx.num_examples, self.upload(task, prunable), metrics)
+            return Update(params, ctx.num_examples, self.upload(task, candidates), metrics)
         _restore(params, task.params, retained)
-        return Update(params, ctx.num_examples, _within(self.upload(task, prunable), retained, prunable), metrics)
+        _restore(candidates, task.params, {name: kept for name, kept in retained.items() if name in candidates})
+        return Update(params, ctx.num_examples, _within(self.upload(task, candidates), retained, prunable), metrics)

@@ -5,15 +5,21 @@ With n_k examples, mask M_k (1 where a coordinate was sent; always 1 outside the
     coverage:   x[j] = sum_k n_k M_k[j] x_k[j] / sum_k n_k M_k[j]        unchanged where nobody sent j
     zero_fill:  x[j] = x_old[j] + sum_k n_k M_k[j] (x_k[j] - x_old[j]) / sum_k n_k
 
-Both are FedAvg (McMahan et al., 2017) when every mask is full. Memory is O(model) whatever the cohort; float64 and a
+Both are FedAvg (McMahan et al., 2017) when every mask is full. They differ in how far the model moves. With error feedback
+a client sends later what it leaves out now, so the server has to apply each change once, with the weight of its client
+among all: `zero_fill` does, and the literature on error feedback averages so (Stich et al., 2018; Sattler et al., 2019).
+`coverage` divides by the few that sent a coordinate: a change that one client of ten sends alone counts ten times. `mean`,
+the default, is the one that fits. Memory is O(model) whatever the cohort; float64 and a
 fixed order of updates make the result independent of engine and workers.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import Field, dataclass, replace
 from functools import lru_cache
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -21,7 +27,9 @@ from torch import Tensor
 from fl_sim.codecs import Schema
 from fl_sim.core.kernels import add_scaled, add_sent, add_squares
 from fl_sim.core.types import Params, Update
-from strategies.server_step import ServerState
+from strategies.server_step import Aggregate, ServerState
+
+log = logging.getLogger("fl_sim")
 
 
 @dataclass
@@ -100,6 +108,11 @@ def coverage_mean(state: ServerState, updates: Iterable[Update]) -> Params:
     return _finish(sums, mean)
 
 
+def mean(state: ServerState, updates: Iterable[Update]) -> Params:
+    """The default: `coverage_mean`, whose place `zero_fill` takes in runs with `wire.error_feedback` (see `settled`)."""
+    return coverage_mean(state, updates)
+
+
 def zero_fill(state: ServerState, updates: Iterable[Update]) -> Params:
     """Mean over all clients; a coordinate that a client did not send counts as unchanged by it."""
     sums = _folded(state, updates)
@@ -110,6 +123,47 @@ def zero_fill(state: ServerState, updates: Iterable[Update]) -> Params:
         old = state.schema.flat(state.params)[:count].double()
         sums.total[:count] += old * (sums.weight - sums.covered)
     return _finish(sums, sums.total / sums.weight)
+
+
+CONSERVING: tuple[Aggregate, ...] = (zero_fill,)
+"""Rules that apply each change once, whichever clients send it: sum of n_k changes sent = sum of n_k x change of the model."""
+
+
+@runtime_checkable
+class Around(Protocol):
+    """A rule around another, for instance `strategies.robust.ClipNorm`; a dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[object]]]
+
+    @property
+    def aggregate(self) -> Aggregate:
+        """The other."""
+
+
+def settled(aggregate: Aggregate, *, error_feedback: bool) -> Aggregate:
+    """The aggregation rule of a run: in the place of `mean`, the one that fits.
+
+    A rule that was chosen stays. Where it is not known to go with error feedback, the log says so in one line.
+    """
+    chosen = _fitting(aggregate, zero_fill if error_feedback else coverage_mean)
+    if error_feedback and not any(chosen is rule for rule in CONSERVING):
+        name = getattr(chosen, "__name__", type(chosen).__name__)
+        log.warning(
+            "wire.error_feedback with the aggregation rule %s: clients send later what they left out, and this rule is not "
+            "known to apply each change once; strategy.aggregate = 'mean' (the default) or 'zero_fill' does",
+            name,
+        )
+    return chosen
+
+
+def _fitting(aggregate: Aggregate, fitting: Aggregate) -> Aggregate:
+    if aggregate is mean:
+        return fitting
+    return (
+        replace(aggregate, aggregate=_fitting(aggregate.aggregate, fitting))
+        if isinstance(aggregate, Around)
+        else aggregate
+    )
 
 
 @lru_cache(maxsize=8)

@@ -121,11 +121,8 @@ class DownlinkSender:
         def parcel(client: int, held: Mask | None) -> Parcel:
             key = b"" if held is None else codecs.mask_hash(held)
             if key not in made:
-                coding, schema = self.exchange.downlink, self.exchange.schema
-                data = coding.encode(
-                    task.params, task.mask, self.context.initial, schema=schema, held=held, seed=seed, types=types
-                )
-                made[key] = Parcel(data, -1, None, coding, task.mask)
+                data = self.exchange.encode_down(task, self.context.initial, held=held, seed=seed, types=types)
+                made[key] = Parcel(data, -1, None, self.exchange.downlink, task.mask)
             return made[key]
 
         return parcel

@@ -35,7 +35,7 @@ from fl_sim.sparsity import (
 from fl_sim.sparsity.bit_allocation import TYPES, LayerAdaptive
 from fl_sim.sparsity.curves import MeasureCurves
 from fl_sim.training.losses import Distillation
-from strategies.aggregation import coverage_mean, zero_fill
+from strategies.aggregation import coverage_mean, mean, zero_fill
 from strategies.base import Method
 from strategies.calibration import SOURCES, PruneByDistortion
 from strategies.distillation import LearnFromAll, Teach, server_distillation, server_training, untaught
@@ -57,6 +57,7 @@ GRADUAL: Mapping[str, Callable[[int, int, float], Schedule]] = {
 MOST_KILOBYTES = 1e9
 """Of a payload: more than any model, and a number of bytes that every integer type holds."""
 AGGREGATES: Mapping[str, Aggregate] = {
+    "mean": mean,
     "coverage": coverage_mean,
     "zero_fill": zero_fill,
     "median": coordinate_median,
@@ -75,7 +76,7 @@ def fedavg(
     *,
     lr: float = 1.0,
     momentum: float = 0.0,
-    aggregate: str = "coverage",
+    aggregate: str = "mean",
     trim: float = 0.1,
     clip: float | None = None,
     mask_rule: str | None = None,
@@ -86,9 +87,10 @@ def fedavg(
     Args:
         lr: server learning rate; 1 takes the mean of the clients.
         momentum: server momentum.
-        aggregate: how updates that cover different coordinates are put together: "coverage" or "zero_fill" means, or,
-            against bad clients, the "median" or the "trimmed" mean of each coordinate (`strategies.robust`); or
-            `module:function` of your own, (state, updates) -> parameters.
+        aggregate: how updates that cover different coordinates are put together: the "mean" of each coordinate, over the
+            clients that sent it ("coverage") or, with `wire.error_feedback`, over all ("zero_fill"); or, against bad
+            clients, the "median" or the "trimmed" mean (`strategies.robust`); or `module:function` of your own,
+            (state, updates) -> parameters.
         trim: share of the values that "trimmed" leaves out at either end.
         clip: largest L2 norm of a client's change, longer ones are scaled down; None = any.
         mask_rule: `module:function`, (round, mask, parameters, pseudo-gradient) -> mask: what is alive from now on.

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from fl_sim.codecs import Schema
 from fl_sim.core.types import Params, Update, UserError
-from strategies.aggregation import coverage_mean
+from strategies.aggregation import mean
+from strategies.reading import ReadOnce
 from strategies.server_step import Aggregate, ServerState
 
 
@@ -29,14 +30,14 @@ class ClipNorm:
     """
 
     bound: float
-    aggregate: Aggregate = coverage_mean
+    aggregate: Aggregate = mean
 
     def __post_init__(self) -> None:
         if not self.bound > 0:
             raise UserError(f"strategy.clip = {self.bound}: must be positive")
 
     def __call__(self, state: ServerState, updates: Iterable[Update]) -> Params:
-        return self.aggregate(state, (self._clipped(state, update) for update in updates))
+        return self.aggregate(state, ReadOnce(self._clipped(state, update) for update in updates))
 
     def _clipped(self, state: ServerState, update: Update) -> Update:
         old = state.schema.flat(state.params)

@@ -50,19 +50,19 @@ class RoundLog:
     replies: int = 0
     faults: int = 0
     nonsense: int = 0
-    weight: float = 0.0
     sums: dict[str, float] = field(default_factory=dict)
+    weights: dict[str, float] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
     down_bytes: dict[int, int] = field(default_factory=dict)
     finished_s: list[float] = field(default_factory=list)
     chosen: list[dict[str, float]] = field(default_factory=list)
 
     def add(self, count: int, metrics: Mapping[str, float]) -> None:
-        """Count a usable reply; metrics are averaged with the number of examples as weight."""
+        """Count a usable reply; each metric is averaged over the clients that report it, by their number of examples."""
         self.replies += 1
-        self.weight += count
         for name, value in metrics.items():
             self.sums[name] = self.sums.get(name, 0.0) + count * value
+            self.weights[name] = self.weights.get(name, 0.0) + count
 
     def failed(self, client: int, problem: Unusable) -> None:
         """Count a reply that the round goes on without."""
@@ -72,8 +72,8 @@ class RoundLog:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Example-weighted means of the clients' metrics."""
-        return {name: total / self.weight for name, total in self.sums.items()}
+        """Example-weighted means of the clients' metrics, each over those that reported it."""
+        return {name: total / self.weights[name] for name, total in self.sums.items()}
 
     @property
     def sent(self) -> dict[str, float]:

@@ -16,6 +16,7 @@ import torch
 from fl_sim.codecs import Schema
 from fl_sim.core.types import FlatMask, FlatParams, Grads, Mask, MaskRule, Params, Update, UserError
 from fl_sim.sparsity import apply_mask
+from strategies.reading import ReadOnce
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,7 @@ class ServerState:
 
 
 Aggregate = Callable[[ServerState, Iterable[Update]], Params]
+"""(state, updates) -> parameters. `updates` come one at a time and are read once. `state` is a copy: it may be changed."""
 Optimise = Callable[[ServerState, Params], tuple[Params, Params]]
 """(state, aggregated parameters) -> (new parameters, new memory)."""
 Refine = Callable[[ServerState, Params], Params]
@@ -96,7 +98,10 @@ def server_step(
     `old - new` of the prunable parameters. `calibrate` takes its place: it makes the rule from the aggregated state, whose
     mask is still the old one. `refine` has the last word on the parameters.
     """
-    params, memory = optimise(state, _parameters(state.schema, aggregate(state, updates)))
+    once = ReadOnce(updates)
+    aggregated_params = _parameters(state.schema, aggregate(_lent(state), once))
+    once.finish()
+    params, memory = optimise(state, aggregated_params)
     aggregated = replace(state, round=state.round + 1, params=params, memory=memory)
     pseudo = {name: state.params[name] - params[name] for name in state.schema.prunable}
     new = masked(aggregated, pseudo, adjust_mask=adjust_mask, calibrate=calibrate)
@@ -118,10 +123,42 @@ def masked(
     if calibrate is not None:
         adjust_mask = calibrate(replace(state, params=_masked(state.schema, state.params, mask)))
     if adjust_mask is not None:
-        prunable = {name: state.params[name] for name in state.schema.prunable}
-        mask = _mask(state.schema, adjust_mask(state.round, mask, prunable, grads))
+        mask = _decided(state, grads, adjust_mask)
     memory = apply_mask(state.memory, mask) if state.memory and mask is not None else state.memory
     return replace(state, params=_masked(state.schema, state.params, mask), mask=mask, memory=memory)
+
+
+def _lent(state: ServerState) -> ServerState:
+    """A copy of a state: a rule that adds into `state.params` in place would change what momentum starts from."""
+    schema, params = state.schema, state.params
+    flat = isinstance(params, FlatParams) and params.names == schema.names
+    own = schema.view(schema.flat(params).clone()) if flat else _cloned(params)
+    return replace(state, params=own, mask=_lent_mask(schema, state.mask), memory=_cloned(state.memory))
+
+
+def _lent_mask(schema: Schema, mask: Mask | None) -> Mask | None:
+    if isinstance(mask, FlatMask) and mask.names == schema.prunable:
+        return schema.view_mask(mask.flat.clone())
+    return None if mask is None else _cloned(mask)
+
+
+def _cloned(tensors: Params) -> Params:
+    return {name: value.clone() for name, value in tensors.items()}
+
+
+def _decided(state: ServerState, grads: Grads | None, adjust_mask: MaskRule) -> Mask | None:
+    """The mask that a rule decides; the state's own object where it stays the same.
+
+    The rule may change the mask that it is given, which is a copy: clients hold the other. Parameters are not its own.
+    """
+    schema, mask = state.schema, state.mask
+    prunable = {name: state.params[name] for name in schema.prunable}
+    before = [value._version for value in prunable.values()]
+    new = _mask(schema, adjust_mask(state.round, _lent_mask(schema, mask), prunable, grads))
+    if before != [state.params[name]._version for name in schema.prunable]:
+        raise UserError("the mask rule changed the parameters in place; it decides the mask alone: clone() them first")
+    same = mask is not None and new is not None and torch.equal(schema.flat_mask(mask), schema.flat_mask(new))
+    return mask if same else new
 
 
 def _masked(schema: Schema, params: Params, mask: Mask | None) -> Params:

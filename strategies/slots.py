@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from fl_sim.core.types import MaskRule, Scalar
-from strategies.aggregation import coverage_mean
+from strategies.aggregation import mean
 from strategies.calibration import Calibrate
 from strategies.distillation import Teach, Unite, apart, untaught
 from strategies.downlink_types import Downlink, as_configured
@@ -26,7 +26,7 @@ class Slots:
     """What a server does with a round's updates, as functions; each has a default.
 
     Attributes:
-        aggregate: (state, updates) -> parameters; the default is a weighted average of what was sent.
+        aggregate: (state, updates) -> parameters; the default is a weighted mean that fits the run's error feedback.
         adjust_mask: decides the next global pruning mask; None = dense.
         optimise: server optimizer, from the aggregate to the next parameters.
         teach: distillation on the server after aggregation.
@@ -37,7 +37,7 @@ class Slots:
         config: scalars that travel to the clients in `task.config`.
     """
 
-    aggregate: Aggregate = coverage_mean
+    aggregate: Aggregate = mean
     adjust_mask: MaskRule | None = None
     optimise: Optimise = accept
     teach: Teach = untaught

@@ -25,6 +25,7 @@ from fl_sim.core.seeding import Purpose
 from fl_sim.core.types import Mask, MaskRule, Params, Scalar, Task
 from fl_sim.runtime.server_context import ServerContext, ServerSnapshot
 from fl_sim.sparsity.curves import Curves, MeasureCurves
+from strategies.aggregation import settled
 from strategies.cohorts import Cohort, Cohorts
 from strategies.downlink_sender import DownlinkSender, Outgoing
 from strategies.queries import CurveQuery
@@ -47,7 +48,8 @@ class SparseServer:
     """
 
     def __init__(self, slots: Slots, context: ServerContext) -> None:
-        self.slots, self.context = slots, context
+        aggregate = settled(slots.aggregate, error_feedback=context.exchange.error_feedback)
+        self.slots, self.context = replace(slots, aggregate=aggregate), context
         first = context.initial if context.start is None else context.start
         self.state = ServerState(context.exchange.schema, first)
         self.cohorts = Cohorts(context.seed, context.sampling.members)

@@ -27,8 +27,6 @@ NUM_EXAMPLES = "num-examples"
 ROUND, SEED = "round", "seed"
 PARTITION = "partition-id"
 """Key of a node's configuration: which partition of the data it holds."""
-RESIDUAL = "residual."
-"""Prefix of a client's kept error-feedback tensors: what it wanted to send and the server does not know yet."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +154,7 @@ class Exchange:
     Attributes:
         schema: the tensors that travel.
         uplink, downlink: how each direction is encoded.
-        error_feedback: whether clients keep what an upload left out.
+        error_feedback: whether clients keep what an upload left out (`fl_sim.communication.error_feedback`).
         frozen: what stands for the weights that never travel; None when there are none.
         personal: names of entries that each client keeps for itself.
     """
@@ -167,6 +165,30 @@ class Exchange:
     error_feedback: bool = False
     frozen: Frozen | None = None
     personal: tuple[str, ...] = ()
+
+    def encode_up(self, update: Update, task: Task, *, seed: int) -> bytes:
+        """The payload of an update, for a server that sent `task`."""
+        return self.uplink.encode(
+            update.params, update.mask, task.params, schema=self.schema, held=task.mask, seed=seed
+        )
+
+    def decode_up(self, data: bytes | memoryview, task: Task) -> tuple[Params, Mask | None]:
+        """Invert `encode_up`; raises as `Coding.decode` does."""
+        return self.uplink.decode(data, task.params, schema=self.schema, held=task.mask)
+
+    def encode_down(
+        self, task: Task, reference: Params, *, held: Mask | None, seed: int, types: Sequence[str] | None = None
+    ) -> bytes:
+        """The payload of a task, for a client that holds the pruning mask `held`; `types` as in `Coding.encode`."""
+        return self.downlink.encode(
+            task.params, task.mask, reference, schema=self.schema, held=held, seed=seed, types=types
+        )
+
+    def decode_down(
+        self, data: bytes | memoryview, reference: Params, *, held: Mask | None
+    ) -> tuple[Params, Mask | None]:
+        """Invert `encode_down`; raises as `Coding.decode` does."""
+        return self.downlink.decode(data, reference, schema=self.schema, held=held)
 
     def believed(self, sent: Params, mask: Mask | None, received: Params) -> FlatParams:
         """The client's parameters as the server now knows them: `sent` where it travelled, else what was `received`."""

@@ -221,7 +221,11 @@ class WireSection(Section):
     broadcast: SparseBroadcast | None = Field(
         None, description="send clients only what changed against the model they hold; unset = the whole model"
     )
-    error_feedback: bool = Field(False, description="clients keep what an upload left out and offer it again")
+    error_feedback: bool = Field(
+        False,
+        description="what an upload leaves out stays with the client and is added to its next one, whichever client it is; "
+        "the mean is then over all clients of a round (strategies.presets:fedavg, aggregate)",
+    )
     record_masks: bool = Field(False, description="keep the masks that travel, for `fl-sim replay`")
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import errno
+import json
+import math
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -19,6 +22,19 @@ def create(path: Path) -> BinaryIO:
     """
     path.unlink(missing_ok=True)
     return path.open("xb")
+
+
+def as_json(value: object, *, indent: int | None = None) -> str:
+    """JSON as the standard has it: a number that is not finite, for which JSON has no word, is null."""
+    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(entry) for key, entry in value.items()}
+    return [_finite(entry) for entry in value] if isinstance(value, (list, tuple)) else value
 
 
 def flush(path: Path) -> None:

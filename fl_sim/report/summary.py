@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -96,7 +97,9 @@ class Report:
             raise Unfinished(f"{folder}: not a finished run; there is no summary.json in it")
         try:
             summary = json.loads(read_plain(folder / "summary.json"))
-            rounds = [json.loads(line) for line in read_plain(folder / "rounds.jsonl").splitlines()]
+            rounds = [
+                json.loads(line, object_hook=_numbers) for line in read_plain(folder / "rounds.jsonl").splitlines()
+            ]
         except OSError as error:
             raise UserError(f"{folder}: not a finished run ({error.strerror}: {Path(error.filename).name})") from error
         except (ValueError, RecursionError) as error:
@@ -167,6 +170,11 @@ class Report:
         except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"{self.folder}: damaged run folder: partition.json: {in_one_line(error)}") from error
         return check_counts(counts, self.folder)
+
+
+def _numbers(row: Mapping[str, float | None]) -> dict[str, float]:
+    """A line of rounds.jsonl as it was: null stands for a number that was not finite."""
+    return {key: math.nan if value is None else value for key, value in row.items()}
 
 
 def against_dense(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 
 from fl_sim.communication.ledger import Ledger
 from fl_sim.communication.mask_log import MaskRecorder
+from fl_sim.core.files import as_json
 from fl_sim.models import merged
 from fl_sim.models.parameters import snapshot
 from fl_sim.report import Report, summarise, write_report
@@ -51,7 +51,7 @@ def finish(
     kept = Ledger.read(folder.path / "ledger.parquet")  # the temporary row file is deleted with the run
     report = Report(folder.path, summary, rows, kept, dict(server.models[0].params))
     write_report(report)
-    folder.complete((json.dumps(summary, indent=2) + "\n").encode())
+    folder.complete((as_json(summary, indent=2) + "\n").encode())
     return report
 
 

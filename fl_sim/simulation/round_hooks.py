@@ -5,7 +5,6 @@ A row is one line of rounds.jsonl, by column. Hooks run in order, and later ones
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -13,7 +12,7 @@ from typing import Protocol, Self
 
 from fl_sim.communication.ledger import Ledger
 from fl_sim.config.experiment import Experiment
-from fl_sim.core.files import create
+from fl_sim.core.files import as_json, create
 from fl_sim.report import against_dense
 from fl_sim.simulation.federation import Federation
 from fl_sim.simulation.model_facts import DensePayloads
@@ -110,5 +109,5 @@ class RoundsFile:
         self._write(row)
 
     def _write(self, row: Mapping[str, float]) -> None:
-        self._file.write((json.dumps(row) + "\n").encode())
+        self._file.write((as_json(row) + "\n").encode())
         self._file.flush()

@@ -129,7 +129,7 @@ def test_all_parts_of_ones_own_take_effect(here: Path) -> None:
         ("strategy.aggregate=wronk:returns_nothing", "No module named 'wronk'; looked for here and among what"),
         ("strategy.aggregate=broken:f", "importing broken raised SyntaxError: invalid syntax (broken.py, line 1)"),
         ("strategy.aggregate=late:f", "No module named 'nowhere_at_all'"),
-        ("strategy.aggregate=mean", "unknown; did you mean 'median'?"),
+        ("strategy.aggregate=medan", "unknown; did you mean 'median'?"),
         ("strategy.mask_rule=wrong:ones", "the mask rule returned 'hidden.weight' that is no tensor of bool"),
         ("strategy.mask_rule=wrong:stranger", "the mask rule: mask of names that are not prunable: nobody"),
         ("strategy.mask_rule=a_third", "'a_third' is no import path; write 'module:name'"),

@@ -217,7 +217,7 @@ def test_a_client_that_changes_frozen_weights_is_refused_and_harms_no_other(
 
 def sometimes_meddling(task: Task, ctx: ClientContext) -> Update:
     """Meddles in half of the cases; otherwise trains, and checks what it was given."""
-    if ctx.rng.initial_seed() % 2:
+    if ctx.seed % 2:
         return meddler(task, ctx)
     assert ctx.model.fc.bias.abs().max() < 0.9, "another client's meddling is still there"
     Training(lr=0.1, steps=1).fit(ctx.model, ctx.data, rng=ctx.rng)

@@ -6,7 +6,7 @@ it. A client never sees Flower.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -16,26 +16,26 @@ from flwr.clientapp import ClientApp
 from torch import Tensor, nn
 
 from fl_sim.communication import messages as wire
+from fl_sim.communication.error_feedback import ErrorFeedback
 from fl_sim.communication.messages import PARTITION
 from fl_sim.communication.sparse_broadcast import Parcel, received
-from fl_sim.core.seeding import Purpose, generator
-from fl_sim.core.types import FlatParams, Mask, Params, Task, Update
+from fl_sim.core.seeding import Purpose, derive
+from fl_sim.core.types import Mask, Params, Task, Update
 from fl_sim.data import Split
 from fl_sim.models.parameters import entries, load
 from fl_sim.runtime.client.fixed_weights import Resident
 from fl_sim.runtime.client.over_fitting import MeasureFit, Settle, as_trained, unmeasured
+from fl_sim.runtime.client.update_check import BadUpdate as BadUpdate
+from fl_sim.runtime.client.update_check import checked, kept
 from fl_sim.sparsity import curve_messages as measuring
 from fl_sim.sparsity.curve_cache import cached_curves
 from fl_sim.sparsity.curves import calibration
-from fl_sim.training.client import Client, ClientContext
+from fl_sim.training.client import Client, ClientContext, as_they_are
 from fl_sim.training.loop import evaluate
 
 STATE, MASK, FROZEN, PERSONAL = "fl_sim.state", "fl_sim.mask", "fl_sim.frozen", "fl_sim.personal"
+RESIDUAL = "fl_sim.residual"
 MODEL, VERSION = "fl_sim.model", "version"
-
-
-class BadUpdate(ValueError):
-    """A client returned something that is no update of this federation."""
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,12 @@ class _Decoded:
 
 @dataclass(frozen=True)
 class Visit:
-    """A task that was read: what the client is given, and the entries it keeps for itself."""
+    """A task that was read: what the client is given, the entries it keeps for itself, its error feedback if there is."""
 
     task: Task
     ctx: ClientContext
     personal: Params
+    feedback: ErrorFeedback | None = None
 
 
 @dataclass
@@ -119,7 +120,7 @@ class ClientHost:
         if self._last is None or self._last.data is not data or self._last.key != key:
             held = None if packed is None else wire.unpack_mask(packed, schema)
             if parcel is None:
-                decoded = self.exchange.downlink.decode(data, self.reference, schema=schema, held=held)
+                decoded = self.exchange.decode_down(data, self.reference, held=held)
                 self._last = _Decoded(data, key, *decoded)
             else:
                 model, mask = received(parcel, self._base(context, parcel), self.exchange, held)
@@ -146,17 +147,26 @@ class ClientHost:
         """Read a training task: everything that the client will be given."""
         task = self._receive(message, context)
         partition = int(context.node_config[PARTITION])
-        seed = task.config[wire.SEED]
-        assert isinstance(seed, int)
+        run = task.config[wire.SEED]
+        assert isinstance(run, int)
+        seed = derive(run, task.round, partition, Purpose.CLIENT)
         data = self.split_of(partition)
+        feedback = self._feedback(task, context)
         ctx = ClientContext(
             model=self.model,
             data=data,
             num_examples=len(data),
-            rng=generator(seed, task.round, partition, Purpose.CLIENT),
+            rng=torch.Generator().manual_seed(seed),
             state=_tensors(context, STATE),
+            seed=seed,
+            corrected=as_they_are if feedback is None else feedback.corrected,
         )
-        return Visit(task, ctx, _tensors(context, PERSONAL))
+        return Visit(task, ctx, _tensors(context, PERSONAL), feedback)
+
+    def _feedback(self, task: Task, context: Context) -> ErrorFeedback | None:
+        if not self.exchange.error_feedback:
+            return None
+        return ErrorFeedback(self.exchange, task, _tensors(context, RESIDUAL).get(RESIDUAL))
 
     def start(self, visit: Visit) -> Params:
         """Copies of the entries that training changes, as this client's finds them, on the model's device."""
@@ -172,42 +182,23 @@ class ClientHost:
         update = client(task, ctx)
         fit = self.measure(task.round, int(context.node_config[PARTITION]), self.model)
         personal = self._resident.leave()
-        self._check(update)
-        encoded = self.exchange.uplink.encode(
-            update.params,
-            update.mask,
-            task.params,
-            schema=self.exchange.schema,
-            held=task.mask,
-            seed=ctx.rng.initial_seed(),
-        )
-        if self.exchange.error_feedback:
-            ctx.state.update(self._residuals(update, encoded, task))
-        _keep(context, STATE, ctx.state)
+        update, state = checked(update, self.exchange.schema, self._known), kept(ctx.state)
+        encoded, left_out = self._encoded(visit, update)
+        _keep(context, STATE, state)
         _keep(context, PERSONAL, personal)
+        _keep(context, RESIDUAL, left_out)
         answer = update if not fit else replace(update, metrics={**update.metrics, **fit})
         return Message(wire.update_content(answer, encoded), reply_to=message)
 
-    def _residuals(self, update: Update, encoded: bytes, task: Task) -> dict[str, Tensor]:
-        """What the client wanted the server to know of its prunable parameters, and the upload did not tell."""
-        sent, mask = self.exchange.uplink.decode(encoded, task.params, schema=self.exchange.schema, held=task.mask)
-        believed = self.exchange.believed(sent, mask, task.params)
-        return {wire.RESIDUAL + name: update.params[name] - believed[name] for name in self.exchange.schema.prunable}
+    def _known(self) -> Collection[str]:
+        return self.model.state_dict().keys()
 
-    def _check(self, update: object) -> None:
-        if not isinstance(update, Update):
-            raise BadUpdate(f"the client returned {type(update).__name__}, not an fl_sim.Update")
-        if update.num_examples < 1:
-            raise BadUpdate(f"num_examples must be at least 1, not {update.num_examples}")
-        schema = self.exchange.schema
-        if isinstance(update.params, FlatParams) and update.params.names == schema.names:
-            return
-        for name, shape in zip(schema.names, schema.shapes, strict=True):
-            got = update.params.get(name)
-            if got is None:
-                raise BadUpdate(f"the update lacks parameter {name!r}; return fl_sim.snapshot(model)")
-            if tuple(got.shape) != tuple(shape):
-                raise BadUpdate(f"parameter {name!r} has shape {tuple(got.shape)}, not {tuple(shape)}")
+    def _encoded(self, visit: Visit, update: Update) -> tuple[bytes, dict[str, Tensor]]:
+        """The payload of an update, and the residual of error feedback, which adds what it left out before."""
+        if visit.feedback is None:
+            return self.exchange.encode_up(update, visit.task, seed=visit.ctx.seed), {}
+        encoded = self.exchange.encode_up(visit.feedback.encoded(update), visit.task, seed=visit.ctx.seed)
+        return encoded, {RESIDUAL: visit.feedback.left_out(update, encoded)}
 
     def evaluate(self, message: Message, context: Context) -> Message:
         """Evaluate the received model, with this client's personal entries, on test samples of this client's kind."""

@@ -56,7 +56,9 @@ class Examination:
         params = dict(given) if mask is None else apply_mask(given, mask)
         task = Task(1, {name: value.clone() for name, value in params.items()}, mask, self.config)
         generator = torch.Generator().manual_seed(7)
-        context = ClientContext(model=model, data=self.samples, num_examples=len(self.samples), rng=generator, state={})
+        context = ClientContext(
+            model=model, data=self.samples, num_examples=len(self.samples), rng=generator, state={}, seed=7
+        )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             np_state = np.random.get_state()  # noqa: NPY002 - what a client must not use is what is varied here

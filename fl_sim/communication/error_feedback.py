@@ -1,0 +1,79 @@
+"""Error feedback: what an upload leaves out of a client's change stays with the client and is added to its next change.
+
+With the received parameters w, the trained parameters x, the residual e of the uploads before, and y, which the server
+decodes (y = w where a coordinate did not travel):
+
+    encoded:       x + e, under the mask that the client chose
+    new residual:  e' = (x - w) + e - (y - w)
+
+so that what is sent and what is kept add up to what was wanted: (y - w) + e' = (x - w) + e. Sums are of changes and not of
+parameters, because a small residual is lost in the rounding of a parameter. Seide et al. (2014) carry over the error of
+quantisation; Stich et al. (2018, algorithm 1) what top-k leaves out; Sattler et al. (2019, algorithm 2) both, in federated
+learning. Only prunable parameters have a residual: everything else travels whole and exactly.
+
+The server has to apply each change once: `strategies.aggregation.zero_fill` does. Two things are not carried over. A
+coordinate that the global mask prunes loses its residual, since no later change of it can arrive. An upload that the
+server never uses (rejected, late or lost on the way) is lost with what it carried, since the client is not told.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from fl_sim.communication.messages import Exchange
+from fl_sim.core.types import FlatParams, Params, Task, Update
+
+
+@dataclass(frozen=True)
+class ErrorFeedback:
+    """One client's error feedback in one round.
+
+    Attributes:
+        exchange: what travels and how.
+        task: what the client received.
+        residual: float32 over the prunable coordinates in schema order; None before the first upload.
+    """
+
+    exchange: Exchange
+    task: Task
+    residual: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.residual is not None:
+            object.__setattr__(self, "residual", self._alive(self.residual))
+
+    def corrected(self, params: Params) -> Params:
+        """Prunable parameters of a client as they will be encoded: plus the residual. Other names pass as they are."""
+        if self.residual is None:
+            return params
+        left = self.exchange.schema.prunable_part.view(self.residual)
+        return {
+            name: value if name not in left else value + left[name].to(value.device) for name, value in params.items()
+        }
+
+    def encoded(self, update: Update) -> Update:
+        """The update to encode: its prunable parameters plus the residual; the client's own tensors stay as they are."""
+        return update if self.residual is None else replace(update, params=self._plus(update.params, self.residual))
+
+    def left_out(self, update: Update, sent: bytes) -> Tensor:
+        """The next residual: what the client wanted, `update` and the residual, less what the payload `sent` says."""
+        schema, count = self.exchange.schema, self.exchange.schema.prunable_size
+        received = schema.flat(self.task.params)[:count]
+        arrived = self.exchange.believed(*self.exchange.decode_up(sent, self.task), self.task.params)
+        left = schema.flat(update.params)[:count] - received
+        if self.residual is not None:
+            left += self.residual
+        return self._alive(left.sub_(arrived.flat[:count] - received))
+
+    def _plus(self, params: Params, residual: Tensor) -> FlatParams:
+        flat = self.exchange.schema.flat(params).clone()
+        flat[: len(residual)] += residual
+        return self.exchange.schema.view(flat)
+
+    def _alive(self, residual: Tensor) -> Tensor:
+        """The residual, zero where the global mask is."""
+        mask = self.task.mask
+        return residual if mask is None else torch.where(self.exchange.schema.flat_mask(mask), residual, 0.0)

@@ -133,7 +133,7 @@ class Schema:
         """
         if not self.is_flat:
             raise ValueError("a schema with other dtypes than float32 has no flat form")
-        if isinstance(params, FlatParams) and params.names == self.names:
+        if isinstance(params, FlatParams) and params.names == self.names and params.whole:
             flat = params.flat
             if flat.dtype != torch.float32 or not flat.is_contiguous():
                 flat = flat.float().contiguous()
@@ -153,7 +153,7 @@ class Schema:
 
     def flat_mask(self, mask: Mask) -> Tensor:
         """A mask as one bool vector over the prunable tensors; a tensor without a mask is alive."""
-        if isinstance(mask, FlatMask) and mask.names == self.prunable:
+        if isinstance(mask, FlatMask) and mask.names == self.prunable and mask.whole:
             return mask.flat.contiguous()
         parts = []
         for name, shape in zip(self.prunable, self.shapes, strict=False):

@@ -139,11 +139,11 @@ class Frozen:
 
     @staticmethod
     def digest_of(params: Params) -> bytes:
-        """Eight bytes over names, shapes and float32 bits, whatever the memory layout and device."""
+        """Eight bytes over names, shapes and bits, in each tensor's dtype, whatever the memory layout and device."""
         check = xxhash.xxh3_64()
         for name, value in params.items():
             check.update(f"{name}{tuple(value.shape)}".encode())
-            check.update(value.detach().cpu().contiguous().numpy().tobytes())
+            check.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         return check.digest()
 
 

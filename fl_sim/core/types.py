@@ -8,21 +8,24 @@ per tensor. Code that does not care treats them as dicts.
     >>> params = FlatParams.pack({"weight": torch.ones(2, 2), "bias": torch.zeros(2)})
     >>> params.flat.tolist(), params["weight"].shape
     ([1.0, 1.0, 1.0, 1.0, 0.0, 0.0], torch.Size([2, 2]))
+    >>> params.update(bias=torch.ones(2))
+    >>> isinstance(params, FlatParams), params["bias"].tolist()
+    (False, [1.0, 1.0])
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, ValuesView
+from collections import OrderedDict
+from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, Sequence, ValuesView
+from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Self
+from functools import lru_cache, wraps
+from typing import Self, SupportsIndex
 
 import torch
 from torch import Tensor
 
 from fl_sim.core.errors import UserError as UserError
-
-if TYPE_CHECKING:
-    pass
 
 Params = dict[str, Tensor]
 """State-dict names -> detached CPU tensors, of any shape; floating point unless a model says otherwise."""
@@ -40,50 +43,78 @@ Scalar = bool | int | float | str | bytes
 Metrics = dict[str, float]
 
 
-class _Flat(dict[str, Tensor]):
+class _Tensors(dict[str, Tensor]):
+    """A dict of tensors that is saved as what it holds: `torch.load` gives an ordinary mapping, in weights-only mode too."""
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[object, ...]:
+        return OrderedDict, (), None, None, iter(self.items())
+
+    def __copy__(self) -> dict[str, Tensor]:
+        return dict(self.items())
+
+    def __deepcopy__(self, memo: dict[int, object]) -> dict[str, Tensor]:
+        return {name: deepcopy(value, memo) for name, value in self.items()}
+
+
+class _Flat(_Tensors):
     """A dict of tensors that are consecutive views of one 1-D buffer, in insertion order.
 
-    The views are made when one is first asked for: a model has hundreds, and encoding and aggregation need none.
-    Assigning to a name copies into the buffer; names cannot be added or removed (`dict(params)` makes a plain dict).
+    The views are made when one is first asked for: a model has hundreds, and encoding and aggregation need none. Changing a
+    view in place changes the buffer. Assigning, adding or removing an entry makes the object a plain dict, which is no
+    `FlatParams` and has no buffer: the other holders of the buffer do not see what one of them assigned.
     """
 
     flat: Tensor
     names: tuple[str, ...]
-    _shapes: tuple[torch.Size, ...] | None
+    _shapes: tuple[torch.Size, ...]
+    _lazy: bool
+
+    def __new__(cls, *args: object, **entries: Tensor) -> Self:
+        """Make a plain dict of `dict`'s arguments; `view` and `pack` make flat ones."""
+        made = super().__new__(cls)
+        made.__class__ = _Tensors  # type: ignore[assignment]
+        made.update(*args, **entries)
+        return made
 
     @classmethod
     def view(cls, flat: Tensor, names: tuple[str, ...], shapes: tuple[torch.Size, ...]) -> Self:
         """Cut `flat` (1-D) into consecutive views; the sizes must add up to its length."""
-        made = cls()
-        made.flat, made.names, made._shapes = flat, names, shapes
+        made = dict.__new__(cls)
+        made.flat, made.names, made._shapes, made._lazy = flat, names, shapes, True
         return made
 
     @classmethod
     def pack(cls, tensors: Mapping[str, Tensor]) -> Self:
-        """Copy tensors of one dtype into one new buffer."""
-        parts = [t.reshape(-1) for t in tensors.values()]
-        flat = torch.cat(parts) if parts else torch.empty(0)
-        return cls.view(flat, tuple(tensors), tuple(t.shape for t in tensors.values()))
+        """Copy tensors of one dtype into one new buffer; its views are made at once."""
+        parts = list(tensors.values())
+        flat = torch._utils._flatten_dense_tensors(parts) if len(parts) > 1 else _copied(parts)
+        return cls.view(flat, tuple(tensors), tuple(t.shape for t in parts))._filled(parts)
 
     def _made(self) -> Self:
-        if self._shapes is not None:
-            shapes, self._shapes = self._shapes, None
-            parts = self.flat.split([shape.numel() for shape in shapes])
-            super().update(zip(self.names, map(Tensor.view, parts, shapes), strict=True))
+        return self._filled(_like(self._shapes)) if self._lazy else self
+
+    def _filled(self, like: Sequence[Tensor]) -> Self:
+        """Put the views into the dict itself, where C code looks for them."""
+        self._lazy = False
+        views = _cut(self.flat, like)
+        dict.update(self, zip(self.names, views, strict=True))
         return self
+
+    @property
+    def whole(self) -> bool:
+        """Whether every entry is still a view of its part of the buffer; `entry.data = ...` moves one elsewhere."""
+        if self._lazy:
+            return True
+        at, width = self.flat.data_ptr(), self.flat.element_size()
+        for value, shape in zip(dict.values(self), self._shapes, strict=True):
+            count = shape.numel()
+            if value.shape != shape or (count and value.data_ptr() != at):
+                return False
+            at += count * width
+        return True
 
     def __getitem__(self, name: str) -> Tensor:
         return dict.__getitem__(self._made(), name)
-
-    def __setitem__(self, name: str, value: Tensor) -> None:
-        if name not in self._made():
-            raise KeyError(f"{name!r}: names cannot be added; make a plain dict of it first")
-        own = dict.__getitem__(self, name)
-        if own is not value:
-            own.copy_(value)
-
-    def __delitem__(self, name: str) -> None:
-        raise KeyError(f"{name!r}: names cannot be removed; make a plain dict of it first")
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names)
@@ -94,9 +125,14 @@ class _Flat(dict[str, Tensor]):
     def __contains__(self, name: object) -> bool:
         return dict.__contains__(self._made(), name)
 
-    def __reduce__(self) -> tuple[object, ...]:
-        shapes = tuple(value.shape for value in self.values())
-        return type(self).view, (self.flat, self.names, shapes)
+    def __setitem__(self, name: str, value: Tensor) -> None:
+        if self._made().get(name) is not value:  # `p[name] += 1` assigns the entry itself
+            self._loosened()[name] = value
+
+    def __deepcopy__(self, memo: dict[int, object]) -> dict[str, Tensor]:
+        if not self.whole:
+            return super().__deepcopy__(memo)
+        return type(self).view(deepcopy(self.flat, memo), self.names, self._shapes)
 
     def get(self, name: str, default: Tensor | None = None) -> Tensor | None:  # type: ignore[override]
         return dict.get(self._made(), name, default)
@@ -109,6 +145,54 @@ class _Flat(dict[str, Tensor]):
 
     def items(self) -> ItemsView[str, Tensor]:  # type: ignore[override]
         return dict.items(self._made())
+
+    def _loosened(self) -> dict[str, Tensor]:
+        """The same object, without its buffer: from here on a plain dict."""
+        self._made()
+        vars(self).clear()
+        self.__class__ = _Tensors  # type: ignore[assignment]
+        return self
+
+
+def _after(prepare: Callable[[_Flat], object], name: str) -> Callable[..., object]:
+    """Make a method of `dict` that runs once the dict holds its entries."""
+    inner = getattr(dict, name)
+
+    @wraps(inner)
+    def method(self: _Flat, *args: object, **entries: object) -> object:
+        prepare(self)
+        for other in args:
+            if isinstance(other, _Flat):
+                other._made()  # `dict` looks into it without asking
+        return inner(self, *args, **entries)
+
+    return method
+
+
+for _name in ("__eq__", "__ne__", "__or__", "__ror__", "__repr__", "__reversed__", "__sizeof__", "copy"):
+    setattr(_Flat, _name, _after(_Flat._made, _name))
+for _name in ("__delitem__", "__ior__", "clear", "pop", "popitem", "setdefault", "update"):
+    setattr(_Flat, _name, _after(_Flat._loosened, _name))
+
+
+@lru_cache(maxsize=64)
+def _like(shapes: tuple[torch.Size, ...]) -> list[Tensor]:
+    """Tensors of these shapes that take no memory."""
+    return [torch.empty(shape, device="meta") for shape in shapes]
+
+
+def _copied(tensors: Sequence[Tensor]) -> Tensor:
+    """At most one tensor, as a new 1-D one."""
+    return tensors[0].flatten().clone() if tensors else torch.empty(0)
+
+
+def _cut(flat: Tensor, like: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Consecutive views of a 1-D tensor in the shapes of other tensors."""
+    sizes = [tensor.numel() for tensor in like]
+    if all(sizes) and sum(sizes) == flat.numel():
+        views: Sequence[Tensor] = torch._utils._unflatten_dense_tensors(flat, like)  # three times as fast as one by one
+        return views
+    return [part.view(tensor.shape) for part, tensor in zip(flat.split(sizes), like, strict=True)]
 
 
 class FlatParams(_Flat):

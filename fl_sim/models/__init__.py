@@ -15,6 +15,8 @@ from fl_sim.core.lookup import accepts, find
 from fl_sim.models.fastgrnn import fastgrnn
 from fl_sim.models.layers import BATCHNORM, batchnorm_names, disabled_features, head_names, prunable_names, stage_names
 from fl_sim.models.mobilenet import mobilenet_v1
+from fl_sim.models.own import evaluating_modules, prepare, say_modes
+from fl_sim.models.parameters import check_dtypes, check_entries
 from fl_sim.models.resnet import cifar_resnet
 from fl_sim.models.simple import cnn, cnn_bn, mlp
 from fl_sim.models.torchvision import densenet121, imagenet_stem, resnet18, resnet34, resnet50, vgg16
@@ -75,15 +77,32 @@ def build(
     Raises:
         UserError: unknown name, or a function of one's own that makes no such model.
     """
-    builder = find("model.name", name, MODELS)
-    asked = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size, "width": width}
-    accepts(f"model.name = {name!r}", builder, **asked)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = builder(**asked)
-        if name not in MODELS:
-            check(name, model, (2, in_channels, image_size, image_size), num_classes)
-        return model
+    dtype = torch.get_default_dtype()
+    try:  # a builder, or its module, may set another default dtype: that would be everybody's
+        builder = find("model.name", name, MODELS)
+        asked = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size, "width": width}
+        accepts(f"model.name = {name!r}", builder, **asked)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = builder(**asked)
+            if name not in MODELS:
+                torch.set_default_dtype(dtype)
+                _look_over(name, model, (2, in_channels, image_size, image_size), num_classes)
+            return model
+    finally:
+        torch.set_default_dtype(dtype)
+
+
+def _look_over(name: str, model: nn.Module, images: tuple[int, ...], num_classes: int) -> None:
+    """Find out of a user's own model which buffers are constant, and refuse what cannot be run."""
+    what = f"model.name = {name!r}"
+    if isinstance(model, nn.Module):
+        check_dtypes(model, what)
+        if evaluating := evaluating_modules(model):
+            say_modes(name, evaluating)
+    check(name, model, images, num_classes)
+    prepare(name, model, images)
+    check_entries(model, what)
 
 
 def check(name: str, model: nn.Module, images: tuple[int, ...], num_classes: int) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fl_sim.core.types import UserError
+from fl_sim.models.parameters import FLOATS, canonical
 
 CONVOLUTION = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 PRUNABLE = (*CONVOLUTION, nn.Linear)
@@ -14,19 +17,32 @@ NORMS = (*BATCHNORM, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.InstanceNorm1d, 
 RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 
 
+def as_entries(model: nn.Module, names: Iterable[str]) -> list[str]:
+    """Parameters by the names of their entries, each once; names that are no parameter, but computed from some, are left out."""
+    entry = canonical(model)
+    return list(dict.fromkeys(entry[name] for name in names if name in entry))
+
+
 def prunable_names(model: nn.Module) -> list[str]:
     """Names of the weight matrices, in module order; biases, norms and other vectors are never pruned.
 
     Weight matrices are the weights of convolutions and linear layers, of recurrent layers, attention and embeddings, and
-    every other parameter of at least two dimensions above 1. What a parametrization computes a weight from is none.
+    every other parameter of at least two dimensions above 1. What a parametrization computes a weight from is none. A
+    matrix that layers share has the first of its names.
     """
-    names = []
+    found: dict[int, str] = {}  # by identity: layers that share a weight have one entry
+    held: list[Tensor] = []  # so that no other tensor gets the identity of one that is gone
     for path, module in model.named_modules():  # every client asks for them every round
+        own = module._parameters
         if isinstance(module, PRUNABLE):
-            names.append(f"{path}.weight")
-        elif module._parameters and not isinstance(module, NORMS):
-            names += [f"{path}.{name}" for name in _matrices(path, module)]
-    return [name.removeprefix(".") for name in names]
+            names = ["weight"] if own.get("weight") is not None else []  # weight_norm computes it from others
+        else:
+            names = _matrices(path, module) if own and not isinstance(module, NORMS) else []
+        for name in names:
+            held.append(own[name])
+            if held[-1].dtype in FLOATS:
+                found.setdefault(id(held[-1]), f"{path}.{name}".removeprefix("."))
+    return list(found.values())
 
 
 def _matrices(path: str, module: nn.Module) -> list[str]:
@@ -40,13 +56,14 @@ def _matrices(path: str, module: nn.Module) -> list[str]:
 
 def map_names(model: nn.Module) -> list[str]:
     """Names of the weights of convolutions and linear layers alone, in module order."""
-    return [f"{n}.weight".removeprefix(".") for n, m in model.named_modules() if isinstance(m, PRUNABLE)]
+    maps = (f"{n}.weight".removeprefix(".") for n, m in model.named_modules() if isinstance(m, PRUNABLE))
+    return as_entries(model, maps)
 
 
 def batchnorm_names(model: nn.Module) -> list[str]:
     """Names of BatchNorm's affine parameters (weight = gamma, bias = beta), in module order."""
     layers = [(n, m) for n, m in model.named_modules() if isinstance(m, BATCHNORM) and m.affine]
-    return [f"{name}.{part}".removeprefix(".") for name, _ in layers for part in ("weight", "bias")]
+    return as_entries(model, [f"{name}.{part}".removeprefix(".") for name, _ in layers for part in ("weight", "bias")])
 
 
 def head_names(model: nn.Module) -> list[str]:
@@ -54,7 +71,8 @@ def head_names(model: nn.Module) -> list[str]:
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     if not linear:
         return []
-    return [f"{linear[-1]}.{part}".removeprefix(".") for part, _ in model.get_submodule(linear[-1]).named_parameters()]
+    parts = [part for part, _ in model.get_submodule(linear[-1]).named_parameters()]
+    return as_entries(model, [f"{linear[-1]}.{part}".removeprefix(".") for part in parts])
 
 
 def disabled_features(model: nn.Module, threshold: float = 0.01) -> dict[str, float]:

@@ -50,7 +50,8 @@ def layer_macs(model: nn.Module, input_shape: tuple[int, ...], *, mask: Mask | N
         tensor.data = tensor.data.clone()
     counter = _Counter(_named(probe, prunable_names(model)), mask or {})
     for path, module in probe.named_modules():
-        module.register_forward_pre_hook(partial(counter.enter, path))
+        if not isinstance(module, torch.jit.ScriptModule):  # those take no hooks, and compute no weights by them
+            module.register_forward_pre_hook(partial(counter.enter, path))
     with torch.no_grad(), parametrize.cached(), _composed():
         for path, module in probe.named_modules():
             counter.learn(path, _computed(module))

@@ -16,6 +16,7 @@ from torch.nn.utils import parametrize
 
 from fl_sim.core.types import Params, UserError
 from fl_sim.models.layers import CONVOLUTION, batchnorm_names, head_names, map_names
+from fl_sim.models.parameters import canonical
 
 ORIGINAL, VALUES = ".parametrizations.weight.original", ".parametrizations.weight.0.values"
 PER_CHANNEL = 2
@@ -45,7 +46,7 @@ def choose_random_weights(model: nn.Module, generator: torch.Generator) -> list[
     """
     names = []
     for name, layer in list(model.named_modules()):
-        if isinstance(layer, CONVOLUTION):
+        if isinstance(layer, CONVOLUTION) and layer.weight.requires_grad:
             parametrize.register_parametrization(layer, "weight", ChosenWeights(layer.weight, PER_CHANNEL, generator))
             names.append(name + VALUES)
     return names
@@ -60,8 +61,8 @@ def merged(params: Params, *, model: nn.Module) -> Params:
     """
     plain: Params = {}
     for name, value in params.items():
-        if name.endswith(ORIGINAL):
-            layer = name.removesuffix(ORIGINAL)
+        layer = name.removesuffix(ORIGINAL)
+        if layer != name and layer + VALUES in params:  # other parametrizations have an original too
             indices = model.get_buffer(f"{layer}.parametrizations.weight.0.indices").cpu()
             rows = value.flatten(1).scatter(1, indices, params[layer + VALUES])
             plain[f"{layer}.weight"] = rows.view_as(value)
@@ -80,7 +81,7 @@ SELECTORS: Mapping[str, Select] = {
 
 
 def freeze(model: nn.Module, trainable: str, *, seed: int = 0) -> list[str]:
-    """Let only the chosen parameters require a gradient.
+    """Let only the chosen parameters require a gradient; those that require none already stay frozen.
 
     Args:
         model: changed in place; "random" also adds parameters.
@@ -91,7 +92,7 @@ def freeze(model: nn.Module, trainable: str, *, seed: int = 0) -> list[str]:
         Names of the trainable parameters, in model order.
 
     Raises:
-        UserError: a part selects nothing.
+        UserError: a part selects nothing, or only what is frozen already.
     """
     generator = torch.Generator().manual_seed(seed)
     chosen: set[str] = set()
@@ -102,14 +103,23 @@ def freeze(model: nn.Module, trainable: str, *, seed: int = 0) -> list[str]:
                 f"model.trainable = {trainable!r}: {part!r} selects no parameter of this model; allowed: "
                 f"{', '.join(SELECTORS)}, a glob such as 'layer3.*', or several joined by '+'"
             )
-        chosen.update(selected)
+        unfrozen = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        if unfrozen.isdisjoint(selected):
+            raise UserError(
+                f"model.trainable = {trainable!r}: the model's builder froze all that {part!r} selects, for instance "
+                f"{selected[0]!r}; frozen parameters (requires_grad_(False)) stay frozen"
+            )
+        chosen.update(unfrozen.intersection(selected))
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in chosen)
     return [name for name, _ in model.named_parameters() if name in chosen]
 
 
 def _matching(pattern: str) -> Select:
-    return lambda model, generator: [name for name, _ in model.named_parameters() if fnmatchcase(name, pattern)]
+    def matching(model: nn.Module, generator: torch.Generator) -> list[str]:
+        return list(dict.fromkeys(entry for name, entry in canonical(model).items() if fnmatchcase(name, pattern)))
+
+    return matching
 
 
 Gammas = Callable[[Tensor, torch.Generator], Tensor]

@@ -10,7 +10,7 @@ from fl_sim import codecs
 from fl_sim.gating import Gated
 from fl_sim.models import disabled_features, prunable_names
 from fl_sim.models.macs import count_macs
-from fl_sim.models.parameters import load, snapshot
+from fl_sim.models.parameters import frozen, load, snapshot
 from fl_sim.report import ModelFacts
 from fl_sim.simulation.federation import Federation
 from fl_sim.simulation.model_track import ModelTrack
@@ -43,8 +43,11 @@ def dense_payloads(federation: Federation) -> DensePayloads:
 
 def _plain_bytes(track: ModelTrack) -> int:
     model = plain_model(track.experiment, track.data, track.experiment.seed)
-    whole = snapshot(model)
-    return len(codecs.encode(whole, None, schema=codecs.Schema.of(whole, prunable_names(model))))
+    fixed = frozen(model)  # what the model's builder froze: no federation of it would send that
+    whole = {name: value for name, value in snapshot(model).items() if name not in fixed}
+    prunable = [name for name in prunable_names(model) if name in whole]
+    statistics = whole.keys() - dict(model.named_parameters())
+    return len(codecs.encode(whole, None, schema=codecs.Schema.of(whole, prunable, buffers=statistics)))
 
 
 def macs(track: ModelTrack, trained: GlobalModel) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from fl_sim.core.seeding import Purpose, derive
 from fl_sim.core.types import Params
 from fl_sim.data import Data
 from fl_sim.gating import Gating
-from fl_sim.models.parameters import load, snapshot
+from fl_sim.models.parameters import frozen, load, snapshot
 from fl_sim.training.model_file import Stored, entries_for, read
 
 
@@ -85,24 +85,23 @@ def _travelling(experiment: Experiment, model: nn.Module) -> list[str]:
 
 def make_exchange(experiment: Experiment, model: nn.Module) -> wire.Exchange:
     """Choose what travels: trainable parameters and, where they are averaged, BatchNorm statistics."""
-    params, named = snapshot(model), dict(model.named_parameters())
-    frozen = {name for name, parameter in named.items() if not parameter.requires_grad}
+    params, fixed, named = snapshot(model), frozen(model), dict(model.named_parameters())
     statistics = [name for name in params if name not in named]
     travelling = {n: params[n] for n in _travelling(experiment, model)}
     prunable = [name for name in models.prunable_names(model) if name in travelling]
-    schema = codecs.Schema.of(travelling, prunable)
-    digest = wire.Frozen.digest_of({n: p for n, p in params.items() if n in frozen})
+    schema = codecs.Schema.of(travelling, prunable, buffers=[name for name in statistics if name in travelling])
+    digest = wire.Frozen.digest_of(fixed)
     return wire.Exchange(
         schema,
         experiment.wire.uplink,
         experiment.wire.downlink,
         experiment.wire.error_feedback,
-        frozen=wire.Frozen(experiment.seed, digest) if frozen else None,
+        frozen=wire.Frozen(experiment.seed, digest) if fixed else None,
         personal=tuple(statistics) if experiment.model.statistics == "local" else (),
     )
 
 
 def untravelled(model: nn.Module, exchange: wire.Exchange) -> Params:
     """Frozen weights and personal entries of a model: what a client holds and no payload carries."""
-    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
-    return {name: value for name, value in snapshot(model).items() if name in frozen or name in exchange.personal}
+    own = snapshot(model)
+    return {**frozen(model), **{name: own[name] for name in exchange.personal}}

@@ -11,17 +11,19 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn import functional
 
+from fl_sim.core.errors import in_one_line
 from fl_sim.core.types import Mask, Params
 from fl_sim.data import Split
 from fl_sim.gating import Gated
-from fl_sim.models.parameters import COUNTER, entries, load
+from fl_sim.models.parameters import COUNTER, entries, load, tensors
 from fl_sim.training.loop import SCHEDULES, Training
 from fl_sim.training.precision import PRECISIONS
 
@@ -68,8 +70,27 @@ def obstacle(model: nn.Module, training: Training) -> str | None:
         return "dropout, whose draws are one client's alone"
     if isinstance(model, Gated) and not all(gate.silences for gate in model.gates.values()):
         return "gates that mask gradients alone"
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        return "a scripted module"
     if any(module._forward_hooks or module._forward_pre_hooks for module in model.modules()):
         return "forward hooks"
+    return None
+
+
+def failure(model: nn.Module, data: Split, training: Training) -> str | None:
+    """Train two clients for one step as a batch, on a copy of the model; why that fails, or None.
+
+    `vmap` has no rule for some operations (LSTM), and cannot run what looks into a value (`.item()`).
+    """
+    probe = copy.deepcopy(model)
+    start = {n: v.detach() for n, v in entries(probe).items() if v.requires_grad or not isinstance(v, nn.Parameter)}
+    few = data.subset(np.arange(min(len(data), 2)))
+    members = [Member(few, None, torch.Generator().manual_seed(0)) for _ in range(2)]
+    try:
+        fit(probe, [{n: v.clone() for n, v in start.items()} for _ in members], members, replace(training, steps=1))
+        load(probe, start)  # a module under two names keeps the tensors of the batch
+    except Exception as error:  # whatever PyTorch says of a model that is the user's own
+        return f"torch.func.vmap cannot run this model ({in_one_line(error)})"
     return None
 
 
@@ -143,10 +164,11 @@ class _Batch:
         own = [name for name in entries(model) if name not in self.fixed]
         stacked = {name: torch.stack([start[name].detach() for start in starts]) for name in own}
         self.params = {name: stacked[name] for name in self.trainable}
+        kept = tensors(model).keys()  # constant buffers: the model's own serve all clients
         self.counters = {
             name: torch.stack([buffer.detach()] * len(starts))
             for name, buffer in model.named_buffers()
-            if name not in stacked and not name.endswith(COUNTER)
+            if name not in stacked and name not in kept and not name.endswith(COUNTER)
         }
         self.buffers = {name: value for name, value in stacked.items() if name not in self.params} | self.counters
         self.momentum = {n: torch.zeros_like(p) for n, p in self.params.items()} if training.momentum else {}
@@ -193,9 +215,10 @@ class _Batch:
             out = vmap(logits)(params, buffers, images)
             losses = vmap(functional.cross_entropy)(out, labels)
         # A client's loss depends on its own parameters only: the gradient of the sum is every client's own.
-        grads = torch.autograd.grad(losses.sum(), list(params.values()))
+        grads = torch.autograd.grad(losses.sum(), list(params.values()), allow_unused=True)
+        moved = {name: grad for name, grad in zip(params, grads, strict=True) if grad is not None}
         with torch.no_grad():
-            self._descend(self._rates(step, rows), rows, dict(zip(params, grads, strict=True)))
+            self._descend(self._rates(step, rows), rows, moved)
             self._project(rows)
             for name, value in buffers.items():
                 self.buffers[name][rows] = value

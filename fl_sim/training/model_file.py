@@ -215,6 +215,8 @@ def entries_for(model: nn.Module, stored: Stored) -> Params:
         if value.shape != own[name].shape:
             shapes = f"{tuple(value.shape)} in the file, {tuple(own[name].shape)} in this run's model"
             raise UserError(f"{stored.path}: {name!r} has shape {shapes}")
+        if not bool(torch.isfinite(value).all()):
+            raise UserError(f"{stored.path}: {name!r} holds NaN or infinity, which is never sent")
     return found
 
 

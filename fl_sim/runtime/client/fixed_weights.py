@@ -87,7 +87,7 @@ class Resident:
             return {}  # nothing to look at, and a state dict costs as much as a small client's whole answer
         own = entries(self.model)
         if self._frozen is not None:
-            now = {name: own[name] for name in self._first if name not in self.exchange.personal}
+            now = {n: p.detach() for n, p in self.model.named_parameters() if n in self._first}
             if Frozen.digest_of(now) != self._frozen.digest:
                 raise WrongFrozenWeights(
                     "the client changed frozen weights; train only parameters that require a gradient"

@@ -23,7 +23,7 @@ from fl_sim.core.types import Mask, Metrics, Task
 from fl_sim.data import Split
 from fl_sim.runtime.client.host import ClientHost, Visit
 from fl_sim.runtime.grids.base import LocalGrid, execute, request_of
-from fl_sim.training.batched import Member, Trained, fit, fitting, obstacle
+from fl_sim.training.batched import Member, Trained, failure, fit, fitting, obstacle
 from fl_sim.training.client import Client, ClientContext
 from fl_sim.training.loop import Training, check_converged
 from fl_sim.training.losses import Loss
@@ -82,6 +82,7 @@ class CohortGrid(LocalGrid):
         self._app, self._hosts, self._chunk = app, hosts, chunk
         self._said: set[str] = set()
         self._sizes: dict[int, int] = {}
+        self._failures: dict[int, str | None] = {}
 
     def stream(self, messages: list[Message], timeout: float | None) -> Iterator[Message]:
         at = 0
@@ -93,7 +94,7 @@ class CohortGrid(LocalGrid):
 
     def _size(self, host: ClientHost) -> int:
         training = _training(host.client)
-        if self._chunk is not None or training is None:
+        if self._chunk is not None or training is None or not self._can(host):
             return self._chunk or 1
         if id(host) not in self._sizes:
             self._sizes[id(host)] = fitting(host.model, host.split_of(0), training)
@@ -122,6 +123,10 @@ class CohortGrid(LocalGrid):
     def _can(self, host: ClientHost) -> bool:
         training = _training(host.client)
         why = "the client does more than local SGD" if training is None else obstacle(host.model, training)
+        if why is None and training is not None:
+            if id(host) not in self._failures:
+                self._failures[id(host)] = failure(host.model, host.split_of(0), training)
+            why = self._failures[id(host)]
         if why is not None and why not in self._said:
             self._said.add(why)
             log.warning("the cohort engine trains client by client here: %s", why)

@@ -1,0 +1,87 @@
+"""What a user's own model is looked over for when it is built: constant buffers, and modes that training does not keep."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+from fl_sim.core.errors import UserError, told
+from fl_sim.models.parameters import CONSTANT, COUNTER, FLOATS, RUNNING
+
+log = logging.getLogger("fl_sim")
+
+
+def prepare(name: str, model: nn.Module, shape: tuple[int, ...]) -> None:
+    """Run one training pass on a copy of the model, and mark the persistent buffers that the pass left alone as constant.
+
+    Constant buffers do not travel: every process builds them alike. Those that share their memory with nothing else but are
+    expanded get memory of their own, so that they can be written to.
+
+    Args:
+        name: the model's name, for messages.
+        model: a user's own, changed in its marks alone.
+        shape: of a batch of images.
+
+    Raises:
+        UserError: the training pass fails, or changes a floating-point buffer that float32 does not hold.
+    """
+    candidates = {path: _candidates(module) for path, module in model.named_modules()}
+    if not any(candidates.values()):
+        return
+    probe = copy.deepcopy(model).train()
+    try:
+        with torch.no_grad():
+            probe(torch.rand(shape))  # zeros would leave a running mean of zero alone
+    except Exception as error:  # the user's own, whatever it is
+        raise UserError(f"model.name = {name!r}: in training, on images of {shape}, it raised {told(error)}") from error
+    for path, names in candidates.items():
+        module, after = model.get_submodule(path), probe.get_submodule(path)._buffers
+        constant = {n for n in names if _same(module._buffers[n], after.get(n))}
+        for buffer in sorted(names - constant):
+            value = module._buffers[buffer]
+            if value is not None and value.dtype.is_floating_point and value.dtype not in FLOATS:
+                dtype = str(value.dtype).removeprefix("torch.")
+                raise UserError(
+                    f"model.name = {name!r}: training changes buffer {f'{path}.{buffer}'.removeprefix('.')!r}, which is "
+                    f"{dtype}; allowed: float32, float16, bfloat16"
+                )
+        for buffer in constant:
+            if (value := module._buffers[buffer]) is not None and 0 in value.stride():
+                module._buffers[buffer] = value.clone(memory_format=torch.contiguous_format)
+        if constant:
+            module.__dict__[CONSTANT] = frozenset(constant)
+
+
+def _candidates(module: nn.Module) -> set[str]:
+    """Names of a module's own buffers that are saved and are neither running statistics nor counters."""
+    own = {name for name, value in module._buffers.items() if value is not None and name != COUNTER}
+    return {name for name in own if name not in module._non_persistent_buffers_set and not name.startswith(RUNNING)}
+
+
+def _same(before: Tensor | None, after: Tensor | None) -> bool:
+    """Whether a buffer is what it was; NaN is equal to NaN."""
+    if before is None or after is None or before.shape != after.shape or before.dtype != after.dtype:
+        return before is after
+    return bool(((before == after) | ((before != before) & (after != after))).all())
+
+
+@cache
+def say_modes(name: str, modules: tuple[str, ...]) -> None:
+    """Say once in a process that a builder put modules into evaluation mode, which training puts back."""
+    more = f" and {len(modules) - 1} more" if len(modules) > 1 else ""
+    log.warning(
+        "model.name = %r: its builder put %r%s into evaluation mode; clients train in training mode, so BatchNorm uses each "
+        "batch's statistics and dropout draws there",
+        name,
+        modules[0],
+        more,
+    )
+
+
+def evaluating_modules(model: nn.Module) -> tuple[str, ...]:
+    """Names of the BatchNorm, dropout and other leaf modules that are in evaluation mode."""
+    return tuple(n for n, m in model.named_modules() if n and not m.training and not list(m.children()))

@@ -1,0 +1,58 @@
+"""Models whose weights are not simply "one float32 parameter with a name of its own" run alike everywhere, or are refused.
+
+The models are in `support/special.py`; those in `RUNS` run, those in `REFUSED` do not, with a line that names the entry.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import special
+import torch
+from federation import run_tiny, same, tiny
+
+from fl_sim.core.types import UserError
+from fl_sim.simulation.federation import Federation
+
+SMALL = ("data.clients=4", "cohort.size=3", "training.steps=2", "training.batch_size=16")
+MASKED = (*SMALL, "strategy.target=strategies.presets:global_magnitude", "strategy.density=0.3")
+
+
+def named(name: str) -> str:
+    """The config's line for a model of `special`."""
+    return f"model.name=special:build_{name}"
+
+
+@pytest.mark.parametrize("name", special.RUNS)
+def test_runs_alike_inline_and_on_workers(tmp_path: Path, name: str) -> None:
+    inline = run_tiny(tmp_path / "inline", named(name), *SMALL)
+    workers = run_tiny(tmp_path / "workers", named(name), *SMALL, "engine=workers", "workers.count=2")
+    same(inline, workers)
+    assert not any(inline.summary["failures"].values())
+    assert all(torch.isfinite(value).all() for value in inline.params.values())
+
+
+@pytest.mark.parametrize("name", special.RUNS)
+def test_runs_under_a_mask(tmp_path: Path, name: str) -> None:
+    report = run_tiny(tmp_path, named(name), *MASKED)
+    assert not any(report.summary["failures"].values())
+
+
+@pytest.mark.parametrize("name", special.RUNS)
+def test_runs_as_a_cohort_or_client_by_client(tmp_path: Path, name: str) -> None:
+    inline = run_tiny(tmp_path / "inline", named(name), *SMALL, "rounds=1")
+    cohort = run_tiny(tmp_path / "cohort", named(name), *SMALL, "rounds=1", "engine=cohort")
+    for entry, value in inline.params.items():
+        torch.testing.assert_close(cohort.params[entry], value, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", special.REFUSED)
+def test_is_refused_before_the_first_round_by_the_entry(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError) as caught:
+        Federation.build(tiny(tmp_path, named(name), *SMALL))
+    message = str(caught.value)
+    assert special.REFUSED[name][1] in message
+    assert "model." in message
+    assert "\n" not in message
+    assert torch.get_default_dtype() == torch.float32

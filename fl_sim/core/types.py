@@ -20,6 +20,7 @@ from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, Se
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import lru_cache, wraps
+from itertools import accumulate
 from typing import Self, SupportsIndex
 
 import torch
@@ -105,13 +106,12 @@ class _Flat(_Tensors):
         """Whether every entry is still a view of its part of the buffer; `entry.data = ...` moves one elsewhere."""
         if self._lazy:
             return True
-        at, width = self.flat.data_ptr(), self.flat.element_size()
-        for value, shape in zip(dict.values(self), self._shapes, strict=True):
-            count = shape.numel()
-            if value.shape != shape or (count and value.data_ptr() != at):
-                return False
-            at += count * width
-        return True
+        base, width = self.flat.data_ptr(), self.flat.element_size()
+        sums, filled = _offsets(self._shapes)
+        at = list(map(Tensor.data_ptr, dict.values(self)))  # their sum: every client asks, and no other layout has it
+        if filled is None:
+            return sum(at) == len(at) * base + sums * width
+        return sum(at[i] for i in filled) == len(filled) * base + sums * width
 
     def __getitem__(self, name: str) -> Tensor:
         return dict.__getitem__(self._made(), name)
@@ -179,6 +179,15 @@ for _name in ("__delitem__", "__ior__", "clear", "pop", "popitem", "setdefault",
 def _like(shapes: tuple[torch.Size, ...]) -> list[Tensor]:
     """Tensors of these shapes that take no memory."""
     return [torch.empty(shape, device="meta") for shape in shapes]
+
+
+@lru_cache(maxsize=64)
+def _offsets(shapes: tuple[torch.Size, ...]) -> tuple[int, list[int] | None]:
+    """(sum of the positions at which tensors of these shapes begin, which of them have elements; None = all do)."""
+    sizes = [shape.numel() for shape in shapes]
+    begins = [0, *accumulate(sizes)]
+    filled = [i for i, size in enumerate(sizes) if size]
+    return sum(begins[i] for i in filled), None if len(filled) == len(sizes) else filled
 
 
 def _copied(tensors: Sequence[Tensor]) -> Tensor:

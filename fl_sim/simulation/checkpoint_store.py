@@ -12,6 +12,7 @@ every byte is checked against its name or its sum before it is used.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -190,6 +191,16 @@ class Checkpoints:
                 if entry.name not in wanted:
                     os.unlink(entry.path)
         self._known &= needed
+
+    def keep_newest(self) -> None:
+        """Drop all checkpoints but the newest that is whole.
+
+        Raises:
+            OSError: the disk is not writable.
+        """
+        if newest := (self._kept or list(itertools.islice(self.manifests(), 1)))[-1:]:
+            self._kept = newest
+            self._drop_others()
 
     def check(self, manifest: Manifest) -> None:
         """Read every object of a checkpoint.

@@ -204,7 +204,9 @@ class CheckpointHook:
             log.warning("%s: going on after round %d", self.store.folder.parent, len(self.rows))
             return
         if self.store.any():
-            raise UserError(f"{self.store.folder}: no checkpoint can be read; run without --resume to start over")
+            raise UserError(
+                f"{self.store.folder}: no checkpoint can be read; --fresh (in Python: fresh=True) starts over"
+            )
 
     def _apply(self, manifest: Manifest, grid: LocalGrid, states: ClientStates) -> None:
         if manifest.experiment != self.experiment.id:

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import logging
+import struct
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from dataclasses import replace
 
 from flwr.serverapp import Grid
 
+from fl_sim.codecs import CorruptPayload
 from fl_sim.communication.ledger import Ledger
 from fl_sim.communication.mask_log import MaskRecorder
 from fl_sim.config.experiment import Experiment
@@ -148,7 +150,7 @@ def _stopping(folder: RunFolder, checkpoint: CheckpointHook) -> Iterator[None]:
     """Raise RunStopped for whatever stops the rounds, and say which of them are safe."""
     try:
         yield
-    except (OSError, RuntimeError, MemoryError) as error:
+    except (OSError, RuntimeError, MemoryError, CorruptPayload, struct.error) as error:
         said = in_one_line(error)
         reason = f"{error.filename or folder.path}: {error.strerror or said}" if isinstance(error, OSError) else said
         kept = checkpoint.saved_round

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -371,3 +372,54 @@ def test_the_commands_say_what_is_there(
     assert "seed 1  done" in said
     assert command(monkeypatch, "sweep", str(config), "--seeds", "0", "--fresh") == 0
     assert "seed 0  done" in capsys.readouterr().out
+
+
+def repaired(path: Path, change: Callable[[dict], object]) -> None:
+    """Change a manifest and put its checksum right."""
+    manifest = json.loads(json.loads(path.read_text())["manifest"])
+    change(manifest)
+    text = json.dumps(manifest)
+    path.write_text(json.dumps({"sha256": hashlib.sha256(text.encode()).hexdigest(), "manifest": text}))
+
+
+def as_object(path: Path, data: bytes) -> str:
+    name = hashlib.sha256(data).hexdigest()
+    (path.parent / "objects" / name).write_bytes(data)
+    return name
+
+
+def rows_of(path: Path, manifest: dict, change: Callable[[dict], object]) -> None:
+    """Change the rows of the rounds so far."""
+    (part,) = manifest["rounds"]
+    rows = [json.loads(line) for line in (path.parent / "objects" / part["name"]).read_text().splitlines()]
+    for row in rows:
+        change(row)
+    part["name"] = as_object(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda path, m: m.update(round=1),
+        lambda path, m: m.update(round=1 << 62),
+        lambda path, m: m.update(round=1 << 80),
+        lambda path, m: m.update(messages=1 << 70),
+        lambda path, m: m.update(wall_s=-1),
+        lambda path, m: m["models"][0].update(simulated_s=-1),
+        lambda path, m: m["models"][0].update(answered=[77]),
+        lambda path, m: m["models"][0]["failures"].update(lost=-1),
+        lambda path, m: rows_of(path, m, lambda row: row.pop("validation_accuracy")),
+        lambda path, m: rows_of(path, m, lambda row: row.update(round=1)),
+        lambda path, m: rows_of(path, m, lambda row: row.update(accuracy="high")),
+        lambda path, m: rows_of(path, m, lambda row: row.update(uplink_bytes=1)),
+        lambda path, m: m["rounds"][0].update(name=as_object(path, b"[1]\n[2]\n")),
+        lambda path, m: m["models"][0].update(tensors=as_object(path, b"\xff" * 64)),
+    ],
+)
+def test_checkpoints_that_no_run_wrote_are_one_line(tmp_path: Path, change: Callable[[Path, dict], object]) -> None:
+    experiment = small(tmp_path, "rounds=4")
+    stop(experiment, after=2)
+    for path in (run_folder(experiment) / "checkpoint").glob("round-*.json"):
+        repaired(path, lambda manifest, path=path: change(path, manifest))
+    with pytest.raises(UserError, match=r"is not of this experiment|no checkpoint can be read"):
+        resume(experiment)

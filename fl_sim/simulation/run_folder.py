@@ -14,7 +14,7 @@ from typing import BinaryIO
 from filelock import FileLock, Timeout
 
 from fl_sim.config.experiment import Experiment, run_folder
-from fl_sim.core.files import flush, write_atomically
+from fl_sim.core.files import flush, open_plain, write_atomically
 from fl_sim.core.types import Params, UserError
 from fl_sim.simulation.checkpoint_store import OBJECTS, Checkpoints
 from fl_sim.simulation.identity import IDENTITY, Identity
@@ -130,6 +130,7 @@ def saved_params(folder: Path) -> Params:
 
     path = folder / "model.safetensors"
     try:
-        return load_file(path)
+        with open_plain(path):  # a pipe would be waited for
+            return load_file(path)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path}: {error}") from error

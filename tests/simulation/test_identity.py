@@ -423,3 +423,12 @@ def test_checkpoints_that_no_run_wrote_are_one_line(tmp_path: Path, change: Call
         repaired(path, lambda manifest, path=path: change(path, manifest))
     with pytest.raises(UserError, match=r"is not of this experiment|no checkpoint can be read"):
         resume(experiment)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "identity.json", "summary.json", "rounds.jsonl"])
+def test_a_pipe_in_a_finished_folder_is_not_waited_for(tmp_path: Path, name: str) -> None:
+    report = run(small(tmp_path, "rounds=1"))
+    (report.folder / name).unlink()
+    os.mkfifo(report.folder / name)
+    with pytest.raises(UserError, match=name.replace(".", r"\.")):
+        run(small(tmp_path, "rounds=1"))

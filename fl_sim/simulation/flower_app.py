@@ -17,6 +17,7 @@ from fl_sim.config.experiment import Experiment
 from fl_sim.core.types import UserError
 from fl_sim.runtime.client.host import ClientHost, client_app
 from fl_sim.simulation.client_side import hosts_of
+from fl_sim.simulation.earlier_runs import prepare
 from fl_sim.simulation.federation import Federation
 from fl_sim.simulation.identity import Identity, hash_of
 from fl_sim.simulation.loop import serve
@@ -48,6 +49,7 @@ def main(grid: Grid, context: Context) -> None:
     with claimed(experiment) as folder:
         if folder.is_finished and not fresh:
             raise UserError(f"{folder.path}: already there; the run config's fresh = true runs it again")
+        prepare(folder, resume=False, fresh=fresh)
         serve(federation, grid, folder, Identity.of(experiment, hash_of(federation.data)))
 
 

@@ -432,3 +432,31 @@ def test_a_pipe_in_a_finished_folder_is_not_waited_for(tmp_path: Path, name: str
     os.mkfifo(report.folder / name)
     with pytest.raises(UserError, match=name.replace(".", r"\.")):
         run(small(tmp_path, "rounds=1"))
+
+
+def test_flowers_runtimes_overwrite_nothing_unasked(tmp_path: Path) -> None:
+    from flwr.app import Context, RecordDict
+
+    from fl_sim.runtime.client.host import client_app
+    from fl_sim.runtime.grids.inline import InlineGrid
+    from fl_sim.simulation import flower_app
+    from fl_sim.simulation.client_side import hosts_of
+
+    config = tmp_path / "small.toml"
+    config.write_text(small(tmp_path / "runs").to_toml())
+    experiment = Experiment.load(config)
+
+    def start(**more: bool) -> None:
+        federation = flower_app._federation(str(config), "")
+        grid = InlineGrid(client_app(hosts_of(federation)), len(federation.partitions))
+        given: dict[str, str | bool] = {"config": str(config), "overrides": "", **more}
+        flower_app.main(grid, Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config=given))
+
+    stop(experiment, after=1)
+    with pytest.raises(UserError, match="1 finished rounds are kept"):
+        start()
+    resume(experiment)
+    with pytest.raises(UserError, match="already there; the run config's fresh = true runs it again"):
+        start(fresh=False)
+    start(fresh=True)
+    assert Report.load(run_folder(experiment)).summary["engine"] == "flower"

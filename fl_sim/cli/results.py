@@ -102,6 +102,8 @@ def replay(
     from fl_sim.simulation.federation import Federation
 
     loaded = Report.load(run)
-    schema = Federation.build(Experiment.load(run / "config.toml")).first.exchange.schema
+    schema = Federation.build(
+        Experiment.from_tree(loaded.config, where=f"config {run / 'config.toml'}")
+    ).first.exchange.schema
     masks = read_masks(run / "masks.parquet", schema)
     console.print(repriced(loaded, price(loaded.ledger, masks, schema, values=values, mask=mask), f"{values}, {mask}"))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fl_sim.cli.screen import console, errors, typed, wide
+from fl_sim.core.errors import UserError
 from fl_sim.runtime.grids import forkserver
 
 if TYPE_CHECKING:
@@ -30,9 +31,15 @@ def run(
     track: Annotated[
         list[str] | None, typer.Option(help="tensorboard, mlflow or wandb (offline); may be given several times")
     ] = None,
-    go_on: Annotated[bool, typer.Option("--resume", help="go on after the last checkpoint of a stopped run")] = False,
+    go_on: Annotated[
+        bool,
+        typer.Option("--resume", help="go on after the last checkpoint of a stopped run, or of one of fewer rounds"),
+    ] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="start over, in the place of what is there")] = False,
 ) -> None:
     """Run one experiment and leave its results in a run folder.
+
+    A finished run is shown and not run again; rounds that a stopped run kept are never overwritten without --fresh.
 
     Example: fl-sim run configs/quickstart.toml rounds=5 --engine ray
     """
@@ -50,9 +57,10 @@ def run(
     experiment = Experiment.load(config, [*(overrides or []), *extra])
     try:
         with display(experiment, console, quiet=quiet) as shown, tracked(track or [], experiment) as trackers:
-            report = start(experiment, together([shown, *trackers]), resume=go_on)
+            report = start(experiment, together([shown, *trackers]), resume=go_on, fresh=fresh)
     except KeyboardInterrupt as error:
-        again = shlex.join([typed(), *sys.argv[1:], *([] if go_on else ["--resume"])])
+        words = [word for word in sys.argv[1:] if word != "--fresh"]
+        again = shlex.join([typed(), *words, *([] if go_on else ["--resume"])])
         errors.print(f"fl-sim: interrupted; to go on: {again}", soft_wrap=True, markup=False)
         raise typer.Exit(130) from error
     if not quiet:
@@ -74,11 +82,14 @@ def sweep(
     seeds: Annotated[str, typer.Option(help="comma-separated seeds; every combination runs under each")] = "0,1,2",
     out: Annotated[Path | None, typer.Option(help="folder that receives the runs' folders")] = None,
     page: Annotated[Path | None, typer.Option("--html", help="write charts and tables to this file as well")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="run everything again, in the place of what is there")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="print errors only")] = False,
 ) -> None:
     """Run a grid under several seeds; finished runs are skipped, stopped ones go on, a failed one does not stop the others.
 
-    A config with a [study] trains pairs of models centrally instead: which student profits from which teacher.
+    A finished run whose code or data have changed since is not skipped: its line says what changed, and it counts as failed.
+
+    A config with a \\[study] trains pairs of models centrally instead: which student profits from which teacher.
 
     Example: fl-sim sweep configs/quickstart.toml data.alpha=0.1,1.0 rounds=10 --seeds 0,1,2
 
@@ -92,12 +103,15 @@ def sweep(
     experiments = [each for config in configs for each in plan(config, [*overrides, *there], seeds=under)]
     try:
         if not any(experiment.study for experiment in experiments):
-            _federations(experiments, page=page, quiet=quiet)
+            _federations(experiments, page=page, fresh=fresh, quiet=quiet)
         else:
+            if fresh:
+                raise UserError("--fresh: not with a [study]; delete the trainings that shall be run again")
             _studies([experiment for experiment in experiments if experiment.seed == under[0]], under, quiet=quiet)
     except KeyboardInterrupt as error:
         again = shlex.join([typed(), *sys.argv[1:]])
-        errors.print(f"fl-sim: interrupted; the same command goes on: {again}", soft_wrap=True, markup=False)
+        how = "starts over, without --fresh it goes on" if fresh else "goes on"
+        errors.print(f"fl-sim: interrupted; the same command {how}: {again}", soft_wrap=True, markup=False)
         raise typer.Exit(130) from error
 
 
@@ -119,27 +133,30 @@ def _studies(experiments: list[Experiment], seeds: list[int], *, quiet: bool) ->
             console.print(str(table), highlight=False, soft_wrap=True)
 
 
-def _federations(experiments: list[Experiment], *, page: Path | None, quiet: bool) -> None:
+def _federations(experiments: list[Experiment], *, page: Path | None, fresh: bool, quiet: bool) -> None:
     from fl_sim.config.experiment import run_folder
     from fl_sim.report import grouped, over_seeds, write_page
     from fl_sim.report.progress import display
-    from fl_sim.simulation.loop import resume
+    from fl_sim.simulation.earlier_runs import already_there, is_stopped
+    from fl_sim.simulation.loop import run as start
     from fl_sim.simulation.sweep import sweep as outcomes
+    from fl_sim.simulation.sweep import told_apart
 
     def one(experiment: Experiment) -> Report:
         with display(experiment, console, quiet=quiet) as observer:
-            return resume(experiment, observer)
+            return start(experiment, observer, resume=not fresh and is_stopped(experiment), fresh=fresh)
 
-    finished, failed = [], 0
-    for number, outcome in enumerate(outcomes(experiments, one), start=1):
-        where = f"{number}/{len(experiments)}  {run_folder(outcome.experiment)}"
+    finished, failed, which = [], 0, told_apart(experiments)
+    for number, outcome in enumerate(outcomes(experiments, one, fresh=fresh)):
+        where = f"{number + 1}/{len(experiments)}  {run_folder(outcome.experiment)}  {which[number]}"
         if outcome.report is None:
             failed += 1
             errors.print(f"{where}  failed: {outcome.reason}", style="red", soft_wrap=True, markup=False)
             continue
         finished.append(outcome.report)
         if not quiet:
-            console.print(f"{where}  {'already there' if outcome.skipped else 'done'}", highlight=False, soft_wrap=True)
+            how = already_there(outcome.report) if outcome.skipped else "done"
+            console.print(f"{where}  {how}", highlight=False, soft_wrap=True, markup=False)
     if finished and not quiet:
         console.print(over_seeds(grouped(finished)))
     if finished and page is not None:

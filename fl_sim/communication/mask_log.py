@@ -79,13 +79,19 @@ def read_masks(path: Path, schema: Schema) -> Iterator[tuple[str, Bits | None]]:
 
     size = -(-schema.prunable_size // 8)
     try:
-        rows = read_table(path, ["direction", "mask"]).to_pylist()
+        kept = pa.schema([("direction", pa.string()), ("mask", pa.binary())])
+        table = read_table(path, kept.names)
+        if sorted(table.column_names) != kept.names:
+            raise ValueError(f"has of the columns direction and mask only {table.column_names}")
+        rows = table.select(kept.names).cast(kept).to_pylist()
     except FileNotFoundError as error:
         raise UserError(f"{path.parent}: no masks were recorded; run it with wire.record_masks=true") from error
     except (OSError, ValueError, pa.ArrowException) as error:
         raise UserError(f"{path}: {str(error).splitlines()[0]}") from error
     for row in rows:
         packed = row["mask"]
+        if row["direction"] not in ("up", "down"):
+            raise UserError(f"{path}: direction {row['direction']!r}; allowed: up, down")
         if packed is not None and len(packed) != size:
             raise UserError(f"{path}: a mask of {len(packed)} bytes; the model's have {size}")
         bits = None if packed is None else np.unpackbits(np.frombuffer(packed, np.uint8), count=schema.prunable_size)

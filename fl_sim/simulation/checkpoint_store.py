@@ -12,6 +12,7 @@ every byte is checked against its name or its sum before it is used.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -38,6 +39,8 @@ _MANIFEST = re.compile(r"^round-\d{8}\.json$")
 ObjectName = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 """Only this names a file, so a manifest cannot reach outside its folder."""
 
+Count = Annotated[int, Field(ge=0, le=1 << 53)]
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 Put = Callable[[bytes], str]
 
@@ -54,7 +57,7 @@ class Part(_Record):
     """A piece of a log that only grows: the object that holds it, and how many entries the log has with it."""
 
     name: ObjectName
-    stop: int = Field(ge=0)
+    stop: Count
 
 
 class ServerRecord(_Record):
@@ -67,11 +70,11 @@ class ServerRecord(_Record):
     """
 
     tensors: ObjectName
-    held: dict[ObjectName, list[int]]
-    answered: list[int]
-    holders: dict[int, int]
-    simulated_s: float
-    failures: dict[str, int]
+    held: dict[ObjectName, list[Count]]
+    answered: list[Count]
+    holders: dict[Count, Count]
+    simulated_s: Seconds
+    failures: dict[str, Count]
 
 
 class Manifest(_Record):
@@ -89,12 +92,12 @@ class Manifest(_Record):
     format: Literal["fl_sim.checkpoint/2"] = "fl_sim.checkpoint/2"
     experiment: str
     precision: str
-    round: int = Field(ge=0)
-    messages: int = Field(ge=0)
-    training_s: float
-    wall_s: float
+    round: Count
+    messages: Count
+    training_s: Seconds
+    wall_s: Seconds
     models: list[ServerRecord]
-    clients: dict[int, dict[str, ObjectName]]
+    clients: dict[Count, dict[str, ObjectName]]
     ledger: list[Part]
     rounds: list[Part]
     masks: list[Part]
@@ -190,6 +193,16 @@ class Checkpoints:
                 if entry.name not in wanted:
                     os.unlink(entry.path)
         self._known &= needed
+
+    def keep_newest(self) -> None:
+        """Drop all checkpoints but the newest that is whole.
+
+        Raises:
+            OSError: the disk is not writable.
+        """
+        if newest := (self._kept or list(itertools.islice(self.manifests(), 1)))[-1:]:
+            self._kept = newest
+            self._drop_others()
 
     def check(self, manifest: Manifest) -> None:
         """Read every object of a checkpoint.

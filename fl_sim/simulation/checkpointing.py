@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import struct
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,6 +37,10 @@ from fl_sim.simulation.server import Server
 log = logging.getLogger("fl_sim")
 FULL = 1 << 14
 """Entries of a chunk that is not written again: what a checkpoint holds in memory stays bounded, however long the run."""
+UNREADABLE = (ValueError, LookupError, TypeError, ArithmeticError, struct.error, RecursionError, SafetensorError)
+"""What reading bytes raises whose checksum is right and which no run wrote."""
+MEASURED = {"accuracy", "loss", "validation_accuracy", "validation_loss"}
+"""Columns that a round has together, or none of them."""
 PARAMS, MEMORY, PUBLISHED, MASK = "params.", "memory.", "published.", "mask"
 
 
@@ -107,6 +112,7 @@ class CheckpointHook:
         self.models = [
             (track.exchange.schema, model) for track, model in zip(federation.tracks, server.models, strict=True)
         ]
+        self.clients = federation.partitions
         self.ledger, self.rows, self.recorder = ledger, rows, recorder
         self.saved_round, self.seconds, self._started = 0, 0.0, time.perf_counter()
         self._clients: tuple[LocalGrid, ClientStates] | None = None
@@ -195,7 +201,7 @@ class CheckpointHook:
                 continue
             try:
                 self._apply(manifest, *self._clients)
-            except (ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
+            except UNREADABLE as error:
                 reason = f"is not of this experiment: {error}"
                 raise UserError(f"{self.store.folder}: the checkpoint of round {manifest.round} {reason}") from error
             self.store.resume_from(manifest)
@@ -204,7 +210,9 @@ class CheckpointHook:
             log.warning("%s: going on after round %d", self.store.folder.parent, len(self.rows))
             return
         if self.store.any():
-            raise UserError(f"{self.store.folder}: no checkpoint can be read; run without --resume to start over")
+            raise UserError(
+                f"{self.store.folder}: no checkpoint can be read; --fresh (in Python: fresh=True) starts over"
+            )
 
     def _apply(self, manifest: Manifest, grid: LocalGrid, states: ClientStates) -> None:
         if manifest.experiment != self.experiment.id:
@@ -220,7 +228,28 @@ class CheckpointHook:
                 log_.extend(self.store.path(part.name))
                 if log_.length() != part.stop:
                     raise ValueError(f"{name}: {log_.length()} entries instead of {part.stop}")
+        self._check_rows(manifest)
         grid.numbered = manifest.messages
+
+    def _check_rows(self, manifest: Manifest) -> None:
+        """The rounds are those that the manifest counts, and their last bytes are the ledger's."""
+        numbers = [row.get("round") for row in self.rows]
+        if numbers != list(range(1, manifest.round + 1)) or manifest.round > self.experiment.rounds:
+            raise ValueError(f"rounds {numbers[:3]}... instead of 1 to {manifest.round}")
+        for row in self.rows:
+            if any(isinstance(value, bool) or not isinstance(value, (int, float)) for value in row.values()):
+                raise ValueError(f"round {row['round']}: a column that is no number")
+            if MEASURED & row.keys() not in (MEASURED, set()) or not {"seconds", "clients"} <= row.keys():
+                raise ValueError(f"round {row['round']}: columns are missing")
+        sent = {"uplink_bytes": self.ledger.sent["up"], "downlink_bytes": self.ledger.sent["down"]}
+        if self.rows and any(self.rows[-1].get(name) != value for name, value in sent.items()):
+            raise ValueError("the rounds and the ledger count different bytes")
+        known = range(len(self.clients))
+        named = {client for side in manifest.models for client in (*side.answered, *side.holders)}
+        if any(
+            client not in known for client in named.union(*(c for side in manifest.models for c in side.held.values()))
+        ):
+            raise ValueError("clients that are not there")
 
     def _snapshot(self, number: int, record: ServerRecord, schema: Schema) -> ServerSnapshot:
         tensors = read_tensors(self.store.get(record.tensors))

@@ -2,7 +2,7 @@
 
 A Flower app of two lines names `server` and `client` (see `examples/flower`). Its run config names the experiment:
 `config` is the path of a TOML file that server and nodes can read, `overrides` are `key=value` pairs separated by
-spaces.
+spaces. A finished run is refused unless `fresh` is true.
 """
 
 from __future__ import annotations
@@ -14,9 +14,12 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fl_sim.config.experiment import Experiment
+from fl_sim.core.types import UserError
 from fl_sim.runtime.client.host import ClientHost, client_app
 from fl_sim.simulation.client_side import hosts_of
+from fl_sim.simulation.earlier_runs import prepare
 from fl_sim.simulation.federation import Federation
+from fl_sim.simulation.identity import Identity, hash_of
 from fl_sim.simulation.loop import serve
 from fl_sim.simulation.run_folder import claimed
 
@@ -42,8 +45,12 @@ def main(grid: Grid, context: Context) -> None:
     """Run the experiment's rounds over whatever Grid the runtime gives."""
     federation = _of(context)
     experiment = federation.experiment.model_copy(update={"engine": "flower"})
+    fresh = str(context.run_config.get("fresh", "false")).lower() == "true"
     with claimed(experiment) as folder:
-        serve(federation, grid, folder)
+        if folder.is_finished and not fresh:
+            raise UserError(f"{folder.path}: already there; the run config's fresh = true runs it again")
+        prepare(folder, resume=False, fresh=fresh)
+        serve(federation, grid, folder, Identity.of(experiment, hash_of(federation.data)))
 
 
 client = client_app(

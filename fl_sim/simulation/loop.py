@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+import logging
+import struct
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,17 +15,21 @@ from dataclasses import replace
 
 from flwr.serverapp import Grid
 
+from fl_sim.codecs import CorruptPayload
 from fl_sim.communication.ledger import Ledger
 from fl_sim.communication.mask_log import MaskRecorder
 from fl_sim.config.experiment import Experiment
 from fl_sim.core.errors import in_one_line
 from fl_sim.core.observer import SILENT, Observer
+from fl_sim.core.types import UserError
 from fl_sim.report import Report
 from fl_sim.runtime.grids.base import LocalGrid
 from fl_sim.runtime.state.client_states import ClientStates
 from fl_sim.simulation.checkpointing import CheckpointHook
+from fl_sim.simulation.earlier_runs import already_there, finished, prepare, require_same
 from fl_sim.simulation.engines import open_grid, settled
 from fl_sim.simulation.federation import Federation
+from fl_sim.simulation.identity import Identity, hash_of
 from fl_sim.simulation.model_facts import dense_payloads
 from fl_sim.simulation.results import finish
 from fl_sim.simulation.round_hooks import Evaluation, Hook, RoundsFile, Row, client_options, round_row
@@ -31,42 +37,63 @@ from fl_sim.simulation.run_folder import RunFolder, claimed, saved_params
 from fl_sim.simulation.server import build_server
 from fl_sim.training.precision import PRECISIONS
 
+log = logging.getLogger("fl_sim")
+
 
 class RunStopped(RuntimeError):
     """A run that could not go on; what it had finished is on disk."""
 
 
-def run(experiment: Experiment, observer: Observer = SILENT, *, resume: bool = False) -> Report:
+def run(experiment: Experiment, observer: Observer = SILENT, *, resume: bool = False, fresh: bool = False) -> Report:
     """Run an experiment on its engine; writes `<out>/<name>-<id>/` and returns the same as a value.
+
+    Nothing is overwritten unasked. A finished run of the same experiment, code and data is read and the log says so,
+    whichever engine computed it. Rounds that a stopped run finished are refused unless `resume` or `fresh` is given.
 
     Args:
         experiment: what to run.
         observer: a display or tracker.
-        resume: go on after the last checkpoint of a stopped run; a finished run is read. Results are bit-identical to
-            those of a run that never stopped.
+        resume: go on after the last checkpoint of a stopped run, or of one that differs in fewer `rounds` only. Results
+            are bit-identical to those of a run that never stopped.
+        fresh: start over, in the place of what is there.
 
     Raises:
-        UserError: the experiment asks for something impossible, or another run holds the folder.
+        UserError: the experiment asks for something impossible, another run holds the folder, rounds of a stopped run
+            are kept, or what is there was computed with other code or data.
         RunStopped: too few usable updates in a round, or a folder that cannot be written.
     """
+    if resume and fresh:
+        raise UserError("resume and fresh: give one of them")
     experiment, why = settled(experiment)
     if why is not None:
         observer.say(why)
     with claimed(experiment) as folder:
-        if resume and folder.is_finished:
-            return replace(Report.load(folder.path), params=saved_params(folder.path))
+        if folder.is_finished and not fresh:
+            there = finished(experiment)
+            log.warning("%s: %s; --fresh (in Python: fresh=True) runs it again", folder.path, already_there(there))
+            return replace(there, params=saved_params(folder.path))
+        prepare(folder, resume=resume, fresh=fresh)
         federation = Federation.build(experiment, precision=_precision_before(folder) if resume else None)
+        identity = Identity.of(experiment, hash_of(federation.data))
+        if resume:
+            require_same(folder.path, experiment, identity)
         with open_grid(federation) as grid:
-            return serve(federation, grid, folder, observer, resume=resume)
+            return serve(federation, grid, folder, identity, observer, resume=resume)
 
 
 def resume(experiment: Experiment, observer: Observer = SILENT) -> Report:
-    """Finish a run that was killed or stopped: `run` with `resume=True`."""
+    """Finish a run that was killed or stopped, or extend one to more rounds: `run` with `resume=True`."""
     return run(experiment, observer, resume=True)
 
 
 def serve(
-    federation: Federation, grid: Grid, folder: RunFolder, observer: Observer = SILENT, *, resume: bool = False
+    federation: Federation,
+    grid: Grid,
+    folder: RunFolder,
+    identity: Identity,
+    observer: Observer = SILENT,
+    *,
+    resume: bool = False,
 ) -> Report:
     """Run the rounds of a federation over any Grid, and write the results.
 
@@ -90,7 +117,7 @@ def serve(
         folder.clear()  # an engine that did not start has left the earlier results
     options, rounds = client_options(federation.experiment), federation.experiment.rounds
     with _stopping(folder, checkpoint):
-        folder.write_inputs(federation.label_counts)
+        folder.write_inputs(federation.label_counts, identity)
         with RoundsFile(folder.path, rows) as rounds_file:
             hooks: list[Hook] = [Evaluation(federation, server, ledger, dense), rounds_file, checkpoint, observer]
             for number in range(len(rows) + 1, rounds + 1):
@@ -123,7 +150,7 @@ def _stopping(folder: RunFolder, checkpoint: CheckpointHook) -> Iterator[None]:
     """Raise RunStopped for whatever stops the rounds, and say which of them are safe."""
     try:
         yield
-    except (OSError, RuntimeError, MemoryError) as error:
+    except (OSError, RuntimeError, MemoryError, CorruptPayload, struct.error) as error:
         said = in_one_line(error)
         reason = f"{error.filename or folder.path}: {error.strerror or said}" if isinstance(error, OSError) else said
         kept = checkpoint.saved_round

@@ -14,9 +14,10 @@ from typing import BinaryIO
 from filelock import FileLock, Timeout
 
 from fl_sim.config.experiment import Experiment, run_folder
-from fl_sim.core.files import flush, write_atomically
+from fl_sim.core.files import flush, open_plain, write_atomically
 from fl_sim.core.types import Params, UserError
 from fl_sim.simulation.checkpoint_store import OBJECTS, Checkpoints
+from fl_sim.simulation.identity import IDENTITY, Identity
 
 SUMMARY = "summary.json"
 """Written last and removed first: where it is, the run is complete."""
@@ -53,20 +54,22 @@ class RunFolder:
         for name in RESULTS:
             (self.path / name).unlink(missing_ok=True)
         shutil.rmtree(self.path / CHECKPOINTS, ignore_errors=True)
+        (self.path / IDENTITY).unlink(missing_ok=True)
 
-    def write_inputs(self, label_counts: Sequence[Sequence[int]]) -> None:
-        """Write the config and each client's samples by class."""
+    def write_inputs(self, label_counts: Sequence[Sequence[int]], identity: Identity) -> None:
+        """Write the identity, the config and each client's samples by class."""
+        write_atomically(self.path / IDENTITY, (identity.model_dump_json(indent=2) + "\n").encode())
         write_atomically(self.path / "config.toml", (self.asked.to_toml() + "\n").encode())
         write_atomically(self.path / "partition.json", json.dumps(label_counts).encode())
 
     def complete(self, summary: bytes) -> None:
-        """Flush the results to the device, write the summary last, and remove the checkpoints."""
+        """Keep only the newest checkpoint, from which more rounds can follow; flush the results; write the summary last."""
+        self.checkpoints.keep_newest()
         for name in RESULTS:
             if (self.path / name).exists():
                 flush(self.path / name)
         write_atomically(self.path / SUMMARY, summary)
         flush(self.path)
-        shutil.rmtree(self.path / CHECKPOINTS, ignore_errors=True)
 
 
 @contextmanager
@@ -127,6 +130,7 @@ def saved_params(folder: Path) -> Params:
 
     path = folder / "model.safetensors"
     try:
-        return load_file(path)
+        with open_plain(path):  # a pipe would be waited for
+            return load_file(path)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path}: {error}") from error

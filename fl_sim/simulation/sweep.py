@@ -11,10 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from fl_sim.config.experiment import Experiment, run_folder
+from fl_sim.config.experiment import Experiment
 from fl_sim.core.errors import in_one_line
 from fl_sim.core.types import UserError
 from fl_sim.report import Report
+from fl_sim.report.groups import flat
+from fl_sim.simulation.earlier_runs import finished, is_finished
+from fl_sim.simulation.identity import hash_of_source
 
 OPENING, CLOSING = "[{", "]}"
 Number = TypeVar("Number", int, float)
@@ -108,22 +111,43 @@ def plan(path: str | Path, overrides: Sequence[str], *, seeds: Sequence[int]) ->
     return [Experiment.load(path, [*choice, f"seed={seed}"]) for choice in grid for seed in seeds]
 
 
-def sweep(experiments: Sequence[Experiment], run: Callable[[Experiment], Report]) -> Iterator[Outcome]:
-    """Run what is not finished; a failed run is an outcome like another, and the next one starts."""
+def sweep(
+    experiments: Sequence[Experiment], run: Callable[[Experiment], Report], *, fresh: bool = False
+) -> Iterator[Outcome]:
+    """Run what is not finished; a failed run is an outcome like another, and the next one starts.
+
+    A finished run whose code or data have changed since fails, and its reason says what changed.
+
+    Args:
+        experiments: what to run.
+        run: runs one of them.
+        fresh: finished ones too.
+    """
+    hashes: dict[tuple[str, float, float], str] = {}
+
+    def hash_data(experiment: Experiment) -> str:
+        section = experiment.data
+        key = section.source, section.validation, section.proxy
+        if key not in hashes:
+            hashes[key] = hash_of_source(experiment)
+        return hashes[key]
+
     for experiment in experiments:
-        done = _finished(experiment)
-        if done is not None:
-            yield Outcome(experiment, done, skipped=True)
-            continue
         try:
-            yield Outcome(experiment, run(experiment))
+            if not fresh and is_finished(experiment):
+                yield Outcome(experiment, finished(experiment, hash_data), skipped=True)
+            else:
+                yield Outcome(experiment, run(experiment))
         except (UserError, RuntimeError, OSError, MemoryError) as error:
             yield Outcome(experiment, None, reason=in_one_line(error))
 
 
-def _finished(experiment: Experiment) -> Report | None:
-    """The results of an earlier run of the same experiment; None if it never ended, or left something unreadable."""
-    try:
-        return Report.load(run_folder(experiment))
-    except UserError:
-        return None
+def told_apart(experiments: Sequence[Experiment]) -> list[str]:
+    """For each experiment of a grid, its seed and the keys in which others of its name differ: `seed 0  data.alpha=0.1`."""
+    trees = [dict(flat(experiment.model_dump(mode="json", exclude={"seed", "out"}))) for experiment in experiments]
+    lines = []
+    for own, experiment in zip(trees, experiments, strict=True):
+        others = [tree for tree in trees if tree["name"] == own["name"]]
+        keys = sorted({key for tree in others for key in tree if any(tree.get(key) != o.get(key) for o in others)})
+        lines.append("  ".join([f"seed {experiment.seed}", *(f"{key}={own.get(key, 'unset')}" for key in keys)]))
+    return lines

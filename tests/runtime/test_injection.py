@@ -283,7 +283,7 @@ def test_a_file_of_the_checkpoint_is_damaged(tmp_path: Path, whole: Callable[[st
         refused = str(error)
     outcome = "resumed, equal bit for bit"
     if refused:
-        assert "run without --resume to start over" in refused
-        same(whole(method), run(asked))
+        assert "--fresh (in Python: fresh=True) starts over" in refused
+        same(whole(method), run(asked, fresh=True))
         outcome = "refused in one line; started over, equal"
     happened["checkpoint damaged", kind, outcome] += 1

@@ -13,6 +13,7 @@ from rich.console import Console
 from fl_sim import Experiment, Report, UserError, run
 from fl_sim.cli import main
 from fl_sim.report import comparison
+from fl_sim.simulation import resume
 from fl_sim.simulation.sweep import alternatives, integers, plan, sorted_out, sweep
 
 
@@ -116,7 +117,8 @@ def test_an_unfinished_folder_is_run_again(config: Path) -> None:
     (experiment,) = plan(config, [], seeds=[0])
     report = run(experiment)
     (report.folder / "summary.json").unlink()
-    assert [outcome.skipped for outcome in sweep([experiment], run)] == [False]
+    (outcome,) = sweep([experiment], resume)
+    assert (outcome.skipped, outcome.reason) == (False, "")
 
 
 def test_the_command_ends_in_a_table_and_status_1_if_any_failed(

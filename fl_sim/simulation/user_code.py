@@ -1,0 +1,153 @@
+"""Hashes of the code behind an import path: the module's file and the local files that it imports.
+
+Installed packages, the standard library and fl-sim itself are left out: their versions stand for them. So are modules
+that are imported by a name made at run time, and files that the code reads.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from types import CodeType, FunctionType, ModuleType
+
+import xxhash
+
+from fl_sim.core.errors import INSTALLED, OURS
+
+SITES = {"site-packages", "dist-packages"}
+
+
+def code_of(target: str) -> Mapping[str, str]:
+    """File -> hash of its code, for the module of `module:name` and every local file that it imports, near or far.
+
+    A file is named by its module, `helpers/losses.py`, wherever it lies. Comments and layout do not count. A module
+    without a file, such as a notebook, is hashed by the function itself and what it uses of the notebook.
+
+    A module that is installed, or that there is not, has none.
+    """
+    name, _, attribute = target.partition(":")
+    if (path := _file_of(name)) is None:
+        found: object = getattr(sys.modules.get(name), attribute, None)
+        if isinstance(found, FunctionType) and not getattr(sys.modules[name], "__file__", None):
+            return {f"{name}:{attribute}": _digest("\n".join(_said(found, set())).encode())}
+        if (path := _found(name)) is None:
+            return {}
+    found_code: dict[str, str] = {}
+    waiting = {name: path}
+    while waiting:
+        module_name, file = waiting.popitem()
+        shown = module_name.replace(".", "/") + ("/__init__.py" if file.name == "__init__.py" else ".py")
+        source = file.read_bytes()
+        try:
+            tree = ast.parse(source)
+        except (SyntaxError, ValueError):
+            found_code[shown] = _digest(source)
+            continue
+        found_code[shown] = _digest(ast.unparse(tree).encode())
+        package = module_name if file.name == "__init__.py" else module_name.rpartition(".")[0]
+        for imported in _imports(tree, package):
+            place = _file_of(imported)
+            known = imported.replace(".", "/")
+            if (
+                place is not None
+                and not _is_ours(place)
+                and not {f"{known}.py", f"{known}/__init__.py"} & {*found_code}
+            ):
+                waiting[imported] = place
+    return dict(sorted(found_code.items()))
+
+
+@cache
+def own_code() -> str:
+    """Hash of all Python files of fl-sim itself, for a checkout that somebody edits under one version number."""
+    digest = xxhash.xxh3_64()
+    for root in OURS:
+        for path in sorted(Path(root).rglob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:8]
+
+
+def _file_of(module: str) -> Path | None:
+    """The file of a module that is not installed; None where it is, and where there is no file."""
+    if module == "__main__":
+        return None
+    for root in sys.path:
+        stem = Path(root or os.getcwd(), *module.split("."))
+        for path in (stem / "__init__.py", stem.with_name(stem.name + ".py")):
+            if path.is_file():
+                return None if _is_installed(path.resolve()) else path
+    return None
+
+
+def _found(module: str) -> Path | None:
+    """The file of a module where only Python's import system knows it: the program itself, or an editable install."""
+    loaded = sys.modules.get(module)
+    origin = getattr(loaded, "__file__", None)
+    if loaded is None:
+        with suppress(ImportError, ValueError, AttributeError):
+            origin = getattr(importlib.util.find_spec(module), "origin", None)
+    if origin is None or not origin.endswith(".py") or _is_installed(path := Path(origin).resolve()):
+        return None
+    return path
+
+
+def _is_installed(path: Path) -> bool:
+    return str(path).startswith(INSTALLED) or bool(SITES & set(path.parts))
+
+
+def _is_ours(path: Path) -> bool:
+    return str(path.resolve()).startswith(tuple(root + os.sep for root in OURS))
+
+
+def _imports(tree: ast.AST, package: str) -> Iterator[str]:
+    """Dotted names of what a module may import, with every package on the way to it."""
+    names = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            parts = package.split(".") if node.level else []
+            base = ".".join([*parts[: len(parts) - node.level + 1], *([node.module] if node.module else [])])
+            names += [base, *(f"{base}.{alias.name}" for alias in node.names)] if base else [a.name for a in node.names]
+    for name in names:
+        parts = name.split(".")
+        yield from (".".join(parts[:stop]) for stop in range(1, len(parts) + 1))
+
+
+def _said(function: FunctionType, seen: set[str]) -> Iterator[str]:
+    """What a function without a file does: its instructions, and what it uses of its module, by value."""
+    if function.__qualname__ in seen:
+        return
+    seen.add(function.__qualname__)
+    yield f"{function.__qualname__} {function.__defaults__!r} {function.__kwdefaults__!r}"
+    for code in _codes(function.__code__):
+        constants = [each for each in code.co_consts if not isinstance(each, CodeType)]
+        yield f"{code.co_code.hex()} {constants!r} {code.co_names!r} {code.co_varnames!r}"
+        for name in code.co_names:
+            value = function.__globals__.get(name)
+            if isinstance(value, FunctionType) and value.__globals__ is function.__globals__:
+                yield from _said(value, seen)
+            elif isinstance(value, type) and value.__module__ == function.__module__:
+                for method in vars(value).values():
+                    yield from _said(method, seen) if isinstance(method, FunctionType) else ()
+            elif isinstance(value, ModuleType | type) or value is None:
+                yield name
+            elif isinstance(value, bool | int | float | str | tuple | list | dict):
+                yield f"{name} = {value!r}"
+
+
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _codes(constant)
+
+
+def _digest(data: bytes) -> str:
+    return xxhash.xxh3_128(data).hexdigest()

@@ -1,0 +1,64 @@
+"""Replay of a run folder that somebody else made: one line, and no waiting."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from federation import run_tiny
+
+from fl_sim import Experiment, Report
+from fl_sim.communication.mask_log import read_masks
+from fl_sim.core.types import UserError
+from fl_sim.simulation.federation import Federation
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    options = ["client.target=clients.presets:topk", "wire.record_masks=true", "rounds=1"]
+    return run_tiny(tmp_path_factory.mktemp("recorded"), *options)
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        ({"direction": ["up"], "mask": [1]}, "int64"),
+        ({"direction": ["up"], "mask": [1.5]}, "double"),
+        ({"direction": ["up"], "mask": [True]}, "bool"),
+        ({"direction": ["up"], "mask": ["x"]}, "a mask of 1 bytes"),
+        ({"direction": [1], "mask": [None]}, "direction '1'"),
+        ({"direction": [None], "mask": [None]}, "direction None"),
+        ({"direction": ["across"], "mask": [None]}, "direction 'across'"),
+        ({"mask": [b""]}, "of the columns direction and mask only"),
+        ({"direction": ["up"]}, "of the columns direction and mask only"),
+        ({"round": [1]}, "of the columns direction and mask only"),
+    ],
+)
+def test_other_columns_are_one_line(
+    tmp_path: Path, recorded: Report, columns: dict[str, list[object]], said: str
+) -> None:
+    path = tmp_path / "masks.parquet"
+    pq.write_table(pa.table(columns), path)
+    schema = Federation.build(Experiment.load(recorded.folder / "config.toml")).first.exchange.schema
+    with pytest.raises(UserError, match=rf"masks\.parquet: .*{said}"):
+        list(read_masks(path, schema))
+
+
+def test_a_pipe_in_the_place_of_the_config_is_not_waited_for(recorded: Report) -> None:
+    path = recorded.folder / "config.toml"
+    text = path.read_bytes()
+    path.unlink()
+    os.mkfifo(path)
+    words = [sys.executable, "-m", "fl_sim.cli", "replay", str(recorded.folder)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+    path.unlink()
+    path.write_bytes(text)
+    assert done.returncode == 2
+    assert "config.toml" in done.stderr
+    assert "not a plain file" in done.stderr
+    assert len(done.stderr.splitlines()) == 1

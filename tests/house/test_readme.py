@@ -120,3 +120,10 @@ def test_every_page_is_in_the_index() -> None:
     index = (ROOT / "docs/index.md").read_text(encoding="utf-8")
     for page in (ROOT / "docs").glob("*.md"):
         assert page.name == "index.md" or f"({page.name})" in index, page.name
+
+
+def test_the_glossary_is_short_and_sorted() -> None:
+    section = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split("## Glossary")[1].split("\n## ")[0]
+    terms = re.findall(r"^\| (?!term )([^|]+) \|", section, re.MULTILINE)
+    assert 20 <= len(terms) <= 25
+    assert terms == sorted(terms)

@@ -19,7 +19,7 @@ HERE = Path(__file__).parent
 
 def main(folder: Path) -> None:
     reports = [Report.load(path.parent) for path in folder.glob("*/summary.json")]
-    reports.sort(key=lambda report: (str(report.summary["name"]), report.number("seed")))
+    reports.sort(key=lambda report: (str(report.summary["name"]), report.results.seed))
     with (HERE / "accuracy_by_traffic.csv").open("w", newline="") as file:
         out = csv.writer(file, lineterminator="\n")
         out.writerow(["run", "seed", "round", "bytes", "accuracy"])

@@ -6,7 +6,7 @@ FL := $(BIN)/fl-sim
 
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo comparison test test-all lint bench docs audit
+.PHONY: demo comparison figures test test-all lint bench docs audit
 
 # What runs need; the tests' and linters' packages come on top, so that a first demo does not wait for them.
 $(VENV)/ready: pyproject.toml constraints.txt fl_sim/core/kernels/_compiled.c
@@ -24,10 +24,22 @@ demo: $(VENV)/ready
 	$(FL) run configs/quickstart_topk.toml --out runs
 	$(FL) compare runs/quickstart-*
 
+METHODS := configs/quickstart.toml configs/quickstart_topk.toml configs/topk_both_ways.toml configs/digits_*.toml \
+  configs/everything.toml
+
 # Every method on the digits under three seeds: one table, one page. What is finished is not run again.
 comparison: $(VENV)/ready
-	$(FL) sweep configs/quickstart.toml configs/quickstart_topk.toml configs/topk_both_ways.toml configs/digits_*.toml \
-	  configs/everything.toml --seeds 0,1,2 --html comparison.html
+	$(FL) sweep $(METHODS) --seeds 0,1,2 --html comparison.html
+
+# What the README's picture and the measured tables of docs/benchmarks.md show: measured anew, written and drawn.
+figures: $(VENV)/ready
+	rm -rf runs/figures runs/comparison
+	$(FL) sweep configs/quickstart.toml configs/topk_both_ways.toml configs/digits_adaptive.toml \
+	  configs/digits_rate_distortion.toml rounds=40 evaluate.every=2 --seeds 0,1,2 --out runs/figures
+	$(FL) sweep $(METHODS) --seeds 0,1,2 --out runs/comparison
+	$(BIN)/python docs/figures/collect.py runs/figures
+	$(BIN)/python docs/figures/tables.py runs/figures runs/comparison
+	for name in accuracy_by_traffic bytes_by_section one_round packages; do $(BIN)/python docs/figures/$$name.py; done
 
 test: $(VENV)/dev
 	$(BIN)/python -m pytest

@@ -1,77 +1,129 @@
-"""The README is executed: its client runs as printed, its Python runs, its commands and files exist."""
+"""The README and the pages beside it are executed: their code runs as printed, their commands, files and links exist."""
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
-import textwrap
+import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from federation import TINY
 
 from fl_sim import Experiment, run
+from fl_sim.cli import main
 
+ROOT = Path.cwd()
+PAGES = [Path("README.md"), Path("CONTRIBUTING.md"), *sorted(Path("docs").glob("*.md"))]
 README = Path("README.md").read_text(encoding="utf-8")
-PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-TOML = re.findall(r"```toml\n(.*?)```", README, re.DOTALL)
-CONSOLE = [
-    line[2:]
-    for block in re.findall(r"```console\n(.*?)```", README, re.DOTALL)
-    for line in block.splitlines()
-    if line.startswith("$ ")
+ELSEWHERE = {"docs/plugging_in.md", "docs/adaptive_pruning.md"}
+"""Pages whose Python needs a folder of its own; executed by test_plugging_in.py and gating/test_skipping.py."""
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def commands() -> Iterator[str]:
+    """Commands of the clone's own `.venv/bin/fl-sim`, each once."""
+    lines = [line for page in PAGES for block in blocks(page, "console") for line in block.splitlines()]
+    yield from dict.fromkeys(
+        line[2:] for line in lines if line.startswith("$ .venv/bin/fl-sim") and "my_parts" not in line
+    )
+
+
+CLIENT = next(block for block in blocks(Path("README.md"), "python") if "def proximal_client" in block)
+PROGRAMS = [
+    pytest.param(block, id=f"{page.name}-{number}")
+    for page in PAGES
+    if str(page) not in ELSEWHERE
+    for number, block in enumerate(blocks(page, "python"))
+    if block != CLIENT
 ]
 
 
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder with the configs, as after cloning."""
-    (tmp_path / "configs").symlink_to(Path("configs").resolve())
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
 
 
-def test_the_client_runs_as_printed(tmp_path: Path) -> None:
-    import tomllib
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 150
 
-    (tmp_path / "my_clients.py").write_text(PYTHON[0])
-    assert len(PYTHON[0].split("def ", 1)[1].strip().splitlines()) <= 20
-    table = tomllib.loads(TOML[0])
+
+def test_the_client_runs_as_printed(tmp_path: Path) -> None:
+    (tmp_path / "my_clients.py").write_text(CLIENT)
+    assert len(CLIENT.split("def ", 1)[1].strip().splitlines()) <= 20
+    (toml,) = blocks(ROOT / "README.md", "toml")
+    table = tomllib.loads(toml)
     report = run(Experiment.from_tree({**TINY, **table}, ['out="out"']))
     fedavg = run(Experiment.from_tree({**TINY, **table}, ['out="out0"', "client.mu=0.0"]))
     assert report.summary["failures"]["raised"] == 0
     assert report.summary["params_sha256"] != fedavg.summary["params_sha256"]
 
 
-def test_the_python_example_runs(tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", PYTHON[1]], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "('up', 'values')" in done.stdout
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_the_python_runs(program: str, capsys: pytest.CaptureFixture[str]) -> None:
+    exec(compile(program, "the page", "exec"), {"__name__": "__main__"})
+    assert capsys.readouterr().out, "it prints nothing"
 
 
-@pytest.mark.parametrize("command", [c for c in CONSOLE if "fl-sim" in c])
-def test_the_commands_run(command: str) -> None:
-    words = command.replace(".venv/bin/fl-sim", f"{sys.executable} -m fl_sim.cli").split()
-    extra = ["rounds=1", "evaluate.every=1"] if {"run", "sweep"} & set(words) else []
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run([*words, *extra], capture_output=True, text=True, check=False, env=env)
-    assert done.returncode == 0, done.stderr
+@pytest.mark.parametrize("command", list(commands()))
+def test_the_commands_run(command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    words = command.split()
+    extra = ["rounds=1", "evaluate.every=1"] if words[1] in ("run", "sweep") else []
+    monkeypatch.setattr("sys.argv", [*words, *extra])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code in (0, None), capsys.readouterr().err
 
 
-def test_make_targets_exist(request: pytest.FixtureRequest) -> None:
-    makefile = (request.config.rootpath / "Makefile").read_text()
-    named = set(re.findall(r"`?(?:\$ )?make ([a-z-]+)", README))
-    assert named >= {"demo", "test", "test-all", "lint", "bench"}
+def test_make_targets_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    named = {target for page in PAGES for target in re.findall(r"`make ([a-z-]+)`", (ROOT / page).read_text("utf-8"))}
+    assert named >= {"demo", "test", "test-all", "lint", "comparison", "docs"}
     for target in named:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 
-def test_every_dependency_has_its_reason(request: pytest.FixtureRequest) -> None:
-    import tomllib
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_links_lead_somewhere(page: Path) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'(?:src|srcset)="([^"]+)"', text)
+    for link in links:
+        if link.startswith("http"):
+            continue
+        name, _, anchor = link.partition("#")
+        target = (ROOT / page).parent / name if name else ROOT / page
+        assert target.exists(), link
+        if anchor:
+            assert anchor in anchors(target), link
 
-    project = tomllib.loads((request.config.rootpath / "pyproject.toml").read_text())["project"]
-    section = README.split("## Dependencies")[1]
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub gives a page's headings."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_every_dependency_has_its_reason() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    section = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split("## Dependencies")[1].split("\n## ")[0]
     for requirement in project["dependencies"]:
-        assert re.match(r"[\w-]+", requirement)[0] in section, textwrap.shorten(requirement, 40)
+        assert (name := re.match(r"[\w-]+", requirement)[0]) in section, name
+
+
+def test_every_page_is_in_the_index() -> None:
+    index = (ROOT / "docs/index.md").read_text(encoding="utf-8")
+    for page in (ROOT / "docs").glob("*.md"):
+        assert page.name == "index.md" or f"({page.name})" in index, page.name
+
+
+def test_the_glossary_is_short_and_sorted() -> None:
+    section = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split("## Glossary")[1].split("\n## ")[0]
+    terms = re.findall(r"^\| (?!term )([^|]+) \|", section, re.MULTILINE)
+    assert 20 <= len(terms) <= 25
+    assert terms == sorted(terms)

@@ -1,0 +1,47 @@
+"""The pictures in docs/figures are what their scripts draw, and the map shows the packages that there are."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+FOLDER = Path("docs/figures")
+NAMES = sorted({path.stem.rpartition("-")[0] for path in FOLDER.glob("*.svg")})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_picture_is_what_its_script_draws(name: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(FOLDER / f"{name}.py"), str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    for form in ("light", "dark"):
+        drawn = (tmp_path / f"{name}-{form}.svg").read_text(encoding="utf-8")
+        assert drawn == (FOLDER / f"{name}-{form}.svg").read_text(encoding="utf-8"), (
+            f"run python docs/figures/{name}.py"
+        )
+        ElementTree.fromstring(drawn)
+
+
+def test_the_map_shows_the_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    floors = importlib.import_module("packages").FLOORS
+    tree = ast.parse(Path("tests/house/test_architecture.py").read_text(encoding="utf-8"))
+    (layers,) = (
+        ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "LAYERS"
+    )
+    tested = [{name.removeprefix("fl_sim.") for name in layer} for layer in layers if layer != {"fl_sim"}]
+    assert [set(floor) for floor in reversed(floors)] == tested
+    drawn = re.findall(
+        r'font-size="14"[^>]*>([a-z]+)</text>', (FOLDER / "packages-light.svg").read_text(encoding="utf-8")
+    )
+    assert sorted(drawn) == sorted(name for floor in floors for name in floor)

@@ -303,5 +303,5 @@ class Experiment(Section):
 
 
 def run_folder(experiment: Experiment) -> Path:
-    """`<out>/<name>-<id>`; need not exist."""
+    """`<out>/<name>-<id>`; need not exist. A relative `out` is of the folder where the program is at this call."""
     return Path(experiment.out) / f"{experiment.name}-{experiment.id}"

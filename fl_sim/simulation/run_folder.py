@@ -25,10 +25,12 @@ CHECKPOINTS = "checkpoint"
 def claimed(experiment: Experiment) -> Iterator[Path]:
     """The experiment's run folder, made and locked; the lock goes with the process, however it ends.
 
+    Its path is absolute: a client may call `os.chdir`.
+
     Raises:
         UserError: it cannot be made or written, or another run holds it.
     """
-    folder = run_folder(experiment)
+    folder = run_folder(experiment).absolute()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / "lock")

@@ -29,6 +29,7 @@ from fl_sim.runtime.grids.workers import WorkersGrid
 from fl_sim.simulation.checkpoint_store import Checkpoints
 from fl_sim.simulation.engines import settled
 from fl_sim.simulation.federation import Federation, make_client_app, resolved
+from fl_sim.simulation.parts import check
 from fl_sim.simulation.run_folder import CHECKPOINTS, claimed, clear, scratch
 from fl_sim.simulation.server import Session, saved_params
 from fl_sim.training.precision import PRECISIONS
@@ -87,6 +88,7 @@ def run(experiment: Experiment, observer: Observer = SILENT) -> Report:
         RunStopped: too few usable updates in a round, or a folder that cannot be written.
     """
     experiment, _ = settled(experiment)
+    check(experiment)
     with claimed(experiment) as folder, scratch(folder) as rows:
         federation = Federation.build(experiment)
         federation = replace(federation, experiment=resolved(experiment, federation))
@@ -105,6 +107,7 @@ def resume(experiment: Experiment, observer: Observer = SILENT) -> Report:
         RunStopped: as `run`.
     """
     experiment, _ = settled(experiment)
+    check(experiment)
     with claimed(experiment) as folder, scratch(folder) as rows:
         if (folder / "summary.json").exists():
             return replace(Report.load(folder), params=saved_params(folder))

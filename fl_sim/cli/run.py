@@ -90,7 +90,7 @@ def sweep(
 ) -> None:
     """Run a grid under several seeds; finished runs are skipped, stopped ones go on, a failed one does not stop the others.
 
-    A config with a [study] trains pairs of models centrally instead: which student profits from which teacher.
+    A config with a \\[study] table trains pairs of models centrally instead: which student profits from which teacher.
 
     Example: fl-sim sweep configs/quickstart.toml data.alpha=0.1,1.0 rounds=10 --seeds 0,1,2
 

@@ -110,6 +110,23 @@ def typed(where: str, function: Callable[..., object], options: Mapping[str, obj
             continue
 
 
+def takes(where: str, function: Callable[..., object], *names: str, **keywords: object) -> None:
+    """Complain of a user's function that cannot be called with these positional arguments, and these keyword arguments.
+
+    Raises:
+        UserError: it cannot; names what it is called with, and what it takes.
+    """
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # built in: it says nothing of itself
+        return
+    try:
+        signature.bind(*names, **keywords)
+    except TypeError as error:
+        called = ", ".join([*names, *(f"{key}={value!r}" for key, value in keywords.items())])
+        raise UserError(f"{where}: {error}; it is called with ({called}) and takes {signature}") from error
+
+
 def accepts(where: str, function: object, **arguments: object) -> None:
     """Complain of a function of the user's that cannot be called with these keyword arguments.
 

@@ -29,7 +29,7 @@ from fl_sim.runtime.grids.workers import WorkersGrid
 from fl_sim.simulation.checkpoint_store import Checkpoints
 from fl_sim.simulation.engines import settled
 from fl_sim.simulation.federation import Federation, make_client_app, resolved
-from fl_sim.simulation.parts import check
+from fl_sim.simulation.parts import check, check_built
 from fl_sim.simulation.run_folder import CHECKPOINTS, claimed, clear, scratch
 from fl_sim.simulation.server import Session, saved_params
 from fl_sim.training.precision import PRECISIONS
@@ -91,6 +91,7 @@ def run(experiment: Experiment, observer: Observer = SILENT) -> Report:
     check(experiment)
     with claimed(experiment) as folder, scratch(folder) as rows:
         federation = Federation.build(experiment)
+        check_built(federation)
         federation = replace(federation, experiment=resolved(experiment, federation))
         session = Session(experiment, federation, folder, Ledger(rows), observer)
         with _engine(federation) as grid:
@@ -112,6 +113,7 @@ def resume(experiment: Experiment, observer: Observer = SILENT) -> Report:
         if (folder / "summary.json").exists():
             return replace(Report.load(folder), params=saved_params(folder))
         federation = Federation.build(experiment)
+        check_built(federation)
         federation = replace(federation, experiment=_as_before(experiment, federation, folder))
         session = Session(experiment, federation, folder, Ledger(rows), observer)
         with _engine(federation) as grid:

@@ -15,6 +15,11 @@ from fl_sim.sparsity import magnitude
 from strategies.server_step import ServerState, server_step
 
 
+def state_of(schema: Schema, start: Params) -> ServerState:
+    """The server before round 1."""
+    return ServerState(schema, start)
+
+
 def attempt(rules: Mapping[str, object], schema: Schema, start: Params) -> None:
     """Call each rule once and look at what it returns.
 

@@ -15,16 +15,19 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from fl_sim import data, models
 from fl_sim.core.errors import told
 from fl_sim.core.types import Scalar, Update
-from fl_sim.models.parameters import COUNTER, snapshot
+from fl_sim.models.parameters import COUNTER, load, snapshot
 from fl_sim.runtime.client.trial import Attempt, Examination
 from fl_sim.training.client import Client
 from fl_sim.training.loop import Training, local_sgd
 
 SAMPLES = 96
+ROUNDS, RISE = 3, 2.0
+"""A client's loss after so many rounds of its own may be so many times the first model's at most."""
 SLOW = 3.0
 """Times the one training loop's own time from which a client is called slow."""
 
@@ -76,7 +79,11 @@ def complete(e: Examination) -> str:
     """It returns every parameter in its shape."""
     if not isinstance(e.plain.update, Update):
         return "there is no update to look at"
-    got = e.plain.update.params
+    got: object = e.plain.update.params
+    if not isinstance(got, Mapping):
+        return f"params is a {type(got).__name__}, not tensors by name; return fl_sim.snapshot(model)"
+    if foreign := [name for name, value in got.items() if not isinstance(value, Tensor)]:
+        return f"params[{foreign[0]!r}] is a {type(got[foreign[0]]).__name__}, not a torch.Tensor"
     missing = [name for name in e.plain.received if name not in got]
     if missing:
         return f"parameters missing: {_names(missing)}; return fl_sim.snapshot(model)"
@@ -110,6 +117,75 @@ def finite(e: Examination) -> str:
     return f"NaN or infinite values in {_names(bad)}; lower the learning rate" if bad else ""
 
 
+def returns_parameters(e: Examination) -> str:
+    """It returns parameters, not differences."""
+    got, received = (_flat(e, params) for params in (e.plain.update.params, e.plain.received))
+    far, size = float((got - received).norm()), float(received.norm())
+    if float(got.norm()) < size / 2 < far:
+        return "differences returned: add task.params to them; an update holds the parameters after training"
+    return ""
+
+
+def _flat(e: Examination, params: Mapping[str, Tensor]) -> Tensor:
+    """What is trained, without statistics, as one vector."""
+    return torch.cat([params[name].detach().float().reshape(-1) for name, _ in e.model.named_parameters()])
+
+
+def descends(e: Examination) -> str:
+    """Its loss does not rise over three rounds."""
+    if returns_parameters(e):
+        return ""  # said already
+    start, params = _loss(e, e.plain.received), e.plain.update.params
+    for _ in range(ROUNDS - 1):
+        params = e.attempt(e.fresh, start={name: params[name] for name in e.plain.received}).update.params
+    end = _loss(e, params)
+    if not end <= RISE * start:  # NaN as well
+        return f"training diverges: loss {start:.2f} before, {end:.2f} after {ROUNDS} rounds; lower the learning rate"
+    return ""
+
+
+def _loss(e: Examination, params: Mapping[str, Tensor]) -> float:
+    """Cross-entropy on the samples, with the batch's own BatchNorm statistics."""
+    images, labels = next(e.samples.batches(len(e.samples)))
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        model = load(e.fresh, {name: params[name] for name in e.plain.received}).train()
+        return float(nn.functional.cross_entropy(model(images), labels))
+
+
+def keeps_tensors(e: Examination) -> str:
+    """It keeps tensors of its own in ctx.state, nothing else."""
+    kept: Mapping[str, object] = dict(e.plain.state)
+    for name, value in kept.items():
+        where = f"ctx.state[{name!r}]"
+        if not isinstance(value, Tensor):
+            return (
+                f"{where} is a {type(value).__name__}: only tensors are kept between rounds; use torch.as_tensor(...)"
+            )
+        if value.requires_grad:
+            return f"{where} is a live parameter, which training goes on changing; keep value.detach().clone()"
+        if value.dtype == torch.bfloat16:
+            return f"{where} is torch.bfloat16, which cannot be kept; use .float()"
+    return ""
+
+
+def measures_numbers(e: Examination) -> str:
+    """Its metrics are numbers."""
+    metrics: object = e.plain.update.metrics
+    if not isinstance(metrics, Mapping):
+        return f"metrics is a {type(metrics).__name__}; needed: numbers by name, {{}} for none"
+    for name, value in metrics.items():
+        if not isinstance(value, (int, float, np.integer, np.floating)):
+            return f"metrics[{name!r}] is a {type(value).__name__}; needed: a number, such as float(loss)"
+        if not np.isfinite(value):
+            return f"metrics[{name!r}] = {value}: the log holds finite numbers"
+    return ""
+
+
+def leaves_nothing(e: Examination) -> str:
+    """It leaves the model and the process to the next client as they were."""
+    return e.plain.left
+
+
 def learns(e: Examination) -> str:
     """It learns something."""
     got = e.plain.update.params
@@ -127,7 +203,9 @@ def trains_statistics(e: Examination) -> str:
 
 def counts_examples(e: Examination) -> str:
     """It says how many examples it has."""
-    said = e.plain.update.num_examples
+    said: object = e.plain.update.num_examples
+    if isinstance(said, bool) or not isinstance(said, (int, np.integer)):
+        return f"num_examples is a {type(said).__name__}; needed: an integer, such as ctx.num_examples"
     return (
         ""
         if said == len(e.samples)
@@ -156,7 +234,7 @@ def owns_its_update(e: Examination) -> str:
 def _differ(one: Attempt, other: Attempt) -> str:
     """How two updates differ; empty = bit for bit the same."""
     pairs = [(one.update.params[name], other.update.params[name]) for name in one.received]
-    count = sum(int((a != b).sum()) for a, b in pairs)
+    count = sum(int(((a != b) & ~(a.isnan() & b.isnan())).sum()) for a, b in pairs)
     if not count:
         return ""
     largest = max(float((a - b).abs().max()) for a, b in pairs if a.numel())
@@ -202,14 +280,22 @@ def masks_what_is_prunable(e: Examination) -> str:
         for name, mask in (update.mask or {}).items():
             if name not in e.mask:
                 return f"mask of {name}, which is not prunable; allowed: {_names(list(e.mask))}"
+            if not isinstance(mask, Tensor):
+                return f"mask of {name} is a {type(mask).__name__}; needed: a torch.Tensor of bool"
             if mask.dtype != torch.bool or mask.shape != e.mask[name].shape:
                 return f"mask of {name} is {mask.dtype} {tuple(mask.shape)}, not bool {tuple(e.mask[name].shape)}"
     return ""
 
 
+def _steps(e: Examination) -> float:
+    """Batches that it says it trained on, or as many as an epoch has."""
+    told = e.plain.update.metrics.get("steps") if isinstance(e.plain.update.metrics, Mapping) else None
+    return told if isinstance(told, (int, float)) else -(-SAMPLES // Training().batch_size)
+
+
 def fast(e: Examination) -> str:
     """It is about as fast as the one training loop."""
-    steps = int(e.plain.update.metrics.get("steps", -(-SAMPLES // Training().batch_size)))
+    steps = int(_steps(e))
     reference, own = [], [e.plain.seconds, e.again.seconds]
     for _ in range(3):
         model = e.fresh
@@ -223,19 +309,23 @@ def fast(e: Examination) -> str:
 
 
 Check = Callable[[Examination], str]
-NEEDED: tuple[Check, ...] = (runs, complete)
+NEEDED: tuple[Check, ...] = (runs, complete, finite)
 CHECKS: tuple[Check, ...] = (
     no_counters,
     same_dtypes,
-    finite,
     learns,
+    returns_parameters,
     trains_statistics,
     counts_examples,
+    measures_numbers,
+    keeps_tensors,
     leaves_the_task,
+    leaves_nothing,
     owns_its_update,
     deterministic,
     starts_from_the_task,
     masks_what_is_prunable,
     obeys_the_mask,
+    descends,
     fast,
 )

@@ -18,6 +18,7 @@ from fl_sim.communication.ledger import Ledger
 from fl_sim.config.experiment import Experiment
 from fl_sim.runtime.client.host import ClientHost, client_app
 from fl_sim.simulation.federation import Federation, resolved
+from fl_sim.simulation.parts import check, check_built
 from fl_sim.simulation.run_folder import claimed, clear, scratch
 from fl_sim.simulation.server import Session
 
@@ -27,7 +28,9 @@ server = ServerApp()
 @lru_cache(maxsize=1)
 def _federation(config: str, overrides: str) -> Federation:
     experiment = Experiment.load(config, overrides.split())
+    check(experiment)
     federation = Federation.build(experiment)
+    check_built(federation)
     return replace(federation, experiment=resolved(experiment, federation))
 
 

@@ -54,19 +54,24 @@ def check_built(federation: Federation) -> None:
     Raises:
         UserError: names the part, what it did, and what is allowed.
     """
+    for each in [federation, *federation.others()]:
+        _fits(each)
     experiment = federation.experiment
-    _expanded(federation)
-    image = torch.zeros(1, *federation.data.shape)
-    _forward(federation, image)
-    client = experiment.client.build({"training": experiment.training, "gating": federation.gating})
-    require = getattr(client, "require", None)
-    if require is not None:
-        with _aside(federation.model) as model:
-            require(model, image.to(_device(model)))
     own = {key: imported("", path) for key in RULES if (path := _own_rule(experiment, key)) is not None}
     if own:
         attempt = cast("Callable[..., None]", imported("", "strategies.trials:attempt"))
         attempt(own, federation.exchange.schema, federation.start)
+
+
+def _fits(federation: Federation) -> None:
+    """One model of the federation takes the data's images, and is what the client needs."""
+    _expanded(federation)
+    image = torch.zeros(1, *federation.data.shape)
+    _forward(federation, image)
+    require = getattr(federation.client(), "require", None)
+    if require is not None:
+        with _aside(federation.model) as model:
+            require(model, image.to(_device(model)))
 
 
 def _client(experiment: Experiment) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -25,12 +26,13 @@ CHECKPOINTS = "checkpoint"
 def claimed(experiment: Experiment) -> Iterator[Path]:
     """The experiment's run folder, made and locked; the lock goes with the process, however it ends.
 
-    Its path is absolute: a client may call `os.chdir`.
+    Its path is absolute, and the working folder is put back at the end: a client may call `os.chdir`.
 
     Raises:
         UserError: it cannot be made or written, or another run holds it.
     """
-    folder = run_folder(experiment).absolute()
+    started = Path.cwd()
+    folder = started / run_folder(experiment)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / "lock")
@@ -46,6 +48,7 @@ def claimed(experiment: Experiment) -> Iterator[Path]:
         yield folder
     finally:
         lock.release()
+        os.chdir(started)
 
 
 def _require_own(checkpoints: Path) -> None:

@@ -46,14 +46,11 @@ def require_tables(tree: Mapping[str, object], root: type[BaseModel], where: str
     for key, annotation in _annotations(root).items():
         tables = [choice for choice in _choices(annotation) if _annotations(choice)]
         value = tree.get(key)
-        if (
-            not tables
-            or value is None
-            or isinstance(value, (Mapping, BaseModel))
-            or "target" in _annotations(tables[0])
-        ):
+        if not tables or value is None or isinstance(value, (Mapping, BaseModel)) or is_dataclass(value):
             continue
-        if is_dataclass(value):
+        if "target" in _annotations(tables[0]):
+            if not isinstance(value, str):
+                raise UserError(f"{where}: {key} = {value!r}: is an import path, module:name, or a table with a target")
             continue
         inside = list(_annotations(tables[0]))
         example = f"{key}.{inside[0]}={value}" if isinstance(value, str) else f"{key}.{inside[0]}=..."

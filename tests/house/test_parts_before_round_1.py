@@ -141,6 +141,10 @@ def test_what_cannot_be_called_is_refused_before_anything_is_loaded(
         ([f"model.name={HERE}:expanded"], "parameter '1.bias' is an expanded tensor"),
         ([f"data.source={HERE}:oblong", "model.name=mlp"], "it was built for 8 x 8 pixels: images must be square"),
         ([f"data.source={HERE}:oblong", "model.name=cnn"], "on an image of the data, (1, 8, 12), it raised"),
+        (
+            ["client=clients.presets:feature_distillation", "model.name=resnet8", 'capacities=[{name="mlp"}]'],
+            "has no layer1",
+        ),
         (["client=clients.presets:feature_distillation", "model.name=mlp"], "has no layer1, layer2"),
         (
             ["client.target=clients.presets:feature_distillation", "client.stages=['x']", "model.name=resnet8"],
@@ -201,6 +205,8 @@ def test_a_value_where_a_table_stands_is_said() -> None:
         Experiment.from_tree({}, ["model=resnet8"])
     with pytest.raises(UserError, match=r"training = 3: is a table with keys .*; write training\.\w+=\.\.\."):
         Experiment.from_tree({}, ["training=3"])
+    with pytest.raises(UserError, match="strategy = 5: is an import path, module:name"):
+        Experiment.from_tree({}, ["strategy=5"])
     assert Experiment.from_tree({}, ["client=clients.presets:fedprox"]).client.target == "clients.presets:fedprox"
 
 

@@ -113,6 +113,14 @@ def test_a_client_that_changes_the_folder_changes_nothing(here: Path, engine: st
     assert not list(here.glob("elsewhere/**/summary.json"))
 
 
+def test_a_sweep_of_a_client_that_changes_the_folder_stays_in_one_place(here: Path) -> None:
+    words = [*RUN[:3], "sweep", "t.toml", "client=mine:moves", "--seeds", "0,1", "--quiet"]
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    done = subprocess.run(words, cwd=here, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert len(list((here / "runs").glob("*/summary.json"))) == 2
+
+
 def test_a_client_may_start_processes_on_workers(here: Path) -> None:
     done = fl_sim(here, "client=mine:loads", "rounds=1", "--engine", "workers")
     assert done.returncode == 0, done.stderr

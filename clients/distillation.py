@@ -16,10 +16,18 @@ from torch import nn
 
 from fl_sim.core.seeding import Purpose, generator
 from fl_sim.core.types import Task
+from fl_sim.models import stage_names
 from fl_sim.models.parameters import COUNTER
 from fl_sim.training.client import ClientContext
 from fl_sim.training.feature_loss import feature_loss
-from fl_sim.training.losses import Distillation, FeatureDistillation, FromTeacher, Loss, cross_entropy
+from fl_sim.training.losses import (
+    Distillation,
+    FeatureDistillation,
+    FromTeacher,
+    Loss,
+    cross_entropy,
+    with_features,
+)
 from fl_sim.training.model_file import read_model, require
 from fl_sim.training.recalibration import recalibrate
 
@@ -93,6 +101,10 @@ class LearnFeatures:
     objective: FeatureDistillation
     teacher: Teacher = received
     stages: Sequence[str] = ()
+
+    def require(self, model: nn.Module, image: torch.Tensor) -> None:
+        """Complain, before anything is trained, of a model whose stages are not there. Raises UserError."""
+        with_features(model, image, list(self.stages) or stage_names(model))
 
     def __call__(self, task: Task, ctx: ClientContext) -> Loss:
         teacher = self.teacher(task, ctx)

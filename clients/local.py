@@ -56,6 +56,14 @@ class Alike(Protocol):
         """Whether it is: it depends on the round alone, and draws nothing."""
 
 
+@runtime_checkable
+class NeedsModel(Protocol):
+    """A loss that only some models allow."""
+
+    def require(self, model: nn.Module, image: torch.Tensor) -> None:
+        """Raise UserError unless it can be computed on this model, for an image (1, C, H, W)."""
+
+
 def plain(task: Task, ctx: ClientContext) -> Loss:
     """Cross-entropy, whatever the task."""
     return cross_entropy
@@ -168,6 +176,11 @@ class LocalClient:
         nothing else: several clients can do that as one."""
         shared = self.setting is as_it_is or (isinstance(self.setting, Alike) and self.setting.alike)
         return self.training if self.loss is plain and shared and isinstance(self.training, Training) else None
+
+    def require(self, model: nn.Module, image: torch.Tensor) -> None:
+        """Complain of a model that the loss cannot be computed on, before anything is trained. Raises UserError."""
+        if isinstance(self.loss, NeedsModel):
+            self.loss.require(model, image)
 
     def trained_by(self, trains: Trains) -> Client:
         """The same client, whose training something else does."""

@@ -9,6 +9,7 @@ import importlib
 import typing
 
 from fl_sim import _moved
+from fl_sim.core import own_packages
 
 if typing.TYPE_CHECKING:
     from fl_sim.config.experiment import Experiment
@@ -56,6 +57,7 @@ _HOMES = {
 }
 
 _moved.install()
+own_packages.install()
 
 
 def __getattr__(name: str) -> object:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
+from importlib.metadata import version
+from typing import Annotated
 
 import typer
 
@@ -29,10 +32,48 @@ app.add_typer(bench, name="bench")
 
 
 class _ToStderr(logging.Handler):
-    """Lines go where stderr points when they come: a live display takes them in and shows them above its bars."""
+    """Lines go where stderr points when they come: a live display takes them in and shows them above its bars.
+
+    What differs from the last line only in the client or the round is counted, and the count is shown at 10, 100, ... and
+    at the end.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._last, self._repeats = "", 0
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), file=sys.stderr)
+        line = self.format(record)
+        kind = re.sub(r"\b(client|round) \d+", r"\1 N", line)
+        if kind == self._last and "client N" in kind:
+            self._repeats += 1
+            if self._repeats in (10, 100, 1000, 10_000, 100_000):
+                print(f"  ... {self._repeats} more like it", file=sys.stderr)
+            return
+        self.settle()
+        self._last = kind
+        print(line, file=sys.stderr)
+
+    def settle(self) -> None:
+        """Say how often the last line came again."""
+        if self._repeats:
+            print(f"  ... {self._repeats} more like it, of other clients or rounds", file=sys.stderr)
+        self._last, self._repeats = "", 0
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"fl-sim {version('fl-sim')}")
+        raise typer.Exit
+
+
+@app.callback()
+def about(
+    shown: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version and exit")
+    ] = False,
+) -> None:
+    """Federated learning whose communication numbers are the bytes it encoded."""
 
 
 def main() -> None:
@@ -40,9 +81,13 @@ def main() -> None:
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
     sys.path.insert(0, os.getcwd())
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[_ToStderr()])
+    lines = _ToStderr()
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[lines])
     try:
-        app(standalone_mode=True)
+        try:
+            app(standalone_mode=True)
+        finally:
+            lines.settle()
     except UserError as error:
         errors.print(f"fl-sim: {error}", style="red", soft_wrap=True, markup=False)
         sys.exit(2)

@@ -55,6 +55,7 @@ def run(
     extra = [f'engine="{engine}"'] if engine else []
     extra += [f'out="{out}"'] if out else []
     experiment = Experiment.load(config, [*(overrides or []), *extra])
+    started = Path.cwd()
     try:
         with display(experiment, console, quiet=quiet) as shown, tracked(track or [], experiment) as trackers:
             report = start(experiment, together([shown, *trackers]), resume=go_on, fresh=fresh)
@@ -66,8 +67,13 @@ def run(
     if not quiet:
         console.print(per_run(report))
         console.print(comparison([report]))
-        page, precision = report.folder / "report.html", report.results.precision
+        page, precision = _shown(report.folder / "report.html", started), report.results.precision
         console.print(f"{page}  (computed in {precision})", highlight=False, soft_wrap=True)
+
+
+def _shown(path: Path, started: Path) -> Path:
+    """A path as the user would type it: relative where it lies below the folder in which the program started."""
+    return path.relative_to(started) if path.is_relative_to(started) else path
 
 
 def sweep(

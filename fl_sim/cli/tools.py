@@ -12,6 +12,8 @@ from fl_sim.cli.screen import console, errors, typed
 from fl_sim.core.errors import UserError
 
 if TYPE_CHECKING:
+    from fl_sim.config.experiment import Experiment
+    from fl_sim.runtime.client.doctor import Finding
     from fl_sim.training.client import Client
 
 
@@ -57,28 +59,72 @@ def prune(
 
 
 def doctor(
-    client: Annotated[str, typer.Argument(help="module:function, or module:preset")],
+    client: Annotated[
+        str | None, typer.Argument(help="module:function, module:preset, or a config, whose own parts are all tried")
+    ] = None,
     options: Annotated[list[str] | None, typer.Argument(help="key=value, as in the config's [client] table")] = None,
-    model: Annotated[str, typer.Option(help="the model it is tried on")] = "cnn_bn",
+    model: Annotated[str, typer.Option(help="the model that a client is tried on")] = "cnn_bn",
+    aggregate: Annotated[str | None, typer.Option(help="module:function, an aggregation rule")] = None,
+    mask_rule: Annotated[str | None, typer.Option(help="module:function, a mask rule")] = None,
+    allocate: Annotated[str | None, typer.Option(help="module:function, an allocation")] = None,
+    partition: Annotated[str | None, typer.Option(help="module:function, a partition")] = None,
+    source: Annotated[str | None, typer.Option("--data", help="module:function, a data source")] = None,
 ) -> None:
-    """Try a client on a few digits and say in plain words what is wrong with it.
+    """Try a client, or another part of your own, on a few digits and say in plain words what is wrong with it.
 
     Example: fl-sim doctor my_clients:proximal_client mu=0.01
+
+    Example: fl-sim doctor --aggregate my_parts:equal_mean --partition my_parts:by_label
     """
     from fl_sim.config.experiment import Experiment
     from fl_sim.runtime.client.doctor import examine
+    from fl_sim.simulation.part_doctor import examine_part
 
-    experiment = Experiment.from_tree({"client": client}, [f"client.{option}" for option in options or []])
-    built = cast("Client", experiment.client.build({"training": experiment.training}))
-    config = {k: v for k, v in experiment.client.options.items() if isinstance(v, (bool, int, float, str))}
-    findings = examine(built, model=model, config=config)
+    asked = {
+        "aggregate": aggregate,
+        "mask_rule": mask_rule,
+        "allocate": allocate,
+        "partition": partition,
+        "data": source,
+    }
+    parts = {key: path for key, path in asked.items() if path is not None}
+    if client is None and not parts:
+        raise UserError(
+            "doctor: name a client, a config, or a part: --aggregate, --mask-rule, --allocate, --partition, --data"
+        )
+    findings: list[Finding] = []
+    if client is not None:
+        if client.endswith(".toml"):
+            experiment = Experiment.load(client, options or [])
+            parts = _own_parts(experiment) | parts
+        else:
+            experiment = Experiment.from_tree({"client": client}, [f"client.{option}" for option in options or []])
+        given = {"training": experiment.training, "gating": experiment.gating}
+        built = cast("Client", experiment.client.build(given))
+        config = {k: v for k, v in experiment.client.options.items() if isinstance(v, (bool, int, float, str))}
+        findings += _shown(f"client {experiment.client.target}", examine(built, model=model, config=config))
+    for key, path in parts.items():
+        findings += _shown(f"{key} {path}", examine_part(key, path))
+    if any(finding.problem for finding in findings):
+        raise typer.Exit(1)
+
+
+def _own_parts(experiment: Experiment) -> dict[str, str]:
+    """Kind -> import path of the parts that a config names and fl-sim does not have."""
+    named = {**experiment.strategy.options, "partition": experiment.data.partition, "data": experiment.data.source}
+    kinds = ("aggregate", "mask_rule", "allocate", "partition", "data")
+    return {key: path for key in kinds if isinstance(path := named.get(key), str) and ":" in path}
+
+
+def _shown(title: str, findings: list[Finding]) -> list[Finding]:
+    """The findings, which are printed."""
+    console.print(title, style="bold", highlight=False, soft_wrap=True, markup=False)
     for finding in findings:
         sign, style = ("✗", "red") if finding.problem else ("✓", "green")
         console.print(f"[{style}]{sign}[/{style}] {escape(finding.check)}", highlight=False, soft_wrap=True)
         if finding.problem:
             console.print(f"    {finding.problem}", style="bold", highlight=False, soft_wrap=True, markup=False)
-    if any(finding.problem for finding in findings):
-        raise typer.Exit(1)
+    return findings
 
 
 def init(path: Annotated[Path, typer.Argument(help="file to write")] = Path("experiment.toml")) -> None:

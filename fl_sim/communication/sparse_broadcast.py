@@ -31,6 +31,8 @@ from fl_sim.core.types import Mask, Scalar, UserError
 
 WHOLE, REST = Coding("float32", "parameters"), Coding("float32-zstd", "parameters")
 VERSION, BASE, CONTENT, MASKS, START = "model-version", "base-version", "content", "mask-changes", "start-hash"
+RESERVED = (VERSION, BASE, CONTENT, MASKS, START)
+"""Keys of a task's config that say how to read its payload."""
 LENGTH = struct.Struct("<I")
 
 

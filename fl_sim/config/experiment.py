@@ -12,14 +12,17 @@ import json
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal, Self, cast, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from fl_sim.communication import messages, sparse_broadcast
 from fl_sim.communication.messages import Coding
 from fl_sim.communication.sparse_broadcast import SparseBroadcast
 from fl_sim.communication.virtual_clock import Network
+from fl_sim.config.overrides import quoted, require_tables
 from fl_sim.config.toml import Json, apply_override, explain, has_null, plain, text_of
 from fl_sim.core.errors import in_one_line
 from fl_sim.core.lookup import imported, nearest, typed
@@ -35,6 +38,12 @@ from fl_sim.training.model_file import content_hash
 INDIFFERENT = frozenset({"name", "engine", "out", "device", "ray", "workers", "checkpoint", "faults"})
 """Config keys that change nothing of what an experiment is: its name, and where and how it runs."""
 Engine = Literal["inline", "workers", "ray", "cohort", "auto", "flower"]
+
+
+RESERVED = (messages.ROUND, messages.SEED, *sparse_broadcast.RESERVED)
+"""Keys of a task's config that are a run's own: an option of a client function under such a name would be lost."""
+GIVEN = 2
+"""Positional arguments that a client function is called with: task and context."""
 
 
 class Section(BaseModel):
@@ -70,14 +79,21 @@ class Target(BaseModel):
         return cast("Callable[..., object]", imported("", self.target))
 
     def build(self, given: Mapping[str, object]) -> object:
-        """A preset (all parameters keyword-only) is called with its options and what it asks of `given`.
+        """A preset (all parameters keyword-only) or a class is called with its options and what it asks of `given`.
 
-        Anything else is the thing itself, such as a client function; its options travel in `task.config`.
+        Anything else is the thing itself, such as a client function `(task, ctx)`. Options that it has parameters for, such
+        as `lr` of `(task, ctx, lr=0.05)`, are passed to it at every call; numbers and texts travel in `task.config` too.
+
+        Raises:
+            UserError: an option that it does not take, of a wrong type, or that it could never see.
         """
         found = self.resolve()
-        parameters = inspect.signature(found).parameters
-        if any(p.kind is not p.KEYWORD_ONLY for p in parameters.values()):
-            return found
+        try:
+            parameters = inspect.signature(found).parameters
+        except ValueError as error:
+            raise UserError(f"{self.target!r}: is built in and does not say what it takes; write a function") from error
+        if not inspect.isclass(found) and any(p.kind is not p.KEYWORD_ONLY for p in parameters.values()):
+            return self._with_options(found, parameters)
         for key in self.options:
             if key not in parameters:
                 raise UserError(f"{self.target!r} has no option {key!r}{nearest(key, list(parameters))}")
@@ -87,6 +103,24 @@ class Target(BaseModel):
             return found(**{**wanted, **self.options})
         except (TypeError, ValueError) as error:
             raise UserError(f"{self.target!r}: {error}") from error
+
+    def _with_options(
+        self, found: Callable[..., object], parameters: Mapping[str, inspect.Parameter]
+    ) -> Callable[..., object]:
+        """A function that is given its options by name, at every call."""
+        kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        named = [name for name, p in parameters.items() if p.kind in kinds][GIVEN:]
+        mine = {key: value for key, value in self.options.items() if key in named}
+        typed(repr(self.target), found, mine)
+        for key, value in self.options.items():
+            if key in mine:
+                continue
+            if key in RESERVED:
+                raise UserError(f"{self.target!r}: option {key!r} is the run's own in task.config; choose another name")
+            if not isinstance(value, (bool, int, float, str)):
+                hint = f"only numbers and texts travel in task.config; give the function a parameter {key!r}"
+                raise UserError(f"{self.target!r}: option {key} = {value!r}: {hint}")
+        return partial(found, **mine) if mine else found
 
 
 @dataclass(frozen=True)
@@ -289,7 +323,8 @@ class Experiment(Section):
         """Validate a nested mapping; `where` starts the error message."""
         merged = {key: plain(value, f"{where}: {key}") for key, value in tree.items()}
         for text in overrides:
-            apply_override(merged, text)
+            apply_override(merged, quoted(text, cls))
+        require_tables(merged, cls, where)
         try:
             return cls.model_validate(merged)
         except ValidationError as error:
@@ -317,5 +352,5 @@ class Experiment(Section):
 
 
 def run_folder(experiment: Experiment) -> Path:
-    """`<out>/<name>-<id>`; need not exist."""
+    """`<out>/<name>-<id>`; need not exist. A relative `out` is of the folder where the program is at this call."""
     return Path(experiment.out) / f"{experiment.name}-{experiment.id}"

@@ -18,10 +18,20 @@ class UserError(ValueError):
     """Wrong input by the user: one line that says what, where and what is allowed. The CLI exits with status 2."""
 
 
+MOST = 300
+"""Characters of an error's own text that are shown."""
+
+
+def shortened(text: str) -> str:
+    """A text of at most `MOST` characters, its end left out where it is longer; says so."""
+    return text if len(text) <= MOST else f"{text[:MOST]}... ({len(text):,} characters)"
+
+
 def in_one_line(error: BaseException) -> str:
     """What an error says, as far as its first line goes; its type where it says nothing. CUDA's go on for five lines."""
     said = str(error).strip()
-    return said.splitlines()[0] if said else type(error).__name__
+    first = said.splitlines()[0] if said else type(error).__name__
+    return first if isinstance(error, UserError) else shortened(first)
 
 
 def users_line(error: BaseException) -> str:
@@ -37,5 +47,5 @@ def users_line(error: BaseException) -> str:
 def told(error: BaseException) -> str:
     """An error of a user's own code in one line: its type, what it says, and where it left that code."""
     where = users_line(error)
-    said = " ".join(str(error).split())
+    said = shortened(" ".join(str(error).split()))
     return f"{type(error).__name__}: {said}" + (f" ({where})" if where else "")

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 import inspect
+import io
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
 from typing import TypeVar, cast, get_type_hints
 
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
 from fl_sim.core.errors import UserError, told
+from fl_sim.core.own_packages import hidden
 
 T = TypeVar("T")
 
@@ -40,19 +45,40 @@ def imported(where: str, path: str) -> object:
     module, _, name = path.partition(":")
     if not module or not name:
         raise UserError(f"{where}{path!r} is no import path; write 'module:name'")
-    try:
-        loaded = importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        raise UserError(f"{where}{path!r}: {error}; looked for here and among what is installed") from error
-    except Exception as error:  # the user's own module, whatever it raises
-        raise UserError(f"{where}{path!r}: importing {module} raised {told(error)}") from error
+    loaded = _loaded(f"{where}{path!r}", module)
     found: object = getattr(loaded, name, None)
     if found is None:
         public = [n for n, v in vars(loaded).items() if callable(v) and not n.startswith("_")]
-        raise UserError(f"{where}{path!r}: {module!r} has no callable {name!r}{nearest(name, public)}")
+        hint = _hint(module) or nearest(name, public)
+        raise UserError(f"{where}{path!r}: {module!r} has no callable {name!r}{hint}")
     if not callable(found):
         raise UserError(f"{where}{path!r} is of type {type(found).__name__}; needed: a function")
     return found
+
+
+def _loaded(where: str, module: str) -> ModuleType:
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):  # argparse prints its usage before it exits
+            return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise UserError(f"{where}: {error}; looked for here and among what is installed{_hint(module)}") from error
+    except SystemExit as error:
+        last = said.getvalue().strip().rpartition("\n")[2]
+        said = io.StringIO()
+        reason = f"importing {module} called sys.exit({error.code!r})" + (f" after it said {last!r}" if last else "")
+        guard = "what only a script does belongs under `if __name__ == '__main__':`"
+        raise UserError(f"{where}: {reason}; {guard}") from error
+    except Exception as error:  # the user's own module, whatever it raises
+        raise UserError(f"{where}: importing {module} raised {told(error)}{_hint(module.partition('.')[0])}") from error
+    finally:
+        sys.stderr.write(said.getvalue())
+
+
+def _hint(module: str) -> str:
+    """The end of an error message: which file of the user's has the name of a module of fl-sim's; empty where none has."""
+    file = hidden(module)
+    return "" if file is None else f"; fl-sim has a module {module!r} of its own, so {file} is not seen: rename it"
 
 
 def nearest(word: str, allowed: Sequence[str]) -> str:
@@ -82,6 +108,23 @@ def typed(where: str, function: Callable[..., object], options: Mapping[str, obj
             raise UserError(f"{where}: {key} = {value}: {first['msg'][:1].lower()}{first['msg'][1:]}") from error
         except PydanticUserError:
             continue
+
+
+def takes(where: str, function: Callable[..., object], *names: str, **keywords: object) -> None:
+    """Complain of a user's function that cannot be called with these positional arguments, and these keyword arguments.
+
+    Raises:
+        UserError: it cannot; names what it is called with, and what it takes.
+    """
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # built in: it says nothing of itself
+        return
+    try:
+        signature.bind(*names, **keywords)
+    except TypeError as error:
+        called = ", ".join([*names, *(f"{key}={value!r}" for key, value in keywords.items())])
+        raise UserError(f"{where}: {error}; it is called with ({called}) and takes {signature}") from error
 
 
 def accepts(where: str, function: object, **arguments: object) -> None:

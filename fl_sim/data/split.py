@@ -65,6 +65,22 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """One sample: the image, normalised float32 (C, H, W), not augmented, and its label. A map-style `Dataset`.
+
+        `batches` is the fast way; `DataLoader(ctx.data)` and `for image, label in ctx.data` go through here.
+
+        Raises:
+            IndexError: no such sample.
+        """
+        label = int(self.labels[index])
+        at = index if self.positions is None else int(self.positions[index])
+        scale, shift = (1 / (255 * self.std)).view(-1, 1, 1), (self.mean / self.std).view(-1, 1, 1)
+        return self.stored[at].float().mul_(scale).sub_(shift), label
+
+    def __iter__(self) -> Iterator[tuple[Tensor, int]]:
+        return map(self.__getitem__, range(len(self)))
+
     @property
     def images(self) -> Tensor:
         """uint8 (N, C, H, W); for a subset, a copy made now."""

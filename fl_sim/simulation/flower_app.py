@@ -21,6 +21,7 @@ from fl_sim.simulation.earlier_runs import prepare
 from fl_sim.simulation.federation import Federation
 from fl_sim.simulation.identity import Identity, hash_of
 from fl_sim.simulation.loop import serve
+from fl_sim.simulation.parts import check, check_built
 from fl_sim.simulation.run_folder import claimed
 
 server = ServerApp()
@@ -28,7 +29,11 @@ server = ServerApp()
 
 @lru_cache(maxsize=1)
 def _federation(config: str, overrides: str) -> Federation:
-    return Federation.build(Experiment.load(config, overrides.split()))
+    experiment = Experiment.load(config, overrides.split())
+    check(experiment)
+    federation = Federation.build(experiment)
+    check_built(federation)
+    return federation
 
 
 def _of(context: Context) -> Federation:

@@ -31,6 +31,7 @@ from fl_sim.simulation.engines import open_grid, settled
 from fl_sim.simulation.federation import Federation
 from fl_sim.simulation.identity import Identity, hash_of
 from fl_sim.simulation.model_facts import dense_payloads
+from fl_sim.simulation.parts import check, check_built
 from fl_sim.simulation.results import finish
 from fl_sim.simulation.round_hooks import Evaluation, Hook, RoundsFile, Row, client_options, round_row
 from fl_sim.simulation.run_folder import RunFolder, claimed, saved_params
@@ -67,6 +68,7 @@ def run(experiment: Experiment, observer: Observer = SILENT, *, resume: bool = F
     experiment, why = settled(experiment)
     if why is not None:
         observer.say(why)
+    check(experiment)
     with claimed(experiment) as folder:
         if folder.is_finished and not fresh:
             there = finished(experiment)
@@ -74,6 +76,7 @@ def run(experiment: Experiment, observer: Observer = SILENT, *, resume: bool = F
             return replace(there, params=saved_params(folder.path))
         prepare(folder, resume=resume, fresh=fresh)
         federation = Federation.build(experiment, precision=_precision_before(folder) if resume else None)
+        check_built(federation)
         identity = Identity.of(experiment, hash_of(federation.data))
         if resume:
             require_same(folder.path, experiment, identity)

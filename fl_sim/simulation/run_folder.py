@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -76,10 +77,13 @@ class RunFolder:
 def claimed(experiment: Experiment) -> Iterator[RunFolder]:
     """Make and lock the experiment's run folder; the lock goes with the process, however it ends.
 
+    Its path is absolute, and the working folder is put back at the end: a client may call `os.chdir`.
+
     Raises:
         UserError: it cannot be made or written, or another run holds it.
     """
-    path = run_folder(experiment)
+    started = Path.cwd()
+    path = started / run_folder(experiment)
     try:
         path.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path / "lock")
@@ -96,6 +100,7 @@ def claimed(experiment: Experiment) -> Iterator[RunFolder]:
             yield RunFolder(path, experiment, rows)
     finally:
         lock.release()
+        os.chdir(started)
 
 
 def _require_own(checkpoints: Path) -> None:

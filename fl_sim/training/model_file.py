@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,9 +33,12 @@ from fl_sim.gating import Gated, Gating
 from fl_sim.models.channels import shrink
 from fl_sim.models.parameters import COUNTER, load, snapshot
 
+log = logging.getLogger("fl_sim")
 FILE = "model.safetensors"
 MODEL = "fl_sim.model"
 """The metadata's key: a JSON object, an `Architecture`."""
+PREFIXES = ("module.", "_orig_mod.", "model.")
+"""What wrappers put before every name of a state dict: DataParallel, torch.compile, training frameworks."""
 MOST_PARAMETERS = 200_000_000
 """Of a model that is built for a file, and a hundred times what the file holds: channels may have been removed."""
 Count = Annotated[int, Field(ge=1, le=1 << 16)]
@@ -153,9 +157,35 @@ def read(path: Path) -> Stored:
             told = json.loads((stored.metadata() or {}).get(MODEL, "{}"))
             params = {name: stored.get_tensor(name).float() for name in stored.keys()}  # noqa: SIM118, it is no dict
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{file}: not a safetensors file: {error}") from error
+        raise UserError(f"{file}: not a safetensors file: {error}{_conversion(file)}") from error
     described = told if isinstance(told, dict) else {}
     return Stored(file, {name: value for name, value in params.items() if not name.endswith(COUNTER)}, described)
+
+
+def _conversion(file: Path) -> str:
+    """The end of an error message: how to convert a file that PyTorch pickled; empty for other files."""
+    with file.open("rb") as stream:
+        start = stream.read(4)
+    if file.suffix not in (".pt", ".pth", ".bin", ".ckpt") and start[:2] not in (b"PK", b"\x80\x02"):
+        return ""
+    steps = f"torch.load({file.name!r}, weights_only=True), then safetensors.torch.save_file(state_dict, 'weights.safetensors')"
+    return f"; PyTorch's pickled files are not read. Convert it once: {steps}"
+
+
+def unwrapped(found: Params, own: Iterable[str], where: str) -> Params:
+    """The file's entries without the prefix that a wrapper put before all of them, where the model's names lack it.
+
+    `DataParallel` writes `module.`, `torch.compile` `_orig_mod.`, and training frameworks `model.`; what is left out is said.
+    """
+    names, prefix = set(own), ""
+    while not names & {name.removeprefix(prefix) for name in found}:
+        more = next((p for p in PREFIXES if found and all(name.startswith(prefix + p) for name in found)), None)
+        if more is None:
+            return found
+        prefix += more
+    if prefix:
+        log.warning("%s: its names are read without their prefix %r", where, prefix)
+    return {name.removeprefix(prefix): value for name, value in found.items()}
 
 
 def open_saved(path: Path, *, name: str | None = None, image_size: int = 32) -> Saved:
@@ -208,7 +238,8 @@ def entries_for(model: nn.Module, stored: Stored) -> Params:
     """
     own = snapshot(model)
     bare = isinstance(model, Gated) and not any(name.startswith("net.") for name in stored.params)
-    found = {f"net.{name}": value for name, value in stored.params.items()} if bare else dict(stored.params)
+    params = unwrapped(stored.params, (n.removeprefix("net.") if bare else n for n in own), str(stored.path))
+    found = {f"net.{name}": value for name, value in params.items()} if bare else dict(params)
     gates = {name for name in own if bare and name.startswith("net.gates.")}
     _check_names(own.keys() - gates, found, str(stored.path))
     for name, value in found.items():
@@ -243,7 +274,8 @@ def _built(stored: Stored, described: Mapping[str, object]) -> nn.Module:
 
 def _classes(name: str, params: Mapping[str, Tensor]) -> int:
     """The number of outputs: that of the last parameter of the architecture, which is the classifier's."""
-    last = list(snapshot(models.build(name)))[-1]
+    own = list(snapshot(models.build(name)))
+    last, params = own[-1], unwrapped(dict(params), own, f"--model {name}")
     if last not in params:
         raise UserError(f"--model {name}: the file has no parameter {last!r}")
     return int(params[last].shape[0])
@@ -252,11 +284,12 @@ def _classes(name: str, params: Mapping[str, Tensor]) -> int:
 def _filled(model: nn.Module, stored: Stored, what: str) -> nn.Module:
     """The model with the file's parameters, in evaluation mode; made small first if channels were removed from it."""
     own = snapshot(model)
+    params = unwrapped(stored.params, own, what)
     try:
-        if any(name in own and value.shape != own[name].shape for name, value in stored.params.items()):
-            shrink(model, {name: value.shape for name, value in stored.params.items()})
-        _check_names(snapshot(model), stored.params, what)
-        return load(model, stored.params).eval()
+        if any(name in own and value.shape != own[name].shape for name, value in params.items()):
+            shrink(model, {name: value.shape for name, value in params.items()})
+        _check_names(snapshot(model), params, what)
+        return load(model, params).eval()
     except ValueError as error:
         raise UserError(f"{what}: {error}") from error
 

@@ -166,5 +166,7 @@ def test_a_part_that_raises_is_one_line_with_its_place(
         main()
     said = capsys.readouterr().err
     line = WRONG.splitlines().index("    return state.parameters") + 1
-    assert ended.value.code == 1
-    assert re.fullmatch(rf"fl-sim: the run failed: AttributeError: .* \(wrong\.py, line {line}\)\n", said), said
+    assert ended.value.code == 2  # tried before round 1
+    where = rf"\(wrong\.py, line {line}\)"
+    expected = rf"fl-sim: strategy.aggregate: on two updates of the first model it raised AttributeError: .* {where}\n"
+    assert re.fullmatch(expected, said), said

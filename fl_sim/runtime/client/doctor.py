@@ -9,7 +9,6 @@ a model that another client left behind, and under a mask. Nothing travels.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -18,15 +17,35 @@ import torch
 
 from fl_sim import data, models
 from fl_sim.core.errors import told
-from fl_sim.core.types import Scalar, Update
-from fl_sim.models.parameters import COUNTER, snapshot
-from fl_sim.runtime.client.trial import Attempt, Examination
+from fl_sim.core.types import Scalar
+from fl_sim.runtime.client.behaviour_checks import (
+    descends,
+    deterministic,
+    fast,
+    leaves_nothing,
+    leaves_the_task,
+    obeys_the_mask,
+    owns_its_update,
+    starts_from_the_task,
+)
+from fl_sim.runtime.client.trial import Examination
+from fl_sim.runtime.client.update_checks import (
+    complete,
+    counts_examples,
+    finite,
+    keeps_tensors,
+    learns,
+    masks_what_is_prunable,
+    measures_numbers,
+    no_counters,
+    returns_parameters,
+    runs,
+    same_dtypes,
+    trains_statistics,
+)
 from fl_sim.training.client import Client
-from fl_sim.training.loop import Training, local_sgd
 
 SAMPLES = 96
-SLOW = 3.0
-"""Times the one training loop's own time from which a client is called slow."""
 
 
 @dataclass(frozen=True)
@@ -62,180 +81,24 @@ def examine(client: Client, *, model: str = "cnn_bn", config: Mapping[str, Scala
     return findings
 
 
-def _names(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def runs(e: Examination) -> str:
-    """It runs and returns an Update."""
-    update: object = e.plain.update
-    return "" if isinstance(update, Update) else f"it returned {type(update).__name__}, not an fl_sim.Update"
-
-
-def complete(e: Examination) -> str:
-    """It returns every parameter in its shape."""
-    if not isinstance(e.plain.update, Update):
-        return "there is no update to look at"
-    got = e.plain.update.params
-    missing = [name for name in e.plain.received if name not in got]
-    if missing:
-        return f"parameters missing: {_names(missing)}; return fl_sim.snapshot(model)"
-    wrong = [name for name, value in e.plain.received.items() if got[name].shape != value.shape]
-    return f"other shapes than received: {_names(wrong)}" if wrong else ""
-
-
-def no_counters(e: Examination) -> str:
-    """It keeps counters of its own out of the mean."""
-    extra = [name for name in e.plain.update.params if name not in e.plain.received]
-    if any(name.endswith(COUNTER) for name in extra):
-        return (
-            f"buffers averaged: the update holds {COUNTER}, which counts one process's batches; "
-            "return fl_sim.snapshot(model) instead of model.state_dict()"
-        )
-    return f"names that nobody asked for: {_names(extra)}" if extra else ""
-
-
-def same_dtypes(e: Examination) -> str:
-    """It keeps every dtype."""
-    got = e.plain.update.params
-    other = [name for name, value in e.plain.received.items() if got[name].dtype != value.dtype]
-    return (
-        f"dtype changed: {other[0]} is {got[other[0]].dtype}, was {e.plain.received[other[0]].dtype}" if other else ""
-    )
-
-
-def finite(e: Examination) -> str:
-    """Its values are finite."""
-    bad = [name for name in e.plain.received if not bool(e.plain.update.params[name].isfinite().all())]
-    return f"NaN or infinite values in {_names(bad)}; lower the learning rate" if bad else ""
-
-
-def learns(e: Examination) -> str:
-    """It learns something."""
-    got = e.plain.update.params
-    same = all(torch.equal(got[name], value) for name, value in e.plain.received.items())
-    return "nothing changed: it returned the parameters that it received" if same else ""
-
-
-def trains_statistics(e: Examination) -> str:
-    """It updates BatchNorm statistics."""
-    names = [name for name in e.plain.received if name.endswith(("running_mean", "running_var"))]
-    got = e.plain.update.params
-    still = names and all(torch.equal(got[name], e.plain.received[name]) for name in names)
-    return "BatchNorm statistics did not change: it trains in evaluation mode; call model.train()" if still else ""
-
-
-def counts_examples(e: Examination) -> str:
-    """It says how many examples it has."""
-    said = e.plain.update.num_examples
-    return (
-        ""
-        if said == len(e.samples)
-        else f"num_examples = {said}, but it has {len(e.samples)}: its weight in the mean is wrong"
-    )
-
-
-def leaves_the_task(e: Examination) -> str:
-    """It leaves the task as it was."""
-    changed = [name for name, value in e.plain.received.items() if not torch.equal(e.plain.task.params[name], value)]
-    return f"it changed task.params in place: {_names(changed)}; other clients share them" if changed else ""
-
-
-def owns_its_update(e: Examination) -> str:
-    """Its update is its own memory."""
-    attempt = e.attempt(e.fresh)
-    before = {name: value.detach().clone() for name, value in attempt.update.params.items()}
-    with torch.no_grad():
-        for tensor in attempt.model.state_dict().values():
-            tensor.zero_()
-    shared = [name for name, value in before.items() if not torch.equal(attempt.update.params[name], value)]
-    tells = "the next client overwrites; return fl_sim.snapshot(model)"
-    return f"it returned the model's own tensors ({_names(shared)}), which {tells}" if shared else ""
-
-
-def _differ(one: Attempt, other: Attempt) -> str:
-    """How two updates differ; empty = bit for bit the same."""
-    pairs = [(one.update.params[name], other.update.params[name]) for name in one.received]
-    count = sum(int((a != b).sum()) for a, b in pairs)
-    if not count:
-        return ""
-    largest = max(float((a - b).abs().max()) for a, b in pairs if a.numel())
-    return f"{count} of {sum(a.numel() for a, _ in pairs)} values differ, by up to {largest:.2g}"
-
-
-def deterministic(e: Examination) -> str:
-    """The same task gives the same update."""
-    difference = _differ(e.plain, e.again)
-    return (
-        f"non-deterministic: {difference} between two runs of one task; draw from ctx.rng alone" if difference else ""
-    )
-
-
-def starts_from_the_task(e: Examination) -> str:
-    """It starts from the parameters that it received."""
-    if _differ(e.plain, e.again):
-        return ""  # said already
-    difference = _differ(e.plain, e.after_another)
-    return (
-        f"it depends on what another client left in the model ({difference}); call fl_sim.load(ctx.model, task.params)"
-        if difference
-        else ""
-    )
-
-
-def obeys_the_mask(e: Examination) -> str:
-    """It trains under the mask that it received."""
-    update, pruned = e.masked.update, {name: ~alive for name, alive in e.mask.items()}
-    sent = {name: dead if update.mask is None else dead & update.mask[name] for name, dead in pruned.items()}
-    regrown = sum(int((update.params[name] != 0)[where].sum()) for name, where in sent.items())
-    total = sum(int(dead.sum()) for dead in pruned.values())
-    if regrown:
-        return f"mask ignored: {regrown} of {total} pruned weights came back non-zero; pass mask=task.mask to local_sgd"
-    if update.mask is None:
-        return f"mask ignored: it uploads {total} pruned weights as zeros; return Update(mask=task.mask, ...)"
-    return ""
-
-
-def masks_what_is_prunable(e: Examination) -> str:
-    """Its upload mask fits the model."""
-    for update in (e.plain.update, e.masked.update):
-        for name, mask in (update.mask or {}).items():
-            if name not in e.mask:
-                return f"mask of {name}, which is not prunable; allowed: {_names(list(e.mask))}"
-            if mask.dtype != torch.bool or mask.shape != e.mask[name].shape:
-                return f"mask of {name} is {mask.dtype} {tuple(mask.shape)}, not bool {tuple(e.mask[name].shape)}"
-    return ""
-
-
-def fast(e: Examination) -> str:
-    """It is about as fast as the one training loop."""
-    steps = int(e.plain.update.metrics.get("steps", -(-SAMPLES // Training().batch_size)))
-    reference, own = [], [e.plain.seconds, e.again.seconds]
-    for _ in range(3):
-        model = e.fresh
-        start = time.perf_counter()
-        local_sgd(model, e.samples, steps=max(1, steps), rng=torch.Generator())
-        snapshot(model)
-        reference.append(time.perf_counter() - start)
-        own.append(e.attempt(e.fresh).seconds)
-    times = min(own) / min(reference)
-    return f"slow: {times:.1f} times the time of local_sgd for {steps} steps" if times > SLOW else ""
-
-
 Check = Callable[[Examination], str]
-NEEDED: tuple[Check, ...] = (runs, complete)
+NEEDED: tuple[Check, ...] = (runs, complete, finite)
 CHECKS: tuple[Check, ...] = (
     no_counters,
     same_dtypes,
-    finite,
     learns,
+    returns_parameters,
     trains_statistics,
     counts_examples,
+    measures_numbers,
+    keeps_tensors,
     leaves_the_task,
+    leaves_nothing,
     owns_its_update,
     deterministic,
     starts_from_the_task,
     masks_what_is_prunable,
     obeys_the_mask,
+    descends,
     fast,
 )

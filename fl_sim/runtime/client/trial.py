@@ -10,12 +10,13 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fl_sim import models
 from fl_sim.core.types import Mask, Params, Scalar, Task, Update
 from fl_sim.data import Split
 from fl_sim.models.parameters import load, snapshot
+from fl_sim.runtime.client.leftovers import Shape, observed
 from fl_sim.sparsity import apply_mask, global_topk, magnitude, topk_mask
 from fl_sim.training.client import Client, ClientContext
 
@@ -32,6 +33,9 @@ class Attempt:
     model: nn.Module
     update: Update
     seconds: float
+    state: dict[str, Tensor]
+    left: str
+    """What the call left on the model or in the process, beside its update; empty = nothing."""
 
 
 @dataclass(frozen=True)
@@ -50,25 +54,35 @@ class Examination:
     samples: Split
     config: Mapping[str, Scalar] = field(default_factory=dict)
 
-    def attempt(self, model: nn.Module, *, mask: Mask | None = None, seed: int = 0) -> Attempt:
-        """Call the client; `seed` is of the global generator, which a client must not use."""
-        given = snapshot(self.model)
+    def attempt(
+        self, model: nn.Module, *, mask: Mask | None = None, seed: int = 0, start: Params | None = None
+    ) -> Attempt:
+        """Call the client; `seed` is of the global generator, which a client must not use.
+
+        `start` are the parameters it gets, by default the model's.
+        """
+        given = snapshot(self.model) if start is None else start
         params = dict(given) if mask is None else apply_mask(given, mask)
         task = Task(1, {name: value.clone() for name, value in params.items()}, mask, self.config)
         generator = torch.Generator().manual_seed(7)
         context = ClientContext(
             model=model, data=self.samples, num_examples=len(self.samples), rng=generator, state={}, seed=7
         )
-        with torch.random.fork_rng(devices=[]):
+        before = Shape.of(model)
+        with observed() as changed, torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             np_state = np.random.get_state()  # noqa: NPY002 - what a client must not use is what is varied here
             np.random.seed(seed)  # noqa: NPY002
-            start = time.perf_counter()
+            began = time.perf_counter()
             try:
                 update = self.client(task, context)
             finally:
                 np.random.set_state(np_state)  # noqa: NPY002
-        return Attempt(task, params, model, update, time.perf_counter() - start)
+            seconds = time.perf_counter() - began
+        left = before.changes(Shape.of(model)) or (
+            f"it changed {changed[0]} for all that runs after it" if changed else ""
+        )
+        return Attempt(task, params, model, update, seconds, context.state, left)
 
     @property
     def fresh(self) -> nn.Module:

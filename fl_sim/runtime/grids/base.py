@@ -23,7 +23,7 @@ from fl_sim.communication.flower_private import (
     set_message_id,
 )
 from fl_sim.communication.messages import PARTITION
-from fl_sim.core.errors import in_one_line
+from fl_sim.core.errors import in_one_line, users_line
 from fl_sim.runtime.client.host import BadUpdate
 from fl_sim.runtime.grids.allocator import keep_freed_memory
 from fl_sim.runtime.state.contexts import Contexts
@@ -58,7 +58,8 @@ def execute(app: Callable[[Message, Context], Message], message: Message, contex
             raise TypeError(f"the ClientApp returned {type(reply).__name__}, not a Message")
         return reply
     except (Exception, SystemExit) as error:
-        reason = f"client {context.node_config[PARTITION]}: {type(error).__name__}: {in_one_line(error)}"
+        where = f" ({line})" if (line := users_line(error)) else ""
+        reason = f"client {context.node_config[PARTITION]}: {type(error).__name__}: {in_one_line(error)}{where}"
         log.debug("%s", reason, exc_info=True)
         if device_is_lost():
             raise DeviceLost(f"the GPU answers no more; {reason}") from error

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing as mp
 import os
+import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -44,7 +45,10 @@ def without_main() -> Iterator[None]:
 
 
 def end_with_parent() -> None:
-    """From now on this worker process ends when the program does, killed or not, whatever its client is at."""
+    """From now on this worker process ends when the program does, killed or not, whatever its client is at.
+
+    It takes its process group with it: it leads one of its own (`watchdog.own_group`), with what its clients started.
+    """
     parent = mp.parent_process()
     if parent is None:
         return
@@ -52,6 +56,8 @@ def end_with_parent() -> None:
 
     def watch() -> None:
         wait([gone])
+        if os.getpgid(0) == os.getpid():
+            os.killpg(0, signal.SIGKILL)
         os._exit(1)
 
     threading.Thread(target=watch, name="fl_sim-watch", daemon=True).start()

@@ -9,6 +9,7 @@ client encoded is bytes to all of them.
 from __future__ import annotations
 
 import copy
+import multiprocessing as mp
 import os
 import signal
 import sys
@@ -24,6 +25,7 @@ from fl_sim.core.errors import in_one_line
 from fl_sim.core.types import UserError
 from fl_sim.runtime.grids.forkserver import end_with_parent, prepare, without_main
 from fl_sim.runtime.grids.pool import DEPTH, Finished, Jobs, PooledGrid
+from fl_sim.runtime.grids.watchdog import Watchdog, end_group, own_group
 from fl_sim.runtime.grids.worker import Answer, Workplace
 from fl_sim.runtime.state.buffers import Blobs, join, split_off
 from fl_sim.runtime.state.shared_memory import Area, Key, Span
@@ -104,7 +106,11 @@ def work(
 ) -> None:
     """The life of a worker process: say that it is ready (or why not), then answer tasks until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the program that started this
+    own_group()
     end_with_parent()
+    # The program ends its workers when it ends, which is what a daemon is. A daemon may start no processes, and a client's
+    # `DataLoader(num_workers=1)` does: seen from inside, this is none.
+    mp.current_process().daemon = False
     os.environ.update(environment)
     try:
         workplace = Workplace(factory, path)
@@ -182,6 +188,7 @@ class WorkersGrid(PooledGrid):
         self._contents: dict[int, tuple[RecordDict, Spans]] = {}
         self._spawned = 0
         self._workers: dict[int, _Worker] = {}
+        self._watchdog = Watchdog(self._context)
         for _ in range(options.count or cores()):
             self._spawn()
 
@@ -199,6 +206,7 @@ class WorkersGrid(PooledGrid):
             process.start()
         theirs.close()
         self._workers[self._spawned] = _Worker(process, pipe, areas)
+        self._watchdog.tell(w.process.pid for w in self._workers.values() if w.process.pid is not None)
         return self._spawned
 
     def workers(self) -> Sequence[int]:
@@ -265,7 +273,8 @@ class WorkersGrid(PooledGrid):
     @staticmethod
     def _end(worker: _Worker) -> None:
         worker.pipe.close()
-        worker.process.kill()
+        if worker.process.pid is not None and worker.process.is_alive():
+            end_group(worker.process.pid)
         worker.process.join()
         worker.process.close()
         worker.areas.close()
@@ -273,6 +282,7 @@ class WorkersGrid(PooledGrid):
     def close(self) -> None:
         while self._workers:
             self._end(self._workers.popitem()[1])
+        self._watchdog.close()
         self._broadcast.close()
 
 

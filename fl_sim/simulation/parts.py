@@ -1,0 +1,140 @@
+"""Checks of the parts that users write, once and before round 1: what is wrong with one is a single line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from fl_sim.config.experiment import Experiment
+from fl_sim.core.errors import told
+from fl_sim.core.lookup import imported, takes
+from fl_sim.core.types import UserError
+from fl_sim.simulation.client_side import client_of
+from fl_sim.simulation.federation import Federation
+from fl_sim.simulation.model_track import ModelTrack
+
+ELSEWHERE = ("workers", "ray")
+"""Engines that run clients in other processes."""
+
+
+def check(experiment: Experiment) -> None:
+    """Complain of a part that cannot work, before anything is loaded or started.
+
+    Raises:
+        UserError: names the part, and what is allowed.
+    """
+    _importable(experiment)
+    _client(experiment)
+    _rules(experiment)
+
+
+def _importable(experiment: Experiment) -> None:
+    if experiment.engine not in ELSEWHERE:
+        return
+    for key, text in _texts(experiment.model_dump(mode="json")):
+        if text.startswith("__main__:"):
+            where = f"{key.removesuffix('.target')} = {text!r}: engine = {experiment.engine!r}"
+            why = "runs clients in other processes, which cannot see what the running script or notebook defines"
+            raise UserError(f"{where} {why}; save it to a file mine.py and name it mine:{text.partition(':')[2]}")
+
+
+def _texts(tree: Mapping[str, object], path: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _texts(value, f"{path}{key}.")
+        elif isinstance(value, str):
+            yield path + key, value
+
+
+def check_built(federation: Federation) -> None:
+    """Try the model, the client's needs and the user's rules of the server once, on the model and data of the run.
+
+    Raises:
+        UserError: names the part, what it did, and what is allowed.
+    """
+    for track in federation.tracks:
+        _fits(track)
+    experiment = federation.experiment
+    own = {key: imported("", path) for key in RULES if (path := _own_rule(experiment, key)) is not None}
+    if own:
+        attempt = cast("Callable[..., None]", imported("", "strategies.trials:attempt"))
+        attempt(own, federation.first.exchange.schema, federation.first.start)
+
+
+def _fits(track: ModelTrack) -> None:
+    """One model of the federation takes the data's images, and is what the client needs."""
+    _expanded(track)
+    image = torch.zeros(1, *track.data.shape)
+    _forward(track, image)
+    require = getattr(client_of(track), "require", None)
+    if require is not None:
+        with _aside(track.model) as model:
+            require(model, image.to(_device(model)))
+
+
+def _client(experiment: Experiment) -> None:
+    where = f"client = {experiment.client.target!r}"
+    client = experiment.client.build({"training": experiment.training, "gating": experiment.gating})
+    if not callable(client):
+        raise UserError(f"{where}: made a {type(client).__name__}, which cannot be called with (task, ctx)")
+    takes(where, client, "task", "ctx")
+
+
+def _rules(experiment: Experiment) -> None:
+    for key, (names, keywords) in RULES.items():
+        if (path := _own_rule(experiment, key)) is not None:
+            where = f"strategy.{key} = "
+            takes(f"{where}{path!r}", cast("Callable[..., object]", imported(where, path)), *names, **keywords)
+
+
+def _own_rule(experiment: Experiment, key: str) -> str | None:
+    """The import path that an option of the strategy names; None where it names nothing of the user's."""
+    path = experiment.strategy.options.get(key)
+    return path if isinstance(path, str) and ":" in path else None
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
+
+
+@contextmanager
+def _aside(model: nn.Module) -> Iterator[nn.Module]:
+    """The model in evaluation mode, for a forward pass that leaves modes and the global generator as they were."""
+    modes = {module: module.training for module in model.modules()}
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        try:
+            yield model.eval()
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+
+
+def _expanded(track: ModelTrack) -> None:
+    for name, value in track.model.named_parameters():
+        if any(stride == 0 and size > 1 for stride, size in zip(value.stride(), value.shape, strict=True)):
+            where = f"model.name = {track.experiment.model.name!r}: parameter {name!r}"
+            raise UserError(f"{where} is an expanded tensor, whose values share memory; make it with .clone()")
+
+
+def _forward(track: ModelTrack, image: Tensor) -> None:
+    """One forward pass on an image of the data's shape."""
+    _, height, width = track.data.shape
+    try:
+        with _aside(track.model) as model:
+            model(image.to(_device(model)))
+    except Exception as error:  # whatever the model raises
+        where = f"model.name = {track.experiment.model.name!r}: on an image of the data, {tuple(image.shape[1:])}"
+        hint = "" if height == width else f"; it was built for {height} x {height} pixels: images must be square"
+        raise UserError(f"{where}, it raised {told(error)}{hint}") from error
+
+
+RULES: Mapping[str, tuple[Sequence[str], Mapping[str, object]]] = {
+    "aggregate": (("state", "updates"), {}),
+    "mask_rule": (("round", "mask", "params", "grads"), {}),
+    "allocate": (("scores", "density"), {"min_keep": 0}),
+}
+"""Option of a strategy that names a rule of the user's -> what the rule is called with."""

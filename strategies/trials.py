@@ -1,0 +1,80 @@
+"""Tries a user's own server rules once, on the first model of a run, so that a wrong one is one line before round 1."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from numbers import Integral
+from typing import cast
+
+from torch import Tensor
+
+from fl_sim.codecs import Schema
+from fl_sim.core.errors import told
+from fl_sim.core.types import Params, Update, UserError
+from fl_sim.sparsity import magnitude
+from strategies.server_step import ServerState, server_step
+
+
+def state_of(schema: Schema, start: Params) -> ServerState:
+    """The server before round 1."""
+    return ServerState(schema, start)
+
+
+def attempt(rules: Mapping[str, object], schema: Schema, start: Params) -> None:
+    """Call each rule once and look at what it returns.
+
+    Args:
+        rules: option of the strategy ("aggregate", "allocate") -> the user's function.
+        schema: names and shapes of what the federation exchanges.
+        start: the first global parameters; copied, never handed out.
+
+    Raises:
+        UserError: names the option, what its rule did, and what is needed.
+    """
+    for key, rule in rules.items():
+        if key in TRIED:
+            TRIED[key](f"strategy.{key}", cast("Callable[..., object]", rule), schema, start)
+
+
+def _try_aggregate(where: str, rule: Callable[..., object], schema: Schema, start: Params) -> None:
+    """Two clients send the first model."""
+    state = ServerState(schema, schema.view(schema.flat(start).clone()))
+    updates = (Update(schema.view(schema.flat(start).clone()), 10) for _ in range(2))
+    try:
+        made = rule(state, updates)
+    except Exception as error:  # the user's own, whatever it is
+        raise UserError(f"{where}: on two updates of the first model it raised {told(error)}") from error
+    if not isinstance(made, Mapping):
+        raise UserError(f"{where}: the aggregation rule returned {type(made).__name__}, not parameters by name")
+    for name, value in made.items():
+        if not isinstance(value, Tensor):
+            raise UserError(f"{where}: returned {name!r} as {type(value).__name__}; needed: torch tensors")
+    if unknown := sorted(made.keys() - set(schema.names)):
+        raise UserError(f"{where}: returned names that the model lacks: {', '.join(unknown[:3])}")
+    try:
+        server_step(state, [], aggregate=lambda state, updates: cast("Params", made))
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+
+
+def _try_allocate(where: str, rule: Callable[..., object], schema: Schema, start: Params) -> None:
+    """Half of the first model's weights."""
+    scores = magnitude({name: start[name] for name in schema.prunable})
+    try:
+        kept = rule(scores, 0.5, min_keep=0)
+    except Exception as error:  # the user's own, whatever it is
+        raise UserError(f"{where}: at density 0.5 it raised {told(error)}") from error
+    if not isinstance(kept, Mapping) or kept.keys() != scores.keys():
+        got = f"counts of {', '.join(map(str, list(kept)[:3]))}" if isinstance(kept, Mapping) else type(kept).__name__
+        raise UserError(f"{where}: returned {got}; needed: weights kept of each of {', '.join(list(scores)[:3])}")
+    for name, count in kept.items():
+        if isinstance(count, bool) or not isinstance(count, Integral) or not 0 <= int(count) <= scores[name].numel():
+            allowed = f"an integer from 0 to {scores[name].numel()}"
+            raise UserError(f"{where}: keeps {count!r} of {name!r} ({type(count).__name__}); needed: {allowed}")
+
+
+TRIED: Mapping[str, Callable[[str, Callable[..., object], Schema, Params], None]] = {
+    "aggregate": _try_aggregate,
+    "allocate": _try_allocate,
+}
+"""Option of a strategy -> a trial of its rule on the first model; a mask rule is asked before round 1 by every run."""

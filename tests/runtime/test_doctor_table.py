@@ -1,0 +1,130 @@
+"""docs/doctor.md is executed: of every mistake in its tables the doctor says what the page promises."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from clients.presets import fedavg
+from fl_sim.cli import main
+from fl_sim.runtime.client.doctor import examine
+from fl_sim.simulation.part_doctor import CHECKS, examine_part
+from fl_sim.training import Training
+
+PAGE = Path("docs/doctor.md").read_text(encoding="utf-8")
+CLIENTS = re.findall(r"^\| ([^|`]*(?:`[^`]*`[^|`]*)*) \| `(\w+)` \| (.*) \|$", PAGE, re.MULTILINE)
+PARTS = re.findall(r"^\| `--([\w-]+)` \| .* \| `(\w+)` \| (.*) \|$", PAGE, re.MULTILINE)
+CODE = "\n".join(re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL))
+NAME = "doctor_page"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
+    """The code of the page as a module that can be imported by its name."""
+    import importlib
+    import sys
+
+    folder = tmp_path_factory.mktemp("page")
+    (folder / f"{NAME}.py").write_text(CODE)
+    sys.path.insert(0, str(folder))
+    yield importlib.import_module(NAME)
+    sys.path.remove(str(folder))
+    del sys.modules[NAME]
+
+
+def test_the_tables_are_whole() -> None:
+    assert len(CLIENTS) == 29
+    assert {kind.replace("-", "_") for kind, _, _ in PARTS} == set(CHECKS)
+    assert len(PARTS) == 16
+
+
+@pytest.mark.parametrize(("client", "says"), [row[1:] for row in CLIENTS], ids=[row[1] for row in CLIENTS])
+def test_the_doctor_says_of_a_client_what_the_table_says(page: ModuleType, client: str, says: str) -> None:
+    folder, dtype = os.getcwd(), torch.get_default_dtype()
+    problems = [f.problem for f in examine(getattr(page, client)) if f.problem and not f.problem.startswith("slow")]
+    assert any(says in problem for problem in problems), problems
+    assert all("\n" not in problem for problem in problems)
+    assert (os.getcwd(), torch.get_default_dtype(), torch.is_grad_enabled()) == (folder, dtype, True)
+
+
+def test_nan_is_one_finding(page: ModuleType) -> None:
+    assert len([f for f in examine(page.not_a_number) if f.problem]) == 1
+
+
+def test_a_right_client_passes_and_numpy_scalars_are_numbers(page: ModuleType) -> None:
+    from fl_sim import Update
+
+    def scalars(task: object, ctx: object) -> Update:
+        update = page.good(task, ctx)
+        return Update(update.params, np.int64(update.num_examples), update.mask, {"loss": np.float32(1.0)})
+
+    for client in (page.good, scalars):
+        assert [f for f in examine(client) if f.problem and not f.problem.startswith("slow")] == []
+
+
+class Counts(nn.Sequential):
+    """A model that counts its forward passes where no payload looks."""
+
+    passes = 0
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.passes = self.passes + 1
+        return super().forward(images)
+
+
+def stateful(*, num_classes: int, in_channels: int, image_size: int, width: float) -> nn.Module:
+    return Counts(nn.Flatten(), nn.Linear(in_channels * image_size**2, num_classes))
+
+
+def test_a_model_with_a_state_of_its_own_is_found() -> None:
+    problems = [f.problem for f in examine(fedavg(training=Training()), model=f"{__name__}:stateful") if f.problem]
+    assert any("the model keeps 'passes' from call to call" in problem for problem in problems), problems
+
+
+@pytest.mark.parametrize(("kind", "part", "says"), PARTS, ids=[f"{kind}-{part}" for kind, part, _ in PARTS])
+def test_the_doctor_says_of_a_part_what_the_table_says(kind: str, part: str, says: str) -> None:
+    problems = [f.problem for f in examine_part(kind.replace("-", "_"), f"{NAME}:{part}") if f.problem]
+    assert any(says in problem for problem in problems), problems
+
+
+@pytest.mark.parametrize(
+    ("kind", "path"),
+    [
+        ("aggregate", "strategies.aggregation:coverage_mean"),
+        ("aggregate", "strategies.aggregation:zero_fill"),
+        ("aggregate", "strategies.robust:coordinate_median"),
+        ("allocate", "fl_sim.sparsity:erk"),
+        ("partition", "fl_sim.data.partition:iid"),
+    ],
+)
+def test_our_own_parts_pass(kind: str, path: str) -> None:
+    assert [f for f in examine_part(kind, path) if f.problem] == []
+
+
+def _doctor(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    monkeypatch.setattr("sys.argv", ["fl-sim", "doctor", *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return int(str(ended.value.code))
+
+
+def test_the_command_takes_parts_and_configs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _doctor(monkeypatch, "--aggregate", f"{NAME}:numpy_mean", "--partition", "fl_sim.data.partition:iid") == 1
+    assert "as ndarray" in capsys.readouterr().out
+    (tmp_path / "t.toml").write_text(f'client = "{NAME}:good"\n[data]\npartition = "{NAME}:drops"\n')
+    assert _doctor(monkeypatch, str(tmp_path / "t.toml")) == 1
+    said = capsys.readouterr().out
+    assert f"client {NAME}:good" in said
+    assert "is in 0 parts" in said
+    assert _doctor(monkeypatch) == 2
+    assert "name a client, a config, or a part" in capsys.readouterr().err

@@ -1,0 +1,182 @@
+"""The process and the folder that fl-sim shares with a user's code: names, exits, folders, child processes, leftovers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+CLIENT = """
+import os
+from pathlib import Path
+from fl_sim import Update, load, local_sgd, snapshot
+
+def trains(task, ctx):
+    model = load(ctx.model, task.params)
+    local_sgd(model, ctx.data, lr=0.05, rng=ctx.rng)
+    return Update(snapshot(model), ctx.num_examples, task.mask)
+
+def moves(task, ctx):
+    update = trains(task, ctx)
+    os.makedirs("elsewhere", exist_ok=True)
+    os.chdir("elsewhere")
+    return update
+
+def loads(task, ctx):
+    import torch
+    from torch.utils.data import DataLoader
+    assert sum(len(x) for x in DataLoader(torch.arange(10), num_workers=1)) == 10
+    return trains(task, ctx)
+
+def registers(task, ctx):
+    Path(task.config["folder"], str(os.getpid())).touch()
+    return trains(task, ctx)
+"""
+CONFIG = """
+name = "t"
+rounds = 2
+[data]
+clients = 4
+[cohort]
+size = 2
+[workers]
+count = 2
+"""
+EXITS = "import argparse\np = argparse.ArgumentParser()\np.add_argument('--epochs')\np.parse_args()\ndef f(task, ctx): ...\n"
+RUN = [sys.executable, "-c", "from fl_sim.cli import main; main()", "run", "t.toml"]
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Path:
+    (tmp_path / "t.toml").write_text(CONFIG)
+    (tmp_path / "mine.py").write_text(CLIENT)
+    return tmp_path
+
+
+def fl_sim(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """`fl-sim run` in a folder, as a user starts it."""
+    environment = {**os.environ, "PYTHONPATH": os.getcwd(), "COLUMNS": "200"}
+    return subprocess.run([*RUN, *words], cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
+
+
+@pytest.mark.parametrize("init", [None, "from_init = 1\n"], ids=["no __init__", "__init__"])
+def test_a_users_own_clients_and_strategies_are_found_beside_ours(here: Path, init: str | None) -> None:
+    (here / "clients").mkdir()
+    (here / "clients" / "mine.py").write_text(CLIENT)
+    if init is not None:
+        (here / "clients" / "__init__.py").write_text(init)
+    (here / "strategies.py").write_text("def fedavg(): ...\n")
+    done = fl_sim(here, "client=clients.mine:trains", "--engine", "workers")
+    assert done.returncode == 0, done.stderr
+    assert fl_sim(here, "client=clients.presets:fedprox", "rounds=1").returncode == 0
+    refused = fl_sim(here, "strategy=strategies:fedavg")
+    assert refused.returncode == 2
+    assert f"fl-sim has a module 'strategies' of its own, so {here / 'strategies.py'} is not seen" in refused.stderr
+
+
+def test_a_script_may_import_its_own_strategies_before_fl_sim(here: Path) -> None:
+    (here / "strategies.py").write_text("mine = 3\n")
+    code = "import strategies, fl_sim\nfrom strategies.presets import fedavg\nprint(strategies.mine, fedavg().config)"
+    environment = {**os.environ, "PYTHONPATH": f"{here}{os.pathsep}{os.getcwd()}"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=here, env=environment, capture_output=True, text=True)
+    assert done.stdout == "3 {}\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (EXITS, "importing leaves called sys.exit(2) after it said"),
+        ("import sys\nsys.exit()\n", "importing leaves called sys.exit(None); what only a script does"),
+        ("raise SystemExit('no data')\n", "importing leaves called sys.exit('no data')"),
+    ],
+)
+def test_a_module_that_exits_when_imported_is_one_line(here: Path, text: str, said: str) -> None:
+    (here / "leaves.py").write_text(text)
+    done = fl_sim(here, "client=leaves:f")
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("engine", ["inline", "workers"])
+def test_a_client_that_changes_the_folder_changes_nothing(here: Path, engine: str) -> None:
+    done = fl_sim(here, "client=mine:moves", "--engine", engine)
+    assert done.returncode == 0, done.stderr
+    (folder,) = (here / "runs").iterdir()
+    assert {"summary.json", "rounds.jsonl", "ledger.parquet", "report.html"} <= set(os.listdir(folder))
+    assert not list(here.glob("elsewhere/**/summary.json"))
+
+
+def test_a_sweep_of_a_client_that_changes_the_folder_stays_in_one_place(here: Path) -> None:
+    words = [*RUN[:3], "sweep", "t.toml", "client=mine:moves", "--seeds", "0,1", "--quiet"]
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    done = subprocess.run(words, cwd=here, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert len(list((here / "runs").glob("*/summary.json"))) == 2
+
+
+def test_a_client_may_start_processes_on_workers(here: Path) -> None:
+    done = fl_sim(here, "client=mine:loads", "rounds=1", "--engine", "workers")
+    assert done.returncode == 0, done.stderr
+    assert "daemonic" not in done.stderr
+
+
+@pytest.mark.parametrize("engine", ["workers", "ray"])
+def test_a_client_of_the_running_script_is_refused_where_others_run_it(here: Path, engine: str) -> None:
+    script = f"""
+from fl_sim import Experiment, UserError, run
+from mine import trains as f
+try:
+    run(Experiment.load("t.toml", ["client=__main__:f", "engine={engine}"]))
+except UserError as error:
+    print(error)
+"""
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    (here / "script.py").write_text(script)
+    done = subprocess.run([sys.executable, "script.py"], cwd=here, env=environment, capture_output=True, text=True)
+    assert f"client = '__main__:f': engine = '{engine}' runs clients in other processes" in done.stdout, done
+    assert "save it to a file" in done.stdout
+
+
+def _until(holds: Callable[[], bool], seconds: float = 60) -> bool:
+    end = time.monotonic() + seconds
+    while not holds() and time.monotonic() < end:
+        time.sleep(0.1)
+    return holds()
+
+
+def _gone(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return True
+    return state == "Z"
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs Linux's list of processes")
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_killed_program_leaves_no_worker_and_no_folder(here: Path, stopped: bool) -> None:
+    temporary, pids = here / "tmp", here / "pids"
+    temporary.mkdir()
+    pids.mkdir()
+    words = ["client.target=mine:registers", f'client.folder="{pids}"', "rounds=100000", "--engine", "workers"]
+    environment = {**os.environ, "PYTHONPATH": os.getcwd(), "TMPDIR": str(temporary)}
+    program = subprocess.Popen([*RUN, *words, "--quiet"], cwd=here, env=environment, stderr=subprocess.DEVNULL)
+    try:
+        assert _until(lambda: len(list(pids.iterdir())) == 2, 120)
+        assert [path.name.startswith("pymp-") for path in temporary.iterdir()] == [True]
+        workers = [int(path.name) for path in pids.iterdir()]
+        if stopped:
+            for worker in workers:
+                os.kill(worker, signal.SIGSTOP)
+    finally:
+        program.kill()
+        program.wait()
+    assert _until(lambda: all(map(_gone, workers)))
+    assert _until(lambda: not list(temporary.iterdir()))

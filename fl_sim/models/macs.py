@@ -107,6 +107,11 @@ class _Counter(TorchDispatchMode):
         self.weights, self.mask = weights, mask
         self.macs: dict[str, int] = {}
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Keep PyTorch from importing its compiler at the first operation, which takes a second; nothing compiles here."""
+        return False
+
     def learn(self, path: str, tensors: Mapping[str, object]) -> None:
         """Tell weights by their address that are no parameters."""
         for name, value in tensors.items():

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -113,7 +114,10 @@ def _asset(name: str) -> str:
 
 def _plotly() -> str:
     # The file, not plotly's Python interface: charts here are plain JSON, and importing plotly takes longer than a report.
-    return files("plotly").joinpath("package_data", "plotly.min.js").read_text(encoding="utf-8")
+    package = find_spec("plotly")  # `importlib.resources.files` would import it
+    assert package is not None
+    assert package.origin is not None
+    return (Path(package.origin).parent / "package_data" / "plotly.min.js").read_text(encoding="utf-8")
 
 
 def _figures(groups: Sequence[Group]) -> Iterable[Figure]:

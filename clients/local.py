@@ -27,7 +27,7 @@ OWN = "loss."
 
 
 class Trains(Protocol):
-    """What trains a model in place: `fl_sim.training.loop.Training`, or something around it."""
+    """Protocol of a training: `fl_sim.training.loop.Training`, or something around it."""
 
     def fit(
         self, model: nn.Module, data: Split, loss: Loss, *, mask: Mask | None, rng: torch.Generator | None
@@ -71,7 +71,7 @@ def plain(task: Task, ctx: ClientContext) -> Loss:
 
 @dataclass(frozen=True)
 class Always:
-    """The same loss, whatever the task."""
+    """Use the same loss for every task."""
 
     loss: Loss
 
@@ -183,7 +183,7 @@ class LocalClient:
             self.loss.require(model, image)
 
     def trained_by(self, trains: Trains) -> Client:
-        """The same client, whose training something else does."""
+        """Replace the client's training."""
         return replace(self, training=trains)
 
     def __call__(self, task: Task, ctx: ClientContext) -> Update:

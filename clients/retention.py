@@ -1,4 +1,4 @@
-"""What of a round's training a client keeps: the rows of the channels that mattered for its data.
+"""Retention: the share of a round's training that a client keeps, the rows of the channels that mattered for its data.
 
 The union of per-sample masks over a round is nearly dense, so what saves bytes is a ranking of the channels. A channel's
 filters, BatchNorm entries and gate rows are retained together; everything else of a gated layer goes back to the
@@ -83,7 +83,7 @@ class Gates:
 
 
 def salience(task: Task, ctx: ClientContext) -> Mapping[str, Tensor]:
-    """What the channel scored in the samples that had it on, summed over the round."""
+    """Sum a channel's scores over the round's samples that had it on."""
     return {conv: use.salience for conv, use in gated(ctx).use().items()}
 
 

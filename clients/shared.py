@@ -1,4 +1,4 @@
-"""What to upload when nothing may depend on the client's data."""
+"""Shared random upload mask, for when nothing may depend on the client's data."""
 
 from __future__ import annotations
 

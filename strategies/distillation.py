@@ -49,7 +49,7 @@ def apart(capacities: Sequence[tuple[ServerContext, ServerState]]) -> Sequence[P
 
 @dataclass(frozen=True, eq=False)
 class Lab:
-    """What the server computes with: its own model, the proxy data, and the state before the round."""
+    """Server-side computation: the server's own model, the proxy data, and the state before the round."""
 
     context: ServerContext
     proxy: Split
@@ -123,7 +123,7 @@ def always(before: ServerState, after: ServerState) -> bool:
 
 
 def after_pruning(before: ServerState, after: ServerState) -> bool:
-    """When the mask changed: otherwise the aggregate would teach itself."""
+    """Distil only when the mask changed: otherwise the aggregate would teach itself."""
     if after.mask is None:
         return False
     return before.mask is None or mask_hash(before.mask) != mask_hash(after.mask)

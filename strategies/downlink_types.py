@@ -1,4 +1,4 @@
-"""What the server does to a downlink's values before they travel."""
+"""Value types of the downlink: the same for all tensors, or chosen for each layer."""
 
 from __future__ import annotations
 

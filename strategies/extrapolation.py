@@ -75,7 +75,7 @@ def _parameters(state: ServerState, flat: Tensor) -> Tensor:
 
 
 def _change(state: ServerState, update: Update) -> Tensor:
-    """What a client changed, flat float64, zero where it sent nothing."""
+    """Change of a client, flat float64, zero where it sent nothing."""
     schema = state.schema
     change = (schema.flat(update.params) - schema.flat(state.params)).double()
     if update.mask is not None:

@@ -1,4 +1,4 @@
-"""One federated round, from sampling to pruning: `FederatedServer.round`.
+"""Federated round, from sampling to pruning: `FederatedServer.round`.
 
 A federation has one model, or one for each capacity of its clients. Every model has its own schema, mask and cohort;
 nothing of one travels to the clients of another. What couples them is the `unite` slot, on the server, at no byte.

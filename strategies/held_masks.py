@@ -1,4 +1,4 @@
-"""Who holds which mask, as the server knows it."""
+"""Pruning masks that clients hold, as the server knows it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fl_sim.core.types import Mask
 
 @dataclass
 class Holdings:
-    """What each client holds, as the server knows it: which mask, and whether it has made the frozen weights.
+    """Client -> the mask it holds, and whether it has built the frozen weights, as the server knows it.
 
     A mask may stay implied only for a client that holds it.
     """

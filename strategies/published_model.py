@@ -102,7 +102,7 @@ class Published:
         self.steps = dict(reversed(kept.items()))
 
     def parcel(self, client: int, held: Mask | None) -> Parcel:
-        """What this client is sent; `held` is the pruning mask that it holds."""
+        """Build the payload for a client; `held` is the pruning mask that it holds."""
         base = self.holders.get(client, 0)
         steps = self._since(base)
         key = base if steps is not None else None, b"" if held is None or steps is not None else codecs.mask_hash(held)
@@ -148,7 +148,7 @@ class Published:
         self.holders[client] = UNKNOWN
 
     def kept(self) -> Mapping[str, Tensor]:
-        """What a checkpoint keeps beside `holders`."""
+        """Tensors that a checkpoint keeps beside `holders`."""
         steps = {
             (NEW_MASK if step.masks else STEP) + str(version): torch.frombuffer(bytearray(step.data), dtype=torch.uint8)
             for version, step in self.steps.items()

@@ -1,4 +1,4 @@
-"""What happened in a round: usable replies, failures and their reasons, bytes and seconds for the clock."""
+"""Log of a round: usable replies, failures and their reasons, bytes and seconds for the clock."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class RoundFailed(RuntimeError):
 
 
 class Unusable(Exception):
-    """A reply that the round goes on without; `kind` is one of `KINDS`. What is simulated is no fault."""
+    """An unusable reply; `kind` is one of `KINDS`. Simulated dropouts do not count as faults."""
 
     def __init__(self, kind: str, reason: str, *, is_fault: bool = True, is_nonsense: bool = False) -> None:
         super().__init__(reason)
@@ -36,7 +36,7 @@ def require_content(client: int, reply: Message) -> None:
 
 @dataclass(frozen=True)
 class Failure:
-    """One client of one round that returned nothing usable, and why."""
+    """A failure: one client of one round that returned no usable update, and why."""
 
     client: int
     kind: str
@@ -45,7 +45,7 @@ class Failure:
 
 @dataclass
 class RoundLog:
-    """What happened in the round in progress: weighted training metrics and failures."""
+    """Log of the round in progress: weighted training metrics and failures."""
 
     replies: int = 0
     faults: int = 0

@@ -21,7 +21,7 @@ from strategies.reading import ReadOnce
 
 @dataclass(frozen=True, slots=True)
 class ServerState:
-    """Everything the server carries from round to round.
+    """Server state between rounds.
 
     Attributes:
         schema: names, shapes, order of what the federation exchanges.
@@ -52,7 +52,7 @@ def accept(state: ServerState, aggregated: Params) -> tuple[Params, Params]:
 
 
 def as_aggregated(new: ServerState, dense: Params) -> Params:
-    """Nothing happens after aggregation and pruning."""
+    """Do nothing after aggregation and pruning."""
     return new.params
 
 
@@ -92,7 +92,7 @@ def server_step(
     optimise: Optimise = accept,
     refine: Refine = as_aggregated,
 ) -> ServerState:
-    """One round on the server. `updates` may be a stream: it is consumed once, in order; nothing is mutated.
+    """Run one round on the server. `updates` may be a stream: it is consumed once, in order; nothing is mutated.
 
     `adjust_mask` receives the round just finished, the current mask, the prunable parameters and the pseudo-gradient
     `old - new` of the prunable parameters. `calibrate` takes its place: it makes the rule from the aggregated state, whose
@@ -166,7 +166,7 @@ def _masked(schema: Schema, params: Params, mask: Mask | None) -> Params:
 
 
 def _parameters(schema: Schema, aggregated: Params) -> Params:
-    """What an aggregation rule returned, if it is parameters of this model."""
+    """Check that an aggregation rule returned parameters of this model."""
     if isinstance(aggregated, FlatParams) and aggregated.names == schema.names:
         return aggregated
     if not isinstance(aggregated, Mapping):
@@ -180,7 +180,7 @@ def _parameters(schema: Schema, aggregated: Params) -> Params:
 
 
 def _mask(schema: Schema, mask: Mask | None) -> Mask | None:
-    """What a mask rule returned, if it is a mask of this model."""
+    """Check that a mask rule returned a mask of this model."""
     if mask is None or (isinstance(mask, FlatMask) and mask.names == schema.prunable):
         return mask
     if not isinstance(mask, Mapping):

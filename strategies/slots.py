@@ -17,13 +17,13 @@ Account = Callable[[int], Mapping[str, float]]
 
 
 def nothing(rounds: int) -> Mapping[str, float]:
-    """No numbers of its own."""
+    """Add no numbers of its own."""
     return {}
 
 
 @dataclass(frozen=True)
 class Slots:
-    """What a server does with a round's updates, as functions; each has a default.
+    """Functions that process a round's updates; each has a default.
 
     Attributes:
         aggregate: (state, updates) -> parameters; the default is a weighted mean that fits the run's error feedback.

@@ -91,7 +91,7 @@ class SparseServer:
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 
     def saved(self) -> ServerSnapshot:
-        """Everything that the next round depends on."""
+        """Take a snapshot of everything that the next round depends on."""
         state, holdings, published = self.state, self.sender.holdings, self.sender.published
         return ServerSnapshot(
             round=state.round,

@@ -1,4 +1,4 @@
-"""Which student profits from which teacher: the capacity study of arXiv 2605.31191, for any pair of models.
+"""Capacity study of arXiv 2605.31191: which student profits from which teacher, for any pair of models.
 
     rows = measure(Experiment.load("configs/kd_capacity.toml"), seeds=[0, 1, 2])     # what `fl-sim sweep` does with [study]
 
@@ -45,7 +45,7 @@ NOISE = 0.05
 
 @dataclass(frozen=True)
 class Trial:
-    """One training: a model alone, or under a teacher with an objective."""
+    """A trial: one training of a model, alone or under a teacher with an objective."""
 
     model: str
     seed: int
@@ -60,7 +60,7 @@ def unseen(trial: Trial) -> None:
 
 @dataclass(frozen=True)
 class Row:
-    """One method of one pair; accuracies in percent on the test set, over the seeds.
+    """A row of the table: one method of one pair, with test accuracies in percent over the seeds.
 
     Attributes:
         pair: teacher-student.
@@ -119,7 +119,7 @@ class Study:
         return self.federation.data.train.augmented(AUGMENT[experiment.data.augment]).to(self.federation.first.device)
 
     def file(self, trial: Trial) -> Path:
-        """Where a trial's model is kept: the name is a hash of all that determines it."""
+        """Path of a trial's model; its name is a hash of everything that determines it."""
         experiment = self.federation.experiment
         key = f"{asdict(trial)} {type(trial.objective)} {experiment.data} {experiment.model.width}"
         return self.folder / f"{trial.model}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.safetensors"
@@ -170,7 +170,7 @@ class Study:
 
 
 def folder(experiment: Experiment) -> Path:
-    """Where the models and the table of an experiment's study are kept."""
+    """Folder of the models and the table of an experiment's study."""
     return Path(experiment.out) / f"{experiment.name}-study"
 
 
@@ -196,7 +196,7 @@ def measure(experiment: Experiment, *, seeds: Sequence[int], on_trial: Callable[
 
 
 def longer(training: Training, factor: float) -> Training:
-    """The same training, `factor` times as long."""
+    """Training settings with `factor` times as many epochs or steps."""
     steps = None if training.steps is None else round(factor * training.steps)
     return replace(training, epochs=max(1, round(factor * training.epochs)), steps=steps)
 

@@ -1,4 +1,4 @@
-"""How close payloads come to their floor, and how fast, beside what people usually do."""
+"""Codec benchmark: payload sizes beside their entropy floor and common codecs, and speeds."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Row:
-    """One codec on one sample; MB/s count the dense model, 4 bytes a coordinate."""
+    """Size and speed of one codec on one sample; MB/s count the dense model, 4 bytes a coordinate."""
 
     model: str
     density: float

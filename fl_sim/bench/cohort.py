@@ -1,4 +1,4 @@
-"""How much a GPU gains from training a cohort at once: client updates per second beside bare PyTorch, one by one."""
+"""Cohort benchmark: client updates per second of the cohort engine beside bare PyTorch, client by client."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ STEPS, REPEATS, CLASSES = 5, 5, 10
 
 @dataclass(frozen=True)
 class Grid:
-    """What is measured: every model with every cohort and batch size."""
+    """Workloads to measure: every model with every cohort and batch size."""
 
     models: Sequence[str]
     cohorts: Sequence[int]
@@ -85,7 +85,7 @@ def _together(model: nn.Module, start: dict[str, torch.Tensor], parts: list[Spli
 
 
 def _one_by_one(model: nn.Module, start: dict[str, torch.Tensor], parts: list[Split], batch: int) -> None:
-    """The same SGD steps, and nothing else."""
+    """Bare SGD steps of the same clients, without the framework."""
     model.train()
     for client, part in enumerate(parts):
         model.load_state_dict(start, strict=False)

@@ -1,4 +1,4 @@
-"""One trained model pruned to several densities by several methods: tested as it is, and after training under the mask.
+"""Density benchmark: one trained model pruned by several methods, tested before and after training under the mask.
 
 It also shows layer collapse (arXiv 2209.14624): at extreme sparsity a global ranking leaves some layers without a weight,
 unless each keeps a minimum. All rows train for as many steps, from the same seed.
@@ -26,7 +26,7 @@ from fl_sim.training.model_file import data_for, open_saved
 
 @dataclass(frozen=True)
 class Row:
-    """One pruned model.
+    """Accuracy of one pruned model.
 
     Attributes:
         method: name of `fl_sim.sparsity.one_model.METHODS`, with the minimum of each layer behind a "+".

@@ -1,4 +1,4 @@
-"""How close the engines come to the limit, what they cost where clients do nothing, and how soon they start.
+"""Engine benchmark: speed beside a bare PyTorch loop, overhead of clients that do nothing, and time to start.
 
 Ratios are medians of paired repetitions with their quartiles. Every part can be measured alone.
 """
@@ -79,7 +79,7 @@ def resnet32(repeats: int, work: Workload = workloads.RESNET32) -> Flat:
 
 
 def _picked(work: Workload) -> str:
-    """What `precision = "auto"` becomes on this machine."""
+    """Precision that `precision = "auto"` chooses on this machine."""
     return Federation.build(work.on("inline", precision="auto")).experiment.training.precision
 
 
@@ -163,7 +163,7 @@ OPTIONAL: Mapping[str, Part] = {"flower": with_flower}
 
 
 def results(parts: Sequence[str], *, repeats: int) -> Flat:
-    """What `fl-sim bench engine` reports of these parts, as one flat table.
+    """Measure the named parts and return one flat table, as `fl-sim bench engine` prints it.
 
     Raises:
         UserError: no such part.

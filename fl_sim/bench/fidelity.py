@@ -1,4 +1,4 @@
-"""How close a student is to its teacher, and whether a difference of means is more than noise.
+"""Fidelity of a student to its teacher, and Welch's t-test for a difference of means.
 
 The first two take logits (N, K) of the same N samples, in evaluation mode.
 """

@@ -1,4 +1,4 @@
-"""How much of their time resident workers wait: between clients, and at the end of a round for the slowest of them."""
+"""Idle time of resident workers: between clients, and at the end of a round for the slowest."""
 
 from __future__ import annotations
 

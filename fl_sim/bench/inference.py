@@ -23,7 +23,7 @@ WARM_UP = 5
 
 @dataclass(frozen=True)
 class Row:
-    """One way of running the model on one image.
+    """A contestant: one way of running the model on one image.
 
     Attributes:
         execution: what ran.

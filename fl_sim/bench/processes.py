@@ -1,4 +1,4 @@
-"""What only a fresh process shows: the time to a first round, and peak memory."""
+"""Start-up time and peak memory, each measured in a fresh process."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def _measure() -> float:
 
 
 def _status_kb(field: str) -> int:
-    """What the kernel says of this process. getrusage's peak would include that of the process that started this one."""
+    """Read a field of /proc/self/status, in kB. getrusage's peak would include that of the parent process."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
 

@@ -23,7 +23,7 @@ SHARES = (0.001, 0.004, 0.02, 0.075, 0.3, 0.6)
 
 @dataclass(frozen=True)
 class Row:
-    """One operation at one size.
+    """Time of one operation at one size.
 
     Attributes:
         operation: what ran.

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def header() -> dict[str, str]:
-    """What a number needs beside it."""
+    """Hardware and versions behind a benchmark's numbers."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     processor = next(
@@ -49,7 +49,7 @@ def show(console: Console, results: Mapping[str, float | str], *, as_json: bool)
 
 
 def markdown(results: Mapping[str, float | str]) -> str:
-    """The same as a Markdown table under a line that names the machine; quartiles stand behind their median."""
+    """Format a benchmark as a Markdown table under a line that names the machine; quartiles stand behind their median."""
     machine = " · ".join(f"{k} {v}" for k, v in header().items())
     lines = [machine, "", "| measure | median | quartiles |", "|---|---|---|"]
     for name, value in results.items():

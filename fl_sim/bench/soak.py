@@ -109,7 +109,7 @@ def _experiment(engine: str, out: str, *, rounds: int, clients: int, cohort: int
 
 
 def _open_files() -> list[str]:
-    """What this process holds open, as often as it is open; sockets and pipes without their numbers."""
+    """Count this process's open files by target; sockets and pipes without their numbers."""
     held = []
     for entry in os.scandir("/proc/self/fd"):
         with contextlib.suppress(OSError):  # the scan's own
@@ -119,7 +119,7 @@ def _open_files() -> list[str]:
 
 @dataclass(frozen=True)
 class _Held:
-    """What a process holds while no run is going on."""
+    """Resources of a process while no run is in progress."""
 
     files: list[str]
     threads: int

@@ -1,4 +1,4 @@
-"""What finished runs tell: `fl-sim report`, `compare` and `replay`."""
+"""Commands on finished runs: `fl-sim report`, `compare` and `replay`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What needs no federation: `fl-sim prune`, `doctor`, `init` and `list`."""
+"""Commands without a federation: `fl-sim prune`, `doctor`, `init` and `list`."""
 
 from __future__ import annotations
 

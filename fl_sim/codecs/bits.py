@@ -31,7 +31,7 @@ SCALE, FLOOR = float(1 << 30), 64.0
 
 
 class _Words(NamedTuple):
-    """All words of 16 bits, ordered by how many are set: `counts` and `ranks` by word, `sizes` and `starts` by count."""
+    """Lookup tables of all 16-bit words by population count: `counts` and `ranks` by word, `sizes` and `starts` by count."""
 
     counts: NDArray[np.uint8]
     ranks: Symbols
@@ -114,7 +114,7 @@ class Reader:
         return value
 
     def rest(self) -> memoryview:
-        """Everything behind what was read."""
+        """Bytes that were not read yet."""
         return self.data[self.at :]
 
 
@@ -201,7 +201,7 @@ class Encoder:
         self._coder.encode_reverse(chosen, constriction.stream.model.Uniform(), sizes)
 
     def words(self) -> bytes:
-        """Everything that was put in."""
+        """All bytes written so far."""
         made: bytes = self._coder.get_compressed().astype("<u4").tobytes()
         return made
 

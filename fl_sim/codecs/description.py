@@ -1,4 +1,4 @@
-"""What the bytes of a message are."""
+"""Description of a payload: its sections and their bytes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True)
 class Description:
-    """What a payload's bytes are.
+    """Sections of a payload in bytes, with the entropy floor of its mask.
 
     Attributes:
         sections: bytes of mask, values, dense, buffers, auxiliary and header; they sum to the payload's length.
@@ -51,5 +51,5 @@ class Description:
         )
 
     def with_auxiliary(self, size: int) -> Description:
-        """The same message with `size` more bytes of another array, booked as auxiliary."""
+        """Add `size` bytes of another array of the message, booked as auxiliary."""
         return replace(self, sections={**self.sections, "auxiliary": self.sections.get("auxiliary", 0) + size})

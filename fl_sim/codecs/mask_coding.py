@@ -208,7 +208,7 @@ def _gaps_decode(reader: Reader, layout: Layout, held: Bits | None) -> Bits:
 
 @dataclass(frozen=True)
 class Mode:
-    """One way to code a mask.
+    """A mask codec.
 
     Attributes:
         id: its number on the wire.

@@ -19,7 +19,7 @@ from fl_sim.core.seeding import derive
 
 
 def tensor_seed(seed: int, position: int) -> int:
-    """What feeds the stochastic rounding of the tensor at this position of the schema."""
+    """Seed of the stochastic rounding of the tensor at this position of the schema."""
     return derive(seed, position)
 
 

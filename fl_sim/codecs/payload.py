@@ -285,7 +285,7 @@ def _decode_mask(payload: Opened) -> NDArray[np.bool_] | None:
 
 
 def describe(data: bytes | memoryview, *, schema: Schema, held: Mask | None = None) -> Description:
-    """What the bytes of a payload are, from its header and counts alone; values and mask are not decoded.
+    """Describe a payload's sections from its header and counts alone; values and mask are not decoded.
 
     Raises:
         CorruptPayload: the header is not one of this schema and held mask.

@@ -1,4 +1,4 @@
-"""What the receiver expects: names, shapes, dtypes, in a fixed order. A payload never tells how much to allocate."""
+"""Schema of a payload: names, shapes and dtypes in a fixed order. A payload never tells how much to allocate."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ class Schema:
 
     @cached_property
     def other_part(self) -> Schema:
-        """All but the prunable tensors."""
+        """Names of the tensors that are not prunable."""
         return self._part(len(self.prunable), len(self.names))
 
     def _part(self, start: int, stop: int) -> Schema:
@@ -126,7 +126,7 @@ class Schema:
         return all(dtype == torch.float32 for dtype in self.dtypes)
 
     def flat(self, params: Params) -> Tensor:
-        """All tensors as one contiguous float32 vector in schema order; no copy when they already are one.
+        """Flatten tensors to one contiguous float32 vector in schema order; no copy when they already are one.
 
         Raises:
             KeyError: a tensor is missing. ValueError: the schema has other dtypes, or the sizes do not match.

@@ -20,7 +20,7 @@ BLOCK = 4096
 
 
 class ValueCoder(Protocol):
-    """How the sparse values travel. `id` is its number on the wire."""
+    """A value type: encodes and decodes the sparse values. `id` is its number in the payload."""
 
     @property
     def id(self) -> int:
@@ -196,7 +196,7 @@ class Largest:
     counts: Counts = ()
 
     def _kept(self, counts: Counts) -> tuple[Counts, Rounded]:
-        """How many values of each tensor are sent, and their coder."""
+        """Counts of values sent of each tensor, and their coder."""
         kept = tuple(-(-count // self.one_in) for count in counts)
         return kept, replace(self.inner, counts=kept)
 
@@ -229,7 +229,7 @@ def _by_tensor(values: Values, counts: Counts) -> Sequence[Values]:
 
 
 def _largest(values: Values, keep: int) -> NDArray[np.bool_]:
-    """Where the `keep` largest magnitudes are; of equal ones the first, so that bytes do not depend on how a machine sorts."""
+    """Positions of the `keep` largest magnitudes; of equal ones the first, so that bytes do not depend on how a machine sorts."""
     chosen = np.zeros(len(values), dtype=np.bool_)
     chosen[np.argsort(-np.abs(values), kind="stable")[:keep]] = True
     return chosen

@@ -1,1 +1,1 @@
-"""What travels between server and clients, and what it weighs: messages, ledger, broadcast, virtual clock."""
+"""Messages between server and clients, their bytes, and virtual time: payloads, ledger, sparse broadcast, clock."""

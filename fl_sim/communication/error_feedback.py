@@ -29,7 +29,7 @@ from fl_sim.core.types import FlatParams, Params, Task, Update
 
 @dataclass(frozen=True)
 class ErrorFeedback:
-    """One client's error feedback in one round.
+    """Error feedback of one client in one round.
 
     Attributes:
         exchange: what travels and how.

@@ -1,4 +1,4 @@
-"""What published code would have claimed for the same traffic, each under its own name, beside the measurement.
+"""Communication formulas of published code, applied to the same traffic, beside the measurement.
 
     estimates = estimate(ledger, index_dims=3.9)      # {"values_only": bytes, "feddst": bytes, ...}
 
@@ -21,7 +21,7 @@ FLOAT, INT32, INT64 = 4.0, 4.0, 8.0
 
 @dataclass(frozen=True)
 class Traffic:
-    """One message of the training phase, as the formulas see it.
+    """A message of the training phase, in the quantities that the formulas use.
 
     Attributes:
         up: from the client.
@@ -141,7 +141,7 @@ def coo_int64(t: Traffic) -> float:
 
 
 def bitmap(t: Traffic) -> float:
-    """One bit a prunable weight in every sparse message, both ways, whether the receiver holds the mask or not."""
+    """Count one bit a prunable weight in every sparse message, both ways, whether the receiver holds the mask or not."""
     return t.kept + (0.0 if t.sent == t.prunable else t.prunable / 8)
 
 

@@ -84,14 +84,14 @@ def _parts(message: Message) -> tuple[ProtoMessage, ObjectTree, dict[str, int]]:
 
 
 def outbound_bytes(message: Message) -> int:
-    """What a SuperLink counts as sent when a SuperNode pulls this task and its answer is acknowledged."""
+    """Outbound bytes that a SuperLink counts when a SuperNode pulls this task and its answer is acknowledged."""
     header, tree, objects = _parts(message)
     pulled = PullMessagesResponse(messages_list=[header], message_object_trees=[tree])
     return int(pulled.ByteSize()) + sum(objects.values())
 
 
 def inbound_bytes(message: Message) -> int:
-    """What a SuperLink counts for this reply: the request that polled for its task, the push, the objects, the answer.
+    """Inbound bytes that a SuperLink counts for this reply: the poll for its task, the push, the objects, the answer.
 
     The answer to the push is traffic towards the client; it is booked with the reply that caused it.
     """

@@ -23,7 +23,7 @@ _SIZES = {"down": outbound_bytes, "up": inbound_bytes}
 
 
 class Form(NamedTuple):
-    """What of a content the size of its message depends on; one for all messages that carry the same content."""
+    """The parts of a content that its message's size depends on; shared by all messages with the same content."""
 
     structure: Structure
     arrays: Sequence[Array]
@@ -67,7 +67,7 @@ def protocol_bytes(message: Message, *, direction: str, form: Form | None = None
 
 
 def _frame(message: Message, arrays: Sequence[Array], direction: str) -> int:
-    """Everything but the chunks."""
+    """Bytes of a message apart from the chunks of its arrays."""
     return _SIZES[direction](with_chunks(message, _chunks)) - sum(map(_chunks, arrays)) * _STAND_IN
 
 
@@ -76,7 +76,7 @@ def _chunks(array: Array) -> int:
 
 
 def _envelope(message: Message) -> Structure:
-    """Everything around the content that the frame's size depends on."""
+    """Key of a frame's size: the metadata that it depends on."""
     meta = message.metadata
     ids = (meta.run_id, meta.src_node_id, meta.dst_node_id, meta.src_task_id or 0, meta.dst_task_id or 0)
     lengths = len(meta.group_id.encode()), len(meta.reply_to_message_id)
@@ -84,7 +84,7 @@ def _envelope(message: Message) -> Structure:
 
 
 def _size(value: object) -> tuple[object, ...]:
-    """What of a scalar its encoded size depends on: its type, and its length as protobuf writes it."""
+    """Key of a scalar's encoded size: its type, and its length as protobuf writes it."""
     if isinstance(value, (str, bytes)):
         return (type(value), len(value) if isinstance(value, bytes) else len(value.encode()))
     if isinstance(value, list):

@@ -58,7 +58,7 @@ Key = tuple[str | int | float, ...]
 
 
 class Ledger:
-    """One row a message and section, 36 bytes each, in `rows`: an empty file keeps memory flat; None = in memory.
+    """Ledger: one row for each message and section, 36 bytes each, in the file `rows`; None keeps them in memory.
 
     `payload_bytes` of a message's rows sum to `len(payload)`. `nnz` stands on the values row, `entropy_bytes` (the floor
     of the mask as it was coded) on the mask row, `protocol_bytes` (Flower's count for the whole message) on the header
@@ -174,7 +174,7 @@ class Ledger:
             yield {str(row["section"]): row for row in (dict(zip(TYPES, values, strict=True)) for values in rows)}
 
     def to_table(self, *, start: int = 0) -> pa.Table:
-        """As an Arrow table, words instead of codes; from row `start` on."""
+        """Convert to an Arrow table with words instead of codes, from row `start` on."""
         import pyarrow as pa
 
         arrays = []
@@ -225,7 +225,7 @@ class Ledger:
 
 
 def _part(rows: NDArray[np.void], name: str) -> Column:
-    """One column of some rows."""
+    """Read one column of a block of rows."""
     if name not in OWNERS:
         return rows[name]
     own = rows["own"].view(TYPES[name])
@@ -264,7 +264,7 @@ def _read_table(path: Path) -> pa.Table:
 
 
 def _from_arrow(table: pa.Table, name: str, path: Path) -> Column:
-    """One column as codes or numbers."""
+    """Read one column as codes or numbers."""
     import pyarrow as pa
 
     column = table[name]

@@ -55,7 +55,7 @@ class MaskRecorder:
         self.rows.extend((r["round"], r["direction"], r["client"], r["mask"]) for r in table.to_pylist())
 
     def to_table(self, *, start: int = 0) -> pa.Table:
-        """As an Arrow table, from row `start` on."""
+        """Convert to an Arrow table, from row `start` on."""
         import pyarrow as pa
 
         schema = pa.schema(
@@ -65,7 +65,7 @@ class MaskRecorder:
         return pa.table({name: [row[i] for row in rows] for i, name in enumerate(schema.names)}, schema=schema)
 
     def write(self, path: Path) -> None:
-        """As parquet, atomically."""
+        """Write a parquet file atomically."""
         write_table(self.to_table(), path)
 
 
@@ -111,7 +111,7 @@ def _coo(mask: Bits, schema: Schema) -> float:
 
 
 def _bitmap(mask: Bits, schema: Schema) -> float:
-    """One bit a weight."""
+    """Size of a plain bitmap: one bit a weight."""
     return float(-(-len(mask) // 8))
 
 

@@ -31,7 +31,7 @@ PARTITION = "partition-id"
 
 @dataclass(frozen=True)
 class Content:
-    """What the values in a payload mean: `outgoing` before encoding, `incoming` after decoding; `reference` is shared.
+    """Meaning of a payload's values: `outgoing` before encoding, `incoming` after decoding; `reference` is shared.
 
     Both take (flat values, flat reference), 1-D float32 in schema order, and return new flat values.
     """
@@ -55,7 +55,7 @@ CONTENTS: Mapping[str, Content] = {
 
 @dataclass(frozen=True)
 class Coding:
-    """How one direction is encoded: the value type (`fl_sim.codecs.VALUES`) and what the values mean (`CONTENTS`).
+    """Encoding of one direction: the value type (`fl_sim.codecs.VALUES`) and the meaning of the values (`CONTENTS`).
 
     Attributes:
         values: value type: float32, float32-zstd, float16, bfloat16, int8, int4, int2, top25-int8, top10-int8.
@@ -149,7 +149,7 @@ class Frozen:
 
 @dataclass(frozen=True)
 class Exchange:
-    """What a federation exchanges: the schema both ends hold and the coding of each direction.
+    """Exchange of a federation: the schema that both ends hold, and the coding of each direction.
 
     Attributes:
         schema: the tensors that travel.
@@ -209,7 +209,7 @@ def content(
     config: Mapping[str, Scalar] | None = None,
     metrics: Mapping[str, float] | None = None,
 ) -> RecordDict:
-    """One message's content around one payload."""
+    """Build a message's content around one payload."""
     made = RecordDict()
     made[PAYLOAD] = arrays = ArrayRecord()  # one made from a mapping makes its arrays a second time
     arrays["p"] = _array(data, STYPE)
@@ -239,7 +239,7 @@ def payload(message: RecordDict) -> bytes | memoryview:
 
 
 def frozen(message: RecordDict) -> Frozen | None:
-    """What a task says of the weights that never travel; None where it says nothing.
+    """Read a task's word on frozen weights; None where it has none.
 
     Raises:
         CorruptPayload: it says more than one thing, or the bytes are no `Frozen`.

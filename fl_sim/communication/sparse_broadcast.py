@@ -61,7 +61,7 @@ class SparseBroadcast:
 
 @dataclass(frozen=True)
 class Step:
-    """One published change of the prunable parameters.
+    """A delta: one published change of the prunable parameters.
 
     Attributes:
         data: the payload; its mask says which coordinates change.
@@ -113,7 +113,7 @@ def apart(data: bytes | memoryview) -> list[memoryview]:
 
 @dataclass(frozen=True)
 class Parcel:
-    """One payload, and what a client needs to know to read it.
+    """A payload of a sparse broadcast, with the header that a client needs to read it.
 
     Attributes:
         data: the payload; changes and the rest `together` where there is a base.
@@ -135,7 +135,7 @@ class Parcel:
 
     @property
     def told(self) -> dict[str, Scalar]:
-        """What the message says beside the payload."""
+        """Header: scalars that travel beside the payload."""
         base = -1 if self.base is None else self.base
         return {
             VERSION: self.version,
@@ -146,7 +146,7 @@ class Parcel:
         }
 
     def described(self, schema: Schema, held: Mask | None) -> Description:
-        """What the payload's bytes are, for a receiver that holds this pruning mask."""
+        """Describe the payload's sections for a receiver that holds this pruning mask."""
         if self.base is None:
             return codecs.describe(self.data, schema=schema, held=held)
         *steps, rest = apart(self.data)

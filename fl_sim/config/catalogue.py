@@ -1,4 +1,4 @@
-"""What a config or a command can name, with one line each, read from the code itself."""
+"""Catalogue of everything that a config or a command can name, with one line each, read from the code."""
 
 from __future__ import annotations
 

@@ -148,7 +148,7 @@ FEDAVG_CLIENT, FEDAVG = "clients.presets:fedavg", "strategies.presets:fedavg"
 
 
 class DataSection(Section):
-    """Where the samples come from and how they are spread over the clients."""
+    """Data set, and how its samples are partitioned over the clients."""
 
     source: str = Field(
         "digits", description="digits, a torchvision data set's name, a parquet folder or an image folder"
@@ -225,7 +225,7 @@ class StudySection(Section):
 
 
 class CohortSection(Section):
-    """Who trains in a round."""
+    """Client sampling: how many clients train in a round."""
 
     size: int = Field(10, ge=1, description="clients per round, drawn from the seed without replacement")
     chunk: int | None = Field(
@@ -234,7 +234,7 @@ class CohortSection(Section):
 
 
 class EvaluateSection(Section):
-    """When and where the global model is measured."""
+    """Evaluation of the global model: when, and on which data."""
 
     every: int = Field(1, ge=1, description="rounds between evaluations on the server; the last round always counts")
     clients: int = Field(0, ge=0, description="clients that also evaluate after each round, on their own data")
@@ -248,7 +248,7 @@ class EvaluateSection(Section):
 
 
 class WireSection(Section):
-    """How payloads are encoded."""
+    """Encoding of payloads."""
 
     uplink: Coding = Field(default_factory=Coding, description="values and content of what clients send")
     downlink: Coding = Field(default_factory=Coding, description="values and content of what the server sends")
@@ -264,7 +264,7 @@ class WireSection(Section):
 
 
 class Experiment(Section):
-    """One run, completely described."""
+    """Complete description of one run."""
 
     name: str = Field("run", pattern=r"^[A-Za-z0-9._-]{1,64}$", description="names the run's folder")
     seed: int = Field(0, ge=0, lt=2**31, description="the only source of randomness")

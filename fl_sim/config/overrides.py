@@ -1,4 +1,4 @@
-"""What a command line's `key=value` means where TOML alone would read it otherwise."""
+"""Overrides on the command line, `key=value`, where TOML alone would read a value otherwise."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ METHODS = {"client": "clients.presets", "strategy": "strategies.presets"}
 
 @dataclass(frozen=True)
 class Key:
-    """One key: its type and default as TOML would write them, and what it means."""
+    """A key of the config: its type and default as TOML, and its meaning."""
 
     name: str
     type: str
@@ -59,7 +59,7 @@ class Key:
 
 @dataclass(frozen=True)
 class Table:
-    """One table of the config; `optional` ones do something by being there."""
+    """A table of the config; an `optional` one has an effect by being present."""
 
     path: str
     meaning: str
@@ -68,7 +68,7 @@ class Table:
 
 
 def tables() -> Iterator[Table]:
-    """All tables of the config, the top level first."""
+    """List all tables of the config, the top level first."""
     yield from _tables(Experiment, "", Experiment(), first_line(Experiment))
 
 

@@ -102,7 +102,7 @@ def _short(text: str) -> str:
 
 
 def explain(error: ErrorDetails, root: type[BaseModel]) -> str:
-    """One line: which key, what is wrong, what is allowed."""
+    """Format a validation error in one line: which key, what is wrong, what is allowed."""
     path = [str(part) for part in error["loc"] if not str(part).startswith("function-")]
     key = ".".join(path)
     if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):

@@ -1,1 +1,1 @@
-"""What knows nothing of the project: types, errors, seeds, files, compiled kernels."""
+"""Foundations without knowledge of the project: types, errors, seeds, files, compiled kernels."""

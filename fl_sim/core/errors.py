@@ -28,7 +28,7 @@ def shortened(text: str) -> str:
 
 
 def in_one_line(error: BaseException) -> str:
-    """What an error says, as far as its first line goes; its type where it says nothing. CUDA's go on for five lines."""
+    """First line of an error's message, or its type where it has none. CUDA's messages have five lines."""
     said = str(error).strip()
     first = said.splitlines()[0] if said else type(error).__name__
     return first if isinstance(error, UserError) else shortened(first)

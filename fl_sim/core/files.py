@@ -71,13 +71,13 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def open_plain(path: Path) -> BinaryIO:
-    """Open a file to be read. Raises OSError where it is none: a pipe might never end, a device never stop."""
+    """Open a regular file for reading. Raises OSError for anything else: reading a pipe or device could block for ever."""
     if path.exists() and not path.is_file():
         raise OSError(errno.EINVAL, "not a plain file", str(path))
     return path.open("rb")
 
 
 def read_plain(path: Path) -> bytes:
-    """All bytes of a file; raises as `open_plain` does."""
+    """Read all bytes of a file; raises as `open_plain` does."""
     with open_plain(path) as stream:
         return stream.read()

@@ -37,7 +37,7 @@ def find(key: str, name: str, table: Mapping[str, T]) -> T:
 
 
 def imported(where: str, path: str) -> object:
-    """What can be called behind an import path, `module:name`; `where` starts the error message.
+    """Import a callable by its path, `module:name`; `where` starts the error message.
 
     Raises:
         UserError: no such module, a module that cannot be imported, no such name in it, or not a function.

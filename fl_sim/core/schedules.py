@@ -1,4 +1,4 @@
-"""When: round -> density of the prunable weights (or any other number that changes with the round)."""
+"""Schedules: round -> density of the prunable weights, or any other number that changes with the round."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _check(name: str, share: float) -> None:
 
 @dataclass(frozen=True)
 class Constant:
-    """The same in every round."""
+    """Constant schedule: the same value in every round."""
 
     density: float
 
@@ -62,7 +62,7 @@ class _Gradual:
 
 @dataclass(frozen=True)
 class Linear(_Gradual):
-    """The same number of weights goes in every round."""
+    """Linear schedule: the same number of weights is pruned in every round."""
 
     def __call__(self, number: int) -> float:
         return 1.0 - (1.0 - self.density) * self._progress(number)
@@ -78,7 +78,7 @@ class Cubic(_Gradual):
 
 @dataclass(frozen=True)
 class Exponential(_Gradual):
-    """The same share of the remaining weights goes in every round: density^progress."""
+    """Exponential schedule: the same share of the remaining weights is pruned in every round, density^progress."""
 
     def __call__(self, number: int) -> float:
         return float(self.density ** self._progress(number))

@@ -1,4 +1,4 @@
-"""Where all randomness comes from: a key of integers ends in a named purpose, and no draw touches a global generator.
+"""Random seeds: each generator is derived from a key of integers that ends in a purpose; no global generator is used.
 
 generator(seed, round, partition, Purpose.CLIENT)
 """

@@ -147,7 +147,7 @@ class _Flat(_Tensors):
         return dict.items(self._made())
 
     def _loosened(self) -> dict[str, Tensor]:
-        """The same object, without its buffer: from here on a plain dict."""
+        """Drop the buffer: from here on the object is a plain dict."""
         self._made()
         vars(self).clear()
         self.__class__ = _Tensors  # type: ignore[assignment]
@@ -214,7 +214,7 @@ class FlatMask(_Flat):
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What the server asks of one client in one round.
+    """Task: what the server sends one client in one round.
 
     `params` are the global parameters (names the federation exchanges); `mask` the global mask or None when the model
     is dense; `config` the method's scalars, for instance `{"mu": 0.01}`.
@@ -228,7 +228,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """What a client answers: its parameters after training and which prunable coordinates of them to send.
+    """Update: a client's parameters after training, and the prunable coordinates of them to send.
 
     `mask` None sends everything. A prunable coordinate outside `mask` does not travel, whatever `params` holds there.
     `num_examples` is the weight in the mean. `metrics` are scalars for the log; they are not aggregated by default.

@@ -18,7 +18,7 @@ Arrays = dict[str, NDArray[np.generic]]
 
 
 def folder() -> Path:
-    """Where decoded data is kept: $FL_SIM_CACHE, or .cache/fl_sim in the home folder."""
+    """Cache folder of decoded data: $FL_SIM_CACHE, or .cache/fl_sim in the home folder."""
     return Path(os.environ.get("FL_SIM_CACHE") or Path.home() / ".cache" / "fl_sim")
 
 

@@ -1,4 +1,4 @@
-"""One data set, split once: training, validation, test, and what the server may hold."""
+"""Data set, split once: training, validation, test, and the server's proxy samples."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NEEDED = "uint8 (N, channels, height, width)"
 
 @dataclass(frozen=True)
 class Data:
-    """One data set, split once. The validation set may choose; the test set is only measured on.
+    """Data set, split once. The validation set may choose hyper-parameters; the test set only measures.
 
     Attributes:
         proxy: a part of the training set held by the server, disjoint from all others; None unless asked for.

@@ -1,4 +1,4 @@
-"""What lies in a data folder, in the words of a message: whatever is not read is named."""
+"""Listing of a data folder for messages: every file that is not read is named."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MOST_NAMES = 5
 
 
 def entries(folder: Path) -> list[Path]:
-    """Everything in a folder, by name; hidden entries too."""
+    """List all entries of a folder by name, hidden ones too."""
     return sorted(folder.iterdir())
 
 

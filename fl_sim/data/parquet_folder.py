@@ -46,7 +46,7 @@ class Columns:
 
     @property
     def notes(self) -> list[str]:
-        """What a user may not expect of the choice."""
+        """Remarks on the choice of columns that a user may not expect."""
         labels = [] if self.label == LABEL[0] else [f"the classes are those of column {self.label!r}"]
         return labels + ([f"columns that are not read: {listed(self.others)}"] if self.others else [])
 

@@ -25,7 +25,7 @@ ATTEMPTS = 1000
 
 @dataclass(frozen=True)
 class Request:
-    """What a partition is asked for: its parameters and the generator to draw from."""
+    """Request to a partitioner: its parameters and the generator to draw from."""
 
     num_clients: int
     alpha: float
@@ -134,7 +134,7 @@ def partition(
 
 
 def _of_ones_own(kind: str, rule: Callable[..., object], labels: Labels, request: Request) -> object:
-    """What a user's function returns; it gets labels of its own, which it may sort in place.
+    """Call a user's partitioner with a copy of the labels, which it may sort in place.
 
     Raises:
         UserError: it cannot be called so, or it raised.
@@ -173,7 +173,7 @@ def _checked(kind: str, parts: object, samples: int, num_clients: int) -> Parts:
 
 
 def _positions(where: str, number: int, part: object) -> NDArray[np.int64]:
-    """One client's positions, sorted: an array, a tensor or a list of integers."""
+    """Check one client's positions and sort them: an array, a tensor or a list of integers."""
     try:
         array = np.asarray(part)
     except (ValueError, TypeError, RuntimeError) as error:  # ragged lists; tensors of a GPU

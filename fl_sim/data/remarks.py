@@ -1,4 +1,4 @@
-"""What may be meant otherwise in data that are valid: one line each, for the log."""
+"""Remarks on valid data that may be meant otherwise: one line each, for the log."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MOST_COLOURS = 4
 
 
 def remarks(data: Data) -> list[str]:
-    """What a user may want to know of the data before a run on them."""
+    """List remarks on the data that a user may want to know before a run."""
     return [line for look in LOOKS for line in look(data)]
 
 

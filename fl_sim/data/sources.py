@@ -1,4 +1,4 @@
-"""Where images come from: scikit-learn's digits, torchvision, parquet folders, image folders, or a user's own function.
+"""Data sources: scikit-learn's digits, torchvision, parquet folders, image folders, or a user's own function.
 
 data = load("digits")          # data.train, data.validation, data.test, data.num_classes
 """

@@ -66,7 +66,7 @@ class Split:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """One sample: the image, normalised float32 (C, H, W), not augmented, and its label. A map-style `Dataset`.
+        """Get one sample: the image, normalised float32 (C, H, W), not augmented, and its label. A map-style `Dataset`.
 
         `batches` is the fast way; `DataLoader(ctx.data)` and `for image, label in ctx.data` go through here.
 
@@ -93,7 +93,7 @@ class Split:
 
     @property
     def device(self) -> torch.device:
-        """Where images and labels are."""
+        """Device of images and labels."""
         return self.stored.device
 
     def subset(self, indices: NDArray[np.int64]) -> Split:
@@ -110,11 +110,11 @@ class Split:
         return replace(self, stored=images, labels=torch.full((count,), -1), augment=None, positions=None)
 
     def augmented(self, augment: Augment | None) -> Split:
-        """The same samples under another augmentation."""
+        """Set the augmentation of training batches."""
         return replace(self, augment=augment)
 
     def to(self, device: torch.device) -> Split:
-        """The same samples on another device; free when they are there."""
+        """Move the samples to a device; free when they are there."""
         if self.device == device:
             return self
         moved = {name: getattr(self, name).to(device) for name in ("labels", "mean", "std")}

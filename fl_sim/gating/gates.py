@@ -51,7 +51,7 @@ class _SalientGradient(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class Masking:
-    """How the mask acts: (normalised output, scores to multiply by or None, mask) -> output.
+    """Masking: (normalised output, scores to multiply by or None, mask) -> output.
 
     Attributes:
         apply: the function.

@@ -1,4 +1,4 @@
-"""Where gates go: convolutions that BatchNorm follows, found in the model's graph, and who reads their channels."""
+"""Finds convolutions to gate, those that BatchNorm follows, and the layers that read their channels."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ gate."""
 
 @dataclass(frozen=True)
 class ChannelUse:
-    """What a gate counted since its last reset.
+    """Counts of a gate since its last reset.
 
     Attributes:
         active: share of the samples for which each channel was on, float32 (C,).

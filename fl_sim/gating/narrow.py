@@ -25,7 +25,7 @@ def add_channels(dense: Tensor, values: Tensor, channels: Tensor) -> Tensor:
 
 
 class Choice(nn.Module):
-    """What a gate chooses for one sample: (input, its channels or None) -> (scores or None, channels), each (k,)."""
+    """Channel choice for one sample: (input, its channels or None) -> (scores or None, channels), each (k,)."""
 
     filters: Tensor
 

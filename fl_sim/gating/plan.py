@@ -67,7 +67,7 @@ class Gating:
         return gate(model, self.keep, self.salience, seed, masking=masking)
 
     def settled(self, model: Gated, input_shape: tuple[int, ...]) -> Self:
-        """The same plan with `macs_budget` turned into the `keep` that it means for this model.
+        """Resolve `macs_budget` to the `keep` ratio that it means for this model.
 
         Raises:
             UserError: the budget is below what one channel a layer takes.
@@ -79,7 +79,7 @@ class Gating:
         return replace(self, keep=keep, macs_budget=None)
 
     def at(self, number: int) -> Keep:
-        """What is kept in this round."""
+        """Keep ratio in this round."""
         if isinstance(self.keep, dict):
             return {path: Cubic(self.start, self.end, ratio)(number) for path, ratio in self.keep.items()}
         return Cubic(self.start, self.end, self.keep)(number)

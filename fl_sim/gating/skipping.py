@@ -87,7 +87,7 @@ _Value = fx.Node | _Narrow
 
 
 class _Rewriting:
-    """One pass over a graph: gated triples become `SkippingConv`, and narrow values flow as far as they can."""
+    """Rewrites a graph in one pass: gated triples become `SkippingConv`, and narrow values flow as far as they can."""
 
     def __init__(self, net: fx.GraphModule) -> None:
         self.net, self.graph = net, fx.Graph()

@@ -40,12 +40,12 @@ class Inner:
     rectified: bool
 
     def constant(self, beta: Tensor) -> Tensor:
-        """What the reader gets of channels whose gamma is 0."""
+        """Constant output of channels whose gamma is 0, which their reader gets."""
         return functional.relu(beta) if self.rectified else beta
 
 
 def inner_channels(model: nn.Module) -> list[Inner]:
-    """All places of a model where channels can be removed, in the order in which they run.
+    """Find all places of a model where channels can be removed, in the order in which they run.
 
     Raises:
         UserError: the model's graph depends on its data.

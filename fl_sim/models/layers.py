@@ -1,4 +1,4 @@
-"""What a layer is to the methods: prunable, BatchNorm, head. The only module that tells layer types apart by role."""
+"""Layer roles: prunable, BatchNorm, head. The only module that tells layer types apart by role."""
 
 from __future__ import annotations
 

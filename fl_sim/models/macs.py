@@ -182,7 +182,7 @@ def _convolution(args: Args, output: object) -> list[Product]:
 
 
 def _recurrent(args: Args, output: object) -> list[Product]:
-    """One layer and direction of an LSTM on (T, B, features): both weights at every step."""
+    """Products of one layer and direction of an LSTM on (T, B, features): both weights at every step."""
     steps = cast(Tensor, args[0]).shape[:2].numel()
     return [(steps * weight.numel(), (weight,)) for weight in (cast(Tensor, args[1]), cast(Tensor, args[2]))]
 

@@ -1,4 +1,4 @@
-"""What a user's own model is looked over for when it is built: constant buffers, and modes that training does not keep."""
+"""Inspection of a user's own model when it is built: constant buffers, and modes that training does not keep."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How parameters enter and leave a model: `entries` says which travel, `snapshot` and `load` copy them.
+"""Parameters of a model: `entries` says which travel, `snapshot` and `load` copy them.
 
 Each tensor has one name, the first under which the model holds it: layers that share a weight share one entry. An overridden
 `state_dict`, its hooks and extra state play no part.

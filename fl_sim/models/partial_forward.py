@@ -23,7 +23,7 @@ Forward = Callable[..., object]
 
 @dataclass
 class Entry:
-    """One call before the parameter's: the output to return again, or None where the call has to run.
+    """A module call before the parameter's layer: the output to return again, or None where the call has to run.
 
     `copy` was made where later code changes the output in place; every repetition then gets a copy of its own.
     """
@@ -38,7 +38,7 @@ class Entry:
             self.copy = None
 
     def value(self) -> Tensor | None:
-        """What the call returns now."""
+        """Output of the call in this pass."""
         return self.output if self.copy is None else self.copy.clone()
 
 

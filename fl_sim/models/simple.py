@@ -51,7 +51,7 @@ def cnn_bn(*, num_classes: int, in_channels: int, image_size: int, width: float 
 
 
 def mlp(*, num_classes: int, in_channels: int, image_size: int, width: float = 1.0) -> nn.Module:
-    """One hidden layer of 64 units, no BatchNorm."""
+    """MLP with one hidden layer of 64 units, no BatchNorm."""
     hidden = _scaled(64, width)
     return nn.Sequential(
         nn.Flatten(),

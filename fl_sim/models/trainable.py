@@ -1,4 +1,4 @@
-"""Which parameters of a model are trained: the rest stays at values that every party makes from one seed.
+"""Choice of trainable parameters; frozen ones stay at values that every party makes from one seed.
 
     freeze(model, "batchnorm", seed=0)     # only BatchNorm's gamma and beta require a gradient from here on
 

@@ -1,4 +1,4 @@
-"""What a finished run says: `summary.json` as a value, tables over runs, and one HTML file."""
+"""Reports of finished runs: `summary.json` as a value, tables over runs, and one HTML page."""
 
 from fl_sim.report.against import against, beside
 from fl_sim.report.export import FORMATS

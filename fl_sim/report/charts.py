@@ -23,7 +23,7 @@ PART_COLOURS = dict(
 
 @dataclass(frozen=True)
 class Style:
-    """How the group of one index is drawn: colour, dash and symbol differ, so that colour is never alone."""
+    """Style of a group's lines: colour, dash and symbol differ, so that colour is never the only cue."""
 
     index: int
 

@@ -62,7 +62,7 @@ def accuracy(groups: Sequence[Group]) -> list[Figure]:
 
 
 def bytes_by_part(groups: Sequence[Group]) -> Figure:
-    """Where the bytes went, as stacked bars: two a group."""
+    """Stacked bars of bytes by section, two bars a group."""
     labels, sizes = [], []
     for group in groups:
         totals = [traffic(report.ledger) for report in group.reports]

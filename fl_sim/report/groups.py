@@ -63,7 +63,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Group:
-    """One experiment under one or several seeds, in the order of the seeds."""
+    """A group of runs: one experiment under one or several seeds, in the order of the seeds."""
 
     name: str
     reports: tuple[Report, ...]
@@ -126,7 +126,7 @@ def _relevant(report: Report) -> dict[str, Json]:
 
 @cache
 def _defaults() -> Mapping[str, Json]:
-    """What a run had, without a word, before its version knew the key."""
+    """Defaults for keys that older runs did not have."""
     default = tomllib.loads(Experiment.from_tree({}).to_toml())
     return dict(flat({key: value for key, value in default.items() if key not in SAME}))
 

@@ -16,7 +16,7 @@ def _mean(measure: Measure, group: Group) -> float:
 
 
 def headline(groups: Sequence[Group]) -> str:
-    """One sentence; with several groups it compares the thriftiest with the one whose messages are nearest to dense ones.
+    """Write the headline: one sentence; with several groups it compares the smallest with the one nearest to dense messages.
 
     Accuracies are means of the last ten rounds.
 
@@ -47,7 +47,7 @@ def _alone(group: Group) -> str:
 
 
 def _verdict(change: Spread) -> str:
-    """What a difference of accuracies says: a gain or a loss only where zero is outside its confidence interval."""
+    """Describe a difference of accuracies: a gain or a loss only where zero is outside its confidence interval."""
     points = change.mean
     if points is None:
         return "no seed is common to both, so that their test accuracies are not compared"

@@ -95,5 +95,5 @@ def targets(groups: Sequence[Group], *, most: int = 6) -> list[Measure]:
 
 
 def claims(groups: Sequence[Group]) -> list[Measure]:
-    """What the published formulas claim for the training messages."""
+    """Bytes that published formulas claim for the training messages."""
     return [Measure(name, "MB", Entry(_claimed, name), 3) for name in _columns(groups, _claimed)]

@@ -1,4 +1,4 @@
-"""What the charts of a report show, as numbers: curves, traffic by part, link time, the Pareto front."""
+"""Numbers behind the charts: curves, traffic by section, link time, the Pareto front."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class Curve:
     high: tuple[float, ...] = ()
 
     def within(self, least: float, most: float) -> Curve:
-        """The same, its interval cut to where the number can be."""
+        """Clip an interval to the range of its number."""
         cut = (tuple(min(most, max(least, v)) for v in bound) for bound in (self.low, self.high))
         return Curve(self.x, self.y, *cut)
 

@@ -33,7 +33,7 @@ VIEWS: Mapping[str, tuple[str, Column]] = {
 
 
 def overfitting(groups: Sequence[Group]) -> Figure | None:
-    """What clients know of their own samples beside test samples of their kind; None where no run measured it."""
+    """Over-fitting: accuracy on clients' own samples beside test samples of their kind; None where no run measured it."""
     views: dict[str, Chart] = {}
     for name, (title, value) in VIEWS.items():
         drawn = [curve(group, at_round, value) for group in groups]

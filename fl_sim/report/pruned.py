@@ -1,4 +1,4 @@
-"""What pruning did to one model, layer by layer."""
+"""Table of a pruned model, layer by layer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fl_sim.training.loop import evaluate
 
 
 def pruned_table(rows: Sequence[Row]) -> Table:
-    """One row a prunable tensor, and the whole model last."""
+    """Build one row for each prunable tensor, and one for the whole model last."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("layer", overflow="fold", min_width=12)
     for name in ("weights", "kept", "density %", "MACs", "MACs %", "bytes"):

@@ -32,7 +32,7 @@ PACKAGES = ("fl-sim", "torch", "torchvision", "flwr", "ray", "numpy", "constrict
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What a summary needs of the final model.
+    """Facts of the final model that a summary needs.
 
     Attributes:
         params: parameters of the model (buffers excluded).

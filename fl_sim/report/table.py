@@ -61,7 +61,7 @@ def over_seeds(groups: Sequence[Group]) -> Table:
 
 
 def per_run(report: Report) -> Table:
-    """Where the bytes of one run went, by direction and section."""
+    """Table of one run's bytes by direction and section."""
     totals = report.ledger.total(by=("direction", "section"))
     everything = sum(totals.values())
     headings = ("direction", "section", "bytes", "share %")
@@ -74,7 +74,7 @@ def per_run(report: Report) -> Table:
 
 
 def estimates(report: Report) -> Table:
-    """What published formulas would have claimed for the same messages, beside what was measured."""
+    """Table of published formulas on the same messages, beside the measurement."""
     measured = report.results.total_bytes
     headings = ("formula", "MB", "of measured %")
     table = _table("estimates of published code for the same traffic", headings, text=headings[:1])

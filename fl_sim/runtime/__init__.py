@@ -1,1 +1,1 @@
-"""What executes clients: Flower Grids over this process, worker processes and Ray actors; client state."""
+"""Execution of clients: Flower Grids over this process, worker processes and Ray actors; client state."""

@@ -1,4 +1,4 @@
-"""What a run gives a server algorithm for one model, and what the algorithm saves between rounds."""
+"""Context of a server algorithm for one model, and the state that it saves between rounds."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Accounting:
-    """Where the bytes and the virtual time of a run are counted.
+    """Accounting of a run's bytes and virtual time.
 
     Attributes:
         ledger: one row for each message and section.

@@ -78,7 +78,7 @@ class ServerRecord(_Record):
 
 
 class Manifest(_Record):
-    """One checkpoint: scalars, and the names of the objects that hold the rest.
+    """Manifest of a checkpoint: scalars, and the names of the objects that hold the rest.
 
     Attributes:
         experiment: id of the experiment. precision: the settled precision, which a probe of the machine may have chosen.
@@ -121,7 +121,7 @@ class Checkpoints:
         self._kept: list[Manifest] = []
 
     def path(self, name: str) -> Path:
-        """Where an object lies."""
+        """Path of an object."""
         return self._objects / name
 
     @contextmanager

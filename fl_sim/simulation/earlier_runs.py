@@ -1,4 +1,4 @@
-"""What an earlier run left in or beside a run's folder: read, gone on from, or refused; never overwritten unasked."""
+"""Earlier runs in or beside a run's folder: read, gone on from, or refused; never overwritten unasked."""
 
 from __future__ import annotations
 

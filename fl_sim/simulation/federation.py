@@ -1,4 +1,4 @@
-"""What server and clients build alike from an experiment: data, partitions, and one track for each model."""
+"""Federation: data, partitions and models, built alike by server and clients from an experiment."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fl_sim.training import precision as precisions
 
 @dataclass(frozen=True)
 class Federation:
-    """Everything that a process builds from an experiment, once.
+    """Data, partitions and models of an experiment, built once in each process.
 
     Attributes:
         experiment: with all that depends on the machine settled (`training.precision`).

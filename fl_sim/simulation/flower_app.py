@@ -1,4 +1,4 @@
-"""The same apps for Flower's own runtimes: `flwr run`, or a SuperLink with SuperNodes.
+"""ServerApp and ClientApp for Flower's own runtimes: `flwr run`, or a SuperLink with SuperNodes.
 
 A Flower app of two lines names `server` and `client` (see `examples/flower`). Its run config names the experiment:
 `config` is the path of a TOML file that server and nodes can read, `overrides` are `key=value` pairs separated by

@@ -1,4 +1,4 @@
-"""What a run is beside its config: the code of the user's parts, and the data. Kept as `identity.json` in its folder.
+"""Identity of a run beside its config: the code of the user's parts, and the data. Kept as `identity.json` in its folder.
 
 The config, and the content of given weights, name the folder. Two runs of one config are the same run only where their
 code and data are the same too.
@@ -63,7 +63,7 @@ class Identity(BaseModel):
         return cls(code={key: code for key, code in parts.items() if code}, data=data, versions=versions)
 
     def changes(self, now: Identity, source: str) -> list[str]:
-        """What differs now, each as a reader of the config knows it; `source` is the config's `data.source`."""
+        """List what differs now, in the config's words; `source` is the config's `data.source`."""
         changed = []
         for key in sorted(self.code.keys() | now.code.keys()):
             before, after = self.code.get(key, {}), now.code.get(key, {})

@@ -1,4 +1,4 @@
-"""One run from start to report: `run`. The round loop is in `serve`.
+"""Run an experiment from start to report: `run`. The round loop is in `serve`.
 
 >>> from fl_sim import Experiment, run
 >>> report = run(Experiment.load("configs/quickstart.toml"))

@@ -1,4 +1,4 @@
-"""One model of a federation, and the clients that train it."""
+"""Model track: one model of a federation, and the clients that train it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def device_of(experiment: Experiment) -> torch.device:
 
 @dataclass(frozen=True)
 class ModelTrack:
-    """One model of a federation and its clients. A federation has one, or one for each capacity.
+    """A model of a federation and its clients. A federation has one, or one for each capacity.
 
     Attributes:
         experiment: the experiment with this model in `[model]`.

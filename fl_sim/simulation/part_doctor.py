@@ -165,7 +165,7 @@ def _equal(one: object, other: object) -> bool:
 
 
 def _masks(part: Part) -> list[object]:
-    """What a mask rule makes of rounds 0 to 3, each mask given to the next call."""
+    """Masks of a mask rule in rounds 0 to 3, each given to the next call."""
     made: list[object] = []
     for number in range(4):
         grads = None if number == 0 else {name: 0.1 * value for name, value in part.prunable.items()}

@@ -66,7 +66,7 @@ def check_built(federation: Federation) -> None:
 
 
 def _fits(track: ModelTrack) -> None:
-    """One model of the federation takes the data's images, and is what the client needs."""
+    """Check that one model takes the data's images, and is what the client needs."""
     _expanded(track)
     image = torch.zeros(1, *track.data.shape)
     _forward(track, image)
@@ -121,7 +121,7 @@ def _expanded(track: ModelTrack) -> None:
 
 
 def _forward(track: ModelTrack, image: Tensor) -> None:
-    """One forward pass on an image of the data's shape."""
+    """Try a forward pass on an image of the data's shape."""
     _, height, width = track.data.shape
     try:
         with _aside(track.model) as model:

@@ -1,4 +1,4 @@
-"""What a `[strategy]` target is to this package: it makes the server of a run, whose models can be read and saved."""
+"""Server of a run: the protocols that a `[strategy]` target fulfils, and how it is built."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class GlobalModel(Protocol):
         """Global mask, or None while the model is dense."""
 
     def saved(self) -> ServerSnapshot:
-        """Everything that the next round depends on."""
+        """Take a snapshot of everything that the next round depends on."""
 
     def restore(self, saved: ServerSnapshot) -> None:
         """Go on after the round of a snapshot."""
@@ -57,7 +57,7 @@ class Server(Protocol):
 
 
 class ServerMethod(Protocol):
-    """What a `[strategy]` target returns (`strategies.base.Method`)."""
+    """Protocol of a `[strategy]` target's result (`strategies.base.Method`)."""
 
     def server(self, context: ServerContext, *others: ServerContext) -> Server:
         """The server of one run; `others` are the contexts of further models, one for each capacity."""

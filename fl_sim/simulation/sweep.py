@@ -25,7 +25,7 @@ Number = TypeVar("Number", int, float)
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one run of a grid ended.
+    """Outcome of one run of a grid.
 
     Attributes:
         experiment: what was asked.

@@ -121,7 +121,7 @@ def _imports(tree: ast.AST, package: str) -> Iterator[str]:
 
 
 def _said(function: FunctionType, seen: set[str]) -> Iterator[str]:
-    """What a function without a file does: its instructions, and what it uses of its module, by value."""
+    """Hash a function without a file: its instructions, and what it uses of its module, by value."""
     if function.__qualname__ in seen:
         return
     seen.add(function.__qualname__)

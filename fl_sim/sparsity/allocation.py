@@ -1,4 +1,4 @@
-"""How much where: scores and a density -> how many coordinates each tensor keeps.
+"""Allocation: scores and a density -> how many coordinates each tensor keeps.
 
 All allocations have one signature, `(scores, density, *, min_keep=0) -> {name: kept}`, and the counts sum to exactly
 `round(density * n)` over the n scored coordinates. They read scores and shapes only, so a coordinate that a mask has
@@ -49,7 +49,7 @@ def budget(scores: Scores, density: float, min_keep: int) -> tuple[int, dict[str
 
 
 def global_topk(scores: Scores, density: float, *, min_keep: int = 0) -> dict[str, int]:
-    """One ranking over all tensors: each keeps as many as it has among the highest scores.
+    """Global top-k: one ranking over all tensors; each keeps as many as it has among the highest scores.
 
     `min_keep` protects the top-min(min_keep, n_l) of every tensor and ranks the rest together: among all choices of
     that size with that minimum, the kept scores have the largest sum. Ties go to the earlier tensor, then the lower
@@ -91,7 +91,7 @@ def global_published(scores: Scores, density: float, *, min_keep: int = 0) -> di
 
 
 def uniform(scores: Scores, density: float, *, min_keep: int = 0) -> dict[str, int]:
-    """The same density in every tensor, as far as whole numbers and `min_keep` allow."""
+    """Uniform allocation: the same density in every tensor, as far as whole numbers and `min_keep` allow."""
     return _proportional({name: score.numel() for name, score in scores.items()}, scores, density, min_keep)
 
 
@@ -165,7 +165,7 @@ def _proportional(shares: dict[str, int], scores: Scores, density: float, min_ke
 def _apportion(
     total: int, shares: Mapping[str, int], floors: Mapping[str, int], caps: Mapping[str, int]
 ) -> dict[str, int]:
-    """Whole numbers that sum to `total`, in proportion to `shares` but within floors and caps; largest remainders first.
+    """Round to whole numbers that sum to `total`, in proportion to `shares` within floors and caps; largest remainders first.
 
     x_l = clip(factor * share_l, floor_l, cap_l), with the one factor for which they sum to `total`. Fractions keep it
     exact: a tensor's count does not depend on rounding errors. `total` lies between the sums of floors and caps, and

@@ -32,12 +32,12 @@ def asked(config: Mapping[str, Scalar]) -> tuple[MeasureCurves, int]:
 
 
 def answer_schema(names: Sequence[str], levels: int) -> Schema:
-    """What both ends expect of an answer."""
+    """Schema of an answer: one curve for each prunable tensor."""
     return Schema.of({name: torch.zeros(levels) for name in names}, (), auxiliary=names)
 
 
 def encode_curves(curves: Curves) -> bytes:
-    """One payload with all curves, of equally many levels each."""
+    """Encode all curves as one payload; all have equally many levels."""
     values = {name: torch.tensor(curve, dtype=torch.float32) for name, curve in curves.items()}
     schema = answer_schema(list(values), len(next(iter(values.values()))))
     return codecs.encode(values, None, schema=schema)

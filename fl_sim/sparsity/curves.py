@@ -41,7 +41,7 @@ def squared_error(logits: Tensor, reference: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Summary:
-    """How the errors of samples become one number, and how numbers of parts become the number of the whole.
+    """Summary statistic of the samples' errors, and how those of parts combine to that of the whole.
 
     Attributes:
         of: errors (N,) -> their distortion.

@@ -1,4 +1,4 @@
-"""One level per layer, least total distortion under a rate budget: an exact multiple-choice knapsack.
+"""Multiple-choice knapsack, exact: one level per layer, least total distortion under a rate budget.
 
 The rate is whatever is bought: kept weights (arXiv 2308.10438, where the program runs over weights), or measured bytes,
 when the levels are codecs.
@@ -134,7 +134,7 @@ def _layer(number: int, rates: Ints, distortions: Floats, lowest: int) -> Layer:
 
 
 def _improving(values: Floats) -> NDArray[np.bool_]:
-    """Where a value is lower than all before it."""
+    """Mark values that are lower than all before them."""
     kept = np.ones(len(values), dtype=bool)
     kept[1:] = values[1:] < np.minimum.accumulate(values)[:-1]
     return kept

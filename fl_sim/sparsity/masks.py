@@ -1,4 +1,4 @@
-"""Which ones: exact top-k masks and operations on masks. Ties are broken by position, so counts are always exact."""
+"""Masks: exact top-k and operations on masks. Ties are broken by position, so counts are always exact."""
 
 from __future__ import annotations
 

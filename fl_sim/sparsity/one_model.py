@@ -1,4 +1,4 @@
-"""One model pruned without a federation, by the rules that the server uses, with a table of what each layer keeps.
+"""Prune one model without a federation, by the server's rules, with a table of what each layer keeps.
 
 pruned = METHODS["global"](model, Request(density=0.1))
 rows = layer_rows(model, pruned, (3, 32, 32))
@@ -38,7 +38,7 @@ from fl_sim.sparsity.curves import MeasureCurves, Progress, unseen
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked of a method.
+    """Request to a pruning method.
 
     Attributes:
         density: share of the prunable weights that stay, 0..1.
@@ -102,13 +102,13 @@ METHODS: Mapping[str, Method] = {
 
 
 def support(model: nn.Module) -> Mask:
-    """Where the prunable weights are not zero."""
+    """Mask of the prunable weights that are not zero."""
     return {name: model.get_parameter(name).detach().cpu() != 0 for name in prunable_names(model)}
 
 
 @dataclass(frozen=True)
 class Row:
-    """One prunable tensor, or all of them together.
+    """A row of the table: one prunable tensor, or all of them together.
 
     Attributes:
         layer: its name.

@@ -32,7 +32,7 @@ def no_mask(number: int, mask: Mask | None, params: Params, grads: Grads | None)
 
 
 def keep_zeros(number: int, mask: Mask | None, params: Params, grads: Grads | None) -> Mask | None:
-    """What is zero in the initial model (round 0) stays zero: training goes on where pruning left it."""
+    """Mask rule: weights that are zero in the initial model (round 0) stay zero."""
     if number > 0:
         return mask
     found = {name: value != 0 for name, value in params.items()}
@@ -41,7 +41,7 @@ def keep_zeros(number: int, mask: Mask | None, params: Params, grads: Grads | No
 
 @dataclass(frozen=True, eq=False)
 class StaticMask:
-    """The same given mask from the first call on (for instance one made of random scores)."""
+    """Mask rule: a fixed mask from the first call on, for instance one made of random scores."""
 
     mask: Mask
 
@@ -78,7 +78,7 @@ class PruneTo:
 
 
 def alive_first(scores: Scores, mask: Mask) -> Scores:
-    """The same ranking among the alive, all of them above the dead, whose scores become 0.
+    """Rank the weights that are alive above all pruned ones, whose scores become 0.
 
     An alive weight may be exactly zero, a regrown one for instance; without the shift it would tie with pruned ones.
     """
@@ -86,7 +86,7 @@ def alive_first(scores: Scores, mask: Mask) -> Scores:
 
 
 def _within(mask: Mask, scores: Scores, keep: dict[str, int]) -> dict[str, int]:
-    """No tensor keeps more than is alive in it; what that frees goes to the highest alive scores of the others.
+    """Cap each tensor's count at its weights that are alive; the rest goes to the highest scores of the others.
 
     Allocations by shape ask for this when the earlier mask was made by another one.
     """

@@ -1,4 +1,4 @@
-"""What matters: non-negative scores of the shape of the parameters."""
+"""Importance scores: non-negative, of the shape of the parameters."""
 
 from __future__ import annotations
 

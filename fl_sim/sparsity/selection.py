@@ -34,7 +34,7 @@ class Selection:
 
 
 def select(tensors: Sequence[Tensor], k: int, *, floors: Sequence[int] | None = None) -> list[int]:
-    """How many of the k highest values each tensor holds; ties go to the earlier tensor.
+    """Count how many of the k highest values each tensor holds; ties go to the earlier tensor.
 
     With `floors`, each tensor holds at least its floor, and among all such choices the sum of the chosen values is the
     largest. Why one threshold t still suffices: raise it until the tensors, each with its floor or with what it has at

@@ -33,7 +33,7 @@ Stacked = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Member:
-    """One client of a batch: its data, the mask it trains under, and what it draws from (a CPU generator)."""
+    """A client of a batch: its data, the mask it trains under, and its CPU generator."""
 
     data: Split
     mask: Mask | None
@@ -95,7 +95,7 @@ def failure(model: nn.Module, data: Split, training: Training) -> str | None:
 
 
 def fitting(model: nn.Module, data: Split, training: Training) -> int:
-    """How many clients fit into memory together: half of a GPU's free memory, 1 GB on a CPU; at least one.
+    """Count how many clients fit into memory together: half of a GPU's free memory, 1 GB on a CPU; at least one.
 
     Counted: parameters, their gradients, momentum and a copy, and the outputs of all layers for a batch with gradients.
     """
@@ -133,7 +133,7 @@ def fit(model: nn.Module, starts: Sequence[Params], members: Sequence[Member], t
 
 
 class _Work:
-    """What one client has before it: its number of steps, and its batches."""
+    """Work of one client: its number of steps, and its batches."""
 
     def __init__(self, member: Member, training: Training) -> None:
         self.member = member
@@ -204,7 +204,7 @@ class _Batch:
             yield slice(0, len(group)) if first else torch.tensor(group, device=self.total.device), images, labels
 
     def step(self, step: int, rows: Rows, images: Tensor, labels: Tensor) -> None:
-        """One SGD step of some clients, as `torch.optim.SGD` does it."""
+        """Take one SGD step for some clients, as `torch.optim.SGD` does it."""
         params = {name: value[rows].detach().requires_grad_() for name, value in self.params.items()}
         buffers = {name: value[rows] for name, value in self.buffers.items()}
 

@@ -19,7 +19,7 @@ def as_they_are(params: Params) -> Params:
 
 @dataclass(slots=True)
 class ClientContext:
-    """What a client owns; it never travels.
+    """Client context: the model, data and state that a client owns; it never travels.
 
     `model` is resident in the worker and shared by its clients: load parameters before use. `data` is this client's
     part. `rng` draws the round's random numbers from `seed`, which the run's seed, the round and the partition make;

@@ -168,7 +168,7 @@ class FeatureDistillation:
 
 
 class Projections(nn.Module):
-    """One bias-free 1x1 convolution a stage, from the student's channels to the teacher's.
+    """Projections: a bias-free 1x1 convolution for each stage, from the student's channels to the teacher's.
 
     They train with the student (same optimiser, same gradient clipping), also where widths agree, and are thrown away
     afterwards. Xavier-uniform, drawn from `rng`.

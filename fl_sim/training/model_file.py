@@ -146,7 +146,7 @@ def content_hash(path: Path) -> str:
 
 
 def read(path: Path) -> Stored:
-    """What a run folder or a safetensors file holds.
+    """Read a model from a run folder or a safetensors file.
 
     Raises:
         UserError: no such file, or another kind of file.
@@ -260,7 +260,7 @@ def _described_model(stored: Stored) -> nn.Module:
 
 
 def _built(stored: Stored, described: Mapping[str, object]) -> nn.Module:
-    """What a description stands for, if it is not far larger than the file."""
+    """Build the model of a description, unless it is far larger than the file."""
     held = sum(value.numel() for value in stored.params.values())
     try:
         return Architecture.model_validate(described).build(held)

@@ -1,4 +1,4 @@
-"""What moves parameters along their gradients.
+"""Optimizers: SGD and AdamW.
 
 SGD is our own: building an optimiser of PyTorch imports its compiler, a second of every process's start, and each of its steps
 passes through hooks that cost as much as a small model's update. The results are equal bit for bit (tested).
@@ -18,7 +18,7 @@ class Descent(Protocol):
     """Moves its parameters; those without a gradient stay."""
 
     def step(self, lr: float) -> None:
-        """One step along the gradients, at this learning rate."""
+        """Take one step along the gradients, at this learning rate."""
 
 
 @dataclass

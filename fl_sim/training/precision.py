@@ -1,4 +1,4 @@
-"""How a model computes: memory layout and autocast. Parameters stay float32 always.
+"""Precision of training: memory layout and autocast. Parameters always stay float32.
 
 `choose` probes a few training steps and takes the fastest. It is asked once per run, and the name it answers goes to
 every worker, so that all compute the same numbers.

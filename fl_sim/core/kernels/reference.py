@@ -1,4 +1,4 @@
-"""What the kernels compute, in NumPy."""
+"""Reference implementation of the kernels in NumPy."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def add_sent(
     weight: float,
     /,
 ) -> None:
-    """The same where `sent`; there, `covered += weight`. All values are finite."""
+    """Add scaled values where `sent` is True, and there `covered += weight`. All values are finite."""
     share = np.multiply(sent, weight, dtype=np.float64)
     total += share * values
     covered += share

@@ -43,7 +43,7 @@ def owns_its_update(e: Examination) -> str:
 
 
 def _differ(one: Attempt, other: Attempt) -> str:
-    """How two updates differ; empty = bit for bit the same."""
+    """Difference of two updates in words; empty = equal bit for bit."""
     pairs = [(one.update.params[name], other.update.params[name]) for name in one.received]
     count = sum(int(((a != b) & ~(a.isnan() & b.isnan())).sum()) for a, b in pairs)
     if not count:
@@ -53,7 +53,7 @@ def _differ(one: Attempt, other: Attempt) -> str:
 
 
 def deterministic(e: Examination) -> str:
-    """The same task gives the same update."""
+    """Check determinism: the same task gives the same update."""
     difference = _differ(e.plain, e.again)
     return (
         f"non-deterministic: {difference} between two runs of one task; draw from ctx.rng alone" if difference else ""

@@ -50,7 +50,7 @@ SAMPLES = 96
 
 @dataclass(frozen=True)
 class Finding:
-    """One check: what is right, and what is wrong with this client; empty = nothing."""
+    """Result of a check: what is right, and what is wrong with this client; empty = nothing."""
 
     check: str
     problem: str

@@ -1,4 +1,4 @@
-"""What a resident model holds that no payload carries: frozen weights, and the entries each client keeps for itself.
+"""Entries of a resident model that do not travel: frozen weights, buffers, and each client's personal entries.
 
 One model serves all clients of a process, so both are put in place before a client runs and looked at afterwards.
 """

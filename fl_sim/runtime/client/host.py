@@ -61,7 +61,7 @@ class Visit:
 
 @dataclass
 class ClientHost:
-    """Everything that stays in a process between clients.
+    """Resident client side of one process: model, data and the last decoded task.
 
     Attributes:
         client: the user's client.

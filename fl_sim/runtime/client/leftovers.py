@@ -1,4 +1,4 @@
-"""What a client leaves behind beside its update: on the model, and in the process that the next client shares."""
+"""Leftovers of a client beside its update: on the model, and in the process that the next client shares."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def observed() -> Iterator[list[str]]:
 
 @dataclass(frozen=True)
 class Shape:
-    """What of a model no payload carries: hooks, dtypes, names, attributes and buffers outside its state dict."""
+    """State of a model that no payload carries: hooks, dtypes, names, attributes and buffers outside its state dict."""
 
     hooks: Mapping[str, int]
     dtypes: Mapping[str, tuple[torch.dtype, bool]]
@@ -62,7 +62,7 @@ class Shape:
         return cls(hooks, {name: (value.dtype, value.requires_grad) for name, value in entries}, kept)
 
     def changes(self, after: Shape) -> str:
-        """What differs afterwards, in one line; empty where nothing does."""
+        """Describe the differences afterwards in one line; empty where there are none."""
         if self.hooks != after.hooks:
             return "hooks left on the model: the next client runs under them; call handle.remove()"
         for name, (dtype, trained) in self.dtypes.items():

@@ -22,7 +22,7 @@ Settle = Callable[[nn.Module, Split], object]
 
 
 def unmeasured(number: int, partition: int, model: nn.Module) -> Metrics:
-    """No further metrics."""
+    """Measure nothing."""
     return {}
 
 

@@ -26,7 +26,7 @@ DENSITY = 0.5
 
 @dataclass(frozen=True)
 class Attempt:
-    """One call of the client: what it got, what it gave or raised, and how long it took."""
+    """Attempt: one call of the client with its arguments, its result or error, and its seconds."""
 
     task: Task
     received: Params
@@ -91,12 +91,12 @@ class Examination:
 
     @cached_property
     def plain(self) -> Attempt:
-        """As it is."""
+        """Call the client without variation."""
         return self.attempt(self.fresh)
 
     @cached_property
     def again(self) -> Attempt:
-        """The same task, other global random numbers."""
+        """Call the client on the same task with other global random numbers."""
         return self.attempt(self.fresh, seed=1)
 
     @cached_property

@@ -1,4 +1,4 @@
-"""What a client returned and keeps, checked and brought into the form that travels; a normal update costs microseconds.
+"""Validation of a client's update and state, brought into the form that travels; a normal update costs microseconds.
 
 What is clear is taken: NumPy arrays and scalars, 0-d tensors, a module, a mask of zeros and ones. Everything else is
 refused in one line that names the entry and its type. `BadUpdate` counts as an answer that is no update.
@@ -176,7 +176,7 @@ def _bools(where: str, value: object) -> Tensor:
 
 
 def kept(state: object) -> dict[str, Tensor]:
-    """What a client keeps, as tensors; NumPy arrays and numbers come back as tensors in its next round.
+    """Convert a client's state to tensors; NumPy arrays and numbers come back as tensors in its next round.
 
     Raises:
         BadUpdate: an entry is neither; names it.

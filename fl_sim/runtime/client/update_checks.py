@@ -76,7 +76,7 @@ def returns_parameters(e: Examination) -> str:
 
 
 def _flat(e: Examination, params: Mapping[str, Tensor]) -> Tensor:
-    """What is trained, without statistics, as one vector."""
+    """Flatten the trained parameters, without statistics, to one vector."""
     return torch.cat([params[name].detach().float().reshape(-1) for name, _ in e.model.named_parameters()])
 
 

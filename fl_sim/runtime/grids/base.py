@@ -1,4 +1,4 @@
-"""What the Grids of this package share: node numbers, message identities, and one client's execution.
+"""Base of the Grids: node numbers, message identities, and the execution of one client.
 
 A Grid is Flower's own seam between a ServerApp and its clients (`flwr.serverapp.Grid`, a public ABC). Replies are
 streamed in the order of the messages, so that a consumer that folds them needs no more memory than one reply.

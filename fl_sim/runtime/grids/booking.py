@@ -77,6 +77,6 @@ class BookedGrid(Grid):
 
 
 def _round(message: Message) -> int:
-    """What the task's config says."""
+    """Round number in a task's config; 0 where it has none."""
     found = (record.get("server-round") for record in message.content.config_records.values())
     return next((number for number in found if isinstance(number, int)), 0)

@@ -33,7 +33,7 @@ TRAIN = "train"
 
 
 class Trains(Protocol):
-    """What trains a model in place: `Training`, or what stands for it."""
+    """Protocol of a training: `Training`, or a stand-in for it."""
 
     def fit(
         self, model: nn.Module, data: Split, loss: Loss, *, mask: Mask | None, rng: torch.Generator | None
@@ -50,10 +50,10 @@ class Stackable(Protocol):
 
     @property
     def setting(self) -> Callable[[Task, ClientContext], AbstractContextManager[None]]:
-        """What holds while all clients of a round train, the same for all."""
+        """Context manager active while all clients of a round train, the same for all."""
 
     def trained_by(self, trains: Trains) -> Client:
-        """The same client, whose training something else does."""
+        """Replace the client's training."""
 
 
 @dataclass(frozen=True)

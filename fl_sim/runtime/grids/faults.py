@@ -1,4 +1,4 @@
-"""What a run puts up with: how long one client may take, and how many of a cohort may fail."""
+"""Fault tolerance: how long one client may take, and how many of a cohort may fail."""
 
 from __future__ import annotations
 

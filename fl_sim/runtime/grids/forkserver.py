@@ -1,4 +1,4 @@
-"""Where worker processes come from: forked off a process that has imported everything and done nothing else.
+"""Fork server: worker processes are forked off a process that has imported everything and done nothing else.
 
 That process starts them in milliseconds, and it has no threads and no GPU context that a fork would break. It imports only
 what the standard library needs, so that a program may start it before its own imports.

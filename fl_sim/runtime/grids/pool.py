@@ -1,4 +1,4 @@
-"""One round over worker processes, wherever they are: longest clients first, replies in order, the dead replaced.
+"""Process pool: dispatches one round over worker processes, longest clients first, and replaces dead workers.
 
 Two tasks wait at every worker, so that it never idles while the caller folds. A worker that dies is replaced: the client
 it was at runs again, alone, and only one that kills its worker again is reported as failed (Flower's own pool routes
@@ -185,7 +185,7 @@ class Round:
         self.todo.sort(key=lambda jobs: -sum(costs.expect(job.kind, job.partition) for job in jobs))
 
     def replies(self) -> Iterator[Message]:
-        """One reply per message, in order."""
+        """Yield one reply per message, in order."""
         for head in range(len(self.messages)):
             self._dispatch(head)
             if head in self.done and head in self.begins:

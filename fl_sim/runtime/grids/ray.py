@@ -37,7 +37,7 @@ MOST_ACTORS = 65_536
 
 @dataclass(frozen=True)
 class RayOptions:
-    """Where and how wide to run.
+    """Options of the Ray engine: the cluster's address and the workers' resources.
 
     Attributes:
         workers: resident actors; None = one per CPU of the cluster (or as many as `num_gpus` allows).
@@ -60,7 +60,7 @@ class RayOptions:
 
 
 class _Actor(Protocol):
-    """What the driver sees of a worker: Ray's handle."""
+    """Handle of a worker actor, as the driver sees it."""
 
     run: _Method
     ready: _Ready

@@ -1,4 +1,4 @@
-"""Which clients of a round make one task: sending a task and taking its answer costs much beside a small client."""
+"""Grouping of clients into tasks: sending a task and taking its answer costs much beside a small client."""
 
 from __future__ import annotations
 

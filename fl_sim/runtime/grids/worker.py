@@ -20,7 +20,7 @@ from fl_sim.runtime.grids.base import FIRST_NODE, DeviceLost, execute, isolated
 
 @dataclass(frozen=True)
 class Job:
-    """One client of a task: its place in the round, its node, the message's kind, id and group, and which content."""
+    """A job: one client of a task, with its place in the round, its node, and its message's kind, id, group and content."""
 
     index: int
     node: int
@@ -37,7 +37,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Answer:
-    """What came of a job: the reply, the node's context where it holds state (else None), and the seconds it took."""
+    """Result of a job: the reply, the node's context where it holds state (else None), and the seconds it took."""
 
     reply: Message
     context: Context | None
@@ -45,7 +45,7 @@ class Answer:
 
 
 class Workplace:
-    """One process's app, on one thread."""
+    """A worker: the ClientApp of one process, on one thread."""
 
     def __init__(self, factory: Callable[[], ClientApp], path: Sequence[str]) -> None:
         sys.path[:] = [*path, *(p for p in sys.path if p not in path)]

@@ -39,7 +39,7 @@ MOST_WORKERS = 4096
 
 @dataclass(frozen=True)
 class WorkersOptions:
-    """How wide to run.
+    """Options of the workers engine.
 
     Attributes:
         count: resident processes, one thread each; None = one per core that this process may use.
@@ -240,7 +240,7 @@ class WorkersGrid(PooledGrid):
         return [finished for finished in heard if finished is not None]
 
     def _heard(self, number: int) -> Finished | None:
-        """What a worker has to say; None = that it is ready."""
+        """Receive a worker's next message; None = it is ready."""
         worker = self._workers[number]
         try:
             said: str | list[_Result] | None = worker.pipe.recv()

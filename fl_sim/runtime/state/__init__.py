@@ -1,1 +1,1 @@
-"""What clients keep between rounds, and memory that processes share."""
+"""Clients' state between rounds, and memory shared by processes."""

@@ -72,7 +72,7 @@ class Heap:
         return name
 
     def drop(self, name: bytes) -> None:
-        """One of a blob's users needs it no more."""
+        """Release one reference to a blob."""
         blob = self._blobs[name]
         blob.users -= 1
         if not blob.users:

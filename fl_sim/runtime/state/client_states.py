@@ -1,4 +1,4 @@
-"""What clients keep from round to round, in a file of the run's folder: a hundred thousand clients may keep a model each."""
+"""Client state between rounds, in a file of the run folder: a hundred thousand clients may keep a model each."""
 
 from __future__ import annotations
 

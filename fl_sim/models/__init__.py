@@ -117,7 +117,9 @@ def check(name: str, model: nn.Module, images: tuple[int, ...], num_classes: int
         try:
             logits = model.eval()(torch.zeros(images))
         except Exception as error:  # the user's own, whatever it is
-            raise UserError(f"model.name = {name!r}: on images of shape {images} it raised {told(error)}") from error
+            _, _, height, width = images
+            hint = "" if height == width else f"; it was built for {height} x {height} pixels: images must be square"
+            raise UserError(f"model.name = {name!r}: on images of shape {images} it raised {told(error)}{hint}") from error
         finally:
             model.train()
     if getattr(logits, "shape", None) != (images[0], num_classes):

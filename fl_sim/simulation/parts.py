@@ -7,10 +7,9 @@ from contextlib import contextmanager
 from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fl_sim.config.experiment import Experiment
-from fl_sim.core.errors import told
 from fl_sim.core.lookup import imported, takes
 from fl_sim.core.types import UserError
 from fl_sim.simulation.client_side import client_of
@@ -51,7 +50,7 @@ def _texts(tree: Mapping[str, object], path: str = "") -> Iterator[tuple[str, st
 
 
 def check_built(federation: Federation) -> None:
-    """Try the model, the client's needs and the user's rules of the server once, on the model and data of the run.
+    """Try the client's needs and the user's rules of the server once, on the model and data of the run.
 
     Raises:
         UserError: names the part, what it did, and what is allowed.
@@ -66,14 +65,11 @@ def check_built(federation: Federation) -> None:
 
 
 def _fits(track: ModelTrack) -> None:
-    """Check that one model takes the data's images, and is what the client needs."""
-    _expanded(track)
-    image = torch.zeros(1, *track.data.shape)
-    _forward(track, image)
+    """Check that one model has what the client needs of it; that it takes the data's images is checked where it is built."""
     require = getattr(client_of(track), "require", None)
     if require is not None:
         with _aside(track.model) as model:
-            require(model, image.to(_device(model)))
+            require(model, torch.zeros(1, *track.data.shape).to(_device(model)))
 
 
 def _client(experiment: Experiment) -> None:
@@ -111,25 +107,6 @@ def _aside(model: nn.Module) -> Iterator[nn.Module]:
         finally:
             for module, mode in modes.items():
                 module.training = mode
-
-
-def _expanded(track: ModelTrack) -> None:
-    for name, value in track.model.named_parameters():
-        if any(stride == 0 and size > 1 for stride, size in zip(value.stride(), value.shape, strict=True)):
-            where = f"model.name = {track.experiment.model.name!r}: parameter {name!r}"
-            raise UserError(f"{where} is an expanded tensor, whose values share memory; make it with .clone()")
-
-
-def _forward(track: ModelTrack, image: Tensor) -> None:
-    """Try a forward pass on an image of the data's shape."""
-    _, height, width = track.data.shape
-    try:
-        with _aside(track.model) as model:
-            model(image.to(_device(model)))
-    except Exception as error:  # whatever the model raises
-        where = f"model.name = {track.experiment.model.name!r}: on an image of the data, {tuple(image.shape[1:])}"
-        hint = "" if height == width else f"; it was built for {height} x {height} pixels: images must be square"
-        raise UserError(f"{where}, it raised {told(error)}{hint}") from error
 
 
 RULES: Mapping[str, tuple[Sequence[str], Mapping[str, object]]] = {

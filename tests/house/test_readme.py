@@ -16,8 +16,8 @@ from fl_sim.cli import main
 ROOT = Path.cwd()
 PAGES = [Path("README.md"), Path("CONTRIBUTING.md"), *sorted(Path("docs").glob("*.md"))]
 README = Path("README.md").read_text(encoding="utf-8")
-ELSEWHERE = {"docs/plugging_in.md", "docs/adaptive_pruning.md"}
-"""Pages whose Python needs a folder of its own; executed by test_plugging_in.py and gating/test_skipping.py."""
+ELSEWHERE = {"docs/plugging_in.md", "docs/adaptive_pruning.md", "docs/doctor.md"}
+"""Pages whose Python needs a folder of its own; executed by test_plugging_in.py, runtime/test_doctor_table.py and gating/test_skipping.py."""
 
 
 def blocks(page: Path, language: str) -> list[str]:

@@ -17,7 +17,7 @@ ROOT = Path.cwd()
 PAGES = [Path("README.md"), Path("CONTRIBUTING.md"), *sorted(Path("docs").glob("*.md"))]
 README = Path("README.md").read_text(encoding="utf-8")
 ELSEWHERE = {"docs/plugging_in.md", "docs/adaptive_pruning.md", "docs/doctor.md"}
-"""Pages whose Python needs a folder of its own; executed by test_plugging_in.py, runtime/test_doctor_table.py and gating/test_skipping.py."""
+"""Pages whose Python needs a folder of its own; test_plugging_in.py, test_doctor_table.py and test_skipping.py run it."""
 
 
 def blocks(page: Path, language: str) -> list[str]:

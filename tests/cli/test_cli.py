@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from command import cli
 
 from fl_sim.cli import main
 
@@ -21,13 +19,6 @@ def empty(task, ctx):
 def partial(task, ctx):
     return Update(params={}, num_examples=1)
 """
-
-
-def cli(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "COLUMNS": "200"}
-    return subprocess.run(
-        [sys.executable, "-m", "fl_sim.cli", *words], capture_output=True, text=True, check=False, cwd=cwd, env=env
-    )
 
 
 QUICK = ["configs/quickstart.toml", "rounds=1", "evaluate.every=1"]

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import cache
 from itertools import accumulate
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 from federation import TINY, run_tiny, same, tiny
 from hypothesis import given
 from hypothesis import strategies as st
+from interruption import KillAfter, Killed
 
 from fl_sim import Report, run
 from fl_sim.config.experiment import run_folder
@@ -90,30 +90,6 @@ METHODS = {
     ],
 }
 ROUNDS = "rounds=5"
-
-
-class Killed(BaseException):
-    """Ends a run as abruptly as an exception can."""
-
-
-@dataclass
-class KillAfter:
-    """An observer that stops the run once a round is done, or once so many clients of the next have answered."""
-
-    round_number: int
-    replies: int = 0
-    _rounds: int = 0
-    seen: list[int] = field(default_factory=list)
-
-    def reply(self, answered: int, cohort: int) -> None:
-        if self._rounds == self.round_number and answered == self.replies:
-            raise Killed
-
-    def round(self, row) -> None:
-        self._rounds += 1
-        self.seen.append(int(row["round"]))
-        if self._rounds == self.round_number and self.replies == 0:
-            raise Killed
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import pytest
 import torch
 from federation import TINY, run_tiny, tiny
 from flwr.app import Message
-from test_determinism import Shuffled
+from grids import Shuffled
 
 from fl_sim import Experiment, Report, codecs, run
 from fl_sim.core.seeding import Purpose, generator

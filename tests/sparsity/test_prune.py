@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from command import cli
 from safetensors.torch import load_file, save_file
-from test_cli import cli
 from torch import nn
 
 from fl_sim import codecs, count_macs

@@ -7,6 +7,17 @@ from collections.abc import Iterator
 from unittest import mock
 
 import pytest
+import torch
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselect the tests that need a GPU where there is none."""
+    if torch.cuda.is_available():
+        return
+    without = [item for item in items if item.get_closest_marker("gpu") is None]
+    if len(without) < len(items):
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("gpu") is not None])
+        items[:] = without
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import accumulate
 from pathlib import Path
+from shutil import copytree
 
 import pytest
 import torch
@@ -30,6 +31,7 @@ from fl_sim.simulation.run_folder import claimed
 METHODS = {
     "dense": ["evaluate.clients=2"],
     "topk": [
+        "model.name=mlp",
         "client.target=clients.presets:topk",
         "client.density=0.1",
         "wire.error_feedback=true",
@@ -38,6 +40,7 @@ METHODS = {
         "wire.record_masks=true",
     ],
     "broadcast": [
+        "model.name=mlp",
         "wire.broadcast.density=0.1",
         "wire.broadcast.values=int8",
         "strategy.target=strategies.presets:gradual_magnitude",
@@ -62,6 +65,7 @@ METHODS = {
         "data.proxy=0.1",
     ],
     "momentum": [
+        "model.name=mlp",
         "strategy.target=strategies.presets:fedavg",
         "strategy.momentum=0.9",
         "strategy.lr=0.5",
@@ -149,13 +153,19 @@ def damage(path: Path) -> None:
     path.write_bytes(bytes(data))
 
 
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was killed after its third round; each test damages a copy."""
+    stopped(out := tmp_path_factory.mktemp("killed"), METHODS["topk"], after=3)
+    return out
+
+
 @pytest.mark.parametrize("what", ["manifest", "object", "missing", "empty"])
 def test_a_damaged_checkpoint_is_noticed_and_the_previous_one_used(
-    tmp_path: Path, what: str, whole: Callable[[str], Report], caplog: pytest.LogCaptureFixture
+    tmp_path: Path, killed: Path, what: str, whole: Callable[[str], Report], caplog: pytest.LogCaptureFixture
 ) -> None:
-    options = METHODS["topk"]
-    stopped(tmp_path / "killed", options, after=3)
-    experiment = tiny(tmp_path / "killed", ROUNDS, *options)
+    copytree(killed, tmp_path, dirs_exist_ok=True)
+    experiment = tiny(tmp_path, ROUNDS, *METHODS["topk"])
     store = run_folder(experiment) / "checkpoint"
     previous, newest = sorted(store.glob("round-*.json"))
     only_newest = store / "objects" / min(read_manifest(newest).objects - read_manifest(previous).objects)

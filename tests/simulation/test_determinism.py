@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from federation import run_tiny, same, tiny
-from grids import Shuffled
+from grids import Shuffled, inline_is
 from interruption import KillAfter, Killed
 
 from fl_sim import Report, run
@@ -38,7 +38,7 @@ Way = Callable[[Path, Sequence[str], pytest.MonkeyPatch], Report]
 
 
 def shuffled(out: Path, options: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> Report:
-    monkeypatch.setattr("fl_sim.simulation.engines.InlineGrid", Shuffled)
+    inline_is(monkeypatch, Shuffled)
     return run_tiny(out, *options)
 
 

@@ -257,13 +257,11 @@ def test_parts_of_a_log_stay_few(steps: list[int]) -> None:
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=200))
 def test_what_a_checkpoint_writes_of_a_log_is_bounded_however_long_it_is(steps: list[int]) -> None:
     parts: list[Part] = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fl_sim.simulation.checkpointing.FULL", 64)
-        for length in accumulate(steps):
-            kept, start = grown(parts, length)
-            assert kept == parts[: len(kept)]
-            assert length - start < 64 + 64
-            parts = [*kept, Part(name="0" * 64, stop=length)]
+    for length in accumulate(steps):
+        kept, start = grown(parts, length, full=64)
+        assert kept == parts[: len(kept)]
+        assert length - start < 64 + 64
+        parts = [*kept, Part(name="0" * 64, stop=length)]
 
 
 def test_interrupting_prints_how_to_go_on(tmp_path: Path) -> None:

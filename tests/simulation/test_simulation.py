@@ -5,22 +5,22 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from federation import TINY, run_tiny, tiny
-from flwr.app import Message
-from grids import Shuffled
+from grids import Shuffled, inline_is
 
+from clients.presets import fedavg
 from fl_sim import Experiment, Report, codecs, run
 from fl_sim.core.seeding import Purpose, generator
 from fl_sim.core.types import Task, Update, UserError
-from fl_sim.runtime.grids import inline
+from fl_sim.runtime.grids.inline import InlineGrid
 from fl_sim.simulation.federation import Federation
-from fl_sim.training import load, snapshot
-from fl_sim.training.client import ClientContext
+from fl_sim.training import Training, load, snapshot
+from fl_sim.training.client import Client, ClientContext
 
 
 def equal(a: Report, b: Report) -> bool:
@@ -56,25 +56,30 @@ def test_same_seed_same_run_other_seed_other_run(tmp_path: Path, finished: Calla
     assert not equal(first, run_tiny(tmp_path / "c", "seed=1"))
 
 
+threads: list[str] = []
+"""Names of the threads in which `noting` trained."""
+
+
+def noting(*, training: Training) -> Client:
+    """FedAvg's client, which notes the thread it runs in."""
+    plain = fedavg(training=training)
+
+    def train(task: Task, ctx: ClientContext) -> Update:
+        threads.append(threading.current_thread().name)
+        return plain(task, ctx)
+
+    return train
+
+
 def test_slow_clients_with_large_replies_run_beside_the_fold(
     tmp_path: Path, finished: Callable[..., Report], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From the second round on, when their time is known, and with the same result."""
-    names: list[str] = []
-
-    def noted(*task: Any) -> Message:
-        names.append(threading.current_thread().name)
-        return execute(*task)
-
-    plain = finished()
-    execute = inline.execute
-    monkeypatch.setattr(inline, "execute", noted)
-    monkeypatch.setattr(inline, "OVERLAP_BYTES", 1)
-    for least, second in ((1e9, "MainThread"), (1e-9, "fl_sim-clients")):
-        names.clear()
-        monkeypatch.setattr(inline, "OVERLAP_S", least)
-        assert equal(plain, run_tiny(tmp_path / second))
-        assert names == ["MainThread"] * 4 + [second] * 4
+    for least_s, second in ((1e9, "MainThread"), (1e-9, "fl_sim-clients")):
+        inline_is(monkeypatch, partial(InlineGrid, overlap_bytes=1, overlap_s=least_s))
+        threads.clear()
+        assert equal(finished(), run_tiny(tmp_path / second, f'client.target="{__name__}:noting"'))
+        assert threads[-8:] == ["MainThread"] * 4 + [second] * 4  # those before were the trial's
 
 
 def test_one_client_federation_is_plain_sgd(tmp_path: Path) -> None:
@@ -245,7 +250,7 @@ def test_the_order_of_replies_does_not_matter_to_clients_that_keep_state(
 ) -> None:
     options = ["client.target=clients.presets:topk", "wire.error_feedback=true"]
     in_order = run_tiny(tmp_path / "a", *options)
-    monkeypatch.setattr("fl_sim.simulation.engines.InlineGrid", Shuffled)
+    inline_is(monkeypatch, Shuffled)
     shuffled = run_tiny(tmp_path / "b", *options)
     assert equal(in_order, shuffled)
     assert in_order.summary["params_sha256"] == shuffled.summary["params_sha256"]

@@ -3,10 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from unittest import mock
 
 import pytest
+import torch
+from federation import run_tiny
+
+from fl_sim import Report
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselect the tests that need a GPU where there is none."""
+    if torch.cuda.is_available():
+        return
+    without = [item for item in items if item.get_closest_marker("gpu") is None]
+    if len(without) < len(items):
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("gpu") is not None])
+        items[:] = without
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -14,3 +29,9 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Data decoded earlier, by other code, would hide that this code cannot decode them."""
     with mock.patch.dict(os.environ, FL_SIM_CACHE=str(tmp_path_factory.mktemp("cache"))):
         yield
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Report]:
+    """The finished run of a tiny federation with these overrides, run once for all tests; they only read it."""
+    return cache(lambda *overrides: run_tiny(tmp_path_factory.mktemp("finished"), *overrides))

@@ -6,7 +6,7 @@ import io
 import math
 import time
 import tracemalloc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,7 +33,8 @@ def shapes(blocks: int, base: int) -> dict[str, torch.Size]:
     return made | {"head": torch.Size((10, before))}
 
 
-MODELS = {"0.46M": shapes(5, 16), "11M": shapes(6, 70)}
+Shapes = Mapping[str, torch.Size]
+MODELS: Mapping[str, Shapes] = {"0.46M": shapes(5, 16), "11M": shapes(6, 70)}
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,10 @@ class Row:
     peak_mb: float
 
 
-def sample(model: str, density: float) -> Sample:
+def sample(layers: Shapes, density: float) -> Sample:
     """Independent coordinates whose density differs from layer to layer; values are differences of float32 weights."""
     rng, parts, floor = numpy_generator(0, Purpose.DATA), [], 0.0
-    for shape in MODELS[model].values():
+    for shape in layers.values():
         odds = density / (1 - density) * math.exp(0.8 * rng.standard_normal())
         part = rng.random(shape.numel()) < odds / (1 + odds)
         n, k = len(part), int(part.sum())
@@ -71,7 +72,7 @@ def sample(model: str, density: float) -> Sample:
     mask = np.concatenate(parts)
     old = rng.normal(0, 0.05, len(mask)).astype(np.float32)
     new = old + rng.normal(0, 0.002, len(mask)).astype(np.float32)
-    zeros = {name: torch.empty(shape) for name, shape in MODELS[model].items()}
+    zeros = {name: torch.empty(shape) for name, shape in layers.items()}
     return Sample(Schema.of(zeros, zeros), new - old, mask, floor + 4 * int(mask.sum()))
 
 
@@ -146,14 +147,16 @@ def _seconds(action: Callable[[], object], repeats: int) -> float:
     return min(times)
 
 
-def measure(*, repeats: int = 5) -> list[Row]:
+def measure(
+    *, models: Mapping[str, Shapes] = MODELS, densities: Sequence[float] = DENSITIES, repeats: int = 5
+) -> list[Row]:
     """Every codec on every model and density, on one thread; the best of `repeats`."""
     torch.set_num_threads(1)
     keep_freed_memory()  # as the engines do; it serves every codec here alike
     rows = []
-    for model in MODELS:
-        for density in DENSITIES:
-            s = sample(model, density)
+    for model, layers in models.items():
+        for density in densities:
+            s = sample(layers, density)
             for name, (write, read) in CODECS.items():
                 times = 1 if name == "np.savez_compressed" else repeats
                 data = write(s)

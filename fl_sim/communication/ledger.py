@@ -66,7 +66,8 @@ class Ledger:
     last.
     """
 
-    def __init__(self, rows: BinaryIO | None = None) -> None:
+    def __init__(self, rows: BinaryIO | None = None, *, block: int = BLOCK) -> None:
+        self._block = block
         self._rows: BinaryIO = io.BytesIO() if rows is None else rows
         self._count = 0
         self._totals: dict[str, int] = dict.fromkeys(WORDS["direction"], 0)
@@ -105,9 +106,9 @@ class Ledger:
 
     def _blocks(self, start: int) -> Iterator[NDArray[np.void]]:
         """The rows from `start` on, in pieces."""
-        for first in range(start, self._count, BLOCK):
+        for first in range(start, self._count, self._block):
             self._rows.seek(first * ROW.itemsize)
-            data = self._rows.read(min(BLOCK, self._count - first) * ROW.itemsize)
+            data = self._rows.read(min(self._block, self._count - first) * ROW.itemsize)
             self._rows.seek(0, io.SEEK_END)
             yield np.frombuffer(data, ROW)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -26,13 +27,19 @@ from fl_sim.data.remarks import remarks
 log = logging.getLogger("fl_sim")
 
 
-def _digits(name: str) -> Arrays:
-    """scikit-learn's 1,797 grey 8x8 digits (Alpaydin and Kaynak, 1998); ships with the package."""
+@cache
+def _digits_table() -> NDArray[np.float64]:
+    """One row a digit: 64 pixels of 0 to 16, and the label. Read once a process: parsing the text takes 10 ms."""
     # The file alone: importing scikit-learn takes a second.
     spec = importlib.util.find_spec("sklearn")
     if spec is None or spec.origin is None:
         raise UserError("data.source = 'digits' needs scikit-learn")
-    table = np.loadtxt(Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz", delimiter=",")
+    return np.loadtxt(Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz", delimiter=",")
+
+
+def _digits(name: str) -> Arrays:
+    """scikit-learn's 1,797 grey 8x8 digits (Alpaydin and Kaynak, 1998); ships with the package."""
+    table = _digits_table()
     images = np.round(table[:, :-1] * (255 / 16)).astype(np.uint8).reshape(-1, 1, 8, 8)
     labels = table[:, -1].astype(np.int64)
     order = numpy_generator(0, Purpose.DATA).permutation(len(labels))

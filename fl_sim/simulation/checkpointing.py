@@ -44,16 +44,16 @@ MEASURED = {"accuracy", "loss", "validation_accuracy", "validation_loss"}
 PARAMS, MEMORY, PUBLISHED, MASK = "params.", "memory.", "published.", "mask"
 
 
-def grown(parts: list[Part], length: int) -> tuple[list[Part], int]:
+def grown(parts: list[Part], length: int, *, full: int = FULL) -> tuple[list[Part], int]:
     """(parts to keep, first entry of the next part) for a log that now has `length` entries.
 
     A part no longer than what follows it is written again with it, as in a binary counter: of the entries after the last
-    full part there are O(log FULL) parts, and an entry is written O(log FULL) times.
+    full part there are O(log full) parts, and an entry is written O(log full) times.
     """
     kept, stop = list(parts), parts[-1].stop if parts else 0
     while kept:
         start = kept[-2].stop if len(kept) > 1 else 0
-        if stop - start > length - stop or max(stop - start, length - stop) >= FULL:
+        if stop - start > length - stop or max(stop - start, length - stop) >= full:
             break
         kept.pop()
         stop = start

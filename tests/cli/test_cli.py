@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-
-from fl_sim.cli import main
+from command import cli, cli_here
 
 FAILING = """
 from fl_sim import Update
@@ -21,13 +18,6 @@ def empty(task, ctx):
 def partial(task, ctx):
     return Update(params={}, num_examples=1)
 """
-
-
-def cli(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "COLUMNS": "200"}
-    return subprocess.run(
-        [sys.executable, "-m", "fl_sim.cli", *words], capture_output=True, text=True, check=False, cwd=cwd, env=env
-    )
 
 
 QUICK = ["configs/quickstart.toml", "rounds=1", "evaluate.every=1"]
@@ -49,9 +39,12 @@ def test_run_and_compare(tmp_path: Path) -> None:
     assert page.stat().st_size > 1e6
 
 
-def test_quiet_prints_errors_only(tmp_path: Path) -> None:
-    done = cli("run", *QUICK, "--out", str(tmp_path), "--quiet")
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+def test_quiet_prints_errors_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert cli_here(monkeypatch, "run", *QUICK, "--out", str(tmp_path), "--quiet") == 0
+    assert tuple(capfd.readouterr()) == ("", "")
+    assert (next(tmp_path.iterdir()) / "summary.json").exists()
 
 
 @pytest.mark.parametrize(
@@ -94,11 +87,9 @@ def test_wrong_input_is_one_line_and_status_2(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = ["--out", str(tmp_path)] if words[0] in ("run", "sweep") else []
-    monkeypatch.setattr("sys.argv", ["fl-sim", *words, *out])
-    with pytest.raises(SystemExit) as ended:
-        main()
+    status = cli_here(monkeypatch, *words, *out)
     said = capsys.readouterr().err
-    assert ended.value.code == 2, said
+    assert status == 2, said
     assert expected in said
     assert len(said.strip().splitlines()) == 1
     assert "Traceback" not in said
@@ -108,13 +99,27 @@ def test_wrong_input_is_one_line_and_status_2(
     ("name", "status", "reason"),
     [("broken", 1, "by design"), ("empty", 2, "returned int, not an fl_sim.Update"), ("partial", 2, "lacks parameter")],
 )
-def test_a_failed_run_says_why(tmp_path: Path, name: str, status: int, reason: str) -> None:
+def test_a_failed_run_says_why(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    status: int,
+    reason: str,
+) -> None:
     (tmp_path / "mine.py").write_text(FAILING)
     (tmp_path / "configs").symlink_to(Path("configs").resolve())
-    done = cli("run", *QUICK, f"client.target=mine:{name}", cwd=tmp_path)
-    assert done.returncode == status
-    assert reason in done.stderr.splitlines()[-1]
-    assert "Traceback" not in done.stderr
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    words = ("run", *QUICK, f"client.target=mine:{name}")
+    if name == "broken":
+        done = cli(*words, cwd=tmp_path)
+        found, said = done.returncode, done.stderr
+    else:
+        found, said = cli_here(monkeypatch, *words), capsys.readouterr().err
+    assert found == status
+    assert reason in said.splitlines()[-1]
+    assert "Traceback" not in said
 
 
 def test_list_names_everything() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -93,8 +94,8 @@ def plain_names(report: Report) -> dict[str, torch.Tensor]:
     return {name.removeprefix("net."): value for name, value in report.params.items()}
 
 
-def test_everything_kept_and_retained_is_fedavg(tmp_path: Path) -> None:
-    dense = run_tiny(tmp_path / "dense")
+def test_everything_kept_and_retained_is_fedavg(tmp_path: Path, finished: Callable[..., Report]) -> None:
+    dense = finished()
     full = run_tiny(tmp_path / "full", *GATED, "gating.salience=activation", "gating.keep=1.0", "client.keep_up=1.0")
     assert all(torch.equal(value, dense.params[name]) for name, value in plain_names(full).items())
     assert full.summary["macs"] == dense.summary["macs"]
@@ -297,7 +298,14 @@ def test_the_model_file_of_a_gated_run_describes_its_gates(tmp_path: Path) -> No
 
 
 def test_over_fitting_is_measured_on_each_client(tmp_path: Path) -> None:
-    overrides = ["rounds=3", "data.clients=3", "cohort.size=3", "training.epochs=20", "evaluate.every=2"]
+    overrides = [
+        "model.name=mlp",
+        "rounds=3",
+        "data.clients=3",
+        "cohort.size=3",
+        "training.epochs=20",
+        "evaluate.every=2",
+    ]
     report = run_tiny(tmp_path / "measured", *overrides, "evaluate.fit=40")
     plain = run_tiny(tmp_path / "plain", *overrides)
     assert all(torch.equal(value, plain.params[name]) for name, value in report.params.items())

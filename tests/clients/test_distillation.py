@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from clients.distillation import LearnFeatures, LearnLogits, received
 from clients.local import OWN, LocalClient
 from clients.presets import feature_distillation
+from fl_sim import Report
 from fl_sim.core.types import Task, UserError
 from fl_sim.data import load as load_data
 from fl_sim.models import build, stage_names
@@ -41,8 +43,10 @@ def context(model: str = "resnet8", seed: int = 0) -> tuple[Task, ClientContext]
 
 
 @pytest.mark.parametrize("options", [[LOGITS], [FEATURES, STAGES]], ids=["logits", "features"])
-def test_a_teacher_without_weight_is_fedavg_and_any_teacher_costs_no_byte(tmp_path: Path, options: list[str]) -> None:
-    fedavg = run_tiny(tmp_path / "fedavg")
+def test_a_teacher_without_weight_is_fedavg_and_any_teacher_costs_no_byte(
+    tmp_path: Path, finished: Callable[..., Report], options: list[str]
+) -> None:
+    fedavg = finished()
     unweighted = run_tiny(tmp_path / "zero", *options, "client.alpha=0.0")
     weighted = run_tiny(tmp_path / "half", *options, "client.alpha=0.5")
     assert unweighted.summary["params_sha256"] == fedavg.summary["params_sha256"]

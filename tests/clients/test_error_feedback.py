@@ -141,12 +141,14 @@ WEIGHT = sum(range(1, CLIENTS + 1))
 
 @pytest.mark.parametrize("uplink", [Coding(), Coding("int8", "difference"), Coding("int4", "difference")])
 @pytest.mark.parametrize(
-    "choose", [largest(0.1), largest(0.02), uncorrected, nothing_chosen], ids=["0.1", "0.02", "uncorrected", "all"]
+    ("choose", "rounds"),
+    [(largest(0.1), 30), (largest(0.02), ROUNDS), (uncorrected, 30), (nothing_chosen, 10)],
+    ids=["0.1", "0.02", "uncorrected", "all"],
 )
-def test_applied_and_residuals_add_up_to_all_updates(choose: Choose, uplink: Coding) -> None:
+def test_applied_and_residuals_add_up_to_all_updates(choose: Choose, rounds: int, uplink: Coding) -> None:
     client = Pulled(choose)
     bench = Bench.of(client, uplink)
-    applied = WEIGHT * bench.rounds(settled(mean, error_feedback=True)).double()
+    applied = WEIGHT * bench.rounds(settled(mean, error_feedback=True), rounds).double()
     kept = sum((k + 1) * bench.residual(k).double() for k in range(CLIENTS))
     ideal = per_client(client.wanted)
     assert torch.allclose(applied + kept, ideal, rtol=0, atol=1e-3 * WEIGHT), (applied + kept - ideal).abs().max()
@@ -156,7 +158,7 @@ def test_applied_and_residuals_add_up_to_all_updates(choose: Choose, uplink: Cod
 @pytest.mark.parametrize("density", [0.1, 0.02])
 def test_the_mean_over_those_that_sent_applies_several_times_too_much(density: float) -> None:
     client = Pulled(largest(density))
-    applied = WEIGHT * Bench.of(client).rounds(coverage_mean).double()
+    applied = WEIGHT * Bench.of(client).rounds(coverage_mean, 30).double()
     assert float(applied.norm() / per_client(client.wanted).norm()) > 2
 
 
@@ -248,7 +250,7 @@ def test_what_the_global_mask_prunes_is_not_offered_again() -> None:
 def test_the_default_mean_of_a_run_conserves_with_error_feedback(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    topk = ("client.target=clients.presets:topk", "client.density=0.1", "rounds=3", "wire.error_feedback=true")
+    topk = ("model.name=mlp", "client.target=clients.presets:topk", "client.density=0.1", "wire.error_feedback=true")
 
     def params(name: str, *overrides: str) -> str:
         return str(run_tiny(tmp_path / name, *topk, *overrides).summary["params_sha256"])

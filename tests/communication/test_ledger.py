@@ -97,9 +97,8 @@ def test_totals_equal_a_loop_over_the_rows(bookings, by: list[str], column: str,
 @given(bookings=BOOKINGS, more=BOOKINGS, block=st.integers(1, 9), start=st.integers(0, 40))
 @settings(deadline=None, max_examples=60)
 def test_a_ledger_in_a_file_is_one_in_memory(bookings, more, block: int, start: int) -> None:
-    with tempfile.TemporaryFile() as rows, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fl_sim.communication.ledger.BLOCK", block)
-        stored, held = Ledger(rows), Ledger()
+    with tempfile.TemporaryFile() as rows:
+        stored, held = Ledger(rows, block=block), Ledger()
         for some in (bookings, more):  # reading between two bookings must not move the place that is written to
             for booking in some:
                 stored.book(**booking)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -46,9 +47,9 @@ def test_other_codecs_cost_what_they_say(tmp_path: Path) -> None:
     assert priced(report, "float32", "coo")["down"] == report.summary["downlink_bytes"]
 
 
-def test_runs_without_masks_and_unknown_codecs_are_refused(tmp_path: Path) -> None:
+def test_runs_without_masks_and_unknown_codecs_are_refused(tmp_path: Path, finished: Callable[..., Report]) -> None:
     with pytest.raises(UserError, match="record_masks"):
-        priced(run_tiny(tmp_path / "none"), "float32", "coo")
+        priced(finished(), "float32", "coo")
     report = run_tiny(tmp_path / "masks", *TOPK)
     with pytest.raises(UserError, match="allowed: fl_sim, coo"):
         priced(report, "float32", "zip")

@@ -168,7 +168,7 @@ def test_every_model_can_be_counted_before_it_is_built() -> None:
 
 
 def test_a_column_whose_metadata_contradict_themselves() -> None:
-    """Found by `tests/guided.py`: asked for this column's metadata, pyarrow 26 ends the process."""
+    """Found by `tests/support/guided.py`: asked for this column's metadata, pyarrow 26 ends the process."""
     with pytest.raises(OSError, match="histogram"):
         read_table(Path(__file__).parents[1] / "golden" / "levels.parquet", ["img", "label"])
 

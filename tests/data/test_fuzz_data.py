@@ -12,45 +12,34 @@ import pyarrow.parquet as pq
 import pytest
 from hostile import LENGTHS, SEEDS, mutate, one_line
 from hypothesis import given, settings
+from images_in_parquet import IMAGES, LABELS, PARQUET, png, table_bytes
 from PIL import Image
 
 from fl_sim.core.parquet import read_table
 from fl_sim.core.types import UserError
 from fl_sim.data import load as load_data
 
-
-def _png(number: int) -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(np.full((8, 8), number % 256, dtype=np.uint8)).save(stream, format="PNG")
-    return stream.getvalue()
-
-
-def _table(**columns: pa.Array) -> bytes:
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.table(columns), sink)
-    return sink.getvalue().to_pybytes()
-
-
-IMAGES = [{"bytes": _png(i), "path": None} for i in range(40)]
-LABELS = [i % 4 for i in range(40)]
-PARQUET = _table(img=pa.array(IMAGES), label=pa.array(LABELS))
 LAYOUTS: Mapping[str, Callable[[], bytes]] = {
-    "no bytes field": lambda: _table(img=pa.array([{"path": "x"}] * 40), label=pa.array(LABELS)),
-    "numbers for images": lambda: _table(img=pa.array(LABELS), label=pa.array(LABELS)),
-    "words for images": lambda: _table(img=pa.array(["x"] * 40), label=pa.array(LABELS)),
-    "no image": lambda: _table(img=pa.array([None] * 40, pa.binary()), label=pa.array(LABELS)),
-    "words for labels": lambda: _table(img=pa.array(IMAGES), label=pa.array(["cat"] * 40)),
-    "missing labels": lambda: _table(img=pa.array(IMAGES), label=pa.array([None, *LABELS[1:]])),
-    "negative labels": lambda: _table(img=pa.array(IMAGES), label=pa.array([-1] * 40)),
-    "an enormous label": lambda: _table(img=pa.array(IMAGES), label=pa.array([2**62, *LABELS[1:]])),
-    "fractions for labels": lambda: _table(img=pa.array(IMAGES), label=pa.array([0.5] * 40)),
-    "lists for labels": lambda: _table(img=pa.array(IMAGES), label=pa.array([[1]] * 40)),
-    "nothing": lambda: _table(img=pa.array([], pa.binary()), label=pa.array([], pa.int64())),
-    "a broken image": lambda: _table(
-        img=pa.array([{"bytes": _png(0)[:-30], "path": None}, *IMAGES[1:]]), label=pa.array(LABELS)
+    "no bytes field": lambda: table_bytes(img=pa.array([{"path": "x"}] * 40), label=pa.array(LABELS)),
+    "numbers for images": lambda: table_bytes(img=pa.array(LABELS), label=pa.array(LABELS)),
+    "words for images": lambda: table_bytes(img=pa.array(["x"] * 40), label=pa.array(LABELS)),
+    "no image": lambda: table_bytes(img=pa.array([None] * 40, pa.binary()), label=pa.array(LABELS)),
+    "words for labels": lambda: table_bytes(img=pa.array(IMAGES), label=pa.array(["cat"] * 40)),
+    "missing labels": lambda: table_bytes(img=pa.array(IMAGES), label=pa.array([None, *LABELS[1:]])),
+    "negative labels": lambda: table_bytes(img=pa.array(IMAGES), label=pa.array([-1] * 40)),
+    "an enormous label": lambda: table_bytes(img=pa.array(IMAGES), label=pa.array([2**62, *LABELS[1:]])),
+    "fractions for labels": lambda: table_bytes(img=pa.array(IMAGES), label=pa.array([0.5] * 40)),
+    "lists for labels": lambda: table_bytes(img=pa.array(IMAGES), label=pa.array([[1]] * 40)),
+    "nothing": lambda: table_bytes(img=pa.array([], pa.binary()), label=pa.array([], pa.int64())),
+    "a broken image": lambda: table_bytes(
+        img=pa.array([{"bytes": png(0)[:-30], "path": None}, *IMAGES[1:]]), label=pa.array(LABELS)
     ),
-    "a large image": lambda: _table(img=pa.array([{"bytes": _large(), "path": None}] * 40), label=pa.array(LABELS)),
-    "a bomb": lambda: _table(img=pa.array([{"bytes": _bomb(), "path": None}, *IMAGES[1:]]), label=pa.array(LABELS)),
+    "a large image": lambda: table_bytes(
+        img=pa.array([{"bytes": _large(), "path": None}] * 40), label=pa.array(LABELS)
+    ),
+    "a bomb": lambda: table_bytes(
+        img=pa.array([{"bytes": _bomb(), "path": None}, *IMAGES[1:]]), label=pa.array(LABELS)
+    ),
 }
 
 
@@ -58,7 +47,7 @@ def _bomb() -> bytes:
     """A PNG that declares 2^31 - 1 times 2^31 - 1 pixels."""
     import zlib
 
-    data = bytearray(_png(0))
+    data = bytearray(png(0))
     data[16:24] = (2**31 - 1).to_bytes(4, "big") * 2
     data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
     return bytes(data)
@@ -89,7 +78,7 @@ def test_data_of_another_layout_is_refused_in_one_line(data_folder: Path, layout
 
 @LENGTHS
 def test_parquet_data(data_folder: Path, length: settings) -> None:
-    plain = _table(img=pa.array([image["bytes"] for image in IMAGES]), label=pa.array(LABELS))
+    plain = table_bytes(img=pa.array([image["bytes"] for image in IMAGES]), label=pa.array(LABELS))
 
     @length
     @given(seed=SEEDS)

@@ -9,6 +9,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 import torchvision
+from gated import images, lively, unit
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -23,27 +24,6 @@ from fl_sim.models import build, prunable_names
 from fl_sim.training import TrainingDiverged, local_sgd, snapshot
 
 SKIPPING = ("gate", "gate_relu", "weight")
-
-
-def images(count: int, size: int = 16, seed: int = 0) -> Tensor:
-    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(seed))
-
-
-def lively(model: nn.Module, seed: int = 0) -> nn.Module:
-    """BatchNorm with random affine parameters and statistics: nothing is symmetric by accident."""
-    rng = torch.Generator().manual_seed(seed)
-    for name, value in model.state_dict().items():
-        if value.dtype.is_floating_point and value.dim() == 1 and "linear" not in name and "fc" not in name:
-            value.copy_(torch.rand(value.shape, generator=rng) + 0.5)
-    return model
-
-
-def unit(gated: Gated) -> Gated:
-    """Every learned gate at exactly one."""
-    for g in gated.gates.values():
-        for p in g.parameters():
-            nn.init.zeros_(p)
-    return gated
 
 
 @given(

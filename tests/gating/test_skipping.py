@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from federation import run_tiny
+from gated import images, lively, unit
 from hypothesis import given
 from hypothesis import strategies as st
-from test_gating import images, lively, unit
 from torch import nn
 from typer.testing import CliRunner
 

@@ -28,6 +28,7 @@ LAYERS = [
 FLOWERS = {"communication", "runtime", "simulation", "bench"}
 """Packages that may touch Flower."""
 LOOSE = {"fl_sim/__init__.py", "fl_sim/_moved.py"}
+TESTS = sorted(Path("tests").rglob("*.py"))
 FILES = [p for root in ("fl_sim", "strategies", "clients") for p in sorted(Path(root).rglob("*.py"))]
 
 
@@ -127,3 +128,19 @@ def test_public_names_are_exact() -> None:
 def test_no_pickle(path: Path) -> None:
     for imported in _imports(path):
         assert imported.split(".")[0] not in ("pickle", "cloudpickle", "joblib", "shelve", "marshal")
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: str(path.relative_to("tests")))
+def test_no_test_module_imports_another(path: Path) -> None:
+    """What two test modules need lies in tests/support, the one folder of the tests on the import path."""
+    for imported in _imports(path):
+        assert not any(part == "tests" or part.startswith("test_") for part in imported.split(".")), imported
+
+
+def test_tests_lie_in_folders_named_after_the_packages() -> None:
+    packages = {name.removeprefix("fl_sim.") for names in LAYERS for name in names if name != "fl_sim"}
+    modules = [path for path in TESTS if path.name.startswith("test_")]
+    assert {path.parent.relative_to("tests").as_posix() for path in modules} == {*packages, "house"}
+    helpers = set(TESTS) - set(modules) - {Path("tests/conftest.py")}
+    assert {path.parent.as_posix() for path in helpers} == {"tests/support"}
+    assert len({path.name for path in modules}) == len(modules), "two test modules of one name"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_channels import interior, trained_like
+from disabled import interior, trained_like
 from torch import Tensor, nn
 
 from fl_sim import models

@@ -3,74 +3,20 @@
 from __future__ import annotations
 
 import logging
-import math
 import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from federation import TINY, tiny
+from misbehaviour import FAULTS, KINDS
 
 from fl_sim import Experiment, load, local_sgd, run, snapshot
 from fl_sim.core.types import Task, Update, UserError
 from fl_sim.simulation import RunStopped, resume
 from fl_sim.simulation.federation import Federation
 from fl_sim.training.client import ClientContext
-
-
-def raises(update: Update) -> object:
-    raise ValueError("out of order")
-
-
-def memory(update: Update) -> object:
-    raise MemoryError("no more")
-
-
-def hang(update: Update) -> object:
-    time.sleep(3600)
-    return update
-
-
-def spin(update: Update) -> object:
-    """Hangs in Python code that catches every Exception."""
-    while True:
-        try:
-            math.factorial(50)
-        except Exception:
-            continue
-
-
-def poisoned(value: float) -> Callable[[Update], object]:
-    def spoil(update: Update) -> object:
-        name = max(update.params)
-        spoilt = update.params[name].clone()
-        spoilt.view(-1)[-1] = value
-        return replace(update, params={**update.params, name: spoilt})
-
-    return spoil
-
-
-FAULTS: Mapping[str, Callable[[Update], object]] = {
-    "raises": raises,
-    "memory": memory,
-    "returns a number": lambda update: 3,
-    "returns nothing": lambda update: None,
-    "no parameters": lambda update: replace(update, params={}),
-    "wrong shape": lambda update: replace(update, params={n: v[..., :1] for n, v in update.params.items()}),
-    "wrong mask": lambda update: replace(update, mask={n: torch.ones(3, dtype=torch.bool) for n in update.params}),
-    "no examples": lambda update: replace(update, num_examples=0),
-    "words for examples": lambda update: replace(update, num_examples="many"),
-    "half an example": lambda update: replace(update, num_examples=2.5),
-    "words for metrics": lambda update: replace(update, metrics={"loss": "low"}),
-    "nan": poisoned(math.nan),
-    "inf": poisoned(-math.inf),
-    "hangs": hang,
-    "spins": spin,
-}
-KINDS = {"hangs": "late", "spins": "late"}
 
 
 def faulty(task: Task, ctx: ClientContext) -> Update:

@@ -20,8 +20,8 @@ import numpy as np
 import pytest
 import torch
 from federation import TINY, same
-from test_faults import FAULTS, KINDS
-from test_resume import KillAfter, Killed
+from interruption import KillAfter, Killed
+from misbehaviour import FAULTS, KINDS
 
 from fl_sim import Experiment, Report, load, local_sgd, run, snapshot
 from fl_sim.config.experiment import run_folder

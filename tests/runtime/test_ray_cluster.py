@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from federation import run_tiny
+from federation import run_tiny, tiny
 
+from fl_sim import run
 from fl_sim.core.types import UserError
 
 
@@ -64,6 +65,7 @@ def test_more_gpus_than_the_cluster_has(tmp_path: Path, address: str) -> None:
 
 def test_nobody_at_the_address_is_one_line_at_once_and_earlier_results_stay(tmp_path: Path) -> None:
     kept = run_tiny(tmp_path)
+    asked = tiny(tmp_path, "engine=ray", f'ray.address="127.0.0.1:{_free_port()}"')
     with pytest.raises(UserError, match=r"ray\.address '127\.0\.0\.1:\d+': .*refused"):
-        run_tiny(tmp_path, "engine=ray", f'ray.address="127.0.0.1:{_free_port()}"')
+        run(asked, fresh=True)
     assert (kept.folder / "summary.json").exists()

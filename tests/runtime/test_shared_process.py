@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from command import cli_here
 
 CLIENT = """
 import os
@@ -65,6 +66,20 @@ def fl_sim(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*RUN, *words], cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
 
 
+def in_turn(folder: Path, *runs: list[str]) -> subprocess.CompletedProcess[str]:
+    """Several `fl-sim run` in one process, which a start takes seconds of; prints each one's exit status."""
+    code = (
+        "import sys\nfrom fl_sim.cli import main\n"
+        f"for words in {runs!r}:\n"
+        "    sys.argv = ['fl-sim', 'run', 't.toml', *words]\n"
+        "    try:\n        main()\n"
+        "    except SystemExit as ended:\n        print(f'\\nstatus {ended.code or 0}', flush=True)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.getcwd(), "COLUMNS": "200"}
+    words = [sys.executable, "-c", code]
+    return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
+
+
 @pytest.mark.parametrize("init", [None, "from_init = 1\n"], ids=["no __init__", "__init__"])
 def test_a_users_own_clients_and_strategies_are_found_beside_ours(here: Path, init: str | None) -> None:
     (here / "clients").mkdir()
@@ -72,12 +87,14 @@ def test_a_users_own_clients_and_strategies_are_found_beside_ours(here: Path, in
     if init is not None:
         (here / "clients" / "__init__.py").write_text(init)
     (here / "strategies.py").write_text("def fedavg(): ...\n")
-    done = fl_sim(here, "client=clients.mine:trains", "--engine", "workers")
-    assert done.returncode == 0, done.stderr
-    assert fl_sim(here, "client=clients.presets:fedprox", "rounds=1").returncode == 0
-    refused = fl_sim(here, "strategy=strategies:fedavg")
-    assert refused.returncode == 2
-    assert f"fl-sim has a module 'strategies' of its own, so {here / 'strategies.py'} is not seen" in refused.stderr
+    done = in_turn(
+        here,
+        ["client=clients.mine:trains", "--engine", "workers"],
+        ["client=clients.presets:fedprox", "rounds=1"],
+        ["strategy=strategies:fedavg"],
+    )
+    assert [line for line in done.stdout.splitlines() if line.startswith("status")] == ["status 0"] * 2 + ["status 2"]
+    assert f"fl-sim has a module 'strategies' of its own, so {here / 'strategies.py'} is not seen" in done.stderr
 
 
 def test_a_script_may_import_its_own_strategies_before_fl_sim(here: Path) -> None:
@@ -96,12 +113,19 @@ def test_a_script_may_import_its_own_strategies_before_fl_sim(here: Path) -> Non
         ("raise SystemExit('no data')\n", "importing leaves called sys.exit('no data')"),
     ],
 )
-def test_a_module_that_exits_when_imported_is_one_line(here: Path, text: str, said: str) -> None:
+def test_a_module_that_exits_when_imported_is_one_line(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], text: str, said: str
+) -> None:
     (here / "leaves.py").write_text(text)
-    done = fl_sim(here, "client=leaves:f")
-    assert done.returncode == 2
-    assert said in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+    if text == EXITS:
+        done = fl_sim(here, "client=leaves:f")
+        status, lines = done.returncode, done.stderr
+    else:
+        monkeypatch.chdir(here)
+        status, lines = cli_here(monkeypatch, "run", "t.toml", "client=leaves:f"), capfd.readouterr().err
+    assert status == 2
+    assert said in lines
+    assert len(lines.strip().splitlines()) == 1
 
 
 @pytest.mark.parametrize("engine", ["inline", "workers"])
@@ -127,21 +151,24 @@ def test_a_client_may_start_processes_on_workers(here: Path) -> None:
     assert "daemonic" not in done.stderr
 
 
-@pytest.mark.parametrize("engine", ["workers", "ray"])
-def test_a_client_of_the_running_script_is_refused_where_others_run_it(here: Path, engine: str) -> None:
-    script = f"""
+def test_a_client_of_the_running_script_is_refused_where_others_run_it(here: Path) -> None:
+    script = """
 from fl_sim import Experiment, UserError, run
 from mine import trains as f
-try:
-    run(Experiment.load("t.toml", ["client=__main__:f", "engine={engine}"]))
-except UserError as error:
-    print(error)
+for engine in ("workers", "ray"):
+    try:
+        run(Experiment.load("t.toml", ["client=__main__:f", f"engine={engine}"]))
+    except UserError as error:
+        print(error)
 """
     environment = {**os.environ, "PYTHONPATH": os.getcwd()}
     (here / "script.py").write_text(script)
     done = subprocess.run([sys.executable, "script.py"], cwd=here, env=environment, capture_output=True, text=True)
-    assert f"client = '__main__:f': engine = '{engine}' runs clients in other processes" in done.stdout, done
-    assert "save it to a file" in done.stdout
+    lines = done.stdout.splitlines()
+    assert len(lines) == 2, done
+    for engine, line in zip(("workers", "ray"), lines, strict=True):
+        assert f"client = '__main__:f': engine = '{engine}' runs clients in other processes" in line
+        assert "save it to a file" in line
 
 
 def _until(holds: Callable[[], bool], seconds: float = 60) -> bool:

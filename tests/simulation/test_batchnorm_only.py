@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from federation import run_tiny, tiny
 from safetensors.torch import load_file
 from torch import nn
 
-from fl_sim import codecs, models
+from fl_sim import Report, codecs, models
 from fl_sim.communication.messages import Exchange, Frozen
 from fl_sim.core.types import Params, Task, Update, UserError
 from fl_sim.data import load as load_data
@@ -101,9 +102,11 @@ def test_published_initialisations(init: str, low: float, high: float, beta: flo
 
 
 @pytest.mark.parametrize("statistics", ["average", "local", "recalibrate"])
-def test_everything_else_is_bit_identical_to_its_initial_value(tmp_path: Path, statistics: str) -> None:
+def test_everything_else_is_bit_identical_to_its_initial_value(
+    tmp_path: Path, finished: Callable[..., Report], statistics: str
+) -> None:
     overrides = [*BN, f"model.statistics={statistics}"]
-    report = run_tiny(tmp_path, *overrides)
+    report = finished(*overrides)
     experiment = tiny(tmp_path, *overrides)
     start = snapshot(make_model(experiment, load_data("digits"), experiment.seed)[0])
     final = load_file(report.folder / "model.safetensors")
@@ -120,8 +123,8 @@ def test_everything_else_is_bit_identical_to_its_initial_value(tmp_path: Path, s
     assert accuracy == report.summary["accuracy"]["final"], "the saved model is the measured one"
 
 
-def test_policies_train_alike_and_differ_in_bytes(tmp_path: Path) -> None:
-    runs = {s: run_tiny(tmp_path, *BN, f"model.statistics={s}") for s in ("average", "local", "recalibrate")}
+def test_policies_train_alike_and_differ_in_bytes(finished: Callable[..., Report]) -> None:
+    runs = {s: finished(*BN, f"model.statistics={s}") for s in ("average", "local", "recalibrate")}
     names = runs["local"].params.keys()
     for other in ("average", "recalibrate"):
         assert all(torch.equal(runs["local"].params[n], runs[other].params[n]) for n in names)
@@ -255,13 +258,10 @@ def test_features_that_training_disabled_are_counted() -> None:
 
 
 def test_resnet866_trains_a_step() -> None:
-    model = models.build("resnet866")
-    models.initialise(model, "uniform", seed=0)
-    names = models.freeze(model, "batchnorm")
-    assert sum(dict(model.named_parameters())[n].numel() for n in names) == 64_736
-    data = load_data("digits").train
     grey = models.build("resnet866", in_channels=1, image_size=8)
-    models.freeze(grey, "batchnorm")
-    metrics = local_sgd(grey, data, lr=0.01, steps=1, batch_size=2)
+    models.initialise(grey, "uniform", seed=0)
+    names = models.freeze(grey, "batchnorm")
+    assert sum(dict(grey.named_parameters())[n].numel() for n in names) == 64_736
+    metrics = local_sgd(grey, load_data("digits").train, lr=0.01, steps=1, batch_size=2)
     assert metrics["steps"] == 1
     assert grey.conv1.weight.grad is None

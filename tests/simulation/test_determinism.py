@@ -5,17 +5,16 @@ Every method on the left with every way of running on the right; Ray's and the s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
 import pytest
 from federation import run_tiny, same, tiny
-from flwr.app import Message
-from test_resume import KillAfter, Killed
+from grids import Shuffled, inline_is
+from interruption import KillAfter, Killed
 
 from fl_sim import Report, run
-from fl_sim.runtime.grids.inline import InlineGrid
 from fl_sim.simulation import resume
 
 FEW = ("rounds=3", "training.steps=2")
@@ -38,16 +37,8 @@ METHODS: Mapping[str, Sequence[str]] = {
 Way = Callable[[Path, Sequence[str], pytest.MonkeyPatch], Report]
 
 
-class Shuffled(InlineGrid):
-    """Answers in an order of its own, as a network would."""
-
-    def stream(self, messages: list[Message], timeout: float | None) -> Iterator[Message]:
-        replies = list(super().stream(messages, timeout))
-        return iter([*replies[1::2], *reversed(replies[::2])])
-
-
 def shuffled(out: Path, options: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> Report:
-    monkeypatch.setattr("fl_sim.simulation.engines.InlineGrid", Shuffled)
+    inline_is(monkeypatch, Shuffled)
     return run_tiny(out, *options)
 
 

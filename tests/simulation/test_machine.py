@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 import torch
 from federation import TINY, same, tiny
-from test_resume import KillAfter, Killed
+from interruption import KillAfter, Killed
 
 from fl_sim import Experiment, Report, load, local_sgd, run, snapshot
 from fl_sim.config.experiment import run_folder

@@ -8,16 +8,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import cache
 from itertools import accumulate
 from pathlib import Path
+from shutil import copytree
 
 import pytest
 import torch
 from federation import TINY, run_tiny, same, tiny
 from hypothesis import given
 from hypothesis import strategies as st
+from interruption import KillAfter, Killed
 
 from fl_sim import Report, run
 from fl_sim.config.experiment import run_folder
@@ -30,6 +31,7 @@ from fl_sim.simulation.run_folder import claimed
 METHODS = {
     "dense": ["evaluate.clients=2"],
     "topk": [
+        "model.name=mlp",
         "client.target=clients.presets:topk",
         "client.density=0.1",
         "wire.error_feedback=true",
@@ -38,6 +40,7 @@ METHODS = {
         "wire.record_masks=true",
     ],
     "broadcast": [
+        "model.name=mlp",
         "wire.broadcast.density=0.1",
         "wire.broadcast.values=int8",
         "strategy.target=strategies.presets:gradual_magnitude",
@@ -62,6 +65,7 @@ METHODS = {
         "data.proxy=0.1",
     ],
     "momentum": [
+        "model.name=mlp",
         "strategy.target=strategies.presets:fedavg",
         "strategy.momentum=0.9",
         "strategy.lr=0.5",
@@ -90,30 +94,6 @@ METHODS = {
     ],
 }
 ROUNDS = "rounds=5"
-
-
-class Killed(BaseException):
-    """Ends a run as abruptly as an exception can."""
-
-
-@dataclass
-class KillAfter:
-    """An observer that stops the run once a round is done, or once so many clients of the next have answered."""
-
-    round_number: int
-    replies: int = 0
-    _rounds: int = 0
-    seen: list[int] = field(default_factory=list)
-
-    def reply(self, answered: int, cohort: int) -> None:
-        if self._rounds == self.round_number and answered == self.replies:
-            raise Killed
-
-    def round(self, row) -> None:
-        self._rounds += 1
-        self.seen.append(int(row["round"]))
-        if self._rounds == self.round_number and self.replies == 0:
-            raise Killed
 
 
 @pytest.fixture(scope="module")
@@ -173,13 +153,19 @@ def damage(path: Path) -> None:
     path.write_bytes(bytes(data))
 
 
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was killed after its third round; each test damages a copy."""
+    stopped(out := tmp_path_factory.mktemp("killed"), METHODS["topk"], after=3)
+    return out
+
+
 @pytest.mark.parametrize("what", ["manifest", "object", "missing", "empty"])
 def test_a_damaged_checkpoint_is_noticed_and_the_previous_one_used(
-    tmp_path: Path, what: str, whole: Callable[[str], Report], caplog: pytest.LogCaptureFixture
+    tmp_path: Path, killed: Path, what: str, whole: Callable[[str], Report], caplog: pytest.LogCaptureFixture
 ) -> None:
-    options = METHODS["topk"]
-    stopped(tmp_path / "killed", options, after=3)
-    experiment = tiny(tmp_path / "killed", ROUNDS, *options)
+    copytree(killed, tmp_path, dirs_exist_ok=True)
+    experiment = tiny(tmp_path, ROUNDS, *METHODS["topk"])
     store = run_folder(experiment) / "checkpoint"
     previous, newest = sorted(store.glob("round-*.json"))
     only_newest = store / "objects" / min(read_manifest(newest).objects - read_manifest(previous).objects)
@@ -271,13 +257,11 @@ def test_parts_of_a_log_stay_few(steps: list[int]) -> None:
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=200))
 def test_what_a_checkpoint_writes_of_a_log_is_bounded_however_long_it_is(steps: list[int]) -> None:
     parts: list[Part] = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fl_sim.simulation.checkpointing.FULL", 64)
-        for length in accumulate(steps):
-            kept, start = grown(parts, length)
-            assert kept == parts[: len(kept)]
-            assert length - start < 64 + 64
-            parts = [*kept, Part(name="0" * 64, stop=length)]
+    for length in accumulate(steps):
+        kept, start = grown(parts, length, full=64)
+        assert kept == parts[: len(kept)]
+        assert length - start < 64 + 64
+        parts = [*kept, Part(name="0" * 64, stop=length)]
 
 
 def test_interrupting_prints_how_to_go_on(tmp_path: Path) -> None:

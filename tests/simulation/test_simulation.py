@@ -4,30 +4,31 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from federation import TINY, run_tiny, tiny
-from flwr.app import Message
-from test_determinism import Shuffled
+from grids import Shuffled, inline_is
 
+from clients.presets import fedavg
 from fl_sim import Experiment, Report, codecs, run
 from fl_sim.core.seeding import Purpose, generator
 from fl_sim.core.types import Task, Update, UserError
-from fl_sim.runtime.grids import inline
+from fl_sim.runtime.grids.inline import InlineGrid
 from fl_sim.simulation.federation import Federation
-from fl_sim.training import load, snapshot
-from fl_sim.training.client import ClientContext
+from fl_sim.training import Training, load, snapshot
+from fl_sim.training.client import Client, ClientContext
 
 
 def equal(a: Report, b: Report) -> bool:
     return a.params.keys() == b.params.keys() and all(torch.equal(a.params[n], b.params[n]) for n in a.params)
 
 
-def test_a_run_leaves_its_folder_and_summary(tmp_path: Path) -> None:
-    report = run_tiny(tmp_path)
+def test_a_run_leaves_its_folder_and_summary(finished: Callable[..., Report]) -> None:
+    report = finished()
     again = Report.load(report.folder)
     assert again.summary == json.loads(json.dumps(report.summary))
     assert [row["round"] for row in again.rounds] == [1, 2]
@@ -40,38 +41,45 @@ def test_a_run_leaves_its_folder_and_summary(tmp_path: Path) -> None:
     assert Experiment.load(report.folder / "config.toml").id == report.summary["id"]
 
 
-def test_dense_ledger_is_rounds_times_cohort_times_payload(tmp_path: Path) -> None:
-    report = run_tiny(tmp_path)
+def test_dense_ledger_is_rounds_times_cohort_times_payload(tmp_path: Path, finished: Callable[..., Report]) -> None:
+    report = finished()
     federation = Federation.build(tiny(tmp_path))
     payload = len(codecs.encode(federation.first.initial, None, schema=federation.first.exchange.schema))
     assert report.summary["uplink_bytes"] == report.summary["downlink_bytes"] == 2 * 4 * payload
     assert report.summary["saving"] == 0.0
 
 
-def test_same_seed_same_run_other_seed_other_run(tmp_path: Path) -> None:
-    first, second = run_tiny(tmp_path / "a"), run_tiny(tmp_path / "b")
+def test_same_seed_same_run_other_seed_other_run(tmp_path: Path, finished: Callable[..., Report]) -> None:
+    first, second = finished(), run_tiny(tmp_path / "b")
     assert equal(first, second)
     assert first.ledger.to_table().equals(second.ledger.to_table())
     assert not equal(first, run_tiny(tmp_path / "c", "seed=1"))
 
 
-def test_slow_clients_with_large_replies_run_beside_the_fold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+threads: list[str] = []
+"""Names of the threads in which `noting` trained."""
+
+
+def noting(*, training: Training) -> Client:
+    """FedAvg's client, which notes the thread it runs in."""
+    plain = fedavg(training=training)
+
+    def train(task: Task, ctx: ClientContext) -> Update:
+        threads.append(threading.current_thread().name)
+        return plain(task, ctx)
+
+    return train
+
+
+def test_slow_clients_with_large_replies_run_beside_the_fold(
+    tmp_path: Path, finished: Callable[..., Report], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """From the second round on, when their time is known, and with the same result."""
-    names: list[str] = []
-
-    def noted(*task: Any) -> Message:
-        names.append(threading.current_thread().name)
-        return execute(*task)
-
-    plain = run_tiny(tmp_path / "a")
-    execute = inline.execute
-    monkeypatch.setattr(inline, "execute", noted)
-    monkeypatch.setattr(inline, "OVERLAP_BYTES", 1)
-    for least, second in ((1e9, "MainThread"), (1e-9, "fl_sim-clients")):
-        names.clear()
-        monkeypatch.setattr(inline, "OVERLAP_S", least)
-        assert equal(plain, run_tiny(tmp_path / second))
-        assert names == ["MainThread"] * 4 + [second] * 4
+    for least_s, second in ((1e9, "MainThread"), (1e-9, "fl_sim-clients")):
+        inline_is(monkeypatch, partial(InlineGrid, overlap_bytes=1, overlap_s=least_s))
+        threads.clear()
+        assert equal(finished(), run_tiny(tmp_path / second, f'client.target="{__name__}:noting"'))
+        assert threads[-8:] == ["MainThread"] * 4 + [second] * 4  # those before were the trial's
 
 
 def test_one_client_federation_is_plain_sgd(tmp_path: Path) -> None:
@@ -89,8 +97,8 @@ def test_one_client_federation_is_plain_sgd(tmp_path: Path) -> None:
         assert torch.equal(report.params[name], value), name
 
 
-def test_sparse_updates_send_less_and_say_so(tmp_path: Path) -> None:
-    dense = run_tiny(tmp_path / "dense")
+def test_sparse_updates_send_less_and_say_so(tmp_path: Path, finished: Callable[..., Report]) -> None:
+    dense = finished()
     sparse = run_tiny(tmp_path / "sparse", "client.target=clients.presets:topk", "client.density=0.1")
     assert sparse.summary["uplink_bytes"] < 0.35 * dense.summary["uplink_bytes"]
     assert sparse.summary["density"]["uplink_mean"] == pytest.approx(0.1, abs=1e-3)
@@ -98,15 +106,15 @@ def test_sparse_updates_send_less_and_say_so(tmp_path: Path) -> None:
     assert 0 < sparse.summary["saving"] < 0.5
 
 
-def test_topk_of_everything_is_fedavg(tmp_path: Path) -> None:
-    dense = run_tiny(tmp_path / "dense")
+def test_topk_of_everything_is_fedavg(tmp_path: Path, finished: Callable[..., Report]) -> None:
+    dense = finished()
     full = run_tiny(tmp_path / "full", "client.target=clients.presets:topk", "client.density=1.0")
     assert equal(dense, full)
 
 
-def test_fedprox_without_weight_is_fedavg(tmp_path: Path) -> None:
+def test_fedprox_without_weight_is_fedavg(tmp_path: Path, finished: Callable[..., Report]) -> None:
     proximal = run_tiny(tmp_path / "prox", "client.target=clients.presets:fedprox", "client.mu=0.0")
-    assert equal(run_tiny(tmp_path / "avg"), proximal)
+    assert equal(finished(), proximal)
     assert not equal(proximal, run_tiny(tmp_path / "mu", "client.target=clients.presets:fedprox", "client.mu=1.0"))
 
 
@@ -210,7 +218,7 @@ def test_clients_evaluate_when_asked(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("values", ["float16", "int8"])
-def test_lossy_differences_train(tmp_path: Path, values: str) -> None:
+def test_lossy_differences_train(tmp_path: Path, finished: Callable[..., Report], values: str) -> None:
     report = run_tiny(
         tmp_path,
         "rounds=8",
@@ -218,7 +226,7 @@ def test_lossy_differences_train(tmp_path: Path, values: str) -> None:
         "wire.uplink.content=difference",
         "wire.error_feedback=true",
     )
-    dense = run_tiny(tmp_path / "dense", "rounds=8")
+    dense = finished("rounds=8")
     assert report.summary["uplink_bytes"] < 0.6 * dense.summary["uplink_bytes"]
     assert abs(report.summary["accuracy"]["final"] - dense.summary["accuracy"]["final"]) < 0.05
 
@@ -242,7 +250,7 @@ def test_the_order_of_replies_does_not_matter_to_clients_that_keep_state(
 ) -> None:
     options = ["client.target=clients.presets:topk", "wire.error_feedback=true"]
     in_order = run_tiny(tmp_path / "a", *options)
-    monkeypatch.setattr("fl_sim.simulation.engines.InlineGrid", Shuffled)
+    inline_is(monkeypatch, Shuffled)
     shuffled = run_tiny(tmp_path / "b", *options)
     assert equal(in_order, shuffled)
     assert in_order.summary["params_sha256"] == shuffled.summary["params_sha256"]

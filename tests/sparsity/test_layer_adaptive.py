@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import product
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import torch
 from federation import run_tiny
 from torch import Tensor
 
-from fl_sim import codecs
+from fl_sim import Report, codecs
 from fl_sim.codecs import Schema
 from fl_sim.core.types import FlatParams, Mask, Params, UserError
 from fl_sim.models import build, prunable_names
@@ -93,9 +93,9 @@ def test_wrong_types_are_refused() -> None:
 ADAPTIVE = ["strategy.target=strategies.presets:layer_adaptive", "data.noise=8"]
 
 
-def test_every_downlink_of_a_federation_fits(tmp_path: Path) -> None:
+def test_every_downlink_of_a_federation_fits(tmp_path: Path, finished: Callable[..., Report]) -> None:
     report = run_tiny(tmp_path, *ADAPTIVE, "strategy.kilobytes=20")
-    dense = run_tiny(tmp_path / "dense")
+    dense = finished()
     downs = [
         sum(row["payload_bytes"] for row in message.values())
         for message in report.ledger.by_message(phase="train")

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from command import cli
+from federation import run_tiny
 from safetensors.torch import load_file, save_file
-from test_cli import cli
 from torch import nn
 
 from fl_sim import codecs, count_macs
@@ -117,9 +118,7 @@ def test_wrong_files_are_refused_with_one_line(tmp_path: Path) -> None:
 
 
 def test_the_command_on_a_run_folder(tmp_path: Path) -> None:
-    ran = cli("run", "configs/quickstart.toml", "rounds=1", "--out", str(tmp_path / "runs"), "--quiet")
-    assert ran.returncode == 0, ran.stderr
-    folder = next((tmp_path / "runs").iterdir())
+    folder = run_tiny(tmp_path).folder
     done = cli("prune", str(folder), "--method", "rd", "--density", "0.25", "--calibration", "digits", "--levels", "5")
     assert done.returncode == 0, done.stderr
     assert "test accuracy without retraining" in done.stdout

@@ -9,35 +9,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from updates import SHAPES, mask, params, state
 
-from fl_sim.codecs import Schema
 from fl_sim.core import kernels
-from fl_sim.core.types import FlatParams, Mask, Params, Update
+from fl_sim.core.types import Update
 from strategies import aggregation
 from strategies.aggregation import coverage_mean, zero_fill
-from strategies.server_step import Momentum, ServerState, server_step
-
-SHAPES = {"conv.weight": (3, 2), "bn.weight": (3,), "bn.running_mean": (3,), "bn.running_var": (3,)}
-PRUNABLE = ["conv.weight"]
-
-
-def params(seed: int) -> Params:
-    rng = torch.Generator().manual_seed(seed)
-    made = {name: torch.randn(shape, generator=rng) for name, shape in SHAPES.items()}
-    made["bn.running_var"] = made["bn.running_var"].abs()
-    return made
-
-
-def mask(seed: int) -> Mask:
-    rng = torch.Generator().manual_seed(seed)
-    return {"conv.weight": torch.rand(SHAPES["conv.weight"], generator=rng) < 0.5}
-
-
-def state(seed: int = 99) -> ServerState:
-    start = params(seed)
-    schema = Schema.of(start, PRUNABLE)
-    return ServerState(schema, FlatParams.pack({n: start[n] for n in schema.names}))
-
+from strategies.server_step import Momentum, server_step
 
 AGGREGATES = pytest.mark.parametrize("aggregate", [coverage_mean, zero_fill])
 

@@ -11,7 +11,7 @@ import torch
 from federation import TINY, run_tiny, tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_aggregation import SHAPES, mask, params, state
+from updates import SHAPES, mask, params, state
 
 from fl_sim import Experiment, Report, load, local_sgd, run, snapshot
 from fl_sim.config import Target

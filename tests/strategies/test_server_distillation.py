@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -145,8 +146,10 @@ def test_unlabelled_images_take_the_teachers_first_choice(tmp_path: Path) -> Non
 # -- model files -------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_leaves_a_model_file_that_teaches_another_architecture(tmp_path: Path) -> None:
-    path = run_tiny(tmp_path / "large").folder / "model.safetensors"
+def test_a_run_leaves_a_model_file_that_teaches_another_architecture(
+    tmp_path: Path, finished: Callable[..., Report]
+) -> None:
+    path = finished().folder / "model.safetensors"
     small = ["model.name=resnet8", "model.width=0.25", "rounds=1"]
     on_clients = ["client.target=clients.presets:distillation", f'client.teacher="{path}"']
     on_server = ["strategy.target=strategies.presets:fedavg", STEPS, f'strategy.distil.teacher="{path}"']

@@ -1,7 +1,7 @@
 """Coverage-guided fuzzing of every reader; needs atheris (`pip install atheris`), which the tests do not.
 
-    PYTHONPATH=.:tests python tests/guided.py payload -max_total_time=60
-    PYTHONPATH=.:tests python tests/guided.py all 60
+    PYTHONPATH=. python tests/support/guided.py payload -max_total_time=60
+    PYTHONPATH=. python tests/support/guided.py all 60
 
 An input that makes a reader raise anything but its own error, or take more than 2 GB, is written to a file crash-*.
 """
@@ -23,8 +23,7 @@ with atheris.instrument_imports(include=["fl_sim"]):
     import payloads
     import xxhash
     from federation import run_tiny
-    from test_fuzz import CONFIG
-    from test_fuzz_data import PARQUET
+    from images_in_parquet import PARQUET
 
     from fl_sim import Experiment, Report
     from fl_sim.codecs import CorruptPayload, decode
@@ -74,7 +73,7 @@ def config_target(place: Path) -> Target:
         assert Experiment.from_tree(tomllib.loads(experiment.to_toml())) == experiment
         return experiment
 
-    return refusing(read, UserError), [CONFIG, *(p.read_bytes() for p in sorted(Path("configs").glob("*.toml")))]
+    return refusing(read, UserError), [*(p.read_bytes() for p in sorted(Path("configs").glob("*.toml")))]
 
 
 def checkpoint_target(place: Path) -> Target:

@@ -27,17 +27,27 @@ class InlineGrid(LocalGrid):
     replies: decoding and aggregating a dense reply is memory traffic of milliseconds, which a second core takes while
     the next client trains.
     At most two finished replies wait. Under a time limit it stays in the main thread, which alone can be interrupted.
+    `overlap_bytes` of a reply and `overlap_s` of a client are the least for which a thread is used.
     """
 
-    def __init__(self, app: ClientApp, num_nodes: int, *, timeout_s: float | None = None) -> None:
+    def __init__(
+        self,
+        app: ClientApp,
+        num_nodes: int,
+        *,
+        timeout_s: float | None = None,
+        overlap_bytes: int = OVERLAP_BYTES,
+        overlap_s: float = OVERLAP_S,
+    ) -> None:
         super().__init__(num_nodes)
         self._app, self._timeout_s = app, timeout_s
+        self._overlap_bytes, self._overlap_s = overlap_bytes, overlap_s
         self._client_s = 0.0  # of the last one
 
     def stream(self, messages: list[Message], timeout: float | None) -> Iterator[Message]:
         replies = map(self._run_one, messages)
-        large = bool(messages) and array_bytes(messages[0].content) >= OVERLAP_BYTES
-        overlap = large and self._timeout_s is None and self._client_s >= OVERLAP_S
+        large = bool(messages) and array_bytes(messages[0].content) >= self._overlap_bytes
+        overlap = large and self._timeout_s is None and self._client_s >= self._overlap_s
         return _ahead(replies, depth=2) if overlap else replies
 
     def _run_one(self, message: Message) -> Message:

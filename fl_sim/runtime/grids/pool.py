@@ -86,6 +86,7 @@ class PooledGrid(LocalGrid):
     """A Grid over worker processes. Subclasses carry tasks there and answers back."""
 
     clients_per_task: int | None = None
+    window_bytes: int = WINDOW_BYTES
 
     def __init__(self, num_nodes: int, *, sizes: Sequence[int] = (), timeout_s: float | None = None) -> None:
         super().__init__(num_nodes)
@@ -156,7 +157,7 @@ class Round:
         groups = self._groups(jobs, weight)
         self.todo = [tuple(jobs[position] for position in group) for group in groups]
         self.begins = {group[0] for group in groups}
-        self.window = max(4 * DEPTH * len(grid.workers()) * max(map(len, groups)), WINDOW_BYTES // weight)
+        self.window = max(4 * DEPTH * len(grid.workers()) * max(map(len, groups)), grid.window_bytes // weight)
         self.at_work: dict[int, deque[Jobs]] = {worker: deque() for worker in grid.workers()}
         self.since: dict[int, float] = {}
         self.done: dict[int, Message] = {}

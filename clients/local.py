@@ -64,7 +64,7 @@ class NeedsModel(Protocol):
         """Raise UserError unless it can be computed on this model, for an image (1, C, H, W)."""
 
 
-def plain(task: Task, ctx: ClientContext) -> Loss:
+def cross_entropy_loss(task: Task, ctx: ClientContext) -> Loss:
     """Cross-entropy, whatever the task."""
     return cross_entropy
 
@@ -79,12 +79,12 @@ class Always:
         return self.loss
 
 
-def as_it_is(task: Task, ctx: ClientContext) -> AbstractContextManager[None]:
+def no_setting(task: Task, ctx: ClientContext) -> AbstractContextManager[None]:
     """Train the model as it stands."""
     return nullcontext()
 
 
-def all_of_it(task: Task, ctx: ClientContext) -> Mask | None:
+def retain_all(task: Task, ctx: ClientContext) -> Mask | None:
     """Retain everything."""
     return None
 
@@ -109,7 +109,7 @@ def require_share(density: float) -> None:
         raise UserError(f"client.density = {density}: must be from 0 to 1")
 
 
-def everything(task: Task, params: Params) -> Mask | None:
+def upload_all(task: Task, params: Params) -> Mask | None:
     """Send what is alive under the global mask; all of it while there is none."""
     return task.mask
 
@@ -166,16 +166,20 @@ class LocalClient:
     """
 
     training: Trains
-    loss: LossFor = plain
-    setting: Setting = as_it_is
-    retain: Retain = all_of_it
-    upload: Upload = everything
+    loss: LossFor = cross_entropy_loss
+    setting: Setting = no_setting
+    retain: Retain = retain_all
+    upload: Upload = upload_all
 
     def plain_training(self) -> Training | None:
         """The hyper-parameters where training is cross-entropy SGD in a setting that all clients of a round share, and
         nothing else: several clients can do that as one."""
-        shared = self.setting is as_it_is or (isinstance(self.setting, Alike) and self.setting.alike)
-        return self.training if self.loss is plain and shared and isinstance(self.training, Training) else None
+        shared = self.setting is no_setting or (isinstance(self.setting, Alike) and self.setting.alike)
+        return (
+            self.training
+            if self.loss is cross_entropy_loss and shared and isinstance(self.training, Training)
+            else None
+        )
 
     def require(self, model: nn.Module, image: torch.Tensor) -> None:
         """Complain of a model that the loss cannot be computed on, before anything is trained. Raises UserError."""

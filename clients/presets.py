@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from clients.distillation import LearnFeatures, LearnLogits
 from clients.distillation import teacher as teacher_of
-from clients.local import Always, LocalClient, ProximalLoss, Retain, TopK, Upload, everything, plain
+from clients.local import Always, LocalClient, ProximalLoss, Retain, TopK, Upload, cross_entropy_loss, upload_all
 from clients.retention import (
     EXTENTS,
     FollowGap,
@@ -19,7 +19,7 @@ from clients.retention import (
     Ratio,
     RetainChannels,
     at_random,
-    magnitude,
+    change_magnitude,
     own_ratio,
     ratio_of,
     retain_active,
@@ -49,7 +49,7 @@ SCALES = {"none": unscaled, "teacher_std": teacher_std}
 @_stateless
 def fedavg(*, training: Training, label_smoothing: float = 0.0) -> Client:
     """Plain local SGD, labels smoothed where asked; uploads all that is alive (FedAvg; McMahan et al., 2017)."""
-    return LocalClient(training, loss=Always(CrossEntropy(label_smoothing)) if label_smoothing else plain)
+    return LocalClient(training, loss=Always(CrossEntropy(label_smoothing)) if label_smoothing else cross_entropy_loss)
 
 
 @_stateless
@@ -113,7 +113,7 @@ def feature_distillation(
 
 
 def _retaining(training: Training, ratio: Ratio, retain: Retain, density: float) -> LocalClient:
-    upload: Upload = everything if density == 1.0 else TopK(density)
+    upload: Upload = upload_all if density == 1.0 else TopK(density)
     return LocalClient(training, setting=Gates(ratio), retain=retain, upload=upload)
 
 
@@ -206,7 +206,7 @@ def magnitude_channels(
     *, training: Training, gating: Gating | None, keep_up: float = 0.5, density: float = 1.0
 ) -> Client:
     """Control of adaptive pruning: retains as many channels, those with the largest filters in the received model."""
-    return _retaining(training, ratio_of(_needed(gating), ()), RetainChannels(keep_up, magnitude), density)
+    return _retaining(training, ratio_of(_needed(gating), ()), RetainChannels(keep_up, change_magnitude), density)
 
 
 @_stateless

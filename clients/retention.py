@@ -97,7 +97,7 @@ def at_random(task: Task, ctx: ClientContext) -> Mapping[str, Tensor]:
     return {conv: torch.rand(gate.channels, generator=ctx.rng) for conv, gate in gated(ctx).gates.items()}
 
 
-def magnitude(task: Task, ctx: ClientContext) -> Mapping[str, Tensor]:
+def change_magnitude(task: Task, ctx: ClientContext) -> Mapping[str, Tensor]:
     """Control: the largest filters of the received model, the same for all clients and samples."""
     return {conv: task.params[f"net.{conv}.weight"].abs().flatten(1).sum(dim=1) for conv in gated(ctx).gates}
 

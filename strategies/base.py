@@ -11,10 +11,19 @@ from fl_sim.runtime.server_context import ServerContext
 from strategies.federated_server import FederatedServer
 from strategies.flower_strategy import FlowerStrategy
 from strategies.round_log import Failure, RoundFailed, RoundLog
-from strategies.slots import Account, Slots, nothing
+from strategies.slots import RoundMetrics, Slots, no_metrics
 from strategies.sparse_server import SparseServer
 
-__all__ = ["Account", "Failure", "FederatedServer", "FlowerStrategy", "Method", "RoundFailed", "RoundLog", "nothing"]
+__all__ = [
+    "Failure",
+    "FederatedServer",
+    "FlowerStrategy",
+    "Method",
+    "RoundFailed",
+    "RoundLog",
+    "RoundMetrics",
+    "no_metrics",
+]
 
 
 class Method(Slots):
@@ -22,7 +31,7 @@ class Method(Slots):
 
     def server(self, context: ServerContext, *others: ServerContext) -> FederatedServer:
         """The server of one run; `others` are the contexts of further models, one for each capacity."""
-        return FederatedServer([SparseServer(self, each) for each in (context, *others)], self.unite)
+        return FederatedServer([SparseServer(self, each) for each in (context, *others)], self.couple_models)
 
     def strategy(self, context: ServerContext, *others: ServerContext) -> FlowerStrategy:
         """A Flower Strategy for a ServerApp of your own: `strategy.start(grid, ArrayRecord(), num_rounds=...)`."""

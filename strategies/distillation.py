@@ -1,6 +1,6 @@
 """Distillation on the server: the new global model learns from a teacher on data that the server holds.
 
-    method = Method(adjust_mask=PruneTo(...), teach=Distil(Distillation(2.0, 0.5), Training(lr=0.05, steps=100)))
+    method = Method(adjust_mask=PruneTo(...), distil=Distil(Distillation(2.0, 0.5), Training(lr=0.05, steps=100)))
 
 Runs after aggregation and pruning, under the mask. The teacher is asked for its logits on the proxy data once a round;
 the updates it may listen to are those that travel anyway, so no teacher costs a byte on the wire.
@@ -25,24 +25,26 @@ from fl_sim.runtime.server_context import ServerContext
 from fl_sim.training.loop import Training, logits
 from fl_sim.training.losses import Distillation, FromLogits
 from fl_sim.training.model_file import read_model, require
-from strategies.server_step import Refine, ServerState, as_aggregated
+from strategies.server_step import Refine, ServerState, no_refinement
 
-Teach = Callable[[ServerContext, ServerState, Iterable[Update]], tuple[Iterable[Update], Refine]]
+ServerDistillation = Callable[[ServerContext, ServerState, Iterable[Update]], tuple[Iterable[Update], Refine]]
 """(run, state before the round, updates) -> (the same updates, what happens to the new state once they are folded)."""
 Teacher = Callable[["Lab", Iterable[Update]], tuple[Iterable[Update], Callable[[Params], Tensor]]]
 """(lab, updates) -> (the same updates, a function from the aggregate to logits (N, K) on the proxy data)."""
-Unite = Callable[[Sequence[tuple[ServerContext, ServerState]]], Sequence[Params]]
+CoupleModels = Callable[[Sequence[tuple[ServerContext, ServerState]]], Sequence[Params]]
 """(run, state after the round) of each capacity -> the parameters of each."""
 When = Callable[[ServerState, ServerState], bool]
 """(state before the round, state after it) -> whether to distil."""
 
 
-def untaught(context: ServerContext, state: ServerState, updates: Iterable[Update]) -> tuple[Iterable[Update], Refine]:
+def no_distillation(
+    context: ServerContext, state: ServerState, updates: Iterable[Update]
+) -> tuple[Iterable[Update], Refine]:
     """The aggregate, pruned where there is a mask, is the next model."""
-    return updates, as_aggregated
+    return updates, no_refinement
 
 
-def apart(capacities: Sequence[tuple[ServerContext, ServerState]]) -> Sequence[Params]:
+def no_exchange(capacities: Sequence[tuple[ServerContext, ServerState]]) -> Sequence[Params]:
     """Models of different capacity know nothing of each other."""
     return [state.params for _, state in capacities]
 
@@ -69,9 +71,9 @@ class Lab:
         training.fit(student, numbered, FromLogits(teacher, labels, objective), mask=new.mask, rng=rng)
         return new.schema.view(new.schema.flat(snapshot(student)))
 
-    def believed(self, update: Update) -> Params:
+    def reconstructed(self, update: Update) -> Params:
         """A client's model as the server knows it: what did not travel is as the client received it."""
-        return self.context.exchange.believed(update.params, update.mask, self.state.params)
+        return self.context.exchange.reconstructed(update.params, update.mask, self.state.params)
 
 
 def lab_of(context: ServerContext, state: ServerState) -> Lab:
@@ -96,7 +98,7 @@ def ensemble(lab: Lab, updates: Iterable[Update]) -> tuple[Iterable[Update], Cal
 
     def listen() -> Iterator[Update]:
         for update in updates:
-            value = lab.logits(lab.believed(update)).double()
+            value = lab.logits(lab.reconstructed(update)).double()
             heard[:] = [heard[0] + value, heard[1] + 1] if heard else [value, torch.ones((), dtype=torch.float64)]
             yield update
 

@@ -19,8 +19,8 @@ from fl_sim.runtime.server_context import ServerContext, ServerSnapshot
 from strategies.booking import Booking
 from strategies.cohorts import Cohort
 from strategies.downlink_types import Downlink
-from strategies.held_masks import Holdings
-from strategies.published_model import Published
+from strategies.held_masks import ClientMasks
+from strategies.published_model import SparseBroadcastServer
 from strategies.round_log import RoundLog
 
 PHASES = {MessageType.TRAIN: "train", MessageType.EVALUATE: "evaluate"}
@@ -63,10 +63,10 @@ class DownlinkSender:
     def __init__(self, context: ServerContext, downlink: Downlink) -> None:
         self.context, self.downlink, self.exchange = context, downlink, context.exchange
         self.booking = Booking(context.accounting, context.exchange.schema)
-        self.holdings = Holdings()
+        self.holdings = ClientMasks()
         first = context.exchange.schema.flat(context.initial)
         rule = context.broadcast
-        self.published = None if rule is None else Published(rule, context.exchange, context.seed, first)
+        self.published = None if rule is None else SparseBroadcastServer(rule, context.exchange, context.seed, first)
 
     # -- messages ------------------------------------------------------------------------------------------------------
 
@@ -162,7 +162,7 @@ class DownlinkSender:
 
     def restore(self, saved: ServerSnapshot) -> None:
         """Restore what clients hold from a snapshot."""
-        self.holdings = Holdings()
+        self.holdings = ClientMasks()
         for client in saved.answered:
             self.holdings.learned(client, saved.held.get(client))
         if self.published is not None:

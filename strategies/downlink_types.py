@@ -14,7 +14,7 @@ Downlink = Callable[[ServerContext, Task, int], Sequence[str] | None]
 """(run, task, seed of the payload) -> a value type for each prunable tensor; None leaves it to `wire.downlink`."""
 
 
-def as_configured(context: ServerContext, task: Task, seed: int) -> None:
+def configured_types(context: ServerContext, task: Task, seed: int) -> None:
     """The value type of `wire.downlink` for all tensors."""
     return
 

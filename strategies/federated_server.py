@@ -1,7 +1,7 @@
 """Federated round, from sampling to pruning: `FederatedServer.round`.
 
 A federation has one model, or one for each capacity of its clients. Every model has its own schema, mask and cohort;
-nothing of one travels to the clients of another. What couples them is the `unite` slot, on the server, at no byte.
+nothing of one travels to the clients of another. What couples them is the `couple_models` slot, on the server, at no byte.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from fl_sim.core.types import Mask, Params, Scalar
-from strategies.distillation import Unite
+from strategies.distillation import CoupleModels
 from strategies.downlink_sender import Outgoing
 from strategies.sparse_server import SparseServer
 from strategies.uplink_receiver import OnReply
@@ -28,11 +28,11 @@ class FederatedServer:
 
     Attributes:
         models: the server's side of each model; `params`, `mask` and the plain metrics are those of the first.
-        unite: couples the models after each round.
+        couple_models: couples the models after each round.
     """
 
-    def __init__(self, models: Sequence[SparseServer], unite: Unite) -> None:
-        self.models, self.unite = list(models), unite
+    def __init__(self, models: Sequence[SparseServer], couple_models: CoupleModels) -> None:
+        self.models, self.couple_models = list(models), couple_models
 
     def round(self, grid: Grid, options: Mapping[str, Scalar], on_reply: OnReply = no_progress) -> None:
         """Run one round: sample and encode, send, then decode, aggregate and prune model by model; clients evaluate.
@@ -52,7 +52,7 @@ class FederatedServer:
         for model, outgoing, own in zip(self.models, sent, _split(replies, sent), strict=True):
             model.aggregate_train(grid, outgoing, own, on_reply)
         if len(self.models) > 1:
-            united = self.unite([(model.context, model.state) for model in self.models])
+            united = self.couple_models([(model.context, model.state) for model in self.models])
             for model, params in zip(self.models, united, strict=True):
                 model.accept(params)
 

@@ -9,7 +9,7 @@ from fl_sim.core.types import Mask
 
 
 @dataclass
-class Holdings:
+class ClientMasks:
     """Client -> the mask it holds, and whether it has built the frozen weights, as the server knows it.
 
     A mask may stay implied only for a client that holds it.

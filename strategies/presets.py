@@ -38,11 +38,17 @@ from fl_sim.training.losses import Distillation
 from strategies.aggregation import coverage_mean, mean, zero_fill
 from strategies.base import Method
 from strategies.calibration import SOURCES, PruneByDistortion
-from strategies.distillation import LearnFromAll, Teach, server_distillation, server_training, untaught
+from strategies.distillation import (
+    LearnFromAll,
+    ServerDistillation,
+    no_distillation,
+    server_distillation,
+    server_training,
+)
 from strategies.downlink_types import Adapted
 from strategies.privacy import Accountant, PrivateMean
 from strategies.robust import ClipNorm, Trimmed, coordinate_median
-from strategies.server_step import Aggregate, Momentum, Optimise, accept
+from strategies.server_step import Aggregate, Momentum, Optimise, replace_params
 
 log = logging.getLogger("fl_sim")
 Table = Mapping[str, object]
@@ -64,12 +70,12 @@ AGGREGATES: Mapping[str, Aggregate] = {
 }
 
 
-def _teach(table: Table | None, at: int = 1) -> Teach:
+def _teach(table: Table | None, at: int = 1) -> ServerDistillation:
     if table is not None and at == 0:
         raise UserError(
             "strategy.at = 0: before the first round nothing is distilled; allowed with distil: 1 and later"
         )
-    return untaught if table is None else server_distillation(**table)  # type: ignore[arg-type]
+    return no_distillation if table is None else server_distillation(**table)  # type: ignore[arg-type]
 
 
 def fedavg(
@@ -102,12 +108,12 @@ def fedavg(
         aggregate=chosen if clip is None else ClipNorm(clip, chosen),
         adjust_mask=None if mask_rule is None else cast("MaskRule", imported("strategy.mask_rule = ", mask_rule)),
         optimise=_step(lr, momentum),
-        teach=_teach(distil),
+        distil=_teach(distil),
     )
 
 
 def _step(lr: float, momentum: float) -> Optimise:
-    return accept if (lr, momentum) == (1.0, 0.0) else Momentum(lr, momentum)
+    return replace_params if (lr, momentum) == (1.0, 0.0) else Momentum(lr, momentum)
 
 
 def private(
@@ -184,7 +190,7 @@ def global_magnitude(
         distil: server-side distillation after pruning, see `strategies.distillation.server_distillation`.
     """
     rule = PruneTo(OneShot(at, density), _allocation(allocate, min_threshold, mt_mode), min_keep=min_keep)
-    return Method(adjust_mask=rule, teach=_teach(distil, at))
+    return Method(adjust_mask=rule, distil=_teach(distil, at))
 
 
 def gradual_magnitude(
@@ -211,7 +217,7 @@ def gradual_magnitude(
     """
     chosen = find("strategy.schedule", schedule, GRADUAL)(start, end, density)
     rule = PruneTo(chosen, _allocation(allocate, min_threshold, mt_mode), min_keep=min_keep)
-    return Method(adjust_mask=rule, teach=_teach(distil))
+    return Method(adjust_mask=rule, distil=_teach(distil))
 
 
 def prune_and_grow(
@@ -274,7 +280,7 @@ def rate_distortion(
     """
     source = find("strategy.curves", curves, SOURCES)(MeasureCurves(levels=levels, summary=summary), images)
     schedule: Schedule = OneShot(at, density) if amount is None else Iterative(at, every, amount, density)
-    return Method(calibrate=PruneByDistortion(schedule, source, min_keep), teach=_teach(distil, at))
+    return Method(calibrate=PruneByDistortion(schedule, source, min_keep), distil=_teach(distil, at))
 
 
 def pruned() -> Method:
@@ -304,4 +310,4 @@ def mixed_capacities(
         steps, lr, batch_size: of `strategies.distillation.server_training`, each round, for each model.
         temperature, alpha: of `fl_sim.training.losses.Distillation`.
     """
-    return Method(unite=LearnFromAll(Distillation(temperature, alpha), server_training(steps, lr, batch_size)))
+    return Method(couple_models=LearnFromAll(Distillation(temperature, alpha), server_training(steps, lr, batch_size)))

@@ -14,7 +14,7 @@ from torch import Tensor
 from fl_sim import codecs
 from fl_sim.codecs import Schema
 from fl_sim.communication.messages import Exchange
-from fl_sim.communication.sparse_broadcast import REST, WHOLE, Parcel, SparseBroadcast, Step, digest, together
+from fl_sim.communication.sparse_broadcast import REST, WHOLE, Parcel, SparseBroadcast, Step, digest, join_framed
 from fl_sim.core.seeding import Purpose, derive
 from fl_sim.core.types import Mask, Params, UserError
 from fl_sim.sparsity import global_topk, magnitude, topk_mask
@@ -26,7 +26,7 @@ UNKNOWN = -1
 
 
 @dataclass
-class Published:
+class SparseBroadcastServer:
     """The published model and its history, as far back as the changes are smaller than the model.
 
     Attributes:
@@ -130,7 +130,7 @@ class Published:
         for mask in masks:
             travelled |= True if mask is None else self._part.flat_mask(mask)
         return Parcel(
-            together([*(step.data for step in steps), rest]),
+            join_framed([*(step.data for step in steps), rest]),
             self.version,
             base,
             coding,

@@ -46,12 +46,12 @@ Refine = Callable[[ServerState, Params], Params]
 """(new state, its parameters before the mask was applied) -> parameters, zero where the mask is."""
 
 
-def accept(state: ServerState, aggregated: Params) -> tuple[Params, Params]:
+def replace_params(state: ServerState, aggregated: Params) -> tuple[Params, Params]:
     """Plain FedAvg: the aggregate is the next model."""
     return aggregated, {}
 
 
-def as_aggregated(new: ServerState, dense: Params) -> Params:
+def no_refinement(new: ServerState, dense: Params) -> Params:
     """Do nothing after aggregation and pruning."""
     return new.params
 
@@ -89,8 +89,8 @@ def server_step(
     aggregate: Aggregate,
     adjust_mask: MaskRule | None = None,
     calibrate: Callable[[ServerState], MaskRule] | None = None,
-    optimise: Optimise = accept,
-    refine: Refine = as_aggregated,
+    optimise: Optimise = replace_params,
+    refine: Refine = no_refinement,
 ) -> ServerState:
     """Run one round on the server. `updates` may be a stream: it is consumed once, in order; nothing is mutated.
 

@@ -8,15 +8,15 @@ from dataclasses import dataclass, field
 from fl_sim.core.types import MaskRule, Scalar
 from strategies.aggregation import mean
 from strategies.calibration import Calibrate
-from strategies.distillation import Teach, Unite, apart, untaught
-from strategies.downlink_types import Downlink, as_configured
-from strategies.server_step import Aggregate, Optimise, accept
+from strategies.distillation import CoupleModels, ServerDistillation, no_distillation, no_exchange
+from strategies.downlink_types import Downlink, configured_types
+from strategies.server_step import Aggregate, Optimise, replace_params
 
-Account = Callable[[int], Mapping[str, float]]
+RoundMetrics = Callable[[int], Mapping[str, float]]
 """Rounds finished -> numbers of the algorithm's own for the round's log, for instance the privacy spent."""
 
 
-def nothing(rounds: int) -> Mapping[str, float]:
+def no_metrics(rounds: int) -> Mapping[str, float]:
     """Add no numbers of its own."""
     return {}
 
@@ -29,8 +29,8 @@ class Slots:
         aggregate: (state, updates) -> parameters; the default is a weighted mean that fits the run's error feedback.
         adjust_mask: decides the next global pruning mask; None = dense.
         optimise: server optimizer, from the aggregate to the next parameters.
-        teach: distillation on the server after aggregation.
-        unite: couples the models of a federation with several capacities.
+        distil: distillation on the server after aggregation.
+        couple_models: couples the models of a federation with several capacities.
         calibrate: makes the mask rule anew after each round, from measurements; it takes the place of `adjust_mask`.
         downlink: chooses the value type of each tensor that is sent.
         account: further numbers for the round's log.
@@ -39,10 +39,10 @@ class Slots:
 
     aggregate: Aggregate = mean
     adjust_mask: MaskRule | None = None
-    optimise: Optimise = accept
-    teach: Teach = untaught
-    unite: Unite = apart
+    optimise: Optimise = replace_params
+    distil: ServerDistillation = no_distillation
+    couple_models: CoupleModels = no_exchange
     calibrate: Calibrate | None = None
-    downlink: Downlink = as_configured
-    account: Account = nothing
+    downlink: Downlink = configured_types
+    account: RoundMetrics = no_metrics
     config: Mapping[str, Scalar] = field(default_factory=dict)

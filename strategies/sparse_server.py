@@ -133,7 +133,7 @@ class SparseServer:
         self._cohort(grid, self.state.round + 2)  # drawn while clients train, not when they wait for the next round
         start = replace(self.state, params=self.sender.start(self.state.params))
         arriving = self.receiver.updates(start, sent.cohort, replies, self.round_log, on_reply)
-        updates, refine = self.slots.teach(self.context, start, arriving)
+        updates, refine = self.slots.distil(self.context, start, arriving)
         self.state = server_step(
             start,
             updates,

@@ -54,7 +54,7 @@ class Trial:
     objective: Objective | None = None
 
 
-def unseen(trial: Trial) -> None:
+def no_progress(trial: Trial) -> None:
     """A display that shows nothing."""
 
 
@@ -110,7 +110,7 @@ class Study:
 
     federation: Federation
     folder: Path
-    on_trial: Callable[[Trial], None] = unseen
+    on_trial: Callable[[Trial], None] = no_progress
 
     @cached_property
     def train(self) -> Split:
@@ -174,7 +174,9 @@ def folder(experiment: Experiment) -> Path:
     return Path(experiment.out) / f"{experiment.name}-study"
 
 
-def measure(experiment: Experiment, *, seeds: Sequence[int], on_trial: Callable[[Trial], None] = unseen) -> list[Row]:
+def measure(
+    experiment: Experiment, *, seeds: Sequence[int], on_trial: Callable[[Trial], None] = no_progress
+) -> list[Row]:
     """The table of the experiment's study; `[training]` is the students'.
 
     Raises:

@@ -19,7 +19,7 @@ from fl_sim.core.seeding import Purpose, generator
 from fl_sim.core.types import UserError
 from fl_sim.data import Data
 from fl_sim.sparsity.curves import MeasureCurves, calibration
-from fl_sim.sparsity.one_model import METHODS, Method, Request, layer_rows, support
+from fl_sim.sparsity.one_model import METHODS, PruneModel, Request, layer_rows, support
 from fl_sim.training.loop import Training, evaluate
 from fl_sim.training.model_file import data_for, open_saved
 
@@ -53,7 +53,7 @@ class Asked:
     """A method with the minimum of each layer."""
 
     name: str
-    method: Method
+    method: PruneModel
     min_keep: int = 0
 
     @classmethod

@@ -62,7 +62,7 @@ class ErrorFeedback:
         """The next residual: what the client wanted, `update` and the residual, less what the payload `sent` says."""
         schema, count = self.exchange.schema, self.exchange.schema.prunable_size
         received = schema.flat(self.task.params)[:count]
-        arrived = self.exchange.believed(*self.exchange.decode_up(sent, self.task), self.task.params)
+        arrived = self.exchange.reconstructed(*self.exchange.decode_up(sent, self.task), self.task.params)
         left = schema.flat(update.params)[:count] - received
         if self.residual is not None:
             left += self.residual

@@ -190,7 +190,7 @@ class Exchange:
         """Invert `encode_down`; raises as `Coding.decode` does."""
         return self.downlink.decode(data, reference, schema=self.schema, held=held)
 
-    def believed(self, sent: Params, mask: Mask | None, received: Params) -> FlatParams:
+    def reconstructed(self, sent: Params, mask: Mask | None, received: Params) -> FlatParams:
         """The client's parameters as the server now knows them: `sent` where it travelled, else what was `received`."""
         flat = self.schema.flat(sent)
         if mask is not None:

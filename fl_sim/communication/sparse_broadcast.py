@@ -89,13 +89,13 @@ class Step:
         return following, chosen
 
 
-def together(payloads: Sequence[bytes | memoryview]) -> bytes:
+def join_framed(payloads: Sequence[bytes | memoryview]) -> bytes:
     """Several payloads as one: each after its length."""
     return b"".join(part for data in payloads for part in (LENGTH.pack(len(data)), data))
 
 
-def apart(data: bytes | memoryview) -> list[memoryview]:
-    """Invert `together`.
+def split_framed(data: bytes | memoryview) -> list[memoryview]:
+    """Invert `join_framed`.
 
     Raises:
         CorruptPayload: a length does not fit.
@@ -116,7 +116,7 @@ class Parcel:
     """A payload of a sparse broadcast, with the header that a client needs to read it.
 
     Attributes:
-        data: the payload; changes and the rest `together` where there is a base.
+        data: the payload; changes and the rest `join_framed` where there is a base.
         version: the published model that it leads to; negative = none, the global model itself.
         base: the version that it starts from; None = it is whole.
         coding: of the payload, or of the changes in it.
@@ -149,7 +149,7 @@ class Parcel:
         """Describe the payload's sections for a receiver that holds this pruning mask."""
         if self.base is None:
             return codecs.describe(self.data, schema=schema, held=held)
-        *steps, rest = apart(self.data)
+        *steps, rest = split_framed(self.data)
         parts = [codecs.describe(data, schema=schema.prunable_part) for data in steps]
         parts.append(codecs.describe(rest, schema=schema.other_part))
         return Description.of_several(parts, framing=len(parts) * LENGTH.size)
@@ -199,7 +199,7 @@ def received(
         raise ValueError(f"the payload changes model {parcel.base}, which this client does not hold")
     if parcel.start and parcel.start != digest(before, exchange):
         raise ValueError("the seeded model made here is not the server's: model, initialisation or versions differ")
-    parts = apart(parcel.data)
+    parts = split_framed(parcel.data)
     if len(parts) != len(parcel.masks) + 1:
         raise CorruptPayload(f"{len(parts)} parts where {len(parcel.masks)} changes and the rest are due")
     model = before

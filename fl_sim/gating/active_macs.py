@@ -11,7 +11,7 @@ from fl_sim.gating.graph import channels_from
 from fl_sim.models.graph import modules_of
 
 
-def count_macs(net: fx.GraphModule, x: Tensor) -> Tensor:
+def active_macs(net: fx.GraphModule, x: Tensor) -> Tensor:
     """MACs of each sample of `x` (B, C, H, W), int64 (B,), in evaluation mode; the gates' own are not included.
 
         MACs = sum_l K_l^2 H_l W_l sum_groups (active inputs)(active outputs)

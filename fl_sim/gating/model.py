@@ -130,7 +130,7 @@ class Gated(nn.Module):
         What a gate has off is left out where skipping is possible (`fl_sim.gating.salience` says for which salience).
         With every channel on it is the dense count. The gates' own MACs are `gate_macs`, the same for every sample.
         """
-        return active_macs.count_macs(self.net, x)
+        return active_macs.active_macs(self.net, x)
 
     @property
     def gate_macs(self) -> int:

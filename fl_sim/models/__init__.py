@@ -119,7 +119,9 @@ def check(name: str, model: nn.Module, images: tuple[int, ...], num_classes: int
         except Exception as error:  # the user's own, whatever it is
             _, _, height, width = images
             hint = "" if height == width else f"; it was built for {height} x {height} pixels: images must be square"
-            raise UserError(f"model.name = {name!r}: on images of shape {images} it raised {told(error)}{hint}") from error
+            raise UserError(
+                f"model.name = {name!r}: on images of shape {images} it raised {told(error)}{hint}"
+            ) from error
         finally:
             model.train()
     if getattr(logits, "shape", None) != (images[0], num_classes):

@@ -46,7 +46,7 @@ class EachRound:
 
 
 @dataclass(frozen=True)
-class Together:
+class CompositeObserver:
     """Several observers as one."""
 
     observers: Sequence[Observer]
@@ -136,7 +136,7 @@ def tracked(names: Sequence[str], experiment: Experiment) -> Iterator[list[Obser
 
 def together(observers: Sequence[Observer]) -> Observer:
     """Several observers as one."""
-    return Together(tuple(observers))
+    return CompositeObserver(tuple(observers))
 
 
 def _config(experiment: Experiment) -> dict[str, Json]:

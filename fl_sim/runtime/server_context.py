@@ -30,7 +30,7 @@ class ServerSnapshot:
         answered: clients that have answered since they last failed, so that they know the frozen weights.
         simulated_s: seconds on the virtual clock.
         failures: failed client tasks so far, by kind.
-        published: tensors of a sparse broadcast (`strategies.published_model.Published`).
+        published: tensors of a sparse broadcast (`strategies.published_model.SparseBroadcastServer`).
         holders: client -> version of the published model that it holds.
     """
 

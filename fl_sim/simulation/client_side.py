@@ -17,7 +17,7 @@ from fl_sim.core.seeding import Purpose, numpy_generator
 from fl_sim.core.types import Params
 from fl_sim.data import CropFlip, Split, matching
 from fl_sim.runtime.client.host import ClientHost, client_app
-from fl_sim.runtime.client.over_fitting import MeasureFit, OwnFit, Settle, as_trained, unmeasured
+from fl_sim.runtime.client.over_fitting import MeasureFit, OwnFit, Settle, keep_statistics, no_measurement
 from fl_sim.simulation.federation import Federation
 from fl_sim.simulation.model_track import ModelTrack
 from fl_sim.simulation.starting_model import make_model, untravelled
@@ -75,7 +75,7 @@ def host_of(federation: Federation, track: ModelTrack) -> ClientHost:
 def _settle(track: ModelTrack) -> Settle:
     """Statistics of a model on a client: measured where none travel and clients keep none."""
     if track.experiment.model.statistics != "recalibrate":
-        return as_trained
+        return keep_statistics
     return partial(recalibrate, precision=track.experiment.training.precision)
 
 
@@ -83,7 +83,7 @@ def _measure(track: ModelTrack, split_of: Callable[[int], Split], test_of: Calla
     experiment = track.experiment
     asked, chosen = experiment.evaluate, experiment.training.precision
     if not asked.fit:
-        return unmeasured
+        return no_measurement
     return OwnFit(
         seen=split_of,
         unseen=test_of,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fl_sim.data.cache import folder
 from fl_sim.models import prunable_names
-from fl_sim.sparsity.curves import MeasureCurves, Progress, unseen
+from fl_sim.sparsity.curves import MeasureCurves, Progress, no_progress
 
 VERSION = "curves/1"
 
@@ -24,7 +24,7 @@ def cached_curves(
     images: Tensor,
     names: Iterable[str] | None = None,
     *,
-    progress: Progress = unseen,
+    progress: Progress = no_progress,
 ) -> dict[str, list[float]]:
     """`measure(model, images, names)`, from disk where the same was measured before."""
     chosen = prunable_names(model) if names is None else list(names)

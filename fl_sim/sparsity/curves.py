@@ -64,7 +64,7 @@ WORST = Summary("worst", lambda errors: float(errors.max()), lambda values, coun
 SUMMARIES: Mapping[str, Summary] = {summary.name: summary for summary in (MEAN, WORST)}
 
 
-def unseen(done: int, total: int) -> None:
+def no_progress(done: int, total: int) -> None:
     """A progress display that shows nothing."""
 
 
@@ -94,7 +94,7 @@ class MeasureCurves:
             raise UserError(f"summary = {self.summary!r}: allowed: {', '.join(SUMMARIES)}")
 
     def __call__(
-        self, model: nn.Module, images: Tensor, names: Iterable[str] | None = None, *, progress: Progress = unseen
+        self, model: nn.Module, images: Tensor, names: Iterable[str] | None = None, *, progress: Progress = no_progress
     ) -> dict[str, list[float]]:
         """The curves of `names` (default: all prunable tensors) on `images`, (N, ...) as the model takes them.
 

@@ -33,7 +33,7 @@ from fl_sim.sparsity import (
     uniform,
 )
 from fl_sim.sparsity.curve_cache import cached_curves
-from fl_sim.sparsity.curves import MeasureCurves, Progress, unseen
+from fl_sim.sparsity.curves import MeasureCurves, Progress, no_progress
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,10 @@ class Request:
     threshold: float = 0.01
     images: Tensor | None = field(default=None, repr=False, compare=False)
     measure: MeasureCurves = field(default_factory=MeasureCurves)
-    progress: Progress = unseen
+    progress: Progress = no_progress
 
 
-Method = Callable[[nn.Module, Request], nn.Module]
+PruneModel = Callable[[nn.Module, Request], nn.Module]
 """(model, request) -> another model: pruned weights are 0.0, or tensors are smaller where a method removes channels."""
 
 
@@ -90,7 +90,7 @@ def by_batchnorm(model: nn.Module, request: Request) -> nn.Module:
     return remove_disabled(model, request.threshold)
 
 
-METHODS: Mapping[str, Method] = {
+METHODS: Mapping[str, PruneModel] = {
     "global": ByScore(global_topk),
     "rd": by_distortion,
     "lamp": ByScore(lamp),

@@ -17,8 +17,8 @@ from clients.retention import (
     Profile,
     RetainChannels,
     at_random,
+    change_magnitude,
     frequency,
-    magnitude,
     rows,
     rows_and_columns,
     salience,
@@ -58,7 +58,7 @@ def test_upload_is_the_local_model_on_retained_coordinates_and_the_received_one_
     schema = federation.first.exchange.schema
     coding, ends = wire.Coding(), {"schema": schema, "held": None}
     sent = coding.encode(update.params, update.mask, task.params, seed=0, **ends)
-    arrived = federation.first.exchange.believed(*coding.decode(sent, task.params, **ends), task.params)
+    arrived = federation.first.exchange.reconstructed(*coding.decode(sent, task.params, **ends), task.params)
     for name, value in arrived.items():
         alive = update.mask.get(name)
         if alive is not None:
@@ -126,12 +126,12 @@ def test_the_union_of_the_masks_retains_more_than_a_ranking(tmp_path: Path) -> N
 def test_scores_differ_as_their_names_say(tmp_path: Path) -> None:
     _, task, _, ctx = upload(tmp_path)
     assert isinstance(ctx.model, Gated)
-    scores = {score.__name__: score(task, ctx) for score in (salience, frequency, at_random, magnitude)}
+    scores = {score.__name__: score(task, ctx) for score in (salience, frequency, at_random, change_magnitude)}
     for conv, g in ctx.model.gates.items():
         assert all(s[conv].shape == (g.channels,) for s in scores.values())
         assert torch.allclose(scores["frequency"][conv].sum(), torch.tensor(float(g.kept)), rtol=1e-5)
         weight = task.params[f"net.{conv}.weight"]
-        assert torch.allclose(scores["magnitude"][conv], torch.stack([f.abs().sum() for f in weight]), rtol=1e-4)
+        assert torch.allclose(scores["change_magnitude"][conv], torch.stack([f.abs().sum() for f in weight]), rtol=1e-4)
     again = at_random(task, context(Federation.build(tiny(tmp_path, *GATED))))
     assert any(not torch.equal(again[conv], scores["at_random"][conv]) for conv in again)
 

@@ -170,7 +170,7 @@ def test_sent_and_kept_equal_wanted_and_kept_before_bit_for_bit(choose: Choose) 
     before = torch.zeros(SIZE)
     for number in range(1, ROUNDS + 1):
         update = bench.train(3, Task(number, params))
-        arrived = bench.exchange.believed(update.params, update.mask, params)["weight"]
+        arrived = bench.exchange.reconstructed(update.params, update.mask, params)["weight"]
         sent, kept = (arrived - params["weight"]).flatten(), bench.residual(3)
         assert torch.equal(sent + kept, client.wanted[-1] + before)
         assert int((sent != 0).sum()) <= 0.1 * SIZE

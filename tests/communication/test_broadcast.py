@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from fl_sim.codecs import CorruptPayload, Schema
 from fl_sim.communication.messages import Exchange
-from fl_sim.communication.sparse_broadcast import Parcel, SparseBroadcast, apart, received, together
+from fl_sim.communication.sparse_broadcast import Parcel, SparseBroadcast, join_framed, received, split_framed
 from fl_sim.core.types import FlatParams, Mask, UserError
-from strategies.published_model import Published
+from strategies.published_model import SparseBroadcastServer
 
 SHAPES = {"conv": (8, 4, 3, 3), "fc": (10, 7), "bias": (10,), "bn.running_mean": (8,), "bn.running_var": (8,)}
 SPARSE = ["wire.broadcast.density=0.1"]
@@ -30,9 +30,9 @@ def exchange() -> Exchange:
     return Exchange(Schema.of(model(0), ["conv", "fc"]))
 
 
-def published(values: str = "float32", density: float = 0.2) -> Published:
+def published(values: str = "float32", density: float = 0.2) -> SparseBroadcastServer:
     shared = exchange()
-    return Published(SparseBroadcast(density, values), shared, seed=0, model=shared.schema.flat(model(0)))
+    return SparseBroadcastServer(SparseBroadcast(density, values), shared, seed=0, model=shared.schema.flat(model(0)))
 
 
 class Clients:
@@ -42,7 +42,7 @@ class Clients:
         self.models: dict[int, tuple[int, torch.Tensor]] = {}
         self.masks: dict[int, Mask] = {}
 
-    def receive(self, server: Published, client: int) -> int:
+    def receive(self, server: SparseBroadcastServer, client: int) -> int:
         schema, held = server.exchange.schema, self.masks.get(client)
         parcel = server.parcel(client, held)
         assert sum(parcel.described(schema, held).sections.values()) == len(parcel.data)
@@ -169,7 +169,7 @@ def test_a_new_mask_is_a_change_of_what_it_leaves_alive() -> None:
 
 @given(st.lists(st.binary(max_size=40), max_size=5))
 def test_several_payloads_travel_as_one(payloads: list[bytes]) -> None:
-    assert [bytes(part) for part in apart(together(payloads))] == payloads
+    assert [bytes(part) for part in split_framed(join_framed(payloads))] == payloads
 
 
 @settings(max_examples=200)

@@ -1,4 +1,4 @@
-"""Published formulas against the hand-computed bits per weight of each, and on a real ledger."""
+"""SparseBroadcastServer formulas against the hand-computed bits per weight of each, and on a real ledger."""
 
 from __future__ import annotations
 

@@ -211,7 +211,7 @@ def test_costs_are_by_samples_until_a_node_shows_its_own() -> None:
     costs.learn("train", 0, 5.0)
     assert [costs.expect("train", p) for p in range(3)] == [5.0, 10.0, 20.0]
     assert costs.expect("evaluate", 0) == 10  # another kind of work has its own times
-    costs.learn("train", 1, 30.0)  # three times as long as its samples say: half of it is believed, then more
+    costs.learn("train", 1, 30.0)  # three times as long as its samples say: half of it is reconstructed, then more
     assert costs.expect("train", 1) == 20.0
     for _ in range(6):
         costs.learn("train", 1, 30.0)

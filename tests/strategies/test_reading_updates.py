@@ -20,7 +20,7 @@ from fl_sim.core.types import Grads, Mask, Params, Update, UserError
 from strategies.aggregation import coverage_mean
 from strategies.robust import ClipNorm
 from strategies.round_log import RoundLog
-from strategies.server_step import Momentum, ServerState, accept, server_step
+from strategies.server_step import Momentum, ServerState, server_step
 
 
 def params(value: float) -> Params:
@@ -123,7 +123,7 @@ def through_numpy(state: ServerState, received: Iterable[Update]) -> Params:
 def test_a_rule_that_changes_the_state_in_place_equals_one_that_does_not(
     rule: Callable[[ServerState, Iterable[Update]], Params], flat: bool
 ) -> None:
-    for optimise in (accept, Momentum(1.0, 0.9), Momentum(0.5)):
+    for optimise in (replace_params, Momentum(1.0, 0.9), Momentum(0.5)):
         old = state() if flat else replace(state(), params=params(0.0))
         expected, found = old, old
         for _ in range(3):

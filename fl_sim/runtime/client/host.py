@@ -24,7 +24,7 @@ from fl_sim.core.types import Mask, Params, Task, Update
 from fl_sim.data import Split
 from fl_sim.models.parameters import entries, load
 from fl_sim.runtime.client.fixed_weights import Resident
-from fl_sim.runtime.client.over_fitting import MeasureFit, Settle, as_trained, unmeasured
+from fl_sim.runtime.client.over_fitting import MeasureFit, Settle, keep_statistics, no_measurement
 from fl_sim.runtime.client.update_check import BadUpdate as BadUpdate
 from fl_sim.runtime.client.update_check import checked, kept
 from fl_sim.sparsity import curve_messages as measuring
@@ -50,7 +50,7 @@ class _Decoded:
 
 
 @dataclass(frozen=True)
-class Visit:
+class ClientTask:
     """A task that was read: what the client is given, the entries it keeps for itself, its error feedback if there is."""
 
     task: Task
@@ -82,8 +82,8 @@ class ClientHost:
     exchange: wire.Exchange
     reference: Params
     rebuild: Callable[[int], Params]
-    measure: MeasureFit = unmeasured
-    settle: Settle = as_trained
+    measure: MeasureFit = no_measurement
+    settle: Settle = keep_statistics
     _last: _Decoded | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -143,7 +143,7 @@ class ClientHost:
         """Handle one training task."""
         return self.finish(self.begin(message, context), self.client, message, context)
 
-    def begin(self, message: Message, context: Context) -> Visit:
+    def begin(self, message: Message, context: Context) -> ClientTask:
         """Read a training task: everything that the client will be given."""
         task = self._receive(message, context)
         partition = int(context.node_config[PARTITION])
@@ -161,21 +161,21 @@ class ClientHost:
             seed=seed,
             corrected=as_they_are if feedback is None else feedback.corrected,
         )
-        return Visit(task, ctx, _tensors(context, PERSONAL), feedback)
+        return ClientTask(task, ctx, _tensors(context, PERSONAL), feedback)
 
     def _feedback(self, task: Task, context: Context) -> ErrorFeedback | None:
         if not self.exchange.error_feedback:
             return None
         return ErrorFeedback(self.exchange, task, _tensors(context, RESIDUAL).get(RESIDUAL))
 
-    def start(self, visit: Visit) -> Params:
+    def start(self, visit: ClientTask) -> Params:
         """Copies of the entries that training changes, as this client's finds them, on the model's device."""
         self._resident.enter(visit.personal)
         own = entries(load(self.model, visit.task.params))
         changing = {n: v for n, v in own.items() if v.requires_grad or not isinstance(v, nn.Parameter)}
         return {name: value.detach().clone() for name, value in changing.items()}
 
-    def finish(self, visit: Visit, client: Client, message: Message, context: Context) -> Message:
+    def finish(self, visit: ClientTask, client: Client, message: Message, context: Context) -> Message:
         """Run a client on its task, check and encode what it returns."""
         task, ctx = visit.task, visit.ctx
         self._resident.enter(visit.personal)
@@ -193,7 +193,7 @@ class ClientHost:
     def _known(self) -> Collection[str]:
         return self.model.state_dict().keys()
 
-    def _encoded(self, visit: Visit, update: Update) -> tuple[bytes, dict[str, Tensor]]:
+    def _encoded(self, visit: ClientTask, update: Update) -> tuple[bytes, dict[str, Tensor]]:
         """The payload of an update, and the residual of error feedback, which adds what it left out before."""
         if visit.feedback is None:
             return self.exchange.encode_up(update, visit.task, seed=visit.ctx.seed), {}

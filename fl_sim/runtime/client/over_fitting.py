@@ -21,12 +21,12 @@ Settle = Callable[[nn.Module, Split], object]
 """Gives a model BatchNorm statistics from samples, in place, where it has none that fit its weights."""
 
 
-def unmeasured(number: int, partition: int, model: nn.Module) -> Metrics:
+def no_measurement(number: int, partition: int, model: nn.Module) -> Metrics:
     """Measure nothing."""
     return {}
 
 
-def as_trained(model: nn.Module, data: Split) -> None:
+def keep_statistics(model: nn.Module, data: Split) -> None:
     """The model has the statistics of its training."""
 
 

@@ -21,7 +21,7 @@ from torch import nn
 from fl_sim.communication.flower_private import set_message_id
 from fl_sim.core.types import Mask, Metrics, Task
 from fl_sim.data import Split
-from fl_sim.runtime.client.host import ClientHost, Visit
+from fl_sim.runtime.client.host import ClientHost, ClientTask
 from fl_sim.runtime.grids.base import LocalGrid, execute, request_of
 from fl_sim.training.batched import Member, Trained, failure, fit, fitting, obstacle
 from fl_sim.training.client import Client, ClientContext
@@ -89,7 +89,7 @@ class CohortGrid(LocalGrid):
         while at < len(messages):
             host = self._hosts(self.contexts[messages[at].metadata.dst_node_id])
             part = messages[at : at + self._size(host)]
-            yield from self._together(part)
+            yield from self._train_together(part)
             at += len(part)
 
     def _size(self, host: ClientHost) -> int:
@@ -100,7 +100,7 @@ class CohortGrid(LocalGrid):
             self._sizes[id(host)] = fitting(host.model, host.split_of(0), training)
         return self._sizes[id(host)]
 
-    def _together(self, messages: list[Message]) -> Iterator[Message]:
+    def _train_together(self, messages: list[Message]) -> Iterator[Message]:
         begun = [self._begin(message) for message in messages]
         done = self._train([b for b in begun if b.visit is not None])
         for message, beginning in zip(messages, begun, strict=True):
@@ -154,7 +154,7 @@ class _Begun:
     request: Message
     host: ClientHost
     run: Callable[[Message, Context], Message]
-    visit: Visit | None = None
+    visit: ClientTask | None = None
 
 
 def _finish(begun: _Begun, ready: Ready, message: Message, context: Context) -> Message:

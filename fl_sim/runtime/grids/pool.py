@@ -66,7 +66,7 @@ class Costs:
         """Seconds that nodes took so far."""
         return sum(seconds for seconds, _ in self._totals.values())
 
-    def together(self, kind: str, partitions: Sequence[int]) -> float:
+    def total_seconds(self, kind: str, partitions: Sequence[int]) -> float:
         """Seconds of several nodes one after the other; infinite while nothing of this kind was measured."""
         return sum(self.expect(kind, p) for p in partitions) if kind in self._totals else math.inf
 
@@ -169,7 +169,7 @@ class Round:
         """The round's tasks: `TASKS` a worker, unless those would be shorter than a task should be."""
         costs, count = self.grid.costs, len(self.grid.workers())
         most = self.grid.clients_per_task or max(1, min(CLIENTS, TASK_BYTES // weight))
-        seconds = costs.together(jobs[0].kind, [job.partition for job in jobs])
+        seconds = costs.total_seconds(jobs[0].kind, [job.partition for job in jobs])
         tasks = 1 if self.grid.clients_per_task else int(max(1, min(TASKS, seconds / (count * TASK_S))))
         return packed(
             [costs.expect(job.kind, job.partition) for job in jobs], workers=count, tasks=count * tasks, most=most

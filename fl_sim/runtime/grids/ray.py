@@ -62,11 +62,11 @@ class RayOptions:
 class _Actor(Protocol):
     """Handle of a worker actor, as the driver sees it."""
 
-    run: _Method
+    run: _RemoteMethod
     ready: _Ready
 
 
-class _Method(Protocol):
+class _RemoteMethod(Protocol):
     def remote(
         self, jobs: list[Job], contexts: list[Context], contents: Mapping[int, list[ObjectRef[Content]]]
     ) -> ObjectRef[list[tuple[Answer, Blobs]]]: ...

@@ -20,7 +20,7 @@ from fl_sim.core.types import Grads, Mask, Params, Update, UserError
 from strategies.aggregation import coverage_mean
 from strategies.robust import ClipNorm
 from strategies.round_log import RoundLog
-from strategies.server_step import Momentum, ServerState, server_step
+from strategies.server_step import Momentum, ServerState, replace_params, server_step
 
 
 def params(value: float) -> Params:

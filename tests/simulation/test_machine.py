@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
+from multiprocessing.util import get_temp_dir
 from pathlib import Path
 
 import pytest
@@ -270,6 +271,7 @@ def test_workers_end_with_a_program_that_is_killed_whatever_they_are_at(tmp_path
     (tmp_path / "pids").mkdir()
     client = {"target": f"{__name__}:for_ever", "folder": str(tmp_path / "pids")}
     tree = {**TINY, "client": client, "engine": engine, "workers": {"count": 2}, "ray": {"workers": 2}}
+    shared = Path(get_temp_dir())
     program = mp.get_context("spawn").Process(target=_hanging, args=({**tree, "out": str(tmp_path)},))
     program.start()
     deadline = time.monotonic() + 120
@@ -282,6 +284,8 @@ def test_workers_end_with_a_program_that_is_killed_whatever_they_are_at(tmp_path
     while any(map(_lives, pids)) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not any(map(_lives, pids))
+    time.sleep(0.5)
+    assert shared.exists(), "the folder of this program's own workers"
 
 
 def _lives(pid: int) -> bool:

@@ -37,9 +37,9 @@ class Watchdog:
 
     def __init__(self, context: ForkServerContext) -> None:
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(
-            target=_watch, args=(theirs, get_temp_dir()), name="fl_sim-watchdog", daemon=True
-        )
+        # A program started by `multiprocessing` shares the folder of the program that started it, which still needs it.
+        folder = get_temp_dir() if mp.parent_process() is None else None
+        self._process = context.Process(target=_watch, args=(theirs, folder), name="fl_sim-watchdog", daemon=True)
         with without_main():
             self._process.start()
         theirs.close()
@@ -58,8 +58,8 @@ class Watchdog:
             self._process.close()
 
 
-def _watch(pipe: Connection, folder: str) -> None:
-    """The life of the watchdog process: remember who is to be ended, until the program is gone."""
+def _watch(pipe: Connection, folder: str | None) -> None:
+    """The life of the watchdog process: remember who is to be ended, until the program is gone; then remove `folder`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     own_group()
     program = mp.parent_process()
@@ -73,4 +73,5 @@ def _watch(pipe: Connection, folder: str) -> None:
             break
     for process_id in watched:
         end_group(process_id)
-    shutil.rmtree(folder, ignore_errors=True)
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)

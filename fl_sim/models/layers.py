@@ -6,13 +6,16 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fl_sim.core.types import UserError
 from fl_sim.models.parameters import FLOATS, canonical
 
 CONVOLUTION = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 PRUNABLE = (*CONVOLUTION, nn.Linear)
-BATCHNORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+BATCHNORM = (_BatchNorm,)
+"""BatchNorm of any dimension, synchronised or not, and classes derived from it."""
+STATISTICS = {"running_mean", "running_var"}
 NORMS = (*BATCHNORM, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 
@@ -64,6 +67,15 @@ def batchnorm_names(model: nn.Module) -> list[str]:
     """Names of BatchNorm's affine parameters (weight = gamma, bias = beta), in module order."""
     layers = [(n, m) for n, m in model.named_modules() if isinstance(m, BATCHNORM) and m.affine]
     return as_entries(model, [f"{name}.{part}".removeprefix(".") for name, _ in layers for part in ("weight", "bias")])
+
+
+def statistics_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Path of each layer with running statistics -> the layer, whatever its class: it is known by its buffers."""
+    return {name: layer for name, layer in model.named_modules() if _own_buffers(layer) >= STATISTICS}
+
+
+def _own_buffers(layer: nn.Module) -> set[str]:
+    return {name for name, value in layer.named_buffers(recurse=False) if value is not None}
 
 
 def head_names(model: nn.Module) -> list[str]:

@@ -1,0 +1,161 @@
+"""What each process builds by itself, as short hashes: data, labels, split, partition, initial model, the user's code.
+
+    require_same(servers, fingerprint(...), "a worker process")     # before round 1
+
+A data source that numbers its classes by the order of a set, or a split that nobody seeded, is another one in each process.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fl_sim.communication.messages import Exchange, Frozen
+from fl_sim.core.errors import INSTALLED, OURS
+from fl_sim.core.types import Params, UserError
+from fl_sim.data import Data, Split
+
+World = Mapping[str, str]
+"""What -> hash, in the order of `HINTS`."""
+
+HINTS: Mapping[str, str] = {
+    "data": "every process must read the same files",
+    "labels": "number the classes in a fixed order, for instance sorted(set(names))",
+    "split": "let it depend on a fixed seed alone",
+    "partition": "let it depend on the labels and a fixed seed alone",
+    "model": "draw initial weights from the global generators, which are seeded when the model is built",
+    "code": "the sources of the client, model or data source changed",
+}
+WHOLE_BYTES = 1 << 28
+"""Images up to this size are read whole, at memory speed; of larger sets only their size and `SAMPLED` images."""
+SAMPLED = 2048
+WORDS = (np.uint64, np.uint32, np.uint16, np.uint8)
+
+
+def fingerprint(
+    data: Data, parts: Sequence[NDArray[np.int64]], initial: Params, exchange: Exchange, targets: Sequence[str]
+) -> World:
+    """Hash what a process has built.
+
+    Args:
+        data, parts: the data and the positions of each client's samples in its training set.
+        initial: the seeded parameters that travel.
+        exchange: with the hash of those that do not.
+        targets: import paths, `module:name`, of the user's parts; names of our own are passed over.
+    """
+    splits = [split for split in (data.train, data.validation, data.test, data.proxy) if split is not None]
+    frozen = b"" if exchange.frozen is None else exchange.frozen.encode()
+    images, labels = _whatever_the_order(splits)
+    return {
+        "data": _hash([str((sum(map(len, splits)), data.shape)).encode(), images]),
+        "labels": _hash([str(data.num_classes).encode(), labels]),
+        "split": _hash([part for split in splits for part in _ordered(split)]),
+        "partition": _hash([np.ascontiguousarray(part).tobytes() + b"|" for part in parts]),
+        "model": _hash([Frozen.digest_of(initial), exchange.schema.hash, frozen]),
+        "code": _hash([path.read_bytes() for path in sources(targets)]),
+    }
+
+
+def require_same(expected: World, found: World, who: str, whose: str = "the server") -> None:
+    """Complain of a process that built another world than the one it is to work with; a part that either lacks is passed.
+
+    Args:
+        expected, found: what there should be, what there is.
+        who, whose: the processes that `found` and `expected` are of, for the message.
+
+    Raises:
+        UserError: names what differs, and how that is avoided.
+    """
+    differing = [name for name in HINTS if expected.get(name, found.get(name)) != found.get(name, expected.get(name))]
+    if differing:
+        raise UserError(
+            f"{who} has other {', '.join(differing)} than {whose}, from the same config; {HINTS[differing[0]]}"
+        )
+
+
+def sources(targets: Sequence[str]) -> list[Path]:
+    """The files of the modules that import paths name, and of what those import; neither ours nor installed ones."""
+    waiting = [target.partition(":")[0] for target in targets if ":" in target]
+    found: dict[str, Path] = {}
+    while waiting:
+        module = waiting.pop()
+        path = None if module in found else _source(module)
+        if path is not None:
+            found[module] = path
+            waiting += _imports(path, module)
+    return [found[module] for module in sorted(found)]
+
+
+def _source(module: str) -> Path | None:
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):  # a name inside a module, or `__main__`
+        return None
+    origin = None if spec is None or not spec.has_location else spec.origin
+    if origin is None or not origin.endswith(".py") or str(Path(origin).resolve()).startswith(OURS + INSTALLED):
+        return None
+    return Path(origin)
+
+
+def _imports(path: Path, module: str) -> Iterator[str]:
+    """Names of the modules that a file imports, and of what it imports from them: those may be modules too."""
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = module.split(".")[: -node.level] if node.level else []
+            start = ".".join([*base, *([node.module] if node.module else [])])
+            yield from (start, *(f"{start}.{alias.name}" for alias in node.names))
+
+
+def _whatever_the_order(splits: Sequence[Split]) -> tuple[bytes, bytes]:
+    """Sums over all samples that neither their order nor the split changes: of images, and of images with their labels.
+
+    Of what is too large to be read, labels are counted and images are passed over.
+    """
+    counts = np.bincount(np.concatenate([split.labels.cpu().numpy() for split in splits]) + 1)
+    if sum(len(split) * split.shape.numel() for split in splits) > WHOLE_BYTES:
+        return b"", counts.tobytes()
+    images = labelled = 0
+    for split in splits:
+        sums = _sums(split)
+        images += int(sums.sum(dtype=np.uint64))
+        labelled += int((sums * (split.labels.cpu().numpy() + 2).astype(np.uint64)).sum(dtype=np.uint64))
+    return str(images % 2**64).encode(), str(labelled % 2**64).encode() + counts.tobytes()
+
+
+def _sums(split: Split) -> NDArray[np.uint64]:
+    """One number for each image: the sum of its bytes, several at a time, modulo 2**64."""
+    images = split.images.cpu().numpy()
+    rows = np.ascontiguousarray(images).reshape(len(images), -1).view(np.uint8)
+    word = next(kind for kind in WORDS if rows.shape[1] % np.dtype(kind).itemsize == 0)
+    sums: NDArray[np.uint64] = rows.view(word).sum(axis=1, dtype=np.uint64)
+    return sums
+
+
+def _ordered(split: Split) -> Iterator[bytes]:
+    """A split's labels in their order, a sample of its images, and how those are normalised."""
+    chosen = np.unique(np.linspace(0, len(split) - 1, min(len(split), SAMPLED)).astype(np.int64))
+    yield str(len(split)).encode()
+    if len(split):
+        yield _bytes(split.subset(chosen).images)
+    yield _bytes(split.labels)
+    yield from (_bytes(split.mean), _bytes(split.std))
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().numpy().tobytes()
+
+
+def _hash(parts: Sequence[bytes]) -> str:
+    check = xxhash.xxh3_64()
+    for part in parts:
+        check.update(len(part).to_bytes(8, "little") + part)
+    return check.hexdigest()

@@ -12,9 +12,11 @@ from torch import nn
 
 from fl_sim.core.errors import UserError, told
 from fl_sim.core.lookup import accepts, find
+from fl_sim.core.process_state import seeded
 from fl_sim.models.fastgrnn import fastgrnn
 from fl_sim.models.layers import BATCHNORM, batchnorm_names, disabled_features, head_names, prunable_names, stage_names
 from fl_sim.models.mobilenet import mobilenet_v1
+from fl_sim.models.module_state import ModuleState
 from fl_sim.models.own import evaluating_modules, prepare, say_modes
 from fl_sim.models.parameters import check_dtypes, check_entries
 from fl_sim.models.resnet import cifar_resnet
@@ -64,7 +66,7 @@ MODELS: Mapping[str, Builder] = {
 def build(
     name: str, *, num_classes: int = 10, in_channels: int = 3, seed: int = 0, image_size: int = 32, width: float = 1.0
 ) -> nn.Module:
-    """Build a model on the CPU, initialised from `seed` alone; the global generator is left as it was.
+    """Build a model on the CPU, initialised from `seed` alone; global generators are left as they were.
 
     Args:
         name: a name of `MODELS`, or `module:function` of your own with the same keyword arguments.
@@ -82,8 +84,7 @@ def build(
         builder = find("model.name", name, MODELS)
         asked = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size, "width": width}
         accepts(f"model.name = {name!r}", builder, **asked)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             model = builder(**asked)
             if name not in MODELS:
                 torch.set_default_dtype(dtype)
@@ -113,6 +114,7 @@ def check(name: str, model: nn.Module, images: tuple[int, ...], num_classes: int
     """
     if not isinstance(model, nn.Module):
         raise UserError(f"model.name = {name!r}: returned {type(model).__name__}, not a torch.nn.Module")
+    built = ModuleState(model)
     with torch.no_grad():
         try:
             logits = model.eval()(torch.zeros(images))
@@ -123,7 +125,7 @@ def check(name: str, model: nn.Module, images: tuple[int, ...], num_classes: int
                 f"model.name = {name!r}: on images of shape {images} it raised {told(error)}{hint}"
             ) from error
         finally:
-            model.train()
+            built.put_back()
     if getattr(logits, "shape", None) != (images[0], num_classes):
         got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
         raise UserError(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fl_sim.core.errors import UserError, told
+from fl_sim.models.module_state import ModuleState
 from fl_sim.models.parameters import CONSTANT, COUNTER, FLOATS, RUNNING
 
 log = logging.getLogger("fl_sim")
@@ -33,6 +34,7 @@ def prepare(name: str, model: nn.Module, shape: tuple[int, ...]) -> None:
     if not any(candidates.values()):
         return
     probe = copy.deepcopy(model).train()
+    built = ModuleState(probe)
     try:
         with torch.no_grad():
             probe(torch.rand(shape))  # zeros would leave a running mean of zero alone
@@ -54,6 +56,7 @@ def prepare(name: str, model: nn.Module, shape: tuple[int, ...]) -> None:
                 module._buffers[buffer] = value.clone(memory_format=torch.contiguous_format)
         if constant:
             module.__dict__[CONSTANT] = frozenset(constant)
+    built.put_back()  # what the copy shares with the model, such as attributes of its class
 
 
 def _candidates(module: nn.Module) -> set[str]:

@@ -23,6 +23,8 @@ from fl_sim.core.errors import in_one_line
 from fl_sim.core.types import Mask, Params
 from fl_sim.data import Split
 from fl_sim.gating import Gated
+from fl_sim.models.layers import statistics_layers
+from fl_sim.models.module_state import ModuleState
 from fl_sim.models.parameters import COUNTER, entries, load, tensors
 from fl_sim.training.loop import SCHEDULES, Training
 from fl_sim.training.precision import PRECISIONS
@@ -68,6 +70,8 @@ def obstacle(model: nn.Module, training: Training) -> str | None:
         return "training.clip_norm"
     if any(isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0 for module in model.modules()):
         return "dropout, whose draws are one client's alone"
+    if any(getattr(layer, "momentum", 0.0) is None for layer in statistics_layers(model).values()):
+        return "a normalisation layer that counts batches: its momentum is None"
     if isinstance(model, Gated) and not all(gate.silences for gate in model.gates.values()):
         return "gates that mask gradients alone"
     if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
@@ -80,9 +84,11 @@ def obstacle(model: nn.Module, training: Training) -> str | None:
 def failure(model: nn.Module, data: Split, training: Training) -> str | None:
     """Train two clients for one step as a batch, on a copy of the model; why that fails, or None.
 
+    A forward pass that counts or remembers is one pass of all clients here, and one of each client elsewhere.
     `vmap` has no rule for some operations (LSTM), and cannot run what looks into a value (`.item()`).
     """
     probe = copy.deepcopy(model)
+    built = ModuleState(probe)
     start = {n: v.detach() for n, v in entries(probe).items() if v.requires_grad or not isinstance(v, nn.Parameter)}
     few = data.subset(np.arange(min(len(data), 2)))
     members = [Member(few, None, torch.Generator().manual_seed(0)) for _ in range(2)]
@@ -91,7 +97,10 @@ def failure(model: nn.Module, data: Split, training: Training) -> str | None:
         load(probe, start)  # a module under two names keeps the tensors of the batch
     except Exception as error:  # whatever PyTorch says of a model that is the user's own
         return f"torch.func.vmap cannot run this model ({in_one_line(error)})"
-    return None
+    finally:
+        left_something = not isinstance(probe, Gated) and not built.is_as_built()  # gates remember their last mask
+        built.put_back()
+    return "its forward pass leaves something on the model" if left_something else None
 
 
 def fitting(model: nn.Module, data: Split, training: Training) -> int:

@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from torch import Tensor, nn
+from torch import nn
 
 from fl_sim.communication.messages import Exchange, Frozen
 from fl_sim.core.types import Params
-from fl_sim.models.parameters import COUNTER, entries, load
+from fl_sim.models.module_state import ModuleState
+from fl_sim.models.parameters import entries, load
+from fl_sim.runtime.client.isolation import Isolation
 
 
 class WrongFrozenWeights(ValueError):
@@ -27,21 +29,20 @@ class Resident:
         model: the model that all clients of this process share.
         exchange: what travels.
         rebuild: seed -> the frozen weights and the first values of personal entries, on the CPU.
+        built: the model before anybody used it; None = as it is now.
     """
 
     model: nn.Module
     exchange: Exchange
     rebuild: Callable[[int], Params]
+    built: ModuleState | None = None
     _frozen: Frozen | None = field(default=None, repr=False)
     _first: Params = field(default_factory=dict, repr=False)
     _settled: bool = field(default=False, repr=False)
-    _buffers: list[tuple[Tensor, Tensor]] = field(default_factory=list, repr=False)
 
     def __post_init__(self) -> None:
-        """Remember every buffer that neither travels nor belongs to one client: no client may see another's."""
         elsewhere = {*self.exchange.schema.names, *self.exchange.personal}
-        kept = [(name, buffer) for name, buffer in self.model.named_buffers() if name not in elsewhere]
-        self._buffers = [(b, b.detach().clone()) for n, b in kept if not _is_idle_counter(self.model, n)]
+        self.isolation = Isolation(self.built or ModuleState(self.model, elsewhere))
 
     def receive(self, announced: Frozen | None, known: Frozen | None) -> Frozen:
         """Put the frozen weights in place: as `announced` now, or as this client was told earlier (`known`).
@@ -67,12 +68,15 @@ class Resident:
     def enter(self, kept: Params) -> None:
         """A client is about to run: load its personal entries, as it `kept` them or their first values."""
         self._settled = False  # until `leave` has looked: a client that raises may leave anything behind
-        self.place(kept)
+        self.isolation.prepare()
+        self._load(kept)
 
     def place(self, kept: Params) -> None:
-        """Put what does not travel back as it was: buffers as built, personal entries as the client `kept` them."""
-        for buffer, value in self._buffers:
-            buffer.copy_(value)
+        """Put what does not travel back as it was: the model as built, personal entries as the client `kept` them."""
+        self.isolation.built.put_back()
+        self._load(kept)
+
+    def _load(self, kept: Params) -> None:
         if self.exchange.personal:
             first = self._first or self.rebuild(0)
             load(self.model, {name: kept.get(name, first[name]) for name in self.exchange.personal})
@@ -94,9 +98,3 @@ class Resident:
                 )
         self._settled = True
         return {name: own[name].detach().cpu().clone() for name in self.exchange.personal}
-
-
-def _is_idle_counter(model: nn.Module, name: str) -> bool:
-    """Whether a buffer counts a BatchNorm layer's batches and nothing reads it: a fixed momentum needs no count."""
-    module, _, buffer = name.rpartition(".")
-    return buffer == COUNTER and getattr(model.get_submodule(module), "momentum", None) is not None

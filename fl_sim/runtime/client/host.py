@@ -19,14 +19,18 @@ from fl_sim.communication import messages as wire
 from fl_sim.communication.error_feedback import ErrorFeedback
 from fl_sim.communication.messages import PARTITION
 from fl_sim.communication.sparse_broadcast import Parcel, received
+from fl_sim.core.process_state import seeded
 from fl_sim.core.seeding import Purpose, derive
-from fl_sim.core.types import Mask, Params, Task, Update
+from fl_sim.core.types import Params, Task, Update
 from fl_sim.data import Split
+from fl_sim.models.module_state import ModuleState
 from fl_sim.models.parameters import entries, load
 from fl_sim.runtime.client.fixed_weights import Resident
+from fl_sim.runtime.client.isolation import LentContext, LentData, Received
 from fl_sim.runtime.client.over_fitting import MeasureFit, Settle, keep_statistics, no_measurement
 from fl_sim.runtime.client.update_check import BadUpdate as BadUpdate
 from fl_sim.runtime.client.update_check import checked, kept
+from fl_sim.runtime.worlds import World
 from fl_sim.sparsity import curve_messages as measuring
 from fl_sim.sparsity.curve_cache import cached_curves
 from fl_sim.sparsity.curves import calibration
@@ -44,18 +48,20 @@ class _Decoded:
 
     data: bytes | memoryview
     key: bytes
-    params: Params
-    mask: Mask | None
+    received: Received
     kept: ArrayRecord | None = None
 
 
 @dataclass(frozen=True)
 class ClientTask:
-    """A task that was read: what the client is given, the entries it keeps for itself, its error feedback if there is."""
+    """A task that was read: what the client is given, what of that others share, the entries it keeps for itself, and its
+    error feedback if there is."""
 
     task: Task
     ctx: ClientContext
     personal: Params
+    received: Received
+    data: Split
     feedback: ErrorFeedback | None = None
 
 
@@ -73,6 +79,8 @@ class ClientHost:
         rebuild: seed -> the entries that never travel.
         measure: what is measured of a trained model, for the log.
         settle: gives a received model BatchNorm statistics, where none travel and clients keep none.
+        built: the model before anybody used it; None = as it is now.
+        world: hashes of what this process has built, for servers that ask.
     """
 
     client: Client
@@ -84,10 +92,13 @@ class ClientHost:
     rebuild: Callable[[int], Params]
     measure: MeasureFit = no_measurement
     settle: Settle = keep_statistics
+    built: ModuleState | None = None
+    world: World = field(default_factory=dict)
     _last: _Decoded | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        self._resident = Resident(self.model, self.exchange, self.rebuild)
+        self._resident = Resident(self.model, self.exchange, self.rebuild, self.built)
+        self._lent = LentData()
 
     def _receive(self, message: Message, context: Context) -> Task:
         """Decode a task; the bytes of one round are decoded once per process, not once per client."""
@@ -95,13 +106,16 @@ class ClientHost:
             self._receive_frozen(message, context)
         data = wire.payload(message.content)
         config: dict[str, object] = dict(message.content[wire.CONFIG])
-        params, mask = self._model(data, Parcel.arrived(data, config), context)
-        if mask is not None:
-            _keep(context, MASK, {MASK: wire.pack_mask(mask)})
+        self._received = received = self._model(data, Parcel.arrived(data, config), context)
+        if received.mask is not None:
+            _keep(context, MASK, {MASK: wire.pack_mask(received.mask)})
         number = config.pop(wire.ROUND)
         assert isinstance(number, int)
         return Task(
-            number, params, mask, {k: v for k, v in config.items() if isinstance(v, (bool, int, float, str, bytes))}
+            number,
+            received.params,
+            received.mask,
+            {k: v for k, v in config.items() if isinstance(v, (bool, int, float, str, bytes))},
         )
 
     def _receive_frozen(self, message: Message, context: Context) -> None:
@@ -112,7 +126,7 @@ class ClientHost:
         if frozen != known:
             _keep(context, FROZEN, {FROZEN: torch.frombuffer(bytearray(frozen.encode()), dtype=torch.uint8)})
 
-    def _model(self, data: bytes | memoryview, parcel: Parcel | None, context: Context) -> tuple[Params, Mask | None]:
+    def _model(self, data: bytes | memoryview, parcel: Parcel | None, context: Context) -> Received:
         """The parameters and the pruning mask that a payload stands for; a published model is kept by the client."""
         schema = self.exchange.schema
         packed = _tensors(context, MASK).get(MASK)
@@ -121,16 +135,16 @@ class ClientHost:
             held = None if packed is None else wire.unpack_mask(packed, schema)
             if parcel is None:
                 decoded = self.exchange.decode_down(data, self.reference, held=held)
-                self._last = _Decoded(data, key, *decoded)
+                self._last = _Decoded(data, key, Received.of(*decoded))
             else:
                 model, mask = received(parcel, self._base(context, parcel), self.exchange, held)
                 kept = ArrayRecord({MODEL: Array(model.numpy()), VERSION: Array(np.array([parcel.version]))})
-                self._last = _Decoded(data, key, schema.view(model), mask, kept)
+                self._last = _Decoded(data, key, Received.of(schema.view(model), mask), kept)
         last = self._last
         if last.kept is not None:
             # One record for all clients of this process that hold this model: it is replaced, never changed.
             context.state[MODEL] = last.kept
-        return last.params, last.mask
+        return last.received
 
     def _base(self, context: Context, parcel: Parcel) -> Tensor | None:
         """The published model, flat, that the parcel starts from: as this client holds it, or the seeded one; else None."""
@@ -150,9 +164,9 @@ class ClientHost:
         run = task.config[wire.SEED]
         assert isinstance(run, int)
         seed = derive(run, task.round, partition, Purpose.CLIENT)
-        data = self.split_of(partition)
+        data, shared = self._lent.lend(self.split_of(partition)), self._received
         feedback = self._feedback(task, context)
-        ctx = ClientContext(
+        ctx = LentContext(
             model=self.model,
             data=data,
             num_examples=len(data),
@@ -160,8 +174,9 @@ class ClientHost:
             state=_tensors(context, STATE),
             seed=seed,
             corrected=as_they_are if feedback is None else feedback.corrected,
+            use=self._resident.isolation.use,
         )
-        return ClientTask(task, ctx, _tensors(context, PERSONAL), feedback)
+        return ClientTask(task, ctx, _tensors(context, PERSONAL), shared, data, feedback)
 
     def _feedback(self, task: Task, context: Context) -> ErrorFeedback | None:
         if not self.exchange.error_feedback:
@@ -170,6 +185,7 @@ class ClientHost:
 
     def start(self, visit: ClientTask) -> Params:
         """Copies of the entries that training changes, as this client's finds them, on the model's device."""
+        self._resident.isolation.needed = self._resident.isolation.used = True
         self._resident.enter(visit.personal)
         own = entries(load(self.model, visit.task.params))
         changing = {n: v for n, v in own.items() if v.requires_grad or not isinstance(v, nn.Parameter)}
@@ -179,7 +195,8 @@ class ClientHost:
         """Run a client on its task, check and encode what it returns."""
         task, ctx = visit.task, visit.ctx
         self._resident.enter(visit.personal)
-        update = client(task, ctx)
+        update = self._resident.isolation.call(client, task, ctx)
+        self._require_untouched(visit)
         fit = self.measure(task.round, int(context.node_config[PARTITION]), self.model)
         personal = self._resident.leave()
         update, state = checked(update, self.exchange.schema, self._known), kept(ctx.state)
@@ -200,13 +217,22 @@ class ClientHost:
         encoded = self.exchange.encode_up(visit.feedback.encoded(update), visit.task, seed=visit.ctx.seed)
         return encoded, {RESIDUAL: visit.feedback.left_out(update, encoded)}
 
+    def _require_untouched(self, visit: ClientTask) -> None:
+        """Complain of a client that wrote into what it shares with others; the next one gets a fresh copy of the task."""
+        if visit.received.changed:
+            self._last = None
+            raise BadUpdate("the client changed task.params or task.mask in place; change a copy: value.clone()")
+        if self._lent.changed(visit.data):
+            raise BadUpdate("a client changed the samples of ctx.data in place; change a copy: images.clone()")
+
     def evaluate(self, message: Message, context: Context) -> Message:
         """Evaluate the received model, with this client's personal entries, on test samples of this client's kind."""
         task = self._receive(message, context)
-        data = self.test_of(int(context.node_config[PARTITION]))
+        data = self.test_of(partition := int(context.node_config[PARTITION]))
         self._resident.place(_tensors(context, PERSONAL))
         load(self.model, task.params)
-        metrics = evaluate(self.model, data)
+        with seeded(_seed(task, partition)):
+            metrics = evaluate(self.model, data)
         record = MetricRecord({**metrics, wire.NUM_EXAMPLES: len(data)})
         return Message(RecordDict({wire.METRICS: record}), reply_to=message)
 
@@ -214,18 +240,19 @@ class ClientHost:
         """Measure distortion curves of the received model on a fixed part of this client's data."""
         task = self._receive(message, context)
         measure, count = measuring.asked(task.config)
-        own = self.split_of(int(context.node_config[PARTITION]))
+        own = self.split_of(partition := int(context.node_config[PARTITION]))
         images = calibration(own, count)
         self._resident.place(_tensors(context, PERSONAL))
         model = load(self.model, task.params)
-        self.settle(model, own)
-        measured = cached_curves(measure, model, images, self.exchange.schema.prunable)
+        with seeded(_seed(task, partition)):
+            self.settle(model, own)
+            measured = cached_curves(measure, model, images, self.exchange.schema.prunable)
         answer = wire.content(measuring.encode_curves(measured), metrics={wire.NUM_EXAMPLES: len(images)})
         return Message(answer, reply_to=message)
 
     def query(self, message: Message, context: Context) -> Message:
-        """Tell which partition this node holds: foreign runtimes number their nodes at random."""
-        answer = ConfigRecord({PARTITION: int(context.node_config[PARTITION])})
+        """Tell which partition this node holds, as foreign runtimes number their nodes at random, and what it has built."""
+        answer = ConfigRecord({PARTITION: int(context.node_config[PARTITION]), **self.world})
         return Message(RecordDict({wire.CONFIG: answer}), reply_to=message)
 
 
@@ -250,6 +277,13 @@ def client_app(host: Callable[[Context], ClientHost]) -> ClientApp:
         return host(context).curves(message, context)
 
     return app
+
+
+def _seed(task: Task, partition: int) -> int:
+    """What a client's global generators start from where it measures."""
+    seed = task.config[wire.SEED]
+    assert isinstance(seed, int)
+    return derive(seed, task.round, partition, Purpose.EVALUATION)
 
 
 def _tensors(context: Context, key: str) -> dict[str, Tensor]:

@@ -141,8 +141,9 @@ class CohortGrid(LocalGrid):
             assert training is not None
             members = [Member(v.ctx.data, v.task.mask, v.ctx.rng) for v in visits]
             assert isinstance(host.client, Stackable)
+            starts = [host.start(visit) for visit in visits]  # before the setting, which puts back nothing that it set
             with host.client.setting(visits[0].task, visits[0].ctx):
-                trained = fit(host.model, [host.start(visit) for visit in visits], members, training)
+                trained = fit(host.model, starts, members, training)
             ready |= {id(b): Ready(t, training) for b, t in zip(mine, trained, strict=True)}
         return ready
 

@@ -1,0 +1,170 @@
+"""What belongs to a whole process and a client may leave behind: PyTorch's modes, the working folder, the environment.
+
+    before = settings()
+    ...                     # a client
+    restore(before)
+
+Random numbers: `seeded(seed)` gives a client global generators of its own, and the process its own ones back.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One thing of a process: how it is read (in well under a microsecond) and how it is put back."""
+
+    read: Callable[[], object]
+    write: Callable[..., object]
+
+
+def _default_device() -> torch.device | None:
+    """The default device where one was set; to ask for it costs microseconds, so the mode behind it is asked first."""
+    return torch.get_default_device() if torch._C._len_torch_function_stack() else None
+
+
+_GUARDS: list[torch.inference_mode] = []
+"""Blocks entered for good: PyTorch leaves one as soon as nobody refers to it."""
+
+
+def _set_inference_mode(enabled: bool) -> None:
+    """Enter the mode that was: the block that a client never left is out of reach."""
+    _GUARDS.append(torch.inference_mode(enabled))
+    _GUARDS[-1].__enter__()
+
+
+def _deterministic() -> tuple[bool, bool]:
+    return torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+
+
+def _autocast() -> tuple[bool, bool]:
+    return torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
+
+
+def _set_autocast(modes: tuple[bool, bool]) -> None:
+    for device, enabled in zip(("cpu", "cuda"), modes, strict=True):
+        torch.set_autocast_enabled(device, enabled)
+
+
+def _cudnn() -> tuple[bool, bool, bool]:
+    return torch._C._get_cudnn_enabled(), torch._C._get_cudnn_benchmark(), torch._C._get_cudnn_deterministic()
+
+
+def _set_cudnn(flags: tuple[bool, bool, bool]) -> None:
+    torch.backends.cudnn.enabled, torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = flags
+
+
+def _folder() -> str | None:
+    try:
+        return os.getcwd()
+    except FileNotFoundError:  # it was removed
+        return None
+
+
+def _set_folder(path: str | None) -> None:
+    if path is not None:
+        os.chdir(path)
+
+
+def _environment() -> dict[object, object]:
+    """The variables as the operating system has them; decoding them all takes longer than a small client."""
+    return dict(os.environ._data)  # type: ignore[attr-defined]
+
+
+def _set_environment(before: dict[bytes, bytes]) -> None:
+    wanted = {os.fsdecode(name): os.fsdecode(value) for name, value in before.items()}
+    for name in [name for name in os.environ if name not in wanted]:
+        del os.environ[name]
+    os.environ.update({name: value for name, value in wanted.items() if os.environ.get(name) != value})
+
+
+def _set_filters(before: list[tuple[object, ...]]) -> None:
+    with warnings.catch_warnings():  # leaving the block tells the interpreter that the filters changed
+        pass
+    warnings.filters[:] = before  # type: ignore[index]
+
+
+def _set_path(before: list[str]) -> None:
+    sys.path[:] = before
+
+
+SETTINGS: tuple[Setting, ...] = (
+    Setting(torch.is_inference_mode_enabled, _set_inference_mode),  # first: it decides on gradients too
+    Setting(torch.is_grad_enabled, torch.set_grad_enabled),
+    Setting(torch.get_default_dtype, torch.set_default_dtype),
+    Setting(_default_device, torch.set_default_device),
+    Setting(torch.get_num_threads, torch.set_num_threads),
+    Setting(torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    Setting(_deterministic, lambda modes: torch.use_deterministic_algorithms(modes[0], warn_only=modes[1])),
+    Setting(torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
+    Setting(_autocast, _set_autocast),
+    Setting(_cudnn, _set_cudnn),
+    Setting(_folder, _set_folder),
+    Setting(_environment, _set_environment),
+    Setting(lambda: list(warnings.filters), _set_filters),
+    Setting(lambda: list(sys.path), _set_path),
+)
+READ = [setting.read for setting in SETTINGS]
+
+
+def settings() -> list[object]:
+    """The present settings of this process."""
+    return [read() for read in READ]
+
+
+def restore(before: list[object]) -> None:
+    """Put the settings back; what did not change is left alone."""
+    if settings() != before:
+        for setting, value in zip(SETTINGS, before, strict=True):
+            if setting.read() != value:
+                setting.write(value)
+
+
+def generators() -> list[object]:
+    """The states of the global generators, in a form that compares."""
+    kind, words, *rest = np.random.get_state(legacy=True)  # noqa: NPY002
+    torchs = [generator.get_state().numpy().tobytes() for generator in _torchs()]
+    return [torchs, random.getstate(), kind, np.asarray(words).tobytes(), rest]
+
+
+def _torchs() -> list[torch.Generator]:
+    """PyTorch's global generators; those of CUDA where it has started."""
+    return [torch.default_generator, *(torch.cuda.default_generators if torch.cuda.is_initialized() else ())]
+
+
+@cache
+def _spare() -> np.random.MT19937:
+    """The bit generator that NumPy's global functions draw from while a client runs; to make one takes as long as a copy."""
+    return np.random.MT19937(0)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Global generators of PyTorch, NumPy and Python seeded for the block (0 <= seed < 2**64), then as they were before."""
+    torchs = _torchs()
+    before = [generator.get_state() for generator in torchs], random.getstate(), np.random.get_bit_generator()  # type: ignore[attr-defined]
+    try:
+        for generator in torchs:
+            generator.manual_seed(seed)
+        random.seed(seed)
+        # Another bit generator in its place: to copy a state of NumPy's out and back takes a hundred microseconds.
+        np.random.set_bit_generator(_spare())  # type: ignore[attr-defined]
+        np.random.seed(seed % 2**32)  # noqa: NPY002
+        yield
+    finally:
+        for generator, state in zip(torchs, before[0], strict=True):
+            generator.set_state(state)
+        random.setstate(before[1])
+        np.random.set_bit_generator(before[2])  # type: ignore[attr-defined]

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from fl_sim.communication import messages as wire
 from fl_sim.communication.messages import PARTITION
 from fl_sim.core.seeding import Purpose, numpy_generator
+from fl_sim.runtime.worlds import World, require_same
 
 Cohort = Sequence[tuple[int, int]]
 """(partition, node) of each client drawn, in partition order."""
@@ -35,10 +36,12 @@ class Cohorts:
     Attributes:
         seed: the run's seed.
         members: partitions that take part; None = all.
+        world: hashes of what this process has built; nodes that were asked must have built the same.
     """
 
     seed: int
     members: tuple[int, ...] | None = None
+    world: World = field(default_factory=dict)
     _nodes: dict[int, int] = field(default_factory=dict)
     _partition_of: dict[int, int] = field(default_factory=dict)
     _last: tuple[tuple[int, Purpose, int] | None, Cohort] = (None, ())
@@ -47,7 +50,7 @@ class Cohorts:
     def nodes(self, grid: Grid) -> Mapping[int, int]:
         """Partition -> node id, in partition order. Our Grids know it; other runtimes are asked once, by a query."""
         if not self._nodes:
-            found = grid.partitions if isinstance(grid, KnowsPartitions) else _ask(grid)
+            found = grid.partitions if isinstance(grid, KnowsPartitions) else _ask(grid, self.world)
             if self.members is not None:
                 members = set(self.members)
                 found = {node: partition for node, partition in found.items() if partition in members}
@@ -84,7 +87,10 @@ class Cohorts:
         yield from sorted(waiting.items())
 
 
-def _ask(grid: Grid) -> dict[int, int]:
+def _ask(grid: Grid, world: World) -> dict[int, int]:
     messages = [Message(RecordDict(), node, MessageType.QUERY, group_id="0") for node in sorted(grid.get_node_ids())]
     replies = [reply for reply in grid.send_and_receive(messages, timeout=60) if reply.has_content()]
-    return {r.metadata.src_node_id: int(str(r.content.config_records[wire.CONFIG][PARTITION])) for r in replies}
+    told = {r.metadata.src_node_id: r.content.config_records[wire.CONFIG] for r in replies}
+    for node, record in told.items():
+        require_same(world, {name: str(record[name]) for name in world if name in record}, f"node {node}")
+    return {node: int(str(record[PARTITION])) for node, record in told.items()}

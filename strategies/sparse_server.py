@@ -52,7 +52,7 @@ class SparseServer:
         self.slots, self.context = replace(slots, aggregate=aggregate), context
         first = context.initial if context.start is None else context.start
         self.state = ServerState(context.exchange.schema, first)
-        self.cohorts = Cohorts(context.seed, context.sampling.members)
+        self.cohorts = Cohorts(context.seed, context.sampling.members, context.sampling.world)
         self.sender = DownlinkSender(context, slots.downlink)
         self.receiver = UplinkReceiver(context, self.cohorts, self.sender)
         self.round_log = RoundLog()

@@ -15,6 +15,7 @@ from fl_sim.communication.virtual_clock import Network
 from fl_sim.core.types import FlatParams, Mask, Params
 from fl_sim.data import Split
 from fl_sim.runtime.grids.faults import Faults
+from fl_sim.runtime.worlds import World
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class Sampling:
         members: partitions that may be drawn; None = all.
         evaluate_size: clients that evaluate the new model after each round; 0 = none.
         faults: how many clients of a cohort may fail.
+        world: hashes of what the server has built, which foreign nodes are compared with.
     """
 
     cohort_size: int
@@ -63,6 +65,7 @@ class Sampling:
     members: tuple[int, ...] | None = None
     evaluate_size: int = 0
     faults: Faults = field(default_factory=Faults)
+    world: World = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,8 @@ A data source that numbers its classes by the order of a set, or a split that no
 
 from __future__ import annotations
 
-import ast
-import importlib.util
+import json
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import xxhash
@@ -18,7 +16,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fl_sim.communication.messages import Exchange, Frozen
-from fl_sim.core.errors import INSTALLED, OURS
 from fl_sim.core.types import Params, UserError
 from fl_sim.data import Data, Split
 
@@ -31,7 +28,7 @@ HINTS: Mapping[str, str] = {
     "split": "let it depend on a fixed seed alone",
     "partition": "let it depend on the labels and a fixed seed alone",
     "model": "draw initial weights from the global generators, which are seeded when the model is built",
-    "code": "the sources of the client, model or data source changed",
+    "code": "the code of the client, model, data source or partition changed",
 }
 WHOLE_BYTES = 1 << 28
 """Images up to this size are read whole, at memory speed; of larger sets only their size and `SAMPLED` images."""
@@ -40,27 +37,33 @@ WORDS = (np.uint64, np.uint32, np.uint16, np.uint8)
 
 
 def fingerprint(
-    data: Data, parts: Sequence[NDArray[np.int64]], initial: Params, exchange: Exchange, targets: Sequence[str]
+    data: Data,
+    partitions: Sequence[NDArray[np.int64]],
+    models: Sequence[tuple[Params, Exchange]],
+    code: Mapping[str, Mapping[str, str]],
 ) -> World:
     """Hash what a process has built.
 
     Args:
-        data, parts: the data and the positions of each client's samples in its training set.
-        initial: the seeded parameters that travel.
-        exchange: with the hash of those that do not.
-        targets: import paths, `module:name`, of the user's parts; names of our own are passed over.
+        data, partitions: the samples, and the positions of each client's samples in the training set.
+        models: of each model the seeded parameters that travel, and the exchange, with the hash of those that do not.
+        code: part -> file -> hash, of the user's parts that clients run.
     """
     splits = [split for split in (data.train, data.validation, data.test, data.proxy) if split is not None]
-    frozen = b"" if exchange.frozen is None else exchange.frozen.encode()
     images, labels = _whatever_the_order(splits)
     return {
         "data": _hash([str((sum(map(len, splits)), data.shape)).encode(), images]),
         "labels": _hash([str(data.num_classes).encode(), labels]),
         "split": _hash([part for split in splits for part in _ordered(split)]),
-        "partition": _hash([np.ascontiguousarray(part).tobytes() + b"|" for part in parts]),
-        "model": _hash([Frozen.digest_of(initial), exchange.schema.hash, frozen]),
-        "code": _hash([path.read_bytes() for path in sources(targets)]),
+        "partition": _hash([np.ascontiguousarray(part).tobytes() for part in partitions]),
+        "model": _hash([part for initial, exchange in models for part in _model(initial, exchange)]),
+        "code": _hash([json.dumps(code, sort_keys=True).encode()]),
     }
+
+
+def _model(initial: Params, exchange: Exchange) -> Iterator[bytes]:
+    yield from (Frozen.digest_of(initial), exchange.schema.hash)
+    yield b"" if exchange.frozen is None else exchange.frozen.encode()
 
 
 def require_same(expected: World, found: World, who: str, whose: str = "the server") -> None:
@@ -78,41 +81,6 @@ def require_same(expected: World, found: World, who: str, whose: str = "the serv
         raise UserError(
             f"{who} has other {', '.join(differing)} than {whose}, from the same config; {HINTS[differing[0]]}"
         )
-
-
-def sources(targets: Sequence[str]) -> list[Path]:
-    """The files of the modules that import paths name, and of what those import; neither ours nor installed ones."""
-    waiting = [target.partition(":")[0] for target in targets if ":" in target]
-    found: dict[str, Path] = {}
-    while waiting:
-        module = waiting.pop()
-        path = None if module in found else _source(module)
-        if path is not None:
-            found[module] = path
-            waiting += _imports(path, module)
-    return [found[module] for module in sorted(found)]
-
-
-def _source(module: str) -> Path | None:
-    try:
-        spec = importlib.util.find_spec(module)
-    except (ImportError, ValueError):  # a name inside a module, or `__main__`
-        return None
-    origin = None if spec is None or not spec.has_location else spec.origin
-    if origin is None or not origin.endswith(".py") or str(Path(origin).resolve()).startswith(OURS + INSTALLED):
-        return None
-    return Path(origin)
-
-
-def _imports(path: Path, module: str) -> Iterator[str]:
-    """Names of the modules that a file imports, and of what it imports from them: those may be modules too."""
-    for node in ast.walk(ast.parse(path.read_bytes())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = module.split(".")[: -node.level] if node.level else []
-            start = ".".join([*base, *([node.module] if node.module else [])])
-            yield from (start, *(f"{start}.{alias.name}" for alias in node.names))
 
 
 def _whatever_the_order(splits: Sequence[Split]) -> tuple[bytes, bytes]:

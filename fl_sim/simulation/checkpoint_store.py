@@ -82,6 +82,7 @@ class Manifest(_Record):
 
     Attributes:
         experiment: id of the experiment. precision: the settled precision, which a probe of the machine may have chosen.
+        world: hashes of data, labels, split, partition, initial models and the user's code.
         round: rounds finished. messages: messages numbered so far (the numbers' lengths are part of Flower's traffic).
         training_s, wall_s: seconds spent so far.
         models: the server's side of each model, in the order of the config.
@@ -92,6 +93,7 @@ class Manifest(_Record):
     format: Literal["fl_sim.checkpoint/2"] = "fl_sim.checkpoint/2"
     experiment: str
     precision: str
+    world: dict[str, str] = Field(default_factory=dict)
     round: Count
     messages: Count
     training_s: Seconds

@@ -28,6 +28,7 @@ from fl_sim.core.types import FlatMask, Params, UserError
 from fl_sim.runtime.grids.base import LocalGrid
 from fl_sim.runtime.server_context import ServerSnapshot
 from fl_sim.runtime.state.client_states import ClientStates
+from fl_sim.runtime.worlds import require_same
 from fl_sim.simulation.checkpoint_store import Damaged, Manifest, Part, Put, ServerRecord
 from fl_sim.simulation.federation import Federation
 from fl_sim.simulation.round_hooks import Row
@@ -112,7 +113,7 @@ class CheckpointHook:
         self.models = [
             (track.exchange.schema, model) for track, model in zip(federation.tracks, server.models, strict=True)
         ]
-        self.clients = federation.partitions
+        self.clients, self.world = federation.partitions, federation.world
         self.ledger, self.rows, self.recorder = ledger, rows, recorder
         self.saved_round, self.seconds, self._started = 0, 0.0, time.perf_counter()
         self._clients: tuple[LocalGrid, ClientStates] | None = None
@@ -155,6 +156,7 @@ class CheckpointHook:
         return Manifest(
             experiment=self.experiment.id,
             precision=self.precision,
+            world=dict(self.world),
             round=saved[0].round,
             messages=grid.numbered,
             training_s=self.seconds,
@@ -190,7 +192,8 @@ class CheckpointHook:
         Logs are appended to in place: a ledger of millions of rows is read in chunks and never held as a value.
 
         Raises:
-            UserError: there are checkpoints and none of them can be read, or the newest is another experiment's.
+            UserError: there are checkpoints and none of them can be read, or the newest is another experiment's, or data,
+                models or code are no longer what they were.
         """
         assert self._clients is not None, "clients that live elsewhere keep their own state: nothing was saved"
         for manifest in self.store.manifests():
@@ -199,6 +202,7 @@ class CheckpointHook:
             except Damaged as error:
                 log.warning("checkpoint of round %d is damaged (%s); trying the one before", manifest.round, error)
                 continue
+            require_same(manifest.world, self.world, f"{self.store.folder}: this process", "the stopped run")
             try:
                 self._apply(manifest, *self._clients)
             except UNREADABLE as error:

@@ -18,6 +18,7 @@ from fl_sim.core.types import Params
 from fl_sim.data import CropFlip, Split, matching
 from fl_sim.runtime.client.host import ClientHost, client_app
 from fl_sim.runtime.client.over_fitting import MeasureFit, OwnFit, Settle, keep_statistics, no_measurement
+from fl_sim.runtime.worlds import World, require_same
 from fl_sim.simulation.federation import Federation
 from fl_sim.simulation.model_track import ModelTrack
 from fl_sim.simulation.starting_model import make_model, untravelled
@@ -61,7 +62,7 @@ def host_of(federation: Federation, track: ModelTrack) -> ClientHost:
 
     return ClientHost(
         client=client_of(track),
-        model=track.model.to(device),
+        model=track.model,
         split_of=split_of,
         test_of=test_of,
         exchange=track.exchange,
@@ -69,6 +70,8 @@ def host_of(federation: Federation, track: ModelTrack) -> ClientHost:
         rebuild=rebuild,
         measure=_measure(track, split_of, test_of),
         settle=_settle(track),
+        built=track.built,
+        world=federation.world,
     )
 
 
@@ -104,8 +107,19 @@ def hosts_of(federation: Federation) -> Callable[[Context], ClientHost]:
     return lambda context: of[int(context.node_config[PARTITION])]
 
 
-def make_client_app(experiment: Experiment) -> ClientApp:
-    """Build the Flower ClientApp of an experiment in this process; its host is built now, not in a client's time."""
+def make_client_app(experiment: Experiment, servers: World | None = None) -> ClientApp:
+    """Build the Flower ClientApp of an experiment in this process; its host is built now, not in a client's time.
+
+    Args:
+        experiment: as the server settled it.
+        servers: hashes of what the server has built, to be compared with; None compares nothing.
+
+    Raises:
+        UserError: data, model or code differ from the server's.
+    """
     # An optimiser of PyTorch imports hundreds of modules when the first one is made, seconds on a busy machine.
     OPTIMIZERS[experiment.training.optimizer]([nn.Parameter(torch.zeros(1))], experiment.training)
-    return client_app(hosts_of(Federation.build(experiment, quiet=True)))
+    federation = Federation.build(experiment, quiet=True)
+    if servers is not None:
+        require_same(servers, federation.world, "a worker process")
+    return client_app(hosts_of(federation))

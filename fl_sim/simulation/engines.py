@@ -60,14 +60,16 @@ def _ray(federation: Federation) -> LocalGrid:
     experiment, sizes = federation.experiment, federation.sizes
     _check_client(federation)
     limit = experiment.faults.timeout_s
-    return RayGrid(partial(make_client_app, experiment), len(sizes), experiment.ray, sizes=sizes, timeout_s=limit)
+    return RayGrid(
+        partial(make_client_app, experiment, federation.world), len(sizes), experiment.ray, sizes=sizes, timeout_s=limit
+    )
 
 
 def _workers(federation: Federation) -> LocalGrid:
     experiment, sizes = federation.experiment, federation.sizes
     _check_client(federation)
     limit = experiment.faults.timeout_s
-    app = partial(make_client_app, experiment)
+    app = partial(make_client_app, experiment, federation.world)
     return WorkersGrid(app, len(sizes), experiment.workers, sizes=sizes, timeout_s=limit)
 
 

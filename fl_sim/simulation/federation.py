@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
 
 from fl_sim.config.experiment import Experiment
+from fl_sim.core.process_state import seeded
 from fl_sim.core.seeding import Purpose, generator
 from fl_sim.core.types import UserError
 from fl_sim.data import Data, Split, label_counts
 from fl_sim.data import load as load_data
 from fl_sim.data import partition as make_partition
+from fl_sim.runtime.worlds import World, fingerprint
 from fl_sim.simulation import capacity_groups
+from fl_sim.simulation.identity import code_of_parts
 from fl_sim.simulation.model_track import ModelTrack, device_of
 from fl_sim.simulation.starting_model import read_weights
 from fl_sim.training import precision as precisions
@@ -62,6 +66,12 @@ class Federation:
         """The model that `[model]` names."""
         return self.tracks[0]
 
+    @cached_property
+    def world(self) -> World:
+        """Hashes of what this process has built, to be compared with those of other processes. Clients run no strategy."""
+        code = {key: code for key, code in code_of_parts(self.experiment).items() if not key.startswith("strategy")}
+        return fingerprint(self.data, self.partitions, [(t.initial, t.exchange) for t in self.tracks], code)
+
     @property
     def label_counts(self) -> list[list[int]]:
         """Training samples of each client (row) by class (column)."""
@@ -93,15 +103,16 @@ def _load(experiment: Experiment, quiet: bool) -> Data:
 
 def _partitions(experiment: Experiment, data: Data) -> list[np.ndarray]:
     section = experiment.data
-    return make_partition(
-        data.train.labels.numpy(),
-        section.clients,
-        kind=section.partition,
-        alpha=section.alpha,
-        shards=section.shards,
-        min_size=section.min_size,
-        seed=experiment.seed,
-    )
+    with seeded(experiment.seed):  # for a partitioner of the user's that draws from global generators
+        return make_partition(
+            data.train.labels.numpy(),
+            section.clients,
+            kind=section.partition,
+            alpha=section.alpha,
+            shards=section.shards,
+            min_size=section.min_size,
+            seed=experiment.seed,
+        )
 
 
 def _tracks(experiment: Experiment, data: Data) -> tuple[ModelTrack, ...]:

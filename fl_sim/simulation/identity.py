@@ -53,14 +53,14 @@ class Identity(BaseModel):
     @classmethod
     def of(cls, experiment: Experiment, data: str) -> Identity:
         """The identity of an experiment now; `data` is the hash of its data."""
-        parts = {key: dict(code_of(target)) for key, target in _targets(experiment.model_dump(mode="json"))}
+        code = code_of_parts(experiment)
         versions = {
             "fl-sim": f"{version('fl-sim')} (code {own_code()})",
             "Python": platform.python_version(),
             "PyTorch": torch.__version__,
             "NumPy": np.__version__,
         }
-        return cls(code={key: code for key, code in parts.items() if code}, data=data, versions=versions)
+        return cls(code=code, data=data, versions=versions)
 
     def changes(self, now: Identity, source: str) -> list[str]:
         """List what differs now, in the config's words; `source` is the config's `data.source`."""
@@ -76,6 +76,12 @@ class Identity(BaseModel):
         """`PyTorch 2.5.0, now 2.6.0`, for all that differ; empty where none does."""
         names = [name for name in now.versions if self.versions.get(name) != now.versions[name]]
         return "; ".join(f"{name} {self.versions.get(name, 'unknown')}, now {now.versions[name]}" for name in names)
+
+
+def code_of_parts(experiment: Experiment) -> dict[str, dict[str, str]]:
+    """Config key -> file -> hash, for every part of the user's that an experiment names."""
+    parts = {key: dict(code_of(target)) for key, target in _targets(experiment.model_dump(mode="json"))}
+    return {key: code for key, code in parts.items() if code}
 
 
 def recorded(folder: Path) -> Identity | None:

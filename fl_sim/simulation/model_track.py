@@ -13,6 +13,7 @@ from fl_sim.config.experiment import Experiment
 from fl_sim.core.types import FlatParams, Params, UserError
 from fl_sim.data import Data, Split
 from fl_sim.gating import Gated, Gating, keeping
+from fl_sim.models.module_state import ModuleState
 from fl_sim.models.parameters import load, snapshot
 from fl_sim.simulation.starting_model import make_exchange, make_model
 from fl_sim.training.model_file import Stored, entries_for
@@ -47,10 +48,11 @@ class ModelTrack:
         label: name of the model, unique in the federation.
         members: partitions whose clients train this model.
         cohort_size: of them, clients that train in a round.
-        model: the seeded model, on the CPU until a client or the server uses it.
+        model: the seeded model, on its device.
         initial: its travelling entries, which every party can build by itself.
         start: first global parameters; they differ from `initial` where the experiment starts from given weights.
         exchange: which entries travel, and how they are encoded.
+        built: the model before anybody used it; whoever uses it puts it back first.
         gating: the gates' plan; None without gates.
         weights: the model file that the experiment starts from; None without one.
     """
@@ -64,6 +66,7 @@ class ModelTrack:
     initial: FlatParams
     start: FlatParams
     exchange: wire.Exchange
+    built: ModuleState
     gating: Gating | None = None
     weights: Stored | None = None
 
@@ -89,7 +92,11 @@ class ModelTrack:
         initial = schema.view(schema.flat(snapshot(model)))
         given = {} if weights is None else entries_for(model, weights)
         start = schema.view(schema.flat({**initial, **{n: p for n, p in given.items() if n in initial}}))
-        return cls(experiment, data, label, members, cohort_size, model, initial, start, exchange, gating, weights)
+        model.to(device_of(experiment))
+        built = ModuleState(model, {*schema.names, *exchange.personal})
+        return cls(
+            experiment, data, label, members, cohort_size, model, initial, start, exchange, built, gating, weights
+        )
 
     @property
     def device(self) -> torch.device:

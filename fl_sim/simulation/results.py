@@ -48,6 +48,8 @@ def finish(
         training_s=training_s,
     )
     _write_models(federation, server, folder)
+    for track in federation.tracks:
+        track.built.put_back()  # what the model's class counted is not for the next run of this process
     kept = Ledger.read(folder.path / "ledger.parquet")  # the temporary row file is deleted with the run
     report = Report(folder.path, summary, rows, kept, dict(server.models[0].params))
     write_report(report)

@@ -13,6 +13,8 @@ from typing import Protocol, Self
 from fl_sim.communication.ledger import Ledger
 from fl_sim.config.experiment import Experiment
 from fl_sim.core.files import as_json, create
+from fl_sim.core.process_state import seeded
+from fl_sim.core.seeding import Purpose, derive
 from fl_sim.report import against_dense
 from fl_sim.simulation.federation import Federation
 from fl_sim.simulation.model_facts import DensePayloads
@@ -77,7 +79,8 @@ class Evaluation:
             section, chosen = track.experiment.evaluate, track.experiment.training.precision
             splits = {"": track.data.test, "validation_": track.data.validation}
             suffix = f"/{track.label}" if position else ""
-            with track.as_in(number):
+            track.built.put_back()
+            with track.as_in(number), seeded(derive(track.experiment.seed, number, Purpose.EVALUATION)):
                 completed = track.complete(model.params)
                 for prefix, split in splits.items():
                     there = split.to(track.device)

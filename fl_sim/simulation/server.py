@@ -13,6 +13,7 @@ from torch import nn
 from fl_sim.communication.ledger import Ledger
 from fl_sim.communication.mask_log import MaskRecorder
 from fl_sim.core.types import Mask, Params, Scalar, UserError
+from fl_sim.models.module_state import ModuleState
 from fl_sim.models.parameters import load
 from fl_sim.runtime.server_context import Accounting, Sampling, ServerContext, ServerSnapshot
 from fl_sim.simulation.federation import Federation
@@ -115,6 +116,7 @@ def _context(federation: Federation, track: ModelTrack, accounting: Accounting) 
             members=track.members,
             evaluate_size=experiment.evaluate.clients,
             faults=experiment.faults,
+            world=federation.world,
         ),
         accounting=accounting,
         start=track.start,
@@ -127,7 +129,12 @@ def _context(federation: Federation, track: ModelTrack, accounting: Accounting) 
 
 def _servers_own(track: ModelTrack) -> Callable[[Params], nn.Module]:
     @cache
-    def own() -> nn.Module:
-        return copy.deepcopy(track.model).to(track.device)
+    def own() -> ModuleState:
+        track.built.put_back()
+        return ModuleState(copy.deepcopy(track.model), track.built.elsewhere)
 
-    return lambda params: track.settled(load(own(), params))
+    def under(params: Params) -> nn.Module:
+        own().put_back()
+        return track.settled(load(own().model, params))
+
+    return under

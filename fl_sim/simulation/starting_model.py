@@ -15,6 +15,7 @@ from fl_sim.data import Data
 from fl_sim.gating import Gating
 from fl_sim.models.parameters import frozen, load, snapshot
 from fl_sim.training.model_file import Stored, entries_for, read
+from fl_sim.training.recalibration import measurable
 
 
 def plain_model(experiment: Experiment, data: Data, seed: int) -> nn.Module:
@@ -56,7 +57,8 @@ def make_model(
     Frozen parameters require no gradient. Of given weights only entries that never travel are filled in.
 
     Raises:
-        UserError: unknown model or initialisation, `model.trainable` selects nothing, or given weights that do not fit.
+        UserError: unknown model or initialisation, `model.trainable` selects nothing, statistics that cannot be
+            measured anew, or given weights that do not fit.
     """
     section, gating = experiment.model, experiment.gating
     model = plain_model(experiment, data, seed)
@@ -70,6 +72,8 @@ def make_model(
         gated.set_keep(gating.keep)
         model = gated
     models.freeze(model, section.trainable, seed=derive(seed, Purpose.MODEL, 1))
+    if section.statistics != "average":
+        measurable(model)
     travelling = _travelling(experiment, model)
     if weights is not None:
         load(model, {n: p for n, p in entries_for(model, weights).items() if n not in travelling})

@@ -15,8 +15,9 @@ from fl_sim.bench.cohort import Grid, measure
 from fl_sim.core.seeding import generator
 from fl_sim.core.types import UserError
 from fl_sim.data import CropFlip, Split, load
+from fl_sim.models.parameters import entries
 from fl_sim.simulation import RunStopped
-from fl_sim.training import Training, entries, snapshot
+from fl_sim.training import Training, snapshot
 from fl_sim.training.batched import Member, fit, fitting
 
 METHODS = {

@@ -15,11 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from federation import same
+from interruption import KillAfter, Killed
 from numpy.typing import NDArray
 from PIL import Image
 
 from fl_sim import Experiment, Report, run
-from fl_sim.core.observer import Silent
 
 CONFIGS = sorted(Path("configs").glob("*.toml"))
 SHORT = (
@@ -64,28 +64,10 @@ def shortened(path: Path, data: Path, out: Path, *overrides: str) -> Experiment:
     return Experiment.load(path, [*SHORT, *few, *pruning, *source, f'out="{out}"', *overrides])
 
 
-class Killed(Exception):
-    """Stands for a process that ends at once."""
-
-
-class KillAfter(Silent):
-    """An observer that ends the run in the middle of round 2."""
-
-    def __init__(self) -> None:
-        self.rounds = 0
-
-    def round(self, row: Mapping[str, float]) -> None:
-        self.rounds += 1
-
-    def reply(self, answered: int, cohort: int) -> None:
-        if self.rounds == 1:
-            raise Killed
-
-
 def killed_and_resumed(path: Path, data: Path, out: Path) -> Report:
     experiment = shortened(path, data, out)
     with pytest.raises(Killed):
-        run(experiment, KillAfter())
+        run(experiment, KillAfter(1, replies=1))
     return run(experiment, resume=True)
 
 

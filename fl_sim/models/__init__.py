@@ -17,7 +17,7 @@ from fl_sim.models.fastgrnn import fastgrnn
 from fl_sim.models.layers import BATCHNORM, batchnorm_names, disabled_features, head_names, prunable_names, stage_names
 from fl_sim.models.mobilenet import mobilenet_v1
 from fl_sim.models.module_state import ModuleState
-from fl_sim.models.own import evaluating_modules, prepare, say_modes
+from fl_sim.models.own import detach_computed, evaluating_modules, prepare, say_modes
 from fl_sim.models.parameters import check_dtypes, check_entries
 from fl_sim.models.resnet import cifar_resnet
 from fl_sim.models.simple import cnn, cnn_bn, mlp
@@ -98,6 +98,7 @@ def _look_over(name: str, model: nn.Module, images: tuple[int, ...], num_classes
     """Find out of a user's own model which buffers are constant, and refuse what cannot be run."""
     what = f"model.name = {name!r}"
     if isinstance(model, nn.Module):
+        detach_computed(model)
         check_dtypes(model, what)
         if evaluating := evaluating_modules(model):
             say_modes(name, evaluating)

@@ -16,6 +16,17 @@ from fl_sim.models.parameters import CONSTANT, COUNTER, FLOATS, RUNNING
 log = logging.getLogger("fl_sim")
 
 
+def detach_computed(model: nn.Module) -> None:
+    """Detach tensors that a builder left as plain attributes, such as the weight that `torch.nn.utils.prune` computes.
+
+    A model that holds a part of a gradient's graph cannot be copied; the next forward pass computes such tensors anew.
+    """
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if isinstance(value, Tensor) and value.grad_fn is not None:
+                module.__dict__[name] = value.detach()
+
+
 def prepare(name: str, model: nn.Module, shape: tuple[int, ...]) -> None:
     """Run one training pass on a copy of the model, and mark the persistent buffers that the pass left alone as constant.
 

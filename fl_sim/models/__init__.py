@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from fl_sim.core.errors import UserError, told
 from fl_sim.core.lookup import accepts, find
@@ -115,7 +116,8 @@ def check(name: str, model: nn.Module, images: tuple[int, ...], num_classes: int
     """
     if not isinstance(model, nn.Module):
         raise UserError(f"model.name = {name!r}: returned {type(model).__name__}, not a torch.nn.Module")
-    built = ModuleState(model)
+    lazy = any(is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers()))
+    built = None if lazy else ModuleState(model)  # the first forward pass makes the tensors of lazy modules
     with torch.no_grad():
         try:
             logits = model.eval()(torch.zeros(images))
@@ -126,7 +128,7 @@ def check(name: str, model: nn.Module, images: tuple[int, ...], num_classes: int
                 f"model.name = {name!r}: on images of shape {images} it raised {told(error)}{hint}"
             ) from error
         finally:
-            built.put_back()
+            model.train() if built is None else built.put_back()
     if getattr(logits, "shape", None) != (images[0], num_classes):
         got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
         raise UserError(

@@ -48,7 +48,8 @@ class ModuleState:
         self._slots = found.slot_values()
         self._cells = [contents(cell) for cell in found.cells]
         self._features = list(map(_features, found.tensors))
-        self._own = _untouched_by_payloads(self.model, found.tensors, self.elsewhere)
+        own = _untouched_by_payloads(self.model, found.tensors, self.elsewhere)
+        self._own = [tensor for tensor in own if not _is_expanded(tensor)]
         self._own_values = [tensor.detach().clone() for tensor in self._own]
         self._arrays = [array.copy() for array in found.arrays]
         self._drawn = [random.read() for random in found.random]
@@ -100,6 +101,11 @@ class ModuleState:
         for tensor, features in zip(found.tensors, self._features, strict=True):
             if not _same(_features(tensor), features):
                 _restore_features(tensor, features)
+
+
+def _is_expanded(tensor: Tensor) -> bool:
+    """Whether several values are one place in memory; PyTorch refuses to write to such a tensor, so nobody changes it."""
+    return any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
 
 
 UNEQUAL = (RuntimeError, ValueError, TypeError, AttributeError)

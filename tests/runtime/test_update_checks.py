@@ -19,7 +19,7 @@ from fl_sim.codecs import Schema
 from fl_sim.core.types import FlatMask, FlatParams, Mask, Params, Update
 from fl_sim.models import build, prunable_names
 from fl_sim.models.parameters import snapshot
-from fl_sim.runtime.client.update_check import BadUpdate, checked, kept
+from fl_sim.runtime.client.update_validation import BadUpdate, checked, kept
 
 
 class Net(nn.Module):

@@ -18,7 +18,7 @@ import torch
 from fl_sim import data, models
 from fl_sim.core.errors import told
 from fl_sim.core.types import Scalar
-from fl_sim.runtime.client.behaviour_checks import (
+from fl_sim.runtime.client.doctor_behaviour_checks import (
     descends,
     deterministic,
     fast,
@@ -28,8 +28,7 @@ from fl_sim.runtime.client.behaviour_checks import (
     owns_its_update,
     starts_from_the_task,
 )
-from fl_sim.runtime.client.trial import Examination
-from fl_sim.runtime.client.update_checks import (
+from fl_sim.runtime.client.doctor_update_checks import (
     complete,
     counts_examples,
     finite,
@@ -43,6 +42,7 @@ from fl_sim.runtime.client.update_checks import (
     same_dtypes,
     trains_statistics,
 )
+from fl_sim.runtime.client.trial import Examination
 from fl_sim.training.client import Client
 
 SAMPLES = 96

@@ -28,8 +28,8 @@ from fl_sim.models.parameters import entries, load
 from fl_sim.runtime.client.fixed_weights import Resident
 from fl_sim.runtime.client.isolation import LentContext, LentData, Received
 from fl_sim.runtime.client.over_fitting import MeasureFit, Settle, keep_statistics, no_measurement
-from fl_sim.runtime.client.update_check import BadUpdate as BadUpdate
-from fl_sim.runtime.client.update_check import checked, kept
+from fl_sim.runtime.client.update_validation import BadUpdate as BadUpdate
+from fl_sim.runtime.client.update_validation import checked, kept
 from fl_sim.runtime.worlds import World
 from fl_sim.sparsity import curve_messages as measuring
 from fl_sim.sparsity.curve_cache import cached_curves

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from fl_sim.models.parameters import load, snapshot
+from fl_sim.runtime.client.doctor_update_checks import listed, returns_parameters
 from fl_sim.runtime.client.trial import Attempt, Examination
-from fl_sim.runtime.client.update_checks import listed, returns_parameters
 from fl_sim.training.loop import Training, local_sgd
 
 ROUNDS, RISE = 3, 2.0

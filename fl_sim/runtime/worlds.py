@@ -92,7 +92,7 @@ def _whatever_the_order(splits: Sequence[Split]) -> tuple[bytes, bytes]:
     if sum(len(split) * split.shape.numel() for split in splits) > WHOLE_BYTES:
         return b"", counts.tobytes()
     images = labelled = 0
-    for split in splits:
+    for split in (each for each in splits if len(each)):
         sums = _sums(split)
         images += int(sums.sum(dtype=np.uint64))
         labelled += int((sums * (split.labels.cpu().numpy() + 2).astype(np.uint64)).sum(dtype=np.uint64))

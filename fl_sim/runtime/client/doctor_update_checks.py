@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -11,11 +11,22 @@ from torch import Tensor
 from fl_sim.core.types import Update
 from fl_sim.models.parameters import COUNTER
 from fl_sim.runtime.client.trial import Examination
+from fl_sim.runtime.client.update_validation import BadUpdate, examples, numbers
+from fl_sim.runtime.client.update_validation import kept as state_tensors
 
 
 def listed(names: list[str]) -> str:
     """The first names, and how many more there are."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def refused(check: Callable[[], object]) -> str:
+    """Run a check of the framework's own; returns its complaint, empty where it has none."""
+    try:
+        check()
+    except BadUpdate as error:
+        return str(error)
+    return ""
 
 
 def runs(e: Examination) -> str:
@@ -81,31 +92,23 @@ def _flat(e: Examination, params: Mapping[str, Tensor]) -> Tensor:
 
 
 def keeps_tensors(e: Examination) -> str:
-    """It keeps tensors of its own in ctx.state, nothing else."""
+    """It keeps tensors, arrays or numbers of its own in ctx.state, nothing else."""
     kept: Mapping[str, object] = dict(e.plain.state)
     for name, value in kept.items():
-        where = f"ctx.state[{name!r}]"
-        if not isinstance(value, Tensor):
+        if isinstance(value, Tensor) and value.requires_grad:
             return (
-                f"{where} is a {type(value).__name__}: only tensors are kept between rounds; use torch.as_tensor(...)"
+                f"ctx.state[{name!r}] is a live parameter, which training goes on changing; keep value.detach().clone()"
             )
-        if value.requires_grad:
-            return f"{where} is a live parameter, which training goes on changing; keep value.detach().clone()"
-        if value.dtype == torch.bfloat16:
-            return f"{where} is torch.bfloat16, which cannot be kept; use .float()"
-    return ""
+    return refused(lambda: state_tensors(kept))
 
 
 def measures_numbers(e: Examination) -> str:
     """Its metrics are numbers."""
-    metrics: object = e.plain.update.metrics
-    if not isinstance(metrics, Mapping):
-        return f"metrics is a {type(metrics).__name__}; needed: numbers by name, {{}} for none"
-    for name, value in metrics.items():
-        if not isinstance(value, (int, float, np.integer, np.floating)):
-            return f"metrics[{name!r}] is a {type(value).__name__}; needed: a number, such as float(loss)"
+    if problem := refused(lambda: numbers(e.plain.update.metrics)):
+        return problem
+    for name, value in numbers(e.plain.update.metrics).items():
         if not np.isfinite(value):
-            return f"metrics[{name!r}] = {value}: the log holds finite numbers"
+            return f"metrics[{name!r}] = {value}: the log shows null in its place"
     return ""
 
 
@@ -126,12 +129,12 @@ def trains_statistics(e: Examination) -> str:
 
 def counts_examples(e: Examination) -> str:
     """It says how many examples it has."""
-    said: object = e.plain.update.num_examples
-    if isinstance(said, bool) or not isinstance(said, (int, np.integer)):
-        return f"num_examples is a {type(said).__name__}; needed: an integer, such as ctx.num_examples"
+    said = e.plain.update.num_examples
+    if problem := refused(lambda: examples(said)):
+        return problem
     return (
         ""
-        if said == len(e.samples)
+        if examples(said) == len(e.samples)
         else f"num_examples = {said}, but it has {len(e.samples)}: its weight in the mean is wrong"
     )
 

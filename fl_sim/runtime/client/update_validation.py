@@ -40,12 +40,12 @@ def checked(update: object, schema: Schema, known: Callable[[], Collection[str]]
     """
     if not isinstance(update, Update):
         raise BadUpdate(f"the client returned {type(update).__name__}, not an fl_sim.Update")
-    examples, metrics = _examples(update.num_examples), _metrics(update.metrics)
+    count, metrics = examples(update.num_examples), numbers(update.metrics)
     params, mask = _params(update.params, schema, known), _mask(update.mask, schema)
-    same = examples is update.num_examples and metrics is update.metrics
+    same = count is update.num_examples and metrics is update.metrics
     if same and params is update.params and mask is update.mask:
         return update
-    return replace(update, params=params, num_examples=examples, mask=mask, metrics=metrics)
+    return replace(update, params=params, num_examples=count, mask=mask, metrics=metrics)
 
 
 def _described(value: object) -> str:
@@ -62,7 +62,8 @@ def _number(value: object) -> object:
     return cast("np.generic", value).item() if scalar else value
 
 
-def _examples(value: object) -> int:
+def examples(value: object) -> int:
+    """Check a number of examples; NumPy integers and 0-d tensors become Python's. Raises BadUpdate."""
     if type(value) is not int:
         number = _number(value)
         if not isinstance(number, int) or isinstance(number, bool):
@@ -75,7 +76,7 @@ def _examples(value: object) -> int:
     return value
 
 
-def _metrics(metrics: object) -> Metrics:
+def numbers(metrics: object) -> Metrics:
     if type(metrics) is dict and all(
         (type(value) is float or (type(value) is int and -(2**63) <= value < 2**63))
         and type(name) is str

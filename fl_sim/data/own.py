@@ -12,7 +12,6 @@ from torch import Tensor
 
 from fl_sim.core.errors import told
 from fl_sim.core.lookup import accepts, imported
-from fl_sim.core.process_state import seeded
 from fl_sim.core.types import UserError
 from fl_sim.data.dataset import NEEDED, Data, check_classes, levels
 from fl_sim.data.split import Split
@@ -39,8 +38,7 @@ def load_own(path: str, *, validation: float, proxy: float) -> tuple[Data, list[
     taken = {name: share for name, share in asked.items() if name in _parameters(make)}
     accepts(where, make, **taken)
     try:
-        with seeded(0):  # what draws from global generators draws the same in every process
-            made = make(**taken)
+        made = make(**taken)
     except UserError:
         raise
     except Exception as error:  # the user's own function, whatever it raises

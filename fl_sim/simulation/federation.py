@@ -94,7 +94,8 @@ class Federation:
 
 def _load(experiment: Experiment, quiet: bool) -> Data:
     section = experiment.data
-    data = load_data(section.source, validation=section.validation, proxy=section.proxy, quiet=quiet)
+    with seeded(0):  # a source of the user's that draws from global generators draws the same in every process
+        data = load_data(section.source, validation=section.validation, proxy=section.proxy, quiet=quiet)
     if not len(data.validation) or not len(data.test):
         sizes = f"{len(data.validation)} for validation, {len(data.test)} for test"
         raise UserError(f"data.validation = {section.validation:g} of {section.source!r}: {sizes}; needed: some")

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from fl_sim.config.experiment import Experiment
 from fl_sim.core.files import read_plain
+from fl_sim.core.process_state import seeded
 from fl_sim.core.types import UserError
 from fl_sim.data import Data
 from fl_sim.data import load as load_data
@@ -106,7 +107,8 @@ def hash_of_source(experiment: Experiment) -> str:
         UserError: they cannot be loaded.
     """
     section = experiment.data
-    return hash_of(load_data(section.source, validation=section.validation, proxy=section.proxy, quiet=True))
+    with seeded(0):  # as a run loads them
+        return hash_of(load_data(section.source, validation=section.validation, proxy=section.proxy, quiet=True))
 
 
 def hash_of(data: Data) -> str:

@@ -132,6 +132,16 @@ def restore(before: list[object]) -> None:
                 setting.write(value)
 
 
+@contextmanager
+def unchanged_settings() -> Iterator[None]:
+    """Give back, after the block, the settings that it began with."""
+    before = settings()
+    try:
+        yield
+    finally:
+        restore(before)
+
+
 def generators() -> list[object]:
     """The states of the global generators, in a form that compares."""
     kind, words, *rest = np.random.get_state(legacy=True)  # noqa: NPY002

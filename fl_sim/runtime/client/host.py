@@ -19,14 +19,14 @@ from fl_sim.communication import messages as wire
 from fl_sim.communication.error_feedback import ErrorFeedback
 from fl_sim.communication.messages import PARTITION
 from fl_sim.communication.sparse_broadcast import Parcel, received
-from fl_sim.core.process_state import seeded
+from fl_sim.core.process_state import seeded, unchanged_settings
 from fl_sim.core.seeding import Purpose, derive
 from fl_sim.core.types import Params, Task, Update
 from fl_sim.data import Split
 from fl_sim.models.module_state import ModuleState
 from fl_sim.models.parameters import entries, load
 from fl_sim.runtime.client.fixed_weights import Resident
-from fl_sim.runtime.client.isolation import LentContext, LentData, Received
+from fl_sim.runtime.client.isolation import LentContext, LentData, Loan, Received
 from fl_sim.runtime.client.over_fitting import MeasureFit, Settle, keep_statistics, no_measurement
 from fl_sim.runtime.client.update_validation import BadUpdate as BadUpdate
 from fl_sim.runtime.client.update_validation import checked, kept
@@ -61,7 +61,7 @@ class ClientTask:
     ctx: ClientContext
     personal: Params
     received: Received
-    data: Split
+    loan: Loan
     feedback: ErrorFeedback | None = None
 
 
@@ -132,14 +132,15 @@ class ClientHost:
         packed = _tensors(context, MASK).get(MASK)
         key = b"" if packed is None else packed.numpy().tobytes()
         if self._last is None or self._last.data is not data or self._last.key != key:
+            copied = self._resident.isolation.needed
             held = None if packed is None else wire.unpack_mask(packed, schema)
             if parcel is None:
                 decoded = self.exchange.decode_down(data, self.reference, held=held)
-                self._last = _Decoded(data, key, Received.of(*decoded))
+                self._last = _Decoded(data, key, Received.of(*decoded, copied=copied))
             else:
                 model, mask = received(parcel, self._base(context, parcel), self.exchange, held)
                 kept = ArrayRecord({MODEL: Array(model.numpy()), VERSION: Array(np.array([parcel.version]))})
-                self._last = _Decoded(data, key, Received.of(schema.view(model), mask), kept)
+                self._last = _Decoded(data, key, Received.of(schema.view(model), mask, copied=copied), kept)
         last = self._last
         if last.kept is not None:
             # One record for all clients of this process that hold this model: it is replaced, never changed.
@@ -164,19 +165,19 @@ class ClientHost:
         run = task.config[wire.SEED]
         assert isinstance(run, int)
         seed = derive(run, task.round, partition, Purpose.CLIENT)
-        data, shared = self._lent.lend(self.split_of(partition)), self._received
+        shared, loan = self._received, self._lent.lend(self.split_of(partition))
         feedback = self._feedback(task, context)
         ctx = LentContext(
             model=self.model,
-            data=data,
-            num_examples=len(data),
+            data=loan.data,
+            num_examples=len(loan.labels),
             rng=torch.Generator().manual_seed(seed),
             state=_tensors(context, STATE),
             seed=seed,
             corrected=as_they_are if feedback is None else feedback.corrected,
             use=self._resident.isolation.use,
         )
-        return ClientTask(task, ctx, _tensors(context, PERSONAL), shared, data, feedback)
+        return ClientTask(task, ctx, _tensors(context, PERSONAL), shared, loan, feedback)
 
     def _feedback(self, task: Task, context: Context) -> ErrorFeedback | None:
         if not self.exchange.error_feedback:
@@ -220,9 +221,10 @@ class ClientHost:
     def _require_untouched(self, visit: ClientTask) -> None:
         """Complain of a client that wrote into what it shares with others; the next one gets a fresh copy of the task."""
         if visit.received.changed:
-            self._last = None
+            self._last, self._resident.isolation.needed = None, True
             raise BadUpdate("the client changed task.params or task.mask in place; change a copy: value.clone()")
-        if self._lent.changed(visit.data):
+        if visit.loan.changed:
+            self._resident.isolation.needed = True
             raise BadUpdate("a client changed the samples of ctx.data in place; change a copy: images.clone()")
 
     def evaluate(self, message: Message, context: Context) -> Message:
@@ -231,7 +233,7 @@ class ClientHost:
         data = self.test_of(partition := int(context.node_config[PARTITION]))
         self._resident.place(_tensors(context, PERSONAL))
         load(self.model, task.params)
-        with seeded(_seed(task, partition)):
+        with unchanged_settings(), seeded(_seed(task, partition)):
             metrics = evaluate(self.model, data)
         record = MetricRecord({**metrics, wire.NUM_EXAMPLES: len(data)})
         return Message(RecordDict({wire.METRICS: record}), reply_to=message)
@@ -244,7 +246,7 @@ class ClientHost:
         images = calibration(own, count)
         self._resident.place(_tensors(context, PERSONAL))
         model = load(self.model, task.params)
-        with seeded(_seed(task, partition)):
+        with unchanged_settings(), seeded(_seed(task, partition)):
             self.settle(model, own)
             measured = cached_curves(measure, model, images, self.exchange.schema.prunable)
         answer = wire.content(measuring.encode_curves(measured), metrics={wire.NUM_EXAMPLES: len(images)})

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from fl_sim.core.process_state import generators, seeded
+from fl_sim.core.process_state import generators, seeded, settings, unchanged_settings
 from fl_sim.core.types import FlatMask, FlatParams, Mask, Params, Task, Update
 from fl_sim.data.split import Split
 from fl_sim.models.module_state import ModuleState
@@ -49,10 +49,11 @@ class LentContext(ClientContext):
 
 @dataclass
 class Isolation:
-    """Runs a process's clients so that none finds what another one left on the model or in a global generator.
+    """Runs a process's clients so that none finds what another one left on the model, in a global generator, or in a
+    setting of the process.
 
     A client that only looks at its task pays nothing for this: the first client of a process is always isolated, later
-    ones from the moment that one has asked for the model or drawn a global random number.
+    ones from the moment that one has asked for the model, drawn a global random number or changed a setting.
 
     Attributes:
         built: the model as it was.
@@ -64,7 +65,7 @@ class Isolation:
     needed: bool = True
     used: bool = False
     _seed: int = 0
-    _block: ExitStack = field(default_factory=ExitStack, repr=False)
+    _block: ExitStack | None = field(default=None, repr=False)
 
     def prepare(self) -> None:
         """Put the model back, before anything is loaded into it for a client."""
@@ -75,21 +76,30 @@ class Isolation:
         """A client is about to get the model."""
         if not self.needed:
             self.built.put_back()
-            self._block.enter_context(seeded(self._seed))
+            self._enter()
         self.needed = self.used = True
 
     def call(self, client: Client, task: Task, ctx: ClientContext) -> Update:
         """Run a client on a model that was prepared."""
         self._seed = ctx.seed
-        with ExitStack() as self._block:
+        try:
             if not self.needed:
                 return client(task, ctx)
-            self._block.enter_context(seeded(self._seed))
-            before = None if self.used else generators()
+            self._enter()
+            before = None if self.used else (settings(), generators())
             update = client(task, ctx)
             if not self.used:
-                self.needed = generators() != before
+                self.needed = (settings(), generators()) != before
             return update
+        finally:
+            if self._block is not None:
+                self._block.close()
+                self._block = None
+
+    def _enter(self) -> None:
+        self._block = ExitStack()
+        self._block.enter_context(unchanged_settings())
+        self._block.enter_context(seeded(self._seed))
 
 
 @dataclass
@@ -97,31 +107,33 @@ class Received:
     """Parameters and a mask that several clients share, and what tells whether one of them changed any of it.
 
     Attributes:
-        params: what clients are given: a copy, because decoded values may lie in the message itself.
+        params: what clients are given.
         mask: as decoded.
-        original: the decoded values, 1-D; None where there is no flat vector to compare with.
+        original: the decoded values, 1-D, of which `params` are a copy; None where they are no copy.
     """
 
     params: Params
     mask: Mask | None
     original: Tensor | None = None
-    _versions: tuple[int, ...] = ()
     _compared: bool = False
 
+    def __post_init__(self) -> None:
+        self._shared = [*_buffers(self.params), *(() if self.mask is None else _buffers(self.mask))]
+        self._versions = [tensor._version for tensor in self._shared]
+
     @classmethod
-    def of(cls, params: Params, mask: Mask | None) -> Received:
-        """Of what a payload was decoded to."""
-        if not isinstance(params, FlatParams):
-            return cls(params, mask, None, _versions(params, mask))
+    def of(cls, params: Params, mask: Mask | None, *, copied: bool) -> Received:
+        """Of what a payload was decoded to, which may lie in the message itself: clients that may write get a copy."""
+        if not copied or not isinstance(params, FlatParams):
+            return cls(params, mask)
         shapes = tuple(value.shape for value in params.values())
-        lent = FlatParams.view(params.flat.clone(), params.names, shapes)
-        return cls(lent, mask, params.flat, _versions(lent, mask))
+        return cls(FlatParams.view(params.flat.clone(), params.names, shapes), mask, params.flat)
 
     @property
     def changed(self) -> bool:
         """Whether somebody wrote into it: told by PyTorch's version counters, which `.data` and NumPy do not move; for
-        those, the first client that had it is followed by a comparison of all values."""
-        if _versions(self.params, self.mask) != self._versions:
+        those, the first client that had a copy is followed by a comparison of all values."""
+        if [tensor._version for tensor in self._shared] != self._versions:
             return True
         if self._compared or self.original is None or not isinstance(self.params, FlatParams):
             return False
@@ -129,29 +141,38 @@ class Received:
         return not torch.equal(self.params.flat, self.original)
 
 
-def _versions(params: Params, mask: Mask | None) -> tuple[int, ...]:
-    """Version counters of all memory; views share the one of their buffer."""
-    parts = [*_buffers(params), *(() if mask is None else _buffers(mask))]
-    return tuple(tensor._version for tensor in parts)
-
-
 def _buffers(tensors: Params | Mask) -> list[Tensor]:
+    """All memory; views share the version counter of their buffer."""
     return [tensors.flat] if isinstance(tensors, (FlatParams, FlatMask)) else list(tensors.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Loan:
+    """Samples that were lent to a client: images, labels, and their versions when they were first lent."""
+
+    data: Split
+    stored: Tensor
+    labels: Tensor
+    versions: tuple[int, int]
+
+    @property
+    def changed(self) -> bool:
+        """Whether somebody wrote into these samples since."""
+        return self.stored._version != self.versions[0] or self.labels._version != self.versions[1]
 
 
 @dataclass
 class LentData:
-    """The samples that this process lends to its clients, which share them, and their versions when they were first lent."""
+    """The samples that this process lends to its clients, which share the images."""
 
+    _loans: dict[int, Loan] = field(default_factory=dict)
     _first: dict[int, tuple[Tensor, int]] = field(default_factory=dict)
 
-    def lend(self, data: Split) -> Split:
+    def lend(self, data: Split) -> Loan:
         """Remember the samples as they are, unless they were lent before."""
-        for tensor in (data.stored, data.labels):
-            if id(tensor) not in self._first:
-                self._first[id(tensor)] = tensor, tensor._version
-        return data
-
-    def changed(self, data: Split) -> bool:
-        """Whether somebody wrote into these samples since."""
-        return any(tensor._version != self._first[id(tensor)][1] for tensor in (data.stored, data.labels))
+        loan = self._loans.get(id(data))
+        if loan is None:
+            _, version = self._first.setdefault(id(data.stored), (data.stored, data.stored._version))
+            loan = Loan(data, data.stored, data.labels, (version, data.labels._version))
+            self._loans[id(data)] = loan
+        return loan

@@ -24,7 +24,6 @@ from fl_sim.communication.flower_private import (
 )
 from fl_sim.communication.messages import PARTITION
 from fl_sim.core.errors import in_one_line, users_line
-from fl_sim.core.process_state import restore, settings
 from fl_sim.runtime.client.host import BadUpdate
 from fl_sim.runtime.grids.allocator import keep_freed_memory
 from fl_sim.runtime.state.contexts import Contexts
@@ -50,12 +49,9 @@ def device_is_lost() -> bool:
 def execute(app: Callable[[Message, Context], Message], message: Message, context: Context) -> Message:
     """Run one client. Whatever it raises becomes an error reply that names the partition, as on Flower's runtimes.
 
-    What it changes of the process, such as PyTorch's modes, the working folder or the environment, is put back.
-
     Raises:
         DeviceLost: the next client in this process would fail as this one did.
     """
-    before = settings()
     try:
         reply = app(message, context)
         if not isinstance(reply, Message):
@@ -69,8 +65,6 @@ def execute(app: Callable[[Message, Context], Message], message: Message, contex
             raise DeviceLost(f"the GPU answers no more; {reason}") from error
         code = CLIENT_ANSWERED_NONSENSE if isinstance(error, BadUpdate) else CLIENT_APP_RAISED
         return Message(Error(code, reason), reply_to=message)
-    finally:
-        restore(before)
 
 
 def overdue(message: Message, partition: int, seconds: float) -> Message:

@@ -161,7 +161,7 @@ def _read_only(array: np.ndarray) -> np.ndarray:
         {3: np.zeros(9, bool)},
         {4: "1"},
     ],
-    ids=repr,
+    ids=lambda change: "-".join(f"{at}:{type(value).__name__}" for at, value in change.items()),
 )
 def test_what_is_no_array_of_the_right_kind_and_length_is_refused(change: dict[int, object]) -> None:
     good = [np.zeros(8), np.zeros(8), np.zeros(8, np.float32), np.zeros(8, bool), 1.0]

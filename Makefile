@@ -41,9 +41,8 @@ figures: $(VENV)/ready
 	$(BIN)/python docs/figures/tables.py runs/figures runs/comparison
 	for name in accuracy_by_traffic bytes_by_section one_round packages; do $(BIN)/python docs/figures/$$name.py; done
 
-# Two processes, a file of tests at a time in each: files share fixtures, and two cores share the work.
 test: $(VENV)/dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest
 
 test-all: $(VENV)/dev
 	$(BIN)/python -m pytest -m 'slow or not slow' --timeout 3600

@@ -36,7 +36,7 @@ def _table(title: str, headings: Iterable[str], *, text: Collection[str] = ("run
 def comparison(reports: Sequence[Report]) -> Table:
     """One row a run: accuracy, bytes each way, saving against dense FedAvg, densities; fits 80 columns."""
     columns = (ACCURACY, UP, DOWN, SAVING, SENT, ALIVE)
-    table = _table("measured: bytes that were encoded and moved", ["run", "rounds", *(m.short for m in columns)])
+    table = _table("measured: bytes that were encoded", ["run", "rounds", *(m.short for m in columns)])
     # Runs of one name are told apart by the keys in which they differ.
     names = {report.folder: group.name for group in grouped(reports) for report in group.reports}
     for report in reports:

@@ -38,20 +38,23 @@ def params(rng: torch.Generator) -> Params:
     }
 
 
+@pytest.mark.parametrize("counts", [[3, 10, 7, 1], [5, 4, 6, 5, 5, 3, 5, 5, 7, 5, 5, 5]], ids=["few", "many"])
 @pytest.mark.parametrize("spread", [0.01, 1.0, 30.0])
-def test_the_step_is_that_of_the_paper(spread: float) -> None:
+def test_the_step_is_that_of_the_paper(spread: float, counts: list[int]) -> None:
     rng = torch.Generator().manual_seed(0)
     old = params(rng)
     schema = Schema.of(old, ["weight"])
     clients = [
-        {n: value + spread * torch.randn(value.shape, generator=rng) for n, value in old.items()} for _ in range(4)
+        {n: value + spread * torch.randn(value.shape, generator=rng) for n, value in old.items()} for _ in counts
     ]
-    counts = [3, 10, 7, 1]
     updates = [Update(client, count) for client, count in zip(clients, counts, strict=True)]
     method = fedexp(epsilon=0.001)
     found = method.aggregate(ServerState(schema, schema.view(schema.flat(old))), iter(updates))
     for name, value in reference(old, clients, counts, 0.001).items():
         torch.testing.assert_close(found[name].double(), value, rtol=1e-5, atol=1e-5)
+    if len(counts) > 4 and spread >= 1:  # many clients that pull apart: the step is longer than their mean
+        mean = sum(c * client["weight"].double() for c, client in zip(counts, clients, strict=True)) / sum(counts)
+        assert (found["weight"] - old["weight"]).norm() > 1.5 * (mean - old["weight"]).norm()
 
 
 def test_clients_that_agree_make_fedavg() -> None:

@@ -107,7 +107,7 @@ class Foreign(Grid):
         return getattr(self.inner, name)
 
     def set_run(self, run: object) -> None:
-        raise NotImplementedError
+        self.inner.set_run(run)
 
     run = property(lambda self: self.inner.run)
 

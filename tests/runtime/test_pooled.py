@@ -198,6 +198,13 @@ def test_a_round_that_nobody_reads_to_its_end_leaves_idle_workers() -> None:
     assert len(list(pool.round())) == 9
 
 
+def test_a_round_ends_with_its_last_reply_though_nobody_asks_for_one_more() -> None:
+    pool = VirtualPool([1.0] * 9, 2)
+    replies = pool.round()
+    assert len([next(replies) for _ in range(9)]) == 9
+    assert len(list(pool.round())) == 9  # `replies` is still held, and not exhausted
+
+
 def test_tasks_are_at_the_workers_before_a_reply_is_asked_for() -> None:
     pool = VirtualPool([1.0] * 9, 2)
     replies = pool.round()

@@ -31,6 +31,12 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def _same_random_numbers() -> None:
+    """A test draws the same weights and inputs alone, after others, and in another order."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Report]:
     """The finished run of a tiny federation with these overrides, run once for all tests; they only read it."""

@@ -44,12 +44,12 @@ NETS: dict[str, Callable[[], nn.Sequential]] = {
 
 @pytest.mark.parametrize("name", NETS)
 def test_outputs_stay_equal(name: str) -> None:
-    model = NETS[name]()
-    x = torch.randn(4, 1, 3, 3, generator=torch.Generator().manual_seed(0))
+    model = NETS[name]().double()  # a BatchNorm behind may enlarge the rounding of float32 beyond any tolerance
+    x = torch.randn(4, 1, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     smaller = remove_disabled(model)
     assert smaller[0].out_channels == 1  # type: ignore[union-attr]
     with torch.inference_mode():
-        assert torch.allclose(smaller(x), model(x), atol=1e-6)
+        assert torch.allclose(smaller(x), model(x), rtol=1e-9, atol=1e-9)
 
 
 def test_a_reader_gets_a_bias_only_where_there_is_something_to_add() -> None:

@@ -3,6 +3,7 @@
     python experiments/convergence.py                  # everything that is missing, for hours
     python experiments/convergence.py A dense topk_1   # these arms of setting A
     python experiments/convergence.py --plan           # what is missing, without running
+    python experiments/convergence.py --data FOLDER    # with CIFAR-10's parquet files from there
 
 A finished run is one small JSON file in experiments/results/. A run that was killed goes on from its last checkpoint. The
 learning rate of an arm is the one with the best validation accuracy after `tuning_rounds` rounds under `tuning_seed`, which
@@ -115,9 +116,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("setting", nargs="?", help="one setting; all without it")
     parser.add_argument("arms", nargs="*", help="some of its arms; all without them")
+    parser.add_argument("--data", metavar="FOLDER", help="CIFAR-10 as parquet files; without it torchvision fetches it")
     parser.add_argument("--plan", action="store_true", help="say what is missing, run nothing")
     asked = parser.parse_args(argv)
     plan = tomllib.loads((HERE / "settings.toml").read_text())
+    plan["overrides"] = [f'data.source="{asked.data}"'] if asked.data else []
     for setting in [asked.setting] if asked.setting else plan["settings"]:
         for arm in asked.arms or plan["arms"]:
             for one in missing(plan, setting, arm):

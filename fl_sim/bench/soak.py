@@ -143,7 +143,7 @@ def _run(engine: str, sizes: Mapping[str, int], mark: str) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as place:
         # What stays once for ever (thread pools, Ray's client, the process that workers are forked off) is opened by a
         # first, short run.
-        run(_experiment(engine, place, **{**sizes, "rounds": 1}))
+        run(_experiment(engine, place, **{**sizes, "rounds": 1}), quiet=True)
         before = _Held.now(mark)
         run(_experiment(engine, place, **sizes), sampler)
         after = _Held.now(mark)

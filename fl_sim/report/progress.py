@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -22,9 +22,15 @@ from rich.text import Text
 from fl_sim.config.experiment import Experiment
 from fl_sim.core.observer import Observer, Silent
 
+MEASURED = ("round", "accuracy", "saved_bytes")
+"""Columns of an evaluated round that stay on the screen until the next one."""
 
-def _line(row: Mapping[str, float]) -> str:
-    accuracy = f"accuracy {100 * row['accuracy']:6.2f} %  " if "accuracy" in row else ""
+
+def _line(row: Mapping[str, float], measured: Mapping[str, float]) -> str:
+    """One line of numbers; accuracy and savings are those of the last evaluated round, which is named if it is an earlier one."""
+    row, number = {**measured, **row}, measured.get("round")
+    earlier = f"(round {number:.0f})  " if number is not None and number != row["round"] else ""
+    accuracy = f"accuracy {100 * row['accuracy']:6.2f} %  {earlier}" if "accuracy" in row else ""
     saved = f"  saved {row['saved_bytes'] / 1e6:.2f} MB" if row.get("saved_bytes", 0) > 0 else ""
     failures = f"  {row['failures']:.0f} failed" if row.get("failures") else ""
     return (
@@ -39,6 +45,7 @@ class _Bar:
     rounds: TaskID
     clients: TaskID
     status: Text
+    measured: dict[str, float] = field(default_factory=dict)
 
     def say(self, line: str) -> None:
         self.progress.console.print(line, highlight=False, soft_wrap=True)
@@ -47,8 +54,11 @@ class _Bar:
         self.progress.update(self.clients, completed=answered, total=cohort)
 
     def round(self, row: Mapping[str, float]) -> None:
+        if "accuracy" in row:
+            self.measured = {name: row[name] for name in MEASURED if name in row}
         self.progress.update(self.rounds, completed=row["round"])
-        self.status.plain = _line(row)
+        self.progress.update(self.clients, completed=0)  # of the next round, none has answered
+        self.status.plain = _line(row, self.measured)
 
 
 @dataclass
@@ -64,7 +74,9 @@ class _Lines:
 
     def round(self, row: Mapping[str, float]) -> None:
         if "accuracy" in row:
-            self.console.print(f"round {row['round']:.0f}/{self.rounds}  {_line(row)}", highlight=False, soft_wrap=True)
+            self.console.print(
+                f"round {row['round']:.0f}/{self.rounds}  {_line(row, row)}", highlight=False, soft_wrap=True
+            )
 
 
 @contextmanager
@@ -88,6 +100,19 @@ def display(experiment: Experiment, console: Console, *, quiet: bool) -> Iterato
         clients = progress.add_task("clients", total=experiment.cohort.size)
         with Live(Group(progress, status), console=console):
             yield _Bar(progress, rounds, clients, status)
+
+
+def shown(experiment: Experiment, observer: Observer | None, *, quiet: bool | None) -> AbstractContextManager[Observer]:
+    """The observer of a run that Python code started: the given one, or else a display on standard output.
+
+    Args:
+        experiment: the run.
+        observer: of the caller; None = a display.
+        quiet: show nothing; None = where standard output is neither a terminal nor a notebook.
+    """
+    console = Console()
+    silent = not (console.is_terminal or console.is_jupyter) if quiet is None else quiet
+    return nullcontext(observer) if observer is not None else display(experiment, console, quiet=silent)
 
 
 @contextmanager

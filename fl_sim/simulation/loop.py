@@ -23,6 +23,7 @@ from fl_sim.core.errors import in_one_line
 from fl_sim.core.observer import SILENT, Observer
 from fl_sim.core.types import UserError
 from fl_sim.report import Report
+from fl_sim.report.progress import shown
 from fl_sim.runtime.grids.base import LocalGrid
 from fl_sim.runtime.state.client_states import ClientStates
 from fl_sim.simulation.checkpointing import CheckpointHook
@@ -45,7 +46,14 @@ class RunStopped(RuntimeError):
     """A run that could not go on; what it had finished is on disk."""
 
 
-def run(experiment: Experiment, observer: Observer = SILENT, *, resume: bool = False, fresh: bool = False) -> Report:
+def run(
+    experiment: Experiment,
+    observer: Observer | None = None,
+    *,
+    resume: bool = False,
+    fresh: bool = False,
+    quiet: bool | None = None,
+) -> Report:
     """Run an experiment on its engine; writes `<out>/<name>-<id>/` and returns the same as a value.
 
     Nothing is overwritten unasked. A finished run of the same experiment, code and data is read and the log says so,
@@ -53,10 +61,12 @@ def run(experiment: Experiment, observer: Observer = SILENT, *, resume: bool = F
 
     Args:
         experiment: what to run.
-        observer: a display or tracker.
+        observer: a display or tracker; None = the progress display of the command line.
         resume: go on after the last checkpoint of a stopped run, or of one that differs in fewer `rounds` only. Results
             are bit-identical to those of a run that never stopped.
         fresh: start over, in the place of what is there.
+        quiet: show no display; None = only where standard output is no terminal and no notebook. An `observer` is called
+            in any case.
 
     Raises:
         UserError: the experiment asks for something impossible, another run holds the folder, rounds of a stopped run
@@ -65,6 +75,11 @@ def run(experiment: Experiment, observer: Observer = SILENT, *, resume: bool = F
     """
     if resume and fresh:
         raise UserError("resume and fresh: give one of them")
+    with shown(experiment, observer, quiet=quiet) as chosen:
+        return _run(experiment, chosen, resume=resume, fresh=fresh)
+
+
+def _run(experiment: Experiment, observer: Observer, *, resume: bool, fresh: bool) -> Report:
     experiment, why = settled(experiment)
     if why is not None:
         observer.say(why)
@@ -84,9 +99,9 @@ def run(experiment: Experiment, observer: Observer = SILENT, *, resume: bool = F
             return serve(federation, grid, folder, identity, observer, resume=resume)
 
 
-def resume(experiment: Experiment, observer: Observer = SILENT) -> Report:
+def resume(experiment: Experiment, observer: Observer | None = None, *, quiet: bool | None = None) -> Report:
     """Finish a run that was killed or stopped, or extend one to more rounds: `run` with `resume=True`."""
-    return run(experiment, observer, resume=True)
+    return run(experiment, observer, resume=True, quiet=quiet)
 
 
 def serve(

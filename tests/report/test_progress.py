@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import io
 import re
+import sys
+from pathlib import Path
 
+import pytest
+from federation import tiny
 from rich.console import Console
 
-from fl_sim import Experiment
+from fl_sim import Experiment, run
+from fl_sim.core.observer import Silent
 from fl_sim.report.progress import display
 
 ROW = {
@@ -27,6 +32,7 @@ def shown(*, terminal: bool, quiet: bool = False) -> str:
     with display(Experiment(name="a-run-with-a-name-of-some-length", rounds=2), console, quiet=quiet) as observer:
         observer.reply(10, 10)
         observer.round({name: value for name, value in ROW.items() if name not in ("accuracy", "saved_bytes")})
+        observer.reply(10, 10)
         observer.round(ROW)
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text.getvalue())
 
@@ -34,7 +40,7 @@ def shown(*, terminal: bool, quiet: bool = False) -> str:
 def test_a_terminal_of_80_columns_shows_everything() -> None:
     last = shown(terminal=True).splitlines()[-3:]
     assert "2/2" in last[0]
-    assert "10/10" in last[1]
+    assert "0/10" in last[1]
     assert last[2].strip() == "accuracy  50.00 %  up 1.50 MB  down 2.00 MB  saved 3.25 MB  alive 100 %"
     assert "…" not in "".join(last)
 
@@ -46,3 +52,41 @@ def test_a_pipe_gets_a_line_an_evaluated_round() -> None:
 
 def test_quiet_shows_nothing() -> None:
     assert shown(terminal=True, quiet=True) == ""
+
+
+def test_the_accuracy_stays_between_evaluations_and_names_its_round() -> None:
+    text = io.StringIO()
+    console = Console(file=text, force_terminal=True, width=100)
+    with display(Experiment(rounds=4), console, quiet=False) as observer:
+        observer.round(ROW)
+        observer.round({"round": 3.0, "uplink_bytes": 2.5e6, "downlink_bytes": 3e6, "density": 1.0})
+    last = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text.getvalue()).splitlines()[-1]
+    assert last.strip() == "accuracy  50.00 %  (round 2)  up 2.50 MB  down 3.00 MB  saved 3.25 MB  alive 100 %"
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("terminal", "quiet", "seen"),
+    [(False, None, False), (True, None, True), (True, True, False), (False, False, True)],
+)
+def test_a_run_from_python_shows_its_progress_on_a_terminal_or_when_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, terminal: bool, quiet: bool | None, seen: bool
+) -> None:
+    stream = Terminal() if terminal else io.StringIO()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stdout", stream)
+    run(tiny(tmp_path, "rounds=1", "data.clients=2", "cohort.size=1"), quiet=quiet)
+    assert ("accuracy" in stream.getvalue()) is seen
+
+
+def test_a_given_observer_takes_the_place_of_the_display(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = Terminal()
+    monkeypatch.setattr(sys, "stdout", stream)
+    run(tiny(tmp_path, "rounds=1", "data.clients=2", "cohort.size=1"), Silent())
+    assert stream.getvalue() == ""

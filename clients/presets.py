@@ -48,25 +48,45 @@ SCALES = {"none": unscaled, "teacher_std": teacher_std}
 
 @_stateless
 def fedavg(*, training: Training, label_smoothing: float = 0.0) -> Client:
-    """Plain local SGD, labels smoothed where asked; uploads all that is alive (FedAvg; McMahan et al., 2017)."""
+    """Local SGD; uploads every weight that is not pruned (FedAvg; McMahan et al., 2017).
+
+    Args:
+        training: the config's `[training]` table.
+        label_smoothing: label smoothing of the cross-entropy, from 0 to 1.
+    """
     return LocalClient(training, loss=Always(CrossEntropy(label_smoothing)) if label_smoothing else cross_entropy_loss)
 
 
 @_stateless
 def fedprox(*, training: Training, mu: float = 0.01) -> Client:
-    """FedAvg with a proximal term of weight `mu` (FedProx; Li et al., 2020)."""
+    """FedAvg with a proximal term towards the received model (FedProx; Li et al., 2020).
+
+    Args:
+        training: the config's `[training]` table.
+        mu: weight of the proximal term, at least 0; 0 is FedAvg.
+    """
     return LocalClient(training, loss=ProximalLoss(mu))
 
 
 @_stateless
 def topk(*, training: Training, density: float = 0.1) -> Client:
-    """Uploads the `density` share of weights that changed most; add `wire.error_feedback = true` to carry the rest over."""
+    """Top-k upload: the weights that changed most. `wire.error_feedback = true` carries the others over to the next upload.
+
+    Args:
+        training: the config's `[training]` table.
+        density: share of the prunable weights uploaded, from 0 to 1.
+    """
     return LocalClient(training, upload=TopK(density))
 
 
 @_stateless
 def shared_random(*, training: Training, density: float = 0.1) -> Client:
-    """Uploads the same random `density` share of weights as every other client, drawn anew each round (`sparsity.Shared`)."""
+    """Uploads random weights, the same ones on every client, drawn anew each round (`sparsity.Shared`).
+
+    Args:
+        training: the config's `[training]` table.
+        density: share of the prunable weights uploaded, from 0 to 1.
+    """
     return LocalClient(training, upload=SharedRandom(density))
 
 
@@ -78,8 +98,8 @@ def distillation(
 
     Args:
         training: the config's `[training]` table.
-        temperature: softens both sides' logits.
-        alpha: weight of the teacher; the labels have 1 - alpha.
+        temperature: softens the logits of teacher and student, above 0.
+        alpha: weight of the teacher's loss, from 0 to 1; the labels' loss has 1 - alpha.
         teacher: "global", or a model file that every client has already (its bytes are not booked).
     """
     return LocalClient(training, loss=LearnLogits(Distillation(temperature, alpha), teacher_of(teacher)))
@@ -101,10 +121,10 @@ def feature_distillation(
 
     Args:
         training: the config's `[training]` table.
-        alpha: weight of the teacher; the labels have 1 - alpha.
-        beta: weight of the cosine term beside the squared error.
+        alpha: weight of the teacher's loss, from 0 to 1; the labels' loss has 1 - alpha.
+        beta: weight of the cosine term beside the squared error, at least 0.
         stages: names of the submodules whose outputs are compared; empty = the residual stages.
-        scale: what both sides are divided by: "none", or "teacher_std", which makes teachers comparable.
+        scale: "none", or "teacher_std": divides the features of both by the teacher's standard deviation.
         teacher: "global", or a model file that every client has already (its bytes are not booked).
     """
     objective = FeatureDistillation(alpha, beta, find("client.scale", scale, SCALES))
@@ -133,7 +153,7 @@ def adaptive_pruning(
     profile: Sequence[float] = (),
     extent: str = "rows",
 ) -> Client:
-    """Per-sample channel gates; retains and uploads the channels that were salient for the client's data.
+    """Per-sample channel gates; keeps and uploads the changes of the channels that were salient for the client's data.
 
     The composite of `fl_sim.gating.gate` (arXiv 2106.06921) with an upload protocol of our own, which the paper leaves
     open: the `keep_up` share of each gated layer's channels with the highest salience, summed over the round's samples,
@@ -142,10 +162,11 @@ def adaptive_pruning(
     Args:
         training: the config's `[training]` table.
         gating: the config's `[gating]` table.
-        keep_up: share of the channels retained.
-        density: share of all prunable weights sent, those that changed most among the retained (`topk`); 1 sends all.
-        profile: heterogeneous devices: each client draws its keep ratio from these, instead of the table's.
-        extent: "rows" of the retained channels, or "rows_and_columns": less what reads the others in the next layer.
+        keep_up: share of the channels that are retained and uploaded, above 0 and at most 1.
+        density: top-k within the retained channels, as a share of all prunable weights; 1 sends all of them.
+        profile: keep ratios of different devices: each client draws one, in place of `gating.keep`; empty = all the same.
+        extent: "rows" (all weights of the retained channels), or "rows_and_columns" (without the next layer's weights
+            that read other channels).
     """
     retain = RetainChannels(keep_up, extent=find("client.extent", extent, EXTENTS))
     return _retaining(training, ratio_of(_needed(gating), profile), retain, density)
@@ -185,11 +206,11 @@ def gap_pruning(
     """Adaptive pruning whose keep ratio follows each client's own over-fitting; see `clients.retention.FollowGap`.
 
     Args:
-        training, gating, keep_up, density: see `adaptive_pruning`; the server evaluates at the table's ratio.
-        limit: gap between validation and training loss, in nats, above which a client prunes more.
-        step: by how much the ratio moves a round.
-        least: the lowest ratio.
-        holdout: share of the client's samples kept for validation.
+        training, gating, keep_up, density: see `adaptive_pruning`; the server evaluates at `gating.keep`.
+        limit: gap between validation and training loss, in nats, above which a client lowers its keep ratio.
+        step: change of the keep ratio in a round, between 0 and 1.
+        least: lowest keep ratio, between 0 and 1.
+        holdout: share of the client's samples held out for validation, between 0 and 1.
     """
     _needed(gating)
     return FollowGap(_retaining(training, own_ratio, RetainChannels(keep_up), density), limit, step, least, holdout)
@@ -197,7 +218,11 @@ def gap_pruning(
 
 @_stateless
 def random_channels(*, training: Training, gating: Gating | None, keep_up: float = 0.5, density: float = 1.0) -> Client:
-    """Control of adaptive pruning: retains as many channels, drawn at random each round."""
+    """Control of adaptive pruning: retains as many channels, drawn at random each round.
+
+    Args:
+        training, gating, keep_up, density: see `adaptive_pruning`.
+    """
     return _retaining(training, ratio_of(_needed(gating), ()), RetainChannels(keep_up, at_random), density)
 
 
@@ -205,21 +230,33 @@ def random_channels(*, training: Training, gating: Gating | None, keep_up: float
 def magnitude_channels(
     *, training: Training, gating: Gating | None, keep_up: float = 0.5, density: float = 1.0
 ) -> Client:
-    """Control of adaptive pruning: retains as many channels, those with the largest filters in the received model."""
+    """Control of adaptive pruning: retains as many channels, those with the largest filters in the received model.
+
+    Args:
+        training, gating, keep_up, density: see `adaptive_pruning`.
+    """
     return _retaining(training, ratio_of(_needed(gating), ()), RetainChannels(keep_up, change_magnitude), density)
 
 
 @_stateless
 def active_channels(*, training: Training, gating: Gating | None, density: float = 1.0) -> Client:
-    """Control of adaptive pruning: retains every channel that was on for any sample, which is nearly all of them."""
+    """Control of adaptive pruning: retains every channel that was on for any sample, which is nearly all of them.
+
+    Args:
+        training, gating, density: see `adaptive_pruning`.
+    """
     return _retaining(training, ratio_of(_needed(gating), ()), retain_active, density)
 
 
 @_stateless
 def weight_threshold(*, training: Training, threshold: float = 1e-3) -> Client:
-    """Zeroes convolution weights up to `threshold` after each local epoch and uploads the rest.
+    """Sets small convolution weights to zero after each local epoch and uploads the others.
 
     The rule of the authors' second code for arXiv 2106.06921. Its uploads were dense and its zeros entered the mean;
-    here a zero does not travel, and the mean of a weight is over the clients that sent it.
+    here a zero is not sent, and the mean of a weight is over the clients that sent it.
+
+    Args:
+        training: the config's `[training]` table.
+        threshold: largest magnitude that is set to zero, at least 0.
     """
     return LocalClient(ThresholdEachEpoch(training, threshold), upload=not_zero)

@@ -192,12 +192,16 @@ def server_distillation(
     temperature: float = 2.0,
     alpha: float = 0.5,
 ) -> Distil:
-    """A preset's `distil` table.
+    """Server-side distillation: a preset's `distil` table. It needs `data.proxy` or `data.noise`.
 
     Args:
-        teacher: "aggregate" (after each pruning), "ensemble" of the clients' models, or a model file (both each round).
-        steps, lr, batch_size: SGD with momentum 0.9, cosine learning rate, gradients clipped at norm 1.
-        temperature, alpha: of `fl_sim.training.losses.Distillation`.
+        teacher: "aggregate" (the unpruned aggregate, after each pruning), "ensemble" (the clients' models, each round), or a
+            model file (each round).
+        steps: SGD steps on the server's images.
+        lr: learning rate of these steps, above 0; momentum 0.9, cosine schedule, gradients clipped at norm 1.
+        batch_size: images per step.
+        temperature: softens the logits of teacher and student, above 0.
+        alpha: weight of the teacher's loss, from 0 to 1; the labels' loss has 1 - alpha.
     """
     who, when = TEACHERS[teacher] if teacher in TEACHERS else (FromFile(Path(teacher)), always)
     return Distil(Distillation(temperature, alpha), server_training(steps, lr, batch_size), who, when)

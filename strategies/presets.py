@@ -91,16 +91,15 @@ def fedavg(
     """FedAvg (McMahan et al., 2017), with server learning rate and momentum (FedAvgM; Hsu et al., 2019).
 
     Args:
-        lr: server learning rate; 1 takes the mean of the clients.
-        momentum: server momentum.
-        aggregate: how updates that cover different coordinates are put together: the "mean" of each coordinate, over the
-            clients that sent it ("coverage") or, with `wire.error_feedback`, over all ("zero_fill"); or, against bad
-            clients, the "median" or the "trimmed" mean (`strategies.robust`); or `module:function` of your own,
-            (state, updates) -> parameters.
-        trim: share of the values that "trimmed" leaves out at either end.
-        clip: largest L2 norm of a client's change, longer ones are scaled down; None = any.
-        mask_rule: `module:function`, (round, mask, parameters, pseudo-gradient) -> mask: what is alive from now on.
-        distil: server-side distillation after aggregation, see `strategies.distillation.server_distillation`.
+        lr: server learning rate, above 0; 1 takes the clients' mean.
+        momentum: server momentum, from 0 to below 1.
+        aggregate: aggregation rule. "coverage": weighted mean over the clients that sent a coordinate. "zero_fill": over all
+            clients of the round. "mean": zero_fill with `wire.error_feedback`, else coverage. "median" and "trimmed":
+            coordinate-wise, robust to bad clients. Or `module:function`, (state, updates) -> parameters.
+        trim: share of the values that "trimmed" leaves out at each end, from 0 to below 0.5.
+        clip: largest L2 norm of a client's change, above 0; longer changes are scaled down. Unset = no clipping.
+        mask_rule: pruning mask of your own: `module:function`, (round, mask, parameters, pseudo-gradient) -> mask.
+        distil: server-side distillation after aggregation, see `[strategy.distil]`.
     """
     table: Mapping[str, Aggregate] = {**AGGREGATES, "trimmed": Trimmed(trim)}
     chosen = find("strategy.aggregate", aggregate, table)
@@ -137,12 +136,14 @@ def private(
         seed, num_clients, cohort_size: of the run.
         kept: of the run: by which settings clients may keep something of their data between rounds. Any of them costs the
             amplification by sampling.
-        clip: largest L2 norm of a client's change.
-        noise: standard deviation of the noise over the sum's sensitivity, 2 clip: `noise = 1` is a noise multiplier of 2
-            in the convention of Opacus and of Flower's wrappers.
-        delta: the guarantee's second number; below one over the number of clients.
-        lr, momentum: server learning rate and momentum.
-        shared_density: density of `clients.presets:shared_random`, where the clients use it; noise is on its mask only.
+        clip: largest L2 norm of a client's change, above 0; longer changes are scaled down.
+        noise: standard deviation of the noise, in units of the sum's sensitivity 2 clip. `noise = 1` is a noise multiplier
+            of 2 in the convention of Opacus and of Flower's wrappers.
+        delta: delta of (epsilon, delta), between 0 and 1; choose it below 1 / number of clients.
+        lr: server learning rate, above 0; 1 takes the clients' mean.
+        momentum: server momentum, from 0 to below 1.
+        shared_density: density of `clients.presets:shared_random` where the clients use that preset; noise is then added on
+            the shared mask only. Unset = noise on every coordinate.
     """
     if shared_density is not None and not 0 <= shared_density <= 1:
         raise UserError(f"strategy.shared_density = {shared_density}: must be from 0 to 1")
@@ -181,13 +182,14 @@ def global_magnitude(
     """One-shot magnitude pruning of the aggregated model (Global MP, arXiv 2209.14624), then masked training.
 
     Args:
-        density: fraction of prunable weights kept.
-        at: after which round the mask is made; 0 prunes the initial model (`model.weights`), before anything is sent.
-        min_keep: weights that survive in every layer at least.
-        allocate: how many each layer keeps: "global", "uniform", "erk", "lamp", "random", or `module:function`.
-        min_threshold: the same in the published unit, percent of all prunable weights; of "global" only.
+        density: share of the prunable weights kept.
+        at: round after which the model is pruned; 0 = the first model (`model.weights`), before anything is sent.
+        min_keep: fewest weights that each layer keeps.
+        allocate: how many weights each layer keeps: "global" (one threshold over all layers), "uniform", "erk", "lamp",
+            "random" (control), or `module:function`.
+        min_threshold: as `min_keep`, in the paper's unit: percent of all prunable weights; for allocate = "global" alone.
         mt_mode: "exact", or "published" for the authors' procedure (`fl_sim.sparsity.GlobalMagnitude`).
-        distil: server-side distillation after pruning, see `strategies.distillation.server_distillation`.
+        distil: server-side distillation after pruning, see `[strategy.distil]`.
     """
     rule = PruneTo(OneShot(at, density), _allocation(allocate, min_threshold, mt_mode), min_keep=min_keep)
     return Method(adjust_mask=rule, distil=_teach(distil, at))
@@ -208,12 +210,13 @@ def gradual_magnitude(
     """Magnitude pruning step by step between two rounds (Zhu and Gupta, 2017); masks are nested.
 
     Args:
-        density: fraction of prunable weights kept from round `end` on.
-        start, end: first and last round of pruning.
+        density: share of the prunable weights kept from round `end` on.
+        start: last round after which the model is still dense.
+        end: round after which `density` is reached.
         schedule: "cubic", "linear" (as many weights every round), or "exponential" (the same share of what is left).
-        min_keep: weights that survive in every layer at least.
-        allocate, min_threshold, mt_mode: as `global_magnitude`.
-        distil: server-side distillation after each pruning, see `strategies.distillation.server_distillation`.
+        min_keep: fewest weights that each layer keeps.
+        allocate, min_threshold, mt_mode: as in `global_magnitude`.
+        distil: server-side distillation after each pruning, see `[strategy.distil]`.
     """
     chosen = find("strategy.schedule", schedule, GRADUAL)(start, end, density)
     rule = PruneTo(chosen, _allocation(allocate, min_threshold, mt_mode), min_keep=min_keep)
@@ -230,16 +233,17 @@ def prune_and_grow(
     every: int = 5,
     end: int = 100,
 ) -> Method:
-    """A persistent sparse model whose mask moves between rounds (SET; Mocanu et al., 2018): small weights go, others come.
+    """Dynamic sparse training (SET; Mocanu et al., 2018): every few rounds small weights are pruned and others grown.
 
     Downlink, uplink, the clients' memory and MACs shrink to `density`; each exchange costs the difference of two masks.
 
     Args:
         seed: of the run.
-        density: fraction of prunable weights alive after round `at`, from then on.
-        at: after which round the first mask is made.
-        allocate: how many each layer keeps; see `global_magnitude`.
-        fraction: share of each layer's weights exchanged, along half a cosine to 0 in round `end`.
+        density: share of the prunable weights kept after round `at`.
+        at: round after which the model is pruned first.
+        allocate: how many weights each layer keeps, as in `global_magnitude`.
+        fraction: share of each layer's weights that an exchange prunes and grows, above 0 and at most 1; it falls along half
+            a cosine to 0 in round `end`.
         every: rounds between exchanges.
         end: round of the last exchange.
     """
@@ -267,16 +271,17 @@ def rate_distortion(
     """Magnitude pruning with layer densities by rate-distortion (arXiv 2308.10438), measured on clients or the server.
 
     Args:
-        density: fraction of prunable weights kept in the end.
-        at: after which round the first mask is made; 0 is before anything is sent.
-        every, amount: every so many rounds the share `amount` of what is left goes, until `density` is reached; without
-            `amount` everything goes at once.
-        curves: who measures: "clients" (kilobytes up), or "server" (on `data.proxy`, or on noise: `data.noise`).
+        density: share of the prunable weights kept in the end.
+        at: round after which the model is pruned first; 0 = before anything is sent.
+        every: rounds between two prunings, where `amount` is given.
+        amount: share of the remaining weights that each pruning removes until `density` is reached; unset = one pruning.
+        curves: who measures the distortion curves: "clients" (some kilobytes up), or "server" (on `data.proxy` or
+            `data.noise`).
         images: calibration images of each client, or of the server.
-        levels: points of a curve; the paper has 101.
-        summary: "mean" or "worst" over the images.
-        min_keep: weights that survive in every layer at least.
-        distil: server-side distillation after each pruning, see `strategies.distillation.server_distillation`.
+        levels: points of a curve, at least 2; the paper has 101.
+        summary: distortion over the images: "mean" or "worst".
+        min_keep: fewest weights that each layer keeps.
+        distil: server-side distillation after each pruning, see `[strategy.distil]`.
     """
     source = find("strategy.curves", curves, SOURCES)(MeasureCurves(levels=levels, summary=summary), images)
     schedule: Schedule = OneShot(at, density) if amount is None else Iterative(at, every, amount, density)
@@ -284,17 +289,17 @@ def rate_distortion(
 
 
 def pruned() -> Method:
-    """FedAvg under a fixed mask: what is zero in `model.weights` stays zero, and does not travel."""
+    """FedAvg under a fixed mask: weights that are zero in `model.weights` stay zero and are not sent."""
     return Method(adjust_mask=keep_zeros)
 
 
 def layer_adaptive(*, kilobytes: float, images: int = 32, types: Sequence[str] = TYPES) -> Method:
-    """FedAvg whose downlink fits a budget: a value type for every layer, with the least output distortion.
+    """FedAvg with a downlink byte budget: chooses a value type for each layer, with the least output distortion.
 
     Args:
-        kilobytes: of a payload to a client, 1 kB = 1,000 bytes; a mask that has to be sent comes on top.
-        images: of the server's images (`data.proxy` or `data.noise`) that the distortion is measured on.
-        types: value types on offer, of `fl-sim list`.
+        kilobytes: largest payload of values to a client, in kB of 1,000 bytes; a mask that has to be sent comes on top.
+        images: number of the server's images (`data.proxy` or `data.noise`) that the distortion is measured on.
+        types: value types to choose from, as in `[wire.uplink]`.
     """
     if not 0 < kilobytes <= MOST_KILOBYTES:
         raise UserError(f"strategy.kilobytes = {kilobytes}: must be above 0 and at most {MOST_KILOBYTES:g}")
@@ -307,7 +312,10 @@ def mixed_capacities(
     """FedAvg within each capacity; on the server all models learn from their ensemble (FedDF; Lin et al., 2020).
 
     Args:
-        steps, lr, batch_size: of `strategies.distillation.server_training`, each round, for each model.
-        temperature, alpha: of `fl_sim.training.losses.Distillation`.
+        steps: SGD steps on the server's images in each round, for each model.
+        lr: learning rate of these steps, above 0; momentum 0.9, cosine schedule, gradients clipped at norm 1.
+        batch_size: images per step.
+        temperature: softens the logits of teacher and student, above 0.
+        alpha: weight of the teacher's loss, from 0 to 1; the labels' loss has 1 - alpha.
     """
     return Method(couple_models=LearnFromAll(Distillation(temperature, alpha), server_training(steps, lr, batch_size)))

@@ -59,7 +59,7 @@ class Coding:
 
     Attributes:
         values: value type: float32, float32-zstd, float16, bfloat16, int8, int4, int2, top25-int8, top10-int8.
-        content: what is encoded: "parameters", or their "difference" to what the receiver knows.
+        content: "parameters", or their "difference" to the model that the receiver holds.
     """
 
     values: str = "float32"

@@ -38,11 +38,12 @@ LENGTH = struct.Struct("<I")
 
 @dataclass(frozen=True)
 class SparseBroadcast:
-    """The config's `[wire.broadcast]` table.
+    """Sparse broadcast: the server sends only changes against the model that a client holds.
 
     Attributes:
-        density: share of the prunable coordinates whose change is published in a round, chosen over all layers at once.
-        values: value type of the published changes, a name of `fl_sim.codecs.VALUES`.
+        density: share of the prunable weights whose change is sent in a round, above 0 and at most 1; the largest changes
+            over all layers.
+        values: value type of the changes, as in `[wire.uplink]`.
     """
 
     density: float = 0.1

@@ -46,14 +46,16 @@ PRESETS: Mapping[str, Link] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
-    """Links, device speeds and patience of a federation; the config's `[network]` table.
+    """Simulated links, device speeds, deadline and dropout: the virtual clock.
 
     Attributes:
-        links: name of `PRESETS` -> weight; every client is dealt one link by the seed. Empty = no clock.
-        samples_per_s: training samples a second of a device of speed 1.
-        speed_spread: each client's speed is drawn log-uniformly from 1/(1+spread) to 1+spread.
-        deadline_s: seconds after which a client is late: its bytes are booked, its update is not used. None = wait.
-        dropout: probability that a client, once it has its task, never answers.
+        links: links and their weights, such as `{ "3G" = 1, "Wi-Fi" = 2 }`; names: 3G, 4G, Wi-Fi. Each client draws one
+            link with these weights. Empty = no clock.
+        samples_per_s: training samples per second of a device of speed 1, above 0.
+        speed_spread: each client's speed is drawn log-uniformly from 1/(1+spread) to 1+spread; 0 = equal speeds.
+        deadline_s: simulated seconds after which a client is late: its bytes are booked, its update is not used. Needs
+            `links`. Unset = the server waits for all.
+        dropout: probability that a client receives its task and never answers, from 0 to below 1.
     """
 
     links: Mapping[str, float] = field(default_factory=dict)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal, Self, cast, get_args
+from typing import Annotated, Literal, Self, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
@@ -56,7 +56,7 @@ class Target(BaseModel):
     """Something named by import path, with its keyword arguments: `"module:name"` or `{ target = "...", key = ... }`."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
-    target: str = Field(description="import path, module:name")
+    target: str = Field(description="import path, `module:name`; `fl-sim list` shows those of the project")
 
     @model_validator(mode="after")
     def _options_have_values(self) -> Self:
@@ -125,10 +125,10 @@ class Target(BaseModel):
 
 @dataclass(frozen=True)
 class CheckpointOptions:
-    """The config's `[checkpoint]` table.
+    """How often a run is saved, so that a stopped one can be resumed.
 
     Attributes:
-        every: rounds between checkpoints; 0 = none, and a run that was killed starts over.
+        every: rounds between checkpoints; 0 = no checkpoints: a stopped run starts over.
     """
 
     every: Annotated[int, Field(ge=0)] = 1
@@ -151,19 +151,42 @@ class DataSection(Section):
     """Data set, and how its samples are partitioned over the clients."""
 
     source: str = Field(
-        "digits", description="digits, a torchvision data set's name, a parquet folder or an image folder"
+        "digits",
+        description="a data set of `fl-sim list data`, a parquet folder, an image folder, or `module:function`",
     )
-    clients: int = Field(20, ge=1, description="number of partitions, one per client")
-    partition: str = Field("dirichlet", description="iid, dirichlet, shards, quantity")
-    alpha: float = Field(0.5, gt=0, description="Dirichlet concentration; smaller is more skewed")
-    shards: int = Field(2, ge=1, description="label shards per client, for partition = 'shards'")
-    min_size: int | None = Field(None, ge=1, description="fewest samples of a client; unset = the partition's own rule")
-    validation: float = Field(0.1, gt=0, lt=1, description="share of the training set kept for validation")
+    clients: int = Field(20, ge=1, description="number of clients; each has one part of the training set")
+    partition: str = Field(
+        "dirichlet",
+        description="how samples are split over the clients: iid, dirichlet, shards, quantity, or `module:function`",
+    )
+    alpha: float = Field(
+        0.5, gt=0, description="Dirichlet concentration of dirichlet and quantity, above 0; smaller is more skewed"
+    )
+    shards: int = Field(2, ge=1, description='label shards per client, for partition = "shards" alone')
+    min_size: int | None = Field(
+        None, ge=1, description="fewest samples of a client; unset = 10, or a tenth of an even share where that is less"
+    )
+    validation: float = Field(
+        0.1,
+        gt=0,
+        lt=1,
+        description="share of the training set held out for validation, between 0 and 1; no client trains on it",
+    )
     proxy: float = Field(
-        0.0, ge=0, lt=1, description="share of the training set that the server holds, not the clients"
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of the training set that the server holds as proxy data and no client has, from 0 to below 1",
     )
-    noise: int = Field(0, ge=0, le=1_000_000, description="unlabelled noise images that the server holds instead")
-    augment: Literal["none", "crop_flip"] = Field("none", description="augmentation of training batches")
+    noise: int = Field(
+        0,
+        ge=0,
+        le=1_000_000,
+        description="number of unlabelled noise images that the server holds instead of proxy data",
+    )
+    augment: Literal["none", "crop_flip"] = Field(
+        "none", description='augmentation of training batches: "crop_flip" pads by 4 pixels, crops and flips at random'
+    )
 
     @model_validator(mode="after")
     def _shares_fit(self) -> Self:
@@ -177,111 +200,139 @@ class DataSection(Section):
 class ModelSection(Section):
     """The model, by name."""
 
-    name: str = Field("cnn_bn", description="see `fl-sim list models`, or module:function")
-    width: float = Field(1.0, gt=0, le=100, description="channel multiplier of the CIFAR ResNets")
+    name: str = Field("cnn_bn", description="a model of `fl-sim list models`, or `module:function`")
+    width: float = Field(1.0, gt=0, le=100, description="channel multiplier of the CIFAR ResNets, above 0")
     trainable: str = Field(
-        "all", description="what is trained and travels: all, batchnorm, head, random, a glob; several joined by '+'"
+        "all",
+        description="which parameters are trained and sent: all, batchnorm, head, random, or a glob over names such as "
+        "`layer3.*`; several are joined by `+`. The others are frozen",
     )
     batchnorm_init: str | None = Field(
         None,
-        description="fixed, uniform, positive_negative, one_one; unset = uniform where trainable = 'batchnorm', else "
-        "the model's own",
+        description='first gamma and beta of BatchNorm: "fixed" (1 and 0), "uniform" (0 to 1, and 0), "positive_negative" '
+        '(-1 to 1, and 0), "one_one" (1 and 1); unset = uniform where trainable = "batchnorm", else the model\'s own',
     )
     statistics: Literal["average", "local", "recalibrate"] = Field(
-        "average", description="BatchNorm statistics: averaged, kept by each client, or measured by the server"
+        "average",
+        description='BatchNorm statistics: sent and averaged ("average"), kept by each client ("local"), or measured by the '
+        'server on its own images ("recalibrate")',
     )
     weights: str | None = Field(
         None,
-        description="start from this model: a run folder, or a safetensors file; what travels is sent and booked in full, "
-        "what never travels every client reads from the same file; unset = from the seed",
+        description="start from this model: a run folder or a safetensors file. Trained entries are sent and booked in full; "
+        "every client reads frozen ones from the same file. Unset = a random start from the seed",
     )
 
 
 class Capacity(Section):
     """A further model, for a share of the clients."""
 
-    name: str = Field(description="see `fl-sim list models`")
-    width: float = Field(1.0, gt=0, le=100, description="channel multiplier of the CIFAR ResNets")
-    share: float = Field(0.5, gt=0, lt=1, description="of the clients, and of each cohort")
+    name: str = Field(description="a model of `fl-sim list models`")
+    width: float = Field(1.0, gt=0, le=100, description="channel multiplier of the CIFAR ResNets, above 0")
+    share: float = Field(0.5, gt=0, lt=1, description="share of the clients, and of each cohort, that has this model")
 
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class StudySection(Section):
-    """A capacity study: `fl-sim sweep` trains these students from these teachers, centralised, instead of federations."""
+    """A capacity study: `fl-sim sweep` trains student models from teachers centrally, without a federation."""
 
     pairs: tuple[tuple[str, str], ...] = Field(
-        (("resnet20", "resnet8"),), min_length=1, description="[teacher, student] by model name, several of them"
+        (("resnet20", "resnet8"),), min_length=1, description="pairs [teacher, student] of model names"
     )
     alphas: tuple[Share, ...] = Field(
-        (0.3, 0.5, 0.7), min_length=1, description="weights of the teacher, from which validation chooses"
+        (0.3, 0.5, 0.7),
+        min_length=1,
+        description="weights of the teacher's loss to try, from 0 to 1; validation accuracy chooses",
     )
     temperatures: tuple[Annotated[float, Field(gt=0, le=HOTTEST)], ...] = Field(
-        (2.0, 3.0, 4.0), min_length=1, description="temperatures, from which validation chooses"
+        (2.0, 3.0, 4.0),
+        min_length=1,
+        description="distillation temperatures to try, above 0; validation accuracy chooses",
     )
-    beta: float = Field(0.5, ge=0, description="weight of the cosine between features beside their squared error")
-    teacher: float = Field(2.0, gt=0, description="a teacher's training over a student's: epochs, or steps")
+    beta: float = Field(
+        0.5, ge=0, description="weight of the cosine term of feature distillation, beside the squared error; at least 0"
+    )
+    teacher: float = Field(
+        2.0, gt=0, description="length of a teacher's training, in multiples of the student's (epochs or steps)"
+    )
 
 
 class CohortSection(Section):
     """Client sampling: how many clients train in a round."""
 
-    size: int = Field(10, ge=1, description="clients per round, drawn from the seed without replacement")
+    size: int = Field(10, ge=1, description="clients per round, drawn without replacement; at most data.clients")
     chunk: int | None = Field(
-        None, ge=1, description="clients that engine = 'cohort' trains together; unset = as many as memory holds"
+        None, ge=1, description='clients that engine = "cohort" trains as one batch; unset = as many as memory holds'
     )
 
 
 class EvaluateSection(Section):
     """Evaluation of the global model: when, and on which data."""
 
-    every: int = Field(1, ge=1, description="rounds between evaluations on the server; the last round always counts")
-    clients: int = Field(0, ge=0, description="clients that also evaluate after each round, on their own data")
+    every: int = Field(
+        1, ge=1, description="rounds between evaluations on the server; the last round is always evaluated"
+    )
+    clients: int = Field(
+        0,
+        ge=0,
+        description="number of clients that also evaluate the global model after each round, each on test samples in the "
+        "proportions of its own labels; 0 = none",
+    )
     fit: int = Field(
         0,
         ge=0,
-        description="samples, of its own and as many test samples of their kind, on which each client measures the model "
-        "that it trained: its over-fitting",
+        description="samples for measuring over-fitting: each client evaluates its trained model on so many of its own "
+        "training samples and as many test samples with the same labels; 0 = off",
     )
-    batch_size: int = Field(512, ge=1, description="evaluation batch")
+    batch_size: int = Field(512, ge=1, description="samples per evaluation batch")
 
 
 class WireSection(Section):
     """Encoding of payloads."""
 
-    uplink: Coding = Field(default_factory=Coding, description="values and content of what clients send")
-    downlink: Coding = Field(default_factory=Coding, description="values and content of what the server sends")
+    uplink: Coding = Field(default_factory=Coding, description="encoding of what clients send")
+    downlink: Coding = Field(default_factory=Coding, description="encoding of what the server sends")
     broadcast: SparseBroadcast | None = Field(
-        None, description="send clients only what changed against the model they hold; unset = the whole model"
+        None,
+        description="sparse broadcast: the server sends only changes against the model that a client holds",
     )
     error_feedback: bool = Field(
         False,
-        description="what an upload leaves out stays with the client and is added to its next one, whichever client it is; "
-        "the mean is then over all clients of a round (strategies.presets:fedavg, aggregate)",
+        description="error feedback: each client adds what its last upload left out to its next one. The default mean then "
+        "divides by all clients of a round",
     )
-    record_masks: bool = Field(False, description="keep the masks that travel, for `fl-sim replay`")
+    record_masks: bool = Field(False, description="save all masks that are sent, for `fl-sim replay`")
 
 
 class Experiment(Section):
     """Complete description of one run."""
 
-    name: str = Field("run", pattern=r"^[A-Za-z0-9._-]{1,64}$", description="names the run's folder")
-    seed: int = Field(0, ge=0, lt=2**31, description="the only source of randomness")
-    rounds: int = Field(10, ge=1, description="federated rounds")
-    engine: Engine = Field("inline", description="runtime: " + ", ".join(get_args(Engine)))
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, ...")
-    out: str = Field("runs", description="folder that receives the run's folder")
+    name: str = Field(
+        "run",
+        pattern=r"^[A-Za-z0-9._-]{1,64}$",
+        description="name of the run and start of its folder's name: letters, digits, `.`, `_`, `-`, at most 64",
+    )
+    seed: int = Field(0, ge=0, lt=2**31, description="seed of every random draw, from 0 to below 2^31")
+    rounds: int = Field(10, ge=1, description="number of federated rounds, at least 1")
+    engine: Engine = Field("inline", description="what executes the clients (docs/engines.md)")
+    device: str = Field("auto", description="PyTorch device: auto (cuda where there is one), cpu, cuda, cuda:1, ...")
+    out: str = Field("runs", description="folder in which the run's folder is made")
     client: Annotated[Target, _or(FEDAVG_CLIENT)] = Field(
-        Target(target=FEDAVG_CLIENT), description="what every client runs; further keys are its options"
+        Target(target=FEDAVG_CLIENT),
+        description="the client function or preset; further keys of the table are its options",
     )
     strategy: Annotated[Target, _or(FEDAVG)] = Field(
-        Target(target=FEDAVG), description="what the server does; further keys are its options"
+        Target(target=FEDAVG), description="the server's method; further keys of the table are its options"
     )
     data: DataSection = DataSection()
     model: ModelSection = ModelSection()
     gating: Gating | None = None
-    capacities: tuple[Capacity, ...] = Field((), description="further models, each for a share of the clients")
+    capacities: tuple[Capacity, ...] = Field(
+        (),
+        description="further models: a list of tables with `name`, `width` (1.0) and `share` of the clients (0.5)",
+    )
     study: StudySection | None = None
     cohort: CohortSection = CohortSection()
     training: Training = Field(default_factory=Training)

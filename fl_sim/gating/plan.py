@@ -23,17 +23,19 @@ MASKINGS: Mapping[str, Masking] = {"both_ways": both_ways, "backward_only": back
 
 @dataclass(frozen=True, kw_only=True)
 class Gating:
-    """Per-sample channel gates of server's and clients' model.
+    """Per-sample channel gates behind the BatchNorm of inner convolutions.
 
     Attributes:
-        salience: what ranks channels; see `fl_sim.gating.gate`.
-        keep: share of the channels on for each sample: one number, or a table by module path or pattern, which gates
-            those layers alone: `{ "*.conv1" = 0.5 }` leaves a residual network's stream whole.
-        macs_budget: a device's budget, as a share of the plain model's MACs with the gates' own included: the ratio, the
-            same for all layers that `keep` names, becomes the largest that stays within.
-        start, end: the ratio falls from 1 in round `start` to its value in round `end`, on the cubic schedule of Zhu and
-            Gupta (2017); both 0 = constant from the first round on.
-        masking: "both_ways", or "backward_only", which masks gradients alone.
+        salience: score that ranks the channels of a sample: "gate" (learned), "gate_relu" (as published), "activation",
+            "taylor" or "weight"; `fl-sim list saliences` describes them.
+        keep: keep ratio, the share of the channels that stay on for each sample, above 0 and at most 1: one number, or a
+            table by module path or pattern. A table gates only the layers that it names: `{ "*.conv1" = 0.5 }`.
+        macs_budget: share of the plain model's MACs, the gates' own included. It replaces `keep` by the largest ratio
+            within the budget, the same for all gated layers. Unset = `keep` counts.
+        start: last round in which all channels are on; from here to round `end` the ratio falls to its final value, on the
+            cubic schedule of Zhu and Gupta (2017).
+        end: first round with the final ratio; start and end both 0 = a constant ratio.
+        masking: "both_ways" (off channels are zero), or "backward_only" (only their gradients are masked).
     """
 
     salience: str = "gate"

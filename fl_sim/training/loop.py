@@ -57,20 +57,22 @@ LARGEST = torch.finfo(torch.float32).max
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """Hyper-parameters of local training; the config's `[training]` table.
+    """Hyper-parameters of local training.
 
     Attributes:
-        lr: learning rate. Unit: per step.
-        epochs: passes over the client's data; ignored when `steps` is given.
-        steps: optimiser steps instead of epochs.
+        lr: learning rate of the clients' optimizer, above 0.
+        epochs: passes over the client's data in a round; ignored where `steps` is given.
+        steps: optimizer steps in a round, instead of epochs; unset = epochs.
         batch_size: samples per step; the last batch of an epoch may be smaller.
         optimizer: "sgd" or "adamw".
-        momentum, nesterov: of SGD.
-        weight_decay: L2 penalty (SGD) or decoupled decay (AdamW).
-        schedule: "constant" or "cosine", within one client's training.
-        clip_norm: largest gradient norm; None = no clipping.
-        clip: over what: "union" (all trained parameters) or "model" (those of a loss are left as they are).
-        precision: "float32", "channels_last", "bfloat16", or "auto" (probed once per run).
+        momentum: momentum of SGD, at least 0.
+        nesterov: Nesterov momentum of SGD; needs momentum above 0.
+        weight_decay: L2 penalty (SGD) or decoupled weight decay (AdamW), at least 0.
+        schedule: learning rate within one client's training of a round: "constant", or "cosine" from `lr` to 0.
+        clip_norm: largest L2 norm of the gradient, above 0; unset = no clipping.
+        clip: parameters that `clip_norm` covers: "union" (the model's and the loss's own) or "model" (the model's alone).
+        precision: "float32", "channels_last" (float32 in that memory layout), "bfloat16" (forward passes), or "auto" (the
+            fastest of a probe at the start of a run).
     """
 
     lr: float = 0.1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import tomllib
 from pathlib import Path
@@ -13,6 +14,7 @@ from fl_sim.cli import main
 from fl_sim.communication.messages import CONTENTS as KNOWN
 from fl_sim.config.catalogue import CONTENTS, KEYS, catalogue
 from fl_sim.config.reference import page, tables, template
+from strategies.distillation import server_distillation
 
 
 def test_the_page_is_up_to_date() -> None:
@@ -23,6 +25,20 @@ def test_every_key_says_what_it_means() -> None:
     silent = [f"{table.path}.{key.name}".lstrip(".") for table in tables() for key in table.keys if not key.meaning]
     assert silent == []
     assert all(table.meaning for table in tables())
+
+
+def test_every_option_of_a_preset_says_what_it_means() -> None:
+    rows = re.findall(r"^\| (\S+) \| ([^|]*) \| ([^|]*) \| (.*) \|$", page(), re.MULTILINE)
+    assert [name for name, _, _, meaning in rows if not meaning.strip()] == []
+    options = {name: meaning for name, *_, meaning in rows}
+    assert options["`kilobytes`"].endswith("; needed")  # no default, and no part of a run
+    assert not {"`training`", "`num_clients`", "`kept`"} & options.keys()
+
+
+def test_the_table_of_server_distillation_is_listed() -> None:
+    table = page().split("## `[strategy.distil]`")[1].split("\n## ")[0]
+    keys = inspect.signature(server_distillation).parameters
+    assert re.findall(r"^\| `(\w+)`", table, re.MULTILINE) == list(keys)
 
 
 def test_every_key_of_a_resolved_config_is_listed() -> None:

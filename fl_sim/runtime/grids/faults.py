@@ -17,11 +17,12 @@ LONGEST_S = 1e9
 
 @dataclass(frozen=True, kw_only=True)
 class Faults:
-    """The config's `[faults]` table. Simulated dropout and lateness (`[network]`) are the experiment, not faults.
+    """Time limit of a client, and how many may fail. Simulated dropout and lateness (`[network]`) are no faults.
 
     Attributes:
-        max_share: share of a cohort that may raise, be rejected, hang or die; one more stops the run. 1 = all but one.
-        timeout_s: real seconds that one client may take; None = it may hang for ever.
+        max_share: share of a cohort that may fail (raise, be rejected, hang or die), from 0 to 1; one more stops the run.
+            1 = all but one.
+        timeout_s: real seconds that one client may take; unset = no limit.
     """
 
     max_share: float = 0.5

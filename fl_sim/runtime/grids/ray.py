@@ -40,10 +40,10 @@ class RayOptions:
     """Options of the Ray engine: the cluster's address and the workers' resources.
 
     Attributes:
-        workers: resident actors; None = one per CPU of the cluster (or as many as `num_gpus` allows).
-        address: an existing cluster's address, or None to start Ray on this machine.
-        num_gpus: GPU share of one actor; 0.25 puts four actors on a card.
-        clients_per_task: clients in one task at most; None = every actor gets up to eight tasks a round, of about 0.05 s or more.
+        workers: number of actors; unset = one per CPU of the cluster (or as many as `num_gpus` allows).
+        address: address of an existing cluster; unset = start Ray on this machine.
+        num_gpus: GPU share of one actor; 0.25 puts four actors on a GPU.
+        clients_per_task: most clients in one task; unset = up to eight tasks per actor and round, of about 0.05 s or more.
     """
 
     workers: int | None = None

@@ -42,7 +42,7 @@ class WorkersOptions:
     """Options of the workers engine.
 
     Attributes:
-        count: resident processes, one thread each; None = one per core that this process may use.
+        count: number of worker processes, one thread each; unset = one per core that this process may use.
     """
 
     count: int | None = None

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from clients.local import require_share
-from fl_sim.communication.messages import SEED
 from fl_sim.core.types import Mask, Params, Task
 from fl_sim.sparsity import Shared
 
@@ -20,6 +19,4 @@ class SharedRandom:
         require_share(self.density)
 
     def __call__(self, task: Task, params: Params) -> Mask | None:
-        seed = task.config[SEED]
-        assert isinstance(seed, int)
-        return Shared(self.density, seed)(task.round, params)
+        return Shared(self.density, task.seed)(task.round, params)

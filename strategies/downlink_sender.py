@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 from flwr.app import Message, MessageType, RecordDict
@@ -12,7 +12,8 @@ from fl_sim import codecs
 from fl_sim.codecs import Description
 from fl_sim.communication import messages as wire
 from fl_sim.communication.flower_traffic import Form
-from fl_sim.communication.sparse_broadcast import Parcel
+from fl_sim.communication.sparse_broadcast import EncodedModel
+from fl_sim.communication.task_header import CurveRequest
 from fl_sim.core.seeding import Purpose, derive
 from fl_sim.core.types import Mask, Params, Task
 from fl_sim.runtime.server_context import ServerContext, ServerSnapshot
@@ -70,28 +71,34 @@ class DownlinkSender:
 
     # -- messages ------------------------------------------------------------------------------------------------------
 
-    def outgoing(self, task: Task, cohort: Cohort, kind: str, log: RoundLog) -> Outgoing:
-        """Encode a task for each client of a cohort; clients that hold the same share one payload. `log` takes the bytes."""
+    def outgoing(
+        self, task: Task, cohort: Cohort, kind: str, log: RoundLog, *, curves: CurveRequest | None = None
+    ) -> Outgoing:
+        """Encode a task for each client of a cohort; clients that hold the same share one payload.
+
+        The bytes for each client are added to `log`. `curves` asks for distortion curves.
+        """
         prepared: dict[tuple[int, wire.Frozen | None], tuple[RecordDict, Description, Form]] = {}
-        schema, parcel_for = self.exchange.schema, self._parcels(task, kind)
+        schema, encoded_for = self.exchange.schema, self._encoder(task, kind)
         messages: list[Message] = []
         entries: list[Callable[[], None]] = []
         for client, node in cohort:
             held = self.holdings.held(client) if task.mask is not None else None
             frozen = None if self.holdings.has_frozen(client) else self.exchange.frozen
-            parcel = parcel_for(client, held)
-            key = id(parcel), frozen
+            encoded = encoded_for(client, held)
+            key = id(encoded), frozen
             if key not in prepared:
-                described = parcel.described(schema, held)
+                described = encoded.described(schema, held)
                 if frozen is not None:
                     described = described.with_auxiliary(len(frozen.encode()))
-                told = replace(task, config={**task.config, **(parcel.told if parcel.version >= 0 else {})})
-                content = wire.task_content(told, bytes(parcel.data), seed=self.context.seed, frozen=frozen)
+                data, header = bytes(encoded.data), encoded.header
+                content = wire.task_content(task, data, frozen=frozen, broadcast=header, curves=curves)
                 prepared[key] = content, described, Form.of(content)
             content, described, form = prepared[key]
             messages.append(Message(content, node, kind, group_id=str(task.round)))
             log.down_bytes[client] = sum(described.sections.values())
-            entries.append(partial(self._book, kind, task.round, client, messages[-1], described, form, parcel.mask))
+            message, sent_mask = messages[-1], encoded.sent_mask
+            entries.append(partial(self._book, kind, task.round, client, message, described, form, sent_mask))
         return Outgoing(cohort, messages, entries)
 
     def _book(
@@ -102,30 +109,30 @@ class DownlinkSender:
         message: Message,
         described: Description,
         form: Form,
-        mask: Mask | None,
+        sent_mask: Mask | None,
     ) -> None:
         self.booking.book("down", number, client, message, described, phase=PHASES.get(kind, "query"), form=form)
         if kind == MessageType.TRAIN:
-            self.booking.record("down", number, client, described, mask)
+            self.booking.record("down", number, client, described, sent_mask)
 
-    def _parcels(self, task: Task, kind: str) -> Callable[[int, Mask | None], Parcel]:
-        """(client, mask that it holds) -> its payload; equal payloads are one object."""
+    def _encoder(self, task: Task, kind: str) -> Callable[[int, Mask | None], EncodedModel]:
+        """(client, pruning mask that it holds) -> the model encoded for it; equal payloads are one object."""
         if self.published is not None and kind in PHASES:
             after = task.round - 1 if kind == MessageType.TRAIN else task.round
             self.published.publish(after, task.params, task.mask)
-            return self.published.parcel
+            return self.published.encoded
         seed = derive(self.context.seed, task.round, Purpose.ENCODING)
         types = self.downlink(self.context, task, seed)
-        made: dict[bytes, Parcel] = {}
+        made: dict[bytes, EncodedModel] = {}
 
-        def parcel(client: int, held: Mask | None) -> Parcel:
+        def encoded(client: int, held: Mask | None) -> EncodedModel:
             key = b"" if held is None else codecs.mask_hash(held)
             if key not in made:
                 data = self.exchange.encode_down(task, self.context.initial, held=held, seed=seed, types=types)
-                made[key] = Parcel(data, -1, None, self.exchange.downlink, task.mask)
+                made[key] = EncodedModel(data, task.mask)
             return made[key]
 
-        return parcel
+        return encoded
 
     # -- a sparse broadcast --------------------------------------------------------------------------------------------
 

@@ -14,7 +14,16 @@ from torch import Tensor
 from fl_sim import codecs
 from fl_sim.codecs import Schema
 from fl_sim.communication.messages import Exchange
-from fl_sim.communication.sparse_broadcast import REST, WHOLE, Parcel, SparseBroadcast, Step, digest, join_framed
+from fl_sim.communication.sparse_broadcast import (
+    REST,
+    WHOLE,
+    EncodedModel,
+    SparseBroadcast,
+    Step,
+    digest,
+    join_framed,
+)
+from fl_sim.communication.task_header import BroadcastHeader
 from fl_sim.core.seeding import Purpose, derive
 from fl_sim.core.types import Mask, Params, UserError
 from fl_sim.sparsity import global_topk, magnitude, topk_mask
@@ -50,7 +59,7 @@ class SparseBroadcastServer:
     steps: dict[int, Step] = field(default_factory=dict)
     holders: dict[int, int] = field(default_factory=dict)
     mask: Mask | None = None
-    _parcels: dict[tuple[int | None, bytes], Parcel] = field(default_factory=dict)
+    _encoded: dict[tuple[int | None, bytes], EncodedModel] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._start = digest(self.model, self.exchange)
@@ -83,7 +92,7 @@ class SparseBroadcastServer:
             self.model, _ = step.apply(self.model, coding, self.exchange)
         self.model = torch.cat([self.model[:count], flat[count:]])
         self.mask = mask
-        self._parcels.clear()
+        self._encoded.clear()
         self._forget_old()
 
     def _largest(self, new: Params, old: Params) -> Mask:
@@ -101,14 +110,14 @@ class SparseBroadcastServer:
             kept[version] = step
         self.steps = dict(reversed(kept.items()))
 
-    def parcel(self, client: int, held: Mask | None) -> Parcel:
-        """Build the payload for a client; `held` is the pruning mask that it holds."""
+    def encoded(self, client: int, held: Mask | None) -> EncodedModel:
+        """Encode the published model for a client; `held` is the pruning mask that it holds."""
         base = self.holders.get(client, 0)
         steps = self._since(base)
         key = base if steps is not None else None, b"" if held is None or steps is not None else codecs.mask_hash(held)
-        if key not in self._parcels:
-            self._parcels[key] = self._whole(held) if steps is None else self._changes(base, steps)
-        return self._parcels[key]
+        if key not in self._encoded:
+            self._encoded[key] = self._whole(held) if steps is None else self._changes(base, steps)
+        return self._encoded[key]
 
     def _since(self, base: int) -> list[Step] | None:
         """The changes that a holder of `base` lacks; None where they are forgotten, or a whole model is smaller."""
@@ -117,27 +126,23 @@ class SparseBroadcastServer:
         known = base != UNKNOWN and len(steps) == self.version - base
         return steps if known and sum(len(step.data) for step in steps) <= 4 * values else None
 
-    def _whole(self, held: Mask | None) -> Parcel:
+    def _whole(self, held: Mask | None) -> EncodedModel:
         data = WHOLE.encode(self.params, self.mask, self.params, schema=self.exchange.schema, held=held, seed=0)
-        return Parcel(data, self.version, None, WHOLE, self.mask)
+        return EncodedModel(data, self.mask, BroadcastHeader(self.version, None, WHOLE.content))
 
-    def _changes(self, base: int, steps: Sequence[Step]) -> Parcel:
-        schema, coding = self.exchange.schema, self.rule.coding
+    def _changes(self, base: int, steps: Sequence[Step]) -> EncodedModel:
+        schema = self.exchange.schema
         other = schema.other_part.view(self.model[schema.prunable_size :])
         rest = REST.encode(other, None, other, schema=schema.other_part, held=None, seed=0)
         masks = [codecs.decode(step.data, schema=self._part)[1] for step in steps]
         travelled = torch.zeros(schema.prunable_size, dtype=torch.bool)
         for mask in masks:
             travelled |= True if mask is None else self._part.flat_mask(mask)
-        return Parcel(
-            join_framed([*(step.data for step in steps), rest]),
-            self.version,
-            base,
-            coding,
-            schema.view_mask(travelled),
-            bytes(step.masks for step in steps),
-            self._start if base == 0 else b"",
-        )
+        start = self._start if base == 0 else b""
+        brings_mask = bytes(step.masks for step in steps)
+        header = BroadcastHeader(self.version, base, self.rule.coding.content, brings_mask, start)
+        data = join_framed([*(step.data for step in steps), rest])
+        return EncodedModel(data, schema.view_mask(travelled), header)
 
     def learned(self, client: int) -> None:
         """The client answered, so it holds the last published model."""

@@ -10,6 +10,7 @@ from flwr.serverapp import Grid
 from fl_sim import codecs
 from fl_sim.codecs import CorruptPayload, Description, Schema
 from fl_sim.communication import messages as wire
+from fl_sim.communication.task_header import CurveRequest
 from fl_sim.core.seeding import Purpose
 from fl_sim.core.types import Task
 from fl_sim.sparsity import curve_messages as measuring
@@ -39,9 +40,10 @@ class CurveQuery:
         cohorts, sender = self.receiver.cohorts, self.receiver.sender
         size = self.receiver.context.sampling.cohort_size
         cohort = cohorts.cohort(self.grid, state.round, Purpose.CALIBRATION, size)
-        task = Task(state.round, state.params, state.mask, measuring.question(measure, images))
+        task = Task(state.round, state.params, state.mask, seed=self.receiver.context.seed)
+        request = CurveRequest(measure.levels, measure.summary, measure.batch_size, images)
         kind = f"{MessageType.QUERY}.{measuring.ACTION}"
-        outgoing = sender.outgoing(task, cohort, kind, self.round_log)
+        outgoing = sender.outgoing(task, cohort, kind, self.round_log, curves=request)
         replies = self.grid.send_and_receive(outgoing.messages)
         outgoing.book()
         answers = []

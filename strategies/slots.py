@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from fl_sim.core.types import MaskRule, Scalar
+from fl_sim.core.types import MaskRule, Scalar, UserError
 from strategies.aggregation import mean
 from strategies.calibration import Calibrate
 from strategies.distillation import CoupleModels, ServerDistillation, no_distillation, no_exchange
@@ -34,7 +34,8 @@ class Slots:
         calibrate: makes the mask rule anew after each round, from measurements; it takes the place of `adjust_mask`.
         downlink: chooses the value type of each tensor that is sent.
         account: further numbers for the round's log.
-        config: scalars that travel to the clients in `task.config`.
+        config: numbers, texts and bytes that travel to the clients in `task.config`; an option of the config's `client`
+            table takes the place of the one with its name.
     """
 
     aggregate: Aggregate = mean
@@ -46,3 +47,10 @@ class Slots:
     downlink: Downlink = configured_types
     account: RoundMetrics = no_metrics
     config: Mapping[str, Scalar] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for key, value in self.config.items():
+            if not isinstance(value, Scalar):
+                raise UserError(
+                    f"strategy: config[{key!r}] = {value!r}: only numbers, texts and bytes travel to clients"
+                )

@@ -120,7 +120,8 @@ class SparseServer:
         if self.state.round == 0:
             self.state = masked(self.state, None, adjust_mask=self.slots.adjust_mask, calibrate=self._calibrate(grid))
         number = self.state.round + 1
-        task = Task(number, self.state.params, self.state.mask, {**self.slots.config, **options})
+        config = {**self.slots.config, **options}
+        task = Task(number, self.state.params, self.state.mask, config, self.context.seed)
         return self.sender.outgoing(task, self._cohort(grid, number), MessageType.TRAIN, self.round_log)
 
     def aggregate_train(self, grid: Grid, sent: Outgoing, replies: Iterable[Message], on_reply: OnReply) -> None:
@@ -171,7 +172,7 @@ class SparseServer:
         """Sample clients and encode the new model for them; nothing where no client evaluates."""
         size, number = self.context.sampling.evaluate_size, self.state.round
         cohort = self.cohorts.cohort(grid, number, Purpose.EVALUATION, size) if size else []
-        task = Task(number, self.state.params, self.state.mask)
+        task = Task(number, self.state.params, self.state.mask, seed=self.context.seed)
         return self.sender.outgoing(task, cohort, MessageType.EVALUATE, self.round_log) if size else Outgoing([], [])
 
     def aggregate_evaluate(self, sent: Outgoing, replies: Iterable[Message]) -> Mapping[str, float]:

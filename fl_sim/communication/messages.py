@@ -1,8 +1,10 @@
 """Tasks and updates as messages: one payload per message.
 
-A message's content is `{"payload": ArrayRecord({"p": Array}), "config" | "metrics": ...}`. The one `Array` has the type
-`fl_sim.update/1` and carries the bytes of `fl_sim.codecs`; nothing else that scales with the model travels. A client's
-first task also names what never travels (`Frozen`, 16 bytes, type `fl_sim.frozen/1`). Flower's records hold the scalars.
+A task's content is `{"payload": ArrayRecord({"p": Array}), "header": ConfigRecord, "config": ConfigRecord}`, a reply's
+`{"payload": ..., "metrics": MetricRecord}`. The one `Array` has the type `fl_sim.update/1` and carries the bytes of
+`fl_sim.codecs`; nothing else that scales with the model travels. A client's first task also names what never travels
+(`Frozen`, 16 bytes, type `fl_sim.frozen/1`). The header holds the protocol's scalars (`TaskHeader`), the config the
+user's; a task without any has no config record.
 """
 
 from __future__ import annotations
@@ -19,12 +21,12 @@ from torch import Tensor
 
 from fl_sim import codecs
 from fl_sim.codecs import CorruptPayload, Opened, Schema
+from fl_sim.communication.task_header import BroadcastHeader, CurveRequest, TaskHeader
 from fl_sim.core.types import FlatMask, FlatParams, Mask, Params, Scalar, Task, Update, UserError
 
 STYPE, FROZEN_STYPE = "fl_sim.update/1", "fl_sim.frozen/1"
-PAYLOAD, CONFIG, METRICS = "payload", "config", "metrics"
+PAYLOAD, HEADER, CONFIG, METRICS = "payload", "header", "config", "metrics"
 NUM_EXAMPLES = "num-examples"
-ROUND, SEED = "round", "seed"
 PARTITION = "partition-id"
 """Key of a node's configuration: which partition of the data it holds."""
 
@@ -206,6 +208,7 @@ def content(
     data: bytes,
     *,
     frozen: Frozen | None = None,
+    header: TaskHeader | None = None,
     config: Mapping[str, Scalar] | None = None,
     metrics: Mapping[str, float] | None = None,
 ) -> RecordDict:
@@ -215,7 +218,9 @@ def content(
     arrays["p"] = _array(data, STYPE)
     if frozen is not None:
         arrays["frozen"] = _array(frozen.encode(), FROZEN_STYPE)
-    if config is not None:
+    if header is not None:
+        made[HEADER] = ConfigRecord(dict(header.scalars()))
+    if config:
         made[CONFIG] = ConfigRecord(dict(config))
     if metrics is not None:
         made[METRICS] = MetricRecord(dict(metrics))
@@ -264,9 +269,44 @@ def array_bytes(message: RecordDict) -> int:
     return sum(len(array.data) for _, record in array_records(message) for array in record.values())
 
 
-def task_content(task: Task, data: bytes, *, seed: int, frozen: Frozen | None = None) -> RecordDict:
-    """The message of a task whose parameters and mask are encoded in `data`."""
-    return content(data, frozen=frozen, config={**task.config, ROUND: task.round, SEED: seed})
+def task_content(
+    task: Task,
+    data: bytes,
+    *,
+    frozen: Frozen | None = None,
+    broadcast: BroadcastHeader | None = None,
+    curves: CurveRequest | None = None,
+) -> RecordDict:
+    """Build the message of a task whose parameters and mask are encoded in `data`."""
+    header = TaskHeader(task.round, task.seed, broadcast, curves)
+    return content(data, frozen=frozen, header=header, config=task.config)
+
+
+def read_header(message: RecordDict) -> TaskHeader:
+    """Read the header of a task.
+
+    Raises:
+        CorruptPayload: there is none, or it is not one that this version writes.
+    """
+    record = message.get(HEADER)
+    if not isinstance(record, ConfigRecord):
+        raise CorruptPayload(f"a task needs a config record {HEADER!r}")
+    return TaskHeader.read(record)
+
+
+def read_config(message: RecordDict) -> dict[str, Scalar]:
+    """Read the user's scalars of a task; empty where the message has none.
+
+    Raises:
+        CorruptPayload: a value is no scalar.
+    """
+    record = message.get(CONFIG)
+    found: dict[str, Scalar] = {}
+    for key, value in record.items() if isinstance(record, ConfigRecord) else ():
+        if isinstance(value, list):
+            raise CorruptPayload(f"task.config[{key!r}] is a list; it takes numbers, texts and bytes")
+        found[key] = value
+    return found
 
 
 def update_content(update: Update, data: bytes) -> RecordDict:

@@ -27,12 +27,10 @@ from torch import Tensor
 from fl_sim import codecs
 from fl_sim.codecs import CorruptPayload, Description, Schema
 from fl_sim.communication.messages import Coding, Exchange
-from fl_sim.core.types import Mask, Scalar, UserError
+from fl_sim.communication.task_header import BroadcastHeader
+from fl_sim.core.types import Mask, UserError
 
 WHOLE, REST = Coding("float32", "parameters"), Coding("float32-zstd", "parameters")
-VERSION, BASE, CONTENT, MASKS, START = "model-version", "base-version", "content", "mask-changes", "start-hash"
-RESERVED = (VERSION, BASE, CONTENT, MASKS, START)
-"""Keys of a task's config that say how to read its payload."""
 LENGTH = struct.Struct("<I")
 
 
@@ -113,63 +111,27 @@ def split_framed(data: bytes | memoryview) -> list[memoryview]:
 
 
 @dataclass(frozen=True)
-class Parcel:
-    """A payload of a sparse broadcast, with the header that a client needs to read it.
+class EncodedModel:
+    """Encoded model, as it is sent to every client that holds the same things.
 
     Attributes:
-        data: the payload; changes and the rest `join_framed` where there is a base.
-        version: the published model that it leads to; negative = none, the global model itself.
-        base: the version that it starts from; None = it is whole.
-        coding: of the payload, or of the changes in it.
-        mask: the coordinates that travel; None = all.
-        masks: for each change, 1 if it brings a pruning mask.
-        start: hash of the seeded model, for who starts from it.
+        data: the payload; deltas and the rest `join_framed` where the header names a base.
+        sent_mask: the prunable coordinates that travel; None = all.
+        header: how to read the payload of a sparse broadcast; None = the payload is the whole global model.
     """
 
     data: bytes | memoryview
-    version: int
-    base: int | None
-    coding: Coding
-    mask: Mask | None = None
-    masks: bytes = b""
-    start: bytes = b""
-
-    @property
-    def told(self) -> dict[str, Scalar]:
-        """Header: scalars that travel beside the payload."""
-        base = -1 if self.base is None else self.base
-        return {
-            VERSION: self.version,
-            BASE: base,
-            CONTENT: self.coding.content,
-            MASKS: self.masks,
-            START: self.start,
-        }
+    sent_mask: Mask | None = None
+    header: BroadcastHeader | None = None
 
     def described(self, schema: Schema, held: Mask | None) -> Description:
         """Describe the payload's sections for a receiver that holds this pruning mask."""
-        if self.base is None:
+        if self.header is None or self.header.base is None:
             return codecs.describe(self.data, schema=schema, held=held)
         *steps, rest = split_framed(self.data)
-        parts = [codecs.describe(data, schema=schema.prunable_part) for data in steps]
-        parts.append(codecs.describe(rest, schema=schema.other_part))
-        return Description.of_several(parts, framing=len(parts) * LENGTH.size)
-
-    @classmethod
-    def arrived(cls, data: bytes | memoryview, config: dict[str, object]) -> Parcel | None:
-        """The parcel of a message, whose entries leave `config`; None where the payload is of no published model.
-
-        Raises:
-            UserError: the message does not say what such messages say.
-        """
-        if VERSION not in config:
-            return None
-        version, base, content, masks, start = (config.pop(k, None) for k in (VERSION, BASE, CONTENT, MASKS, START))
-        match version, base, content, masks, start:
-            case int(), int(), str(), bytes(), bytes():
-                coding = Coding(content=content)
-                return cls(data, version, None if base < 0 else base, coding, None, masks, start)
-        raise UserError(f"a published model's version, base and content are {version!r}, {base!r}, {content!r}")
+        described = [codecs.describe(data, schema=schema.prunable_part) for data in steps]
+        described.append(codecs.describe(rest, schema=schema.other_part))
+        return Description.of_several(described, framing=len(described) * LENGTH.size)
 
 
 def digest(model: Tensor, exchange: Exchange) -> bytes:
@@ -178,34 +140,36 @@ def digest(model: Tensor, exchange: Exchange) -> bytes:
 
 
 def received(
-    parcel: Parcel, before: Tensor | None, exchange: Exchange, held: Mask | None
+    data: bytes | memoryview, header: BroadcastHeader, before: Tensor | None, exchange: Exchange, held: Mask | None
 ) -> tuple[Tensor, Mask | None]:
-    """The client's side: the published model, flat, and the pruning mask that it is under.
+    """Decode a sparse broadcast at the client: (the published model, flat; the pruning mask that it is under).
 
     Args:
-        parcel: as it arrived; its `mask` is not used.
-        before: the model of `parcel.base`, flat, that this client holds or, for the seeded one, made.
+        data: the payload.
+        header: how to read the payload.
+        before: the model of `header.base`, flat, that this client holds or, for the seeded model, made.
         exchange: what the federation exchanges.
         held: the pruning mask that this client holds.
 
     Raises:
         CorruptPayload: the bytes are no payload of this schema.
+        UserError: the header names a content that is not known here.
         ValueError: the client does not hold the base, or made another seeded model than the server.
     """
     schema = exchange.schema
-    if parcel.base is None:
-        params, mask = codecs.decode(parcel.data, schema=schema, held=held)
+    if header.base is None:
+        params, mask = codecs.decode(data, schema=schema, held=held)
         return schema.flat(params).clone(), mask
     if before is None:
-        raise ValueError(f"the payload changes model {parcel.base}, which this client does not hold")
-    if parcel.start and parcel.start != digest(before, exchange):
+        raise ValueError(f"the payload changes model {header.base}, which this client does not hold")
+    if header.start and header.start != digest(before, exchange):
         raise ValueError("the seeded model made here is not the server's: model, initialisation or versions differ")
-    parts = split_framed(parcel.data)
-    if len(parts) != len(parcel.masks) + 1:
-        raise CorruptPayload(f"{len(parts)} parts where {len(parcel.masks)} changes and the rest are due")
-    model = before
-    for data, masks in zip(parts, parcel.masks, strict=False):
-        model, chosen = Step(data, bool(masks)).apply(model, parcel.coding, exchange)
+    *steps, rest = split_framed(data) or [memoryview(b"")]
+    if len(steps) != len(header.masks):
+        raise CorruptPayload(f"{len(steps)} deltas where {len(header.masks)} are due")
+    coding, model = Coding(content=header.content), before
+    for step, masks in zip(steps, header.masks, strict=True):
+        model, chosen = Step(step, bool(masks)).apply(model, coding, exchange)
         held = chosen if masks else held
-    rest, _ = codecs.decode(parts[-1], schema=schema.other_part)
-    return torch.cat([model[: schema.prunable_size], schema.other_part.flat(rest)]), held
+    others, _ = codecs.decode(rest, schema=schema.other_part)
+    return torch.cat([model[: schema.prunable_size], schema.other_part.flat(others)]), held

@@ -18,7 +18,6 @@ from typing import Annotated, Literal, Self, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from fl_sim.communication import messages, sparse_broadcast
 from fl_sim.communication.messages import Coding
 from fl_sim.communication.sparse_broadcast import SparseBroadcast
 from fl_sim.communication.virtual_clock import Network
@@ -38,10 +37,6 @@ from fl_sim.training.model_file import content_hash
 INDIFFERENT = frozenset({"name", "engine", "out", "device", "ray", "workers", "checkpoint", "faults"})
 """Config keys that change nothing of what an experiment is: its name, and where and how it runs."""
 Engine = Literal["inline", "workers", "ray", "cohort", "auto", "flower"]
-
-
-RESERVED = (messages.ROUND, messages.SEED, *sparse_broadcast.RESERVED)
-"""Keys of a task's config that are a run's own: an option of a client function under such a name would be lost."""
 GIVEN = 2
 """Positional arguments that a client function is called with: task and context."""
 
@@ -115,8 +110,6 @@ class Target(BaseModel):
         for key, value in self.options.items():
             if key in mine:
                 continue
-            if key in RESERVED:
-                raise UserError(f"{self.target!r}: option {key!r} is the run's own in task.config; choose another name")
             if not isinstance(value, (bool, int, float, str)):
                 hint = f"only numbers and texts travel in task.config; give the function a parameter {key!r}"
                 raise UserError(f"{self.target!r}: option {key} = {value!r}: {hint}")

@@ -216,14 +216,20 @@ class FlatMask(_Flat):
 class Task:
     """Task: what the server sends one client in one round.
 
-    `params` are the global parameters (names the federation exchanges); `mask` the global mask or None when the model
-    is dense; `config` the method's scalars, for instance `{"mu": 0.01}`.
+    Attributes:
+        round: number of the round; the first is 1.
+        params: global parameters, of the names that the federation exchanges.
+        mask: global pruning mask; None when the model is dense.
+        config: the user's own scalars, for instance `{"mu": 0.01}`; the framework adds none.
+        seed: the run's seed, the same for every client and round. What clients draw in common starts from it; a client's
+            own random numbers come from `ctx.rng`.
     """
 
     round: int
     params: Params
     mask: Mask | None = None
     config: Mapping[str, Scalar] = field(default_factory=dict)
+    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,34 +1,22 @@
-"""Distortion curves over the wire: what the server asks at a pruning event, and what a client answers.
+"""Messages of distortion curves, which a server asks of its clients at a pruning event.
 
-The question is the task of a round, in a message of type `query.curves` whose config holds `levels`, `summary` and
-`images`. The answer is a payload of `fl_sim.codecs` like any other, a float32 curve for every prunable tensor in its
-auxiliary section, with the number of calibration images as its number of examples: kilobytes, booked like everything.
+The request is the task of a round, in a message of type `query.curves` whose header holds a
+`fl_sim.communication.task_header.CurveRequest`. The answer is a payload of `fl_sim.codecs` like any other, a float32
+curve for every prunable tensor in its auxiliary section, with the number of calibration images as its number of examples:
+kilobytes, booked like everything.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 
 from fl_sim import codecs
 from fl_sim.codecs import CorruptPayload, Schema
-from fl_sim.core.types import Scalar
-from fl_sim.sparsity.curves import Curves, MeasureCurves
+from fl_sim.sparsity.curves import Curves
 
 ACTION = "curves"
-IMAGES = "images"
-
-
-def question(measure: MeasureCurves, images: int) -> dict[str, Scalar]:
-    """The config of a question."""
-    return {"levels": measure.levels, "summary": measure.summary, "batch_size": measure.batch_size, IMAGES: images}
-
-
-def asked(config: Mapping[str, Scalar]) -> tuple[MeasureCurves, int]:
-    """Invert `question`."""
-    measure = MeasureCurves(int(config["levels"]), str(config["summary"]), int(config["batch_size"]))
-    return measure, int(config[IMAGES])
 
 
 def answer_schema(names: Sequence[str], levels: int) -> Schema:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -112,7 +112,7 @@ class Bench:
     def train(self, client: int, task: Task) -> Update:
         """What the server decodes of a client's answer."""
         data = self.exchange.encode_down(task, self.host.reference, held=None, seed=0)
-        asked = Message(wire.task_content(task, data, seed=3), client + 1, "train")
+        asked = Message(wire.task_content(replace(task, seed=3), data), client + 1, "train")
         answer = self.host.train(asked, self.contexts[client]).content
         params, mask = self.exchange.decode_up(wire.payload(answer), task)
         return Update(params, wire.read_metrics(answer)[0], mask)

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from fl_sim.codecs import CorruptPayload, Schema
 from fl_sim.communication.messages import Exchange
-from fl_sim.communication.sparse_broadcast import Parcel, SparseBroadcast, join_framed, received, split_framed
+from fl_sim.communication.sparse_broadcast import SparseBroadcast, join_framed, received, split_framed
+from fl_sim.communication.task_header import BroadcastHeader
 from fl_sim.core.types import FlatParams, Mask, UserError
 from strategies.published_model import SparseBroadcastServer
 
@@ -36,7 +37,7 @@ def published(values: str = "float32", density: float = 0.2) -> SparseBroadcastS
 
 
 class Clients:
-    """What simulated clients hold, decoded from the parcels alone; at first the seeded model and no mask."""
+    """What simulated clients hold, decoded from the messages alone; at first the seeded model and no mask."""
 
     def __init__(self) -> None:
         self.models: dict[int, tuple[int, torch.Tensor]] = {}
@@ -44,15 +45,24 @@ class Clients:
 
     def receive(self, server: SparseBroadcastServer, client: int) -> int:
         schema, held = server.exchange.schema, self.masks.get(client)
-        parcel = server.parcel(client, held)
-        assert sum(parcel.described(schema, held).sections.values()) == len(parcel.data)
+        sent = server.encoded(client, held)
+        assert sum(sent.described(schema, held).sections.values()) == len(sent.data)
+        assert sent.header is not None
         version, before = self.models.get(client, (0, schema.flat(model(0))))
-        params, mask = received(parcel, before if version == parcel.base else None, server.exchange, held)
-        self.models[client] = parcel.version, params
+        base = before if version == sent.header.base else None
+        params, mask = received(sent.data, sent.header, base, server.exchange, held)
+        self.models[client] = sent.header.version, params
         if mask is not None:
             self.masks[client] = mask
         server.learned(client)
-        return len(parcel.data)
+        return len(sent.data)
+
+
+def decoded(server: SparseBroadcastServer, before: torch.Tensor | None) -> None:
+    """Client 1 decodes what it is sent, starting from this model."""
+    sent = server.encoded(1, None)
+    assert sent.header is not None
+    received(sent.data, sent.header, before, server.exchange, None)
 
 
 def masked(version: int, masks: bool) -> tuple[FlatParams, Mask | None]:
@@ -131,7 +141,9 @@ def test_changes_are_forgotten_once_the_whole_model_is_smaller() -> None:
     for behind in range(12):
         server.publish(behind, model(behind), None)
         assert sum(len(step.data) for step in server.steps.values()) <= 4 * server.exchange.schema.prunable_size
-    assert server.parcel(1, None).base is None
+    header = server.encoded(1, None).header
+    assert header is not None
+    assert header.base is None
     assert clients.receive(server, 1) < 4 * server.exchange.schema.size + 80
 
 
@@ -142,7 +154,7 @@ def test_a_client_that_does_not_hold_the_base_says_so() -> None:
         clients.receive(server, 1)
     server.publish(3, model(3), None)
     with pytest.raises(ValueError, match="changes model 2, which this client does not hold"):
-        received(server.parcel(1, None), None, server.exchange, None)
+        decoded(server, None)
 
 
 def test_another_seeded_model_is_noticed() -> None:
@@ -150,7 +162,7 @@ def test_another_seeded_model_is_noticed() -> None:
     server.publish(0, model(0), None)
     other = server.exchange.schema.flat(model(9))
     with pytest.raises(ValueError, match="the seeded model made here is not the server's"):
-        received(server.parcel(1, None), other, server.exchange, None)
+        decoded(server, other)
 
 
 def test_a_new_mask_is_a_change_of_what_it_leaves_alive() -> None:
@@ -176,9 +188,9 @@ def test_several_payloads_travel_as_one(payloads: list[bytes]) -> None:
 @given(st.binary(max_size=60), st.binary(max_size=3))
 def test_damaged_changes_are_refused(data: bytes, masks: bytes) -> None:
     server = published()
-    parcel = Parcel(data, 1, 0, server.rule.coding, masks=masks)
+    header = BroadcastHeader(1, 0, server.rule.coding.content, masks)
     with pytest.raises(CorruptPayload):
-        received(parcel, server.model, server.exchange, None)
+        received(data, header, server.model, server.exchange, None)
 
 
 def test_what_is_kept_brings_everything_back() -> None:
@@ -190,7 +202,8 @@ def test_what_is_kept_brings_everything_back() -> None:
     again = published("int8")
     again.restore(server.kept(), server.holders)
     for client in range(6):
-        assert again.parcel(client, None).data == server.parcel(client, None).data
+        restored, kept = again.encoded(client, None), server.encoded(client, None)
+        assert (restored.data, restored.header) == (kept.data, kept.header)
     for each in (server, again):
         each.publish(4, *masked(4, masks=False))
     assert torch.equal(again.model, server.model)

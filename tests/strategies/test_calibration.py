@@ -128,11 +128,6 @@ def test_answers_survive_the_wire_and_bad_ones_are_refused() -> None:
         measuring.decode_curves(measuring.encode_curves({"a": [0, -1, 0], "b": [0, 0, 0]}), schema)
 
 
-def test_the_question_travels_as_scalars() -> None:
-    measure = MeasureCurves(levels=7, summary="worst", batch_size=5)
-    assert measuring.asked(measuring.question(measure, 11)) == (measure, 11)
-
-
 def test_answers_that_are_no_curves_are_booked_and_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encode, calls = measuring.encode_curves, []
 

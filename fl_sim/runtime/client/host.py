@@ -15,10 +15,12 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricR
 from flwr.clientapp import ClientApp
 from torch import Tensor, nn
 
+from fl_sim.codecs import CorruptPayload
 from fl_sim.communication import messages as wire
 from fl_sim.communication.error_feedback import ErrorFeedback
 from fl_sim.communication.messages import PARTITION
-from fl_sim.communication.sparse_broadcast import Parcel, received
+from fl_sim.communication.sparse_broadcast import received
+from fl_sim.communication.task_header import BroadcastHeader
 from fl_sim.core.process_state import seeded, unchanged_settings
 from fl_sim.core.seeding import Purpose, derive
 from fl_sim.core.types import Params, Task, Update
@@ -33,7 +35,7 @@ from fl_sim.runtime.client.update_validation import checked, kept
 from fl_sim.runtime.worlds import World
 from fl_sim.sparsity import curve_messages as measuring
 from fl_sim.sparsity.curve_cache import cached_curves
-from fl_sim.sparsity.curves import calibration
+from fl_sim.sparsity.curves import MeasureCurves, calibration
 from fl_sim.training.client import Client, ClientContext, as_they_are
 from fl_sim.training.loop import evaluate
 
@@ -104,19 +106,12 @@ class ClientHost:
         """Decode a task; the bytes of one round are decoded once per process, not once per client."""
         if self.exchange.frozen is not None:
             self._receive_frozen(message, context)
-        data = wire.payload(message.content)
-        config: dict[str, object] = dict(message.content[wire.CONFIG])
-        self._received = received = self._model(data, Parcel.arrived(data, config), context)
+        header = wire.read_header(message.content)
+        data, config = wire.payload(message.content), wire.read_config(message.content)
+        self._received = received = self._model(data, header.broadcast, context)
         if received.mask is not None:
             _keep(context, MASK, {MASK: wire.pack_mask(received.mask)})
-        number = config.pop(wire.ROUND)
-        assert isinstance(number, int)
-        return Task(
-            number,
-            received.params,
-            received.mask,
-            {k: v for k, v in config.items() if isinstance(v, (bool, int, float, str, bytes))},
-        )
+        return Task(header.round, received.params, received.mask, config, header.seed)
 
     def _receive_frozen(self, message: Message, context: Context) -> None:
         """Put the frozen weights in place that the message names, or that this client was told of earlier."""
@@ -126,7 +121,7 @@ class ClientHost:
         if frozen != known:
             _keep(context, FROZEN, {FROZEN: torch.frombuffer(bytearray(frozen.encode()), dtype=torch.uint8)})
 
-    def _model(self, data: bytes | memoryview, parcel: Parcel | None, context: Context) -> Received:
+    def _model(self, data: bytes | memoryview, header: BroadcastHeader | None, context: Context) -> Received:
         """The parameters and the pruning mask that a payload stands for; a published model is kept by the client."""
         schema = self.exchange.schema
         packed = _tensors(context, MASK).get(MASK)
@@ -134,12 +129,12 @@ class ClientHost:
         if self._last is None or self._last.data is not data or self._last.key != key:
             copied = self._resident.isolation.needed
             held = None if packed is None else wire.unpack_mask(packed, schema)
-            if parcel is None:
+            if header is None:
                 decoded = self.exchange.decode_down(data, self.reference, held=held)
                 self._last = _Decoded(data, key, Received.of(*decoded, copied=copied))
             else:
-                model, mask = received(parcel, self._base(context, parcel), self.exchange, held)
-                kept = ArrayRecord({MODEL: Array(model.numpy()), VERSION: Array(np.array([parcel.version]))})
+                model, mask = received(data, header, self._base(context, header), self.exchange, held)
+                kept = ArrayRecord({MODEL: Array(model.numpy()), VERSION: Array(np.array([header.version]))})
                 self._last = _Decoded(data, key, Received.of(schema.view(model), mask, copied=copied), kept)
         last = self._last
         if last.kept is not None:
@@ -147,12 +142,12 @@ class ClientHost:
             context.state[MODEL] = last.kept
         return last.received
 
-    def _base(self, context: Context, parcel: Parcel) -> Tensor | None:
-        """The published model, flat, that the parcel starts from: as this client holds it, or the seeded one; else None."""
+    def _base(self, context: Context, header: BroadcastHeader) -> Tensor | None:
+        """The published model, flat, that a payload starts from: as this client holds it, or the seeded one; else None."""
         record = context.state.array_records.get(MODEL)
         if record is None:
-            return self.exchange.schema.flat(self.reference) if parcel.start else None
-        return torch.from_numpy(record[MODEL].numpy()) if int(record[VERSION].numpy()[0]) == parcel.base else None
+            return self.exchange.schema.flat(self.reference) if header.start else None
+        return torch.from_numpy(record[MODEL].numpy()) if int(record[VERSION].numpy()[0]) == header.base else None
 
     def train(self, message: Message, context: Context) -> Message:
         """Handle one training task."""
@@ -162,9 +157,7 @@ class ClientHost:
         """Read a training task: everything that the client will be given."""
         task = self._receive(message, context)
         partition = int(context.node_config[PARTITION])
-        run = task.config[wire.SEED]
-        assert isinstance(run, int)
-        seed = derive(run, task.round, partition, Purpose.CLIENT)
+        seed = derive(task.seed, task.round, partition, Purpose.CLIENT)
         shared, loan = self._received, self._lent.lend(self.split_of(partition))
         feedback = self._feedback(task, context)
         ctx = LentContext(
@@ -241,9 +234,12 @@ class ClientHost:
     def curves(self, message: Message, context: Context) -> Message:
         """Measure distortion curves of the received model on a fixed part of this client's data."""
         task = self._receive(message, context)
-        measure, count = measuring.asked(task.config)
+        request = wire.read_header(message.content).curves
+        if request is None:
+            raise CorruptPayload("a query for distortion curves whose header asks for none")
+        measure = MeasureCurves(request.levels, request.summary, request.batch_size)
         own = self.split_of(partition := int(context.node_config[PARTITION]))
-        images = calibration(own, count)
+        images = calibration(own, request.images)
         self._resident.place(_tensors(context, PERSONAL))
         model = load(self.model, task.params)
         with unchanged_settings(), seeded(_seed(task, partition)):
@@ -283,9 +279,7 @@ def client_app(host: Callable[[Context], ClientHost]) -> ClientApp:
 
 def _seed(task: Task, partition: int) -> int:
     """What a client's global generators start from where it measures."""
-    seed = task.config[wire.SEED]
-    assert isinstance(seed, int)
-    return derive(seed, task.round, partition, Purpose.EVALUATION)
+    return derive(task.seed, task.round, partition, Purpose.EVALUATION)
 
 
 def _tensors(context: Context, key: str) -> dict[str, Tensor]:

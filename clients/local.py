@@ -38,13 +38,13 @@ class Trains(Protocol):
 LossFor = Callable[[Task, ClientContext], Loss]
 """(task, context whose model holds the received parameters) -> the loss of this round."""
 Upload = Callable[[Task, Params], Mask | None]
-"""(task, prunable parameters after training, corrected by error feedback) -> the coordinates of them to send; None sends
-all."""
+"""(task, prunable parameters after training, corrected by error feedback) -> upload mask, the coordinates to send; None
+sends all."""
 Setting = Callable[[Task, ClientContext], AbstractContextManager[None]]
-"""(task, context) -> what holds while the model trains, for instance how many channels its gates keep."""
+"""(task, context) -> context manager that is active during local training, for instance to set the gates' keep ratio."""
 Retain = Callable[[Task, ClientContext], Mask | None]
-"""(task, context after training) -> by parameter name, which coordinates keep what they learnt; the named parameters'
-others go back to what was received, and do not travel. None retains all."""
+"""(task, context after training) -> retained mask by parameter name. False: the coordinate is reset to the received value
+and not uploaded. Parameters without an entry are retained; None retains all."""
 
 
 @runtime_checkable
@@ -132,17 +132,17 @@ class TopK:
         return topk_mask(change, global_topk(change, self.density))
 
 
-def _restore(params: Params, received: Params, retained: Mask) -> None:
-    """Put back, in place, what was received wherever `retained` names a parameter and is False."""
-    for name, kept in retained.items():
+def _restore(params: Params, received: Params, retained_mask: Mask) -> None:
+    """Reset, in place, the coordinates where the retained mask is False to the received values."""
+    for name, kept in retained_mask.items():
         torch.where(kept, params[name], received[name], out=params[name])
 
 
-def _within(chosen: Mask | None, retained: Mask, prunable: Params) -> Mask:
-    """The chosen coordinates (None: all) of the prunable parameters that are retained."""
+def _within(upload_mask: Mask | None, retained_mask: Mask, prunable: Params) -> Mask:
+    """Intersect an upload mask (None: all) with the retained coordinates of the prunable parameters."""
     whole = {name: torch.ones_like(value, dtype=torch.bool) for name, value in prunable.items()}
-    mine = whole | {name: kept for name, kept in retained.items() if name in prunable}
-    return mine if chosen is None else intersect(mine, whole | chosen)
+    mine = whole | {name: kept for name, kept in retained_mask.items() if name in prunable}
+    return mine if upload_mask is None else intersect(mine, whole | upload_mask)
 
 
 def _own(loss: Loss, state: Params) -> Params:
@@ -160,9 +160,9 @@ class LocalClient:
     Attributes:
         training: hyper-parameters of the one training loop, or a loop around it.
         loss: the loss of a round; one that is a module keeps its parameters in the client's state, and trains them.
-        setting: what holds while the model trains.
-        retain: which coordinates keep what they learnt.
-        upload: which of them travel.
+        setting: context manager that is active during local training.
+        retain: chooses the retained mask.
+        upload: chooses the upload mask.
     """
 
     training: Trains
@@ -201,9 +201,10 @@ class LocalClient:
         prunable = {name: params[name] for name in prunable_names(model) if name in params}
         # With error feedback, what earlier uploads left out competes with what this round learnt.
         candidates = ctx.corrected(prunable)
-        retained = self.retain(task, ctx)
-        if retained is None:
+        retained_mask = self.retain(task, ctx)
+        if retained_mask is None:
             return Update(params, ctx.num_examples, self.upload(task, candidates), metrics)
-        _restore(params, task.params, retained)
-        _restore(candidates, task.params, {name: kept for name, kept in retained.items() if name in candidates})
-        return Update(params, ctx.num_examples, _within(self.upload(task, candidates), retained, prunable), metrics)
+        _restore(params, task.params, retained_mask)
+        _restore(candidates, task.params, {name: kept for name, kept in retained_mask.items() if name in candidates})
+        upload_mask = _within(self.upload(task, candidates), retained_mask, prunable)
+        return Update(params, ctx.num_examples, upload_mask, metrics)

@@ -103,28 +103,27 @@ def change_magnitude(task: Task, ctx: ClientContext) -> Mapping[str, Tensor]:
 
 
 Extent = Callable[[Gated, Params, Mapping[str, Tensor]], Mask]
-"""(model, received parameters, gated convolution -> channels retained, bool (C,)) -> the coordinates that are retained,
-by parameter name."""
+"""(model, received parameters, gated convolution -> channels retained, bool (C,)) -> retained mask by parameter name."""
 
 
 def rows(model: Gated, received: Params, kept: Mapping[str, Tensor]) -> Mask:
-    """A channel's filters, its BatchNorm entries and its gate's rows."""
-    mask = {}
+    """Retain a channel's filters, its BatchNorm entries and its gate's rows."""
+    retained_mask = {}
     for conv, names in model.groups.items():
         for name in names:
             shape = received[name].shape
-            mask[name] = kept[conv].view(-1, *(1,) * (len(shape) - 1)).expand(shape)
-    return mask
+            retained_mask[name] = kept[conv].view(-1, *(1,) * (len(shape) - 1)).expand(shape)
+    return retained_mask
 
 
 def rows_and_columns(model: Gated, received: Params, kept: Mapping[str, Tensor]) -> Mask:
-    """Rows, less the columns of the next convolutions that read channels which are not retained."""
-    mask = rows(model, received, kept)
+    """Retain rows, less the columns of the next convolutions that read channels which are not retained."""
+    retained_mask = rows(model, received, kept)
     for conv, names in model.readers.items():
         for name in names:
             columns = kept[conv].view(1, -1, 1, 1).expand(received[name].shape)
-            mask[name] = mask[name] & columns if name in mask else columns
-    return mask
+            retained_mask[name] = retained_mask[name] & columns if name in retained_mask else columns
+    return retained_mask
 
 
 EXTENTS: Mapping[str, Extent] = {"rows": rows, "rows_and_columns": rows_and_columns}
@@ -134,7 +133,7 @@ EXTENTS: Mapping[str, Extent] = {"rows": rows, "rows_and_columns": rows_and_colu
 class RetainChannels:
     """Retain the round(keep_up * C) channels of each gated layer, at least one, that score highest, and all other layers.
 
-    Equal scores: lowest index first. The mask is True on retained coordinates, by parameter name.
+    Equal scores: lowest index first.
     """
 
     keep_up: float

@@ -47,10 +47,10 @@ class Booking:
             status=status,
         )
 
-    def record(self, direction: str, number: int, client: int, described: Description, mask: Mask | None) -> None:
+    def record(self, direction: str, number: int, client: int, described: Description, sent_mask: Mask | None) -> None:
         """Record the mask that a training message carried, where the run records masks."""
         recorder = self.accounting.recorder
         if recorder is not None:
-            travelled = mask if described.mask_mode not in ("none", "held") else None
+            travelled = sent_mask if described.mask_mode not in ("none", "held") else None
             bits = None if travelled is None else self.schema.flat_mask(travelled).numpy()
             recorder.add(round=number, direction=direction, client=client, mask=bits)

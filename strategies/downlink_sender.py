@@ -57,14 +57,14 @@ class DownlinkSender:
 
     Attributes:
         booking: writes what is sent.
-        holdings: client -> the mask it holds, and whether it knows the frozen weights.
+        client_masks: client -> the pruning mask it holds, and whether it has built the frozen weights.
         published: the sparse broadcast; None = the whole model is sent.
     """
 
     def __init__(self, context: ServerContext, downlink: Downlink) -> None:
         self.context, self.downlink, self.exchange = context, downlink, context.exchange
         self.booking = Booking(context.accounting, context.exchange.schema)
-        self.holdings = ClientMasks()
+        self.client_masks = ClientMasks()
         first = context.exchange.schema.flat(context.initial)
         rule = context.broadcast
         self.published = None if rule is None else SparseBroadcastServer(rule, context.exchange, context.seed, first)
@@ -83,12 +83,12 @@ class DownlinkSender:
         messages: list[Message] = []
         entries: list[Callable[[], None]] = []
         for client, node in cohort:
-            held = self.holdings.held(client) if task.mask is not None else None
-            frozen = None if self.holdings.has_frozen(client) else self.exchange.frozen
-            encoded = encoded_for(client, held)
+            held_mask = self.client_masks.held_mask(client) if task.mask is not None else None
+            frozen = None if self.client_masks.has_frozen(client) else self.exchange.frozen
+            encoded = encoded_for(client, held_mask)
             key = id(encoded), frozen
             if key not in prepared:
-                described = encoded.described(schema, held)
+                described = encoded.described(schema, held_mask)
                 if frozen is not None:
                     described = described.with_auxiliary(len(frozen.encode()))
                 data, header = bytes(encoded.data), encoded.header
@@ -125,10 +125,12 @@ class DownlinkSender:
         types = self.downlink(self.context, task, seed)
         made: dict[bytes, EncodedModel] = {}
 
-        def encoded(client: int, held: Mask | None) -> EncodedModel:
-            key = b"" if held is None else codecs.mask_hash(held)
+        def encoded(client: int, held_mask: Mask | None) -> EncodedModel:
+            key = b"" if held_mask is None else codecs.mask_hash(held_mask)
             if key not in made:
-                data = self.exchange.encode_down(task, self.context.initial, held=held, seed=seed, types=types)
+                data = self.exchange.encode_down(
+                    task, self.context.initial, held_mask=held_mask, seed=seed, types=types
+                )
                 made[key] = EncodedModel(data, task.mask)
             return made[key]
 
@@ -151,26 +153,26 @@ class DownlinkSender:
 
     # -- what each client holds ----------------------------------------------------------------------------------------
 
-    def received(self, client: int, mask: Mask | None) -> None:
-        """The client answered a task to train or to evaluate: it holds this mask and the published model."""
-        self.answered(client, mask)
+    def received(self, client: int, pruning_mask: Mask | None) -> None:
+        """Note that a client answered a task to train or to evaluate: it holds this mask and the published model."""
+        self.answered(client, pruning_mask)
         if self.published is not None:
             self.published.learned(client)
 
-    def answered(self, client: int, mask: Mask | None) -> None:
-        """The client answered a query under `mask`; a query carries no published model."""
-        self.holdings.learned(client, mask)
+    def answered(self, client: int, pruning_mask: Mask | None) -> None:
+        """Note that a client answered a query under a mask; a query carries no published model."""
+        self.client_masks.learned(client, pruning_mask)
 
     def forget(self, client: int) -> None:
         """The client failed: what it holds is unknown, so everything is sent to it again."""
-        self.holdings.forget(client)
+        self.client_masks.forget(client)
         if self.published is not None:
             self.published.forget(client)
 
     def restore(self, saved: ServerSnapshot) -> None:
         """Restore what clients hold from a snapshot."""
-        self.holdings = ClientMasks()
+        self.client_masks = ClientMasks()
         for client in saved.answered:
-            self.holdings.learned(client, saved.held.get(client))
+            self.client_masks.learned(client, saved.held_masks.get(client))
         if self.published is not None:
             self.published.restore(saved.published, saved.holders)

@@ -10,9 +10,9 @@ from fl_sim.core.types import Mask
 
 @dataclass
 class ClientMasks:
-    """Client -> the mask it holds, and whether it has built the frozen weights, as the server knows it.
+    """Client -> the pruning mask that it holds, and whether it has built the frozen weights, as the server knows it.
 
-    A mask may stay implied only for a client that holds it.
+    A payload may leave a mask out only for a client that holds the mask.
     """
 
     _masks: dict[bytes, Mask] = field(default_factory=dict)
@@ -23,23 +23,23 @@ class ClientMasks:
         """Whether the client has answered before, so that it has made and checked the frozen weights."""
         return client in self._answered
 
-    def held(self, client: int) -> Mask | None:
-        """The mask that this client holds, or None when it must be sent."""
+    def held_mask(self, client: int) -> Mask | None:
+        """The pruning mask that this client holds; None when the mask must be sent."""
         key = self._held.get(client)
         return None if key is None else self._masks[key]
 
-    def learned(self, client: int, mask: Mask | None) -> None:
-        """The client answered a task under `mask` (None: a dense task leaves what it holds as it was)."""
+    def learned(self, client: int, pruning_mask: Mask | None) -> None:
+        """Note that a client answered a task under a mask; None, a dense task, leaves the held mask as it was."""
         self._answered.add(client)
-        if mask is not None:
-            self._held[client] = key = codecs.mask_hash(mask)
+        if pruning_mask is not None:
+            self._held[client] = key = codecs.mask_hash(pruning_mask)
             if key not in self._masks:
-                self._masks[key] = mask
+                self._masks[key] = pruning_mask
                 used = set(self._held.values())
                 self._masks = {k: m for k, m in self._masks.items() if k in used}
 
-    def known(self) -> dict[int, Mask]:
-        """Client -> the mask that it holds; clients with equal masks share one."""
+    def held_masks(self) -> dict[int, Mask]:
+        """Client -> the pruning mask that it holds; clients with equal masks share one object."""
         return {client: self._masks[key] for client, key in self._held.items()}
 
     @property

@@ -47,7 +47,7 @@ class SparseBroadcastServer:
         behind: rounds behind it.
         steps: version -> the change that led to it.
         holders: client -> version; whoever is not named was never told any, so it has what it makes itself: version 0.
-        mask: the pruning mask of `model`.
+        pruning_mask: the pruning mask of `model`.
     """
 
     rule: SparseBroadcast
@@ -58,7 +58,7 @@ class SparseBroadcastServer:
     behind: int = UNKNOWN
     steps: dict[int, Step] = field(default_factory=dict)
     holders: dict[int, int] = field(default_factory=dict)
-    mask: Mask | None = None
+    pruning_mask: Mask | None = None
     _encoded: dict[tuple[int | None, bytes], EncodedModel] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -73,25 +73,25 @@ class SparseBroadcastServer:
     def _part(self) -> Schema:
         return self.exchange.schema.prunable_part
 
-    def publish(self, behind: int, params: Params, mask: Mask | None) -> None:
+    def publish(self, behind: int, params: Params, pruning_mask: Mask | None) -> None:
         """Publish the global model after so many rounds, once; under a new mask all that it leaves alive."""
         if behind == self.behind:
             return
         self.behind = behind
         schema, count = self.exchange.schema, self.exchange.schema.prunable_size
         flat, old = schema.flat(params), self._part.view(self.model[:count])
-        masks = not _same(mask, self.mask, schema)
+        masks = not _same(pruning_mask, self.pruning_mask, schema)
         if masks or not torch.equal(flat[:count], self.model[:count]):
             new = self._part.view(flat[:count])
             # Before the first round only given weights are not what every party makes: they are published whole.
-            chosen = mask if masks or behind == 0 else self._largest(new, old)
+            chosen = pruning_mask if masks or behind == 0 else self._largest(new, old)
             coding, seed = self.rule.coding, derive(self.seed, behind, Purpose.ENCODING)
-            data = coding.encode(new, chosen, old, schema=self._part, held=None, seed=seed)
+            data = coding.encode(new, chosen, old, schema=self._part, held_mask=None, seed=seed)
             self.version += 1
             self.steps[self.version] = step = Step(data, masks)
             self.model, _ = step.apply(self.model, coding, self.exchange)
         self.model = torch.cat([self.model[:count], flat[count:]])
-        self.mask = mask
+        self.pruning_mask = pruning_mask
         self._encoded.clear()
         self._forget_old()
 
@@ -110,30 +110,35 @@ class SparseBroadcastServer:
             kept[version] = step
         self.steps = dict(reversed(kept.items()))
 
-    def encoded(self, client: int, held: Mask | None) -> EncodedModel:
-        """Encode the published model for a client; `held` is the pruning mask that it holds."""
+    def encoded(self, client: int, held_mask: Mask | None) -> EncodedModel:
+        """Encode the published model for a client; `held_mask` is the pruning mask that it holds."""
         base = self.holders.get(client, 0)
         steps = self._since(base)
-        key = base if steps is not None else None, b"" if held is None or steps is not None else codecs.mask_hash(held)
+        key = (
+            base if steps is not None else None,
+            b"" if held_mask is None or steps is not None else codecs.mask_hash(held_mask),
+        )
         if key not in self._encoded:
-            self._encoded[key] = self._whole(held) if steps is None else self._changes(base, steps)
+            self._encoded[key] = self._whole(held_mask) if steps is None else self._changes(base, steps)
         return self._encoded[key]
 
     def _since(self, base: int) -> list[Step] | None:
         """The changes that a holder of `base` lacks; None where they are forgotten, or a whole model is smaller."""
         steps = [step for version, step in self.steps.items() if version > base]
-        values = self.exchange.schema.prunable_size if self.mask is None else alive(self.mask)
+        values = self.exchange.schema.prunable_size if self.pruning_mask is None else alive(self.pruning_mask)
         known = base != UNKNOWN and len(steps) == self.version - base
         return steps if known and sum(len(step.data) for step in steps) <= 4 * values else None
 
-    def _whole(self, held: Mask | None) -> EncodedModel:
-        data = WHOLE.encode(self.params, self.mask, self.params, schema=self.exchange.schema, held=held, seed=0)
-        return EncodedModel(data, self.mask, BroadcastHeader(self.version, None, WHOLE.content))
+    def _whole(self, held_mask: Mask | None) -> EncodedModel:
+        data = WHOLE.encode(
+            self.params, self.pruning_mask, self.params, schema=self.exchange.schema, held_mask=held_mask, seed=0
+        )
+        return EncodedModel(data, self.pruning_mask, BroadcastHeader(self.version, None, WHOLE.content))
 
     def _changes(self, base: int, steps: Sequence[Step]) -> EncodedModel:
         schema = self.exchange.schema
         other = schema.other_part.view(self.model[schema.prunable_size :])
-        rest = REST.encode(other, None, other, schema=schema.other_part, held=None, seed=0)
+        rest = REST.encode(other, None, other, schema=schema.other_part, held_mask=None, seed=0)
         masks = [codecs.decode(step.data, schema=self._part)[1] for step in steps]
         travelled = torch.zeros(schema.prunable_size, dtype=torch.bool)
         for mask in masks:
@@ -158,7 +163,7 @@ class SparseBroadcastServer:
             (NEW_MASK if step.masks else STEP) + str(version): torch.frombuffer(bytearray(step.data), dtype=torch.uint8)
             for version, step in self.steps.items()
         }
-        mask = {} if self.mask is None else {MASK: self.exchange.schema.flat_mask(self.mask)}
+        mask = {} if self.pruning_mask is None else {MASK: self.exchange.schema.flat_mask(self.pruning_mask)}
         return {MODEL: self.model, COUNTERS: torch.tensor([self.version, self.behind]), **steps, **mask}
 
     def restore(self, kept: Mapping[str, Tensor], holders: Mapping[int, int]) -> None:
@@ -177,11 +182,11 @@ class SparseBroadcastServer:
                 steps[int(number)] = Step(data.numpy().tobytes(), prefix + dot == NEW_MASK)
         self.steps = dict(sorted(steps.items()))
         self.model = kept[MODEL]
-        self.mask = self.exchange.schema.view_mask(kept[MASK]) if MASK in kept else None
+        self.pruning_mask = self.exchange.schema.view_mask(kept[MASK]) if MASK in kept else None
         self.holders = dict(holders)
 
 
-def _same(mask: Mask | None, other: Mask | None, schema: Schema) -> bool:
-    if mask is None or other is None:
-        return mask is other
-    return torch.equal(schema.flat_mask(mask), schema.flat_mask(other))
+def _same(first: Mask | None, second: Mask | None, schema: Schema) -> bool:
+    if first is None or second is None:
+        return first is second
+    return torch.equal(schema.flat_mask(first), schema.flat_mask(second))

@@ -92,14 +92,14 @@ class SparseServer:
 
     def saved(self) -> ServerSnapshot:
         """Take a snapshot of everything that the next round depends on."""
-        state, holdings, published = self.state, self.sender.holdings, self.sender.published
+        state, client_masks, published = self.state, self.sender.client_masks, self.sender.published
         return ServerSnapshot(
             round=state.round,
             params=state.params,
             mask=state.mask,
             memory=state.memory,
-            held=holdings.known(),
-            answered=holdings.answered,
+            held_masks=client_masks.held_masks(),
+            answered=client_masks.answered,
             simulated_s=self.receiver.simulated_s,
             failures=dict(self.failures),
             published={} if published is None else dict(published.kept()),

@@ -94,29 +94,29 @@ class UplinkReceiver:
         Raises:
             Unusable: the client failed, dropped out or was late, or its bytes are no update of this federation.
         """
-        number, held = start.round + 1, start.mask
+        number, held_mask = start.round + 1, start.mask
         if self.network is not None and self.network.drops(client=client, round=number, seed=self.context.seed):
             raise Unusable("lost", f"client {client}: dropped out of the simulated network", is_fault=False)
         require_content(client, reply)
         schema = self.context.exchange.schema
         described = None
         try:
-            payload = codecs.opened(wire.payload(reply.content), schema=schema, held=held)
+            payload = codecs.opened(wire.payload(reply.content), schema=schema, held_mask=held_mask)
             described = payload.described()
             count, metrics = wire.read_metrics(reply.content)
-            params, mask = self.context.exchange.uplink.restore(payload, start.params)
+            params, upload_mask = self.context.exchange.uplink.restore(payload, start.params)
         except CorruptPayload as error:
             whole = described or Description.opaque(wire.array_bytes(reply.content))
             self.booking.book("up", number, client, reply, whole, phase="train", status="rejected")
             raise Unusable("rejected", f"client {client}: rejected update: {error}") from error
         late = self._is_late(client, described, round_log, samples=metrics.get("examples", count))
         self.booking.book("up", number, client, reply, described, phase="train", status="late" if late else "ok")
-        self.booking.record("up", number, client, described, mask)
+        self.booking.record("up", number, client, described, upload_mask)
         if late:
             raise Unusable("late", f"client {client}: later than the deadline", is_fault=False)
-        if mask is not None and described.mask_mode != "held":
-            round_log.chosen.append(layer_densities(mask))
-        return Update(params, count, mask, metrics)
+        if upload_mask is not None and described.mask_mode != "held":
+            round_log.chosen.append(layer_densities(upload_mask))
+        return Update(params, count, upload_mask, metrics)
 
     def _is_late(self, client: int, described: Description, round_log: RoundLog, *, samples: float) -> bool:
         """Ask the clock, where there is one."""

@@ -55,10 +55,10 @@ def _layout(schema: Schema) -> Layout:
 
 def encode(
     params: Params,
-    mask: Mask | None,
+    sent_mask: Mask | None,
     *,
     schema: Schema,
-    held: Mask | None = None,
+    held_mask: Mask | None = None,
     values: str | Sequence[str] = "float32",
     seed: int = 0,
 ) -> bytes:
@@ -66,18 +66,18 @@ def encode(
 
     Args:
         params: a tensor for every name of the schema, finite.
-        mask: prunable coordinates to send; None sends all.
+        sent_mask: prunable coordinates to send; None sends all.
         schema: the receiver's expectations.
-        held: the mask that the receiver holds, or None.
+        held_mask: the mask that the receiver holds, or None.
         values: value type of the prunable values, a name of `VALUES`; or one for each prunable tensor.
         seed: feeds the stochastic rounding of integers.
 
     Raises:
         ValueError: NaN or infinity (named), a value beyond the value type's range, or a name or shape not in the schema.
     """
-    alive = None if mask is None else schema.flat_mask(mask)
+    alive = None if sent_mask is None else schema.flat_mask(sent_mask)
     coder = _coder(values, alive, schema) if isinstance(values, str) else _mixed(alive, schema, tuple(values))
-    before = None if held is None else schema.flat_mask(held)
+    before = None if held_mask is None else schema.flat_mask(held_mask)
     mode, mask_bytes = _encode_mask(alive, before, schema)
     head = HEAD.pack(MAGIC, VERSION, coder.id, mode, 0, schema.hash)
     if before is not None and _is_relative(mode):
@@ -152,7 +152,7 @@ class Opened:
     schema: Schema
     mode: int
     values: str
-    held: NDArray[np.bool_] | None
+    held_mask: NDArray[np.bool_] | None
     nnz: int
     header: int
     lengths: dict[str, int]
@@ -205,7 +205,7 @@ class Opened:
         entropy = 0.0
         if self.mode > HELD:
             mode = MODES[NAMES[self.mode]]
-            segments = mode.segments(Reader(self.section("mask")), _layout(self.schema), self.held)
+            segments = mode.segments(Reader(self.section("mask")), _layout(self.schema), self.held_mask)
             entropy = sum(floor_bits(ones, size) for ones, size in segments) / 8
         dense = dict(zip(SECTIONS[1:], (self.schema.section_bytes[kind] for kind in KINDS), strict=True))
         present = {name: length for name, length in self.lengths.items() if length or dense.get(name)}
@@ -213,7 +213,7 @@ class Opened:
         return Description(sections, self.nnz, dense, entropy, NAMES[self.mode], self.values)
 
 
-def opened(data: bytes | memoryview, *, schema: Schema, held: Mask | None = None) -> Opened:
+def opened(data: bytes | memoryview, *, schema: Schema, held_mask: Mask | None = None) -> Opened:
     """Check a payload's header: for who needs both what it holds and what its bytes are.
 
     Raises:
@@ -232,7 +232,7 @@ def opened(data: bytes | memoryview, *, schema: Schema, held: Mask | None = None
     reader = Reader(view[: -CHECK.size], HEAD.size)
     before = None
     if _is_relative(mode):
-        before = _held(view, schema, held)
+        before = _held(view, schema, held_mask)
         reader.at += 8
     nnz = reader.varint(schema.prunable_size)
     lengths = {name: reader.varint(len(view)) for name in SECTIONS}
@@ -246,16 +246,16 @@ def opened(data: bytes | memoryview, *, schema: Schema, held: Mask | None = None
     return Opened(data, schema, mode, TYPES[value_id], before, nnz, header, lengths, body)
 
 
-def _held(view: memoryview, schema: Schema, held: Mask | None) -> NDArray[np.bool_]:
-    if held is None:
+def _held(view: memoryview, schema: Schema, held_mask: Mask | None) -> NDArray[np.bool_]:
+    if held_mask is None:
         raise CorruptPayload("refers to a held mask, and none is held")
-    flat = schema.flat_mask(held)
+    flat = schema.flat_mask(held_mask)
     if bytes(view[HEAD.size : HEAD.size + 8]) != mask_coding.flat_hash(flat):
         raise CorruptPayload("refers to another mask than the one that is held")
     return flat.numpy()
 
 
-def decode(data: bytes | memoryview, *, schema: Schema, held: Mask | None = None) -> tuple[Params, Mask | None]:
+def decode(data: bytes | memoryview, *, schema: Schema, held_mask: Mask | None = None) -> tuple[Params, Mask | None]:
     """Decode a payload into (parameters, mask); coordinates outside the mask are 0. Flat dicts for a float32 schema.
 
     The tensors of a dense float32 payload given as `bytes` lie in `data` itself: read them, or clone them first.
@@ -263,7 +263,7 @@ def decode(data: bytes | memoryview, *, schema: Schema, held: Mask | None = None
     Raises:
         CorruptPayload: anything but a payload that `encode` could have made for this schema and held mask.
     """
-    return opened(data, schema=schema, held=held).decoded()
+    return opened(data, schema=schema, held_mask=held_mask).decoded()
 
 
 def _coder_of(payload: Opened, alive: NDArray[np.bool_] | None) -> ValueCoder:
@@ -280,14 +280,14 @@ def _decode_mask(payload: Opened) -> NDArray[np.bool_] | None:
     if payload.mode in (NONE, HELD):
         if len(section):
             raise CorruptPayload("mask bytes where none are due")
-        return None if payload.held is None else payload.held.copy()
-    return MODES[NAMES[payload.mode]].decode(Reader(section), _layout(payload.schema), payload.held)
+        return None if payload.held_mask is None else payload.held_mask.copy()
+    return MODES[NAMES[payload.mode]].decode(Reader(section), _layout(payload.schema), payload.held_mask)
 
 
-def describe(data: bytes | memoryview, *, schema: Schema, held: Mask | None = None) -> Description:
+def describe(data: bytes | memoryview, *, schema: Schema, held_mask: Mask | None = None) -> Description:
     """Describe a payload's sections from its header and counts alone; values and mask are not decoded.
 
     Raises:
         CorruptPayload: the header is not one of this schema and held mask.
     """
-    return opened(data, schema=schema, held=held).described()
+    return opened(data, schema=schema, held_mask=held_mask).described()

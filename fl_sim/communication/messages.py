@@ -78,11 +78,11 @@ class Coding:
     def encode(
         self,
         params: Params,
-        mask: Mask | None,
+        sent_mask: Mask | None,
         reference: Params,
         *,
         schema: Schema,
-        held: Mask | None,
+        held_mask: Mask | None,
         seed: int,
         types: Sequence[str] | None = None,
     ) -> bytes:
@@ -92,18 +92,18 @@ class Coding:
         """
         values = CONTENTS[self.content].outgoing(schema.flat(params), schema.flat(reference))
         return codecs.encode(
-            schema.view(values), mask, schema=schema, held=held, values=types or self.values, seed=seed
+            schema.view(values), sent_mask, schema=schema, held_mask=held_mask, values=types or self.values, seed=seed
         )
 
     def decode(
-        self, data: bytes | memoryview, reference: Params, *, schema: Schema, held: Mask | None
+        self, data: bytes | memoryview, reference: Params, *, schema: Schema, held_mask: Mask | None
     ) -> tuple[Params, Mask | None]:
         """Invert `encode`. Coordinates outside the returned mask hold no information.
 
         Raises:
-            CorruptPayload: the bytes are no payload of `schema`, or name a mask that is not `held`.
+            CorruptPayload: the bytes are no payload of `schema`, or name a mask that is not `held_mask`.
         """
-        return self.restore(codecs.opened(data, schema=schema, held=held), reference)
+        return self.restore(codecs.opened(data, schema=schema, held_mask=held_mask), reference)
 
     def restore(self, payload: Opened, reference: Params) -> tuple[Params, Mask | None]:
         """`decode` of a payload that was opened."""
@@ -171,34 +171,34 @@ class Exchange:
     def encode_up(self, update: Update, task: Task, *, seed: int) -> bytes:
         """The payload of an update, for a server that sent `task`."""
         return self.uplink.encode(
-            update.params, update.mask, task.params, schema=self.schema, held=task.mask, seed=seed
+            update.params, update.mask, task.params, schema=self.schema, held_mask=task.mask, seed=seed
         )
 
     def decode_up(self, data: bytes | memoryview, task: Task) -> tuple[Params, Mask | None]:
         """Invert `encode_up`; raises as `Coding.decode` does."""
-        return self.uplink.decode(data, task.params, schema=self.schema, held=task.mask)
+        return self.uplink.decode(data, task.params, schema=self.schema, held_mask=task.mask)
 
     def encode_down(
-        self, task: Task, reference: Params, *, held: Mask | None, seed: int, types: Sequence[str] | None = None
+        self, task: Task, reference: Params, *, held_mask: Mask | None, seed: int, types: Sequence[str] | None = None
     ) -> bytes:
-        """The payload of a task, for a client that holds the pruning mask `held`; `types` as in `Coding.encode`."""
+        """The payload of a task, for a client that holds the pruning mask `held_mask`; `types` as in `Coding.encode`."""
         return self.downlink.encode(
-            task.params, task.mask, reference, schema=self.schema, held=held, seed=seed, types=types
+            task.params, task.mask, reference, schema=self.schema, held_mask=held_mask, seed=seed, types=types
         )
 
     def decode_down(
-        self, data: bytes | memoryview, reference: Params, *, held: Mask | None
+        self, data: bytes | memoryview, reference: Params, *, held_mask: Mask | None
     ) -> tuple[Params, Mask | None]:
         """Invert `encode_down`; raises as `Coding.decode` does."""
-        return self.downlink.decode(data, reference, schema=self.schema, held=held)
+        return self.downlink.decode(data, reference, schema=self.schema, held_mask=held_mask)
 
-    def reconstructed(self, sent: Params, mask: Mask | None, received: Params) -> FlatParams:
+    def reconstructed(self, sent: Params, upload_mask: Mask | None, received: Params) -> FlatParams:
         """The client's parameters as the server now knows them: `sent` where it travelled, else what was `received`."""
         flat = self.schema.flat(sent)
-        if mask is not None:
+        if upload_mask is not None:
             known = flat.clone()
             count = self.schema.prunable_size
-            alive = self.schema.flat_mask(mask)
+            alive = self.schema.flat_mask(upload_mask)
             torch.where(alive, flat[:count], self.schema.flat(received)[:count], out=known[:count])
             flat = known
         return self.schema.view(flat)

@@ -78,7 +78,7 @@ class Step:
         """
         schema, count = exchange.schema.prunable_part, exchange.schema.prunable_size
         old = model[:count]
-        sent, chosen = coding.decode(self.data, schema.view(old), schema=schema, held=None)
+        sent, chosen = coding.decode(self.data, schema.view(old), schema=schema, held_mask=None)
         following = model.clone()
         if chosen is None:
             following[:count] = schema.flat(sent)
@@ -124,10 +124,10 @@ class EncodedModel:
     sent_mask: Mask | None = None
     header: BroadcastHeader | None = None
 
-    def described(self, schema: Schema, held: Mask | None) -> Description:
+    def described(self, schema: Schema, held_mask: Mask | None) -> Description:
         """Describe the payload's sections for a receiver that holds this pruning mask."""
         if self.header is None or self.header.base is None:
-            return codecs.describe(self.data, schema=schema, held=held)
+            return codecs.describe(self.data, schema=schema, held_mask=held_mask)
         *steps, rest = split_framed(self.data)
         described = [codecs.describe(data, schema=schema.prunable_part) for data in steps]
         described.append(codecs.describe(rest, schema=schema.other_part))
@@ -140,7 +140,7 @@ def digest(model: Tensor, exchange: Exchange) -> bytes:
 
 
 def received(
-    data: bytes | memoryview, header: BroadcastHeader, before: Tensor | None, exchange: Exchange, held: Mask | None
+    data: bytes | memoryview, header: BroadcastHeader, before: Tensor | None, exchange: Exchange, held_mask: Mask | None
 ) -> tuple[Tensor, Mask | None]:
     """Decode a sparse broadcast at the client: (the published model, flat; the pruning mask that it is under).
 
@@ -149,7 +149,7 @@ def received(
         header: how to read the payload.
         before: the model of `header.base`, flat, that this client holds or, for the seeded model, made.
         exchange: what the federation exchanges.
-        held: the pruning mask that this client holds.
+        held_mask: the pruning mask that this client holds.
 
     Raises:
         CorruptPayload: the bytes are no payload of this schema.
@@ -158,7 +158,7 @@ def received(
     """
     schema = exchange.schema
     if header.base is None:
-        params, mask = codecs.decode(data, schema=schema, held=held)
+        params, mask = codecs.decode(data, schema=schema, held_mask=held_mask)
         return schema.flat(params).clone(), mask
     if before is None:
         raise ValueError(f"the payload changes model {header.base}, which this client does not hold")
@@ -170,6 +170,6 @@ def received(
     coding, model = Coding(content=header.content), before
     for step, masks in zip(steps, header.masks, strict=True):
         model, chosen = Step(step, bool(masks)).apply(model, coding, exchange)
-        held = chosen if masks else held
+        held_mask = chosen if masks else held_mask
     others, _ = codecs.decode(rest, schema=schema.other_part)
-    return torch.cat([model[: schema.prunable_size], schema.other_part.flat(others)]), held
+    return torch.cat([model[: schema.prunable_size], schema.other_part.flat(others)]), held_mask

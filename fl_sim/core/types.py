@@ -32,7 +32,14 @@ Params = dict[str, Tensor]
 """State-dict names -> detached CPU tensors, of any shape; floating point unless a model says otherwise."""
 
 Mask = dict[str, Tensor]
-"""Prunable names only -> bool tensors of the parameter's shape; True = alive."""
+"""Parameter names -> bool tensors of the parameter's shape. There are four kinds, each with its name:
+
+- `pruning_mask`, the server's (`Task.mask`): True = the weight is kept, False = it is pruned. Prunable names only.
+- `upload_mask`, a client's (`Update.mask`): True = the coordinate travels. Prunable names only.
+- `held_mask`: the pruning mask that a client received last, as the server knows it; a payload need not repeat it.
+- `retained_mask`, inside a client: False = the coordinate is reset to the received value. Any names.
+
+A codec that serves both directions calls the mask in a payload `sent_mask`."""
 
 Grads = dict[str, Tensor]
 """Gradients, or the server's pseudo-gradient `old - new`, under the parameters' names."""
@@ -219,7 +226,7 @@ class Task:
     Attributes:
         round: number of the round; the first is 1.
         params: global parameters, of the names that the federation exchanges.
-        mask: global pruning mask; None when the model is dense.
+        mask: the global pruning mask; None when the model is dense.
         config: the user's own scalars, for instance `{"mu": 0.01}`; the framework adds none.
         seed: the run's seed, the same for every client and round. What clients draw in common starts from it; a client's
             own random numbers come from `ctx.rng`.
@@ -236,8 +243,12 @@ class Task:
 class Update:
     """Update: a client's parameters after training, and the prunable coordinates of them to send.
 
-    `mask` None sends everything. A prunable coordinate outside `mask` does not travel, whatever `params` holds there.
-    `num_examples` is the weight in the mean. `metrics` are scalars for the log; they are not aggregated by default.
+    Attributes:
+        params: parameters after training, not their change.
+        num_examples: weight in the mean, a positive integer.
+        mask: the upload mask; None sends everything. A prunable coordinate outside it does not travel, whatever `params`
+            holds there.
+        metrics: scalars for the log, whose example-weighted mean is in the round's row as `train_NAME`.
     """
 
     params: Params
@@ -247,4 +258,4 @@ class Update:
 
 
 MaskRule = Callable[[int, Mask | None, Params, Grads | None], Mask | None]
-"""(round, mask, prunable parameters, pseudo-gradient or gradient) -> the next mask; used on both sides."""
+"""(round, pruning mask, prunable parameters, pseudo-gradient or gradient) -> the next pruning mask; used on both sides."""

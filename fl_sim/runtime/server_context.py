@@ -27,7 +27,7 @@ class ServerSnapshot:
         params: global parameters.
         mask: global mask, or None while the model is dense.
         memory: tensors of the server optimizer.
-        held: client -> the pruning mask that it holds.
+        held_masks: client -> the pruning mask that it holds.
         answered: clients that have answered since they last failed, so that they know the frozen weights.
         simulated_s: seconds on the virtual clock.
         failures: failed client tasks so far, by kind.
@@ -39,7 +39,7 @@ class ServerSnapshot:
     params: Params
     mask: Mask | None = None
     memory: Params = field(default_factory=dict)
-    held: Mapping[int, Mask] = field(default_factory=dict)
+    held_masks: Mapping[int, Mask] = field(default_factory=dict)
     answered: frozenset[int] = frozenset()
     simulated_s: float = 0.0
     failures: Mapping[str, int] = field(default_factory=dict)

@@ -258,7 +258,7 @@ class CheckpointHook:
     def _snapshot(self, number: int, record: ServerRecord, schema: Schema) -> ServerSnapshot:
         tensors = read_tensors(self.store.get(record.tensors))
         memory = {n.removeprefix(MEMORY): value for n, value in tensors.items() if n.startswith(MEMORY)}
-        held = {
+        held_masks = {
             client: _mask(read_tensors(self.store.get(name)), schema)
             for name, clients in record.held.items()
             for client in clients
@@ -268,7 +268,7 @@ class CheckpointHook:
             _params({n.removeprefix(PARAMS): value for n, value in tensors.items() if n.startswith(PARAMS)}, schema),
             _mask(tensors, schema) if MASK in tensors else None,
             _params(memory, schema) if memory else {},
-            held,
+            held_masks,
             frozenset(record.answered),
             record.simulated_s,
             record.failures,
@@ -300,7 +300,7 @@ def _put_tensors(put: Put, saved: ServerSnapshot) -> str:
 def _put_held(put: Put, saved: ServerSnapshot) -> dict[str, list[int]]:
     names: dict[int, str] = {}
     held: dict[str, list[int]] = {}
-    for client, mask in saved.held.items():
+    for client, mask in saved.held_masks.items():
         if id(mask) not in names:
             names[id(mask)] = put(write_arrays({MASK: pack_mask(mask).numpy()}))
         held.setdefault(names[id(mask)], []).append(client)

@@ -72,7 +72,7 @@ class LayerAdaptive:
                 for position, name in enumerate(schema.prunable)
             ]
         rates = [[rate for rate, _ in levels] for levels in measured]
-        whole = codecs.encode(params, mask, schema=schema, held=mask, values=self._largest(rates), seed=seed)
+        whole = codecs.encode(params, mask, schema=schema, held_mask=mask, values=self._largest(rates), seed=seed)
         rest = len(whole) - sum(map(max, rates)) + SLACK
         least = sum(map(min, rates)) + rest
         if least > self.budget_bytes:

@@ -56,7 +56,7 @@ def test_upload_is_the_local_model_on_retained_coordinates_and_the_received_one_
     federation, task, update, ctx = upload(tmp_path, f"gating.salience={salience}", "client.keep_up=0.3")
     trained = snapshot(ctx.model)
     schema = federation.first.exchange.schema
-    coding, ends = wire.Coding(), {"schema": schema, "held": None}
+    coding, ends = wire.Coding(), {"schema": schema, "held_mask": None}
     sent = coding.encode(update.params, update.mask, task.params, seed=0, **ends)
     arrived = federation.first.exchange.reconstructed(*coding.decode(sent, task.params, **ends), task.params)
     for name, value in arrived.items():

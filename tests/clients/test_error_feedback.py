@@ -111,7 +111,7 @@ class Bench:
 
     def train(self, client: int, task: Task) -> Update:
         """What the server decodes of a client's answer."""
-        data = self.exchange.encode_down(task, self.host.reference, held=None, seed=0)
+        data = self.exchange.encode_down(task, self.host.reference, held_mask=None, seed=0)
         asked = Message(wire.task_content(replace(task, seed=3), data), client + 1, "train")
         answer = self.host.train(asked, self.contexts[client]).content
         params, mask = self.exchange.decode_up(wire.payload(answer), task)

@@ -66,18 +66,18 @@ def cases(draw: st.DrawFn) -> tuple[Params, list[str], Mask | None, Mask | None]
             prunable.append(name)
     chosen = [n for n in prunable if draw(st.booleans())]
     mask = {n: draw(masks(params[n].shape)) for n in chosen} if draw(st.booleans()) else None
-    held = {n: draw(masks(params[n].shape)) for n in prunable} if draw(st.booleans()) else None
-    return params, prunable, mask, held
+    held_mask = {n: draw(masks(params[n].shape)) for n in prunable} if draw(st.booleans()) else None
+    return params, prunable, mask, held_mask
 
 
 @given(case=cases(), values=st.sampled_from(["float32", "float32-zstd"]))
 @settings(deadline=None, max_examples=300)
 def test_round_trip_bit_for_bit(case, values: str) -> None:
-    params, prunable, mask, held = case
+    params, prunable, mask, held_mask = case
     schema = Schema.of(params, prunable)
-    data = encode(params, mask, schema=schema, held=held, values=values)
-    assert data == encode(params, mask, schema=schema, held=held, values=values)
-    got, alive = decode(data, schema=schema, held=held)
+    data = encode(params, mask, schema=schema, held_mask=held_mask, values=values)
+    assert data == encode(params, mask, schema=schema, held_mask=held_mask, values=values)
+    got, alive = decode(data, schema=schema, held_mask=held_mask)
     assert (alive is None) == (mask is None)
     for name, value in params.items():
         expected = value.clone()
@@ -88,7 +88,7 @@ def test_round_trip_bit_for_bit(case, values: str) -> None:
         assert got[name].dtype == value.dtype
         assert got[name].shape == value.shape
         assert bits(got[name]) == bits(expected), name
-    described = describe(data, schema=schema, held=held)
+    described = describe(data, schema=schema, held_mask=held_mask)
     assert sum(described.sections.values()) == len(data)
     assert sum(described.dense_bytes.values()) == sum(v.numel() * v.dtype.itemsize for v in params.values())
 
@@ -97,9 +97,9 @@ def test_round_trip_bit_for_bit(case, values: str) -> None:
 def test_every_case_uses_its_mode_and_is_flat(name: str) -> None:
     case = payloads.CASES[name]()
     data = case.encode()
-    described = describe(data, schema=case.schema, held=case.held)
+    described = describe(data, schema=case.schema, held_mask=case.held_mask)
     assert described.mask_mode == name if name in payloads.MODES else described.values == name.removeprefix("values-")
-    params, mask = decode(data, schema=case.schema, held=case.held)
+    params, mask = decode(data, schema=case.schema, held_mask=case.held_mask)
     assert isinstance(params, FlatParams)
     assert params.flat.numel() == case.schema.size
     if mask is not None:
@@ -117,10 +117,12 @@ def floor_bytes(mask: Mask) -> float:
     return sum(bits_of(m.numel(), int(m.sum())) for m in mask.values()) / 8
 
 
-def mask_bytes(mask: Mask, *, held: Mask | None = None) -> int:
+def mask_bytes(mask: Mask, *, held_mask: Mask | None = None) -> int:
     params = {name: torch.ones(m.shape) for name, m in mask.items()}
     schema = Schema.of(params, list(params))
-    return describe(encode(params, mask, schema=schema, held=held), schema=schema, held=held).sections.get("mask", 0)
+    return describe(
+        encode(params, mask, schema=schema, held_mask=held_mask), schema=schema, held_mask=held_mask
+    ).sections.get("mask", 0)
 
 
 @pytest.mark.parametrize("density", [0.01, 0.05, 0.1, 0.3, 0.5])
@@ -144,10 +146,10 @@ def test_channel_masks_are_within_twice_their_floor(density: float) -> None:
 
 
 def test_small_changes_of_a_held_mask_cost_little() -> None:
-    held = payloads.bernoulli(payloads.resnet_shapes(), 0.1)
-    mask = payloads.swapped(held, 0.02)
-    assert mask_bytes(mask, held=held) < 0.15 * mask_bytes(mask)
-    assert mask_bytes(held, held=held) == 0
+    held_mask = payloads.bernoulli(payloads.resnet_shapes(), 0.1)
+    mask = payloads.swapped(held_mask, 0.02)
+    assert mask_bytes(mask, held_mask=held_mask) < 0.15 * mask_bytes(mask)
+    assert mask_bytes(held_mask, held_mask=held_mask) == 0
 
 
 def test_clustered_masks_go_below_the_floor_of_independent_bits() -> None:
@@ -348,10 +350,10 @@ def test_another_schema_or_another_held_mask_is_refused() -> None:
     with pytest.raises(CorruptPayload, match="held"):
         decode(data, schema=case.schema)
     with pytest.raises(CorruptPayload, match="another mask"):
-        decode(data, schema=case.schema, held=case.mask)
+        decode(data, schema=case.schema, held_mask=case.mask)
     renamed = {f"x{n}": p for n, p in case.params.items()}
     with pytest.raises(CorruptPayload, match="schema"):
-        decode(data, schema=Schema.of(renamed, []), held=case.held)
+        decode(data, schema=Schema.of(renamed, []), held_mask=case.held_mask)
 
 
 def test_the_hash_of_a_mask_is_the_same_for_every_kind_of_dict() -> None:

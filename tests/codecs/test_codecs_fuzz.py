@@ -51,7 +51,7 @@ def attack(name: str, count: int) -> tuple[int, int]:
     for _ in range(count):
         hostile = mutate(data, rng)
         try:
-            params, mask = decode(hostile, schema=case.schema, held=case.held)
+            params, mask = decode(hostile, schema=case.schema, held_mask=case.held_mask)
         except CorruptPayload:
             refused += 1
             continue
@@ -59,7 +59,7 @@ def attack(name: str, count: int) -> tuple[int, int]:
         assert bool(torch.isfinite(params.flat).all())
         assert params.flat.numel() == case.schema.size
         assert mask is None or mask.flat.numel() == case.schema.prunable_size
-        assert sum(describe(hostile, schema=case.schema, held=case.held).sections.values()) == len(hostile)
+        assert sum(describe(hostile, schema=case.schema, held_mask=case.held_mask).sections.values()) == len(hostile)
     return refused, accepted
 
 
@@ -91,7 +91,7 @@ def test_memory_stays_within_three_times_the_schema(name: str) -> None:
             tracemalloc.reset_peak()
             before = tracemalloc.get_traced_memory()[0]
             with contextlib.suppress(CorruptPayload):
-                decode(hostile, schema=case.schema, held=case.held)
+                decode(hostile, schema=case.schema, held_mask=case.held_mask)
             assert tracemalloc.get_traced_memory()[1] - before < bound
     finally:
         tracemalloc.stop()
@@ -103,10 +103,10 @@ def test_every_truncation_is_refused(name: str) -> None:
     data = case.encode()
     for length in range(0, len(data), max(1, len(data) // 400)):
         with pytest.raises(CorruptPayload):
-            decode(data[:length], schema=case.schema, held=case.held)
+            decode(data[:length], schema=case.schema, held_mask=case.held_mask)
         if length > CHECK.size:
             with pytest.raises(CorruptPayload):
-                decode(repaired(bytearray(data[:length])), schema=case.schema, held=case.held)
+                decode(repaired(bytearray(data[:length])), schema=case.schema, held_mask=case.held_mask)
 
 
 def test_a_bomb_is_refused_before_it_is_unpacked() -> None:

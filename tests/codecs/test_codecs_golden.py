@@ -22,8 +22,8 @@ def path(name: str) -> Path:
 def test_golden_bytes_decode_and_are_still_written(name: str) -> None:
     frozen = path(name).read_bytes()
     case = payloads.CASES[name]()
-    params, mask = decode(frozen, schema=case.schema, held=case.held)
-    again, _ = decode(case.encode(), schema=case.schema, held=case.held)
+    params, mask = decode(frozen, schema=case.schema, held_mask=case.held_mask)
+    again, _ = decode(case.encode(), schema=case.schema, held_mask=case.held_mask)
     assert torch.equal(params.flat, again.flat)
     assert (mask is None) == (case.mask is None)
     if mask is not None:

@@ -81,7 +81,7 @@ def test_every_key_of_the_config_is_the_users(tmp_path: Path, broadcast: list[st
 def test_a_query_for_curves_whose_header_asks_for_none_is_an_error_reply(tmp_path: Path) -> None:
     federation = Federation.build(tiny(tmp_path))
     first, task = federation.first, Task(1, federation.first.initial)
-    data = first.exchange.encode_down(task, first.initial, held=None, seed=0)
+    data = first.exchange.encode_down(task, first.initial, held_mask=None, seed=0)
     with open_grid(federation) as grid:
         asked = Message(wire.task_content(task, data), next(iter(grid.get_node_ids())), "query.curves")
         (reply,) = grid.send_and_receive([asked])

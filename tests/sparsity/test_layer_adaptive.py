@@ -44,8 +44,8 @@ def logits(params: Params) -> Tensor:
 
 
 def sent(params: Params, mask: Mask | None, schema: Schema, types: Sequence[str]) -> tuple[int, Params]:
-    data = codecs.encode(params, mask, schema=schema, held=mask, values=types, seed=5)
-    return len(data), codecs.decode(data, schema=schema, held=mask)[0]
+    data = codecs.encode(params, mask, schema=schema, held_mask=mask, values=types, seed=5)
+    return len(data), codecs.decode(data, schema=schema, held_mask=mask)[0]
 
 
 @pytest.mark.parametrize("masked", [False, True])

@@ -58,7 +58,7 @@ def payload_target(place: Path) -> Target:
         case = cases[data[0] % len(cases)] if data else cases[0]
         body = data[1:]
         whole = body + CHECK.pack(xxhash.xxh3_64_intdigest(body) & 0xFFFFFFFF)
-        return decode(whole, schema=case.schema, held=case.held)
+        return decode(whole, schema=case.schema, held_mask=case.held_mask)
 
     starts = [bytes([i]) + case.encode()[: -CHECK.size] for i, case in enumerate(cases)]
     return refusing(read, CorruptPayload), [start for start in starts if len(start) < 4000]

@@ -98,27 +98,27 @@ class Case:
 
     params: Params
     mask: Mask | None
-    held: Mask | None
+    held_mask: Mask | None
     values: str | tuple[str, ...]
     schema: Schema
 
     def encode(self) -> bytes:
-        return encode(self.params, self.mask, schema=self.schema, held=self.held, values=self.values, seed=7)
+        return encode(self.params, self.mask, schema=self.schema, held_mask=self.held_mask, values=self.values, seed=7)
 
 
-def case(mask: Mask | None, *, held: Mask | None = None, values: str | tuple[str, ...] = "float32") -> Case:
+def case(mask: Mask | None, *, held_mask: Mask | None = None, values: str | tuple[str, ...] = "float32") -> Case:
     """A small payload with all five sections."""
     params = params_of({**SMALL, **OTHERS}, seed=3)
-    return Case(params, mask, held, values, Schema.of(params, SMALL, auxiliary=["curve"]))
+    return Case(params, mask, held_mask, values, Schema.of(params, SMALL, auxiliary=["curve"]))
 
 
 MODES: Mapping[str, Callable[[], Case]] = {
     "none": lambda: case(None),
-    "held": lambda: case(bernoulli(SMALL, 0.4), held=bernoulli(SMALL, 0.4)),
+    "held": lambda: case(bernoulli(SMALL, 0.4), held_mask=bernoulli(SMALL, 0.4)),
     "whole": lambda: case(bernoulli(SMALL, 0.4)),
     "rows": lambda: case(channels(SMALL, 0.5)),
-    "split": lambda: case(swapped(bernoulli(SMALL, 0.1), 0.3), held=bernoulli(SMALL, 0.1)),
-    "xor": lambda: case(swapped(bernoulli(SMALL, 0.5), 0.02), held=bernoulli(SMALL, 0.5)),
+    "split": lambda: case(swapped(bernoulli(SMALL, 0.1), 0.3), held_mask=bernoulli(SMALL, 0.1)),
+    "xor": lambda: case(swapped(bernoulli(SMALL, 0.5), 0.02), held_mask=bernoulli(SMALL, 0.5)),
     "gaps": lambda: case(clustered(SMALL, 0.1)),
 }
 CASES: Mapping[str, Callable[[], Case]] = {

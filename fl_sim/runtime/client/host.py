@@ -128,12 +128,12 @@ class ClientHost:
         key = b"" if packed is None else packed.numpy().tobytes()
         if self._last is None or self._last.data is not data or self._last.key != key:
             copied = self._resident.isolation.needed
-            held = None if packed is None else wire.unpack_mask(packed, schema)
+            held_mask = None if packed is None else wire.unpack_mask(packed, schema)
             if header is None:
-                decoded = self.exchange.decode_down(data, self.reference, held=held)
+                decoded = self.exchange.decode_down(data, self.reference, held_mask=held_mask)
                 self._last = _Decoded(data, key, Received.of(*decoded, copied=copied))
             else:
-                model, mask = received(data, header, self._base(context, header), self.exchange, held)
+                model, mask = received(data, header, self._base(context, header), self.exchange, held_mask)
                 kept = ArrayRecord({MODEL: Array(model.numpy()), VERSION: Array(np.array([header.version]))})
                 self._last = _Decoded(data, key, Received.of(schema.view(model), mask, copied=copied), kept)
         last = self._last

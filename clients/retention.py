@@ -162,9 +162,9 @@ def retain_active(task: Task, ctx: ClientContext) -> Mask:
 class FollowGap:
     """A client that prunes as it over-fits: the gap between validation and training loss on its data moves its ratio.
 
-    A tenth of the client's samples (`holdout`) is not trained on. After training, in evaluation mode: a gap above
-    `limit` lowers the ratio of the client's next round by `step`, to `least` at the lowest; a smaller one raises it.
-    The first round is dense.
+    A tenth of the client's samples (`holdout`) is not trained on; the weight of the update counts all samples. After
+    training, in evaluation mode: a gap above `limit` lowers the ratio of the client's next round by `step`, to `least` at
+    the lowest; a smaller one raises it. The first round is dense.
 
     Attributes:
         client: what trains; its ratio is `own_ratio`.
@@ -191,7 +191,8 @@ class FollowGap:
         gap = losses[0] - losses[1]
         moved = ratio - self.step if gap > self.limit else ratio + self.step
         ctx.state[KEEP] = torch.tensor(min(1.0, max(self.least, moved)), dtype=torch.float64)
-        return replace(update, metrics={**update.metrics, "gap": gap, "keep": ratio})
+        metrics = {**update.metrics, "gap": gap, "keep": ratio}
+        return replace(update, num_examples=ctx.num_examples, metrics=metrics)
 
     def _split(self, data: Split) -> tuple[Split, Split]:
         """(trained on, held out): the same samples in every round."""

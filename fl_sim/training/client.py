@@ -21,23 +21,28 @@ def as_they_are(params: Params) -> Params:
 class ClientContext:
     """Client context: the model, data and state that a client owns; it never travels.
 
-    `model` is resident in the worker and shared by its clients: load parameters before use. `data` is this client's
-    part. `rng` draws the round's random numbers from `seed`, which the run's seed, the round and the partition make;
-    a generator of your own starts from `seed` too. `state` is kept between this client's rounds (tensors only).
-
-    `corrected` matters to clients that choose what to send. With `wire.error_feedback` the framework adds what earlier
-    uploads left out to the parameters that a client returns, whichever client it is. `corrected(params)` gives prunable
-    parameters with that already added, so that a mask made from them can choose what was left out; return the parameters
-    as they were trained. Without error feedback they come back as they are.
+    Attributes:
+        model: resident in the worker and shared by its clients: load parameters before use.
+        data: this client's training samples.
+        rng: draws the round's random numbers; starts from `seed`.
+        state: tensors that are kept between this client's rounds.
+        seed: made of the run's seed, the round and the partition, for a generator of your own.
+        corrected: adds the residual of error feedback to prunable parameters, for clients that choose what to send. The
+            framework adds it to the parameters that any client returns (`wire.error_feedback`), so return them as they
+            were trained, and make the upload mask from `corrected(params)`. Without error feedback it changes nothing.
     """
 
     model: nn.Module
     data: Split
-    num_examples: int
     rng: torch.Generator
     state: dict[str, Tensor] = field(default_factory=dict)
     seed: int = 0
     corrected: Callable[[Params], Params] = as_they_are
+
+    @property
+    def num_examples(self) -> int:
+        """Number of this client's training samples, its weight in the mean."""
+        return len(self.data)
 
 
 Client = Callable[[Task, ClientContext], Update]

@@ -40,7 +40,7 @@ GATED = ("client.target=clients.presets:adaptive_pruning", "gating.salience=gate
 
 def context(federation: Federation, *, number: int = 1) -> ClientContext:
     data = federation.data.train.subset(federation.partitions[0])
-    return ClientContext(federation.first.model, data, len(data), generator(0, number, 0, Purpose.CLIENT))
+    return ClientContext(federation.first.model, data, generator(0, number, 0, Purpose.CLIENT))
 
 
 def upload(out: Path, *overrides: str) -> tuple[Federation, Task, Update, ClientContext]:

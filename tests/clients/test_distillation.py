@@ -38,7 +38,7 @@ def context(model: str = "resnet8", seed: int = 0) -> tuple[Task, ClientContext]
     data = load_data("digits").train
     net = build(model, in_channels=1, image_size=8, width=0.25)
     rng = torch.Generator().manual_seed(seed)
-    ctx = ClientContext(net, data.subset(torch.arange(64).numpy()), 64, rng, seed=seed)
+    ctx = ClientContext(net, data.subset(torch.arange(64).numpy()), rng, seed=seed)
     return Task(2, snapshot(net)), ctx
 
 

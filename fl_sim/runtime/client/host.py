@@ -163,7 +163,6 @@ class ClientHost:
         ctx = LentContext(
             model=self.model,
             data=loan.data,
-            num_examples=len(loan.labels),
             rng=torch.Generator().manual_seed(seed),
             state=_tensors(context, STATE),
             seed=seed,

@@ -25,7 +25,6 @@ class LentContext(ClientContext):
         self,
         model: nn.Module,
         data: Split,
-        num_examples: int,
         rng: torch.Generator,
         state: dict[str, Tensor],
         seed: int = 0,
@@ -34,7 +33,7 @@ class LentContext(ClientContext):
         use: Callable[[], None] = lambda: None,
     ) -> None:
         self._use = use
-        super().__init__(model, data, num_examples, rng, state, seed, corrected)
+        super().__init__(model, data, rng, state, seed, corrected)
 
     @property
     def model(self) -> nn.Module:

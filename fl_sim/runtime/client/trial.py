@@ -65,9 +65,7 @@ class Examination:
         params = dict(given) if mask is None else apply_mask(given, mask)
         task = Task(1, {name: value.clone() for name, value in params.items()}, mask, self.config)
         generator = torch.Generator().manual_seed(7)
-        context = ClientContext(
-            model=model, data=self.samples, num_examples=len(self.samples), rng=generator, state={}, seed=7
-        )
+        context = ClientContext(model=model, data=self.samples, rng=generator, state={}, seed=7)
         before = Shape.of(model)
         with observed() as changed, torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

@@ -24,15 +24,23 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
 
 
+NOT_RUN = {"$ pip install ."}
+"""It downloads PyTorch, Ray and Flower."""
+
+
 def commands() -> Iterator[str]:
-    """Commands of the clone's own `.venv/bin/fl-sim`, each once."""
+    """Every line of every `console` block, each once."""
     lines = [line for page in PAGES for block in blocks(page, "console") for line in block.splitlines()]
-    yield from dict.fromkeys(
-        line[2:] for line in lines if line.startswith("$ .venv/bin/fl-sim") and "my_parts" not in line
-    )
+    yield from (line.removeprefix("$ .venv/bin/") for line in dict.fromkeys(lines) if line not in NOT_RUN)
 
 
 CLIENT = next(block for block in blocks(Path("README.md"), "python") if "def proximal_client" in block)
+(PARTS,), (CONFIG,) = (blocks(Path("docs/plugging_in.md"), language) for language in ("python", "toml"))
+WITH_A_FAULT = {
+    "fl-sim doctor my_parts.toml",
+    "fl-sim doctor --aggregate my_parts:equal_mean --partition my_parts:by_label",
+}
+"""The doctor's page says that `equal_mean` has this one."""
 PROGRAMS = [
     pytest.param(block, id=f"{page.name}-{number}")
     for page in PAGES
@@ -44,8 +52,10 @@ PROGRAMS = [
 
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder with the configs, as after cloning."""
+    """A folder with the configs, as after cloning, and the files that the pages let a reader save."""
     (tmp_path / "configs").symlink_to(ROOT / "configs")
+    for name, text in (("my_clients.py", CLIENT), ("my_parts.py", PARTS), ("my_parts.toml", CONFIG)):
+        (tmp_path / name).write_text(text)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
 
@@ -54,8 +64,7 @@ def test_the_readme_is_short() -> None:
     assert len(README.splitlines()) <= 150
 
 
-def test_the_client_runs_as_printed(tmp_path: Path) -> None:
-    (tmp_path / "my_clients.py").write_text(CLIENT)
+def test_the_client_runs_as_printed() -> None:
     assert len(CLIENT.split("def ", 1)[1].strip().splitlines()) <= 20
     (toml,) = blocks(ROOT / "README.md", "toml")
     table = tomllib.loads(toml)
@@ -74,11 +83,15 @@ def test_the_python_runs(program: str, capsys: pytest.CaptureFixture[str]) -> No
 @pytest.mark.parametrize("command", list(commands()))
 def test_the_commands_run(command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     words = command.split()
+    assert words[0] == "fl-sim"
     extra = ["rounds=1", "evaluate.every=1"] if words[1] in ("run", "sweep") else []
     monkeypatch.setattr("sys.argv", [*words, *extra])
     with pytest.raises(SystemExit) as ended:
         main()
-    assert ended.value.code in (0, None), capsys.readouterr().err
+    said = capsys.readouterr()
+    found = [line for line in said.out.splitlines() if line.startswith("✗")]
+    assert found == (["✗ It minds what sparse updates did not send"] if command in WITH_A_FAULT else [])
+    assert (ended.value.code or 0) == len(found), said.err
 
 
 def test_make_targets_exist() -> None:

@@ -1,0 +1,136 @@
+"""Commands in the documents that take hours or other data: not run, but parsed as the command line and the config parse them.
+
+`bash` executes each `bash` block with a stand-in for `fl-sim` that only records its arguments, so that loops, variables
+and functions have their effect. test_readme.py runs the commands of `console` blocks for real.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import json
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+import typer
+
+from fl_sim import Experiment
+from fl_sim.cli.app import app
+from fl_sim.simulation.sweep import integers, plan, sorted_out
+
+ROOT = Path.cwd()
+PAGES = [Path("README.md"), Path("CONTRIBUTING.md"), *sorted(Path("docs").glob("*.md"))]
+TEXTS = {page: page.read_text(encoding="utf-8") for page in PAGES}
+FENCED = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+LANGUAGES = {"python", "toml", "console", "bash", "bibtex"}
+STAND_IN = "#!{python} -S\nimport json, sys\nopen({log!r}, 'a').write(json.dumps(sys.argv[1:]) + '\\n')\n"
+SHELL = [
+    pytest.param(block, id=f"{page.name}-{number}")
+    for page, text in TEXTS.items()
+    for number, (language, block) in enumerate(FENCED.findall(text))
+    if language == "bash"
+]
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    monkeypatch.chdir(tmp_path)
+
+
+def inline(text: str, program: str) -> Iterator[str]:
+    """Commands between backticks in running text and tables."""
+    yield from re.findall(rf"`((?:\.venv/bin/)?{program} [^`\n]+)`", FENCED.sub("", text))
+
+
+def require_valid(arguments: list[str]) -> None:
+    """Raises for an unknown command, option, config, key or preset option; names in capitals stand for the reader's own."""
+    command = typer.main.get_command(app)
+    with command.make_context("fl-sim", list(arguments)) as context:
+        while hasattr(command, "commands"):
+            name, command, arguments = command.resolve_command(context, arguments)
+            assert command is not None, name
+            context = command.make_context(name, list(arguments), parent=context)
+            arguments = [*context._protected_args, *context.args] if hasattr(command, "commands") else arguments
+    given = context.params
+    if name == "run":
+        configs, overrides, seeds = [given["config"]], given["overrides"] or [], "0"
+    elif name == "sweep":
+        (configs, overrides), seeds = sorted_out(given["words"]), given["seeds"]
+    else:
+        return
+    for config in configs:
+        if not str(config).isupper():
+            for experiment in plan(config, overrides, seeds=integers("--seeds", seeds)):
+                require_options(experiment)
+
+
+def require_options(experiment: Experiment) -> None:
+    """The client's and the method's options are parameters of their presets."""
+    for target in (experiment.client, experiment.strategy):
+        unknown = target.options.keys() - inspect.signature(target.resolve()).parameters.keys()
+        assert not unknown, f"{target.target}: {unknown}"
+
+
+@pytest.mark.parametrize("block", SHELL)
+def test_the_commands_of_a_shell_block_are_valid(block: str, tmp_path: Path) -> None:
+    log, program = tmp_path / "log", tmp_path / "fl-sim"
+    program.write_text(STAND_IN.format(python=sys.executable, log=str(log)))
+    program.chmod(0o755)
+    study = tmp_path / "runs/kd-capacity-study"  # a block looks for a model there
+    study.mkdir(parents=True)
+    (study / "resnet20-0.safetensors").touch()
+    script = f"set -u; PATH={shlex.quote(str(tmp_path))}:$PATH\n{block}"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
+    assert "unbound" not in done.stderr
+    assert "command not found" not in done.stderr
+    called = [json.loads(line) for line in log.read_text().splitlines()]
+    assert called
+    for arguments in called:
+        require_valid(arguments)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_the_commands_in_the_text_are_valid(page: Path) -> None:
+    for command in inline(TEXTS[page], "fl-sim"):
+        _, *arguments = shlex.split(command)
+        if len(arguments) == 1:  # the name of a command, or an option of the program
+            arguments.append("--help")
+        with contextlib.suppress(click.exceptions.Exit):
+            require_valid(arguments)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_the_test_files_in_the_text_exist(page: Path) -> None:
+    for command in inline(TEXTS[page], "(?:pytest|python)"):
+        for word in shlex.split(command):
+            if word.endswith(".py") and not re.search("[A-Z]{3}", word):
+                assert (ROOT / word).is_file(), word
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_every_block_has_a_language_that_a_test_checks(page: Path) -> None:
+    assert {language for language, _ in FENCED.findall(TEXTS[page])} <= LANGUAGES
+    assert not re.search(r"\n\n    \S", FENCED.sub("", TEXTS[page])), "an indented block: fence it"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "run configs/quickstart.toml rounds=many",
+        "run configs/quikstart.toml",
+        "sweep configs/quickstart.toml training.rate=0.1",
+        "run configs/quickstart_topk.toml client.dense=0.1",
+        "bench pruning --aditivity",
+        "brench engine",
+    ],
+)
+def test_a_wrong_command_is_found(command: str) -> None:
+    with pytest.raises(Exception, match=r".+"):
+        require_valid(command.split())

@@ -6,7 +6,7 @@ FL := $(BIN)/fl-sim
 
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo comparison figures test test-all lint bench docs audit
+.PHONY: demo comparison figures report-picture test test-all lint bench docs audit
 
 # What runs need; the tests' and linters' packages come on top, so that a first demo does not wait for them.
 $(VENV)/ready: pyproject.toml constraints.txt fl_sim/core/kernels/_compiled.c
@@ -32,7 +32,7 @@ comparison: $(VENV)/ready
 	$(FL) sweep $(METHODS) --seeds 0,1,2 --html comparison.html
 
 # What the README's picture and the measured tables of docs/benchmarks.md show: measured anew, written and drawn.
-figures: $(VENV)/ready
+figures: $(VENV)/ready report-picture
 	rm -rf runs/figures runs/comparison
 	$(FL) sweep configs/quickstart.toml configs/topk_both_ways.toml configs/digits_adaptive.toml \
 	  configs/digits_rate_distortion.toml rounds=40 evaluate.every=2 --seeds 0,1,2 --out runs/figures
@@ -40,6 +40,12 @@ figures: $(VENV)/ready
 	$(BIN)/python docs/figures/collect.py runs/figures
 	$(BIN)/python docs/figures/tables.py runs/figures runs/comparison
 	for name in accuracy_by_traffic bytes_by_section one_round packages; do $(BIN)/python docs/figures/$$name.py; done
+
+# docs/figures/report.png: the report page of a run, photographed by Chromium.
+report-picture: $(VENV)/ready
+	rm -rf runs/picture
+	$(FL) run configs/topk_both_ways.toml evaluate.every=2 --out runs/picture
+	$(BIN)/python docs/figures/photograph.py runs/picture/topk-both-ways-*
 
 test: $(VENV)/dev
 	$(BIN)/python -m pytest

@@ -5,12 +5,15 @@ from __future__ import annotations
 import ast
 import importlib
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from federation import run_tiny
+from PIL import Image
 
 FOLDER = Path("docs/figures")
 NAMES = sorted({path.stem.rpartition("-")[0] for path in FOLDER.glob("*.svg")})
@@ -28,6 +31,17 @@ def test_the_picture_is_what_its_script_draws(name: str, tmp_path: Path) -> None
             f"run python docs/figures/{name}.py"
         )
         ElementTree.fromstring(drawn)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no Chromium on this machine")
+def test_the_report_page_can_be_photographed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    report = run_tiny(tmp_path)
+    importlib.import_module("photograph").photograph(report.folder, tmp_path / "page.png")
+    with Image.open(tmp_path / "page.png") as picture:
+        assert picture.size == (1000, 1330)
+        assert picture.convert("L").getextrema()[0] < 100  # not blank
 
 
 def test_the_map_shows_the_layers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 
@@ -40,18 +40,17 @@ def code_of(target: str) -> Mapping[str, str]:
             return {}
     found_code: dict[str, str] = {}
     waiting = {name: path}
+    looked_up: set[str] = set()
     while waiting:
         module_name, file = waiting.popitem()
-        shown = module_name.replace(".", "/") + ("/__init__.py" if file.name == "__init__.py" else ".py")
-        source = file.read_bytes()
-        try:
-            tree = ast.parse(source)
-        except (SyntaxError, ValueError):
-            found_code[shown] = _digest(source)
-            continue
-        found_code[shown] = _digest(ast.unparse(tree).encode())
-        package = module_name if file.name == "__init__.py" else module_name.rpartition(".")[0]
-        for imported in _imports(tree, package):
+        is_package = file.name == "__init__.py"
+        shown = module_name.replace(".", "/") + ("/__init__.py" if is_package else ".py")
+        package = module_name if is_package else module_name.rpartition(".")[0]
+        found_code[shown], imports = _read(file.read_bytes(), package)
+        for imported in imports:
+            if imported in looked_up:
+                continue
+            looked_up.add(imported)
             place = _file_of(imported)
             known = imported.replace(".", "/")
             if (
@@ -61,6 +60,19 @@ def code_of(target: str) -> Mapping[str, str]:
             ):
                 waiting[imported] = place
     return dict(sorted(found_code.items()))
+
+
+@lru_cache(maxsize=256)
+def _read(source: bytes, package: str) -> tuple[str, tuple[str, ...]]:
+    """Hash of a module's code without comments and layout, and the names that the module may import, each once.
+
+    Kept by the content: a round's start asks several times for the same few files.
+    """
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError):
+        return _digest(source), ()
+    return _digest(ast.unparse(tree).encode()), tuple(dict.fromkeys(_imports(tree, package)))
 
 
 @cache
@@ -77,11 +89,12 @@ def _file_of(module: str) -> Path | None:
     """The file of a module that is not installed; None where it is, and where there is no file."""
     if module == "__main__":
         return None
+    relative = module.strip(".").replace(".", os.sep)
     for root in sys.path:
-        stem = Path(root or os.getcwd(), *module.split("."))
-        for path in (stem / "__init__.py", stem.with_name(stem.name + ".py")):
-            if path.is_file():
-                return None if _is_installed(path.resolve()) else path
+        stem = os.path.join(root or os.getcwd(), relative)
+        for path in (os.path.join(stem, "__init__.py"), f"{stem}.py"):
+            if os.path.isfile(path):
+                return None if _is_installed(Path(path).resolve()) else Path(path)
     return None
 
 

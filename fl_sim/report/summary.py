@@ -8,7 +8,7 @@ import platform
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -255,9 +255,15 @@ def summarise(
         client_fits_per_s=round(fits / training_s, 3) if training_s else 0.0,
         failures=dict(facts.failures),
         precision=precision,
-        versions={"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        versions=dict(_versions()),
     )
     return summary.model_dump()
+
+
+@cache
+def _versions() -> Mapping[str, str]:
+    """Versions of Python and of the packages that decide a run's numbers; looking them up takes as long as a small round."""
+    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
 
 
 def bytes_to(evaluated: Sequence[Mapping[str, float]], target: float) -> int | None:

@@ -65,7 +65,7 @@ MOVED: Mapping[str, str] = {
     "replay": "fl_sim.communication.mask_log",
     "resume": "fl_sim.simulation.checkpointing",
     "runtime.app": "fl_sim.runtime.client.host",
-    "runtime.booked": "fl_sim.runtime.grids.booking",
+    "runtime.booked": "fl_sim.runtime.apps.booking",
     "runtime.cohort": "fl_sim.runtime.grids.cohort",
     "runtime.contexts": "fl_sim.runtime.state.contexts",
     "runtime.faults": "fl_sim.runtime.grids.faults",

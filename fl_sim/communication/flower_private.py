@@ -5,11 +5,18 @@ Flower's public API is `flwr.app`, `flwr.serverapp` and `flwr.clientapp`. Runnin
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from typing import cast
 
-from flwr.app import Array, ArrayRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.app.message import remove_content_from_message
 from flwr.app.message.arraychunk import ArrayChunk
+from flwr.app.message.message import make_message
+from flwr.app.metadata import Metadata
 from flwr.clientapp import ClientApp
 from flwr.common.constant import FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE
 from flwr.common.serde import message_to_proto
@@ -24,6 +31,7 @@ from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.proto.message_pb2 import ObjectTree
 from flwr.proto.node_pb2 import Node
 from flwr.serverapp import ServerApp
+from flwr.serverapp.strategy import Strategy
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
     get_object_tree,
@@ -38,14 +46,23 @@ __all__ = [
     "CLIENT_APP_CRASHED",
     "CLIENT_APP_OVERDUE",
     "CLIENT_APP_RAISED",
+    "MESSAGE_UNAVAILABLE",
+    "SERVER_NODE",
     "Run",
     "adopt_identity",
     "chunk_bytes",
+    "copied",
+    "identified",
     "inbound_bytes",
+    "mark_sent",
     "outbound_bytes",
+    "record_bytes",
+    "results_recorded",
     "set_message_id",
     "simulate",
+    "unavailable",
     "with_chunks",
+    "with_content",
 ]
 
 CHUNK_BYTES = FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE
@@ -53,18 +70,83 @@ CHUNK_BYTES = FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE
 
 CLIENT_APP_RAISED = 2
 """`flwr.common.constant.ErrorCode.CLIENT_APP_RAISED_EXCEPTION`."""
+MESSAGE_UNAVAILABLE = 3
+"""`flwr.common.constant.ErrorCode.MESSAGE_UNAVAILABLE`: the message has expired, was pulled before, or never existed."""
 CLIENT_APP_OVERDUE = 4
 """`flwr.common.constant.ErrorCode.REPLY_MESSAGE_UNAVAILABLE`: no reply in time."""
 CLIENT_ANSWERED_NONSENSE = 100
 """Ours, no code of Flower's: the client function returned something that is no update."""
 CLIENT_APP_CRASHED = 0
 """`flwr.common.constant.ErrorCode.UNKNOWN`: Flower's code for a client whose process is gone."""
+SERVER_NODE = 1
+"""`flwr.common.constant.SUPERLINK_NODE_ID`: the node that a ServerApp's messages come from."""
 
 
-def adopt_identity() -> None:
+def adopt_identity(run_id: int = 1) -> None:
     """Give this process the identity that `Message(...)` reads; Flower's own runtimes set it for their processes."""
     if TaskIdentity._run_id is None:
-        TaskIdentity.run_id = TaskIdentity.task_id = TaskIdentity.node_id = 1
+        TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = run_id, 1, SERVER_NODE
+
+
+@contextmanager
+def identified(run_id: int) -> Iterator[None]:
+    """Give this process the identity of a run's ServerApp for the block, then the one that it had."""
+    before = TaskIdentity._task_id, TaskIdentity._run_id, TaskIdentity._node_id
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, run_id, SERVER_NODE
+    try:
+        yield
+    finally:
+        TaskIdentity._task_id, TaskIdentity._run_id, TaskIdentity._node_id = before
+
+
+def mark_sent(message: Message) -> None:
+    """Stamp a message as delivered, so that a second push of the same object is refused."""
+    message.metadata.delivered_at = str(time.time())
+
+
+def with_content(message: Message, content: RecordDict) -> Message:
+    """A message with the metadata of another one and this content; its sender's marks stay with the other one."""
+    metadata = copy.copy(message.metadata)
+    metadata.delivered_at = ""
+    return make_message(metadata=metadata, content=content)
+
+
+def copied(content: RecordDict) -> RecordDict:
+    """A content of which nothing that can change is shared with the other; the arrays' bytes, which cannot, are."""
+    twin = content.copy()  # a record's own copy does not check its items again
+    for key, record in content.items():
+        twin[key] = other = record.copy()
+        items = other.__dict__["_data"]
+        for name, value in record.items():
+            if isinstance(value, Array):
+                items[name] = array = Array.__new__(Array)
+                array.__dict__.update(value.__dict__)
+            elif isinstance(value, list):
+                items[name] = list(value)
+    return twin
+
+
+def record_bytes(record: ConfigRecord | MetricRecord) -> int:
+    """Bytes of a record as Flower serialises it, without the head that names its kind."""
+    data = record.deflate()
+    return len(data) - data.index(b"\0") - 1
+
+
+def unavailable(message_id: str, run_id: int) -> Message:
+    """The error reply that a SuperLink makes up for a message that it does not have, or no longer has."""
+    metadata = Metadata(
+        run_id=run_id,
+        message_id=f"unavailable-{message_id}",
+        src_node_id=SERVER_NODE,
+        dst_node_id=SERVER_NODE,
+        reply_to_message_id=message_id,
+        group_id="",
+        message_type="system",
+        created_at=time.time(),
+        ttl=0,
+    )
+    reason = f"message {message_id} has expired, was pulled before, or was never sent"
+    return make_message(metadata=metadata, error=Error(MESSAGE_UNAVAILABLE, reason))
 
 
 def set_message_id(message: Message, identity: str) -> None:
@@ -134,6 +216,38 @@ def with_chunks(message: Message, count: Callable[[Array], int]) -> Message:
     copied = remove_content_from_message(message)
     copied.content = content
     return copied
+
+
+def _strategies(kind: type[Strategy]) -> Iterator[type[Strategy]]:
+    yield kind
+    for heir in kind.__subclasses__():
+        yield from _strategies(heir)
+
+
+@contextmanager
+def results_recorded() -> Iterator[list[object]]:
+    """Collect what strategies return in the block: the `Result` of each `start`, or the `History` of a legacy server."""
+    from flwr.server.compat import app as legacy
+
+    found: list[object] = []
+
+    def recorded(function: Callable[..., object]) -> Callable[..., object]:
+        @wraps(function)
+        def run(*args: object, **options: object) -> object:
+            found.append(result := function(*args, **options))
+            return result
+
+        return run
+
+    before: list[tuple[object, str, object]] = [(legacy, "run_fl", legacy.run_fl)]
+    before += [(kind, "start", vars(kind)["start"]) for kind in _strategies(Strategy) if "start" in vars(kind)]
+    for owner, name, function in before:
+        setattr(owner, name, recorded(cast(Callable[..., object], function)))
+    try:
+        yield found
+    finally:
+        for owner, name, function in before:
+            setattr(owner, name, function)
 
 
 def simulate(server_app: ServerApp, client_app: ClientApp, *, nodes: int, workers: int) -> None:

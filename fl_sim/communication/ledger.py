@@ -25,8 +25,10 @@ if TYPE_CHECKING:
 
 WORDS: Mapping[str, tuple[str, ...]] = {
     "direction": ("down", "up"),
-    "phase": ("train", "evaluate", "query"),
-    "section": ("values", "mask", "dense", "buffers", "auxiliary", "header"),
+    # The last three are those of foreign Flower apps: legacy messages, and any other type.
+    "phase": ("train", "evaluate", "query", "get_parameters", "get_properties", "other"),
+    # The last two as well: records of scalars, as Flower serialises them.
+    "section": ("values", "mask", "dense", "buffers", "auxiliary", "header", "config", "metrics"),
     "status": ("ok", "failed", "rejected", "late"),
 }
 CODES = {column: {word: code for code, word in enumerate(words)} for column, words in WORDS.items()}

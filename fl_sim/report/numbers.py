@@ -14,6 +14,8 @@ from fl_sim.report.summary import Report
 
 PARTS = ("values", "mask", "dense", "buffers", "auxiliary", "header", "evaluation", "waste")
 """Sections of the training messages that counted; evaluation traffic; training messages that led to no accepted update."""
+SHOWN_WITH = {"config": "auxiliary", "metrics": "auxiliary"}
+"""Sections that foreign Flower apps alone have."""
 
 
 def traffic(ledger: Ledger) -> dict[tuple[str, str], int]:
@@ -26,7 +28,7 @@ def traffic(ledger: Ledger) -> dict[tuple[str, str], int]:
     clients = column("client").astype(np.int64)
     task = column("round").astype(np.int64) * (clients.max(initial=0) + 1) + clients
     answered = np.unique(task[train & up & (column("status") == CODES["status"]["ok"])])
-    part = np.array([PARTS.index(section) for section in WORDS["section"]])[column("section")]
+    part = np.array([PARTS.index(SHOWN_WITH.get(section, section)) for section in WORDS["section"]])[column("section")]
     part = np.where(train, np.where(np.isin(task, answered), part, PARTS.index("waste")), PARTS.index("evaluation"))
     size = column("payload_bytes")
     return {

@@ -11,8 +11,10 @@ import os
 import socket
 import sys
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from types import ModuleType
 from typing import TYPE_CHECKING, Protocol, cast
 
 from flwr.app import Context, RecordDict
@@ -118,8 +120,7 @@ class RayGrid(PooledGrid):
         timeout_s: float | None = None,
     ) -> None:
         super().__init__(num_nodes, sizes=sizes, timeout_s=timeout_s)
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        _quietly()
         import ray
 
         self._ray = ray
@@ -134,7 +135,7 @@ class RayGrid(PooledGrid):
         self._tasks: dict[int, deque[ObjectRef[list[tuple[Answer, Blobs]]]]] = {}
         self._contents: dict[int, ObjectRef[Content]] = {}
         try:
-            for _ in range(options.workers or _fitting(options)):
+            for _ in range(options.workers or fitting(options)):
                 self._spawn()
         except BaseException:
             self.close()
@@ -200,6 +201,27 @@ class RayGrid(PooledGrid):
             self._started = False
 
 
+@contextmanager
+def connected(options: RayOptions) -> Iterator[ModuleType]:
+    """Ray, started for the block unless it runs already."""
+    _quietly()
+    import ray
+
+    started = not ray.is_initialized()
+    if started:
+        _connect(options)
+    try:
+        yield ray
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def _quietly() -> None:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+
 def _whole(content: RecordDict, blobs: Blobs) -> RecordDict:
     return join(content, {key: blob.data for key, blob in blobs.items()})
 
@@ -230,7 +252,8 @@ def _require_listener(address: str | None) -> None:
         socket.create_connection((host, int(port)), timeout=LISTENER_S).close()
 
 
-def _fitting(options: RayOptions) -> int:
+def fitting(options: RayOptions) -> int:
+    """Actors that a cluster has room for."""
     import ray
 
     have = ray.cluster_resources()

@@ -1,0 +1,1 @@
+"""Foreign Flower apps: Flower's Grid contract, and the processes that their clients run in."""

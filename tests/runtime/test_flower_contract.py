@@ -1,0 +1,51 @@
+"""Flower's Grid contract, row by row: the same ServerApp asks Flower's own simulation and each of our engines."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import pytest
+from flower_contract import FLOWERS, NODES, ROWS, client_app, server_app
+
+from fl_sim.communication.flower_private import simulate
+from fl_sim.runtime.flower_run import run_apps
+
+ENGINES = [
+    "inline",
+    "workers",
+    pytest.param("ray", marks=pytest.mark.slow),
+]
+NAMES = [row.__name__ for row in ROWS]
+
+
+@cache
+def observed(engine: str) -> dict[str, object]:
+    """One start for all rows."""
+    found: dict[str, object] = {}
+    run_apps(server_app(found), client_app, num_clients=NODES, engine=engine)
+    return found
+
+
+@cache
+def flowers() -> dict[str, object]:
+    found: dict[str, object] = {}
+    simulate(server_app(found), client_app, nodes=NODES, workers=2)
+    return found
+
+
+@pytest.mark.parametrize("row", ROWS, ids=NAMES)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_contract(engine: str, row) -> None:
+    assert observed(engine)[row.__name__] == ROWS[row]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", ROWS, ids=NAMES)
+def test_flower_itself(row) -> None:
+    assert flowers()[row.__name__] in FLOWERS.get(row, [ROWS[row]])
+
+
+def test_the_documents_have_every_row() -> None:
+    table = Path("docs/flower_apps.md").read_text(encoding="utf-8")
+    assert [name for name in NAMES if f"`{name}`" not in table] == []

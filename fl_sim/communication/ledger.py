@@ -11,13 +11,14 @@ import io
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from tempfile import SpooledTemporaryFile
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fl_sim.codecs import Description
-from fl_sim.core.parquet import read_table, write_table
+from fl_sim.core.parquet import read_batches, read_schema, write_table
 from fl_sim.core.types import UserError
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ _PLAIN = "<" + "".join(TYPES[name] for name in FIELDS)
 _WHOLE, _FLOAT = struct.Struct(_PLAIN + "q"), struct.Struct(_PLAIN + "d")
 BLOCK = 1 << 16
 """Rows that are read at a time."""
+MEMORY = 1 << 26
+"""Bytes of rows that a ledger of a file keeps in memory."""
 
 Column = NDArray[np.int8] | NDArray[np.int32] | NDArray[np.int64] | NDArray[np.float64]
 Key = tuple[str | int | float, ...]
@@ -106,8 +109,8 @@ class Ledger:
         """Payload bytes so far by direction; free to ask."""
         return self._totals
 
-    def _blocks(self, start: int) -> Iterator[NDArray[np.void]]:
-        """The rows from `start` on, in pieces."""
+    def blocks(self, start: int = 0) -> Iterator[NDArray[np.void]]:
+        """The rows from `start` on, in pieces: arrays with the fields `FIELDS`, words as their index in `WORDS`."""
         for first in range(start, self._count, self._block):
             self._rows.seek(first * ROW.itemsize)
             data = self._rows.read(min(self._block, self._count - first) * ROW.itemsize)
@@ -121,7 +124,7 @@ class Ledger:
             ValueError: a column that does not exist.
         """
         _known(name)
-        return np.concatenate([np.zeros(0, TYPES[name]), *(_part(block, name) for block in self._blocks(start))])
+        return np.concatenate([np.zeros(0, TYPES[name]), *(_part(block, name) for block in self.blocks(start))])
 
     def total(
         self,
@@ -195,12 +198,12 @@ class Ledger:
 
     @classmethod
     def read(cls, *paths: Path) -> Ledger:
-        """Read what `write` wrote, parts in the order given.
+        """Read what `write` wrote, parts in the order given; more than `MEMORY` bytes of rows lie in a temporary file.
 
         Raises:
             UserError: no such file, or not a ledger.
         """
-        ledger = cls()
+        ledger = cls(cast(BinaryIO, SpooledTemporaryFile(MEMORY)))  # noqa: SIM115, it goes with the ledger
         for path in paths:
             ledger.extend(path)
         return ledger
@@ -211,20 +214,19 @@ class Ledger:
         Raises:
             UserError: no such file, or not a ledger; nothing was appended.
         """
-        table = _read_table(path)
-        section = _from_arrow(table, "section", path)
-        rows = np.zeros(len(section), ROW)
-        for name in TYPES:
-            values = _from_arrow(table, name, path)
-            if name in OWNERS:
-                owners = section == CODES["section"][OWNERS[name]]
-                rows["own"].view(values.dtype)[owners] = values[owners]
-            else:
-                rows[name] = values
-        self._rows.write(rows.tobytes())
-        self._count += len(rows)
-        for word, number in CODES["direction"].items():
-            self._totals[word] += int(rows["payload_bytes"][rows["direction"] == number].sum())
+        count, totals = self._count, dict(self._totals)
+        try:
+            for table in _tables(path):
+                rows = _rows_of(table, path)
+                self._rows.write(rows.tobytes())
+                count += len(rows)
+                for word, number in CODES["direction"].items():
+                    totals[word] += int(rows["payload_bytes"][rows["direction"] == number].sum())
+        except UserError:
+            self._rows.seek(self._count * ROW.itemsize)
+            self._rows.truncate()
+            raise
+        self._count, self._totals = count, totals
 
 
 def _part(rows: NDArray[np.void], name: str) -> Column:
@@ -253,17 +255,30 @@ def _words(name: str, codes: NDArray[np.generic]) -> list[str | int | float]:
     return [WORDS[name][code] for code in codes.tolist()] if name in WORDS else codes.tolist()
 
 
-def _read_table(path: Path) -> pa.Table:
+def _tables(path: Path) -> Iterator[pa.Table]:
+    """The file's rows, some at a time."""
     import pyarrow as pa
 
     try:
-        table = read_table(path, list(TYPES))
-        names = table.column_names
+        names = [name for name in read_schema(path).names if name in TYPES]
+        if names != list(TYPES):
+            raise UserError(f"ledger {path}: of its columns only {names}; a ledger has {', '.join(TYPES)}")
+        yield from read_batches(path, list(TYPES))
     except (OSError, ValueError, pa.ArrowException) as error:
         raise UserError(f"ledger {path}: {str(error).splitlines()[0]}") from error
-    if names != list(TYPES):
-        raise UserError(f"ledger {path}: of its columns only {names}; a ledger has {', '.join(TYPES)}")
-    return table
+
+
+def _rows_of(table: pa.Table, path: Path) -> NDArray[np.void]:
+    section = _from_arrow(table, "section", path)
+    rows = np.zeros(len(section), ROW)
+    for name in TYPES:
+        values = _from_arrow(table, name, path)
+        if name in OWNERS:
+            owners = section == CODES["section"][OWNERS[name]]
+            rows["own"].view(values.dtype)[owners] = values[owners]
+        else:
+            rows[name] = values
+    return rows
 
 
 def _from_arrow(table: pa.Table, name: str, path: Path) -> Column:
@@ -276,8 +291,15 @@ def _from_arrow(table: pa.Table, name: str, path: Path) -> Column:
             raise ValueError("missing values")
         if name not in WORDS:
             return np.array(column.cast(ARROW[TYPES[name]]).to_numpy(), dtype=TYPES[name])
-        encoded = column.cast("string").dictionary_encode().combine_chunks()
-        codes = [_code(name, word) for word in encoded.dictionary.to_pylist()]
-        return np.array(np.array(codes, np.int8)[encoded.indices.to_numpy()])
+        words = pa.dictionary(pa.int32(), pa.string())
+        encoded = (
+            column.cast(words) if pa.types.is_dictionary(column.type) else column.cast("string").dictionary_encode()
+        )
+        return np.concatenate([np.zeros(0, np.int8), *(_codes(name, chunk) for chunk in encoded.chunks)])
     except (ValueError, pa.ArrowException) as error:
         raise UserError(f"ledger {path}: column {name!r} holds {error}") from error
+
+
+def _codes(name: str, words: pa.DictionaryArray) -> NDArray[np.int8]:
+    codes = [_code(name, word) for word in words.dictionary.to_pylist()]
+    return np.array(codes, np.int8)[words.indices.to_numpy()]

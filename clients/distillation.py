@@ -53,8 +53,11 @@ def received(task: Task, ctx: ClientContext) -> nn.Module | None:
 
 
 @dataclass(frozen=True)
-class FromFile:
-    """A model file, of any architecture with the same classes. It is on every client already: no bytes are booked for it."""
+class TeacherFile:
+    """Teacher from a model file, of any architecture with the same classes.
+
+    The file is on every client already, so no bytes are booked for it.
+    """
 
     path: Path
 
@@ -73,7 +76,7 @@ def _resident(path: Path, device: torch.device) -> nn.Module:
 
 def teacher(name: str) -> Teacher:
     """ "global", or the path of a model file."""
-    return received if name == "global" else FromFile(Path(name))
+    return received if name == "global" else TeacherFile(Path(name))
 
 
 @dataclass(frozen=True)

@@ -13,26 +13,16 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import nn
 
-from fl_sim.core.types import Mask, Metrics, Params, Task, Update, UserError
-from fl_sim.data import Split
+from fl_sim.core.types import Mask, Params, Task, Update, UserError
 from fl_sim.models import prunable_names
 from fl_sim.models.parameters import load, snapshot
 from fl_sim.sparsity import global_topk, intersect, magnitude, topk_mask
 from fl_sim.training.client import Client, ClientContext
-from fl_sim.training.loop import Training
+from fl_sim.training.loop import Training, Trains
 from fl_sim.training.losses import Loss, Proximal, cross_entropy
 
 OWN = "loss."
 """Prefix of a client's kept tensors that belong to its loss, for instance projections."""
-
-
-class Trains(Protocol):
-    """Protocol of a training: `fl_sim.training.loop.Training`, or something around it."""
-
-    def fit(
-        self, model: nn.Module, data: Split, loss: Loss, *, mask: Mask | None, rng: torch.Generator | None
-    ) -> Metrics:
-        """Train on the client's data; returns metrics."""
 
 
 LossFor = Callable[[Task, ClientContext], Loss]

@@ -106,8 +106,8 @@ def ensemble(lab: Lab, updates: Iterable[Update]) -> tuple[Iterable[Update], Cal
 
 
 @dataclass(frozen=True)
-class FromFile:
-    """A model file teaches; of any architecture with the same classes."""
+class ServerTeacherFile:
+    """Teacher of the server from a model file, of any architecture with the same classes."""
 
     path: Path
 
@@ -203,7 +203,7 @@ def server_distillation(
         temperature: softens the logits of teacher and student, above 0.
         alpha: weight of the teacher's loss, from 0 to 1; the labels' loss has 1 - alpha.
     """
-    who, when = TEACHERS[teacher] if teacher in TEACHERS else (FromFile(Path(teacher)), always)
+    who, when = TEACHERS[teacher] if teacher in TEACHERS else (ServerTeacherFile(Path(teacher)), always)
     return Distil(Distillation(temperature, alpha), server_training(steps, lr, batch_size), who, when)
 
 

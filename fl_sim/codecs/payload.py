@@ -29,7 +29,8 @@ from fl_sim.codecs.description import Description
 from fl_sim.codecs.errors import CorruptPayload
 from fl_sim.codecs.mask_coding import MODES, Layout
 from fl_sim.codecs.mixed_coding import Mixed
-from fl_sim.codecs.schema import KINDS, Schema
+from fl_sim.codecs.schema import Schema
+from fl_sim.codecs.sections import BODY, HEADER, KINDS, MASK, VALUE_SECTIONS
 from fl_sim.codecs.value_coding import BY_ID, BY_TENSOR, EXACT, VALUES, Counts, ValueCoder, raw
 from fl_sim.core.types import Mask, Params
 
@@ -42,7 +43,6 @@ ALIGNMENT = 4
 NAMES = {NONE: "none", HELD: "held", **{mode.id: name for name, mode in MODES.items()}}
 MIXED = "mixed"
 TYPES = {**BY_ID, Mixed.id: MIXED}
-SECTIONS = ("mask", "values", "dense", "buffers", "auxiliary")
 
 
 def _layout(schema: Schema) -> Layout:
@@ -178,7 +178,7 @@ class Opened:
         if self.nnz != (schema.prunable_size if alive is None else int(np.count_nonzero(alive))):
             raise CorruptPayload("the number of values is not that of the mask")
         params = tensor_coding.decode(
-            {name: self.section(name) for name in SECTIONS[1:]},
+            {name: self.section(name) for name in VALUE_SECTIONS},
             alive,
             schema=schema,
             coder=_coder_of(self, alive),
@@ -205,11 +205,11 @@ class Opened:
         entropy = 0.0
         if self.mode > HELD:
             mode = MODES[NAMES[self.mode]]
-            segments = mode.segments(Reader(self.section("mask")), _layout(self.schema), self.held_mask)
+            segments = mode.segments(Reader(self.section(MASK)), _layout(self.schema), self.held_mask)
             entropy = sum(floor_bits(ones, size) for ones, size in segments) / 8
-        dense = dict(zip(SECTIONS[1:], (self.schema.section_bytes[kind] for kind in KINDS), strict=True))
+        dense = dict(zip(VALUE_SECTIONS, (self.schema.section_bytes[kind] for kind in KINDS), strict=True))
         present = {name: length for name, length in self.lengths.items() if length or dense.get(name)}
-        sections = present | {"header": self.header}
+        sections = present | {HEADER: self.header}
         return Description(sections, self.nnz, dense, entropy, NAMES[self.mode], self.values)
 
 
@@ -235,7 +235,7 @@ def opened(data: bytes | memoryview, *, schema: Schema, held_mask: Mask | None =
         before = _held(view, schema, held_mask)
         reader.at += 8
     nnz = reader.varint(schema.prunable_size)
-    lengths = {name: reader.varint(len(view)) for name in SECTIONS}
+    lengths = {name: reader.varint(len(view)) for name in BODY}
     padding = -reader.at % ALIGNMENT
     if any(view[reader.at : reader.at + padding]):
         raise CorruptPayload("the header's padding is not zero")
@@ -276,7 +276,7 @@ def _coder_of(payload: Opened, alive: NDArray[np.bool_] | None) -> ValueCoder:
 
 
 def _decode_mask(payload: Opened) -> NDArray[np.bool_] | None:
-    section = payload.section("mask")
+    section = payload.section(MASK)
     if payload.mode in (NONE, HELD):
         if len(section):
             raise CorruptPayload("mask bytes where none are due")

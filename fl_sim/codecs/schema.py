@@ -10,9 +10,9 @@ import torch
 import xxhash
 from torch import Tensor
 
+from fl_sim.codecs.sections import KINDS
 from fl_sim.core.types import FlatMask, FlatParams, Mask, Params
 
-KINDS = ("prunable", "dense", "buffers", "auxiliary")
 STATISTICS = ("running_mean", "running_var")
 
 

@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fl_sim.codecs.errors import CorruptPayload
-from fl_sim.codecs.schema import KINDS, Schema
+from fl_sim.codecs.schema import Schema
+from fl_sim.codecs.sections import KINDS, SECTION_OF
 from fl_sim.codecs.value_coding import EXACT, VALUES, ValueCoder, shuffled, unshuffled
 from fl_sim.codecs.value_coding import raw as raw_bytes
 from fl_sim.core.kernels import all_finite
 from fl_sim.core.types import Params
 
 Buffer = bytes | memoryview
-SECTIONS = ("values", "dense", "buffers", "auxiliary")
 
 
 def finite(values: Tensor) -> bool:
@@ -166,9 +166,7 @@ def _decode_mixed(
     due = dict.fromkeys(KINDS, 0)
     for name, kind, size, dtype in zip(schema.names, schema.kinds, schema.numels, schema.dtypes, strict=True):
         due[kind] += (int(masks[name].sum()) if name in masks else size) * dtype.itemsize
-    raw = {
-        kind: memoryview(_restored(sections[s], 1, due[kind], coder)) for kind, s in zip(KINDS, SECTIONS, strict=True)
-    }
+    raw = {kind: memoryview(_restored(sections[s], 1, due[kind], coder)) for kind, s in SECTION_OF.items()}
     at = dict.fromkeys(KINDS, 0)
     params: Params = {}
     for name, kind, shape, dtype in zip(schema.names, schema.kinds, schema.shapes, schema.dtypes, strict=True):

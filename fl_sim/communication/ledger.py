@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_sim.codecs import Description
+from fl_sim.codecs.sections import BOOKED
 from fl_sim.core.parquet import read_batches, read_schema, write_table
 from fl_sim.core.types import UserError
 
@@ -29,7 +30,7 @@ WORDS: Mapping[str, tuple[str, ...]] = {
     # The last three are those of foreign Flower apps: legacy messages, and any other type.
     "phase": ("train", "evaluate", "query", "get_parameters", "get_properties", "other"),
     # The last two as well: records of scalars, as Flower serialises them.
-    "section": ("values", "mask", "dense", "buffers", "auxiliary", "header", "config", "metrics"),
+    "section": (*BOOKED, "config", "metrics"),
     "status": ("ok", "failed", "rejected", "late"),
 }
 CODES = {column: {word: code for code, word in enumerate(words)} for column, words in WORDS.items()}

@@ -33,11 +33,18 @@ PARTITION = "partition-id"
 
 @dataclass(frozen=True)
 class Content:
-    """Meaning of a payload's values: `outgoing` before encoding, `incoming` after decoding; `reference` is shared.
+    """Meaning of a payload's values, as two functions that invert each other.
 
-    Both take (flat values, flat reference), 1-D float32 in schema order, and return new flat values.
+    Both take (flat values, flat reference), 1-D float32 in schema order, and return new flat values. Sender and receiver
+    have the same reference.
+
+    Attributes:
+        summary: one line for `fl-sim list` and the docs.
+        outgoing: applied before encoding.
+        incoming: applied after decoding.
     """
 
+    summary: str
     outgoing: Callable[[Tensor, Tensor], Tensor]
     incoming: Callable[[Tensor, Tensor], Tensor]
 
@@ -47,11 +54,12 @@ def _as_is(values: Tensor, reference: Tensor) -> Tensor:
 
 
 CONTENTS: Mapping[str, Content] = {
-    # Exact: the receiver gets the sender's parameters bit for bit.
-    "parameters": Content(_as_is, _as_is),
+    "parameters": Content("The parameters themselves, bit for bit.", _as_is, _as_is),
     # What lossy value types need: a client's change is small beside its weights. `w0 + (w1 - w0) == w1` holds for about
     # 99.5 % of float32 values, so even float32 differences restore a few coordinates one unit in the last place off.
-    "difference": Content(torch.sub, torch.add),
+    "difference": Content(
+        "Their change against what the receiver knows: what lossy value types need.", torch.sub, torch.add
+    ),
 }
 
 

@@ -9,18 +9,13 @@ from collections.abc import Callable, Mapping
 from fl_sim import codecs, models
 from fl_sim.communication.estimates import ESTIMATES
 from fl_sim.communication.mask_log import MASKS
+from fl_sim.communication.messages import CONTENTS
 from fl_sim.communication.virtual_clock import PRESETS
 from fl_sim.data import PARTITIONS, SOURCES
 from fl_sim.gating import SALIENCES
 from fl_sim.sparsity import magnitude
 from fl_sim.sparsity.one_model import METHODS, ByScore
 from fl_sim.training.loop import SCHEDULES
-
-CONTENTS = {
-    "parameters": "The parameters themselves, bit for bit.",
-    "difference": "Their change against what the receiver knows: what lossy value types need.",
-}
-
 
 ENGINES = {
     "inline": "One process: clients train one after the other; every other engine gives the same result.",
@@ -75,7 +70,7 @@ def catalogue() -> Mapping[str, Mapping[str, str]]:
         "partitions": _lines(PARTITIONS),
         "schedules": {**_lines(SCHEDULES), **_schedules()},
         "values": _lines(codecs.VALUES),
-        "contents": CONTENTS,
+        "contents": {name: content.summary for name, content in CONTENTS.items()},
         "links": links,
         "engines": ENGINES,
         "saliences": _lines(SALIENCES),

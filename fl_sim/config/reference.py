@@ -13,7 +13,7 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args, get_origin
+from typing import Literal, cast, get_args, get_origin
 
 from pydantic import BaseModel
 
@@ -105,7 +105,12 @@ def _without_none(hint: object) -> object:
 
 
 def documented(thing: object) -> dict[str, str]:
-    """Name -> meaning, from field descriptions, or from the "Attributes:" or "Args:" part of a docstring."""
+    """Name -> meaning, from field descriptions, or from the "Attributes:" or "Args:" part of a docstring.
+
+    There are two ways because there are two kinds of options. The config's own tables are pydantic models, which validate
+    and describe a field in one place. Everything else is a dataclass or a function of the library that users call from
+    Python too: its docstring is what `help` shows, and it does not import pydantic.
+    """
     if isinstance(thing, type) and issubclass(thing, BaseModel):
         return {name: f.description or "" for name, f in thing.model_fields.items()}
     _, _, listed = re.sub(
@@ -171,7 +176,7 @@ def page() -> str:
         if table.path in METHODS:
             parts += ["The presets, each with its options:", _rows(_presets(METHODS[table.path]))]
         for path in (path for path in TABLES if path.startswith(f"{table.path}.")):
-            function = imported("", TABLES[path])
+            function = cast("Callable[..., object]", imported("", TABLES[path]))
             parts += [
                 f"## `[{path}]`",
                 _sentence(first_line(function)) + " Absent by default.",

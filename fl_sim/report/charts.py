@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from fl_sim.config.toml import Json
 from fl_sim.report.groups import Group
-from fl_sim.report.numbers import PARTS, Curve
+from fl_sim.report.numbers import TRAFFIC_KINDS, Curve
 
 Chart = dict[str, Json]
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -16,8 +16,12 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 DASHES = ("solid", "dash", "dot", "dashdot")
 SYMBOLS = {"circle": "●", "square": "■", "diamond": "◆", "triangle-up": "▲", "cross": "✚", "x": "✖"}
 """Of plotly, and as a character."""
-PART_COLOURS = dict(
-    zip(PARTS, ("#0072B2", "#D55E00", "#56B4E9", "#009E73", "#CC79A7", "#6b7280", "#E69F00", "#F0E442"), strict=True)
+TRAFFIC_COLOURS = dict(
+    zip(
+        TRAFFIC_KINDS,
+        ("#0072B2", "#D55E00", "#56B4E9", "#009E73", "#CC79A7", "#6b7280", "#E69F00", "#F0E442"),
+        strict=True,
+    )
 )
 
 
@@ -50,7 +54,7 @@ class Figure:
     Attributes:
         title, caption: plain text.
         views: button's label -> {"data": [...], "layout": {...}}.
-        legend: "groups", "families" (of `by_density`), "parts", or "" where labels stand in the chart.
+        legend: "groups", "families" (of `by_density`), "traffic", or "" where labels stand in the chart.
         height: pixels.
     """
 

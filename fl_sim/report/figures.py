@@ -9,11 +9,11 @@ from collections.abc import Sequence
 
 from fl_sim.communication.virtual_clock import PRESETS
 from fl_sim.config.toml import Json
-from fl_sim.report.charts import COLOURS, PART_COLOURS, Chart, Figure, Style, bar, bars, heat, lines, plain
+from fl_sim.report.charts import COLOURS, TRAFFIC_COLOURS, Chart, Figure, Style, bar, bars, heat, lines, plain
 from fl_sim.report.groups import Group
 from fl_sim.report.measures import ACCURACY, TOTAL
 from fl_sim.report.numbers import (
-    PARTS,
+    TRAFFIC_KINDS,
     Axis,
     BehindLink,
     accuracy_curve,
@@ -67,14 +67,14 @@ def bytes_by_part(groups: Sequence[Group]) -> Figure:
     for group in groups:
         totals = [traffic(report.ledger) for report in group.reports]
         for direction in ("up", "down"):
-            mean = {part: sum(t[direction, part] for t in totals) / len(totals) / 1e6 for part in PARTS}
+            mean = {part: sum(t[direction, part] for t in totals) / len(totals) / 1e6 for part in TRAFFIC_KINDS}
             labels.append(f"{plain(group.name, longest=24)}, <b>{direction}</b> {sum(mean.values()):.3f} MB")
             sizes.append(mean)
     data: list[Json] = []
-    for part in PARTS:
+    for part in TRAFFIC_KINDS:
         if not any(size[part] for size in sizes):
             continue
-        marker: Chart = {"color": PART_COLOURS[part], "line": {"width": 0}}
+        marker: Chart = {"color": TRAFFIC_COLOURS[part], "line": {"width": 0}}
         if part == "waste":
             marker["pattern"] = {"shape": "/", "fgcolor": "#1b1f24"}
         shares: list[Json] = [size[part] for size in sizes]
@@ -87,7 +87,7 @@ def bytes_by_part(groups: Sequence[Group]) -> Figure:
         "measured the model or its distortion curves. Waste: tasks and answers of clients that failed, were rejected, "
         "late or lost.",
         {"": bars(data, labels, "encoded bytes [MB]")},
-        "parts",
+        "traffic",
         height=90 + 48 * len(labels),
     )
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from fl_sim.report.by_density import families_of
-from fl_sim.report.charts import PART_COLOURS, SYMBOLS, Figure, Style
+from fl_sim.report.charts import SYMBOLS, TRAFFIC_COLOURS, Figure, Style
 from fl_sim.report.groups import Group
 from fl_sim.report.numbers import traffic
 
@@ -34,15 +34,15 @@ def _lines(names: Iterable[str]) -> list[Key]:
     return [Key(name, style.colour, DASHES[style.dash], SYMBOLS[style.symbol]) for name, style in styles]
 
 
-def _parts(groups: Sequence[Group]) -> list[Key]:
+def _traffic(groups: Sequence[Group]) -> list[Key]:
     sizes = [traffic(report.ledger) for group in groups for report in group.reports]
-    present = {part for size in sizes for (_, part), count in size.items() if count}
-    return [Key(part, colour) for part, colour in PART_COLOURS.items() if part in present]
+    present = {kind for size in sizes for (_, kind), count in size.items() if count}
+    return [Key(kind, colour) for kind, colour in TRAFFIC_COLOURS.items() if kind in present]
 
 
 LEGENDS: Mapping[str, Callable[[Sequence[Group]], list[Key]]] = {
     "groups": lambda groups: _lines(group.name for group in groups),
     "families": lambda groups: _lines(family.name for family in families_of(groups)),
-    "parts": _parts,
+    "traffic": _traffic,
     "": lambda groups: [],
 }

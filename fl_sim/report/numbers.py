@@ -7,19 +7,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fl_sim.codecs.sections import BOOKED
 from fl_sim.communication.ledger import CODES, WORDS, Ledger
 from fl_sim.communication.virtual_clock import Link
 from fl_sim.report.groups import Group, Spread
 from fl_sim.report.summary import Report
 
-PARTS = ("values", "mask", "dense", "buffers", "auxiliary", "header", "evaluation", "waste")
+TRAFFIC_KINDS = (*BOOKED, "evaluation", "waste")
 """Sections of the training messages that counted; evaluation traffic; training messages that led to no accepted update."""
 SHOWN_WITH = {"config": "auxiliary", "metrics": "auxiliary"}
 """Sections that foreign Flower apps alone have."""
 
 
 def traffic(ledger: Ledger) -> dict[tuple[str, str], int]:
-    """(direction, part of `PARTS`) -> bytes; the sum is every payload byte.
+    """Sum a ledger by (direction, one of `TRAFFIC_KINDS`), in bytes; the sum is every payload byte.
 
     Waste is what failed, rejected, late or lost clients cost, the models that were sent to them included.
     """
@@ -28,13 +29,14 @@ def traffic(ledger: Ledger) -> dict[tuple[str, str], int]:
     clients = column("client").astype(np.int64)
     task = column("round").astype(np.int64) * (clients.max(initial=0) + 1) + clients
     answered = np.unique(task[train & up & (column("status") == CODES["status"]["ok"])])
-    part = np.array([PARTS.index(SHOWN_WITH.get(section, section)) for section in WORDS["section"]])[column("section")]
-    part = np.where(train, np.where(np.isin(task, answered), part, PARTS.index("waste")), PARTS.index("evaluation"))
+    shown = [TRAFFIC_KINDS.index(SHOWN_WITH.get(section, section)) for section in WORDS["section"]]
+    kind = np.where(np.isin(task, answered), np.array(shown)[column("section")], TRAFFIC_KINDS.index("waste"))
+    kind = np.where(train, kind, TRAFFIC_KINDS.index("evaluation"))
     size = column("payload_bytes")
     return {
-        (direction, name): int(size[(up == (direction == "up")) & (part == code)].sum())
+        (direction, name): int(size[(up == (direction == "up")) & (kind == code)].sum())
         for direction in WORDS["direction"]
-        for code, name in enumerate(PARTS)
+        for code, name in enumerate(TRAFFIC_KINDS)
     }
 
 

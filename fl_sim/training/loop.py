@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +49,16 @@ CLIPS: Mapping[str, Clip] = {
 
 
 class TrainingDiverged(RuntimeError):
-    """The loss became NaN or infinite."""
+    """Training whose loss became NaN or infinite."""
+
+
+class Trains(Protocol):
+    """Protocol of local training: `Training`, or a stand-in for it."""
+
+    def fit(
+        self, model: nn.Module, data: Split, loss: Loss, *, mask: Mask | None, rng: torch.Generator | None
+    ) -> Metrics:
+        """Train `model` in place on `data` under a pruning mask; returns metrics, among them `loss`."""
 
 
 LARGEST = torch.finfo(torch.float32).max

@@ -11,7 +11,7 @@ import torch
 from federation import run_tiny, tiny
 from safetensors.torch import save_file
 
-from clients.distillation import FromFile
+from clients.distillation import TeacherFile
 from clients.presets import distillation, feature_distillation
 from fl_sim import Report
 from fl_sim.communication.ledger import Ledger
@@ -194,7 +194,7 @@ def test_a_client_keeps_one_teacher_for_all_its_rounds(tmp_path: Path) -> None:
     federation, _ = lab(tmp_path, PROXY)
     path = tmp_path / "m.safetensors"
     write_model(path, federation.first.initial, federation.first.described)
-    teacher = FromFile(path)
+    teacher = TeacherFile(path)
     task = Task(1, FlatParams.pack(dict(federation.first.initial)))
 
     class Context:

@@ -25,20 +25,11 @@ from fl_sim.runtime.client.host import ClientHost, ClientTask
 from fl_sim.runtime.grids.base import LocalGrid, execute, request_of
 from fl_sim.training.batched import Member, Trained, failure, fit, fitting, obstacle
 from fl_sim.training.client import Client, ClientContext
-from fl_sim.training.loop import Training, check_converged
+from fl_sim.training.loop import Training, Trains, check_converged
 from fl_sim.training.losses import Loss
 
 log = logging.getLogger("fl_sim")
 TRAIN = "train"
-
-
-class Trains(Protocol):
-    """Protocol of a training: `Training`, or a stand-in for it."""
-
-    def fit(
-        self, model: nn.Module, data: Split, loss: Loss, *, mask: Mask | None, rng: torch.Generator | None
-    ) -> Metrics:
-        """Train; returns metrics."""
 
 
 @runtime_checkable

@@ -1,0 +1,15 @@
+"""Sections of a payload: the one list from which codecs, ledger and report take their names and orders."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+SECTION_OF: Mapping[str, str] = {"prunable": "values", "dense": "dense", "buffers": "buffers", "auxiliary": "auxiliary"}
+"""Kind of a tensor in a `Schema` -> section that carries its values; both in the order of the bytes."""
+KINDS = tuple(SECTION_OF)
+VALUE_SECTIONS = tuple(SECTION_OF.values())
+MASK, HEADER = "mask", "header"
+BODY = (MASK, *VALUE_SECTIONS)
+"""Sections in the order of the bytes, after the header."""
+BOOKED = (VALUE_SECTIONS[0], MASK, *VALUE_SECTIONS[1:], HEADER)
+"""Sections in the order of the ledger's codes and of the report's charts: what pruning changes comes first."""

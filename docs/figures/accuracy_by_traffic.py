@@ -14,8 +14,8 @@ RUNS = {
     "digits-rate-distortion": "rate-distortion pruning",
     "topk-both-ways": "top-k int4, both ways",
 }
-LEFT, TOP, RIGHT, BOTTOM = 58, 74, 800, 400
-MB_FROM, MB_TO, FLOOR = 0.05, 100.0, 20.0
+LEFT, TOP, RIGHT, BOTTOM = 58, 74, 800, 440
+MB_FROM, MB_TO, FLOOR = 0.05, 100.0, 0.0
 Curve = list[tuple[float, float, float, float]]
 """Mean MB; mean, lowest and highest accuracy in % over the seeds."""
 
@@ -56,7 +56,7 @@ def draw(canvas: Canvas) -> None:
         "Digits, 20 clients, Dirichlet 0.3, 10 a round, 40 rounds. Line: mean of seeds 0, 1, 2. Band: lowest to highest.",
         fill=theme.muted,
     )
-    for percent in range(20, 101, 20):
+    for percent in range(0, 101, 20):
         canvas.line([(LEFT, y(percent)), (RIGHT, y(percent))], theme.grid)
         canvas.text(LEFT - 8, y(percent) + 4, f"{percent} %", fill=theme.muted, anchor="end", size=12)
     for mb in (0.1, 1, 10, 100):
@@ -73,7 +73,7 @@ def draw(canvas: Canvas) -> None:
         canvas.dot(x(end[0]), y(end[1]), 4.5, colour)
     for place, (name, colour) in enumerate(zip(RUNS, theme.series, strict=True)):
         end = found[name][-1]
-        row = 308 + 23 * place
+        row = 346 + 23 * place
         canvas.dot(LEFT + 20, row - 4, 5, colour)
         canvas.text(
             LEFT + 34,
@@ -84,4 +84,4 @@ def draw(canvas: Canvas) -> None:
 
 
 if __name__ == "__main__":
-    write("accuracy_by_traffic", 840, 440, "Test accuracy against encoded megabytes for four methods", draw)
+    write("accuracy_by_traffic", 840, 480, "Test accuracy against encoded megabytes for four methods", draw)

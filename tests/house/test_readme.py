@@ -116,6 +116,13 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert anchor in anchors(target), link
 
 
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_each_table_is_a_table_of_its_own(page: Path) -> None:
+    """A head of a table right below another table's last row would be drawn as one of its rows."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert not re.search(r"^\|.*\n\|.*\n\|---", text, re.MULTILINE)
+
+
 def anchors(page: Path) -> set[str]:
     """The anchors that GitHub gives a page's headings."""
     headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)

@@ -29,6 +29,10 @@ PAGES = [Path("README.md"), Path("CONTRIBUTING.md"), *sorted(Path("docs").glob("
 TEXTS = {page: page.read_text(encoding="utf-8") for page in PAGES}
 FENCED = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 LANGUAGES = {"python", "toml", "console", "bash", "bibtex"}
+OF_THE_READER = {"my_parts.toml"}
+"""Configs that a page lets its reader save."""
+NOT_RUN = {"$ pip install ."}
+"""It downloads PyTorch, Ray and Flower."""
 STAND_IN = "#!{python} -S\nimport json, sys\nopen({log!r}, 'a').write(json.dumps(sys.argv[1:]) + '\\n')\n"
 SHELL = [
     pytest.param(block, id=f"{page.name}-{number}")
@@ -66,7 +70,7 @@ def require_valid(arguments: list[str]) -> None:
     else:
         return
     for config in configs:
-        if not str(config).isupper():
+        if not str(config).isupper() and str(config) not in OF_THE_READER:
             for experiment in plan(config, overrides, seeds=integers("--seeds", seeds)):
                 require_options(experiment)
 
@@ -104,6 +108,18 @@ def test_the_commands_in_the_text_are_valid(page: Path) -> None:
             arguments.append("--help")
         with contextlib.suppress(click.exceptions.Exit):
             require_valid(arguments)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_a_test_runs_every_line_of_a_console_block(page: Path) -> None:
+    """test_readme.py runs commands of `.venv/bin/fl-sim`; a page with others has a test of its own that reads the page."""
+    of_its_own = any(f'"{page}"' in test.read_text(encoding="utf-8") for test in (ROOT / "tests").glob("*/test_*.py"))
+    for line in (
+        line for language, block in FENCED.findall(TEXTS[page]) for line in block.splitlines() if language == "console"
+    ):
+        assert line in NOT_RUN or line.startswith("$ .venv/bin/fl-sim ") or of_its_own, line
+        if line not in NOT_RUN:
+            require_valid(shlex.split(line.removeprefix("$ "))[1:])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=str)

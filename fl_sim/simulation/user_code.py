@@ -40,7 +40,7 @@ def code_of(target: str) -> Mapping[str, str]:
             return {}
     found_code: dict[str, str] = {}
     waiting = {name: path}
-    looked_up: set[str] = set()
+    seen, closed = set[str](), set[str]()
     while waiting:
         module_name, file = waiting.popitem()
         is_package = file.name == "__init__.py"
@@ -48,16 +48,19 @@ def code_of(target: str) -> Mapping[str, str]:
         package = module_name if is_package else module_name.rpartition(".")[0]
         found_code[shown], imports = _read(file.read_bytes(), package)
         for imported in imports:
-            if imported in looked_up:
+            if imported in seen:
                 continue
-            looked_up.add(imported)
-            place = _file_of(imported)
+            seen.add(imported)
+            if imported.rpartition(".")[0] in closed:
+                closed.add(imported)
+                continue
+            if (place := _place_of(imported)) is None:
+                continue
+            ours, installed = _is_ours(place), _is_installed(place)
+            if place.name != "__init__.py" or (installed and not ours):
+                closed.add(imported)  # a module without parts, or an installed package: no file of the user's is below it
             known = imported.replace(".", "/")
-            if (
-                place is not None
-                and not _is_ours(place)
-                and not {f"{known}.py", f"{known}/__init__.py"} & {*found_code}
-            ):
+            if not ours and not installed and not {f"{known}.py", f"{known}/__init__.py"} & {*found_code}:
                 waiting[imported] = place
     return dict(sorted(found_code.items()))
 
@@ -87,14 +90,20 @@ def own_code() -> str:
 
 def _file_of(module: str) -> Path | None:
     """The file of a module that is not installed; None where it is, and where there is no file."""
+    place = _place_of(module)
+    return None if place is None or _is_installed(place) else place
+
+
+def _place_of(module: str) -> Path | None:
+    """The file where Python looks for a module, installed or not; None for the program itself and where there is none."""
     if module == "__main__":
         return None
     relative = module.strip(".").replace(".", os.sep)
     for root in sys.path:
         stem = os.path.join(root or os.getcwd(), relative)
-        for path in (os.path.join(stem, "__init__.py"), f"{stem}.py"):
+        for path in (f"{stem}{os.sep}__init__.py", f"{stem}.py"):
             if os.path.isfile(path):
-                return None if _is_installed(Path(path).resolve()) else Path(path)
+                return Path(path)
     return None
 
 
@@ -105,12 +114,13 @@ def _found(module: str) -> Path | None:
     if loaded is None:
         with suppress(ImportError, ValueError, AttributeError):
             origin = getattr(importlib.util.find_spec(module), "origin", None)
-    if origin is None or not origin.endswith(".py") or _is_installed(path := Path(origin).resolve()):
+    if origin is None or not origin.endswith(".py") or _is_installed(path := Path(origin)):
         return None
-    return path
+    return path.resolve()
 
 
 def _is_installed(path: Path) -> bool:
+    path = path.resolve()
     return str(path).startswith(INSTALLED) or bool(SITES & set(path.parts))
 
 

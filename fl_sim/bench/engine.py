@@ -24,19 +24,20 @@ from fl_sim.training.precision import PRECISIONS, training_seconds
 
 ENGINES: Mapping[str, str] = {"inline": "limit1", "workers": "limit2", "ray": "limit2"}
 """Engine -> what it is measured against: bare PyTorch in one process, or in two."""
+LIMITS: Mapping[str, int] = {"limit1": 1, "limit2": 2}
+"""Limit -> its processes."""
 LOCAL = ("inline", "workers")
 
 
 def beside_limit(
     name: str, work: Workload, *, repeats: int, suffix: str = "", precision: str = "float32", engines: Sequence[str]
 ) -> Flat:
-    """The engines (two processes each) and the limit, in turn: ratios, and client fits a second of each."""
+    """The engines (two processes each) and their limits, in turn: ratios, and client fits a second of each."""
     torch.set_num_threads(1)
-    bare = Bare.of(work)
+    bare, asked = Bare.of(work), {ENGINES[engine] for engine in engines}
     with ExitStack() as stack:
         contestants = {
-            "limit1": stack.enter_context(spread(bare, 1)),
-            "limit2": stack.enter_context(spread(bare, 2)),
+            **{limit: stack.enter_context(spread(bare, count)) for limit, count in LIMITS.items() if limit in asked},
             **{e: stack.enter_context(federation_rounds(work.on(e, precision=precision))) for e in engines},
         }
         measured = alternate(contestants, repeats=repeats)

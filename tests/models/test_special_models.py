@@ -25,10 +25,13 @@ def named(name: str) -> str:
 
 
 @pytest.mark.parametrize("name", special.RUNS)
-def test_runs_alike_inline_and_on_workers(tmp_path: Path, name: str) -> None:
+def test_runs_alike_inline_on_workers_and_as_a_cohort(tmp_path: Path, name: str) -> None:
     inline = run_tiny(tmp_path / "inline", named(name), *SMALL)
     workers = run_tiny(tmp_path / "workers", named(name), *SMALL, "engine=workers", "workers.count=2")
     same(inline, workers)
+    cohort = run_tiny(tmp_path / "cohort", named(name), *SMALL, "engine=cohort")
+    for entry, value in inline.params.items():
+        torch.testing.assert_close(cohort.params[entry], value, atol=1e-3, rtol=1e-3)
     assert not any(inline.summary["failures"].values())
     assert all(torch.isfinite(value).all() for value in inline.params.values())
 
@@ -37,14 +40,6 @@ def test_runs_alike_inline_and_on_workers(tmp_path: Path, name: str) -> None:
 def test_runs_under_a_mask(tmp_path: Path, name: str) -> None:
     report = run_tiny(tmp_path, named(name), *MASKED)
     assert not any(report.summary["failures"].values())
-
-
-@pytest.mark.parametrize("name", special.RUNS)
-def test_runs_as_a_cohort_or_client_by_client(tmp_path: Path, name: str) -> None:
-    inline = run_tiny(tmp_path / "inline", named(name), *SMALL, "rounds=1")
-    cohort = run_tiny(tmp_path / "cohort", named(name), *SMALL, "rounds=1", "engine=cohort")
-    for entry, value in inline.params.items():
-        torch.testing.assert_close(cohort.params[entry], value, atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("name", special.REFUSED)

@@ -28,7 +28,7 @@ from strategies.aggregation import coverage_mean, mean, settled, zero_fill
 from strategies.robust import ClipNorm, coordinate_median
 from strategies.server_step import Aggregate, ServerState, server_step
 
-SIZE, CLIENTS, ROUNDS = 400, 10, 60
+SIZE, CLIENTS, ROUNDS = 400, 5, 60
 EXACT = Coding()
 Choose = Callable[[Task, ClientContext, Params], Mask | None]
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from command import cli_here
 from federation import run_tiny
 
 from fl_sim import Experiment, Report
@@ -49,16 +48,18 @@ def test_other_columns_are_one_line(
         list(read_masks(path, schema))
 
 
-def test_a_pipe_in_the_place_of_the_config_is_not_waited_for(recorded: Report) -> None:
+@pytest.mark.timeout(60)
+def test_a_pipe_in_the_place_of_the_config_is_not_waited_for(
+    recorded: Report, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = recorded.folder / "config.toml"
     text = path.read_bytes()
     path.unlink()
     os.mkfifo(path)
-    words = [sys.executable, "-m", "fl_sim.cli", "replay", str(recorded.folder)]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+    status, said = cli_here(monkeypatch, "replay", str(recorded.folder)), capsys.readouterr().err
     path.unlink()
     path.write_bytes(text)
-    assert done.returncode == 2
-    assert "config.toml" in done.stderr
-    assert "not a plain file" in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+    assert status == 2
+    assert "config.toml" in said
+    assert "not a plain file" in said
+    assert len(said.splitlines()) == 1

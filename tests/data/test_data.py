@@ -142,6 +142,7 @@ def test_proxy_data_is_disjoint(tmp_path: Path) -> None:
     assert sorted(map(bytes, images.numpy())) == sorted(map(bytes, both.numpy()))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not CIFAR.is_dir(), reason="real CIFAR-10 is not at ../shared/data/cifar10")
 def test_real_cifar10_has_its_shape() -> None:
     data = load(str(CIFAR))

@@ -153,7 +153,7 @@ def test_macs_with_every_channel_on_are_the_dense_count(name: str, macs: float, 
     assert counted[0].item() == pytest.approx(macs, rel=2e-3)
 
 
-@pytest.mark.parametrize("name", ["cnn_bn", "resnet18", "resnet50"])
+@pytest.mark.parametrize("name", ["cnn_bn", "resnet50"])
 def test_what_saves_macs_and_what_does_not(name: str) -> None:
     model, x = build(name), images(2)
     dense = count_macs(model, (3, 16, 16))
@@ -261,10 +261,22 @@ def test_a_step_never_waits_for_the_device(salience: str) -> None:
             float(out.detach())
 
 
+def without_its_classifier(make: Callable[[], nn.Module]) -> nn.Module:
+    """A VGG without its 120 million weights behind the last convolution, which are never made."""
+    with torch.device("meta"):
+        model = make()
+        model.classifier = nn.Linear(512 * 7 * 7, 10)
+    model.to_empty(device="cpu")
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.BatchNorm2d | nn.Linear):
+            module.reset_parameters()
+    return model
+
+
 FAMILIES: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "mobilenet_v2": (lambda: torchvision.models.mobilenet_v2(num_classes=10), 51),
     "mobilenet_v1": (lambda: build("mobilenet_v1", width=0.25), 26),
-    "vgg11_bn": (lambda: torchvision.models.vgg11_bn(num_classes=10), 7),
+    "vgg11_bn": (lambda: without_its_classifier(torchvision.models.vgg11_bn), 7),
     "vgg16": (lambda: build("vgg16"), 12),
     "wrn-16-8": (lambda: build("wrn-16-8", width=0.125), 6),
 }

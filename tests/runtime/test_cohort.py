@@ -109,6 +109,7 @@ def test_ragged_clients_draw_and_end_as_alone(options: Training) -> None:
 def test_what_cannot_be_batched_runs_as_inline_and_says_so_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, options: list[str], why: str
 ) -> None:
+    options = [*options, "training.steps=2"]
     with caplog.at_level(logging.WARNING, logger="fl_sim"):
         cohort = run_tiny(tmp_path / "cohort", *options, "engine=cohort")
     assert [why in record.message for record in caplog.records] == [True]

@@ -22,7 +22,7 @@ from fl_sim.training.client import ClientContext
 def faulty(task: Task, ctx: ClientContext) -> Update:
     """An honest client, but in round `at` the one with `victim` examples does what `fault` says."""
     model = load(ctx.model, task.params)
-    local_sgd(model, ctx.data, lr=0.05, rng=ctx.rng)
+    local_sgd(model, ctx.data, lr=0.05, steps=1, rng=ctx.rng)
     update = Update(snapshot(model), ctx.num_examples, metrics={"loss": 1.0})
     if task.round == task.config["at"] and ctx.num_examples == task.config["victim"]:
         return FAULTS[str(task.config["fault"])](update)  # type: ignore[return-value]
@@ -47,7 +47,7 @@ def experiment(out: Path, fault: str, victim: int, *overrides: str) -> Experimen
 def test_one_faulty_client_costs_one_update(
     tmp_path: Path, fault: str, victim: tuple[int, int], caplog: pytest.LogCaptureFixture
 ) -> None:
-    limit = "faults.timeout_s=3" if fault in ("hangs", "spins") else "seed=0"
+    limit = "faults.timeout_s=1" if fault in ("hangs", "spins") else "seed=0"
     start = time.monotonic()
     with caplog.at_level(logging.WARNING, "fl_sim"):
         report = run(experiment(tmp_path, fault, victim[1], limit))

@@ -60,24 +60,22 @@ def here(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def fl_sim(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    """`fl-sim run` in a folder, as a user starts it."""
-    environment = {**os.environ, "PYTHONPATH": os.getcwd(), "COLUMNS": "200"}
-    return subprocess.run([*RUN, *words], cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
-
-
 def in_turn(folder: Path, *runs: list[str]) -> subprocess.CompletedProcess[str]:
-    """Several `fl-sim run` in one process, which a start takes seconds of; prints each one's exit status."""
+    """Several commands of `fl-sim` in one process, which a start takes seconds of; prints each one's exit status."""
     code = (
         "import sys\nfrom fl_sim.cli import main\n"
         f"for words in {runs!r}:\n"
-        "    sys.argv = ['fl-sim', 'run', 't.toml', *words]\n"
+        "    sys.argv = ['fl-sim', *words]\n"
         "    try:\n        main()\n"
         "    except SystemExit as ended:\n        print(f'\\nstatus {ended.code or 0}', flush=True)\n"
     )
     environment = {**os.environ, "PYTHONPATH": os.getcwd(), "COLUMNS": "200"}
     words = [sys.executable, "-c", code]
     return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
+
+
+def statuses(done: subprocess.CompletedProcess[str]) -> list[int]:
+    return [int(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("status ")]
 
 
 @pytest.mark.parametrize("init", [None, "from_init = 1\n"], ids=["no __init__", "__init__"])
@@ -89,11 +87,11 @@ def test_a_users_own_clients_and_strategies_are_found_beside_ours(here: Path, in
     (here / "strategies.py").write_text("def fedavg(): ...\n")
     done = in_turn(
         here,
-        ["client=clients.mine:trains", "--engine", "workers"],
-        ["client=clients.presets:fedprox", "rounds=1"],
-        ["strategy=strategies:fedavg"],
+        ["run", "t.toml", "client=clients.mine:trains", "--engine", "workers"],
+        ["run", "t.toml", "client=clients.presets:fedprox", "rounds=1"],
+        ["run", "t.toml", "strategy=strategies:fedavg"],
     )
-    assert [line for line in done.stdout.splitlines() if line.startswith("status")] == ["status 0"] * 2 + ["status 2"]
+    assert statuses(done) == [0, 0, 2], done.stderr
     assert f"fl-sim has a module 'strategies' of its own, so {here / 'strategies.py'} is not seen" in done.stderr
 
 
@@ -117,37 +115,28 @@ def test_a_module_that_exits_when_imported_is_one_line(
     here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], text: str, said: str
 ) -> None:
     (here / "leaves.py").write_text(text)
-    if text == EXITS:
-        done = fl_sim(here, "client=leaves:f")
-        status, lines = done.returncode, done.stderr
-    else:
-        monkeypatch.chdir(here)
-        status, lines = cli_here(monkeypatch, "run", "t.toml", "client=leaves:f"), capfd.readouterr().err
+    monkeypatch.chdir(here)
+    status, lines = cli_here(monkeypatch, "run", "t.toml", "client=leaves:f"), capfd.readouterr().err
     assert status == 2
     assert said in lines
     assert len(lines.strip().splitlines()) == 1
 
 
-@pytest.mark.parametrize("engine", ["inline", "workers"])
-def test_a_client_that_changes_the_folder_changes_nothing(here: Path, engine: str) -> None:
-    done = fl_sim(here, "client=mine:moves", "--engine", engine)
-    assert done.returncode == 0, done.stderr
-    (folder,) = (here / "runs").iterdir()
-    assert {"summary.json", "rounds.jsonl", "ledger.parquet", "report.html"} <= set(os.listdir(folder))
-    assert not list(here.glob("elsewhere/**/summary.json"))
-
-
-def test_a_sweep_of_a_client_that_changes_the_folder_stays_in_one_place(here: Path) -> None:
-    words = [*RUN[:3], "sweep", "t.toml", "client=mine:moves", "--seeds", "0,1", "--quiet"]
-    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
-    done = subprocess.run(words, cwd=here, env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
-    assert len(list((here / "runs").glob("*/summary.json"))) == 2
-
-
-def test_a_client_may_start_processes_on_workers(here: Path) -> None:
-    done = fl_sim(here, "client=mine:loads", "rounds=1", "--engine", "workers")
-    assert done.returncode == 0, done.stderr
+def test_clients_that_change_the_folder_or_start_processes_change_nothing(here: Path) -> None:
+    """On each engine, in a sweep of one process, and where the client itself may start processes."""
+    done = in_turn(
+        here,
+        ["run", "t.toml", "client=mine:moves", "--engine", "inline", "--out", "inline"],
+        ["run", "t.toml", "client=mine:moves", "--engine", "workers", "--out", "workers"],
+        ["sweep", "t.toml", "client=mine:moves", "rounds=1", "--seeds", "0,1", "--quiet", "--out", "sweep"],
+        ["run", "t.toml", "client=mine:loads", "rounds=1", "--engine", "workers", "--out", "loads"],
+    )
+    assert statuses(done) == [0] * 4, done.stderr
+    for name in ("inline", "workers"):
+        (folder,) = (here / name).iterdir()
+        assert {"summary.json", "rounds.jsonl", "ledger.parquet", "report.html"} <= set(os.listdir(folder))
+    assert len(list((here / "sweep").glob("*/summary.json"))) == 2
+    assert not list(here.glob("**/elsewhere/**/summary.json"))
     assert "daemonic" not in done.stderr
 
 

@@ -22,7 +22,13 @@ from fl_sim.training import Training, evaluate, local_sgd, snapshot
 from fl_sim.training.client import ClientContext
 from fl_sim.training.recalibration import recalibrate
 
-BN = ("model.name=resnet14", "model.trainable=batchnorm", "training.momentum=0.9", "training.weight_decay=0.01")
+BN = (
+    "model.name=resnet14",
+    "model.trainable=batchnorm",
+    "training.momentum=0.9",
+    "training.weight_decay=0.01",
+    "training.steps=2",
+)
 
 
 @pytest.mark.parametrize(("depth", "count"), [(14, 1120), (20, 1568), (32, 2464), (56, 4256), (110, 8288)])

@@ -26,10 +26,11 @@ BASE: Tree = {
     "rounds": 1,
     "data": {"clients": 6},
     "cohort": {"size": 3},
+    "model": {"name": "mlp", "width": 0.25},
     "training": {"steps": 1},
     "evaluate": {"clients": 1},
 }
-GATED: Tree = {"client": {"target": "clients.presets:adaptive_pruning"}, "gating": {}}
+GATED: Tree = {"model": {"name": "cnn_bn", "width": 1.0}, "client": {"target": "clients.presets:adaptive_pruning"}, "gating": {}}
 SMALL = {"name": "resnet8", "width": 0.125}
 NEEDED: Mapping[str, Tree] = {
     "gating": GATED,

@@ -24,13 +24,18 @@ from fl_sim.simulation.identity import Identity, hash_of
 from fl_sim.simulation.sweep import sweep, told_apart
 from fl_sim.simulation.user_code import code_of
 
-SMALL = {**TINY, "data": {"source": "digits", "clients": 2, "partition": "iid"}, "cohort": {"size": 1}}
+SMALL = {
+    **TINY,
+    "data": {"source": "digits", "clients": 2, "partition": "iid"},
+    "cohort": {"size": 1},
+    "training": {"lr": 0.1, "steps": 1, "batch_size": 32},
+}
 CLIENT = """
 import step_sizes
 from fl_sim import Update, local_sgd, load, snapshot
 def client(task, ctx):
     model = load(ctx.model, task.params)
-    metrics = local_sgd(model, ctx.data, lr=step_sizes.LR, epochs=1, rng=ctx.rng)
+    metrics = local_sgd(model, ctx.data, lr=step_sizes.LR, steps=1, rng=ctx.rng)
     return Update(params=snapshot(model), num_examples=ctx.num_examples, metrics=metrics)
 """
 
@@ -84,7 +89,7 @@ def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize(
     ("file", "text"),
-    [("own_client.py", CLIENT.replace("epochs=1", "epochs=2")), ("step_sizes.py", "LR = 0.2\n")],
+    [("own_client.py", CLIENT.replace("steps=1", "steps=2")), ("step_sizes.py", "LR = 0.2\n")],
 )
 def test_results_of_other_code_are_not_already_there(tmp_path: Path, parts: Path, file: str, text: str) -> None:
     experiment = small(tmp_path, "client=own_client:client")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from shutil import copytree
 
 import pytest
 import torch
-from federation import TINY, run_tiny, same, tiny
+from federation import run_tiny, same, tiny
 from hypothesis import given
 from hypothesis import strategies as st
 from interruption import KillAfter, Killed
@@ -61,7 +62,7 @@ METHODS = {
         'client.stages=["2", "5", "8"]',
         "strategy.target=strategies.presets:fedavg",
         'strategy.distil.teacher="ensemble"',
-        "strategy.distil.steps=3",
+        "strategy.distil.steps=2",
         "data.proxy=0.1",
     ],
     "momentum": [
@@ -77,7 +78,7 @@ METHODS = {
         "model.width=0.25",
         'capacities=[{name = "resnet8", width = 0.125, share = 0.5}]',
         "strategy.target=strategies.presets:mixed_capacities",
-        "strategy.steps=3",
+        "strategy.steps=2",
         "data.proxy=0.1",
         "client.target=clients.presets:topk",
         "client.density=0.3",
@@ -93,18 +94,18 @@ METHODS = {
         "cohort.size=2",
     ],
 }
-ROUNDS = "rounds=5"
+SHORT = ("rounds=5", "training.steps=2", "training.batch_size=16")
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Report]:
     """A method's run that nothing disturbed."""
-    return cache(lambda method: run_tiny(tmp_path_factory.mktemp(method), ROUNDS, *METHODS[method]))
+    return cache(lambda method: run_tiny(tmp_path_factory.mktemp(method), *SHORT, *METHODS[method]))
 
 
 def stopped(out: Path, options: Sequence[str], *, after: int, replies: int = 0) -> None:
     with pytest.raises(Killed):
-        run(tiny(out, ROUNDS, *options), KillAfter(after, replies))
+        run(tiny(out, *SHORT, *options), KillAfter(after, replies))
 
 
 @pytest.mark.parametrize(
@@ -128,7 +129,7 @@ def test_a_killed_run_ends_as_one_that_never_was(
 ) -> None:
     undisturbed = whole(method)
     stopped(tmp_path / "killed", METHODS[method], after=after, replies=replies)
-    resumed = resume(tiny(tmp_path / "killed", ROUNDS, *METHODS[method]), left := KillAfter(99))
+    resumed = resume(tiny(tmp_path / "killed", *SHORT, *METHODS[method]), left := KillAfter(99))
     assert left.seen == list(range(after + 1, 6))
     same(undisturbed, resumed)
     masks = "masks.parquet"
@@ -141,7 +142,7 @@ def test_a_killed_run_ends_as_one_that_never_was(
 def test_killed_twice_with_checkpoints_every_other_round(tmp_path: Path, whole: Callable[[str], Report]) -> None:
     options = [*METHODS["topk"], "checkpoint.every=2"]
     stopped(tmp_path / "killed", options, after=3)
-    experiment = tiny(tmp_path / "killed", ROUNDS, *options)
+    experiment = tiny(tmp_path / "killed", *SHORT, *options)
     with pytest.raises(Killed):
         resume(experiment, KillAfter(1, 2))
     same(whole("topk"), resume(experiment))
@@ -165,7 +166,7 @@ def test_a_damaged_checkpoint_is_noticed_and_the_previous_one_used(
     tmp_path: Path, killed: Path, what: str, whole: Callable[[str], Report], caplog: pytest.LogCaptureFixture
 ) -> None:
     copytree(killed, tmp_path, dirs_exist_ok=True)
-    experiment = tiny(tmp_path, ROUNDS, *METHODS["topk"])
+    experiment = tiny(tmp_path, *SHORT, *METHODS["topk"])
     store = run_folder(experiment) / "checkpoint"
     previous, newest = sorted(store.glob("round-*.json"))
     only_newest = store / "objects" / min(read_manifest(newest).objects - read_manifest(previous).objects)
@@ -184,7 +185,7 @@ def test_a_damaged_checkpoint_is_noticed_and_the_previous_one_used(
 
 def test_damaged_beyond_use_is_said_in_one_line(tmp_path: Path) -> None:
     stopped(tmp_path, METHODS["dense"], after=2)
-    experiment = tiny(tmp_path, ROUNDS, *METHODS["dense"])
+    experiment = tiny(tmp_path, *SHORT, *METHODS["dense"])
     for path in (run_folder(experiment) / "checkpoint").glob("round-*.json"):
         damage(path)
     with pytest.raises(UserError, match="--fresh"):
@@ -210,13 +211,13 @@ def test_a_second_run_into_the_same_folder_is_refused(tmp_path: Path) -> None:
 
 def test_a_lock_dies_with_its_process(tmp_path: Path) -> None:
     experiment = tiny(tmp_path)
-    code = (
-        "import sys, os\nfrom fl_sim.config import Experiment\nfrom fl_sim.simulation.run_folder import claimed\n"
-        f"e = Experiment.from_tree({dict(TINY)!r}, ['out=\"{tmp_path}\"'])\n"
-        "with claimed(e):\n    print('held', flush=True)\n    os.kill(os.getpid(), 9)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert (done.stdout.strip(), done.returncode) == ("held", -signal.SIGKILL)
+    if (child := os.fork()) == 0:
+        with claimed(experiment):
+            (tmp_path / "held").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    assert (os.WIFSIGNALED(status) and os.WTERMSIG(status)) == signal.SIGKILL
+    assert (tmp_path / "held").exists()
     with claimed(experiment):
         pass
 
@@ -225,7 +226,7 @@ def test_an_unwritable_checkpoint_stops_the_run_and_keeps_what_was_finished(
     tmp_path: Path, whole: Callable[[str], Report]
 ) -> None:
     """A full disk looks the same: the operating system refuses a write."""
-    experiment = tiny(tmp_path, ROUNDS, *METHODS["dense"])
+    experiment = tiny(tmp_path, *SHORT, *METHODS["dense"])
 
     class Sabotage(KillAfter):
         def round(self, row) -> None:

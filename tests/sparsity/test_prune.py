@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from command import cli
+from command import cli_here
 from federation import run_tiny
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -117,11 +117,14 @@ def test_wrong_files_are_refused_with_one_line(tmp_path: Path) -> None:
         open_saved(tmp_path)
 
 
-def test_the_command_on_a_run_folder(tmp_path: Path) -> None:
+def test_the_command_on_a_run_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = run_tiny(tmp_path).folder
-    done = cli("prune", str(folder), "--method", "rd", "--density", "0.25", "--calibration", "digits", "--levels", "5")
-    assert done.returncode == 0, done.stderr
-    assert "test accuracy without retraining" in done.stdout
+    words = ["prune", str(folder), "--method", "rd", "--density", "0.25", "--calibration", "digits", "--levels", "5"]
+    status, said = cli_here(monkeypatch, *words), capsys.readouterr()
+    assert status == 0, said.err
+    assert "test accuracy without retraining" in said.out
     made = load_file(folder / "model-rd-0.25.safetensors")
     alive = sum(int(made[name].count_nonzero()) for name in ("0.weight", "3.weight", "6.weight", "11.weight"))
     assert alive == round(0.25 * 23_824)

@@ -71,10 +71,11 @@ def run(
     strategy: Strategy, *, engine: str = "inline", app: ClientApp | None = None
 ) -> tuple[Ledger, dict[str, object]]:
     found: dict[str, object] = {}
-    ledger = run_apps(
+    ran = run_apps(
         server_app(strategy, found), app or client_app(), num_clients=NODES, engine=engine, run_config={"step": 0.1}
     )
-    return ledger, found
+    assert ran.result is found["result"]
+    return ran.ledger, found
 
 
 def serialised() -> int:
@@ -88,7 +89,9 @@ def test_an_existing_app_runs_and_every_array_is_booked() -> None:
     assert np.allclose(weights[0], ROUNDS * 0.1 * np.mean(np.arange(1, NODES + 1)), atol=1e-6)
     one = serialised()
     assert one > 4 * SIZE
-    assert ledger.total(by=("direction", "phase", "section")) == {
+    sizes = ledger.total(by=("direction", "phase", "section"))
+    scalars = {key: size for key, size in sizes.items() if key[2] in ("config", "metrics")}
+    assert {key: size for key, size in sizes.items() if key not in scalars} == {
         ("down", "train", "dense"): ROUNDS * NODES * one,
         ("down", "train", "header"): 0,
         ("down", "evaluate", "dense"): ROUNDS * NODES * one,
@@ -97,6 +100,10 @@ def test_an_existing_app_runs_and_every_array_is_booked() -> None:
         ("up", "train", "header"): 0,
         ("up", "evaluate", "dense"): 0,
         ("up", "evaluate", "header"): 0,
+    }
+    assert scalars.keys() == {
+        *(("down", phase, "config") for phase in ("train", "evaluate")),
+        *(("up", phase, "metrics") for phase in ("train", "evaluate")),
     }
     assert set(ledger.column("round").tolist()) == {1, 2}
     assert set(ledger.column("client").tolist()) == set(range(NODES))
@@ -118,7 +125,7 @@ def test_a_client_that_raises_books_its_downlink_alone() -> None:
         return client_app()(message, context)
 
     ledger, _ = run(FedAvg(fraction_evaluate=0.0), app=app)
-    by = ledger.total(by=("direction", "client"))
+    by = ledger.total(by=("direction", "client"), where={"section": "dense"})
     assert by["down", 0] == ROUNDS * serialised()
     assert ("up", 0) not in by
     assert by["up", 1] == ROUNDS * serialised()
@@ -163,7 +170,8 @@ def test_flowers_own_strategies_run_and_are_booked(name: str) -> None:
     assert np.any(weights != 0)
     # Some of them answer in float64: what moves is weighed, not computed.
     assert moved["up"] >= ROUNDS * NODES * serialised()
-    assert {direction: size for (direction,), size in ledger.total(by=("direction",)).items()} == moved
+    dense = ledger.total(by=("direction",), where={"section": "dense"})
+    assert {direction: size for (direction,), size in dense.items()} == moved
 
 
 def test_krum_chooses_one_clients_update() -> None:
@@ -181,7 +189,7 @@ def test_client_side_differential_privacy_with_its_mod() -> None:
 
 
 def test_an_unknown_engine_is_the_users_error() -> None:
-    with pytest.raises(UserError, match="inline, ray"):
+    with pytest.raises(UserError, match="inline, workers, ray"):
         run(FedAvg(), engine="rya")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fl_sim.cli.screen import console
+from fl_sim.cli.screen import console, wide
 
 if TYPE_CHECKING:
     from fl_sim.runtime.apps.project import Project
@@ -45,6 +46,7 @@ def flower(
     config = project.configured(" ".join(run_config or ()))
     nodes = dict(pairs(node_config, "--node-config"))
     count = clients or project.clients or CLIENTS
+    logging.getLogger("flwr").propagate = False  # it prints its lines itself
     server, client = project.load()
     start = time.perf_counter()
     ran = run_apps(
@@ -91,7 +93,7 @@ def _show(ran: AppRun) -> None:
     table = Table("phase", "direction", "messages", "arrays B", "configs B", "metrics B", "protocol B", title="Traffic")
     for row in traffic(ran.ledger):
         table.add_row(*(f"{cell:,}" if isinstance(cell, int) else cell for cell in row))
-    console.print(table)
+    wide(100).print(table)
     for reason, times in ran.failures.items():
         console.print(f"error reply, {times} times: {reason}", style="red", markup=False, soft_wrap=True)
 

@@ -45,7 +45,7 @@ def flower(
     project = Project.read(path)
     config = project.configured(" ".join(run_config or ()))
     nodes = dict(pairs(node_config, "--node-config"))
-    count = clients or project.clients or CLIENTS
+    count = next(number for number in (clients, project.clients, CLIENTS) if number is not None)
     logging.getLogger("flwr").propagate = False  # it prints its lines itself
     server, client = project.load()
     start = time.perf_counter()
@@ -70,7 +70,9 @@ def flower(
     console.print(_written(project, ran, config, facts, out), highlight=False, soft_wrap=True)
 
 
-def _by_partition(nodes: Mapping[str, bool | int | float | str]) -> Callable[[int], Mapping[str, bool | int | float | str]]:
+def _by_partition(
+    nodes: Mapping[str, bool | int | float | str],
+) -> Callable[[int], Mapping[str, bool | int | float | str]]:
     def filled(partition: int) -> Mapping[str, bool | int | float | str]:
         number = str(partition)
         return {k: v.replace("{partition}", number) if isinstance(v, str) else v for k, v in nodes.items()}

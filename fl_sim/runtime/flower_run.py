@@ -24,11 +24,11 @@ from fl_sim.core.errors import UserError
 from fl_sim.core.lookup import find
 from fl_sim.core.process_state import seeded, unchanged_settings
 from fl_sim.core.seeding import Purpose, derive
+from fl_sim.runtime.apps.actors import actor_lanes
 from fl_sim.runtime.apps.client import InlineLane, Lane
 from fl_sim.runtime.apps.grid import AppGrid, Scalar
 from fl_sim.runtime.apps.processes import can_fork, forked
 from fl_sim.runtime.grids.base import FIRST_NODE
-from fl_sim.runtime.apps.actors import actor_lanes
 from fl_sim.runtime.grids.workers import cores
 
 MOST_CLIENTS = 10_000_000

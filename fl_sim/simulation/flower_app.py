@@ -44,7 +44,7 @@ def _federation(config: str, overrides: str) -> Federation:
 
 def _of(context: Context) -> Federation:
     if "config" not in context.run_config:
-        raise UserError("the run config lacks config = \"path of a TOML file\"")
+        raise UserError('the run config lacks config = "path of a TOML file"')
     return _federation(str(context.run_config["config"]), str(context.run_config.get("overrides", "")))
 
 

@@ -13,7 +13,9 @@ from fl_sim.runtime.flower_run import AppRun, run_apps
 ENGINES = ["inline", "workers", pytest.param("ray", marks=pytest.mark.slow)]
 
 
-def run(engine: str = "inline", **config: object) -> tuple[AppRun, list[tuple[list[tuple[int, int, float]], int, list[float]]]]:
+def run(
+    engine: str = "inline", **config: object
+) -> tuple[AppRun, list[tuple[list[tuple[int, int, float]], int, list[float]]]]:
     found: list[object] = []
     return run_apps(server_app(found, **config), client_app, num_clients=CLIENTS, engine=engine), found
 
@@ -29,7 +31,9 @@ def test_every_client_trains_its_own_partition_and_keeps_its_state(engine: str) 
     assert np.allclose(found[1][2], [mean + p for p in range(CLIENTS)])
     losses = [loss for _, loss in ran.result.losses_distributed]
     assert np.allclose(losses, [mean * number for number in range(1, ROUNDS + 1)])
-    assert {p: state["seen"]["times"] for p, state in ran.client_states.items()} == dict.fromkeys(range(CLIENTS), ROUNDS)
+    assert {p: state["seen"]["times"] for p, state in ran.client_states.items()} == dict.fromkeys(
+        range(CLIENTS), ROUNDS
+    )
 
 
 @pytest.mark.parametrize("engine", ENGINES)

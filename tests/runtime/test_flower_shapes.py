@@ -102,7 +102,9 @@ def test_vertical_training_takes_steps_in_messages_that_nobody_waits_for(engine:
     ran = run(vertical_server(found), vertical, engine)
     # A node runs its messages in order: each embedding is made after the gradients that were pushed before it.
     assert [rows[0][2] for rows in found] == pytest.approx([2.0, 1.6, 1.2])
-    assert {p: round(float(s["own"]["weight"]), 6) for p, s in ran.client_states.items()} == dict.fromkeys(range(4), 0.4)
+    assert {p: round(float(s["own"]["weight"]), 6) for p, s in ran.client_states.items()} == dict.fromkeys(
+        range(4), 0.4
+    )
     assert ran.ledger.messages(phase="train") == {"down": 3 * CLIENTS, "up": 3 * CLIENTS}
 
 
@@ -135,7 +137,10 @@ def test_node_config_is_by_partition_or_the_same() -> None:
     def tell(message: Message, context: object) -> Message:
         return Message(RecordDict({"c": ConfigRecord(dict(context.node_config))}), reply_to=message)
 
-    for given, expected in (({"data": "x"}, ["x"] * CLIENTS), (lambda p: {"data": f"d{p}"}, [f"d{p}" for p in range(CLIENTS)])):
+    for given, expected in (
+        ({"data": "x"}, ["x"] * CLIENTS),
+        (lambda p: {"data": f"d{p}"}, [f"d{p}" for p in range(CLIENTS)]),
+    ):
         found: list[list[Message]] = []
         run(sending("query", lambda *_: EMPTY, found, rounds=1), app, "inline", node_config=given)
         assert [reply.content["c"]["data"] for reply in found[0]] == expected

@@ -35,9 +35,7 @@ def test_another_number_of_nodes_than_clients_is_refused(
     tmp_path: Path, nodes: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     with quick(), pytest.raises(UserError, match=f"{nodes} nodes and the config data.clients = {CLIENTS}"):
-        run_apps(
-            flower_app.server, flower_app.client, num_clients=nodes, run_config={"config": str(config(tmp_path))}
-        )
+        run_apps(flower_app.server, flower_app.client, num_clients=nodes, run_config={"config": str(config(tmp_path))})
     assert "data.clients" in caplog.text
     assert not (tmp_path / "out").exists()
 
@@ -64,5 +62,3 @@ def test_a_missing_config_is_one_line(given: dict[str, str], match: str, caplog:
         run_apps(flower_app.server, flower_app.client, num_clients=2, run_config=given)
     (line,) = [record.message for record in caplog.records if record.levelname == "ERROR"]
     assert "\n" not in line
-
-

@@ -19,9 +19,7 @@ def answer(message: Message, **records: ArrayRecord | ConfigRecord | MetricRecor
     return Message(RecordDict(records), reply_to=message)
 
 
-def sending(
-    kind: str, content: Callable[[int, int], RecordDict], found: list[object], *, rounds: int = 2
-) -> ServerApp:
+def sending(kind: str, content: Callable[[int, int], RecordDict], found: list[object], *, rounds: int = 2) -> ServerApp:
     """A ServerApp of a loop: (round, place) -> content to each node; the replies, in the order of the nodes, go to `found`."""
     app = ServerApp()
 

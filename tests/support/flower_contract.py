@@ -34,12 +34,14 @@ def _count(context: Context) -> int:
 
 @client_app.query()
 def who(message: Message, context: Context) -> Message:
-    return told(message, **{"partition": context.node_config["partition-id"]})
+    return told(message, partition=context.node_config["partition-id"])
 
 
 @client_app.query("state")
 def state(message: Message, context: Context) -> Message:
-    return told(message, keys=sorted(context.state), times=context.state["seen"]["times"] if "seen" in context.state else 0)
+    return told(
+        message, keys=sorted(context.state), times=context.state["seen"]["times"] if "seen" in context.state else 0
+    )
 
 
 @client_app.train("count")
@@ -230,7 +232,9 @@ def ttl(ask: Asker) -> object:
     message = ask.message(ask.nodes[0], "slow", values={"seconds": 1.0}, ttl=0.5)
     replies = ask.ask([message, ask.message(ask.nodes[1], "count")])
     time.sleep(1.0)
-    errors = [(code(r), r.metadata.reply_to_message_id == message.metadata.message_id) for r in replies if r.has_error()]
+    errors = [
+        (code(r), r.metadata.reply_to_message_id == message.metadata.message_id) for r in replies if r.has_error()
+    ]
     return errors, times(r for r in replies if r.has_content()), ask.states()[0][1]
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 from flwr.app import ConfigRecord, Context
+from flwr.client import NumPyClient
 from flwr.clientapp import ClientApp
 from flwr.common import ndarrays_to_parameters, parameters_to_ndarrays
-from flwr.client import NumPyClient
 from flwr.server import ServerAppComponents, ServerConfig
 from flwr.server.strategy import FedAvg
 from flwr.serverapp import ServerApp

@@ -50,7 +50,9 @@ def call(app: Call, message: Message, context: Context, seed: int) -> Outcome:
     if reply.has_error():
         return Outcome(reply)
     if reply.metadata.reply_to_message_id != message.metadata.message_id:
-        return _refused(message, context, CLIENT_APP_RAISED, "the ClientApp returned a Message that is no reply to its task")
+        return _refused(
+            message, context, CLIENT_APP_RAISED, "the ClientApp returned a Message that is no reply to its task"
+        )
     if context.run_config != configured:
         return _refused(message, context, CLIENT_APP_CRASHED, "a client must not change context.run_config")
     reply.content = copied(reply.content)  # it may have sent what it keeps

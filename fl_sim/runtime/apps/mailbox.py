@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 
 from flwr.app import Message
 
-
 POLLED_S = 0.25
 """A ServerApp that polls is told of quick clients although a slow one is at work; this long a client counts as quick."""
 SHARE = 4

@@ -135,7 +135,11 @@ def _send(pipe: Connection, outcome: Outcome, message: Message) -> None:
     try:
         pipe.send(outcome)
     except (TypeError, AttributeError, ValueError) as error:  # something that cannot be pickled
-        pipe.send(Outcome(Message(Error(CLIENT_APP_RAISED, f"its reply cannot be sent: {in_one_line(error)}"), reply_to=message)))
+        pipe.send(
+            Outcome(
+                Message(Error(CLIENT_APP_RAISED, f"its reply cannot be sent: {in_one_line(error)}"), reply_to=message)
+            )
+        )
 
 
 def _end_with(parent: int) -> None:

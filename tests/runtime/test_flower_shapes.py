@@ -20,10 +20,11 @@ from flower_apps import (
     vertical,
     vertical_server,
 )
-from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.serverapp import ServerApp
+from flwr.serverapp import Grid, ServerApp
 
+from fl_sim import UserError
 from fl_sim.runtime.flower_run import AppRun, run_apps
 
 ENGINES = ["inline", "workers", pytest.param("ray", marks=pytest.mark.slow)]
@@ -180,6 +181,32 @@ def test_an_error_of_the_server_is_the_callers_and_leaves_no_process() -> None:
 def children() -> set[str]:
     """Processes that this one has started."""
     return {pid for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()}
+
+
+def test_one_run_at_a_time() -> None:
+    """Flower keeps the identity of a run for the whole process."""
+    app = ServerApp()
+
+    @app.main()
+    def main(grid: object, context: object) -> None:
+        run(app, analytics, "inline")
+
+    with pytest.raises(UserError, match="one at a time"):
+        run(app, analytics, "inline")
+    run(sending("query", lambda *_: EMPTY, []), analytics, "inline")
+
+
+def test_ids_of_runs_differ_and_are_what_both_sides_see() -> None:
+    seen: list[int] = []
+    app = ServerApp()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        seen.extend((context.run_id, grid.run.run_id))
+
+    ids = {run(app, analytics, "inline").run_id for _ in range(3)}
+    assert len(ids) == 3
+    assert set(seen) == ids
 
 
 @pytest.mark.parametrize(("wrong", "match"), [(None, "NoneType, not a Message"), ("own", "no reply to its task")])

@@ -211,12 +211,12 @@ def pulled_one_of_two(ask: Asker) -> object:
 
 def timeout(ask: Asker) -> object:
     """One client takes longer than `timeout`."""
-    messages = [ask.message(node, "count") for node in ask.nodes[1:]]
-    messages.append(ask.message(ask.nodes[0], "slow", values={"seconds": 2 * SLOW_S}))
+    messages = [ask.message(ask.nodes[0], "slow", values={"seconds": 2 * SLOW_S})]
+    messages += [ask.message(node, "count") for node in ask.nodes[1:]]
     start = time.monotonic()
     replies = ask.ask(messages, timeout=SLOW_S)
     seconds = time.monotonic() - start
-    late = ask.gather([messages[-1].metadata.message_id])
+    late = ask.gather([messages[0].metadata.message_id])
     return times(replies), seconds < 2 * SLOW_S, times(late)
 
 

@@ -183,6 +183,19 @@ def children() -> set[str]:
     return {pid for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()}
 
 
+def test_what_cannot_be_sent_to_another_process_is_an_error_reply() -> None:
+    app = ClientApp()
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        context.helper = lambda: None
+        return Message(RecordDict(), reply_to=message)
+
+    found: list[list[Message]] = []
+    run(sending("train", lambda *_: EMPTY, found, rounds=1), app, "workers")
+    assert all("client" in r.error.reason and "cannot be sent" in r.error.reason for r in found[0])
+
+
 def test_one_run_at_a_time() -> None:
     """Flower keeps the identity of a run for the whole process."""
     app = ServerApp()

@@ -117,29 +117,33 @@ def _work(app: Call, pipe: Connection) -> NoReturn:
         keep_freed_memory()
         torch.set_num_threads(1)
         logging.getLogger("flwr").setLevel(logging.WARNING)
-        while True:
-            try:
-                message, context, seed = pipe.recv()
-            except (EOFError, OSError):
-                status = DONE
-                return None  # type: ignore[misc]
-            outcome = call(app, message, context, seed)
+        while (task := _received(pipe)) is not None:
+            outcome = call(app, *task)
             for stream in (sys.stdout, sys.stderr):
                 stream.flush()
-            _send(pipe, outcome, message)
+            _send(pipe, outcome, *task[:2])
+        status = DONE
     finally:
         os._exit(status)
 
 
-def _send(pipe: Connection, outcome: Outcome, message: Message) -> None:
+def _received(pipe: Connection) -> tuple[Message, Context, int] | None:
+    """The next task; None where the pipe was closed."""
+    try:
+        task: tuple[Message, Context, int] = pipe.recv()
+    except (EOFError, OSError):
+        return None
+    return task
+
+
+def _send(pipe: Connection, outcome: Outcome, message: Message, context: Context) -> None:
     try:
         pipe.send(outcome)
-    except (TypeError, AttributeError, ValueError) as error:  # something that cannot be pickled
-        pipe.send(
-            Outcome(
-                Message(Error(CLIENT_APP_RAISED, f"its reply cannot be sent: {in_one_line(error)}"), reply_to=message)
-            )
-        )
+    except (
+        Exception
+    ) as error:  # something that cannot be pickled, such as a function that the client put into its context
+        why = f"client {context.node_config[PARTITION]}: what it keeps or answers cannot be sent: {in_one_line(error)}"
+        pipe.send(Outcome(Message(Error(CLIENT_APP_RAISED, why), reply_to=message)))
 
 
 def _end_with(parent: int) -> None:

@@ -218,10 +218,11 @@ def with_chunks(message: Message, count: Callable[[Array], int]) -> Message:
     return copied
 
 
-def _strategies(kind: type[Strategy]) -> Iterator[type[Strategy]]:
+def _heirs(kind: type) -> Iterator[type]:
+    """A class and all that inherit from it."""
     yield kind
     for heir in kind.__subclasses__():
-        yield from _strategies(heir)
+        yield from _heirs(heir)
 
 
 @contextmanager
@@ -239,8 +240,8 @@ def results_recorded() -> Iterator[list[object]]:
 
         return run
 
-    before: list[tuple[object, str, object]] = [(legacy, "run_fl", legacy.run_fl)]
-    before += [(kind, "start", vars(kind)["start"]) for kind in _strategies(Strategy) if "start" in vars(kind)]
+    before: list[tuple[object, str, object]] = [(legacy, "run_fl", vars(legacy)["run_fl"])]
+    before += [(kind, "start", vars(kind)["start"]) for kind in _heirs(Strategy) if "start" in vars(kind)]
     for owner, name, function in before:
         setattr(owner, name, recorded(cast(Callable[..., object], function)))
     try:

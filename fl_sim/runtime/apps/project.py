@@ -57,15 +57,15 @@ class Project:
             raise UserError(f"{file}: {error}") from error
         flower = _table(found, "tool.flwr", file)
         parts = _table(flower, "app.components", file)
-        for name in ("serverapp", "clientapp"):
-            if not isinstance(parts.get(name), str) or parts[name].count(":") != 1:
-                raise UserError(f'{file}: [tool.flwr.app.components] needs {name} = "module:attribute"')
+        server, client = (_reference(parts.get(name), name, file) for name in ("serverapp", "clientapp"))
+        config = _table(flower, "app.config", file, missing={})
+        folder, project = file.parent.resolve(), found.get("project", {})
         return cls(
-            file.parent.resolve(),
-            str(found.get("project", {}).get("name", file.parent.resolve().name)),
-            parts["serverapp"],
-            parts["clientapp"],
-            dict(_flat(_table(flower, "app.config", file, missing={}), f"{file}: [tool.flwr.app.config]")),
+            folder,
+            str(project.get("name", folder.name)),
+            server,
+            client,
+            dict(_flat(config, f"{file}: [tool.flwr.app.config]")),
             _federation(flower),
         )
 
@@ -135,6 +135,12 @@ def _flat(table: Mapping[str, object], where: str, prefix: str = "") -> Iterator
             yield f"{prefix}{key}", value
         else:
             raise UserError(f"{where}: {prefix}{key} is a {type(value).__name__}; allowed: bool, int, float, str")
+
+
+def _reference(value: object, name: str, file: Path) -> str:
+    if not isinstance(value, str) or value.count(":") != 1:
+        raise UserError(f'{file}: [tool.flwr.app.components] needs {name} = "module:attribute"')
+    return value
 
 
 def _table(

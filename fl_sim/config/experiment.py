@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal, Self, cast
+from typing import Annotated, Literal, Self, cast, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
@@ -178,7 +178,8 @@ class DataSection(Section):
         description="number of unlabelled noise images that the server holds instead of proxy data",
     )
     augment: Literal["none", "crop_flip"] = Field(
-        "none", description='augmentation of training batches: "crop_flip" pads by 4 pixels, crops and flips at random'
+        "none",
+        description='augmentation of training batches: "none", or "crop_flip" (pads by 4 pixels, crops and flips at random)',
     )
 
     @model_validator(mode="after")
@@ -309,7 +310,7 @@ class Experiment(Section):
     )
     seed: int = Field(0, ge=0, lt=2**31, description="seed of every random draw, from 0 to below 2^31")
     rounds: int = Field(10, ge=1, description="number of federated rounds, at least 1")
-    engine: Engine = Field("inline", description="what executes the clients (docs/engines.md)")
+    engine: Engine = Field("inline", description="what executes the clients: " + ", ".join(get_args(Engine)))
     device: str = Field("auto", description="PyTorch device: auto (cuda where there is one), cpu, cuda, cuda:1, ...")
     out: str = Field("runs", description="folder in which the run's folder is made")
     client: Annotated[Target, _or(FEDAVG_CLIENT)] = Field(

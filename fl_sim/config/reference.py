@@ -9,6 +9,7 @@ import dataclasses
 import inspect
 import json
 import re
+import textwrap
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -43,6 +44,8 @@ TYPES: Mapping[object, str] = {
     tuple: "list",
     Sequence: "list",
 }
+WIDTH = 120
+"""Columns of a comment in a new config."""
 Row = tuple[str, str, str, str]
 """Key, type, default, meaning."""
 METHODS = {"client": "clients.presets", "strategy": "strategies.presets"}
@@ -151,9 +154,18 @@ def template() -> str:
         header = [f"{'#' if table.optional else ''}[{table.path}]"] if table.path else []
         lines += ["", f"# {_sentence(table.meaning)}", *header]
         for key in table.keys:
-            lines += [f"# {key.meaning}{'' if key.default else '; unset by default'}"] if key.meaning else []
+            lines += _comment(key)
             lines += [f"{'' if key.name in chosen else '#'}{key.name} = {key.default}".rstrip()]
     return "\n".join(lines) + "\n"
+
+
+def _comment(key: Key) -> list[str]:
+    """The meaning of a key as lines of comment; what an unset key means stands in most meanings already."""
+    if not key.meaning:
+        return []
+    known = key.default or "unset =" in key.meaning.lower()
+    text = key.meaning if known else f"{key.meaning}; unset by default"
+    return textwrap.wrap(text, WIDTH, initial_indent="# ", subsequent_indent="#   ", break_on_hyphens=False)
 
 
 def _sentence(text: str) -> str:

@@ -57,6 +57,12 @@ def test_the_template_is_the_default_experiment() -> None:
     assert Experiment.from_tree(tomllib.loads(template())) == Experiment()
 
 
+def test_comments_in_the_template_are_short_and_say_once_what_unset_means() -> None:
+    lines = template().splitlines()
+    assert max(map(len, lines)) <= 140
+    assert not [line for line in lines if line.lower().count("unset") > 1]
+
+
 def test_every_default_in_the_template_can_be_switched_on() -> None:
     lines = [re.sub(r"^#(?=[\w\[])", "", line) for line in template().splitlines() if not line.endswith(" =")]
     switched = Experiment.from_tree(tomllib.loads("\n".join(lines)))

@@ -53,6 +53,12 @@ test: $(VENV)/dev
 test-all: $(VENV)/dev
 	$(BIN)/python -m pytest -m 'slow or not slow' --timeout 3600
 
+# The tests with the newest versions that pyproject.toml allows, in an environment of its own; `make test` pins them.
+test-newest:
+	$(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/python -m pip install --quiet --upgrade -e '.[dev]'
+	.venv-newest/bin/python -m pytest
+
 lint: $(VENV)/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -58,7 +58,9 @@ def code_of(target: str) -> Mapping[str, str]:
                 continue
             ours, installed = _is_ours(place), _is_installed(place)
             if place.name != "__init__.py" or (installed and not ours):
-                closed.add(imported)  # a module without parts, or an installed package: no file of the user's is below it
+                closed.add(
+                    imported
+                )  # a module without parts, or an installed package: no file of the user's is below it
             known = imported.replace(".", "/")
             if not ours and not installed and not {f"{known}.py", f"{known}/__init__.py"} & {*found_code}:
                 waiting[imported] = place

@@ -23,9 +23,7 @@ def partial(task, ctx):
 QUICK = ["configs/quickstart.toml", "rounds=1", "evaluate.every=1"]
 
 
-def test_run_and_compare(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_run_and_compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """The run in a process of its own, as a user starts it; what it wrote is compared in this one."""
     done = cli("run", *QUICK, "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+import one_ray
 import pytest
 from flower_contract import FLOWERS, NODES, ROWS, client_app, server_app
 
@@ -19,9 +21,16 @@ ENGINES = [
 NAMES = [row.__name__ for row in ROWS]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _one_ray() -> Iterator[None]:
+    yield
+    one_ray.end()
+
+
 @cache
 def observed(engine: str) -> dict[str, object]:
     """One start for all rows."""
+    one_ray.start(engine)
     found: dict[str, object] = {}
     run_apps(server_app(found), client_app, num_clients=NODES, engine=engine)
     return found

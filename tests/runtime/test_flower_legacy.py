@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
+import one_ray
 import pytest
 from flower_legacy import CLIENTS, ROUNDS, client_app, server_app
 from flwr.serverapp import ServerApp
@@ -13,9 +16,16 @@ from fl_sim.runtime.flower_run import AppRun, run_apps
 ENGINES = ["inline", "workers", pytest.param("ray", marks=pytest.mark.slow)]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _one_ray() -> Iterator[None]:
+    yield
+    one_ray.end()
+
+
 def run(
     engine: str = "inline", **config: object
 ) -> tuple[AppRun, list[tuple[list[tuple[int, int, float]], int, list[float]]]]:
+    one_ray.start(engine)
     found: list[object] = []
     return run_apps(server_app(found, **config), client_app, num_clients=CLIENTS, engine=engine), found
 

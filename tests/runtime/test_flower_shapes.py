@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import one_ray
 import pytest
 import torch
 from flower_apps import (
@@ -31,7 +33,14 @@ ENGINES = ["inline", "workers", pytest.param("ray", marks=pytest.mark.slow)]
 EMPTY = RecordDict({"config": ConfigRecord({})})
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _one_ray() -> Iterator[None]:
+    yield
+    one_ray.end()
+
+
 def run(server: ServerApp, client: ClientApp, engine: str, **options: object) -> AppRun:
+    one_ray.start(engine)
     return run_apps(server, client, num_clients=CLIENTS, engine=engine, **options)
 
 

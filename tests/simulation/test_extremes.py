@@ -30,7 +30,11 @@ BASE: Tree = {
     "training": {"steps": 1},
     "evaluate": {"clients": 1},
 }
-GATED: Tree = {"model": {"name": "cnn_bn", "width": 1.0}, "client": {"target": "clients.presets:adaptive_pruning"}, "gating": {}}
+GATED: Tree = {
+    "model": {"name": "cnn_bn", "width": 1.0},
+    "client": {"target": "clients.presets:adaptive_pruning"},
+    "gating": {},
+}
 SMALL = {"name": "resnet8", "width": 0.125}
 NEEDED: Mapping[str, Tree] = {
     "gating": GATED,

@@ -27,6 +27,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from fl_sim import UserError
+from fl_sim.communication.flower_private import simulate
 from fl_sim.runtime.flower_run import AppRun, run_apps
 
 ENGINES = ["inline", "workers", pytest.param("ray", marks=pytest.mark.slow)]
@@ -242,3 +243,37 @@ def test_an_answer_that_is_no_reply_is_an_error_at_once(wrong: str | None, match
     found: list[list[Message]] = []
     run(sending("train", lambda *_: EMPTY, found, rounds=1), app, "inline")
     assert all(match in reply.error.reason for reply in found[0])
+
+
+def said(found: list[object]) -> list[object]:
+    """What a ServerApp found, whatever the order of the nodes: their numbers are random on Flower."""
+    return [
+        sorted(
+            repr({k: dict(v) for k, v in reply.content.items() if not isinstance(v, ArrayRecord)})
+            + repr([a.data for r in reply.content.array_records.values() for a in r.values()])
+            for reply in one
+        )
+        if isinstance(one, list) and isinstance(one[0], Message)
+        else one
+        for one in found
+    ]
+
+
+MODEL = RecordDict({"model": ArrayRecord([np.frombuffer(b"base", dtype=np.uint8)])})
+SHAPES = {
+    "trees": (lambda found: sending("train", lambda *_: MODEL, found), trees),
+    "analytics": (lambda found: sending("query", lambda *_: EMPTY, found), analytics),
+    "secure": (secure_server, secure),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", SHAPES)
+def test_flowers_own_simulation_gives_the_same(shape: str) -> None:
+    server, client = SHAPES[shape]
+    ours: list[object] = []
+    flowers: list[object] = []
+    run(server(ours), client, "inline")
+    simulate(server(flowers), client, nodes=CLIENTS, workers=2)
+    assert said(ours) == said(flowers)
+    assert len(ours) > 0

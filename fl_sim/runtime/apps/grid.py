@@ -62,7 +62,8 @@ class AppGrid(Grid):
         self.failures: Counter[str] = Counter()
         self._box = Mailbox()
         self._lock = threading.Lock()
-        self._pushed, self._turns = 0, dict.fromkeys(self._nodes, 0)
+        self._pushed = 0
+        self._turns: dict[int, int] = {}
         self._lanes = [*lanes, *spare]
         self._threads = [
             threading.Thread(target=self._serve, args=(lane, lane in spare), name="fl_sim-clients", daemon=True)
@@ -157,7 +158,8 @@ class AppGrid(Grid):
     def _letter(self, message: Message, content: RecordDict) -> Letter:
         self._pushed += 1
         node = message.metadata.dst_node_id
-        turn, self._turns[node] = self._turns[node], self._turns[node] + 1
+        turn = self._turns.get(node, 0)
+        self._turns[node] = turn + 1
         set_message_id(message, self._identity(self._pushed, "0"))
         letter = Letter(self._pushed, turn, with_content(message, content), round_of(message))
         mark_sent(message)

@@ -218,7 +218,7 @@ def with_chunks(message: Message, count: Callable[[Array], int]) -> Message:
     return copied
 
 
-def _heirs(kind: type) -> Iterator[type]:
+def _heirs(kind: type[object]) -> Iterator[type[object]]:
     """A class and all that inherit from it."""
     yield kind
     for heir in kind.__subclasses__():

@@ -173,6 +173,21 @@ ESTIMATES: Mapping[str, Estimate] = {
     )
 }
 
+SOURCES: Mapping[str, str] = {
+    "dense": "https://github.com/adap/flower",
+    "dispfl": "https://github.com/rong-dai/DisPFL",
+    "feddip": "https://github.com/EricLoong/feddip",
+    "feddst": "https://github.com/bibikar/feddst/blob/main/dst.py",
+    "feddst_prunefl": "https://github.com/bibikar/feddst/blob/main/prunefl.py",
+    "ssfl": "https://github.com/adap/flower/pull/7900",
+    "flsim_coo": "https://github.com/facebookresearch/FLSim/blob/main/flsim/channels/sparse_mask_channel.py",
+    "flsim_bitmask": "https://github.com/facebookresearch/FLSim/blob/main/flsim/channels/sparse_mask_channel.py",
+    "dasha": "https://github.com/adap/flower/tree/main/baselines/dasha",
+    "fl_pytorch": "https://github.com/burlachenkok/flpytorch/blob/main/fl_pytorch/utils/compressors.py",
+    "coo_int64": "https://github.com/SMILELab-FL/FedLab",
+}
+"""Where a formula was published; the others are plain counts that no single repository owns."""
+
 
 def traffic(ledger: Ledger, *, index_dims: float) -> dict[Traffic, int]:
     """The training messages of a ledger -> how many of each; messages of equal size are one entry."""

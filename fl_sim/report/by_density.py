@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fl_sim.config.toml import Json
-from fl_sim.report.charts import Chart, Figure, Style, plain
+from fl_sim.report.charts import Chart, Figure, Quantity, Style, plain, tooltip
 from fl_sim.report.groups import Family, Group, families
 from fl_sim.report.measures import ACCURACY, ALIVE, TOTAL, Measure
+
+FINAL = Quantity("final test accuracy", "%")
 
 
 def families_of(groups: Sequence[Group]) -> list[Family]:
@@ -23,8 +25,8 @@ def by_density(groups: Sequence[Group]) -> Figure | None:
     shares = sorted({round(ALIVE.spread(group).mean or 0.0, 2) for family in found for group in family.groups})
     ticks: Chart = {"tickvals": [*shares], "ticktext": [f"{share:g}" for share in shares]}
     views = {
-        "density": _view(found, ALIVE, {"title": {"text": "alive weights [%]"}, **ticks}),
-        "traffic": _view(found, TOTAL, {"title": {"text": "total traffic [MB]"}, "dtick": "D2"}),
+        "density": _view(found, ALIVE, Quantity("alive weights", "%"), ticks),
+        "traffic": _view(found, TOTAL, Quantity("total traffic", "MB", 3), {"dtick": "D2"}),
     }
     caption = (
         "Final accuracy of runs that differ in the density they ask for; bars are 95 % confidence intervals where there "
@@ -33,7 +35,7 @@ def by_density(groups: Sequence[Group]) -> Figure | None:
     return Figure("Accuracy by density", caption, views, "families")
 
 
-def _view(found: Sequence[Family], cost: Measure, axis: Chart) -> Chart:
+def _view(found: Sequence[Family], cost: Measure, quantity: Quantity, axis: Chart) -> Chart:
     data: list[Json] = []
     for index, family in enumerate(found):
         style, gains = Style(index), [ACCURACY.spread(group) for group in family.groups]
@@ -45,12 +47,14 @@ def _view(found: Sequence[Family], cost: Measure, axis: Chart) -> Chart:
             "mode": "lines+markers",
             "line": line,
             "marker": {"symbol": style.symbol, "size": 8},
-            "hovertemplate": plain(family.name) + "<br>%{x:.3f}, %{y:.2f} %<extra></extra>",
+            "name": plain(family.name),
+            "legendgroup": family.name,
+            "hovertemplate": tooltip(family.name, quantity.at("x"), FINAL.at("y")),
         }
         if any(reach):
             trace["error_y"] = {"type": "data", "array": reach, "color": style.colour, "thickness": 1}
         data.append(trace)
     return {
         "data": data,
-        "layout": {"xaxis": {**axis, "type": "log"}, "yaxis": {"title": {"text": "final test accuracy [%]"}}},
+        "layout": {"xaxis": {"title": quantity.title, **axis, "type": "log"}, "yaxis": {"title": FINAL.title}},
     }

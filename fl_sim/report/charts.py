@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fl_sim.config.toml import Json
+from fl_sim.report.flows import TRAFFIC_KINDS
 from fl_sim.report.groups import Group
-from fl_sim.report.numbers import TRAFFIC_KINDS, Curve
+from fl_sim.report.numbers import Curve
 
 Chart = dict[str, Json]
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -23,6 +24,12 @@ TRAFFIC_COLOURS = dict(
         strict=True,
     )
 )
+PATTERNS = dict(zip(TRAFFIC_KINDS, ("", ".", "/", "x", "-", "+", "|", "\\"), strict=True))
+"""Part -> plotly's name of its hatching: colour is never the only cue."""
+COLUMNS = 160
+"""Columns that a heat map has at most."""
+MARKERS = 24
+"""Markers that a curve shows at most; its line has all points."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,37 @@ class Style:
     def symbol(self) -> str:
         """Of markers."""
         return list(SYMBOLS)[(self.index + self.index // len(COLOURS)) % len(SYMBOLS)]
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """What an axis shows, in words, with its unit and the decimals of a tooltip."""
+
+    words: str
+    unit: str = ""
+    digits: int = 2
+
+    @property
+    def title(self) -> Chart:
+        """Title of an axis: `test accuracy [%]`."""
+        return {"text": f"{self.words} [{self.unit}]" if self.unit else self.words}
+
+    def at(self, axis: str) -> str:
+        """Tooltip text of the value on an axis of plotly, "x" or "y": `test accuracy: 83.29 %`."""
+        return f"{self.words}: {self.value(axis)}"
+
+    def value(self, name: str) -> str:
+        """A value of plotly's with its unit."""
+        return f"%{{{name}:.{self.digits}f}}{f' {self.unit}' if self.unit else ''}"
+
+
+ROUND = Quantity("round", digits=0)
+TEST_ACCURACY = Quantity("test accuracy", "%")
+
+
+def tooltip(name: str, *lines: str) -> str:
+    """Tooltip of a trace: its name in bold, then a line each; `name` is not yet escaped."""
+    return "<br>".join([f"<b>{plain(name)}</b>", *lines]) + "<extra></extra>"
 
 
 @dataclass(frozen=True)
@@ -78,10 +116,11 @@ def _label(text: str, row: float) -> Chart:
     return {**place, "text": text, "showarrow": False, "align": "left"}
 
 
-def bar(lengths: list[Json], marker: Chart, hover: str) -> Chart:
+def bar(name: str, lengths: list[Json], marker: Chart, hover: str) -> Chart:
     """One series of horizontal bars, a row each."""
     rows: list[Json] = [*range(len(lengths))]
-    return {"type": "bar", "orientation": "h", "x": lengths, "y": rows, "marker": marker, "hovertemplate": hover}
+    series: Chart = {"name": plain(name), "legendgroup": name, "marker": marker, "hovertemplate": hover}
+    return {"type": "bar", "orientation": "h", "x": lengths, "y": rows, **series}
 
 
 def bars(data: list[Json], labels: Sequence[str], x_title: str) -> Chart:
@@ -93,6 +132,13 @@ def bars(data: list[Json], labels: Sequence[str], x_title: str) -> Chart:
         "data": data,
         "layout": {"barmode": "stack", "yaxis": rows, "xaxis": x, "annotations": notes, "bargap": 0.55},
     }
+
+
+def every_nth(count: int, most: int = COLUMNS) -> list[int]:
+    """Evenly spaced places of `count`, at most `most`, with the first and the last."""
+    if count <= most:
+        return [*range(count)]
+    return [place * (count - 1) // (most - 1) for place in range(most)]
 
 
 def heat(
@@ -110,29 +156,38 @@ def heat(
 
 
 def lines(
-    groups: Sequence[Group], curves: Sequence[Curve], x_title: str, y_title: str, *, scale: str = "linear"
+    groups: Sequence[Group], curves: Sequence[Curve], x: Quantity, y: Quantity, *, scale: str = "linear"
 ) -> Chart:
     """A line a group, with a band where the curve has one."""
+    bands: list[Json] = []
     data: list[Json] = []
-    for index, (group, curve) in enumerate(zip(groups, curves, strict=True)):
-        style = Style(index)
+    for index, (group, whole) in enumerate(zip(groups, curves, strict=True)):
+        style, curve = Style(index), whole.thinned()
         if curve.low:
-            band: Chart = {"x": [*curve.x, *curve.x[::-1]], "y": [*curve.high, *curve.low[::-1]], "fill": "toself"}
-            data.append(
-                {**band, "fillcolor": style.colour + "22", "line": {"width": 0}, "mode": "lines", "hoverinfo": "skip"}
-            )
+            bands.append(_band(curve, style, group.name))
+        interval = [f"95 % interval: {y.value('customdata[0]')} to {y.value('customdata[1]')}"] if curve.low else []
         line: Chart = {"color": style.colour, "dash": style.dash, "width": 2.5}
-        data.append(
-            {
-                "x": [*curve.x],
-                "y": [*curve.y],
-                "name": plain(group.name),
-                "mode": "lines+markers",
-                "line": line,
-                "marker": {"symbol": style.symbol, "size": 7},
-            }
-        )
-    x: Chart = {"title": {"text": x_title}, "type": scale}
+        marker: Chart = {"symbol": style.symbol, "size": 7, "maxdisplayed": MARKERS}
+        trace: Chart = {
+            "x": [*curve.x],
+            "y": [*curve.y],
+            "name": plain(group.name),
+            "legendgroup": group.name,
+            "mode": "lines+markers",
+            "line": line,
+            "marker": marker,
+            "hovertemplate": tooltip(group.name, x.at("x"), y.at("y"), *interval),
+        }
+        if curve.low:
+            trace["customdata"] = [[low, high] for low, high in zip(curve.low, curve.high, strict=True)]
+        data.append(trace)
+    axis: Chart = {"title": x.title, "type": scale}
     if scale == "linear":
-        x["rangemode"] = "tozero"
-    return {"data": data, "layout": {"xaxis": x, "yaxis": {"title": {"text": y_title}}}}
+        axis["rangemode"] = "tozero"
+    return {"data": [*bands, *data], "layout": {"xaxis": axis, "yaxis": {"title": y.title}}}
+
+
+def _band(curve: Curve, style: Style, name: str) -> Chart:
+    shape: Chart = {"x": [*curve.x, *curve.x[::-1]], "y": [*curve.high, *curve.low[::-1]], "fill": "toself"}
+    drawn: Chart = {"fillcolor": style.colour + "22", "line": {"width": 0}, "mode": "lines", "hoverinfo": "skip"}
+    return {**shape, **drawn, "legendgroup": name, "showlegend": False}

@@ -18,7 +18,7 @@ def disabled_features(groups: Sequence[Group]) -> Figure | None:
             continue
         names: list[Json] = [plain(name, longest=22) for name in shares]
         heights: list[Json] = [100 * share for share in shares.values()]
-        hover = "%{x}: %{y:.1f} % of the channels<extra></extra>"
+        hover = "<b>%{x}</b><br>disabled: %{y:.1f} % of the channels<extra></extra>"
         marker: Chart = {"color": Style(index).colour}
         trace: Chart = {"type": "bar", "x": names, "y": heights, "marker": marker, "hovertemplate": hover}
         x: Chart = {"type": "category", "automargin": True, "tickangle": -60}

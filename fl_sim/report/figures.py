@@ -7,57 +7,58 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fl_sim.communication.virtual_clock import PRESETS
 from fl_sim.config.toml import Json
-from fl_sim.report.charts import COLOURS, TRAFFIC_COLOURS, Chart, Figure, Style, bar, bars, heat, lines, plain
+from fl_sim.report.by_round import accuracy_by_round, loss_by_round
+from fl_sim.report.charts import (
+    COLOURS,
+    COLUMNS,
+    PATTERNS,
+    TEST_ACCURACY,
+    TRAFFIC_COLOURS,
+    Chart,
+    Figure,
+    Quantity,
+    Style,
+    bar,
+    bars,
+    every_nth,
+    heat,
+    lines,
+    plain,
+    tooltip,
+)
+from fl_sim.report.flows import TRAFFIC_KINDS
 from fl_sim.report.groups import Group
 from fl_sim.report.measures import ACCURACY, TOTAL
 from fl_sim.report.numbers import (
-    TRAFFIC_KINDS,
     Axis,
-    BehindLink,
     accuracy_curve,
-    at_clock,
     at_megabytes,
-    at_round,
     densities,
     pareto,
-    traffic,
 )
 from fl_sim.report.summary import Report
+from fl_sim.report.times import by_time
 
 
-def _lines(groups: Sequence[Group], axis: Axis, x_title: str, *, scale: str = "linear") -> Chart:
-    drawn = [accuracy_curve(group, axis) for group in groups]
-    return lines(groups, drawn, x_title, "test accuracy [%]", scale=scale)
+def _lines(groups: Sequence[Group], axis: Axis, x: Quantity, *, scale: str = "linear") -> Chart:
+    return lines(groups, [accuracy_curve(group, axis) for group in groups], x, TEST_ACCURACY, scale=scale)
 
 
-def accuracy(groups: Sequence[Group]) -> list[Figure]:
-    """Accuracy against rounds, bytes and simulated time."""
+def accuracy(groups: Sequence[Group]) -> list[Figure | None]:
+    """Accuracy against rounds, bytes and simulated time, and the losses."""
     band = "Bands are 95 % confidence intervals over the seeds. " if any(len(g.reports) > 1 for g in groups) else ""
-    size = "sent and received by the server [MB]"
-    times = {name: _lines(groups, BehindLink(link), f"time behind {name} [s]") for name, link in PRESETS.items()}
-    links = "; ".join(f"{n} {k.down_mbps:g} down, {k.up_mbps:g} up, {k.latency_ms:g} ms" for n, k in PRESETS.items())
-    if all(at_clock(report) for group in groups for report in group.reports):
-        times["the run's own clock"] = _lines(groups, at_clock, "simulated time [s]")
+    size = Quantity("sent and received by the server", "MB", 3)
+    caption = band + "Both directions, everything included. MB = 10^6 bytes."
+    views = {
+        "linear": _lines(groups, at_megabytes, size),
+        "logarithmic": _lines(groups, at_megabytes, size, scale="log"),
+    }
     return [
-        Figure("Accuracy by round", band, {"": _lines(groups, at_round, "round")}, "groups"),
-        Figure(
-            "Accuracy by traffic",
-            band + "Both directions, everything included. MB = 10^6 bytes.",
-            {
-                "linear": _lines(groups, at_megabytes, size),
-                "logarithmic": _lines(groups, at_megabytes, size, scale="log"),
-            },
-            "groups",
-        ),
-        Figure(
-            "Accuracy by simulated time",
-            f"{band}The encoded bytes over nominal links (Mbit/s, one-way latency: {links}); every client has its own link, "
-            "a round lasts as long as its slowest client, and computing takes no time.",
-            times,
-            "groups",
-        ),
+        accuracy_by_round(groups, band),
+        Figure("Accuracy by traffic", caption, views, "groups"),
+        by_time(groups, band),
+        loss_by_round(groups, band),
     ]
 
 
@@ -65,7 +66,7 @@ def bytes_by_part(groups: Sequence[Group]) -> Figure:
     """Stacked bars of bytes by section, two bars a group."""
     labels, sizes = [], []
     for group in groups:
-        totals = [traffic(report.ledger) for report in group.reports]
+        totals = [report.flows.parts for report in group.reports]
         for direction in ("up", "down"):
             mean = {part: sum(t[direction, part] for t in totals) / len(totals) / 1e6 for part in TRAFFIC_KINDS}
             labels.append(f"{plain(group.name, longest=24)}, <b>{direction}</b> {sum(mean.values()):.3f} MB")
@@ -74,12 +75,11 @@ def bytes_by_part(groups: Sequence[Group]) -> Figure:
     for part in TRAFFIC_KINDS:
         if not any(size[part] for size in sizes):
             continue
-        marker: Chart = {"color": TRAFFIC_COLOURS[part], "line": {"width": 0}}
-        if part == "waste":
-            marker["pattern"] = {"shape": "/", "fgcolor": "#1b1f24"}
+        look: Chart = {"fgcolor": "#1b1f24", "bgcolor": TRAFFIC_COLOURS[part], "size": 7, "solidity": 0.15}
+        pattern: Chart = {"shape": PATTERNS[part], **look}
+        marker: Chart = {"color": TRAFFIC_COLOURS[part], "line": {"width": 0}, "pattern": pattern}
         shares: list[Json] = [size[part] for size in sizes]
-        hover = f"{part}: %{{x:.4f}} MB<extra></extra>"
-        data.append(bar(shares, marker, hover))
+        data.append(bar(part, shares, marker, tooltip(part, Quantity("encoded", "MB", 4).at("x"))))
     many = "Means over the seeds. " if any(len(g.reports) > 1 for g in groups) else ""
     return Figure(
         "Where the bytes went",
@@ -92,17 +92,18 @@ def bytes_by_part(groups: Sequence[Group]) -> Figure:
     )
 
 
-def macs(groups: Sequence[Group]) -> Figure:
-    """MACs of one sample, masked and dense."""
+def macs(groups: Sequence[Group]) -> Figure | None:
+    """MACs of one sample, masked and dense; None where no mask saves any: the table has the number."""
     data: list[Json] = []
     masked = [group.spread(lambda r: r.results.macs.mean / 1e6).mean or 0.0 for group in groups]
     dense = [group.spread(lambda r: r.results.macs.dense / 1e6).mean or 0.0 for group in groups]
     rest: list[Json] = [max(0.0, d - m) for m, d in zip(masked, dense, strict=True)]
+    if not any(rest):
+        return None
     left: list[Json] = [*masked]
     for x, colour, name in ((left, COLOURS[0], "left"), (rest, "#8a8f9855", "masked away")):
         marker: Chart = {"color": colour, "line": {"width": 0}}
-        hover = f"{name}: %{{x:.3f}} million<extra></extra>"
-        data.append(bar(x, marker, hover))
+        data.append(bar(name, x, marker, tooltip(name, Quantity("MACs of a sample", "million", 3).at("x"))))
     labels = [f"{plain(g.name, longest=26)} {m:.2f} of {d:.2f}" for g, m, d in zip(groups, masked, dense, strict=True)]
     return Figure(
         "Multiply-accumulates of one sample",
@@ -120,21 +121,19 @@ def front(groups: Sequence[Group]) -> Figure:
     for index, group in enumerate(groups):
         style, cost, gain = Style(index), TOTAL.spread(group), ACCURACY.spread(group)
         means.append((cost.mean or 0.0, gain.mean or 0.0))
-        hover = plain(group.name) + "<br>%{x:.3f} MB, %{y:.2f} %<extra></extra>"
+        told = (Quantity("total traffic", "MB", 3).at("x"), Quantity("final test accuracy", "%").at("y"))
+        shared: Chart = {"mode": "markers", "legendgroup": group.name, "name": plain(group.name)}
         if len(group.reports) > 1:
             light: Chart = {"color": style.colour, "symbol": style.symbol, "size": 7, "opacity": 0.45}
-            data.append(
-                {"x": [*cost.values], "y": [*gain.values], "mode": "markers", "marker": light, "hovertemplate": hover}
-            )
+            single: Chart = {"marker": light, "hovertemplate": tooltip(f"{group.name}, one seed", *told)}
+            data.append({**shared, **single, "x": [*cost.values], "y": [*gain.values], "showlegend": False})
         marker: Chart = {"color": style.colour, "symbol": style.symbol, "size": 13}
-        data.append(
-            {"x": [means[-1][0]], "y": [means[-1][1]], "mode": "markers", "marker": marker, "hovertemplate": hover}
-        )
+        mean: Chart = {"marker": marker, "hovertemplate": tooltip(group.name, *told)}
+        data.append({**shared, **mean, "x": [means[-1][0]], "y": [means[-1][1]]})
     best = pareto(means)
     line: Chart = {"color": "#8a8f98", "width": 1.5, "shape": "hv", "dash": "dot"}
-    data.insert(
-        0, {"x": [c for c, _ in best], "y": [g for _, g in best], "mode": "lines", "line": line, "hoverinfo": "skip"}
-    )
+    edge: Chart = {"mode": "lines", "line": line, "hoverinfo": "skip", "showlegend": False}
+    data.insert(0, {**edge, "x": [c for c, _ in best], "y": [g for _, g in best]})
     views: dict[str, Chart] = {}
     for name, scale in (("linear", "linear"), ("logarithmic", "log")):
         x: Chart = {"title": {"text": "total traffic [MB]"}, "type": scale}
@@ -146,7 +145,7 @@ def front(groups: Sequence[Group]) -> Figure:
 def layers(groups: Sequence[Group]) -> Figure | None:
     """Density per layer over rounds: alive in the global model, and sent by clients that choose; None without either."""
     views: dict[str, Chart] = {}
-    tallest = 0
+    tallest, some = 0, False
     for group in groups:
         report = group.reports[0]
         for prefix, word in (("density", "alive"), ("sent", "sent up")):
@@ -154,13 +153,18 @@ def layers(groups: Sequence[Group]) -> Figure | None:
             if not shares:
                 continue
             tallest = max(tallest, len(shares))
-            rows = [[None if v is None else 100 * v for v in row] for row in shares.values()]
+            kept = every_nth(len(rounds))
+            some |= len(kept) < len(rounds)
+            rows = [[None if row[i] is None else round(100 * row[i], 2) for i in kept] for row in shares.values()]
             names: list[Json] = [plain(name, longest=22) for name in shares]
-            hover = "%{y}, round %{x}: %{z:.1f} %<extra></extra>"
-            views[f"{group.name}: {word}"] = heat([*rounds], names, rows, ("round", "", f"{word} [%]"), hover)
+            hover = f"<b>%{{y}}</b><br>round: %{{x}}<br>{word}: %{{z:.1f}} %<extra></extra>"
+            views[f"{group.name}: {word}"] = heat(
+                [rounds[i] for i in kept], names, rows, ("round", "", f"{word} [%]"), hover
+            )
     if not views:
         return None
     caption = "Share of each layer's prunable weights, first seed of each group; the input side is on top."
+    caption += f" Evenly spaced {COLUMNS} rounds are shown." if some else ""
     return Figure("Density by layer and round", caption, views, height=120 + 18 * max(8, tallest))
 
 
@@ -172,11 +176,17 @@ def labels(groups: Sequence[Group]) -> Figure | None:
         if report.label_counts:
             named.setdefault(str(report.label_counts), (report, []))[1].append(group.name)
     views: dict[str, Chart] = {}
+    some = False
     for report, names in named.values():
         counts = report.label_counts
-        rows = [list(map(float, row)) for row in zip(*counts, strict=True)]
+        kept = every_nth(len(counts))
+        some |= len(kept) < len(counts)
+        rows = [list(map(float, row)) for row in zip(*(counts[i] for i in kept), strict=True)]
         whose = "all" if len(named) == 1 else ", ".join(names)
-        titles, hover = ("client", "class", "samples"), "client %{x}, class %{y}: %{z} samples<extra></extra>"
+        titles = ("client", "class", "samples")
+        hover = "client: %{x}<br>class: %{y}<br>training samples: %{z}<extra></extra>"
         classes: list[Json] = [str(c) for c in range(len(rows))]
-        views[f"{whose}, seed {report.results.seed}"] = heat([*range(len(counts))], classes, rows, titles, hover)
-    return Figure("Labels of the clients", "Training samples by client and class.", views) if views else None
+        views[f"{whose}, seed {report.results.seed}"] = heat([*kept], classes, rows, titles, hover)
+    caption = "Training samples by client and class."
+    caption += f" Evenly spaced {COLUMNS} clients are shown." if some else ""
+    return Figure("Labels of the clients", caption, views) if views else None

@@ -119,6 +119,11 @@ def families(groups: Sequence[Group], of: Callable[[Group], float]) -> list[Fami
     return [family for family in made if len(family.groups) > 1]
 
 
+def resolved(report: Report) -> dict[str, Json]:
+    """The run's config by dotted key, with defaults for keys that older runs did not have."""
+    return {**_defaults(), **dict(flat(report.config))}
+
+
 def _relevant(report: Report) -> dict[str, Json]:
     given = flat({key: value for key, value in report.config.items() if key not in SAME})
     return {**_defaults(), **dict(given)}

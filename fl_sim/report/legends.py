@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from fl_sim.report.by_density import families_of
 from fl_sim.report.charts import SYMBOLS, TRAFFIC_COLOURS, Figure, Style
 from fl_sim.report.groups import Group
-from fl_sim.report.numbers import traffic
 
 DASHES = {"solid": "", "dash": "7 4", "dot": "2 3", "dashdot": "7 3 2 3"}
 """plotly's names of dashes -> SVG's lengths."""
@@ -16,12 +15,13 @@ DASHES = {"solid": "", "dash": "7 4", "dot": "2 3", "dashdot": "7 3 2 3"}
 
 @dataclass(frozen=True)
 class Key:
-    """An entry: a line with its symbol, or a patch of colour where there is no symbol."""
+    """An entry: a line with its symbol, or a patch of colour and hatching where there is no symbol."""
 
     name: str
     colour: str
     dashes: str = ""
     symbol: str = ""
+    pattern: str = ""
 
 
 def keys(figure: Figure, groups: Sequence[Group]) -> list[Key]:
@@ -35,9 +35,9 @@ def _lines(names: Iterable[str]) -> list[Key]:
 
 
 def _traffic(groups: Sequence[Group]) -> list[Key]:
-    sizes = [traffic(report.ledger) for group in groups for report in group.reports]
-    present = {kind for size in sizes for (_, kind), count in size.items() if count}
-    return [Key(kind, colour) for kind, colour in TRAFFIC_COLOURS.items() if kind in present]
+    sizes = [report.flows.parts for group in groups for report in group.reports]
+    present = {part for size in sizes for (_, part), count in size.items() if count}
+    return [Key(part, colour, pattern=f"hatch-{part}") for part, colour in TRAFFIC_COLOURS.items() if part in present]
 
 
 LEGENDS: Mapping[str, Callable[[Sequence[Group]], list[Key]]] = {

@@ -88,10 +88,14 @@ def _claimed(summary: Summary) -> Mapping[str, int | None]:
     return summary.estimates
 
 
-def targets(groups: Sequence[Group], *, most: int = 6) -> list[Measure]:
+def levels(groups: Sequence[Group], *, most: int = 6) -> list[str]:
+    """The highest test accuracies of the summaries' list that any run reached, as their keys, ascending."""
+    return sorted(_columns(groups, _reached), key=float)[-most:]
+
+
+def targets(groups: Sequence[Group]) -> list[Measure]:
     """MB of both directions to first reach a test accuracy, for the highest accuracies that any run reached."""
-    chosen = sorted(_columns(groups, _reached), key=float)[-most:]
-    return [Measure(f"to {100 * float(level):.0f} %", "MB", Entry(_reached, level), 3) for level in chosen]
+    return [Measure(f"to {100 * float(level):.0f} %", "MB", Entry(_reached, level), 3) for level in levels(groups)]
 
 
 def claims(groups: Sequence[Group]) -> list[Measure]:

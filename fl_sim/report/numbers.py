@@ -1,4 +1,4 @@
-"""Numbers behind the charts: curves, traffic by section, link time, the Pareto front."""
+"""Numbers behind the charts: curves, densities, the Pareto front."""
 
 from __future__ import annotations
 
@@ -7,62 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fl_sim.codecs.sections import BOOKED
-from fl_sim.communication.ledger import CODES, WORDS, Ledger
 from fl_sim.communication.virtual_clock import Link
 from fl_sim.report.groups import Group, Spread
 from fl_sim.report.summary import Report
 
-TRAFFIC_KINDS = (*BOOKED, "evaluation", "waste")
-"""Sections of the training messages that counted; evaluation traffic; training messages that led to no accepted update."""
-SHOWN_WITH = {"config": "auxiliary", "metrics": "auxiliary"}
-"""Sections that foreign Flower apps alone have."""
-
-
-def traffic(ledger: Ledger) -> dict[tuple[str, str], int]:
-    """Sum a ledger by (direction, one of `TRAFFIC_KINDS`), in bytes; the sum is every payload byte.
-
-    Waste is what failed, rejected, late or lost clients cost, the models that were sent to them included.
-    """
-    column = ledger.column
-    train, up = column("phase") == CODES["phase"]["train"], column("direction") == CODES["direction"]["up"]
-    clients = column("client").astype(np.int64)
-    task = column("round").astype(np.int64) * (clients.max(initial=0) + 1) + clients
-    answered = np.unique(task[train & up & (column("status") == CODES["status"]["ok"])])
-    shown = [TRAFFIC_KINDS.index(SHOWN_WITH.get(section, section)) for section in WORDS["section"]]
-    kind = np.where(np.isin(task, answered), np.array(shown)[column("section")], TRAFFIC_KINDS.index("waste"))
-    kind = np.where(train, kind, TRAFFIC_KINDS.index("evaluation"))
-    size = column("payload_bytes")
-    return {
-        (direction, name): int(size[(up == (direction == "up")) & (kind == code)].sum())
-        for direction in WORDS["direction"]
-        for code, name in enumerate(TRAFFIC_KINDS)
-    }
-
-
-def link_time(ledger: Ledger, link: Link) -> dict[int, float]:
-    """Round -> seconds since the start when every client sits behind `link`, and only moving bytes takes time.
-
-    A round lasts as long as its slowest client's download and upload; clients do not share a link.
-    """
-    column = ledger.column
-    train = column("phase") == CODES["phase"]["train"]
-    clients, sizes = column("client")[train].astype(np.int64), column("payload_bytes")[train].astype(np.int64)
-    task = column("round")[train].astype(np.int64) * (clients.max(initial=0) + 1) + clients
-    tasks, place = np.unique(task, return_inverse=True)
-    seconds = np.zeros(len(tasks))
-    for direction, time in (("down", link.down_s), ("up", link.up_s)):
-        chosen = column("direction")[train] == CODES["direction"][direction]
-        moved = np.zeros(len(tasks), np.int64)
-        np.add.at(moved, place[chosen], sizes[chosen])
-        happened = np.isin(tasks, task[chosen])  # a client that sent nothing back waits for no link
-        distinct, which = np.unique(moved[happened], return_inverse=True)
-        seconds[happened] += np.array([time(size) for size in distinct.tolist()])[which] if len(distinct) else 0.0
-    rounds, starts = np.unique(tasks // (clients.max(initial=0) + 1), return_index=True)
-    slowest = np.maximum.reduceat(seconds, starts) if len(rounds) else seconds
-    return dict(zip(rounds.tolist(), np.cumsum(slowest).tolist(), strict=True))
-
-
+POINTS = 240
+"""Points that a curve of the page has at most."""
 Axis = Callable[[Report], Mapping[int, float]]
 """Run -> round -> position on the x axis."""
 
@@ -89,7 +39,7 @@ class BehindLink:
     link: Link
 
     def __call__(self, report: Report) -> dict[int, float]:
-        return link_time(report.ledger, self.link)
+        return report.flows.seconds(self.link)
 
 
 Value = Callable[[Mapping[str, float]], float | None]
@@ -109,6 +59,20 @@ class Curve:
     y: tuple[float, ...]
     low: tuple[float, ...] = ()
     high: tuple[float, ...] = ()
+
+    def thinned(self, most: int = POINTS) -> Curve:
+        """Keep at most `most` points: of each stretch its lowest and highest, and both ends."""
+        count = len(self.x)
+        if count <= most:
+            return self
+        kept = {0, count - 1}
+        for stretch in np.array_split(np.arange(count), (most - 2) // 2):
+            values = np.nan_to_num(np.array(self.y)[stretch])
+            kept |= {int(stretch[values.argmin()]), int(stretch[values.argmax()])}
+        chosen = sorted(kept)
+        return Curve(
+            *(tuple(each[i] for i in chosen) if each else () for each in (self.x, self.y, self.low, self.high))
+        )
 
     def within(self, least: float, most: float) -> Curve:
         """Clip an interval to the range of its number."""

@@ -10,23 +10,27 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fl_sim.communication.estimates import ESTIMATES, SOURCES
+from fl_sim.config.catalogue import first_line
 from fl_sim.config.toml import Json
 from fl_sim.core.files import write_atomically
 from fl_sim.core.types import UserError
 from fl_sim.report import figures
+from fl_sim.report.bundle import licence, plotly
 from fl_sim.report.by_density import by_density
 from fl_sim.report.charts import Chart, Figure
 from fl_sim.report.disabled import disabled_features
+from fl_sim.report.experiment_facts import told_apart
 from fl_sim.report.groups import Group, grouped
 from fl_sim.report.headline import headline
 from fl_sim.report.legends import keys
 from fl_sim.report.measures import MEASURES, TOTAL, Measure, claims, targets
 from fl_sim.report.overfitting import overfitting
 from fl_sim.report.summary import Report
+from fl_sim.report.times import time_to_accuracy
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -65,6 +69,7 @@ def page(groups: Sequence[Group]) -> str:
     """The whole file."""
     from markupsafe import Markup
 
+    shared, differing = told_apart(groups)
     return (
         _environment()
         .get_template("page.html")
@@ -72,15 +77,20 @@ def page(groups: Sequence[Group]) -> str:
             groups=groups,
             policy=POLICY,
             headline=headline(groups),
+            shared=shared,
+            differing=Sheet(["what", *(group.name for group in groups)], differing),
             measured=_measured(groups),
+            times=Sheet(*time_to_accuracy(groups)),
             figures=[(_drawable(figure), keys(figure, groups)) for figure in _figures(groups)],
             targets=_targets(groups),
-            estimates=_estimates(groups),
+            formulas=_formulas(groups),
+            names=[group.name for group in groups],
             runs=_runs(groups),
             versions=[f"{name} {version}" for name, version in groups[0].reports[0].results.versions.items()],
             css=Markup(_asset("page.css")),
             js=Markup(_asset("page.js")),
-            plotly=Markup(_plotly()),
+            plotly=Markup(plotly()),
+            licence=Markup(licence()),
         )
     )
 
@@ -112,14 +122,6 @@ def _asset(name: str) -> str:
     return files("fl_sim.report").joinpath(name).read_text(encoding="utf-8")
 
 
-def _plotly() -> str:
-    # The file, not plotly's Python interface: charts here are plain JSON, and importing plotly takes longer than a report.
-    package = find_spec("plotly")  # `importlib.resources.files` would import it
-    assert package is not None
-    assert package.origin is not None
-    return (Path(package.origin).parent / "package_data" / "plotly.min.js").read_text(encoding="utf-8")
-
-
 def _figures(groups: Sequence[Group]) -> Iterable[Figure]:
     drawn = [
         *figures.accuracy(groups),
@@ -136,7 +138,7 @@ def _figures(groups: Sequence[Group]) -> Iterable[Figure]:
 
 
 def _drawable(figure: Figure) -> Figure:
-    """The figure with null for numbers that are not finite, for instance a diverged loss: JSON has no word for them."""
+    """The figure with six digits a number, and null for what is not finite, as a diverged loss: JSON has no word for it."""
     views: dict[str, Chart] = {}
     for name, view in figure.views.items():
         views[name] = {key: _finite(value) for key, value in view.items()}
@@ -148,7 +150,10 @@ def _finite(value: Json) -> Json:
         return {key: _finite(below) for key, below in value.items()}
     if isinstance(value, list):
         return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    if not isinstance(value, float):
+        return value
+    short = float(f"{value:.6g}") if math.isfinite(value) else None
+    return int(short) if short is not None and short.is_integer() else short
 
 
 @dataclass(frozen=True)
@@ -171,10 +176,30 @@ def _targets(groups: Sequence[Group]) -> Sheet:
     return Sheet(["run", *(measure.name for measure in reached)], rows)
 
 
-def _estimates(groups: Sequence[Group]) -> Sheet:
-    measured = replace(TOTAL, name="measured")
-    rows = [[claim.name, *(_share(claim, group) for group in groups)] for claim in (measured, *claims(groups))]
-    return Sheet(["formula", *(group.name for group in groups)], rows)
+@dataclass(frozen=True)
+class Formula:
+    """A published formula beside the measurement: its sizes by group, what it counts, and where it is from."""
+
+    name: str
+    sizes: Sequence[str]
+    counts: str
+    source: str
+
+
+def _formulas(groups: Sequence[Group]) -> list[Formula]:
+    measured = Formula("measured", [TOTAL.text(group) for group in groups], "Every payload, as encoded.", "")
+    return [
+        measured,
+        *(
+            Formula(
+                claim.name,
+                [_share(claim, group) for group in groups],
+                first_line(ESTIMATES.get(claim.name)) if claim.name in ESTIMATES else "A formula of another version.",
+                SOURCES.get(claim.name, ""),
+            )
+            for claim in claims(groups)
+        ),
+    ]
 
 
 def _share(claim: Measure, group: Group) -> str:

@@ -108,6 +108,13 @@ class Summary(_Strict):
         return sum(self.failures.values())
 
 
+class Origin(_Strict):
+    """The content of identity.json: hashes of the code of the user's parts and of the data."""
+
+    code: dict[Word, dict[Word, Word]]
+    data: Word
+
+
 class Row(BaseModel):
     """A line of rounds.jsonl; its further columns are numbers."""
 
@@ -118,6 +125,7 @@ class Row(BaseModel):
     downlink_bytes: float
 
 
+_ORIGIN = TypeAdapter(Origin)
 _SUMMARY, _ROWS, _COUNTS = TypeAdapter(Summary), TypeAdapter(list[Row]), TypeAdapter(list[list[Count]])
 
 
@@ -137,6 +145,15 @@ def summary_of(tree: object, folder: Path) -> Summary:
         UserError: it is none; names the first wrong key.
     """
     return _valid(_SUMMARY, tree, folder, "summary.json")
+
+
+def origin_of(tree: object, folder: Path) -> Origin:
+    """The content of an identity.json as an `Origin`.
+
+    Raises:
+        UserError: it is none.
+    """
+    return _valid(_ORIGIN, tree, folder, "identity.json")
 
 
 def check_rows(rows: object, folder: Path) -> None:

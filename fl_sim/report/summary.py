@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from fl_sim.communication.estimates import estimate
 from fl_sim.communication.ledger import Ledger
@@ -21,7 +21,18 @@ from fl_sim.config.toml import Json
 from fl_sim.core.errors import in_one_line
 from fl_sim.core.files import read_plain
 from fl_sim.core.types import Params, UserError
-from fl_sim.report.schema import Accuracy, Density, Macs, Summary, check_counts, check_rows, summary_of
+from fl_sim.report.flows import Flows
+from fl_sim.report.schema import (
+    Accuracy,
+    Density,
+    Macs,
+    Origin,
+    Summary,
+    check_counts,
+    check_rows,
+    origin_of,
+    summary_of,
+)
 
 if TYPE_CHECKING:
     import pandas
@@ -149,6 +160,11 @@ class Report:
         )
 
     @cached_property
+    def flows(self) -> Flows:
+        """Sums of the ledger by part, and by client and round."""
+        return Flows.of(self.ledger)
+
+    @cached_property
     def config(self) -> Mapping[str, Json]:
         """The resolved config, as it was written.
 
@@ -163,13 +179,23 @@ class Report:
     @cached_property
     def label_counts(self) -> Sequence[Sequence[int]]:
         """Training samples of each client (row) by class (column); empty where the run did not keep them."""
+        counts = self._tree("partition.json")
+        return [] if counts is None else check_counts(counts, self.folder)
+
+    @cached_property
+    def origin(self) -> Origin | None:
+        """Hashes of the run's code and data; None where the run did not keep them."""
+        tree = self._tree("identity.json")
+        return None if tree is None else origin_of(tree, self.folder)
+
+    def _tree(self, name: str) -> object | None:
+        """Content of a JSON file of the run folder; None where there is no such file."""
         try:
-            counts = json.loads(read_plain(self.folder / "partition.json"))
+            return cast(object, json.loads(read_plain(self.folder / name)))
         except FileNotFoundError:
-            return []
+            return None
         except (OSError, ValueError, RecursionError) as error:
-            raise UserError(f"{self.folder}: damaged run folder: partition.json: {in_one_line(error)}") from error
-        return check_counts(counts, self.folder)
+            raise UserError(f"{self.folder}: damaged run folder: {name}: {in_one_line(error)}") from error
 
 
 def _numbers(row: Mapping[str, float | None]) -> dict[str, float]:

@@ -15,7 +15,7 @@ from fl_sim.communication.messages import CONTENTS, Coding
 from fl_sim.config.catalogue import catalogue
 from fl_sim.config.reference import documented
 from fl_sim.report.charts import TRAFFIC_COLOURS
-from fl_sim.report.numbers import TRAFFIC_KINDS
+from fl_sim.report.flows import TRAFFIC_KINDS
 
 
 def test_a_payload_with_everything_has_every_section_and_no_other() -> None:

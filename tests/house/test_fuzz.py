@@ -162,7 +162,7 @@ def test_a_manifest_names_nothing_outside_its_folder(stopped: Experiment, tmp_pa
 @LENGTHS
 def test_run_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, length: settings) -> None:
     """Of imported runs: reading, every table of `fl-sim report`, and its page without the megabytes that draw the charts."""
-    monkeypatch.setattr("fl_sim.report.page._plotly", str)
+    monkeypatch.setattr("fl_sim.report.page.plotly", str)
     folder = run_tiny(tmp_path, "model.name=mlp").folder
     names = ("summary.json", "rounds.jsonl", "ledger.parquet", "config.toml", "partition.json")
     files = {name: (folder / name).read_bytes() for name in names}

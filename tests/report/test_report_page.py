@@ -1,10 +1,9 @@
-"""The HTML report: laws of its numbers, nothing unescaped, and charts drawn by a real browser without a network."""
+"""The HTML report: laws of its numbers, nothing unescaped, and and charts as values."""
 
 from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,19 +13,17 @@ import pytest
 from federation import run_tiny
 
 from fl_sim import Report, UserError
+from fl_sim.communication.estimates import ESTIMATES, SOURCES
 from fl_sim.communication.ledger import Ledger
 from fl_sim.communication.virtual_clock import PRESETS
 from fl_sim.report import write_page
 from fl_sim.report.by_density import by_density, families_of
+from fl_sim.report.flows import Flows
 from fl_sim.report.groups import Spread, grouped
 from fl_sim.report.headline import headline
 from fl_sim.report.measures import MEASURES
-from fl_sim.report.numbers import accuracy_curve, at_megabytes, densities, link_time, pareto, traffic
+from fl_sim.report.numbers import accuracy_curve, at_megabytes, densities, pareto
 from fl_sim.report.overfitting import overfitting
-
-BROWSER = next(
-    (path for name in ("chromium", "chromium-headless-shell", "google-chrome") if (path := shutil.which(name))), None
-)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +37,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> list[Report]:
 
 def test_every_byte_is_in_exactly_one_part(reports: list[Report]) -> None:
     for report in reports:
-        assert sum(traffic(report.ledger).values()) == report.summary["total_bytes"]
+        assert sum(report.flows.parts.values()) == report.summary["total_bytes"]
 
 
 def test_rounds_say_what_was_saved_so_far(reports: list[Report]) -> None:
@@ -54,7 +51,7 @@ def test_rounds_say_what_was_saved_so_far(reports: list[Report]) -> None:
 def test_waste_is_what_led_to_no_update(tmp_path: Path) -> None:
     late = run_tiny(tmp_path, "network.links.3G=1", "network.deadline_s=2.1", "rounds=3")
     assert late.summary["failures"]["late"] > 0
-    parts, ledger = traffic(late.ledger), late.ledger
+    parts, ledger = late.flows.parts, late.ledger
     rows = zip(
         *(ledger.column(c).tolist() for c in ("round", "client", "direction", "status", "payload_bytes")), strict=True
     )
@@ -82,7 +79,7 @@ def test_link_time_is_the_slowest_clients_transfers(reports: list[Report]) -> No
         )
         for number in (1, 2)
     }
-    assert link_time(report.ledger, link) == pytest.approx({1: slowest[1], 2: slowest[1] + slowest[2]})
+    assert report.flows.seconds(link) == pytest.approx({1: slowest[1], 2: slowest[1] + slowest[2]})
 
 
 def test_spread_is_students() -> None:
@@ -212,8 +209,9 @@ def test_every_string_of_a_run_is_escaped(reports: list[Report], tmp_path: Path)
     parsed = _Text()
     parsed.feed(text)
     assert [tag for tag, _ in parsed.tags if tag in ("img", "b", "link", "iframe")] == []
-    assert sum(tag == "script" for tag, _ in parsed.tags) == 2 + sum(a.get("class") == "figure" for _, a in parsed.tags)
-    assert not any(name.startswith("on") or name in ("src", "href") for _, attrs in parsed.tags for name in attrs)
+    assert sum(tag == "script" for tag, _ in parsed.tags) == 3 + sum(a.get("class") == "figure" for _, a in parsed.tags)
+    assert not any(name.startswith("on") or name == "src" for _, attrs in parsed.tags for name in attrs)
+    assert {attrs["href"] for _, attrs in parsed.tags if "href" in attrs} <= set(SOURCES.values())
 
 
 def test_views_are_valid_json_and_named(reports: list[Report], tmp_path: Path) -> None:
@@ -228,6 +226,11 @@ def test_views_are_valid_json_and_named(reports: list[Report], tmp_path: Path) -
         assert chart["data"]
 
 
+def test_every_link_is_of_a_formula() -> None:
+    assert set(SOURCES) <= set(ESTIMATES)
+    assert all(link.startswith("https://github.com/") for link in SOURCES.values())
+
+
 def test_a_damaged_folder_is_the_users_error(reports: list[Report], tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(reports[0].folder, folder)
@@ -240,22 +243,4 @@ def test_a_damaged_folder_is_the_users_error(reports: list[Report], tmp_path: Pa
 
 
 def test_an_empty_ledger_has_no_parts() -> None:
-    assert set(traffic(Ledger()).values()) == {0}
-
-
-@pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
-def test_a_browser_draws_every_chart(reports: list[Report], tmp_path: Path) -> None:
-    write_page(reports, tmp_path / "x.html")
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=20000", "--window-size=360,800"]
-    offline = ["--proxy-server=127.0.0.1:9", "--enable-logging=stderr", f"--user-data-dir={tmp_path / 'profile'}"]
-    done = subprocess.run(
-        [BROWSER, *options, *offline, "--dump-dom", (tmp_path / "x.html").as_uri()],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=120,
-    )
-    figures = done.stdout.count('class="figure"')
-    assert f'data-drawn="{figures}"' in done.stdout
-    assert done.stdout.count('class="main-svg"') >= figures
-    assert "CONSOLE" not in done.stderr
+    assert set(Flows.of(Ledger()).parts.values()) == {0}

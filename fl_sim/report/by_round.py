@@ -1,0 +1,63 @@
+"""Accuracies and losses by round, of whatever the run recorded: test, validation, training, and the clients' own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from fl_sim.report.charts import ROUND, TEST_ACCURACY, Chart, Figure, Quantity, lines
+from fl_sim.report.groups import Group
+from fl_sim.report.numbers import at_round, curve
+from fl_sim.report.overfitting import Column
+
+CLIENTS = "on each client's own kind of test samples"
+Views = Mapping[str, tuple[Quantity, Column]]
+ACCURACIES: Views = {
+    "test": (TEST_ACCURACY, Column("accuracy", scale=100)),
+    "validation": (Quantity("validation accuracy", "%"), Column("validation_accuracy", scale=100)),
+    "clients, mean": (Quantity("clients' mean accuracy", "%"), Column("clients_accuracy", scale=100)),
+    "clients, lowest tenth": (
+        Quantity("accuracy below which a tenth lie", "%"),
+        Column("clients_accuracy_p10", scale=100),
+    ),
+    "clients, median": (Quantity("clients' median accuracy", "%"), Column("clients_accuracy_p50", scale=100)),
+    "clients, highest tenth": (
+        Quantity("accuracy above which a tenth lie", "%"),
+        Column("clients_accuracy_p90", scale=100),
+    ),
+}
+LOSSES: Views = {
+    "test": (Quantity("test loss", "nats", 3), Column("loss")),
+    "validation": (Quantity("validation loss", "nats", 3), Column("validation_loss")),
+    "training": (Quantity("clients' training loss", "nats", 3), Column("train_loss")),
+    "clients, mean": (Quantity("clients' mean loss", "nats", 3), Column("clients_loss")),
+}
+
+
+def accuracy_by_round(groups: Sequence[Group], band: str) -> Figure:
+    """Test and validation accuracy of the global model, and the clients' where they evaluate it."""
+    return _figure("Accuracy by round", groups, ACCURACIES, band)
+
+
+def loss_by_round(groups: Sequence[Group], band: str) -> Figure | None:
+    """Losses, as far as the runs recorded them; None without any."""
+    figure = _figure("Loss by round", groups, LOSSES, band)
+    return figure if figure.views else None
+
+
+def _figure(title: str, groups: Sequence[Group], wanted: Views, band: str) -> Figure:
+    views: dict[str, Chart] = {}
+    for name, (quantity, value) in wanted.items():
+        most = 100.0 if quantity.unit == "%" else math.inf
+        drawn = [curve(group, at_round, value).within(0.0, most) for group in groups]
+        if any(each.x for each in drawn):
+            views[name] = lines(groups, drawn, ROUND, quantity)
+    own = (
+        f"Clients: the clients that evaluate in a round, {CLIENTS}. "
+        if any("clients," in name for name in views)
+        else ""
+    )
+    train = "Training: mean over the clients' own batches. " if "training" in views else ""
+    return Figure(
+        title, (band + own + train).strip() or "The global model after each evaluated round.", views, "groups"
+    )

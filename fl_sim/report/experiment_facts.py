@@ -1,0 +1,136 @@
+"""What an experiment was, in a few rows of words: data, model, clients, strategy, codecs, training, and its identity.
+
+facts(report)["cohort"]      # "10 of 20 clients a round, 30 rounds"
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from fl_sim.config.toml import Json
+from fl_sim.report.groups import Group, resolved
+from fl_sim.report.summary import Report
+
+PARTITION_KEYS: Mapping[str, tuple[str, ...]] = {"dirichlet": ("alpha",), "quantity": ("alpha",), "shards": ("shards",)}
+"""Partition of fl-sim's own -> the keys of `[data]` that it reads; one of the user's may read any."""
+UNSET: tuple[Json, ...] = (None, [], "", False, 0, "none")
+UNKNOWN = "not recorded"
+
+
+@dataclass(frozen=True)
+class Config:
+    """The resolved config of a run, by dotted key."""
+
+    values: Mapping[str, Json]
+
+    def text(self, key: str) -> str:
+        """A value for a reader; a list in brackets."""
+        value = self.values.get(key)
+        return str(value) if not isinstance(value, float) else f"{value:g}"
+
+    def under(self, table: str, skip: Iterable[str] = ()) -> str:
+        """`key = value, ...` of a table's keys that are set."""
+        return ", ".join(self._pairs(table, skip, self.is_set))
+
+    def options(self, table: str) -> str:
+        """`, key = value` for every option of a target, as the user gave it."""
+        return _listed(self._pairs(table, ("target",), lambda key: True))
+
+    def _pairs(self, table: str, skip: Iterable[str], wanted: Callable[[str], bool]) -> list[str]:
+        start = table + "."
+        keys = [key for key in self.values if key.startswith(start) and key.removeprefix(start) not in skip]
+        return [f"{key.removeprefix(start)} = {self.text(key)}" for key in keys if wanted(key)]
+
+    def is_set(self, key: str) -> bool:
+        """Whether a key has a value other than nothing, no and 0."""
+        return self.values.get(key) not in UNSET
+
+
+def facts(report: Report) -> dict[str, str]:
+    """Row -> what it says, in the order of a reader's questions.
+
+    Raises:
+        UserError: a file of the run folder is damaged.
+    """
+    config = Config(resolved(report))
+    return {
+        "data": config.text("data.source") + _listed(_options(config, "data", ("proxy", "noise", "augment"))),
+        "partition": f"{config.text('data.clients')} clients, {_partition(config)}",
+        "model": f"{config.text('model.name')}, {report.results.params:,} parameters{_listed(_model(config))}",
+        "cohort": f"{config.text('cohort.size')} of {config.text('data.clients')} clients a round, "
+        f"{report.results.rounds} rounds",
+        "client": _target(config, "client"),
+        "training": _training(config),
+        "strategy": _target(config, "strategy"),
+        "codecs": _codecs(config),
+        "network": config.under("network") if config.under("network.links") else "no virtual clock",
+        **_identity(report),
+    }
+
+
+def told_apart(groups: Sequence[Group]) -> tuple[list[tuple[str, str]], list[list[str]]]:
+    """(what is the same in all groups, rows of what is not: its name and a cell for each group)."""
+    every = [{**facts(group.reports[0]), "seeds": group.seeds} for group in groups]
+    rows = [(name, [each[name] for each in every]) for name in every[0]]
+    shared = [(name, cells[0]) for name, cells in rows if len(set(cells)) == 1]
+    return shared, [[name, *cells] for name, cells in rows if len(set(cells)) > 1]
+
+
+def _listed(texts: Iterable[str]) -> str:
+    return "".join(f", {text}" for text in texts if text)
+
+
+def _options(config: Config, table: str, keys: Iterable[str]) -> list[str]:
+    return [f"{key} = {config.text(f'{table}.{key}')}" for key in keys if config.is_set(f"{table}.{key}")]
+
+
+def _partition(config: Config) -> str:
+    kind = config.text("data.partition")
+    keys = PARTITION_KEYS.get(kind, ("alpha", "shards") if ":" in kind else ())
+    return kind + _listed(_options(config, "data", (*keys, "min_size")))
+
+
+def _model(config: Config) -> list[str]:
+    more = ["gating." + text for text in [config.under("gating")] if text]
+    capacities = config.values.get("capacities")
+    if isinstance(capacities, list) and capacities:
+        more.append(f"{len(capacities)} further capacities")
+    return [*_options(config, "model", ("width", "trainable", "statistics", "batchnorm_init", "weights")), *more]
+
+
+def _target(config: Config, table: str) -> str:
+    return config.text(f"{table}.target") + config.options(table)
+
+
+def _training(config: Config) -> str:
+    epochs, steps = config.values.get("training.epochs"), config.values.get("training.steps")
+    length = f"{steps} steps" if steps else f"{epochs} epochs"
+    others = config.under(
+        "training", skip=("lr", "epochs", "steps", "batch_size", "optimizer", "precision", "clip", "schedule")
+    )
+    return (
+        f"learning rate {config.text('training.lr')}, {config.text('training.optimizer')}, {length} a round, "
+        f"batches of {config.text('training.batch_size')}, {config.text('training.schedule')} schedule{_listed([others])}"
+    )
+
+
+def _codecs(config: Config) -> str:
+    ways = [
+        f"{way} {config.text(f'wire.{link}.values')} {config.text(f'wire.{link}.content')}"
+        for way, link in (("up", "uplink"), ("down", "downlink"))
+    ]
+    broadcast = config.under("wire.broadcast")
+    more = [
+        f"sparse broadcast ({broadcast})" if broadcast else "",
+        "error feedback" * config.is_set("wire.error_feedback"),
+    ]
+    return "; ".join(ways) + _listed(more)
+
+
+def _identity(report: Report) -> dict[str, str]:
+    origin = report.origin
+    if origin is None:
+        return {"code": UNKNOWN, "data hash": UNKNOWN}
+    parts = [f"{key}: {file} {digest[:8]}" for key, hashed in origin.code.items() for file, digest in hashed.items()]
+    return {"code": "; ".join(parts) or UNKNOWN, "data hash": origin.data[:16] or UNKNOWN}

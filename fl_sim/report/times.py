@@ -1,0 +1,64 @@
+"""Accuracy against simulated time: the run's own network first, then the nominal links, as curves and as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fl_sim.communication.virtual_clock import PRESETS
+from fl_sim.report.charts import TEST_ACCURACY, Chart, Figure, Quantity, lines
+from fl_sim.report.groups import Group
+from fl_sim.report.measures import levels
+from fl_sim.report.numbers import Axis, BehindLink, accuracy_curve, at_clock
+from fl_sim.report.summary import Report
+
+OWN = "the run's own network"
+
+
+def networks(groups: Sequence[Group]) -> dict[str, Axis]:
+    """Name -> round -> seconds: the runs' own virtual clock, where one has it, and every nominal link."""
+    own: dict[str, Axis] = {OWN: at_clock} if any(at_clock(r) for group in groups for r in group.reports) else {}
+    return own | {name: BehindLink(link) for name, link in PRESETS.items()}
+
+
+def by_time(groups: Sequence[Group], band: str) -> Figure:
+    """Accuracy by simulated time, one view a network."""
+    links = "; ".join(f"{n} {k.down_mbps:g} down, {k.up_mbps:g} up, {k.latency_ms:g} ms" for n, k in PRESETS.items())
+    views: dict[str, Chart] = {}
+    for name, axis in networks(groups).items():
+        words = "simulated time" if axis is at_clock else f"time behind {name}"
+        curves = [accuracy_curve(group, axis) for group in groups]
+        views[name] = lines(groups, curves, Quantity(words, "s", 1), TEST_ACCURACY)
+    own = "The run's own network is the config's [network], devices' speeds included. " if OWN in views else ""
+    clockless = [group.name for group in groups if OWN in views and not all(map(at_clock, group.reports))]
+    without = f"Without one: {', '.join(clockless)}. " if clockless else ""
+    caption = (
+        f"{band}{own}{without}The others are the encoded bytes over nominal links (Mbit/s, one-way latency: {links}): every "
+        "client has its own link, a round lasts as long as its slowest client, and computing takes no time."
+    )
+    return Figure("Accuracy by simulated time", caption, views, "groups")
+
+
+@dataclass(frozen=True)
+class SecondsTo:
+    """Seconds on an axis of time until the test accuracy first reached `level`; None where it never did."""
+
+    axis: Axis
+    level: float
+
+    def __call__(self, report: Report) -> float | None:
+        places = self.axis(report)
+        reached = (int(row["round"]) for row in report.rounds if row.get("accuracy", -1.0) >= self.level)
+        return next((places[number] for number in reached if number in places), None)
+
+
+def time_to_accuracy(groups: Sequence[Group]) -> tuple[list[str], list[list[str]]]:
+    """(headings, rows) of seconds to the highest accuracies that any run reached, a row for each run and network."""
+    chosen = [float(level) for level in levels(groups)]
+    rows = [
+        [group.name, name, *(group.spread(SecondsTo(axis, level)).text(1) for level in chosen)]
+        for group in groups
+        for name, axis in networks([group]).items()
+    ]
+    headings = ["run", "network", *(f"to {100 * level:.0f} % [s]" for level in chosen)]
+    return headings, rows if chosen else []

@@ -1,4 +1,4 @@
-"""Commands on finished runs: `fl-sim report`, `compare` and `replay`."""
+"""Commands on finished runs: `fl-sim report`, `explain`, `compare` and `replay`."""
 
 from __future__ import annotations
 
@@ -28,6 +28,17 @@ def report(run: Annotated[Path, typer.Argument(help="run folder")]) -> None:
     console.print(floors(loaded), highlight=False)
     write_page([loaded], run / "report.html")
     console.print(str(run / "report.html"), highlight=False)
+
+
+def explain(run: Annotated[Path, typer.Argument(help="run folder")]) -> None:
+    """Say in ten lines what a finished run was, what it saved, against what, and what is not counted.
+
+    Example: fl-sim explain runs/quickstart-bc58d0c5
+    """
+    from fl_sim.report import Report, explanation
+
+    for line in explanation(Report.load(run)):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def compare(

@@ -1,6 +1,7 @@
 """Reports of finished runs: `summary.json` as a value, tables over runs, and one HTML page."""
 
 from fl_sim.report.against import against, beside
+from fl_sim.report.explanation import explanation
 from fl_sim.report.export import FORMATS
 from fl_sim.report.groups import grouped
 from fl_sim.report.page import write_page, write_report
@@ -19,6 +20,7 @@ __all__ = [
     "comparison",
     "effect",
     "estimates",
+    "explanation",
     "floors",
     "grouped",
     "over_seeds",

@@ -139,6 +139,14 @@ class Report:
             f"{r.uplink_bytes / 1e6:.3f} MB up, {r.downlink_bytes / 1e6:.3f} MB down, saving {100 * r.saving:.2f} %)"
         )
 
+    def __rich__(self) -> str:
+        """Ten lines, for `rich.print` and a console of rich."""
+        from rich.markup import escape
+
+        from fl_sim.report.explanation import explanation  # here: it is made of the numbers of this module
+
+        return escape("\n".join(explanation(self)))
+
     def _repr_html_(self) -> str:
         """A small table, for notebooks."""
         from fl_sim.report.page import card  # here: it is made of the numbers of this module

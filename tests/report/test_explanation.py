@@ -1,0 +1,68 @@
+"""`fl-sim explain` and the rich form of a report: ten lines whose numbers are those of the summary."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from federation import run_tiny
+from rich.console import Console
+
+from fl_sim import Report
+from fl_sim.cli import main
+from fl_sim.report import explanation
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    out = tmp_path_factory.mktemp("runs")
+    return run_tiny(out, "model.name=mlp", "client=clients.presets:topk", "client.density=0.1", "evaluate.clients=2")
+
+
+def test_ten_lines_have_the_numbers_of_the_summary(report: Report) -> None:
+    lines, r = explanation(report), report.results
+    assert len(lines) == 10
+    assert all(len(line) > 11 and line[10] == " " for line in lines)
+    assert f"{r.total_bytes / 1e6:.3f} MB as encoded" in lines[6]
+    assert f"{r.mask_bytes / 1e6:.3f} masks" in lines[6]
+    assert f"{100 * r.saving:.2f} %" in lines[7]
+    assert f"{r.dense_total_bytes / 1e6:.3f} MB" in lines[8]
+    evaluation = report.ledger.total(where={"phase": "evaluate"})[()]
+    assert f"of the saving: {evaluation / 1e6:.3f} MB of evaluation" in lines[9]
+
+
+def test_a_run_that_saved_nothing_says_so(report: Report) -> None:
+    worse = replace(report, summary={**report.summary, "saving": -0.25})
+    assert explanation(worse)[7].startswith("saved      nothing: 25.00 % (")
+
+
+def test_the_command_and_rich_show_the_same(
+    report: Report, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["fl-sim", "explain", str(report.folder)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.splitlines() == explanation(report)
+    text = io.StringIO()
+    Console(file=text, width=1000).print(report)
+    assert text.getvalue().splitlines() == explanation(report)
+
+
+def test_markup_of_a_name_is_shown_as_it_is(report: Report) -> None:
+    hostile = replace(report, summary={**report.summary, "name": "[red]x[/red]"})
+    text = io.StringIO()
+    Console(file=text, width=1000).print(hostile)
+    assert "[red]x[/red]" in text.getvalue()
+
+
+def test_a_folder_that_is_no_run_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["fl-sim", "explain", str(tmp_path)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1

@@ -16,6 +16,7 @@ from fl_sim.cli.results import compare, explain, replay, report
 from fl_sim.cli.run import run, sweep
 from fl_sim.cli.screen import errors
 from fl_sim.cli.tools import doctor, init, list_, prune
+from fl_sim.cli.watch import watch
 from fl_sim.core.errors import UserError, in_one_line, told, users_line
 
 app = typer.Typer(
@@ -25,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for command in (run, sweep, report, explain, compare, replay, prune, doctor, init):
+for command in (run, sweep, watch, report, explain, compare, replay, prune, doctor, init):
     app.command()(command)
 app.command(name="list")(list_)
 app.add_typer(bench, name="bench")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shlex
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fl_sim.cli.screen import console, errors, typed, wide
+from fl_sim.cli.watch import beside
 from fl_sim.core.errors import UserError
 from fl_sim.runtime.grids import forkserver
 
@@ -36,6 +38,9 @@ def run(
         typer.Option("--resume", help="go on after the last checkpoint of a stopped run, or of one of fewer rounds"),
     ] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="start over, in the place of what is there")] = False,
+    live: Annotated[
+        bool, typer.Option("--watch", help="print the address of a live page, for this machine only")
+    ] = False,
 ) -> None:
     """Run one experiment and leave its results in a run folder.
 
@@ -46,7 +51,7 @@ def run(
     if engine == "workers":
         forkserver.prepare()  # it imports what it needs while this process does the same
 
-    from fl_sim.config.experiment import Experiment
+    from fl_sim.config.experiment import Experiment, run_folder
     from fl_sim.report import comparison, per_run
     from fl_sim.report.progress import display
     from fl_sim.report.trackers import together, tracked
@@ -57,7 +62,8 @@ def run(
     experiment = Experiment.load(config, [*(overrides or []), *extra])
     started = Path.cwd()
     try:
-        with display(experiment, console, quiet=quiet) as shown, tracked(track or [], experiment) as trackers:
+        served = beside(run_folder(experiment)) if live else nullcontext()
+        with served, display(experiment, console, quiet=quiet) as shown, tracked(track or [], experiment) as trackers:
             report = start(experiment, together([shown, *trackers]), resume=go_on, fresh=fresh)
     except KeyboardInterrupt as error:
         words = [word for word in sys.argv[1:] if word != "--fresh"]
@@ -90,6 +96,9 @@ def sweep(
     page: Annotated[Path | None, typer.Option("--html", help="write charts and tables to this file as well")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="run everything again, in the place of what is there")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="print errors only")] = False,
+    live: Annotated[
+        bool, typer.Option("--watch", help="print the address of a live page, for this machine only")
+    ] = False,
 ) -> None:
     """Run a grid under several seeds; finished runs are skipped, stopped ones go on, a failed one does not stop the others.
 
@@ -109,10 +118,13 @@ def sweep(
     experiments = [each for config in configs for each in plan(config, [*overrides, *there], seeds=under)]
     try:
         if not any(experiment.study for experiment in experiments):
-            _federations(experiments, page=page, fresh=fresh, quiet=quiet)
+            with beside(Path(experiments[0].out)) if live else nullcontext():
+                _federations(experiments, page=page, fresh=fresh, quiet=quiet)
         else:
             if fresh:
                 raise UserError("--fresh: not with a [study]; delete the trainings that shall be run again")
+            if live:
+                raise UserError("--watch: not with a [study], which has no rounds to show")
             _studies([experiment for experiment in experiments if experiment.seed == under[0]], under, quiet=quiet)
     except KeyboardInterrupt as error:
         again = shlex.join([typed(), *sys.argv[1:]])

@@ -31,6 +31,7 @@ from fl_sim.simulation.earlier_runs import already_there, finished, prepare, req
 from fl_sim.simulation.engines import open_grid, settled
 from fl_sim.simulation.federation import Federation
 from fl_sim.simulation.identity import Identity, hash_of
+from fl_sim.simulation.live_log import LiveLog
 from fl_sim.simulation.model_facts import dense_payloads
 from fl_sim.simulation.parts import check, check_built
 from fl_sim.simulation.results import finish
@@ -136,11 +137,11 @@ def serve(
     options, rounds = client_options(federation.experiment), federation.experiment.rounds
     with _stopping(folder, checkpoint):
         folder.write_inputs(federation.label_counts, identity)
-        with RoundsFile(folder.path, rows) as rounds_file:
-            hooks: list[Hook] = [Evaluation(federation, server, ledger, dense), rounds_file, checkpoint, observer]
+        with RoundsFile(folder.path, rows) as rounds_file, LiveLog(folder.path, ledger, rounds, observer) as live:
+            hooks: list[Hook] = [Evaluation(federation, server, ledger, dense), rounds_file, checkpoint, live]
             for number in range(len(rows) + 1, rounds + 1):
                 started = time.perf_counter()
-                server.round(grid, options, observer.reply)
+                server.round(grid, options, live.reply)
                 row = round_row(number, time.perf_counter() - started, server, ledger)
                 for hook in hooks:
                     hook.round(row)

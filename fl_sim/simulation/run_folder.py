@@ -22,7 +22,7 @@ from fl_sim.simulation.identity import IDENTITY, Identity
 
 SUMMARY = "summary.json"
 """Written last and removed first: where it is, the run is complete."""
-RESULTS = (SUMMARY, "rounds.jsonl", "ledger.parquet", "masks.parquet", "model.safetensors", "report.html")
+RESULTS = (SUMMARY, "rounds.jsonl", "ledger.parquet", "masks.parquet", "model.safetensors", "report.html", "live.json")
 CHECKPOINTS = "checkpoint"
 
 

@@ -19,14 +19,24 @@ def dom(page: Path, profile: Path, *options: str, script: str = "", width: int =
 
     Any request that the page makes, and any error, is a line of the console: both fail here.
     """
-    assert BROWSER is not None
     if script:
         text = page.read_text(encoding="utf-8").replace("</body>", f"<script>{_later(script)}</script></body>")
         page = profile.with_suffix(".html")
         page.write_text(text, encoding="utf-8")
-    basic = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=20000", f"--window-size={width},900"]
-    offline = ["--proxy-server=127.0.0.1:9", "--enable-logging=stderr", f"--user-data-dir={profile}"]
-    command = [BROWSER, *basic, *offline, *options, "--dump-dom", page.as_uri()]
+    return _opened(
+        page.as_uri(), profile, "--virtual-time-budget=20000", "--proxy-server=127.0.0.1:9", *options, width=width
+    )
+
+
+def dom_at(url: str, profile: Path) -> str:
+    """The document of a server of this machine after its first seconds; it may ask that server only."""
+    return _opened(url, profile, "--virtual-time-budget=4000", "--proxy-server=127.0.0.1:9", width=1000)
+
+
+def _opened(url: str, profile: Path, *options: str, width: int) -> str:
+    assert BROWSER is not None
+    basic = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", f"--window-size={width},900"]
+    command = [BROWSER, *basic, f"--user-data-dir={profile}", *options, "--dump-dom", url]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
     console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
     assert not console, console

@@ -1,0 +1,124 @@
+"use strict";
+// Asks for the state once a second and shows it; a page opened late, or loaded again, shows the same.
+(() => {
+  const COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"];
+  const DASHES = ["solid", "dash", "dot", "dashdot"], SYMBOLS = ["circle", "square", "diamond", "triangle-up", "cross", "x"];
+  const PARTS = { values: "#0072B2", mask: "#D55E00", dense: "#56B4E9", buffers: "#009E73", auxiliary: "#CC79A7", header: "#6b7280" };
+  const root = document.getElementById("runs"), headline = document.getElementById("headline");
+  const figure = document.getElementById("curves"), chart = document.getElementById("chart");
+  const buttons = [...document.querySelectorAll("[data-x]")];
+  const cards = new Map();
+  let state = null, drawn = "", axis = 0;
+
+  const mb = (bytes) => `${((bytes ?? 0) / 1e6).toFixed(2)} MB`;
+  const time = (seconds) => seconds === null || seconds === undefined ? "" : seconds < 90 ? `${Math.round(seconds)} s`
+    : seconds < 5400 ? `${Math.round(seconds / 60)} min` : `${(seconds / 3600).toFixed(1)} h`;
+  const make = (tag, parent, kind = "") => {
+    const element = document.createElement(tag);
+    if (kind) element.className = kind;
+    parent.append(element);
+    return element;
+  };
+
+  const card = (name) => {
+    const box = make("article", root, "run");
+    const made = { box, title: make("h2", box), bar: make("progress", box), line: make("p", box),
+      clients: make("p", box, "clients"), parts: make("div", box), messages: make("pre", box) };
+    made.bar.setAttribute("aria-label", `rounds of ${name}`);
+    made.messages.tabIndex = 0;
+    cards.set(name, made);
+    return made;
+  };
+
+  const bytes = (parent, sections) => {
+    parent.replaceChildren();
+    for (const way of ["up", "down"]) {
+      const own = Object.entries(sections).filter(([name, size]) => name.startsWith(`${way} `) && size > 0)
+        .map(([name, size]) => [name.slice(way.length + 1), size]);
+      const total = own.reduce((sum, [, size]) => sum + size, 0);
+      if (!total) continue;
+      make("p", parent).textContent = `${way} ${mb(total)}: ${own.map(([name, size]) => `${name} ${mb(size)}`).join(", ")}`;
+      const bar = make("div", parent, "bytes");
+      bar.setAttribute("aria-hidden", "true");
+      for (const [name, size] of own) {
+        const part = make("i", bar);
+        part.style.width = `${100 * size / total}%`;
+        part.style.background = PARTS[name] ?? "#6b7280";
+        part.title = `${name} ${mb(size)}`;
+      }
+    }
+  };
+
+  const show = (run) => {
+    const view = cards.get(run.name) ?? card(run.name);
+    const last = run.curve.at(-1);
+    view.title.textContent = `${run.name}: ${run.status}`;
+    if (run.rounds) view.bar.max = run.rounds;
+    view.bar.value = run.round;
+    const accuracy = last ? `, test accuracy ${(100 * last[1]).toFixed(2)} % (round ${last[0]})` : "";
+    const left = run.eta !== null && run.eta !== undefined ? `, about ${time(run.eta)} left` : "";
+    view.line.textContent = `round ${run.round} of ${run.rounds ?? "?"}${accuracy}, up ${mb(run.up)}, down ${mb(run.down)}${left}`;
+    const waiting = Math.max(0, run.cohort - run.answered);
+    const marks = run.cohort <= 200 ? ` ${"●".repeat(run.answered)}${"○".repeat(waiting)}` : "";
+    view.clients.textContent = run.status === "running" && run.cohort
+      ? `clients: ${run.answered} of ${run.cohort} have answered${marks}` : "";
+    bytes(view.parts, run.sections);
+    const told = run.messages.join("\n");
+    if (view.messages.textContent !== told) {
+      view.messages.textContent = told;
+      view.messages.scrollTop = view.messages.scrollHeight;
+    }
+    view.messages.hidden = !told;
+  };
+
+  const draw = () => {
+    const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+    const runs = [...state.runs].reverse().filter((run) => run.curve.length);
+    figure.hidden = !runs.length;
+    const dark = matchMedia("(prefers-color-scheme: dark)").matches;
+    const now = JSON.stringify([axis, dark, chart.clientWidth, runs.map((run) => [run.name, run.curve.at(-1)])]);
+    if (!runs.length || now === drawn) return;
+    drawn = now;
+    const data = runs.map((run, i) => ({
+      x: run.curve.map((row) => axis ? (row[3] + row[4]) / 1e6 : row[0]), y: run.curve.map((row) => 100 * row[1]),
+      name: run.name.replace(/</g, "&lt;"), mode: "lines+markers",
+      line: { color: COLOURS[i % 6], dash: DASHES[(i + Math.floor(i / 6)) % 4], width: 2 },
+      marker: { symbol: SYMBOLS[(i + Math.floor(i / 6)) % 6], size: 6, maxdisplayed: 24 },
+      hovertemplate: `<b>%{fullData.name}</b><br>${axis ? "both directions: %{x:.3f} MB" : "round: %{x}"}<br>test accuracy: %{y:.2f} %<extra></extra>`,
+    }));
+    const line = { gridcolor: colour("--line"), linecolor: colour("--line"), automargin: true, rangemode: "tozero" };
+    Plotly.react(chart, data, {
+      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", margin: { l: 10, r: 14, t: 12, b: 10 },
+      font: { color: colour("--ink"), size: 12 }, legend: { orientation: "h", y: -0.25 }, uirevision: axis, showlegend: runs.length > 1,
+      hoverlabel: { bgcolor: colour("--raised"), font: { color: colour("--ink") } },
+      xaxis: { ...line, title: { text: axis ? "sent and received by the server [MB]" : "round" } },
+      yaxis: { ...line, title: { text: "test accuracy [%]" } },
+    }, { responsive: true, displayModeBar: false });
+  };
+
+  buttons.forEach((button) => button.addEventListener("click", () => {
+    axis = Number(button.dataset.x);
+    buttons.forEach((other) => other.setAttribute("aria-pressed", String(other === button)));
+    if (state) draw();
+  }));
+
+  const step = async () => {
+    try {
+      const answer = await fetch("state.json", { cache: "no-store" });
+      state = await answer.json();
+      state.runs.forEach(show);
+      for (const [name, view] of cards) if (!state.runs.some((run) => run.name === name)) { view.box.remove(); cards.delete(name); }
+      const count = (status) => state.runs.filter((run) => run.status === status).length;
+      const rest = state.left_out ? `, ${state.left_out} older ones are left out` : "";
+      headline.textContent = state.runs.length
+        ? `${count("running")} running, ${count("finished")} finished, ${count("stopped")} stopped${rest}` : "Waiting for a run.";
+      draw();
+      document.documentElement.dataset.drawn = "1";
+    } catch (error) {
+      if (!(error instanceof TypeError)) throw error;
+      headline.textContent = "Nobody answers any more: the run or fl-sim watch has ended. What stands here is its last word.";
+    }
+    setTimeout(step, 1000);
+  };
+  step();
+})();

@@ -1,0 +1,149 @@
+"""What a live page shows of run folders: read from their files as these grow, without a part in the run."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fl_sim.core.files import open_plain, read_plain
+
+Tree = Mapping[str, object]
+POINTS = 300
+"""Points of a run's curve that the page gets."""
+RUNS = 60
+"""Runs that a page shows, the newest."""
+COLUMNS = ("round", "accuracy", "loss", "uplink_bytes", "downlink_bytes")
+PIECE = 1 << 22
+"""Bytes of rounds.jsonl that are read at a time."""
+
+
+@dataclass
+class RunView:
+    """A run folder, and its rounds so far: `refresh` reads only what is new."""
+
+    folder: Path
+    rows: list[tuple[float | None, ...]] = field(default_factory=list)
+    _read: int = 0
+    _inode: int = 0
+
+    def refresh(self) -> None:
+        """Take the lines that rounds.jsonl has gained; all of them where it was started anew."""
+        path = self.folder / "rounds.jsonl"
+        try:
+            with open_plain(path) as file:
+                found = os.fstat(file.fileno())
+                if found.st_ino != self._inode or found.st_size < self._read:
+                    self._inode, self._read, self.rows = found.st_ino, 0, []
+                file.seek(self._read)
+                data = file.read(PIECE)
+        except OSError:
+            return  # not yet, or not any more
+        whole = data[: data.rfind(b"\n") + 1]
+        self._read += len(whole)
+        self.rows += [row for line in whole.splitlines() if (row := _row(line)) is not None]
+
+    def shown(self) -> dict[str, object]:
+        """The run as JSON."""
+        live = _json(self.folder / "live.json")
+        rounds, pid = live.get("rounds"), live.get("pid")
+        finished = (self.folder / "summary.json").exists()
+        running = not finished and "ended" not in live and isinstance(pid, int) and _alive(pid)
+        words = {(True, False): "finished", (False, True): "running"}
+        status = words.get((finished, running), "stopped" if live else "not started" if not self.rows else "stopped")
+        total = rounds if isinstance(rounds, int) else _rounds_of(self.folder)
+        measured = [row for row in self.rows if row[1] is not None]
+        step = max(1, -(-len(measured) // POINTS))
+        return {
+            "name": self.folder.name,
+            "status": status,
+            "round": self.rows[-1][0] if self.rows else 0,
+            "rounds": total,
+            "eta": _left(live, total) if running else None,
+            "answered": live.get("answered", 0),
+            "cohort": live.get("cohort", 0),
+            "up": self.rows[-1][3] if self.rows else 0,
+            "down": self.rows[-1][4] if self.rows else 0,
+            "sections": live.get("sections", {}),
+            "messages": live.get("messages", []),
+            "curve": [*measured[:-1:step], *measured[-1:]],
+        }
+
+
+@dataclass
+class Watch:
+    """The runs under some places: run folders, and folders that hold them, whose later runs appear as they start."""
+
+    places: Sequence[Path]
+    _views: dict[Path, RunView] = field(default_factory=dict)
+
+    def state(self) -> dict[str, object]:
+        """All runs as JSON, the newest first."""
+        folders = sorted(_folders(self.places), key=_age, reverse=True)
+        views = [self._views.setdefault(folder, RunView(folder)) for folder in folders[:RUNS]]
+        for view in views:
+            view.refresh()
+        runs = [view.shown() for view in views]
+        return {"time": time.time(), "left_out": max(0, len(folders) - RUNS), "runs": runs}
+
+
+def _folders(places: Sequence[Path]) -> set[Path]:
+    below = [child for place in places if place.is_dir() and not _is_run(place) for child in place.iterdir()]
+    return {place for place in [*places, *below] if _is_run(place)}
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "config.toml").is_file()
+
+
+def _age(folder: Path) -> float:
+    try:
+        return (folder / "config.toml").stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _row(line: bytes) -> tuple[float | None, ...] | None:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(row, dict) or not isinstance(row.get("round"), int):
+        return None
+    return tuple(value if isinstance(value := row.get(name), (int, float)) else None for name in COLUMNS)
+
+
+def _json(path: Path) -> Tree:
+    try:
+        tree = json.loads(read_plain(path))
+    except (OSError, ValueError, RecursionError):
+        return {}  # the run has not written it
+    return tree if isinstance(tree, dict) else {}
+
+
+def _rounds_of(folder: Path) -> int | None:
+    try:
+        rounds = tomllib.loads(read_plain(folder / "config.toml").decode()).get("rounds")
+    except (OSError, ValueError, RecursionError):
+        return None
+    return rounds if isinstance(rounds, int) else None
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (OSError, OverflowError) as error:
+        return isinstance(error, PermissionError)
+    return True
+
+
+def _left(live: Tree, total: int | None) -> float | None:
+    """Seconds until the last round, at the pace since this process started it."""
+    started, before, now_at = live.get("started"), live.get("done_before"), live.get("round")
+    if not isinstance(started, float) or not isinstance(before, int) or not isinstance(now_at, int) or total is None:
+        return None
+    return (time.time() - started) / max(1, now_at - before) * max(0, total - now_at)

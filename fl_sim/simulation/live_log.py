@@ -1,0 +1,109 @@
+"""`live.json` of a run folder: how far the run is, its bytes by section, its warnings. `fl-sim watch` reads it.
+
+The file is replaced at most twice a second, so that it stays small and costs a run nothing that can be measured.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from fl_sim.communication.ledger import Ledger
+from fl_sim.core.observer import Observer
+
+LIVE = "live.json"
+INTERVAL_S = 0.5
+"""Seconds between two versions of the file."""
+MESSAGES = 50
+"""Newest warnings that are kept."""
+log = logging.getLogger("fl_sim")
+
+
+class LiveLog(logging.Handler):
+    """An observer of one run, and a handler of its warnings, that writes `live.json`; a context manager.
+
+    Args:
+        folder: the run's.
+        ledger: the run's.
+        rounds: of the whole run.
+        observer: told everything first.
+        clock: seconds; of a test.
+    """
+
+    def __init__(
+        self, folder: Path, ledger: Ledger, rounds: int, observer: Observer, clock: Callable[[], float] = time.time
+    ) -> None:
+        super().__init__(logging.WARNING)
+        self._path, self._ledger, self._observer, self._clock = folder / LIVE, ledger, observer, clock
+        self._state: dict[str, object] = {"pid": os.getpid(), "rounds": rounds, "round": 0, "answered": 0, "cohort": 0}
+        self._messages: deque[str] = deque(maxlen=MESSAGES)
+        self._sections: Counter[str] = Counter()
+        self._booked, self._written, self._works = 0, 0.0, True
+
+    def __enter__(self) -> Self:
+        self._state |= {"started": self._clock(), "done_before": None}
+        log.addHandler(self)
+        self._write()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        log.removeHandler(self)
+        if error is not None:
+            self._messages.append(f"stopped: {kind.__name__ if kind else ''}: {error}"[:500])
+        self._state["ended"] = self._clock()
+        self._write()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep a warning, for instance which client failed and why."""
+        self._messages.append(record.getMessage()[:500])
+        self._soon()
+
+    def say(self, line: str) -> None:
+        """Hand on."""
+        self._observer.say(line)
+
+    def reply(self, answered: int, cohort: int) -> None:
+        """Count an answer of the round in progress."""
+        self._observer.reply(answered, cohort)
+        self._state |= {"answered": answered, "cohort": cohort}
+        self._soon()
+
+    def round(self, row: Mapping[str, float]) -> None:
+        """A round is over."""
+        self._observer.round(row)
+        number = int(row["round"])
+        if self._state["done_before"] is None:
+            self._state["done_before"] = number - 1
+        self._state |= {"round": number, "answered": 0}
+        self._soon()
+
+    def _soon(self) -> None:
+        if self._clock() - self._written >= INTERVAL_S:
+            self._write()
+
+    def _write(self) -> None:
+        if not self._works:
+            return
+        self._written = self._clock()
+        for (way, section), size in self._ledger.total(by=("direction", "section"), start=self._booked).items():
+            self._sections[f"{way} {section}"] += size
+        self._booked = len(self._ledger)
+        text = json.dumps({**self._state, "sections": self._sections, "messages": [*self._messages]})
+        beside = self._path.with_suffix(".tmp")
+        try:
+            beside.unlink(missing_ok=True)
+            with beside.open("x", encoding="utf-8") as file:
+                file.write(text)
+            beside.replace(self._path)
+        except OSError as error:
+            self._works = False  # nobody can watch; the run itself goes on
+            log.warning("%s: %s; `fl-sim watch` sees nothing of this run from here on", self._path, error.strerror)

@@ -1,0 +1,184 @@
+"""The live page: what it reads, whom it answers, and that a real browser shows a run that goes on."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import logging
+import os
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from browser import dom_at, in_a_browser
+from federation import run_tiny
+
+from fl_sim import Report
+from fl_sim.cli.live_server import LiveServer
+from fl_sim.cli.live_state import POINTS, RunView, Watch
+from fl_sim.communication.ledger import Ledger
+from fl_sim.core.observer import Silent
+from fl_sim.simulation.live_log import INTERVAL_S, LiveLog
+
+ROW = {"round": 1, "uplink_bytes": 5, "downlink_bytes": 7, "accuracy": 0.5, "loss": 1.0}
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    return run_tiny(tmp_path_factory.mktemp("runs"), "model.name=mlp")
+
+
+@contextmanager
+def serving(*places: Path) -> Iterator[LiveServer]:
+    with LiveServer(Watch(places).state) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def get(server: LiveServer, path: str, host: str | None = None) -> tuple[int, bytes, dict[str, str]]:
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=5)
+    connection.request("GET", path, headers={} if host is None else {"Host": host})
+    answer = connection.getresponse()
+    found = answer.status, answer.read(), dict(answer.getheaders())
+    connection.close()
+    return found
+
+
+def started(folder: Path, rows: list[dict[str, float]]) -> None:
+    """The folder of a run in progress, of this process."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.toml").write_text("rounds = 9\n")
+    (folder / "rounds.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_a_finished_run_is_shown_from_its_folder_and_from_the_one_above(report: Report) -> None:
+    for place in (report.folder, report.folder.parent):
+        (run,) = Watch([place]).state()["runs"]  # type: ignore[misc]
+        assert (run["status"], run["round"], run["rounds"]) == ("finished", 2, 2)
+        assert (run["up"], run["down"]) == (report.summary["uplink_bytes"], report.summary["downlink_bytes"])
+        totals = report.ledger.total(by=("direction", "section"))
+        assert run["sections"] == {f"{way} {section}": size for (way, section), size in totals.items()}
+        assert [row[1] for row in run["curve"]] == [row["accuracy"] for row in report.rounds]
+
+
+def test_rows_come_as_they_are_written_and_a_run_that_starts_over_is_seen(tmp_path: Path) -> None:
+    started(tmp_path / "a", [ROW])
+    view = RunView(tmp_path / "a")
+    view.refresh()
+    with (tmp_path / "a" / "rounds.jsonl").open("a") as file:
+        file.write(json.dumps({**ROW, "round": 2}) + "\n" + '{"round": 3, "upl')
+        file.flush()
+        view.refresh()
+        assert [row[0] for row in view.rows] == [1, 2]
+        file.write('ink_bytes": 9}\n')
+    view.refresh()
+    assert [row[0] for row in view.rows] == [1, 2, 3]
+    (tmp_path / "a" / "rounds.jsonl").write_text("")
+    view.refresh()
+    assert view.rows == []
+
+
+@pytest.mark.parametrize("name", ["rounds.jsonl", "live.json", "config.toml"])
+@pytest.mark.parametrize(
+    "text", ["", "[", "null", "[1]", '{"round": "x"}\n', '{"pid": -1, "rounds": 1e99}', "\x00\xff"]
+)
+def test_damaged_files_stop_no_page(name: str, text: str, tmp_path: Path) -> None:
+    started(tmp_path / "a", [ROW])
+    (tmp_path / "a" / name).write_text(text)
+    (run,) = Watch([tmp_path]).state()["runs"]  # type: ignore[misc]
+    assert run["name"] == "a"
+    json.dumps(run)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    started(tmp_path / "a", [ROW])
+    (tmp_path / "a" / "rounds.jsonl").unlink()
+    os.mkfifo(tmp_path / "a" / "rounds.jsonl")
+    assert len(Watch([tmp_path]).state()["runs"]) == 1  # type: ignore[arg-type]
+
+
+def test_long_curves_are_thinned_and_keep_their_last_point(tmp_path: Path) -> None:
+    started(tmp_path / "a", [{**ROW, "round": number} for number in range(1, 2001)])
+    (run,) = Watch([tmp_path]).state()["runs"]  # type: ignore[misc]
+    assert len(run["curve"]) <= POINTS + 1
+    assert run["curve"][-1][0] == 2000
+
+
+def test_the_log_of_a_run_is_small_and_seldom(tmp_path: Path) -> None:
+    now = [100.0]
+    with LiveLog(tmp_path, Ledger(), 9, Silent(), clock=lambda: now[0]) as live:
+        first = (tmp_path / "live.json").stat().st_ino
+        for answered in range(1, 1001):
+            live.reply(answered, 1000)
+        assert (tmp_path / "live.json").stat().st_ino == first
+        now[0] += INTERVAL_S
+        for number in range(200):
+            logging.getLogger("fl_sim").warning("round 1: client %d: KeyError: 'x' (my_client.py:3)", number)
+        live.round({"round": 3})
+        now[0] += INTERVAL_S
+        live.reply(1, 1000)
+        told = json.loads((tmp_path / "live.json").read_text())
+        assert (told["round"], told["answered"], told["cohort"], told["rounds"]) == (3, 1, 1000, 9)
+        assert told["messages"][-1] == "round 1: client 199: KeyError: 'x' (my_client.py:3)"
+        assert len((tmp_path / "live.json").read_text()) < 10_000
+        assert Watch([tmp_path]).state()["runs"] == []
+        started(tmp_path, [ROW])
+        (run,) = Watch([tmp_path]).state()["runs"]  # type: ignore[misc]
+        assert run["status"] == "running"
+        assert run["eta"] is not None
+    (run,) = Watch([tmp_path]).state()["runs"]  # type: ignore[misc]
+    assert run["status"] == "stopped"
+
+
+def test_a_stopped_run_says_why(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no more"), LiveLog(tmp_path, Ledger(), 9, Silent()):
+        raise ValueError("no more")
+    assert json.loads((tmp_path / "live.json").read_text())["messages"] == ["stopped: ValueError: no more"]
+
+
+def test_only_who_knows_the_token_and_comes_by_this_name_is_answered(report: Report) -> None:
+    with serving(report.folder) as server:
+        assert server.server_address[0] == "127.0.0.1"
+        own = urlsplit(server.url).path
+        assert len(server.token) >= 32
+        for name in ("", "page.js", "page.css", "plotly.js", "state.json"):
+            status, data, headers = get(server, own + name)
+            assert status == 200
+            assert data
+            assert "default-src 'none'" in headers["Content-Security-Policy"]
+        wrong = [
+            "/",
+            "/state.json",
+            f"/{server.token[:-1]}/state.json",
+            f"{own}../../etc/passwd",
+            f"{own}x",
+            f"/{server.token}",
+        ]
+        assert {get(server, path)[0] for path in wrong} == {404}
+        assert get(server, own, host="evil.example")[0] == 404
+        assert get(server, own, host=f"localhost:{server.server_port}")[0] == 200
+
+
+@in_a_browser
+def test_a_browser_shows_runs_opened_late_and_again(report: Report, tmp_path: Path) -> None:
+    hostile = tmp_path / "<img src=x onerror=alert(1)>"
+    with LiveLog(hostile.parent, Ledger(), 9, Silent()):
+        started(hostile, [ROW, {**ROW, "round": 2, "accuracy": 0.75}])
+        (tmp_path / "live.json").replace(hostile / "live.json")
+        with serving(report.folder, tmp_path) as server:
+            for visit in range(2):
+                shown = dom_at(server.url, tmp_path / f"profile{visit}")
+                text = re.sub(r"<[^>]*>", "", shown)
+                assert "1 running, 1 finished, 0 stopped" in text
+                assert "round 2 of 9, test accuracy 75.00 % (round 2), up 0.00 MB" in text
+                assert 'class="main-svg"' in shown
+                assert "<img" not in shown

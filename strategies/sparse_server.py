@@ -10,10 +10,11 @@ The algorithm is a composition of functions (`Slots`); what is sampled, encoded 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import torch
 from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
@@ -176,9 +177,9 @@ class SparseServer:
         return self.sender.outgoing(task, cohort, MessageType.EVALUATE, self.round_log) if size else Outgoing([], [])
 
     def aggregate_evaluate(self, sent: Outgoing, replies: Iterable[Message]) -> Mapping[str, float]:
-        """Book what was sent, and average the clients' metrics."""
+        """Book what was sent, and average the clients' metrics; of their accuracies the percentiles too, a client counting once."""
         sent.book()
-        evaluated = RoundLog()
+        evaluated, accuracies = RoundLog(), list[float]()
         for client, reply in self.cohorts.in_order(replies, sent.cohort):
             if reply.has_error():
                 log.warning("round %d: evaluation: %s", self.state.round, reply.error.reason)
@@ -188,9 +189,17 @@ class SparseServer:
             opaque = Description.opaque(0)
             self.receiver.booking.book("up", self.state.round, client, reply, opaque, phase="evaluate")
             evaluated.add(count, metrics)
+            accuracies += [metrics["accuracy"]] if "accuracy" in metrics else []
             self.sender.received(client, self.state.mask)
-        self._evaluated = evaluated.metrics if evaluated.replies else {}
+        self._evaluated = {**evaluated.metrics, **_percentiles(accuracies)} if evaluated.replies else {}
         return self._evaluated
+
+
+def _percentiles(accuracies: Sequence[float]) -> dict[str, float]:
+    """`accuracy_p10`, `_p50` and `_p90`: what a tenth, half and nine tenths of the clients are below."""
+    if not accuracies:
+        return {}
+    return {f"accuracy_p{share}": float(np.percentile(accuracies, share)) for share in (10, 50, 90)}
 
 
 def _finite(state: ServerState) -> bool:

@@ -303,4 +303,4 @@ def _from_arrow(table: pa.Table, name: str, path: Path) -> Column:
 
 def _codes(name: str, words: pa.DictionaryArray) -> NDArray[np.int8]:
     codes = [_code(name, word) for word in words.dictionary.to_pylist()]
-    return np.array(codes, np.int8)[words.indices.to_numpy()]
+    return np.asarray(np.array(codes, np.int8)[words.indices.to_numpy()], np.int8)

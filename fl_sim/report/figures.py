@@ -155,7 +155,7 @@ def layers(groups: Sequence[Group]) -> Figure | None:
             tallest = max(tallest, len(shares))
             kept = every_nth(len(rounds))
             some |= len(kept) < len(rounds)
-            rows = [[None if row[i] is None else round(100 * row[i], 2) for i in kept] for row in shares.values()]
+            rows = [[_percent(row[i]) for i in kept] for row in shares.values()]
             names: list[Json] = [plain(name, longest=22) for name in shares]
             hover = f"<b>%{{y}}</b><br>round: %{{x}}<br>{word}: %{{z:.1f}} %<extra></extra>"
             views[f"{group.name}: {word}"] = heat(
@@ -166,6 +166,10 @@ def layers(groups: Sequence[Group]) -> Figure | None:
     caption = "Share of each layer's prunable weights, first seed of each group; the input side is on top."
     caption += f" Evenly spaced {COLUMNS} rounds are shown." if some else ""
     return Figure("Density by layer and round", caption, views, height=120 + 18 * max(8, tallest))
+
+
+def _percent(share: float | None) -> float | None:
+    return None if share is None else round(100 * share, 2)
 
 
 def labels(groups: Sequence[Group]) -> Figure | None:

@@ -17,8 +17,8 @@ from fl_sim.cli import main
 ROOT = Path.cwd()
 PAGES = [Path("README.md"), Path("CONTRIBUTING.md"), *sorted(Path("docs").glob("*.md"))]
 README = Path("README.md").read_text(encoding="utf-8")
-ELSEWHERE = {"docs/plugging_in.md", "docs/adaptive_pruning.md", "docs/doctor.md"}
-"""Pages whose Python needs a folder of its own; test_plugging_in.py, test_doctor_table.py and test_skipping.py run it."""
+ELSEWHERE = {"docs/plugging_in.md", "docs/adaptive_pruning.md", "docs/doctor.md", "docs/tutorial.md"}
+"""Pages whose Python needs a folder of its own: test_plugging_in.py, test_doctor_table.py, test_skipping.py, test_tutorial.py."""
 
 
 def blocks(page: Path, language: str) -> list[str]:

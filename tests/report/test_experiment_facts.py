@@ -83,3 +83,15 @@ def test_losses_and_validation_are_drawn_where_recorded(runs: list[Report]) -> N
         assert f">{button}</button>" in text
     assert ">clients, mean</button>" not in text
     assert "<details><summary><h2>Estimates" in text
+
+
+def test_the_clients_accuracies_are_recorded_and_drawn(tmp_path: Path) -> None:
+    """Of clients that evaluate: percentiles in which each counts once; they are ordered and hold the mean's neighbours."""
+    report = run_tiny(tmp_path, "model.name=mlp", "evaluate.clients=6")
+    for row in report.rounds:
+        low, middle, high = (row[f"clients_accuracy_p{share}"] for share in (10, 50, 90))
+        assert 0 <= low <= middle <= high <= 1
+    assert low < high
+    text = page(grouped([report]))
+    for button in ("clients, mean", "clients, lowest tenth", "clients, median", "clients, highest tenth"):
+        assert f">{button}</button>" in text

@@ -123,13 +123,13 @@ def bar(name: str, lengths: list[Json], marker: Chart, hover: str) -> Chart:
     return {"type": "bar", "orientation": "h", "x": lengths, "y": rows, **series}
 
 
-def bars(data: list[Json], labels: Sequence[str], x_title: str) -> Chart:
+def bars(data: Sequence[Chart], labels: Sequence[str], x_title: str) -> Chart:
     """Horizontal bars whose names stand above them, so that names of any length fit a phone."""
     rows: Chart = {"visible": False, "range": [len(labels) - 0.6, -0.8], "fixedrange": True}
     x: Chart = {"title": {"text": x_title}, "rangemode": "tozero"}
     notes: list[Json] = [_label(label, row) for row, label in enumerate(labels)]
     return {
-        "data": data,
+        "data": [{**series, "customdata": [*labels]} for series in data],
         "layout": {"barmode": "stack", "yaxis": rows, "xaxis": x, "annotations": notes, "bargap": 0.55},
     }
 

@@ -71,7 +71,7 @@ def bytes_by_part(groups: Sequence[Group]) -> Figure:
             mean = {part: sum(t[direction, part] for t in totals) / len(totals) / 1e6 for part in TRAFFIC_KINDS}
             labels.append(f"{plain(group.name, longest=24)}, <b>{direction}</b> {sum(mean.values()):.3f} MB")
             sizes.append(mean)
-    data: list[Json] = []
+    data: list[Chart] = []
     for part in TRAFFIC_KINDS:
         if not any(size[part] for size in sizes):
             continue
@@ -79,7 +79,7 @@ def bytes_by_part(groups: Sequence[Group]) -> Figure:
         pattern: Chart = {"shape": PATTERNS[part], **look}
         marker: Chart = {"color": TRAFFIC_COLOURS[part], "line": {"width": 0}, "pattern": pattern}
         shares: list[Json] = [size[part] for size in sizes]
-        data.append(bar(part, shares, marker, tooltip(part, Quantity("encoded", "MB", 4).at("x"))))
+        data.append(bar(part, shares, marker, tooltip(part, "%{customdata}", Quantity("encoded", "MB", 4).at("x"))))
     many = "Means over the seeds. " if any(len(g.reports) > 1 for g in groups) else ""
     return Figure(
         "Where the bytes went",
@@ -94,7 +94,7 @@ def bytes_by_part(groups: Sequence[Group]) -> Figure:
 
 def macs(groups: Sequence[Group]) -> Figure | None:
     """MACs of one sample, masked and dense; None where no mask saves any: the table has the number."""
-    data: list[Json] = []
+    data: list[Chart] = []
     masked = [group.spread(lambda r: r.results.macs.mean / 1e6).mean or 0.0 for group in groups]
     dense = [group.spread(lambda r: r.results.macs.dense / 1e6).mean or 0.0 for group in groups]
     rest: list[Json] = [max(0.0, d - m) for m, d in zip(masked, dense, strict=True)]
@@ -103,7 +103,9 @@ def macs(groups: Sequence[Group]) -> Figure | None:
     left: list[Json] = [*masked]
     for x, colour, name in ((left, COLOURS[0], "left"), (rest, "#8a8f9855", "masked away")):
         marker: Chart = {"color": colour, "line": {"width": 0}}
-        data.append(bar(name, x, marker, tooltip(name, Quantity("MACs of a sample", "million", 3).at("x"))))
+        data.append(
+            bar(name, x, marker, tooltip(name, "%{customdata}", Quantity("MACs of a sample", "million", 3).at("x")))
+        )
     labels = [f"{plain(g.name, longest=26)} {m:.2f} of {d:.2f}" for g, m, d in zip(groups, masked, dense, strict=True)]
     return Figure(
         "Multiply-accumulates of one sample",

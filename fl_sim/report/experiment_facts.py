@@ -105,7 +105,8 @@ def _target(config: Config, table: str) -> str:
 
 def _training(config: Config) -> str:
     epochs, steps = config.values.get("training.epochs"), config.values.get("training.steps")
-    length = f"{steps} steps" if steps else f"{epochs} epochs"
+    count, unit = (steps, "step") if steps else (epochs, "epoch")
+    length = f"{count} {unit}{'' if count == 1 else 's'}"
     others = config.under(
         "training", skip=("lr", "epochs", "steps", "batch_size", "optimizer", "precision", "clip", "schedule")
     )

@@ -34,9 +34,9 @@ def test_run_and_compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     assert summary["engine"] == "inline"
     assert "<h1>fl-sim</h1>" in (folder / "report.html").read_text()
     page = tmp_path / "both.html"
-    compared = cli("compare", str(folder), str(folder), "--html", str(page))
-    assert compared.returncode == 0
-    assert compared.stdout.count("quickstart ") == 2
+    monkeypatch.setenv("COLUMNS", "200")
+    assert cli_here(monkeypatch, "compare", str(folder), str(folder), "--html", str(page)) == 0
+    assert capsys.readouterr().out.count("quickstart ") == 2
     assert page.stat().st_size > 5e5
 
 

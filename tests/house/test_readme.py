@@ -26,9 +26,9 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 def commands() -> Iterator[str]:
-    """Every line of every `console` block, each once, but those of the tutorial, which test_tutorial.py runs in its order."""
-    lines = [line for page in PAGES if page.name != "tutorial.md" for block in blocks(page, "console") for line in block.splitlines()]
-    yield from (line.removeprefix("$ .venv/bin/") for line in dict.fromkeys(lines) if line not in NOT_RUN)
+    """Commands of the clone's own `.venv/bin/fl-sim`, each once; test_documented_commands.py finds those that no test runs."""
+    lines = [line for page in PAGES for block in blocks(page, "console") for line in block.splitlines()]
+    yield from (line.removeprefix("$ .venv/bin/") for line in dict.fromkeys(lines) if line.startswith("$ .venv/bin/"))
 
 
 CLIENT = next(block for block in blocks(Path("README.md"), "python") if "def proximal_client" in block)

@@ -8,7 +8,9 @@
   // -- tables that are wider than the page ----------------------------------------------------------------------------
   const scrolls = [...document.querySelectorAll(".scroll")];
   const cue = (box) => {
-    box.classList.toggle("wider", box.scrollWidth > box.clientWidth + 1);
+    const wider = box.scrollWidth > box.clientWidth + 1;
+    box.classList.toggle("wider", wider);
+    box.tabIndex = wider ? 0 : -1; // what does not scroll is no stop of the tab key
     box.classList.toggle("ended", box.scrollLeft + box.clientWidth >= box.scrollWidth - 1);
   };
   for (const box of scrolls) {

@@ -45,6 +45,10 @@ SHELL = [
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "configs").symlink_to(ROOT / "configs")
+    tutorial = TEXTS[Path("docs/tutorial.md")]
+    for name, text in re.findall(r"Save this as `(\w+\.py)`:\n\n```python\n(.*?)```", tutorial, re.DOTALL):
+        (tmp_path / name).write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.chdir(tmp_path)
 
 

@@ -27,7 +27,7 @@ def test_ten_lines_have_the_numbers_of_the_summary(report: Report) -> None:
     assert all(len(line) > 11 and line[10] == " " for line in lines)
     assert f"{r.total_bytes / 1e6:.3f} MB as encoded" in lines[6]
     assert f"{r.mask_bytes / 1e6:.3f} masks" in lines[6]
-    assert f"{100 * r.saving:.2f} %" in lines[7]
+    assert f"{100 * r.saving:.2f} % ({r.saving * r.dense_total_bytes / 1e6:.3f} MB)" in lines[7]
     assert f"{r.dense_total_bytes / 1e6:.3f} MB" in lines[8]
     evaluation = report.ledger.total(where={"phase": "evaluate"})[()]
     assert f"of the saving: {evaluation / 1e6:.3f} MB of evaluation" in lines[9]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from federation import run_tiny
@@ -67,10 +68,28 @@ def test_sums_do_not_depend_on_the_pieces(tmp_path: Path) -> None:
     assert found[0] == found[1] == found[2]
 
 
+def test_a_round_lasts_as_long_as_its_slowest_client(tmp_path: Path) -> None:
+    """Against a plain loop, with clients of different sizes, one of which sent nothing back."""
+    table, link = rounds_of(3, 5), PRESETS["3G"]
+    pq.write_table(
+        table.filter(pc.invert(pc.and_(pc.equal(table["client"], 2), pc.equal(table["direction"], "up")))),
+        tmp_path / "x",
+    )
+    ledger = Ledger.read(tmp_path / "x")
+    sizes = ledger.total(by=("round", "client", "direction"))
+    total, expected = 0.0, {}
+    for number in (1, 2, 3):
+        down = {client: link.down_s(sizes[number, client, "down"]) for client in range(5)}
+        up = {client: link.up_s(sizes[number, client, "up"]) for client in (0, 1, 3, 4)}
+        total += max(down[client] + up.get(client, 0.0) for client in range(5))
+        expected[number] = total
+    assert Flows.of(ledger).seconds(link) == pytest.approx(expected)
+
+
 def test_a_ledger_that_breaks_off_appends_nothing(tmp_path: Path) -> None:
     whole, broken = tmp_path / "whole.parquet", tmp_path / "broken.parquet"
-    table = rounds_of(1, 3)
-    pq.write_table(table, whole)
+    table = rounds_of(10, 2000)  # more than is read at a time, so that some of the broken file is good
+    pq.write_table(table.slice(0, 70), whole)
     words = pa.array(["up"] * (len(table) - 1) + ["sideways"])
     pq.write_table(table.set_column(1, "direction", words), broken)
     ledger = Ledger.read(whole)

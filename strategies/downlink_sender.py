@@ -11,6 +11,7 @@ from flwr.app import Message, MessageType, RecordDict
 from fl_sim import codecs
 from fl_sim.codecs import Description
 from fl_sim.communication import messages as wire
+from fl_sim.communication.flower_private import renewed
 from fl_sim.communication.flower_traffic import Form
 from fl_sim.communication.sparse_broadcast import EncodedModel
 from fl_sim.communication.task_header import CurveRequest
@@ -82,6 +83,7 @@ class DownlinkSender:
         schema, encoded_for = self.exchange.schema, self._encoder(task, kind)
         messages: list[Message] = []
         entries: list[Callable[[], None]] = []
+        blank = Message(RecordDict(), 0, kind, group_id=str(task.round))
         for client, node in cohort:
             held_mask = self.client_masks.held_mask(client) if task.mask is not None else None
             frozen = None if self.client_masks.has_frozen(client) else self.exchange.frozen
@@ -95,7 +97,8 @@ class DownlinkSender:
                 content = wire.task_content(task, data, frozen=frozen, broadcast=header, curves=curves)
                 prepared[key] = content, described, Form.of(content)
             content, described, form = prepared[key]
-            messages.append(Message(content, node, kind, group_id=str(task.round)))
+            messages.append(renewed(blank, content))
+            messages[-1].metadata.dst_node_id = node
             log.down_bytes[client] = sum(described.sections.values())
             message, sent_mask = messages[-1], encoded.sent_mask
             entries.append(partial(self._book, kind, task.round, client, message, described, form, sent_mask))

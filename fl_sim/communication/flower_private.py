@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
-from typing import cast
+from typing import TypeVar, cast
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.app.message import remove_content_from_message
@@ -50,13 +50,17 @@ __all__ = [
     "SERVER_NODE",
     "Run",
     "adopt_identity",
+    "array_of",
     "chunk_bytes",
     "copied",
+    "filled",
     "identified",
     "inbound_bytes",
     "mark_sent",
     "outbound_bytes",
     "record_bytes",
+    "renewed",
+    "reply_to",
     "results_recorded",
     "set_message_id",
     "simulate",
@@ -152,6 +156,46 @@ def unavailable(message_id: str, run_id: int) -> Message:
 def set_message_id(message: Message, identity: str) -> None:
     """Number a message, as Flower's in-memory Grid does; `Message` has no public setter."""
     message.metadata.__dict__["_message_id"] = identity
+
+
+Records = TypeVar("Records", ArrayRecord, ConfigRecord, MetricRecord, RecordDict)
+
+
+def array_of(data: bytes, stype: str) -> Array:
+    """`Array("uint8", (len(data),), stype, data)`, in a tenth of the time: Flower's constructor tells several forms apart."""
+    made = object.__new__(Array)
+    vars(made).update(dtype="uint8", shape=(len(data),), stype=stype, data=data)
+    return made
+
+
+def filled(kind: type[Records], items: dict[str, object]) -> Records:
+    """`kind(items)` over the dict itself, where all items have the types that Flower would check one by one."""
+    made = kind()
+    vars(made)["_data"] = items
+    return made
+
+
+def renewed(message: Message, content: RecordDict) -> Message:
+    """A message made now, with another content and a copy of the metadata, which was checked when it was made first."""
+    made, metadata = object.__new__(Message), object.__new__(Metadata)
+    vars(metadata).update(vars(message.metadata), _created_at=time.time(), _delivered_at="")
+    vars(made).update(_metadata=metadata, _content=content, _error=None)
+    return made
+
+
+def reply_to(message: Message, content: RecordDict) -> Message:
+    """`Message(content, reply_to=message)`, without checking again what the task's metadata was checked for."""
+    made, asked = renewed(message, content), message.metadata
+    vars(made.metadata).update(
+        _message_id="",
+        _reply_to_message_id=asked.message_id,
+        _src_node_id=asked.dst_node_id,
+        _dst_node_id=asked.src_node_id,
+        _src_task_id=asked.dst_task_id,
+        _dst_task_id=asked.src_task_id,
+        _ttl=asked.created_at + asked.ttl - made.metadata.created_at,
+    )
+    return made
 
 
 def _parts(message: Message) -> tuple[ProtoMessage, ObjectTree, dict[str, int]]:

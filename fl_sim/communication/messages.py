@@ -16,11 +16,12 @@ from typing import ClassVar
 
 import torch
 import xxhash
-from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 
 from fl_sim import codecs
 from fl_sim.codecs import CorruptPayload, Opened, Schema
+from fl_sim.communication.flower_private import array_of, filled
 from fl_sim.communication.task_header import BroadcastHeader, CurveRequest, TaskHeader
 from fl_sim.core.types import FlatMask, FlatParams, Mask, Params, Scalar, Task, Update, UserError
 
@@ -220,23 +221,18 @@ def content(
     config: Mapping[str, Scalar] | None = None,
     metrics: Mapping[str, float] | None = None,
 ) -> RecordDict:
-    """Build a message's content around one payload."""
-    made = RecordDict()
-    made[PAYLOAD] = arrays = ArrayRecord()  # one made from a mapping makes its arrays a second time
-    arrays["p"] = _array(data, STYPE)
+    """Build a message's content around one payload; `metrics` are numbers, which nobody checks after this."""
+    arrays: dict[str, object] = {"p": array_of(data, STYPE)}
     if frozen is not None:
-        arrays["frozen"] = _array(frozen.encode(), FROZEN_STYPE)
+        arrays["frozen"] = array_of(frozen.encode(), FROZEN_STYPE)
+    records: dict[str, object] = {PAYLOAD: filled(ArrayRecord, arrays)}
     if header is not None:
-        made[HEADER] = ConfigRecord(dict(header.scalars()))
+        records[HEADER] = ConfigRecord(dict(header.scalars()))
     if config:
-        made[CONFIG] = ConfigRecord(dict(config))
+        records[CONFIG] = ConfigRecord(dict(config))
     if metrics is not None:
-        made[METRICS] = MetricRecord(dict(metrics))
-    return made
-
-
-def _array(data: bytes, stype: str) -> Array:
-    return Array(dtype="uint8", shape=(len(data),), stype=stype, data=data)
+        records[METRICS] = filled(MetricRecord, dict(metrics))
+    return filled(RecordDict, records)
 
 
 def payload(message: RecordDict) -> bytes | memoryview:

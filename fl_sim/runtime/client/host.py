@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from fl_sim.codecs import CorruptPayload
 from fl_sim.communication import messages as wire
 from fl_sim.communication.error_feedback import ErrorFeedback
+from fl_sim.communication.flower_private import reply_to
 from fl_sim.communication.messages import PARTITION
 from fl_sim.communication.sparse_broadcast import received
 from fl_sim.communication.task_header import BroadcastHeader
@@ -198,7 +199,7 @@ class ClientHost:
         _keep(context, PERSONAL, personal)
         _keep(context, RESIDUAL, left_out)
         answer = update if not fit else replace(update, metrics={**update.metrics, **fit})
-        return Message(wire.update_content(answer, encoded), reply_to=message)
+        return reply_to(message, wire.update_content(answer, encoded))
 
     def _known(self) -> Collection[str]:
         return self.model.state_dict().keys()

@@ -20,6 +20,8 @@ from fl_sim.communication.flower_private import (
     CLIENT_APP_RAISED,
     Run,
     adopt_identity,
+    filled,
+    renewed,
     set_message_id,
 )
 from fl_sim.communication.messages import PARTITION
@@ -75,21 +77,12 @@ def overdue(message: Message, partition: int, seconds: float) -> Message:
 
 def request_of(message: Message) -> Message:
     """The message as its client receives it."""
-    meta = message.metadata
-    request = Message(
-        isolated(message.content), meta.dst_node_id, meta.message_type, ttl=meta.ttl, group_id=meta.group_id
-    )
-    set_message_id(request, meta.message_id)
-    return request
+    return renewed(message, isolated(message.content))
 
 
 def isolated(content: RecordDict) -> RecordDict:
     """Copy the mutable records, as a real transport would; arrays hold immutable bytes and are shared."""
-    copied = content.copy()  # a record's own copy does not check its items again
-    for key, record in content.items():
-        if not isinstance(record, ArrayRecord):
-            copied[key] = record.copy()
-    return copied
+    return filled(RecordDict, {key: r if isinstance(r, ArrayRecord) else r.copy() for key, r in content.items()})
 
 
 class LocalGrid(Grid):

@@ -99,7 +99,7 @@ def coverage_mean(state: ServerState, updates: Iterable[Update]) -> Params:
     if sums.weight == 0:
         return state.params
     if sums.covered is None:
-        return _finish(sums, sums.total / sums.weight)
+        return _finish(sums, sums.total.div_(sums.weight))
     count = state.schema.prunable_size
     old = state.schema.flat(state.params)[:count].double()
     mean = torch.empty_like(sums.total)
@@ -122,7 +122,7 @@ def zero_fill(state: ServerState, updates: Iterable[Update]) -> Params:
         count = state.schema.prunable_size
         old = state.schema.flat(state.params)[:count].double()
         sums.total[:count] += old * (sums.weight - sums.covered)
-    return _finish(sums, sums.total / sums.weight)
+    return _finish(sums, sums.total.div_(sums.weight))
 
 
 CONSERVING: tuple[Aggregate, ...] = (zero_fill,)

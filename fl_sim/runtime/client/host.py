@@ -109,7 +109,7 @@ class ClientHost:
             self._receive_frozen(message, context)
         header = wire.read_header(message.content)
         data, config = wire.payload(message.content), wire.read_config(message.content)
-        self._received = received = self._model(data, header.broadcast, context)
+        received = self._model(data, header.broadcast, context)
         if received.mask is not None:
             _keep(context, MASK, {MASK: wire.pack_mask(received.mask)})
         return Task(header.round, received.params, received.mask, config, header.seed)
@@ -128,6 +128,7 @@ class ClientHost:
         packed = _tensors(context, MASK).get(MASK)
         key = b"" if packed is None else packed.numpy().tobytes()
         if self._last is None or self._last.data is not data or self._last.key != key:
+            self._last = None  # its model is freed before the next one is decoded
             copied = self._resident.isolation.needed
             held_mask = None if packed is None else wire.unpack_mask(packed, schema)
             if header is None:
@@ -159,7 +160,8 @@ class ClientHost:
         task = self._receive(message, context)
         partition = int(context.node_config[PARTITION])
         seed = derive(task.seed, task.round, partition, Purpose.CLIENT)
-        shared, loan = self._received, self._lent.lend(self.split_of(partition))
+        assert self._last is not None
+        shared, loan = self._last.received, self._lent.lend(self.split_of(partition))
         feedback = self._feedback(task, context)
         ctx = LentContext(
             model=self.model,

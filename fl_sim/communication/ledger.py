@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from fl_sim.codecs import Description
 from fl_sim.codecs.sections import BOOKED
-from fl_sim.core.parquet import read_batches, read_schema, write_table
+from fl_sim.core.parquet import array_of, numbers_of, read_batches, read_schema, words_of, write_table
 from fl_sim.core.types import UserError
 
 if TYPE_CHECKING:
@@ -184,14 +184,9 @@ class Ledger:
         """Convert to an Arrow table with words instead of codes, from row `start` on."""
         import pyarrow as pa
 
-        arrays = []
-        for name, code in TYPES.items():
-            values = self.column(name, start=start)
-            if name in WORDS:
-                arrays.append(pa.DictionaryArray.from_arrays(pa.array(values, pa.int8()), pa.array(WORDS[name])))
-            else:
-                arrays.append(pa.array(values, ARROW[code]))
-        return pa.table(dict(zip(TYPES, arrays, strict=True)))
+        columns = {name: self.column(name, start=start) for name in TYPES}
+        arrays = [words_of(values, WORDS[n]) if n in WORDS else numbers_of(values) for n, values in columns.items()]
+        return pa.Table.from_arrays(arrays, list(columns))
 
     def write(self, path: Path, *, start: int = 0) -> None:
         """Write as parquet, atomically; from row `start` on, so that parts can be written as a run goes."""
@@ -291,7 +286,7 @@ def _from_arrow(table: pa.Table, name: str, path: Path) -> Column:
         if column.null_count:
             raise ValueError("missing values")
         if name not in WORDS:
-            return np.array(column.cast(ARROW[TYPES[name]]).to_numpy(), dtype=TYPES[name])
+            return np.array(array_of(column.cast(ARROW[TYPES[name]])), dtype=TYPES[name])
         words = pa.dictionary(pa.int32(), pa.string())
         encoded = (
             column.cast(words) if pa.types.is_dictionary(column.type) else column.cast("string").dictionary_encode()
@@ -303,4 +298,4 @@ def _from_arrow(table: pa.Table, name: str, path: Path) -> Column:
 
 def _codes(name: str, words: pa.DictionaryArray) -> NDArray[np.int8]:
     codes = [_code(name, word) for word in words.dictionary.to_pylist()]
-    return np.asarray(np.array(codes, np.int8)[words.indices.to_numpy()], np.int8)
+    return np.asarray(np.array(codes, np.int8)[array_of(words.indices)], np.int8)

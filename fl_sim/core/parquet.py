@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fl_sim.core.files import open_plain, write_atomically
 
@@ -133,9 +134,38 @@ def _repeated(strings: pa.Array) -> int:
         (strings,) = strings.flatten()
     if not pa.types.is_dictionary(strings.type):  # of a width, as decimals have
         return int(strings.nbytes)
-    lengths = pc.binary_length(strings.dictionary).to_numpy(zero_copy_only=False)
-    times = np.bincount(strings.indices.drop_null(), minlength=len(lengths))
+    lengths = array_of(pc.binary_length(strings.dictionary))
+    times = np.bincount(array_of(strings.indices.drop_null()), minlength=len(lengths))
     return int((lengths.astype(np.int64) * times).sum())
+
+
+def array_of(column: pa.Array | pa.ChunkedArray) -> NDArray[np.number]:
+    """A NumPy array, read-only, of a numeric Arrow column without missing values; pandas stays away as in `numbers_of`.
+
+    Raises:
+        pyarrow.ArrowException: there are missing values, or the column is not numeric.
+    """
+    import pyarrow as pa
+
+    return np.from_dlpack(column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column)
+
+
+def numbers_of(values: NDArray[np.number]) -> pa.Array:
+    """An Arrow array over a contiguous 1-D array's own memory. `pa.array` would import pandas wherever it is installed, which
+    takes longer than the first rounds of a small run."""
+    import pyarrow as pa
+
+    return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), len(values), [None, pa.py_buffer(values)])
+
+
+def words_of(codes: NDArray[np.int8], words: Sequence[str]) -> pa.DictionaryArray:
+    """An Arrow dictionary array of `words[code]`; pandas stays away as in `numbers_of`."""
+    import pyarrow as pa
+
+    parts = [word.encode() for word in words]
+    ends = np.cumsum([0, *map(len, parts)], dtype=np.int32)
+    dictionary = pa.StringArray.from_buffers(len(parts), pa.py_buffer(ends), pa.py_buffer(b"".join(parts)))
+    return pa.DictionaryArray.from_arrays(numbers_of(codes), dictionary)
 
 
 def encoded(table: pa.Table) -> bytes:

@@ -139,7 +139,7 @@ def _repeated(strings: pa.Array) -> int:
     return int((lengths.astype(np.int64) * times).sum())
 
 
-def array_of(column: pa.Array | pa.ChunkedArray) -> NDArray[np.number]:
+def array_of(column: pa.Array | pa.ChunkedArray) -> NDArray[np.number | np.bool_]:
     """A NumPy array, read-only, of a numeric Arrow column without missing values; pandas stays away as in `numbers_of`.
 
     Raises:
@@ -158,8 +158,8 @@ def numbers_of(values: NDArray[np.number]) -> pa.Array:
     return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), len(values), [None, pa.py_buffer(values)])
 
 
-def words_of(codes: NDArray[np.int8], words: Sequence[str]) -> pa.DictionaryArray:
-    """An Arrow dictionary array of `words[code]`; pandas stays away as in `numbers_of`."""
+def words_of(codes: NDArray[np.number], words: Sequence[str]) -> pa.DictionaryArray:
+    """An Arrow dictionary array of `words[code]`, codes being integers; pandas stays away as in `numbers_of`."""
     import pyarrow as pa
 
     parts = [word.encode() for word in words]

@@ -9,7 +9,7 @@ import copy
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import wraps
+from functools import lru_cache, wraps
 from typing import TypeVar, cast
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
@@ -53,6 +53,7 @@ __all__ = [
     "array_of",
     "chunk_bytes",
     "copied",
+    "envelope",
     "filled",
     "identified",
     "inbound_bytes",
@@ -161,10 +162,10 @@ def set_message_id(message: Message, identity: str) -> None:
 Records = TypeVar("Records", ArrayRecord, ConfigRecord, MetricRecord, RecordDict)
 
 
-def array_of(data: bytes, stype: str) -> Array:
-    """`Array("uint8", (len(data),), stype, data)`, in a tenth of the time: Flower's constructor tells several forms apart."""
+def array_of(data: bytes, stype: str, *, dtype: str = "uint8", shape: tuple[int, ...] | None = None) -> Array:
+    """`Array(dtype, shape, stype, data)`, in a tenth of the time: Flower's constructor tells several forms apart."""
     made = object.__new__(Array)
-    vars(made).update(dtype="uint8", shape=(len(data),), stype=stype, data=data)
+    vars(made).update(dtype=dtype, shape=(len(data),) if shape is None else shape, stype=stype, data=data)
     return made
 
 
@@ -196,6 +197,13 @@ def reply_to(message: Message, content: RecordDict) -> Message:
         _ttl=asked.created_at + asked.ttl - made.metadata.created_at,
     )
     return made
+
+
+def envelope(message: Message) -> tuple[str, str, str, tuple[int | None, ...]]:
+    """(type, group, number of the message replied to, run, nodes and tasks) of a message; properties take twice as long."""
+    meta = vars(message.metadata)
+    ids = (meta["_run_id"], meta["_src_node_id"], meta["_dst_node_id"], meta["_src_task_id"], meta["_dst_task_id"])
+    return meta["_message_type"], meta["_group_id"], meta["_reply_to_message_id"], ids
 
 
 def _parts(message: Message) -> tuple[ProtoMessage, ObjectTree, dict[str, int]]:
@@ -236,6 +244,7 @@ def inbound_bytes(message: Message) -> int:
     return int(polled + pushed + answer) + sum(objects.values())
 
 
+@lru_cache(maxsize=4096)
 def chunk_bytes(size: int) -> int:
     """Bytes of the objects that carry an array's `size` bytes of data, each with its head "ArrayChunk  <length>\\0"."""
     full, rest = divmod(size, CHUNK_BYTES)

@@ -32,6 +32,7 @@ def test_an_array(data: bytes) -> None:
     theirs = Array("uint8", (len(data),), "fl_sim.update/1", data)
     assert vars(ours) | UNKNOWN_IS_DIRTY == vars(theirs)
     assert ours.is_dirty
+    assert vars(array_of(data, "s", dtype="f", shape=(2, 3))).items() <= vars(Array("f", (2, 3), "s", data)).items()
     assert ours.object_id == theirs.object_id
 
 

@@ -91,6 +91,8 @@ class _Areas:
 
 
 def _slim(context: Context) -> tuple[Context, Blobs]:
+    if not len(context.state):
+        return context, {}
     state, blobs = split_off(context.state)
     slim = copy.copy(context)
     slim.state = state

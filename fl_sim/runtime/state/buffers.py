@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, RecordDict
+from flwr.app import ArrayRecord, RecordDict
 
+from fl_sim.communication.flower_private import array_of, filled
 from fl_sim.communication.messages import array_records
 
 if TYPE_CHECKING:
@@ -20,15 +21,16 @@ Blobs = dict[tuple[str, str], "NDArray[np.uint8]"]
 def split_off(content: RecordDict) -> tuple[RecordDict, Blobs]:
     """(the content without its array bytes, those bytes); the content is not changed."""
     blobs: Blobs = {}
-    slim = RecordDict()
+    slim: dict[str, object] = {}
     for key, record in content.items():
         slim[key] = record
         if isinstance(record, ArrayRecord):
-            slim[key] = bare = ArrayRecord()  # one made from a mapping makes its arrays a second time
+            bare: dict[str, object] = {}
             for name, array in record.items():
-                bare[name] = Array(array.dtype, array.shape, array.stype, b"")
+                bare[name] = array_of(b"", array.stype, dtype=array.dtype, shape=array.shape)
                 blobs[key, name] = np.frombuffer(array.data, dtype=np.uint8)
-    return slim, blobs
+            slim[key] = filled(ArrayRecord, bare)
+    return filled(RecordDict, slim), blobs
 
 
 def join(content: RecordDict, blobs: Mapping[tuple[str, str], bytes | memoryview]) -> RecordDict:

@@ -77,6 +77,7 @@ def floor_bits(ones: int, size: int) -> float:
 
 
 @lru_cache(maxsize=1024)
+@lru_cache(maxsize=4096)
 def varint(value: int) -> bytes:
     """LEB128."""
     out = bytearray()
@@ -99,16 +100,18 @@ class Reader:
         Raises:
             CorruptPayload: the data ends, or the number exceeds `limit`.
         """
-        value = shift = 0
-        while True:
-            if self.at >= len(self.data) or shift > 63:
+        data, at, value = self.data, self.at, 0
+        for shift in range(0, 64, 7):
+            if at >= len(data):
                 raise CorruptPayload("truncated number")
-            byte = self.data[self.at]
-            self.at += 1
+            byte = data[at]
+            at += 1
             value |= (byte & 0x7F) << shift
             if byte < 0x80:
                 break
-            shift += 7
+        else:
+            raise CorruptPayload("truncated number")
+        self.at = at
         if value > limit:
             raise CorruptPayload(f"{value} where at most {limit} is possible")
         return value

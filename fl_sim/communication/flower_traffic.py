@@ -13,7 +13,14 @@ from typing import NamedTuple
 
 from flwr.app import Array, ArrayRecord, Message, RecordDict
 
-from fl_sim.communication.flower_private import CHUNK_BYTES, chunk_bytes, inbound_bytes, outbound_bytes, with_chunks
+from fl_sim.communication.flower_private import (
+    CHUNK_BYTES,
+    chunk_bytes,
+    envelope,
+    inbound_bytes,
+    outbound_bytes,
+    with_chunks,
+)
 
 Structure = tuple[object, ...]
 _FRAMES: dict[Structure, int] = {}
@@ -77,10 +84,8 @@ def _chunks(array: Array) -> int:
 
 def _envelope(message: Message) -> Structure:
     """Key of a frame's size: the metadata that it depends on."""
-    meta = message.metadata
-    ids = (meta.run_id, meta.src_node_id, meta.dst_node_id, meta.src_task_id or 0, meta.dst_task_id or 0)
-    lengths = len(meta.group_id.encode()), len(meta.reply_to_message_id)
-    return (meta.message_type, *lengths, *[_varint(n) for n in ids])
+    kind, group, replied_to, ids = envelope(message)
+    return (kind, len(group.encode()), len(replied_to), *[_varint(n or 0) for n in ids])
 
 
 def _size(value: object) -> tuple[object, ...]:

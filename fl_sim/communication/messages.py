@@ -41,21 +41,17 @@ class Content:
 
     Attributes:
         summary: one line for `fl-sim list` and the docs.
-        outgoing: applied before encoding.
-        incoming: applied after decoding.
+        outgoing: applied before encoding; None = the values travel as they are.
+        incoming: applied after decoding; None likewise.
     """
 
     summary: str
-    outgoing: Callable[[Tensor, Tensor], Tensor]
-    incoming: Callable[[Tensor, Tensor], Tensor]
-
-
-def _as_is(values: Tensor, reference: Tensor) -> Tensor:
-    return values
+    outgoing: Callable[[Tensor, Tensor], Tensor] | None = None
+    incoming: Callable[[Tensor, Tensor], Tensor] | None = None
 
 
 CONTENTS: Mapping[str, Content] = {
-    "parameters": Content("The parameters themselves, bit for bit.", _as_is, _as_is),
+    "parameters": Content("The parameters themselves, bit for bit."),
     # What lossy value types need: a client's change is small beside its weights. `w0 + (w1 - w0) == w1` holds for about
     # 99.5 % of float32 values, so even float32 differences restore a few coordinates one unit in the last place off.
     "difference": Content(
@@ -99,9 +95,10 @@ class Coding:
 
         `types`, a value type for each prunable tensor, takes the place of this coding's one.
         """
-        values = CONTENTS[self.content].outgoing(schema.flat(params), schema.flat(reference))
+        if outgoing := CONTENTS[self.content].outgoing:
+            params = schema.view(outgoing(schema.flat(params), schema.flat(reference)))
         return codecs.encode(
-            schema.view(values), sent_mask, schema=schema, held_mask=held_mask, values=types or self.values, seed=seed
+            params, sent_mask, schema=schema, held_mask=held_mask, values=types or self.values, seed=seed
         )
 
     def decode(
@@ -117,10 +114,11 @@ class Coding:
     def restore(self, payload: Opened, reference: Params) -> tuple[Params, Mask | None]:
         """`decode` of a payload that was opened."""
         params, mask = payload.decoded()
-        schema = payload.schema
-        sent = schema.flat(params)
-        values = CONTENTS[self.content].incoming(sent, schema.flat(reference))
-        if values is not sent and not codecs.finite(values):
+        incoming, schema = CONTENTS[self.content].incoming, payload.schema
+        if incoming is None:
+            return params, mask
+        values = incoming(schema.flat(params), schema.flat(reference))
+        if not codecs.finite(values):
             raise CorruptPayload("a value overflows once it is added to what it differs from")
         return schema.view(values), mask
 

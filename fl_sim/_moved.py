@@ -62,7 +62,7 @@ MOVED: Mapping[str, str] = {
     "published": "strategies.published_model",
     "recalibration": "fl_sim.training.recalibration",
     "reference": "fl_sim.config.reference",
-    "replay": "fl_sim.communication.mask_log",
+    "replay": "fl_sim.communication.replay",
     "resume": "fl_sim.simulation.checkpointing",
     "runtime.app": "fl_sim.runtime.client.host",
     "runtime.booked": "fl_sim.runtime.apps.booking",

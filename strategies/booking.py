@@ -1,4 +1,4 @@
-"""Booking: writes every message, both ways, into the ledger, and the masks of training messages into the recorder."""
+"""Booking: writes every message, both ways, into the ledger; masks and payloads into the recorders of a run that has them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Booking:
     """Writes into the ledger of a run.
 
     Attributes:
-        accounting: ledger and recorder.
+        accounting: ledger and recorders.
         schema: of the model whose messages are booked.
     """
 
@@ -54,3 +54,12 @@ class Booking:
             travelled = sent_mask if described.mask_mode not in ("none", "held") else None
             bits = None if travelled is None else self.schema.flat_mask(travelled).numpy()
             recorder.add(round=number, direction=direction, client=client, mask=bits)
+
+    def keep(
+        self, direction: str, number: int, client: int, payload: bytes | memoryview, held: Mask | None, *, phase: str
+    ) -> None:
+        """Record a payload and the mask that its receiver held, where the run records payloads."""
+        payloads = self.accounting.payloads
+        if payloads is not None:
+            bits = None if held is None else self.schema.flat_mask(held).numpy()
+            payloads.add(round=number, direction=direction, phase=phase, client=client, payload=payload, held=bits)

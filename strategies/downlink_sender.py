@@ -100,8 +100,8 @@ class DownlinkSender:
             messages.append(renewed(blank, content))
             messages[-1].metadata.dst_node_id = node
             log.down_bytes[client] = sum(described.sections.values())
-            message, sent_mask = messages[-1], encoded.sent_mask
-            entries.append(partial(self._book, kind, task.round, client, message, described, form, sent_mask))
+            message = messages[-1]
+            entries.append(partial(self._book, kind, task.round, client, message, described, form, encoded, held_mask))
         return Outgoing(cohort, messages, entries)
 
     def _book(
@@ -112,11 +112,14 @@ class DownlinkSender:
         message: Message,
         described: Description,
         form: Form,
-        sent_mask: Mask | None,
+        encoded: EncodedModel,
+        held_mask: Mask | None,
     ) -> None:
-        self.booking.book("down", number, client, message, described, phase=PHASES.get(kind, "query"), form=form)
+        phase = PHASES.get(kind, "query")
+        self.booking.book("down", number, client, message, described, phase=phase, form=form)
+        self.booking.keep("down", number, client, encoded.data, held_mask, phase=phase)
         if kind == MessageType.TRAIN:
-            self.booking.record("down", number, client, described, sent_mask)
+            self.booking.record("down", number, client, described, encoded.sent_mask)
 
     def _encoder(self, task: Task, kind: str) -> Callable[[int, Mask | None], EncodedModel]:
         """(client, pruning mask that it holds) -> the model encoded for it; equal payloads are one object."""

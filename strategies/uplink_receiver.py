@@ -112,6 +112,7 @@ class UplinkReceiver:
         late = self._is_late(client, described, round_log, samples=metrics.get("examples", count))
         self.booking.book("up", number, client, reply, described, phase="train", status="late" if late else "ok")
         self.booking.record("up", number, client, described, upload_mask)
+        self.booking.keep("up", number, client, payload.data, held_mask, phase="train")
         if late:
             raise Unusable("late", f"client {client}: later than the deadline", is_fault=False)
         if upload_mask is not None and described.mask_mode != "held":

@@ -98,23 +98,34 @@ def _finished(runs: list[Path]) -> list[Report]:
 
 
 def replay(
-    run: Annotated[Path, typer.Argument(help="folder of a run with wire.record_masks = true")],
-    values: Annotated[str, typer.Option(help="value type to price: float32, float16, bfloat16, int8")] = "float32",
-    mask: Annotated[str, typer.Option(help="mask codec to price: fl_sim, coo, bitmap, free")] = "fl_sim",
+    run: Annotated[
+        Path, typer.Argument(help="folder of a run with wire.record_payloads = 1, or wire.record_masks = true")
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="encoding of one direction: wire.uplink.values=int8, wire.downlink.content=difference, ..."
+        ),
+    ] = None,
+    values: Annotated[
+        str | None,
+        typer.Option(
+            help="of both directions: float32, float32-zstd, float16, bfloat16, int8, int4, int2, top25-int8, "
+            "top10-int8"
+        ),
+    ] = None,
+    mask: Annotated[str, typer.Option(help="mask codec: fl_sim, coo, bitmap, free")] = "fl_sim",
 ) -> None:
-    """Price a run's recorded masks under other codecs, without training again.
+    """Encode again what a finished run moved, under other codecs, without training again.
 
-    Example: fl-sim replay runs/quickstart-bc58d0c5 --values int8 --mask coo
+    Every number is the length of encoded bytes. Recorded masks alone allow other mask codecs; other value types need the
+    recorded payloads of a run whose own values are exact (float32, float32-zstd).
+
+    Example: fl-sim replay runs/quickstart-bc58d0c5 wire.uplink.values=int8 wire.uplink.content=difference --mask coo
     """
-    from fl_sim.communication.mask_log import read_masks
-    from fl_sim.communication.mask_log import replay as price
-    from fl_sim.config.experiment import Experiment
-    from fl_sim.report import Report, repriced
-    from fl_sim.simulation.federation import Federation
+    from fl_sim.report import Report, replayed
+    from fl_sim.simulation.replaying import asked, replay_run
 
     loaded = Report.load(run)
-    schema = Federation.build(
-        Experiment.from_tree(loaded.config, where=f"config {run / 'config.toml'}")
-    ).first.exchange.schema
-    masks = read_masks(run / "masks.parquet", schema)
-    console.print(repriced(loaded, price(loaded.ledger, masks, schema, values=values, mask=mask), f"{values}, {mask}"))
+    recoding = asked(loaded, overrides or [], values=values, mask=mask)
+    console.print(replayed(replay_run(loaded, recoding)))

@@ -30,8 +30,10 @@ def prune(
     ] = None,
     images: Annotated[int, typer.Option(help="calibration images")] = 128,
     levels: Annotated[int, typer.Option(help="points of a distortion curve")] = 21,
-    model: Annotated[str | None, typer.Option(help="architecture of a state dict: a name of `fl-sim list`")] = None,
-    image_size: Annotated[int, typer.Option(help="pixels a side, for a state dict")] = 32,
+    model: Annotated[
+        str | None, typer.Option(help="architecture: a name of `fl-sim list`, or module:function; default: as the file says")
+    ] = None,
+    image_size: Annotated[int | None, typer.Option(help="pixels a side; default: as the file says, or 32")] = None,
     out: Annotated[Path | None, typer.Option(help="file to write; default: beside the checkpoint")] = None,
 ) -> None:
     """Prune one model, without a federation: a table per layer, and the pruned state dict.

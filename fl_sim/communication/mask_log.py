@@ -1,23 +1,20 @@
-"""Price a finished run's recorded masks under other codecs, without training again.
+"""Recorded masks: what a run's training messages chose, kept for `fl-sim replay` and for analysis.
 
 A run with `wire.record_masks = true` leaves `masks.parquet`: one row a training message with the packed bits of the mask
-it sent (null where everything or a held mask was sent). Replay prices every message of the ledger: masks are really
-encoded where a codec is ours; values are priced at their type's width, because they were not kept.
+it sent (null where everything or a held mask was sent). Values are not kept: `wire.record_payloads` keeps them too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from fl_sim.codecs import Schema, describe, encode
-from fl_sim.communication.ledger import Ledger
+from fl_sim.codecs import Schema
 from fl_sim.core.parquet import read_table, write_table
 from fl_sim.core.types import UserError
 
@@ -25,8 +22,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 Bits = NDArray[np.bool_]
-WIDTHS: Mapping[str, float] = {"float32": 4.0, "float16": 2.0, "bfloat16": 2.0, "int8": 1.0 + 4.0 / 4096}
-"""Bytes a value, int8 with its float32 scale per 4,096 values; entropy coding would only lower the last three."""
 
 
 @dataclass
@@ -85,7 +80,10 @@ def read_masks(path: Path, schema: Schema) -> Iterator[tuple[str, Bits | None]]:
             raise ValueError(f"has of the columns direction and mask only {table.column_names}")
         rows = table.select(kept.names).cast(kept).to_pylist()
     except FileNotFoundError as error:
-        raise UserError(f"{path.parent}: no masks were recorded; run it with wire.record_masks=true") from error
+        raise UserError(
+            f"{path.parent}: nothing to replay was recorded; run it with wire.record_payloads=1 for all codecs, or "
+            "with wire.record_masks=true for mask codecs alone"
+        ) from error
     except (OSError, ValueError, pa.ArrowException) as error:
         raise UserError(f"{path}: {str(error).splitlines()[0]}") from error
     for row in rows:
@@ -96,56 +94,3 @@ def read_masks(path: Path, schema: Schema) -> Iterator[tuple[str, Bits | None]]:
             raise UserError(f"{path}: a mask of {len(packed)} bytes; the model's have {size}")
         bits = None if packed is None else np.unpackbits(np.frombuffer(packed, np.uint8), count=schema.prunable_size)
         yield str(row["direction"]), None if bits is None else bits.view(np.bool_)
-
-
-def _whole(mask: Bits, schema: Schema) -> float:
-    """Our own coder, really run."""
-    zeros = schema.view(torch.zeros(schema.size))
-    data = encode(zeros, schema.view_mask(torch.from_numpy(mask)), schema=schema)
-    return float(describe(data, schema=schema).sections.get("mask", 0))
-
-
-def _coo(mask: Bits, schema: Schema) -> float:
-    """int32 positions."""
-    return 4.0 * int(np.count_nonzero(mask))
-
-
-def _bitmap(mask: Bits, schema: Schema) -> float:
-    """Size of a plain bitmap: one bit a weight."""
-    return float(-(-len(mask) // 8))
-
-
-def _free(mask: Bits, schema: Schema) -> float:
-    """Not counted at all, as in many papers."""
-    return 0.0
-
-
-MASKS: Mapping[str, Callable[[Bits, Schema], float]] = {"fl_sim": _whole, "coo": _coo, "bitmap": _bitmap, "free": _free}
-
-
-def replay(
-    ledger: Ledger, masks: Iterator[tuple[str, Bits | None]], schema: Schema, *, values: str, mask: str
-) -> dict[str, float]:
-    """Direction -> bytes of the training messages under another value type and mask codec; everything else as it was.
-
-    Raises:
-        UserError: unknown names, or masks that do not belong to the ledger.
-    """
-    for what, name, allowed in (("--values", values, list(WIDTHS)), ("--mask", mask, list(MASKS))):
-        if name not in allowed:
-            raise UserError(f"{what} {name!r}: allowed: {', '.join(allowed)}")
-    recorded = list(masks)
-    moved = ledger.messages(phase="train")
-    if {d: sum(1 for other, _ in recorded if other == d) for d in moved} != moved:
-        raise UserError(f"{len(recorded)} recorded masks do not belong to a ledger with messages {moved}")
-    price: dict[str, float] = {"down": 0.0, "up": 0.0}
-    for column, width in (("payload_bytes", 1.0), ("nnz", WIDTHS[values])):
-        for (direction, phase, section), total in ledger.total(
-            by=("direction", "phase", "section"), column=column
-        ).items():
-            replaced = column == "payload_bytes" and section in ("mask", "values")
-            if phase == "train" and not replaced:
-                price[str(direction)] += width * total
-    for direction, bits in recorded:
-        price[direction] += 0.0 if bits is None else MASKS[mask](bits, schema)
-    return price

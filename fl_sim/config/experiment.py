@@ -297,7 +297,17 @@ class WireSection(Section):
         description="error feedback: each client adds what its last upload left out to its next one. The default mean then "
         "divides by all clients of a round",
     )
-    record_masks: bool = Field(False, description="save all masks that are sent, for `fl-sim replay`")
+    record_masks: bool = Field(False, description="save all masks that are sent, for `fl-sim replay --mask`")
+    record_payloads: int = Field(
+        0,
+        ge=0,
+        description="save all payloads of every n-th round from the first on, for `fl-sim replay`; 0 = nothing",
+    )
+    record_megabytes: float = Field(
+        1000.0,
+        gt=0,
+        description="saved payloads take at most so much disk; the first round beyond it ends the recording",
+    )
 
 
 class Experiment(Section):

@@ -7,7 +7,7 @@ from fl_sim.report.groups import grouped
 from fl_sim.report.page import write_page, write_report
 from fl_sim.report.pruned import effect, pruned_table
 from fl_sim.report.summary import ModelFacts, Report, Unfinished, against_dense, summarise
-from fl_sim.report.table import comparison, estimates, floors, over_seeds, per_run, repriced
+from fl_sim.report.table import comparison, estimates, floors, over_seeds, per_run, replayed
 
 __all__ = [
     "FORMATS",
@@ -26,7 +26,7 @@ __all__ = [
     "over_seeds",
     "per_run",
     "pruned_table",
-    "repriced",
+    "replayed",
     "summarise",
     "write_page",
     "write_report",

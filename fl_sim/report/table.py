@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from rich import box
 from rich.table import Table
 
+from fl_sim.communication.replay import Replayed
 from fl_sim.report.groups import Group, grouped
 from fl_sim.report.measures import ACCURACY, ALIVE, DOWN, MACS, SAVING, SENT, UP, Measure
 from fl_sim.report.summary import Report
@@ -101,12 +102,17 @@ def floors(report: Report) -> str:
     return f"{masks}Flower's own counters would show {_mb(protocol)} MB for these messages"
 
 
-def repriced(report: Report, price: Mapping[str, float], name: str) -> Table:
-    """A run's training traffic as measured and as another codec would price it."""
-    totals = report.ledger.total(by=("direction", "phase"))
-    headings = ("codec", "MB up", "MB down", "MB total")
-    table = _table("training traffic under another codec", headings, text=headings[:1])
-    measured = {direction: totals.get((direction, "train"), 0) for direction in ("up", "down")}
-    for label, row in (("measured", measured), (name, price)):
-        table.add_row(label, _mb(row["up"]), _mb(row["down"]), _mb(row["up"] + row["down"]))
+def replayed(found: Replayed) -> Table:
+    """Bytes of the replayed rounds by direction and section, as measured and as encoded again."""
+    first, last, count = found.rounds[0], found.rounds[-1], len(found.rounds)
+    which = f"round {first}" if count == 1 else f"{count} rounds from {first} to {last}"
+    headings = ("direction", "section", "bytes measured", "bytes encoded again")
+    table = _table(f"{which}: all that moved, encoded again", headings, text=headings[:2])
+    for direction in ("up", "down"):
+        for way, section in found.measured:
+            before, after = found.measured[way, section], found.replayed.get((way, section), 0)
+            if way == direction and (before or after):
+                table.add_row(direction, section, f"{before:,}", f"{after:,}")
+        both = (found.total(direction, replayed=False), found.total(direction))
+        table.add_row(direction, "all", *(f"{size:,}" for size in both), style="bold")
     return table

@@ -10,6 +10,7 @@ from torch import nn
 from fl_sim.communication.ledger import Ledger
 from fl_sim.communication.mask_log import MaskRecorder
 from fl_sim.communication.messages import Exchange
+from fl_sim.communication.payload_log import PayloadRecorder
 from fl_sim.communication.sparse_broadcast import SparseBroadcast
 from fl_sim.communication.virtual_clock import Network
 from fl_sim.core.types import FlatParams, Mask, Params
@@ -76,11 +77,13 @@ class Accounting:
         ledger: one row for each message and section.
         network: links, speeds and deadline of the simulated clients; without links there is no clock.
         recorder: keeps the masks of training messages for `fl-sim replay`; None = keeps none.
+        payloads: keeps the payloads of chosen rounds for `fl-sim replay`; None = keeps none.
     """
 
     ledger: Ledger
     network: Network = field(default_factory=Network)
     recorder: MaskRecorder | None = None
+    payloads: PayloadRecorder | None = None
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from fl_sim.communication.payload_log import FOLDER as PAYLOADS
+from fl_sim.communication.payload_log import recorded_files
 from fl_sim.config.experiment import Experiment, run_folder
 from fl_sim.core.types import UserError
 from fl_sim.report import Report
@@ -159,11 +161,20 @@ def _copy(manifest: Manifest, source: Path, folder: RunFolder) -> None:
     with ours.writing():
         pass  # makes the folders
     for name in manifest.objects:
-        ours.path(name).unlink(missing_ok=True)
-        try:
-            os.link(theirs.path(name), ours.path(name))
-        except OSError:
-            shutil.copyfile(theirs.path(name), ours.path(name))
+        _link(theirs.path(name), ours.path(name))
+    for number, path in recorded_files(source / PAYLOADS):
+        if number <= manifest.round:
+            (folder.path / PAYLOADS).mkdir(exist_ok=True)
+            _link(path, folder.path / PAYLOADS / path.name)
     if (source / IDENTITY).is_file():
         shutil.copyfile(source / IDENTITY, folder.path / IDENTITY)
     ours.commit(manifest.model_copy(update={"experiment": folder.asked.id}))
+
+
+def _link(source: Path, target: Path) -> None:
+    """Link, or copy where a link is not possible, a file that nobody ever changes in place."""
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

@@ -18,6 +18,8 @@ from flwr.serverapp import Grid
 from fl_sim.codecs import CorruptPayload
 from fl_sim.communication.ledger import Ledger
 from fl_sim.communication.mask_log import MaskRecorder
+from fl_sim.communication.payload_log import FOLDER as PAYLOADS
+from fl_sim.communication.payload_log import PayloadRecorder
 from fl_sim.config.experiment import Experiment
 from fl_sim.core.errors import in_one_line
 from fl_sim.core.observer import SILENT, Observer
@@ -124,7 +126,8 @@ def serve(
     """
     ledger, rows = Ledger(folder.scratch), list[Row]()
     recorder = MaskRecorder([]) if federation.experiment.wire.record_masks else None
-    server = build_server(federation, ledger, recorder)
+    payloads = _payloads(federation.experiment, folder)
+    server = build_server(federation, ledger, recorder, payloads)
     dense = dense_payloads(federation)
     checkpoint = CheckpointHook(folder, federation, server, ledger, rows, recorder)
     if isinstance(grid, LocalGrid):
@@ -137,8 +140,10 @@ def serve(
     options, rounds = client_options(federation.experiment), federation.experiment.rounds
     with _stopping(folder, checkpoint):
         folder.write_inputs(federation.label_counts, identity)
+        recording = [] if payloads is None else [payloads]
         with RoundsFile(folder.path, rows) as rounds_file, LiveLog(folder.path, ledger, rounds, observer) as live:
-            hooks: list[Hook] = [Evaluation(federation, server, ledger, dense), rounds_file, checkpoint, live]
+            measuring = Evaluation(federation, server, ledger, dense)
+            hooks: list[Hook] = [measuring, rounds_file, *recording, checkpoint, live]
             for number in range(len(rows) + 1, rounds + 1):
                 started = time.perf_counter()
                 server.round(grid, options, live.reply)
@@ -156,6 +161,11 @@ def serve(
             training_s=checkpoint.seconds,
             wall_s=checkpoint.wall_s,
         )
+
+
+def _payloads(experiment: Experiment, folder: RunFolder) -> PayloadRecorder | None:
+    every, megabytes = experiment.wire.record_payloads, experiment.wire.record_megabytes
+    return PayloadRecorder(folder.path / PAYLOADS, every, int(megabytes * 1e6)) if every else None
 
 
 def _precision_before(folder: RunFolder) -> str | None:

@@ -14,6 +14,7 @@ from typing import BinaryIO
 
 from filelock import FileLock, Timeout
 
+from fl_sim.communication.payload_log import FOLDER as PAYLOADS
 from fl_sim.config.experiment import Experiment, run_folder
 from fl_sim.core.files import flush, open_plain, write_atomically
 from fl_sim.core.types import Params, UserError
@@ -54,7 +55,8 @@ class RunFolder:
         """Remove what an earlier run of the same experiment left, so that old and new results never mix."""
         for name in RESULTS:
             (self.path / name).unlink(missing_ok=True)
-        shutil.rmtree(self.path / CHECKPOINTS, ignore_errors=True)
+        for name in (CHECKPOINTS, PAYLOADS):
+            shutil.rmtree(self.path / name, ignore_errors=True)
         (self.path / IDENTITY).unlink(missing_ok=True)
 
     def write_inputs(self, label_counts: Sequence[Sequence[int]], identity: Identity) -> None:
@@ -95,7 +97,7 @@ def claimed(experiment: Experiment) -> Iterator[RunFolder]:
     except OSError as error:
         raise UserError(f"out = {experiment.out!r}: {error.strerror or error}") from error
     try:
-        _require_own(path / CHECKPOINTS)
+        _require_own(path)
         with _scratch(path) as rows:
             yield RunFolder(path, experiment, rows)
     finally:
@@ -103,11 +105,11 @@ def claimed(experiment: Experiment) -> Iterator[RunFolder]:
         os.chdir(started)
 
 
-def _require_own(checkpoints: Path) -> None:
+def _require_own(folder: Path) -> None:
     """Checkpoints delete what they do not know, so a folder from elsewhere must not lead them out of itself."""
-    for place in (checkpoints, checkpoints / OBJECTS):
+    for place in (folder / CHECKPOINTS, folder / CHECKPOINTS / OBJECTS, folder / PAYLOADS):
         if place.is_symlink():
-            raise UserError(f"{place}: is a link; checkpoints are written and deleted in the run's own folder only")
+            raise UserError(f"{place}: is a link; a run writes and deletes in its own folder only")
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from torch import nn
 
 from fl_sim.communication.ledger import Ledger
 from fl_sim.communication.mask_log import MaskRecorder
+from fl_sim.communication.payload_log import PayloadRecorder
 from fl_sim.core.types import Mask, Params, Scalar, UserError
 from fl_sim.models.module_state import ModuleState
 from fl_sim.models.parameters import load
@@ -64,7 +65,12 @@ class ServerMethod(Protocol):
         """The server of one run; `others` are the contexts of further models, one for each capacity."""
 
 
-def build_server(federation: Federation, ledger: Ledger, recorder: MaskRecorder | None = None) -> Server:
+def build_server(
+    federation: Federation,
+    ledger: Ledger,
+    recorder: MaskRecorder | None = None,
+    payloads: PayloadRecorder | None = None,
+) -> Server:
     """Build the server that the config's `[strategy]` names; it books into `ledger`.
 
     Raises:
@@ -83,7 +89,7 @@ def build_server(federation: Federation, ledger: Ledger, recorder: MaskRecorder 
     alone = {"network.links": experiment.network.links, "wire.record_masks": experiment.wire.record_masks}
     if len(federation.tracks) > 1 and (refused := [key for key, value in alone.items() if value]):
         raise UserError(f"{refused[0]}: not with capacities; allowed with one model only")
-    accounting = Accounting(ledger, experiment.network, recorder)
+    accounting = Accounting(ledger, experiment.network, recorder, payloads)
     contexts = [_context(federation, track, accounting) for track in federation.tracks]
     return cast(ServerMethod, method).server(*contexts)
 

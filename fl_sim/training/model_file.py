@@ -188,13 +188,15 @@ def unwrapped(found: Params, own: Iterable[str], where: str) -> Params:
     return {name.removeprefix(prefix): value for name, value in found.items()}
 
 
-def open_saved(path: Path, *, name: str | None = None, image_size: int = 32) -> Saved:
+def open_saved(path: Path, *, name: str | None = None, image_size: int | None = None) -> Saved:
     """The model in a run folder or a safetensors file.
+
+    A file of ours says what its model takes. An architecture of the user's own is imported only if `name` asks for it.
 
     Args:
         path: folder of a finished run, or a file.
-        name: the architecture, a model's name or `module:function`; needed where the file does not say it.
-        image_size: pixels a side; only with `name`.
+        name: the architecture, a model's name or `module:function`; None = the one that the file says.
+        image_size: pixels a side; None = what the file says, 32 where it says nothing.
 
     Raises:
         UserError: no such file, no name for its architecture, or parameters that do not fit it.
@@ -204,10 +206,9 @@ def open_saved(path: Path, *, name: str | None = None, image_size: int = 32) -> 
         raise UserError(f"{stored.path}: --model is needed; one of {', '.join(models.MODELS)}, or module:function")
     if name is None:
         return Saved(_filled(_described_model(stored), stored, str(stored.path)), stored.described, stored.path)
-    channels = next((v.shape[1] for v in stored.params.values() if v.dim() == 4), 3)
-    classes = _classes(name, stored.params)
-    described = {"name": name, "num_classes": classes, "in_channels": channels, "image_size": image_size}
-    return Saved(_filled(_built(stored, described), stored, f"{stored.path} as {name}"), described, stored.path)
+    size = {} if image_size is None else {"image_size": image_size}
+    told = {**stored.described, "name": name, **size} if stored.described else _guessed(stored, name, image_size or 32)
+    return Saved(_filled(_built(stored, told), stored, f"{stored.path} as {name}"), told, stored.path)
 
 
 def read_model(path: Path) -> nn.Module:
@@ -254,6 +255,11 @@ def entries_for(model: nn.Module, stored: Stored) -> Params:
 def _described_model(stored: Stored) -> nn.Module:
     """The architecture that the file's metadata name; only those of this package are built."""
     name = stored.described.get("name")
+    if isinstance(name, str) and ":" in name:
+        raise UserError(
+            f"model file {str(stored.path)!r}: its model is {name!r}, code that is imported only when you ask for it: "
+            f"add --model {name}"
+        )
     if not isinstance(name, str) or name not in models.MODELS:
         raise UserError(f"model file {str(stored.path)!r}: its metadata name no model of this package, but {name!r}")
     return _built(stored, stored.described)
@@ -272,13 +278,25 @@ def _built(stored: Stored, described: Mapping[str, object]) -> nn.Module:
         raise UserError(f"model file {str(stored.path)!r}: {in_one_line(error)}") from error
 
 
-def _classes(name: str, params: Mapping[str, Tensor]) -> int:
-    """The number of outputs: that of the last parameter of the architecture, which is the classifier's."""
-    own = list(snapshot(models.build(name)))
-    last, params = own[-1], unwrapped(dict(params), own, f"--model {name}")
-    if last not in params:
-        raise UserError(f"--model {name}: the file has no parameter {last!r}")
-    return int(params[last].shape[0])
+def _guessed(stored: Stored, name: str, image_size: int) -> dict[str, object]:
+    """What a bare state dict's shapes say of its model: channels of the first convolution, outputs of the last layer.
+
+    Without a convolution the model takes colour images, or grey ones where only those fit.
+    """
+    convolution = next((v for v in stored.params.values() if v.dim() == 4), None)
+    allowed = (3, 1) if convolution is None else (int(convolution.shape[1]),)
+    for channels in allowed:
+        own = snapshot(models.build(name, in_channels=channels, image_size=image_size))
+        params = unwrapped(dict(stored.params), own, f"--model {name}")
+        first, last = next(iter(own)), next(reversed(own))
+        if last not in params:
+            raise UserError(f"--model {name}: the file has no parameter {last!r}")
+        if first in params and params[first].shape == own[first].shape:
+            break
+    else:
+        channels = allowed[0]
+    classes = int(params[last].shape[0])
+    return {"name": name, "num_classes": classes, "in_channels": channels, "image_size": image_size}
 
 
 def _filled(model: nn.Module, stored: Stored, what: str) -> nn.Module:

@@ -14,8 +14,8 @@ from fl_sim import codecs
 from fl_sim.bench import engine, soak
 from fl_sim.cli.app import app
 from fl_sim.communication.estimates import ESTIMATES
-from fl_sim.communication.mask_log import MASKS, WIDTHS
 from fl_sim.communication.messages import Coding
+from fl_sim.communication.replay import MASKS
 from fl_sim.config.catalogue import ENGINES, catalogue
 from fl_sim.config.experiment import Engine
 from fl_sim.config.reference import documented
@@ -45,7 +45,7 @@ def helped(command: Sequence[str], option: str) -> str:
         (["run"], "engine", [*engines.ENGINES, "auto"]),
         (["run"], "track", TRACKERS),
         (["compare"], "as_text", FORMATS),
-        (["replay"], "values", WIDTHS),
+        (["replay"], "values", codecs.VALUES),
         (["replay"], "mask", MASKS),
         (["prune"], "method", METHODS),
         (["bench", "engine"], "only", [*engine.PARTS, *engine.OPTIONAL]),

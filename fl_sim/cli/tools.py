@@ -31,7 +31,8 @@ def prune(
     images: Annotated[int, typer.Option(help="calibration images")] = 128,
     levels: Annotated[int, typer.Option(help="points of a distortion curve")] = 21,
     model: Annotated[
-        str | None, typer.Option(help="architecture: a name of `fl-sim list`, or module:function; default: as the file says")
+        str | None,
+        typer.Option(help="architecture: a name of `fl-sim list`, or module:function; default: as the file says"),
     ] = None,
     image_size: Annotated[int | None, typer.Option(help="pixels a side; default: as the file says, or 32")] = None,
     out: Annotated[Path | None, typer.Option(help="file to write; default: beside the checkpoint")] = None,

@@ -148,3 +148,45 @@ def test_wrong_input_of_the_command_is_one_line(tmp_path: Path, words: list[str]
         app(["prune", str(path), "--model", "resnet8", *words], standalone_mode=False)
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+AUX = """
+from torch import nn
+class Net(nn.Module):
+    def __init__(self, classes, channels, size):
+        super().__init__()
+        self.stem = nn.Linear(channels * size * size, 16)
+        self.head = nn.Linear(16, classes)
+        self.aux = nn.Linear(16, 7)  # a further head, for training alone
+    def forward(self, x):
+        return self.head(self.stem(x.flatten(1)).relu())
+def aux_net(*, num_classes=10, in_channels=1, image_size=8, width=1.0):
+    return Net(num_classes, in_channels, image_size)
+"""
+
+
+def test_a_run_of_ones_own_model_is_pruned_by_its_own_description(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Grey images of 8 pixels, and a last parameter that is no classifier: nothing of it can be guessed from shapes."""
+    (tmp_path / "own_aux.py").write_text(AUX)
+    monkeypatch.syspath_prepend(tmp_path)
+    folder = run_tiny(tmp_path, "model.name=own_aux:aux_net", "rounds=1").folder
+    with pytest.raises(UserError, match=r"its model is 'own_aux:aux_net'.*add --model own_aux:aux_net") as caught:
+        open_saved(folder)
+    assert "\n" not in str(caught.value)
+    saved = open_saved(folder, name="own_aux:aux_net")
+    assert (saved.shape, saved.described["num_classes"]) == ((1, 8, 8), 10)
+    trained = load_file(folder / "model.safetensors")
+    assert all(torch.equal(saved.model.state_dict()[name], value) for name, value in trained.items())
+    again = open_saved(saved.write(saved.model, tmp_path / "again.safetensors"), name="own_aux:aux_net")
+    assert again.shape == (1, 8, 8)
+    with pytest.raises(UserError, match=r"stem\.weight"):
+        open_saved(folder, name="own_aux:aux_net", image_size=16)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_channels_of_a_bare_state_dict_without_a_convolution_are_found(tmp_path: Path, channels: int) -> None:
+    model = build("mlp", in_channels=channels, image_size=8, num_classes=4)
+    saved = open_saved(bare(model, tmp_path / "m.safetensors"), name="mlp", image_size=8)
+    assert (saved.shape, saved.described["num_classes"]) == ((channels, 8, 8), 4)

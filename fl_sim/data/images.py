@@ -1,7 +1,8 @@
 """Compressed images, which anybody may have made, as one uint8 array.
 
-An image of another kind than 8 bits a channel, grey or RGB, is refused by name. Pillow would make it fit without a word:
-16-bit grey is clipped, transparent pixels show whatever colour lies under them.
+Grey images of 16 bits are scaled, 65535 to 255, where they use that range. Any other image that is not of 8 bits a channel,
+grey or RGB, is refused by name. Pillow would make it fit without a word: 16-bit grey is clipped, transparent pixels show
+whatever colour lies under them.
 """
 
 from __future__ import annotations
@@ -31,10 +32,17 @@ MOST_PER_BYTE = 100
 CHANNELS: Mapping[str, int] = {"L": 1, "RGB": 3}
 READ_AS: Mapping[str, str] = {"1": "L", "L": "L", "LA": "L", "P": "RGB", "PA": "RGB", "RGB": "RGB", "RGBA": "RGB"}
 """Pillow's modes that lose nothing -> the mode that they are read as; an alpha channel must be opaque."""
+WIDE = ("I;16", "I;16B")
+"""Pillow's modes of 16-bit grey; such images are read as grey of 8 bits."""
+FULL = 0xFFFF
+LEAST_USED = 15
+"""Bits of 16 that the largest pixel of all images must have; with fewer, scaling would leave some dozen grey levels."""
 WITH_ALPHA = ("LA", "PA", "RGBA")
-ALLOWED = "grey, palette or RGB of at most 8 bits a channel"
+ALLOWED = "grey, palette or RGB of at most 8 bits a channel, or 16-bit grey"
 SIXTEEN_BITS = re.compile(r";16[BLN]")
 """In the layout of a file's pixels, as Pillow names it, where the decoder keeps the high byte of 16 bits."""
+PHOTOMETRIC, WHITE_IS_ZERO = 262, 0
+"""A TIFF's tag and value for inverted grey, which Pillow does not turn round in 16 bits."""
 ORIENTATION = 0x0112
 """The EXIF tag by which a camera says how its picture is to be turned; 1 = not at all."""
 PIECE = 256
@@ -50,8 +58,8 @@ def decode(encoded: Sequence[bytes | None], *, stored: int, where: Callable[[int
         where: number of an image -> its file, for messages.
 
     Raises:
-        UserError: names the image that is missing, damaged, of another size, or not grey or RGB of 8 bits a channel; or
-            the images are larger than so many bytes can hold.
+        UserError: names the image that is missing, damaged, of another size, or not grey or RGB of 8 bits a channel; 16-bit
+            images use fewer bits; or the images are larger than so many bytes can hold.
     """
     if not encoded:
         raise UserError("data.source: no images")
@@ -60,10 +68,14 @@ def decode(encoded: Sequence[bytes | None], *, stored: int, where: Callable[[int
     if expanded > most:
         raise UserError(f"data.source: images of {stored} bytes that expand to {expanded}; allowed: {most}")
     images = np.empty((len(encoded), *shape), dtype=np.uint8)
+    wide: dict[int, int] = {}  # number of a 16-bit image -> its largest pixel
 
     def put(start: int) -> None:
         for number in range(start, min(start + PIECE, len(encoded))):
             pixels = _pixels(_opened(encoded[number], where(number)), where(number))
+            if pixels.dtype != np.uint8:
+                wide[number] = int(pixels.max())
+                pixels = scaled(pixels)
             if pixels.shape != shape:
                 sizes = f"{where(0)} has {shape}, {where(number)} has {pixels.shape}"
                 raise UserError(f"data.source: images must have one (channels, height, width): {sizes}")
@@ -72,7 +84,17 @@ def decode(encoded: Sequence[bytes | None], *, stored: int, where: Callable[[int
     with ThreadPoolExecutor() as pool:
         for _ in pool.map(put, range(0, len(encoded), PIECE)):
             pass
+    if wide and (bits := max(wide.values()).bit_length()) < LEAST_USED:
+        first = _refusal(where(min(wide)), f"is 16-bit grey, and all such images use {bits} of the 16 bits")
+        raise UserError(
+            f"{first} (largest pixel {max(wide.values())}); scale them to the range 0 to {FULL}, or to 8 bits"
+        )
     return images
+
+
+def scaled(pixels: NDArray[np.uint16]) -> Images:
+    """16-bit grey as 8 bits, rounded: 65535 becomes 255."""
+    return ((pixels.astype(np.uint32) * 255 + FULL // 2) // FULL).astype(np.uint8)
 
 
 def _opened(data: bytes | None, name: str) -> Image.Image:
@@ -92,6 +114,10 @@ def _opened(data: bytes | None, name: str) -> Image.Image:
         raise _refusal(name, f"{image.width} x {image.height} pixels; allowed: {MOST_PIXELS}")
     if several:
         raise _refusal(name, "holds several pictures; needed: one")
+    if image.mode in WIDE:
+        if getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == WHITE_IS_ZERO:
+            raise _refusal(name, "is 16-bit grey whose white is 0; save it with black as 0")
+        return image
     if image.mode not in READ_AS:
         raise _refusal(name, f"is of mode {image.mode}; needed: {ALLOWED}")
     if any(SIXTEEN_BITS.search(str(part)) for part in image.tile):
@@ -101,16 +127,20 @@ def _opened(data: bytes | None, name: str) -> Image.Image:
 
 def _shape(image: Image.Image) -> tuple[int, int, int]:
     """(channels, height, width)."""
-    return CHANNELS[READ_AS[image.mode]], image.height, image.width
+    return CHANNELS[_read_as(image)], image.height, image.width
 
 
-def _pixels(image: Image.Image, name: str) -> Images:
-    """uint8 (C, H, W)."""
+def _read_as(image: Image.Image) -> str:
+    return "L" if image.mode in WIDE else READ_AS[image.mode]
+
+
+def _pixels(image: Image.Image, name: str) -> Images | NDArray[np.uint16]:
+    """uint8 (C, H, W); uint16 for 16-bit grey."""
     try:
         image.load()
         turned = image.getexif().get(ORIENTATION, 1)
         see_through = _has_alpha(image) and np.asarray(image.convert("RGBA"))[:, :, 3].min() < 255
-        mode = READ_AS[image.mode]
+        mode = image.mode if image.mode in WIDE else READ_AS[image.mode]
         array = np.asarray(image if image.mode == mode else image.convert(mode))
     except Exception as error:  # as above
         raise _refusal(name, f"cannot be decoded: {in_one_line(error)}") from error

@@ -14,10 +14,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
 from fl_sim.core.types import UserError
 from fl_sim.data import Data, load
+from fl_sim.data.images import scaled
 
 RAMP = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
 
@@ -299,11 +301,15 @@ def _palette(*, transparent: bool) -> bytes:
 
 
 REFUSED_IMAGES: Mapping[str, tuple[Callable[[], bytes | None], str]] = {
-    "16-bit grey": (lambda: _sixteen_bits(RAMP.astype(np.uint16) * 257), "mode I;16"),
-    "12 of 16 bits": (lambda: _sixteen_bits(RAMP.astype(np.uint16) * 16), "mode I;16"),
-    "16-bit grey, big-endian": (
+    "12 of 16 bits": (lambda: _sixteen_bits(RAMP.astype(np.uint16) * 16), "use 12 of the 16 bits (largest pixel 40"),
+    "8 of 16 bits, big-endian": (
         lambda: encoded(Image.frombytes("I;16B", (8, 8), RAMP.astype(">u2").tobytes()), "TIFF"),
-        "mode I;16B",
+        "use 8 of the 16 bits",
+    ),
+    "16 bits of black": (lambda: _sixteen_bits(RAMP * 0), "use 0 of the 16 bits"),
+    "16-bit grey, white is 0": (
+        lambda: encoded(Image.fromarray(RAMP.astype(np.uint16) * 257), "TIFF", tiffinfo={262: 0}),
+        "whose white is 0",
     ),
     "16-bit RGB": (_wide_rgb, "16 bits a channel"),
     "32-bit": (lambda: encoded(Image.fromarray(RAMP.astype(np.int32)), "TIFF"), "mode I;"),
@@ -325,6 +331,29 @@ REFUSED_IMAGES: Mapping[str, tuple[Callable[[], bytes | None], str]] = {
     "cut": (lambda: encoded(Image.fromarray(RAMP), "JPEG")[:-40], "cannot be decoded"),
     "missing": (lambda: None, "missing"),
 }
+
+
+WIDE_IMAGES: Mapping[str, Callable[[], bytes]] = {
+    "PNG": lambda: _sixteen_bits(RAMP.astype(np.uint16) * 257),
+    "TIFF": lambda: _sixteen_bits(RAMP.astype(np.uint16) * 257, "TIFF"),
+    "big-endian TIFF": lambda: encoded(
+        Image.frombytes("I;16B", (8, 8), (RAMP.astype(">u2") * np.uint16(257)).astype(">u2").tobytes()), "TIFF"
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", WIDE_IMAGES)
+def test_16_bit_grey_is_the_8_bit_image_that_it_was_made_from(table: Path, kind: str) -> None:
+    images: list[bytes | None] = [grey(i) for i in range(40)]
+    rows(table / "train-0.parquet", [encoded(Image.fromarray(RAMP)), *images[1:]])
+    eight = load(str(table), validation=0.1).train.images
+    rows(table / "train-0.parquet", [WIDE_IMAGES[kind](), *images[1:]])
+    assert torch.equal(load(str(table), validation=0.1).train.images, eight)
+
+
+def test_every_16_bit_value_is_rounded_to_the_nearest_of_8() -> None:
+    wide = np.arange(1 << 16, dtype=np.uint16)
+    assert np.array_equal(scaled(wide), np.round(wide / 257).astype(np.uint8))
 
 
 @pytest.mark.parametrize("kind", REFUSED_IMAGES)

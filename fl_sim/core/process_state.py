@@ -20,11 +20,13 @@ from functools import cache
 
 import numpy as np
 import torch
+from torch import overrides
+from torch.utils import _python_dispatch
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One thing of a process: how it is read (in well under a microsecond) and how it is put back."""
+    """One thing of a process: how it is read (in a microsecond or two) and how it is put back."""
 
     read: Callable[[], object]
     write: Callable[..., object]
@@ -66,6 +68,22 @@ def _set_cudnn(flags: tuple[bool, bool, bool]) -> None:
     torch.backends.cudnn.enabled, torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = flags
 
 
+def entered_modes() -> tuple[int, int]:
+    """Numbers of dispatch modes and function modes that were entered; the default device is a function mode of its own."""
+    functions = torch._C._len_torch_function_stack()
+    if functions and getattr(torch._GLOBAL_DEVICE_CONTEXT, "device_context", None) is not None:
+        functions -= 1
+    return torch._C._len_torch_dispatch_stack(), functions
+
+
+def _leave_modes(before: tuple[int, int]) -> None:
+    """Leave the modes that were entered since; the default device lies below all others."""
+    while entered_modes()[0] > before[0]:
+        _python_dispatch._pop_mode()
+    while entered_modes()[1] > before[1]:
+        overrides._pop_mode()
+
+
 def _folder() -> str | None:
     try:
         return os.getcwd()
@@ -101,7 +119,8 @@ def _set_path(before: list[str]) -> None:
 
 
 SETTINGS: tuple[Setting, ...] = (
-    Setting(torch.is_inference_mode_enabled, _set_inference_mode),  # first: it decides on gradients too
+    Setting(entered_modes, _leave_modes),  # first: a mode sees what is called to put the others back
+    Setting(torch.is_inference_mode_enabled, _set_inference_mode),  # before gradients: it decides on them too
     Setting(torch.is_grad_enabled, torch.set_grad_enabled),
     Setting(torch.get_default_dtype, torch.set_default_dtype),
     Setting(_default_device, torch.set_default_device),
@@ -111,6 +130,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
     Setting(_autocast, _set_autocast),
     Setting(_cudnn, _set_cudnn),
+    Setting(np.geterr, lambda before: np.seterr(**before)),
     Setting(_folder, _set_folder),
     Setting(_environment, _set_environment),
     Setting(lambda: list(warnings.filters), _set_filters),
@@ -126,6 +146,8 @@ def settings() -> list[object]:
 
 def restore(before: list[object]) -> None:
     """Put the settings back; what did not change is left alone."""
+    if entered_modes() != before[0]:
+        _leave_modes(before[0])  # type: ignore[arg-type]
     if settings() != before:
         for setting, value in zip(SETTINGS, before, strict=True):
             if setting.read() != value:

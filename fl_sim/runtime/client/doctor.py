@@ -3,8 +3,8 @@
 for finding in examine(my_client):
     print(finding.check, finding.problem or "ok")
 
-The client runs on a few digits and a small network with BatchNorm: as it is, again with other global random numbers, on
-a model that another client left behind, and under a mask. Nothing travels.
+The client runs on a few digits and a small network with BatchNorm: as it is, again after another client, with other global
+random numbers, on a model that another client left behind, and under a mask. Nothing travels.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from fl_sim.runtime.client.doctor_behaviour_checks import (
     descends,
     deterministic,
     fast,
+    keeps_nothing,
     leaves_nothing,
     leaves_the_task,
     obeys_the_mask,
@@ -95,6 +96,7 @@ CHECKS: tuple[Check, ...] = (
     leaves_the_task,
     leaves_nothing,
     owns_its_update,
+    keeps_nothing,
     deterministic,
     starts_from_the_task,
     masks_what_is_prunable,

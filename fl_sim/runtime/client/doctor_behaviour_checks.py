@@ -52,8 +52,24 @@ def _differ(one: Attempt, other: Attempt) -> str:
     return f"{count} of {sum(a.numel() for a, _ in pairs)} values differ, by up to {largest:.2g}"
 
 
+def keeps_nothing(e: Examination) -> str:
+    """It keeps nothing between calls but ctx.state."""
+    if difference := _differ(e.plain, e.repeated):
+        return (
+            f"it depends on the clients before it: {difference} between equal calls around another one; what it keeps in a "
+            "module global or on itself belongs into ctx.state"
+        )
+    if not _differ(e.plain, e.another):
+        return (
+            "two clients with other data got the same result: it keeps a result, or uses neither ctx.data nor ctx.rng"
+        )
+    return ""
+
+
 def deterministic(e: Examination) -> str:
     """Check determinism: the same task gives the same update."""
+    if _differ(e.plain, e.repeated):
+        return ""  # said already
     difference = _differ(e.plain, e.again)
     return (
         f"non-deterministic: {difference} between two runs of one task; draw from ctx.rng alone" if difference else ""
@@ -62,7 +78,7 @@ def deterministic(e: Examination) -> str:
 
 def starts_from_the_task(e: Examination) -> str:
     """It starts from the parameters that it received."""
-    if _differ(e.plain, e.again):
+    if _differ(e.plain, e.again) or _differ(e.plain, e.repeated):
         return ""  # said already
     difference = _differ(e.plain, e.after_another)
     return (

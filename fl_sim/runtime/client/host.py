@@ -6,6 +6,7 @@ it. A client never sees Flower.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 
@@ -30,6 +31,7 @@ from fl_sim.models.module_state import ModuleState
 from fl_sim.models.parameters import entries, load
 from fl_sim.runtime.client.fixed_weights import Resident
 from fl_sim.runtime.client.isolation import LentContext, LentData, Loan, Received
+from fl_sim.runtime.client.kept_between_calls import Watch
 from fl_sim.runtime.client.over_fitting import MeasureFit, Settle, keep_statistics, no_measurement
 from fl_sim.runtime.client.update_validation import BadUpdate as BadUpdate
 from fl_sim.runtime.client.update_validation import checked, kept
@@ -40,6 +42,7 @@ from fl_sim.sparsity.curves import MeasureCurves, calibration
 from fl_sim.training.client import Client, ClientContext, as_they_are
 from fl_sim.training.loop import evaluate
 
+log = logging.getLogger("fl_sim")
 STATE, MASK, FROZEN, PERSONAL = "fl_sim.state", "fl_sim.mask", "fl_sim.frozen", "fl_sim.personal"
 RESIDUAL = "fl_sim.residual"
 MODEL, VERSION = "fl_sim.model", "version"
@@ -102,6 +105,7 @@ class ClientHost:
     def __post_init__(self) -> None:
         self._resident = Resident(self.model, self.exchange, self.rebuild, self.built)
         self._lent = LentData()
+        self._watch = Watch.of(self.client)
 
     def _receive(self, message: Message, context: Context) -> Task:
         """Decode a task; the bytes of one round are decoded once per process, not once per client."""
@@ -192,6 +196,7 @@ class ClientHost:
         task, ctx = visit.task, visit.ctx
         self._resident.enter(visit.personal)
         update = self._resident.isolation.call(client, task, ctx)
+        self._look_at_what_is_kept()
         self._require_untouched(visit)
         fit = self.measure(task.round, int(context.node_config[PARTITION]), self.model)
         personal = self._resident.leave()
@@ -202,6 +207,14 @@ class ClientHost:
         _keep(context, RESIDUAL, left_out)
         answer = update if not fit else replace(update, metrics={**update.metrics, **fit})
         return reply_to(message, wire.update_content(answer, encoded))
+
+    def _look_at_what_is_kept(self) -> None:
+        """Say once in a process that the client keeps something between calls, outside of what is saved and sent."""
+        if self._watch is not None:
+            if said := self._watch.called():
+                log.warning("client: %s", said)
+            if self._watch.done:
+                self._watch = None
 
     def _known(self) -> Collection[str]:
         return self.model.state_dict().keys()

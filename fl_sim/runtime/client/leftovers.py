@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fl_sim.core.process_state import entered_modes, unchanged_settings
 from fl_sim.models.parameters import COUNTER
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -18,6 +20,8 @@ PROCESS: Mapping[str, Callable[[], object]] = {
     "the grad mode (torch.set_grad_enabled)": torch.is_grad_enabled,
     "the default dtype (torch.set_default_dtype)": torch.get_default_dtype,
     "the number of threads (torch.set_num_threads)": torch.get_num_threads,
+    "how NumPy reports floating-point errors (np.seterr)": np.geterr,
+    "a PyTorch mode (__enter__ of a TorchDispatchMode or TorchFunctionMode)": entered_modes,
 }
 """What of a process a client must leave as it was -> how it is read."""
 
@@ -26,18 +30,12 @@ PROCESS: Mapping[str, Callable[[], object]] = {
 def observed() -> Iterator[list[str]]:
     """Names of what the block changes in the process, in a list that is filled at its end; everything is put back."""
     before = {name: read() for name, read in PROCESS.items()}
-    folder, gradients, dtype, threads = before.values()
     changed: list[str] = []
-    try:
-        yield changed
-    finally:
-        changed += [name for name, read in PROCESS.items() if read() != before[name]]
-        os.chdir(str(folder))
-        torch.set_grad_enabled(bool(gradients))
-        assert isinstance(dtype, torch.dtype)
-        torch.set_default_dtype(dtype)
-        assert isinstance(threads, int)
-        torch.set_num_threads(threads)
+    with unchanged_settings():
+        try:
+            yield changed
+        finally:
+            changed += [name for name, read in PROCESS.items() if read() != before[name]]
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fl_sim import models
+from fl_sim.core.process_state import seeded
 from fl_sim.core.types import Mask, Params, Scalar, Task, Update
 from fl_sim.data import Split
 from fl_sim.models.parameters import load, snapshot
@@ -55,27 +56,29 @@ class Examination:
     config: Mapping[str, Scalar] = field(default_factory=dict)
 
     def attempt(
-        self, model: nn.Module, *, mask: Mask | None = None, seed: int = 0, start: Params | None = None
+        self,
+        model: nn.Module,
+        *,
+        mask: Mask | None = None,
+        seed: int = 0,
+        start: Params | None = None,
+        client: int = 7,
+        samples: Split | None = None,
     ) -> Attempt:
-        """Call the client; `seed` is of the global generator, which a client must not use.
+        """Call the client; `seed` is of the global generators, which a client must not use.
 
-        `start` are the parameters it gets, by default the model's.
+        `start` are the parameters it gets, by default the model's; `client` seeds its own generator.
         """
         given = snapshot(self.model) if start is None else start
         params = dict(given) if mask is None else apply_mask(given, mask)
         task = Task(1, {name: value.clone() for name, value in params.items()}, mask, self.config)
-        generator = torch.Generator().manual_seed(7)
-        context = ClientContext(model=model, data=self.samples, rng=generator, state={}, seed=7)
+        generator = torch.Generator().manual_seed(client)
+        data = self.samples if samples is None else samples
+        context = ClientContext(model=model, data=data, rng=generator, state={}, seed=client)
         before = Shape.of(model)
-        with observed() as changed, torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            np_state = np.random.get_state()  # noqa: NPY002 - what a client must not use is what is varied here
-            np.random.seed(seed)  # noqa: NPY002
+        with observed() as changed, seeded(seed):
             began = time.perf_counter()
-            try:
-                update = self.client(task, context)
-            finally:
-                np.random.set_state(np_state)  # noqa: NPY002
+            update = self.client(task, context)
             seconds = time.perf_counter() - began
         left = before.changes(Shape.of(model)) or (
             f"it changed {changed[0]} for all that runs after it" if changed else ""
@@ -96,6 +99,18 @@ class Examination:
     def again(self) -> Attempt:
         """Call the client on the same task with other global random numbers."""
         return self.attempt(self.fresh, seed=1)
+
+    @cached_property
+    def another(self) -> Attempt:
+        """Call as another client: half of the samples in another order."""
+        return self.attempt(self.fresh, client=8, samples=self.samples.subset(np.arange(len(self.samples) // 2)))
+
+    @cached_property
+    def repeated(self) -> Attempt:
+        """Call again with nothing varied, after another client."""
+        assert self.plain
+        assert self.another
+        return self.attempt(self.fresh)
 
     @cached_property
     def after_another(self) -> Attempt:

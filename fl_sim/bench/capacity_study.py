@@ -13,6 +13,7 @@ paper: to 1e-4 by epoch); the last model counts, not the best on validation.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 from fl_sim import models
 from fl_sim.bench.fidelity import agreement, divergence, mean_std, welch
 from fl_sim.config.experiment import Experiment, StudySection
+from fl_sim.core.files import write_atomically
 from fl_sim.core.lookup import find
 from fl_sim.core.seeding import Purpose, generator
 from fl_sim.core.types import UserError
@@ -33,11 +35,13 @@ from fl_sim.data import Split
 from fl_sim.models.parameters import snapshot
 from fl_sim.simulation.client_side import AUGMENT
 from fl_sim.simulation.federation import Federation
+from fl_sim.simulation.identity import IDENTITY, Identity, hash_of, recorded
 from fl_sim.training.feature_loss import feature_loss
 from fl_sim.training.loop import Training, evaluate, logits
 from fl_sim.training.losses import Distillation, FeatureDistillation, FromTeacher, Loss, cross_entropy
 from fl_sim.training.model_file import read_model, write_model
 
+log = logging.getLogger("fl_sim")
 Objective = Distillation | FeatureDistillation
 NOISE = 0.05
 """Level of Welch's test below which a difference is called one."""
@@ -118,10 +122,16 @@ class Study:
         experiment = self.federation.experiment
         return self.federation.data.train.augmented(AUGMENT[experiment.data.augment]).to(self.federation.first.device)
 
+    @cached_property
+    def identity(self) -> Identity:
+        """Hashes of the data and of the user's code, as of a run."""
+        return Identity.of(self.federation.experiment, hash_of(self.federation.data))
+
     def file(self, trial: Trial) -> Path:
-        """Path of a trial's model; its name is a hash of everything that determines it."""
+        """Path of a trial's model; its name is a hash of everything that determines it, data and the user's code included."""
         experiment = self.federation.experiment
-        key = f"{asdict(trial)} {type(trial.objective)} {experiment.data} {experiment.model.width}"
+        made_of = f"{self.identity.data} {sorted(self.identity.code.items())}"
+        key = f"{asdict(trial)} {type(trial.objective)} {experiment.data} {experiment.model.width} {made_of}"
         return self.folder / f"{trial.model}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.safetensors"
 
     def model(self, trial: Trial) -> nn.Module:
@@ -190,11 +200,26 @@ def measure(
     federation = Federation.build(experiment)
     settled = federation.experiment
     study = Study(federation, folder(experiment), on_trial)
+    _record_identity(study, experiment)
     rows = []
     for teacher, student in section.pairs:
         taught_by = Trial(teacher, seeds[0], longer(settled.training, section.teacher))
         rows += _pair(study, taught_by, Trial(student, seeds[0], settled.training), seeds, methods(section))
     return rows
+
+
+def _record_identity(study: Study, experiment: Experiment) -> None:
+    """Say what changed since the study's folder was last used, and write what is used now.
+
+    Trainings of other data or code have other files: they are run again, and the earlier ones stay.
+    """
+    before = recorded(study.folder)
+    if before is not None and (changed := before.changes(study.identity, experiment.data.source)):
+        log.warning("%s: since the last study %s changed: its trainings run again", study.folder, ", ".join(changed))
+    elif before is not None and (versions := before.other_versions(study.identity)):
+        log.warning("%s: computed by other versions: %s", study.folder, versions)
+    study.folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(study.folder / IDENTITY, (study.identity.model_dump_json(indent=2) + "\n").encode())
 
 
 def longer(training: Training, factor: float) -> Training:

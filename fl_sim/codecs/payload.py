@@ -69,7 +69,8 @@ def encode(
         sent_mask: prunable coordinates to send; None sends all.
         schema: the receiver's expectations.
         held_mask: the mask that the receiver holds, or None.
-        values: value type of the prunable values, a name of `VALUES`; or one for each prunable tensor.
+        values: value type of the prunable float32 values, a name of `VALUES`; or one for each prunable tensor. Tensors of
+            other dtypes travel exactly, whatever the value type; a run has none, because its entries travel as float32.
         seed: feeds the stochastic rounding of integers.
 
     Raises:

@@ -193,3 +193,30 @@ def _places(own: dict[str, Tensor]) -> list[tuple[int, int, str]]:
         elif value.numel() and 1 + sum((size - 1) * stride for size, stride in extents) == value.numel():
             places.append((start, start + value.numel() * width, name))
     return places
+
+
+def unit_singular_vectors(model: nn.Module) -> nn.Module:
+    """Scale the singular vectors that `spectral_norm` keeps to length 1, in place, and return the model.
+
+    The mean of unit vectors is shorter than 1, and evaluation divides the weight by u^T W v (Miyato et al., 2018,
+    algorithm 1) as they are: the norm would be too small and the weight too large. In training a power iteration makes
+    them unit vectors before they are used.
+    """
+    vectors = [
+        buffer
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None and buffer.dim() == 1 and _is_singular(module, name)
+    ]
+    with torch.no_grad():
+        for vector in vectors:
+            vector.copy_(torch.nn.functional.normalize(vector, dim=0))
+    return model
+
+
+def _is_singular(module: nn.Module, name: str) -> bool:
+    """Whether a buffer is u or v of one of PyTorch's two ways to normalise by the spectral norm."""
+    if type(module).__name__ == "_SpectralNorm":
+        return name in ("_u", "_v")
+    normalised = [h.name for h in module._forward_pre_hooks.values() if type(h).__name__ == "SpectralNorm"]
+    return name in {f"{weight}_{vector}" for weight in normalised for vector in "uv"}

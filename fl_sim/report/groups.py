@@ -11,13 +11,18 @@ import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 from fl_sim.config.experiment import INDIFFERENT, Experiment
 from fl_sim.config.toml import Json
+from fl_sim.core.errors import UserError
 from fl_sim.report.summary import Report
+from fl_sim.training.model_file import content_hash
 
 SAME = INDIFFERENT | {"seed"}
 """Config keys in which the runs of a group may differ."""
+WEIGHTS = "model.weights"
+"""The config key that counts by content: copies of one file start the same experiment."""
 DENSITY = "strategy.density"
 """The config key in which the members of a family differ."""
 
@@ -125,8 +130,19 @@ def resolved(report: Report) -> dict[str, Json]:
 
 
 def _relevant(report: Report) -> dict[str, Json]:
-    given = flat({key: value for key, value in report.config.items() if key not in SAME})
-    return {**_defaults(), **dict(given)}
+    given = dict(flat({key: value for key, value in report.config.items() if key not in SAME}))
+    if isinstance(path := given.get(WEIGHTS), str):
+        given[WEIGHTS] = _content(path)
+    return {**_defaults(), **given}
+
+
+@cache
+def _content(path: str) -> str:
+    """The content of given weights, as a run's id counts them; their path where they are gone."""
+    try:
+        return content_hash(Path(path))[:12]
+    except (UserError, OSError):
+        return path
 
 
 @cache

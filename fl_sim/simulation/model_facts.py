@@ -71,11 +71,14 @@ def model_facts(federation: Federation, server: Server, dense: DensePayloads) ->
     model = track.complete(trained.params)
     named = dict(model.named_parameters())
     schema = track.exchange.schema
+    # What the model's builder froze is neither trained, pruned nor sent; gates put "net." before the names.
+    fixed = frozen(plain_model(track.experiment, track.data, track.experiment.seed))
+    prunable = [name for name in prunable_names(model) if name in named and name.removeprefix("net.") not in fixed]
     return ModelFacts(
         params=sum(p.numel() for p in named.values()),
         trainable=sum(p.numel() for p in named.values() if p.requires_grad),
         disabled_features=disabled_features(model),
-        prunable=sum(model.get_parameter(name).numel() for name in prunable_names(model) if name in named),
+        prunable=sum(named[name].numel() for name in prunable),
         density=1.0 if trained.mask is None else density(trained.mask),
         dense_payload_bytes=dense.first,
         index_dims=_index_dims(schema),

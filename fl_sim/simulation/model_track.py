@@ -14,7 +14,7 @@ from fl_sim.core.types import FlatParams, Params, UserError
 from fl_sim.data import Data, Split
 from fl_sim.gating import Gated, Gating, keeping
 from fl_sim.models.module_state import ModuleState
-from fl_sim.models.parameters import load, snapshot
+from fl_sim.models.parameters import load, snapshot, unit_singular_vectors
 from fl_sim.simulation.starting_model import make_exchange, make_model
 from fl_sim.training.model_file import Stored, entries_for
 from fl_sim.training.recalibration import recalibrate
@@ -123,7 +123,9 @@ class ModelTrack:
         return self.settled(load(self.model, params))
 
     def settled(self, model: nn.Module) -> nn.Module:
-        """Measure the BatchNorm statistics of `model` on the server's images where none travel; returns the model."""
+        """Make averaged entries fit `model`, and return it: unit singular vectors of a spectral norm, and BatchNorm statistics
+        on the server's images where none travel."""
+        unit_singular_vectors(model)
         if self.experiment.model.statistics != "average":
             images: Split = self.data.proxy or self.data.validation
             recalibrate(model, images.to(self.device), precision=self.experiment.training.precision)

@@ -7,12 +7,15 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 from federation import run_tiny
 from scipy.stats import norm
 
+from fl_sim.codecs import Schema
 from fl_sim.core.types import Task, Update
 from fl_sim.training.client import ClientContext
-from strategies.privacy import Accountant, gaussian_epsilon
+from strategies.privacy import Accountant, PrivateMean, gaussian_epsilon
+from strategies.server_step import ServerState
 
 DELTA = 1e-5
 PRIVATE = ["model.name=cnn", "strategy.target=strategies.presets:private", "strategy.noise=0.7"]
@@ -85,3 +88,21 @@ def test_what_clients_keep_costs_the_amplification_and_is_said(
         assert len(lines) == 1
         assert told in lines[0]
         assert report.rounds[0]["epsilon"] == exact
+
+
+def test_a_residual_of_any_size_moves_the_released_sum_by_at_most_the_sensitivity() -> None:
+    """What error feedback adds to a message is clipped with it: the composition of Gaussian mechanisms needs no more."""
+    schema = Schema.of({"w": torch.zeros(8, 8)}, ["w"])
+    state = ServerState(schema, schema.view(torch.zeros(64)))
+    mean = PrivateMean(clip=0.5, noise=1.0, cohort=3, seed=0)
+
+    def released(residual: torch.Tensor) -> torch.Tensor:
+        others = [Update(schema.view(torch.full((64,), value)), 1) for value in (0.01, -0.3)]
+        return mean(state, [*others, Update(schema.view(torch.full((64,), 0.02) + residual), 1)])["w"]
+
+    draw = torch.Generator().manual_seed(1)
+    for size in (0.1, 10.0, 1e6):
+        one, other = (size * torch.randn(64, generator=draw) for _ in range(2))
+        moved = float(torch.linalg.vector_norm(released(one) - released(other)))
+        assert moved <= 2 * 0.5 / 3 * (1 + 1e-5)
+    assert float(torch.linalg.vector_norm(released(one) - released(-one))) == pytest.approx(2 * 0.5 / 3, rel=1e-4)

@@ -28,7 +28,7 @@ from fl_sim.core.seeding import Purpose, derive
 from fl_sim.core.types import Params, Task, Update
 from fl_sim.data import Split
 from fl_sim.models.module_state import ModuleState
-from fl_sim.models.parameters import entries, load
+from fl_sim.models.parameters import entries, load, unit_singular_vectors
 from fl_sim.runtime.client.fixed_weights import Resident
 from fl_sim.runtime.client.isolation import LentContext, LentData, Loan, Received
 from fl_sim.runtime.client.kept_between_calls import Watch
@@ -240,7 +240,7 @@ class ClientHost:
         task = self._receive(message, context)
         data = self.test_of(partition := int(context.node_config[PARTITION]))
         self._resident.place(_tensors(context, PERSONAL))
-        load(self.model, task.params)
+        unit_singular_vectors(load(self.model, task.params))
         with unchanged_settings(), seeded(_seed(task, partition)):
             metrics = evaluate(self.model, data)
         record = MetricRecord({**metrics, wire.NUM_EXAMPLES: len(data)})
@@ -256,7 +256,7 @@ class ClientHost:
         own = self.split_of(partition := int(context.node_config[PARTITION]))
         images = calibration(own, request.images)
         self._resident.place(_tensors(context, PERSONAL))
-        model = load(self.model, task.params)
+        model = unit_singular_vectors(load(self.model, task.params))
         with unchanged_settings(), seeded(_seed(task, partition)):
             self.settle(model, own)
             measured = cached_curves(measure, model, images, self.exchange.schema.prunable)

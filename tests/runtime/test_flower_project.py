@@ -92,8 +92,10 @@ def test_an_apps_folder_is_read(app: Path) -> None:
     assert Project.read(app / "pyproject.toml") == project
 
 
-def test_the_command_runs_it(app: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["--run-config", "num-server-rounds=3 step=1", "--node-config", "file='d-{partition}.csv'"]
+@pytest.mark.parametrize("engine", ["inline", "workers", pytest.param("ray", marks=pytest.mark.slow)])
+def test_the_command_runs_it(app: Path, tmp_path: Path, engine: str, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--engine", engine]
+    options += ["--run-config", "num-server-rounds=3 step=1", "--node-config", "file='d-{partition}.csv'"]
     assert fl_sim("flower", app, "--out", tmp_path / "runs", *options) == 0
     (folder,) = (tmp_path / "runs").iterdir()
     ledger = Ledger.read(folder / "ledger.parquet")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import one_ray
@@ -204,6 +205,19 @@ def test_what_cannot_be_sent_to_another_process_is_an_error_reply() -> None:
     found: list[list[Message]] = []
     run(sending("train", lambda *_: EMPTY, found, rounds=1), app, "workers")
     assert all("client" in r.error.reason and "cannot be sent" in r.error.reason for r in found[0])
+
+
+@pytest.mark.slow
+def test_an_app_that_cannot_travel_to_ray_is_one_line() -> None:
+    app, lock = ClientApp(), Lock()
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        with lock:
+            return Message(RecordDict(), reply_to=message)
+
+    with pytest.raises(UserError, match="the ClientApp cannot be pickled"):
+        run(sending("train", lambda *_: EMPTY, []), app, "ray")
 
 
 def test_one_run_at_a_time() -> None:

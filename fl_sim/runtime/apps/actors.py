@@ -14,10 +14,10 @@ from flwr.app import Context, Error, Message
 
 from fl_sim.communication.flower_private import CLIENT_APP_CRASHED, adopt_identity
 from fl_sim.communication.messages import PARTITION
-from fl_sim.core.errors import in_one_line
+from fl_sim.core.errors import UserError, in_one_line
 from fl_sim.runtime.apps.client import Call, Lane, Outcome, call
 from fl_sim.runtime.grids.allocator import keep_freed_memory
-from fl_sim.runtime.grids.ray import RayOptions, connected, fitting
+from fl_sim.runtime.grids.ray import RayOptions, connected, fetched, fitting
 
 
 class _Remote(Protocol):
@@ -33,13 +33,13 @@ class _Handle(Protocol):
 class _Actor:
     """The actor: one ClientApp, on one thread."""
 
-    def __init__(self, app: Call, run_id: int, path: list[str]) -> None:
+    def __init__(self, app: list[object], run_id: int, path: list[str]) -> None:
         sys.path[:] = [*path, *(p for p in sys.path if p not in path)]
         keep_freed_memory()
         torch.set_num_threads(1)
         logging.getLogger("flwr").setLevel(logging.WARNING)
         adopt_identity(run_id)
-        self._app = app
+        self._app = cast(Call, fetched(app))
 
     def run(self, message: Message, context: Context, seed: int) -> Outcome:
         return call(self._app, message, context, seed)
@@ -54,7 +54,7 @@ class ActorLane:
 
     def _started(self) -> _Handle:
         kind = self._ray.remote(_Actor).options(num_cpus=1)
-        return cast(_Handle, kind.remote(self._app, self._run_id, list(sys.path)))
+        return cast(_Handle, kind.remote([self._app], self._run_id, list(sys.path)))
 
     def run(self, message: Message, context: Context, seed: int) -> Outcome:
         """Run a client in the actor; one that ends its process is answered for with an error reply."""
@@ -77,5 +77,8 @@ def actor_lanes(app: Call, most: int, run_id: int) -> Iterator[Sequence[Lane]]:
     """As many lanes as the cluster has processors for, at most `most`; Ray is started for the block unless it runs."""
     options = RayOptions()
     with connected(options) as ray:
-        shared = ray.put(app)
+        try:
+            shared = ray.put(app)
+        except Exception as error:
+            raise UserError(f"engine = 'ray': the ClientApp cannot be pickled: {in_one_line(error)}") from error
         yield [ActorLane(ray, shared, run_id) for _ in range(min(fitting(options), most))]

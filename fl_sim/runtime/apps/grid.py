@@ -94,9 +94,12 @@ class AppGrid(Grid):
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         self._box.raise_broken()
+        return self._pull(message_ids, polled=True)
+
+    def _pull(self, message_ids: Iterable[str], *, polled: bool) -> list[Message]:
         replies: list[Message] = []
         for message_id in dict.fromkeys(message_ids):
-            letter = self._box.fetch(message_id)
+            letter = self._box.fetch(message_id, polled=polled)
             if letter is None:
                 replies.append(unavailable(message_id, self._run.run_id))
             elif letter.reply is not None:
@@ -108,7 +111,7 @@ class AppGrid(Grid):
         if timeout is not None and timeout <= 0:
             return []
         self._box.wait(letters, timeout)
-        return self.pull_messages([letter.message.metadata.message_id for letter in letters])
+        return self._pull([letter.message.metadata.message_id for letter in letters], polled=False)
 
     def _push(self, messages: Iterable[Message]) -> list[Letter]:
         """Check, number and copy messages, and hand them to the lanes together.

@@ -16,6 +16,9 @@ POLLED_S = 0.25
 SHARE = 4
 """A client is slow when it has taken this part of the time that a ServerApp waits for replies."""
 
+MOST_S = 3600.0
+"""The longest wait at a time: the system's timers do not take any number."""
+
 
 @dataclass
 class Waiting:
@@ -94,7 +97,7 @@ class Mailbox:
                     return None
                 left = self._patience_left() if spare else 0.0
                 if not self._ready or left > 0:
-                    self._changed.wait(left if self._ready and left < math.inf else None)
+                    self._changed.wait(min(left, MOST_S) if self._ready and left < math.inf else None)
                     continue
                 node = self._ready.popleft()
                 letter = self._queues[node].popleft()
@@ -133,7 +136,7 @@ class Mailbox:
             waiting = Waiting(len(pending))
             for letter in pending:
                 letter.waiting = waiting
-            before, self._patience = self._patience, min(self._patience, (seconds or math.inf) / SHARE)
+            before, self._patience = self._patience, (seconds or math.inf) / SHARE
             self._changed.notify_all()
         try:
             self._wait(pending, waiting, end)
@@ -149,16 +152,19 @@ class Mailbox:
             if not pending or (end is not None and now >= end):
                 return
             until = min(letter.expires for letter in pending)
-            waiting.done.wait(max(0.0, min(until, end or until) - now) + 1e-4)
+            waiting.done.wait(min(MOST_S, max(0.0, min(until, end or until) - now) + 1e-4))
 
-    def fetch(self, message_id: str) -> Letter | None:
-        """A letter that has not expired; None where there is none. An answered or expired one is forgotten."""
+    def fetch(self, message_id: str, *, polled: bool) -> Letter | None:
+        """A letter that has not expired; None where there is none. An answered or expired one is forgotten.
+
+        `polled`: the ServerApp asks by itself, and if there is no answer yet it will ask again.
+        """
         with self._changed:
             letter = self._letters.get(message_id)
             expired = letter is not None and letter.expires <= time.time()
             if letter is not None and (expired or letter.reply is not None):
                 del self._letters[message_id]
-            elif letter is not None and self._patience > POLLED_S:
+            elif letter is not None and polled and self._patience > POLLED_S:
                 self._patience = POLLED_S
                 self._changed.notify_all()
             return None if expired else letter

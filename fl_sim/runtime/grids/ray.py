@@ -217,6 +217,13 @@ def connected(options: RayOptions) -> Iterator[ModuleType]:
             ray.shutdown()
 
 
+def fetched(boxed: Sequence[object]) -> object:
+    """What an actor was given in a list: Ray would take it out of the store before the actor has the driver's `sys.path`."""
+    import ray
+
+    return cast(object, ray.get(cast("ObjectRef[object]", boxed[0])))
+
+
 def _quietly() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fl_sim.cli.screen import console, wide
+from fl_sim.core.errors import UserError
 
 if TYPE_CHECKING:
     from fl_sim.runtime.apps.project import Project
@@ -46,18 +49,19 @@ def flower(
     config = project.configured(" ".join(run_config or ()))
     nodes = dict(pairs(node_config, "--node-config"))
     count = next(number for number in (clients, project.clients, CLIENTS) if number is not None)
-    logging.getLogger("flwr").propagate = False  # it prints its lines itself
+    _require_writable(out)
     server, client = project.load()
     start = time.perf_counter()
-    ran = run_apps(
-        server,
-        client,
-        num_clients=count,
-        engine=engine,
-        run_config=config,
-        node_config=_by_partition(nodes),
-        seed=seed,
-    )
+    with _printed_once():
+        ran = run_apps(
+            server,
+            client,
+            num_clients=count,
+            engine=engine,
+            run_config=config,
+            node_config=_by_partition(nodes),
+            seed=seed,
+        )
     facts = {
         "app": str(path),
         "engine": engine,
@@ -68,6 +72,24 @@ def flower(
     }
     _show(ran)
     console.print(_written(project, ran, config, facts, out), highlight=False, soft_wrap=True)
+
+
+def _require_writable(out: Path) -> None:
+    """Refuse, before the run, a folder that could not be written after it."""
+    place = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise UserError(f"--out {out}: {place} is no folder that can be written")
+
+
+@contextmanager
+def _printed_once() -> Iterator[None]:
+    """Flower's logger prints its lines itself, so that the program's own handler must not print them again."""
+    flowers = logging.getLogger("flwr")
+    before, flowers.propagate = flowers.propagate, False
+    try:
+        yield
+    finally:
+        flowers.propagate = before
 
 
 def _by_partition(

@@ -117,6 +117,8 @@ def test_the_command_runs_it(app: Path, tmp_path: Path, engine: str, capsys: pyt
         (("", ""), ["--run-config", "nowhere.toml"], "nowhere.toml"),
         (("", ""), ["--engine", "rya"], "engine = 'rya': unknown; did you mean 'ray'?"),
         (("", ""), ["--clients", "-1"], "num_clients = -1"),
+        (("", ""), ["--clients", "0"], "num_clients = 0"),
+        (("", ""), ["--out", "/dev/null/runs"], "--out /dev/null/runs: /dev/null is no folder"),
         (("[tool.flwr.app.components]", "[tool.other]"), [], r"no table [tool.flwr.app.components]"),
         (("server_app:app", "server_app"), [], "needs serverapp"),
         (("server_app:app", "server_app:main"), [], "is a function, not a ServerApp"),

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from flwr.app import ArrayRecord, ConfigRecord, Message
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
 from fl_sim.codecs import Description
 from fl_sim.communication.flower_private import record_bytes
-from fl_sim.communication.flower_traffic import protocol_bytes
+from fl_sim.communication.flower_traffic import Form, protocol_bytes
 from fl_sim.communication.ledger import WORDS, Ledger
 from fl_sim.communication.messages import array_bytes
 
@@ -17,7 +17,7 @@ Entry = tuple[int, str, str, int, int, Description, int, str]
 """(message, direction, phase, round, client, sections, protocol bytes, status)."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Book:
     """Notes of the messages that moved, taken by any thread; `written` books them in the order in which they were pushed.
 
@@ -26,24 +26,29 @@ class Book:
     nothing and is not booked; a reply that came after its message had expired is booked as "late".
     """
 
-    entries: list[Entry]
-    lock: threading.Lock
-
-    @classmethod
-    def empty(cls) -> Book:
-        """A book without notes."""
-        return cls([], threading.Lock())
+    entries: list[Entry] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    _last: tuple[RecordDict, dict[str, int], Form] | None = field(default=None, repr=False)
 
     def note(self, message: Message, direction: str, *, number: int, round: int, client: int, late: bool) -> None:
         """Note one message; `number` and `round` are those of the message that it is, or that it answers."""
         if not message.has_content():
             return
-        sizes = sections(message)
+        content = message.content
+        sizes, form = self._shared(content) if direction == "down" else (sections(content), Form.of(content))
         description = Description(sizes, 0, {"dense": sizes["dense"]}, 0.0, "none", "none")
-        size, phase = protocol_bytes(message, direction=direction), phase_of(message.metadata.message_type)
+        size = protocol_bytes(message, direction=direction, form=form)
+        phase = phase_of(message.metadata.message_type)
         entry = (number, direction, phase, round, client, description, size, "late" if late else "ok")
         with self.lock:
             self.entries.append(entry)
+
+    def _shared(self, content: RecordDict) -> tuple[dict[str, int], Form]:
+        """Sections and form of a content that nobody changes; a round's messages share theirs, so the last is kept."""
+        last = self._last
+        if last is None or last[0] is not content:
+            self._last = last = (content, sections(content), Form.of(content))
+        return last[1], last[2]
 
     def written(self) -> Ledger:
         """Book all notes, the same on every engine."""
@@ -63,10 +68,10 @@ class Book:
         return ledger
 
 
-def sections(message: Message) -> dict[str, int]:
-    """Bytes of a message's arrays, configs and metrics; the last two only where there are any."""
-    sizes = {"dense": array_bytes(message.content)}
-    for record in message.content.values():
+def sections(content: RecordDict) -> dict[str, int]:
+    """Bytes of a content's arrays, configs and metrics; the last two only where there are any."""
+    sizes = {"dense": array_bytes(content)}
+    for record in content.values():
         if not isinstance(record, ArrayRecord):
             name = "config" if isinstance(record, ConfigRecord) else "metrics"
             sizes[name] = sizes.get(name, 0) + record_bytes(record)

@@ -58,7 +58,7 @@ class AppGrid(Grid):
         self._nodes = range(FIRST_NODE, FIRST_NODE + num_nodes)
         self._run_config, self._node_config, self._seed = dict(run_config), node_config, seed
         self.contexts: dict[int, Context] = {}
-        self.book = Book.empty()
+        self.book = Book()
         self.failures: Counter[str] = Counter()
         self._box = Mailbox()
         self._lock = threading.Lock()

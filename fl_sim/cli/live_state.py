@@ -17,7 +17,7 @@ POINTS = 300
 """Points of a run's curve that the page gets."""
 RUNS = 60
 """Runs that a page shows, the newest."""
-COLUMNS = ("round", "accuracy", "loss", "uplink_bytes", "downlink_bytes")
+COLUMNS = ("round", "accuracy", "loss", "uplink_bytes", "downlink_bytes", "failures")
 PIECE = 1 << 22
 """Bytes of rounds.jsonl that are read at a time."""
 
@@ -68,6 +68,7 @@ class RunView:
             "cohort": live.get("cohort", 0),
             "up": self.rows[-1][3] if self.rows else 0,
             "down": self.rows[-1][4] if self.rows else 0,
+            "failed": self.rows[-1][5] if self.rows else 0,
             "sections": live.get("sections", {}),
             "messages": live.get("messages", []),
             "curve": [*measured[:-1:step], *measured[-1:]],

@@ -171,13 +171,16 @@ def test_only_who_knows_the_token_and_comes_by_this_name_is_answered(report: Rep
 def test_a_browser_shows_runs_opened_late_and_again(report: Report, tmp_path: Path) -> None:
     hostile = tmp_path / "<img src=x onerror=alert(1)>"
     with LiveLog(hostile.parent, Ledger(), 9, Silent()):
-        started(hostile, [ROW, {**ROW, "round": 2, "accuracy": 0.75}])
+        started(hostile, [ROW, {**ROW, "round": 2, "accuracy": 0.75, "failures": 3}])
         (tmp_path / "live.json").replace(hostile / "live.json")
         with serving(report.folder, tmp_path) as server:
             for visit in range(2):
                 shown = dom_at(server.url, tmp_path / f"profile{visit}")
                 text = re.sub(r"<[^>]*>", "", shown)
                 assert "1 running, 1 finished, 0 stopped" in text
-                assert "round 2 of 9, test accuracy 75.00 % (round 2), up 0.00 MB" in text
+                assert (
+                    "round 2 of 9, test accuracy 75.00 % (round 2), 3 clients failed in the last round, up 0.00 MB"
+                    in text
+                )
                 assert 'class="main-svg"' in shown
                 assert "<img" not in shown

@@ -57,7 +57,8 @@
     view.bar.value = run.round;
     const accuracy = last ? `, test accuracy ${(100 * last[1]).toFixed(2)} % (round ${last[0]})` : "";
     const left = run.eta !== null && run.eta !== undefined ? `, about ${time(run.eta)} left` : "";
-    view.line.textContent = `round ${run.round} of ${run.rounds ?? "?"}${accuracy}, up ${mb(run.up)}, down ${mb(run.down)}${left}`;
+    const failed = run.failed ? `, ${run.failed} clients failed in the last round` : "";
+    view.line.textContent = `round ${run.round} of ${run.rounds ?? "?"}${accuracy}${failed}, up ${mb(run.up)}, down ${mb(run.down)}${left}`;
     const waiting = Math.max(0, run.cohort - run.answered);
     const marks = run.cohort <= 200 ? ` ${"●".repeat(run.answered)}${"○".repeat(waiting)}` : "";
     view.clients.textContent = run.status === "running" && run.cohort

@@ -77,7 +77,6 @@ def floor_bits(ones: int, size: int) -> float:
 
 
 @lru_cache(maxsize=1024)
-@lru_cache(maxsize=4096)
 def varint(value: int) -> bytes:
     """LEB128."""
     out = bytearray()

@@ -7,8 +7,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from command import cli_here
@@ -122,8 +123,12 @@ def test_a_module_that_exits_when_imported_is_one_line(
     assert len(lines.strip().splitlines()) == 1
 
 
-def test_clients_that_change_the_folder_or_start_processes_change_nothing(here: Path) -> None:
-    """On each engine, in a sweep of one process, and where the client itself may start processes."""
+def test_clients_that_change_the_folder_or_start_processes_change_nothing(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On each engine, in a sweep of one process, and where the client itself may start processes; the TMPDIR is long."""
+    (temporary := here / ("t" * 100)).mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
     done = in_turn(
         here,
         ["run", "t.toml", "client=mine:moves", "--engine", "inline", "--out", "inline"],
@@ -175,11 +180,17 @@ def _gone(pid: int) -> bool:
     return state == "Z"
 
 
+@pytest.fixture
+def temporary() -> Iterator[Path]:
+    """A folder of temporary files that is short enough for the path of a socket; `tmp_path` may not be."""
+    with TemporaryDirectory(dir="/tmp") as folder:
+        yield Path(folder)
+
+
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs Linux's list of processes")
 @pytest.mark.parametrize("stopped", [False, True])
-def test_a_killed_program_leaves_no_worker_and_no_folder(here: Path, stopped: bool) -> None:
-    temporary, pids = here / "tmp", here / "pids"
-    temporary.mkdir()
+def test_a_killed_program_leaves_no_worker_and_no_folder(here: Path, temporary: Path, stopped: bool) -> None:
+    pids = here / "pids"
     pids.mkdir()
     words = ["client.target=mine:registers", f'client.folder="{pids}"', "rounds=100000", "--engine", "workers"]
     environment = {**os.environ, "PYTHONPATH": os.getcwd(), "TMPDIR": str(temporary)}

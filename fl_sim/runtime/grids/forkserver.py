@@ -18,6 +18,8 @@ from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext
 from types import ModuleType
 
+from fl_sim.runtime.grids.socket_folder import settle_socket_folder
+
 PRELOAD = ["fl_sim.simulation.client_side", "fl_sim.runtime.grids.workers"]
 
 
@@ -26,7 +28,9 @@ def prepare() -> ForkServerContext:
 
     Raises:
         ValueError: this system cannot fork.
+        UserError: sockets can be made neither in TMPDIR nor in /tmp.
     """
+    settle_socket_folder()
     context = mp.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
     forkserver.ensure_running()

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -85,6 +86,7 @@ class LearnLogits:
 
     objective: Distillation
     teacher: Teacher = received
+    class_scores: ClassVar[bool] = True
 
     def __call__(self, task: Task, ctx: ClientContext) -> Loss:
         teacher = self.teacher(task, ctx)
@@ -104,6 +106,7 @@ class LearnFeatures:
     objective: FeatureDistillation
     teacher: Teacher = received
     stages: Sequence[str] = ()
+    class_scores: ClassVar[bool] = True
 
     def require(self, model: nn.Module, image: torch.Tensor) -> None:
         """Complain, before anything is trained, of a model whose stages are not there. Raises UserError."""
@@ -115,5 +118,5 @@ class LearnFeatures:
             return cross_entropy
         # The rng of training is not touched, so that a teacher without weight changes nothing.
         rng = generator(ctx.seed, Purpose.PROJECTION)
-        image = torch.zeros(1, *ctx.data.shape, device=ctx.data.device)
+        image = ctx.data.example()
         return feature_loss(ctx.model, teacher, image, objective=self.objective, rng=rng, stages=self.stages)

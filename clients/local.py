@@ -19,7 +19,7 @@ from fl_sim.models.parameters import load, snapshot
 from fl_sim.sparsity import global_topk, intersect, magnitude, topk_mask
 from fl_sim.training.client import Client, ClientContext
 from fl_sim.training.loop import Training, Trains
-from fl_sim.training.losses import Loss, Proximal, cross_entropy
+from fl_sim.training.losses import CrossEntropy, Loss, Proximal
 
 OWN = "loss."
 """Prefix of a client's kept tensors that belong to its loss, for instance projections."""
@@ -54,9 +54,9 @@ class NeedsModel(Protocol):
         """Raise UserError unless it can be computed on this model, for an image (1, C, H, W)."""
 
 
-def cross_entropy_loss(task: Task, ctx: ClientContext) -> Loss:
-    """Cross-entropy, whatever the task."""
-    return cross_entropy
+def task_loss(task: Task, ctx: ClientContext) -> Loss:
+    """The loss of the config's `task`: cross-entropy of a classification."""
+    return ctx.loss
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,11 @@ class Always:
     """Use the same loss for every task."""
 
     loss: Loss
+
+    @property
+    def class_scores(self) -> bool:
+        """Whether outputs must be scores of classes."""
+        return isinstance(self.loss, CrossEntropy)
 
     def __call__(self, task: Task, ctx: ClientContext) -> Loss:
         return self.loss
@@ -81,7 +86,7 @@ def retain_all(task: Task, ctx: ClientContext) -> Mask | None:
 
 @dataclass(frozen=True)
 class ProximalLoss:
-    """Cross-entropy plus mu/2 ||w - w_global||^2 (FedProx; Li et al., 2020, equation 2)."""
+    """The task's loss plus mu/2 ||w - w_global||^2 (FedProx; Li et al., 2020, equation 2)."""
 
     mu: float
 
@@ -90,7 +95,7 @@ class ProximalLoss:
             raise UserError(f"client.mu = {self.mu}: must not be negative")
 
     def __call__(self, task: Task, ctx: ClientContext) -> Loss:
-        return Proximal(self.mu, {name: p.detach().clone() for name, p in ctx.model.named_parameters()})
+        return Proximal(self.mu, {name: p.detach().clone() for name, p in ctx.model.named_parameters()}, ctx.loss)
 
 
 def require_share(density: float) -> None:
@@ -156,20 +161,21 @@ class LocalClient:
     """
 
     training: Trains
-    loss: LossFor = cross_entropy_loss
+    loss: LossFor = task_loss
     setting: Setting = no_setting
     retain: Retain = retain_all
     upload: Upload = upload_all
 
     def plain_training(self) -> Training | None:
-        """The hyper-parameters where training is cross-entropy SGD in a setting that all clients of a round share, and
+        """The hyper-parameters where training is SGD on the task's loss in a setting that all clients of a round share, and
         nothing else: several clients can do that as one."""
         shared = self.setting is no_setting or (isinstance(self.setting, Alike) and self.setting.alike)
-        return (
-            self.training
-            if self.loss is cross_entropy_loss and shared and isinstance(self.training, Training)
-            else None
-        )
+        return self.training if self.loss is task_loss and shared and isinstance(self.training, Training) else None
+
+    @property
+    def class_scores(self) -> bool:
+        """Whether the loss needs a model that answers scores of one class each."""
+        return bool(getattr(self.loss, "class_scores", False))
 
     def require(self, model: nn.Module, image: torch.Tensor) -> None:
         """Complain of a model that the loss cannot be computed on, before anything is trained. Raises UserError."""

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from clients.distillation import LearnFeatures, LearnLogits
 from clients.distillation import teacher as teacher_of
-from clients.local import Always, LocalClient, ProximalLoss, Retain, TopK, Upload, cross_entropy_loss, upload_all
+from clients.local import Always, LocalClient, ProximalLoss, Retain, TopK, Upload, task_loss, upload_all
 from clients.retention import (
     EXTENTS,
     FollowGap,
@@ -54,7 +54,7 @@ def fedavg(*, training: Training, label_smoothing: float = 0.0) -> Client:
         training: the config's `[training]` table.
         label_smoothing: label smoothing of the cross-entropy, from 0 to 1.
     """
-    return LocalClient(training, loss=Always(CrossEntropy(label_smoothing)) if label_smoothing else cross_entropy_loss)
+    return LocalClient(training, loss=Always(CrossEntropy(label_smoothing)) if label_smoothing else task_loss)
 
 
 @_stateless

@@ -187,7 +187,7 @@ class FollowGap:
         update = self.client(task, replace(ctx, data=train))
         ratio = float(ctx.state.get(KEEP, torch.ones(())))
         with keeping(gated(ctx), ratio) as model:
-            losses = [evaluate(model, part)["loss"] for part in (held, train)]
+            losses = [evaluate(model, part, ctx.loss)["loss"] for part in (held, train)]
         gap = losses[0] - losses[1]
         moved = ratio - self.step if gap > self.limit else ratio + self.step
         ctx.state[KEEP] = torch.tensor(min(1.0, max(self.least, moved)), dtype=torch.float64)

@@ -177,9 +177,9 @@ class SparseServer:
         return self.sender.outgoing(task, cohort, MessageType.EVALUATE, self.round_log) if size else Outgoing([], [])
 
     def aggregate_evaluate(self, sent: Outgoing, replies: Iterable[Message]) -> Mapping[str, float]:
-        """Book what was sent, and average the clients' metrics; of their accuracies the percentiles too, a client counting once."""
+        """Book what was sent, and average the clients' metrics; of their metrics the percentiles too, a client counting once."""
         sent.book()
-        evaluated, accuracies = RoundLog(), list[float]()
+        evaluated, each = RoundLog(), list[Mapping[str, float]]()
         for client, reply in self.cohorts.in_order(replies, sent.cohort):
             if reply.has_error():
                 log.warning("round %d: evaluation: %s", self.state.round, reply.error.reason)
@@ -189,17 +189,20 @@ class SparseServer:
             opaque = Description.opaque(0)
             self.receiver.booking.book("up", self.state.round, client, reply, opaque, phase="evaluate")
             evaluated.add(count, metrics)
-            accuracies += [metrics["accuracy"]] if "accuracy" in metrics else []
+            each.append(metrics)
             self.sender.received(client, self.state.mask)
-        self._evaluated = {**evaluated.metrics, **_percentiles(accuracies)} if evaluated.replies else {}
+        self._evaluated = {**evaluated.metrics, **_percentiles(each)} if evaluated.replies else {}
         return self._evaluated
 
 
-def _percentiles(accuracies: Sequence[float]) -> dict[str, float]:
-    """`accuracy_p10`, `_p50` and `_p90`: what a tenth, half and nine tenths of the clients are below."""
-    if not accuracies:
-        return {}
-    return {f"accuracy_p{share}": float(np.percentile(accuracies, share)) for share in (10, 50, 90)}
+def _percentiles(each: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Of each metric but the loss, such as accuracy, `accuracy_p10`, `_p50` and `_p90`: what a tenth, half and nine tenths of
+    the clients are below."""
+    names = dict.fromkeys(name for metrics in each for name in metrics if name not in ("loss", "examples"))
+    values = {name: [metrics[name] for metrics in each if name in metrics] for name in names}
+    return {
+        f"{name}_p{share}": float(np.percentile(own, share)) for name, own in values.items() for share in (10, 50, 90)
+    }
 
 
 def _finite(state: ServerState) -> bool:

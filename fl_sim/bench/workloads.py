@@ -28,7 +28,9 @@ def _random(count: int, shape: tuple[int, int, int]) -> Data:
     rng = numpy_generator(0, Purpose.DATA)
     images = rng.integers(0, 256, (count, *shape), dtype=np.uint8)
     labels = rng.integers(0, 10, count, dtype=np.int64)
-    return Data.of(images, labels, test_images=images[:100], test_labels=labels[:100], num_classes=10, validation=0.002)
+    return Data.of(
+        images, labels, test_inputs=images[:100], test_targets=labels[:100], num_classes=10, validation=0.002
+    )
 
 
 def echo(task: Task, ctx: ClientContext) -> Update:

@@ -11,11 +11,14 @@ from fl_sim.communication.estimates import ESTIMATES
 from fl_sim.communication.messages import CONTENTS
 from fl_sim.communication.replay import MASKS
 from fl_sim.communication.virtual_clock import PRESETS
-from fl_sim.data import PARTITIONS, SOURCES
+from fl_sim.data import PARTITIONS
+from fl_sim.data.sources import ARRAYS
+from fl_sim.data.text import TEXTS
 from fl_sim.gating import SALIENCES
 from fl_sim.sparsity import magnitude
 from fl_sim.sparsity.one_model import METHODS, ByScore
 from fl_sim.training.loop import SCHEDULES
+from fl_sim.training.tasks import WORDS
 
 ENGINES = {
     "inline": "One process: clients train one after the other; every other engine gives the same result.",
@@ -65,8 +68,9 @@ def catalogue() -> Mapping[str, Mapping[str, str]]:
     return {
         "clients": _lines(functions("clients.presets")),
         "strategies": _lines(functions("strategies.presets")),
+        "tasks": WORDS,
         "models": _lines(models.MODELS),
-        "data": _lines(SOURCES),
+        "data": {**_lines(ARRAYS), **TEXTS},
         "partitions": _lines(PARTITIONS),
         "schedules": {**_lines(SCHEDULES), **_schedules()},
         "values": _lines(codecs.VALUES),
@@ -83,6 +87,7 @@ def catalogue() -> Mapping[str, Mapping[str, str]]:
 KEYS = {
     "clients": "client",
     "strategies": "strategy",
+    "tasks": "task",
     "models": "model.name",
     "data": "data.source",
     "partitions": "data.partition",

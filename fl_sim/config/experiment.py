@@ -26,6 +26,7 @@ from fl_sim.config.toml import Json, apply_override, explain, has_null, plain, t
 from fl_sim.core.errors import in_one_line
 from fl_sim.core.lookup import imported, nearest, typed
 from fl_sim.core.types import UserError
+from fl_sim.data.table import Columns
 from fl_sim.gating import Gating
 from fl_sim.runtime.grids.faults import Faults
 from fl_sim.runtime.grids.ray import RayOptions
@@ -33,6 +34,7 @@ from fl_sim.runtime.grids.workers import WorkersOptions
 from fl_sim.training.loop import Training
 from fl_sim.training.losses import HOTTEST
 from fl_sim.training.model_file import content_hash
+from fl_sim.training.tasks import TASKS, learning_task
 
 INDIFFERENT = frozenset({"name", "engine", "out", "device", "ray", "workers", "checkpoint", "faults"})
 """Config keys that change nothing of what an experiment is: its name, and where and how it runs."""
@@ -145,25 +147,44 @@ class DataSection(Section):
 
     source: str = Field(
         "digits",
-        description="a data set of `fl-sim list data`, a parquet folder, an image folder, or `module:function`",
+        description="a data set of `fl-sim list data`, an image folder, a parquet folder, a table, or `module:function`",
+    )
+    input: tuple[str, ...] = Field((), description="columns of a table that a model gets; empty = all others")
+    target: str | tuple[str, ...] | None = Field(None, description="column of a table to predict, or several")
+    group: str | None = Field(None, description="column of a table that names each row's group, such as its user")
+    test: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="share of a table's rows for the test set, where it has none of its own; unset = 0.2",
+    )
+    context: int | None = Field(
+        None, ge=1, le=4096, description="characters of a text that a model sees at once; unset = 64"
     )
     clients: int = Field(20, ge=1, description="number of clients; each has one part of the training set")
     partition: str = Field(
         "dirichlet",
-        description="how samples are split over the clients: iid, dirichlet, shards, quantity, or `module:function`",
+        description="how samples are split over the clients: iid, dirichlet, shards, quantity, natural (by group), or "
+        "`module:function`",
+    )
+    overlap: bool = Field(
+        False, description="whether a partition of your own may give a sample to several clients, or to none"
     )
     alpha: float = Field(
         0.5, gt=0, description="Dirichlet concentration of dirichlet and quantity, above 0; smaller is more skewed"
     )
     shards: int = Field(2, ge=1, description='label shards per client, for partition = "shards" alone')
     min_size: int | None = Field(
-        None, ge=1, description="fewest samples of a client; unset = 10, or a tenth of an even share where that is less"
+        None,
+        ge=1,
+        description="fewest samples of a client; unset = 10, or a tenth of an even share where that is less; natural: 1",
     )
     validation: float = Field(
         0.1,
-        gt=0,
+        ge=0,
         lt=1,
-        description="share of the training set held out for validation, between 0 and 1; no client trains on it",
+        description="share of the training set held out for validation, from 0 to below 1; no client trains on it; 0 = no "
+        "validation set",
     )
     proxy: float = Field(
         0.0,
@@ -190,6 +211,12 @@ class DataSection(Section):
             raise ValueError("proxy and noise: give one of them")
         return self
 
+    @property
+    def columns(self) -> Columns:
+        """What of a table or a text is read."""
+        target = (self.target,) if isinstance(self.target, str) else self.target or ()
+        return Columns(self.input, target, self.group, self.test, self.context)
+
 
 class ModelSection(Section):
     """The model, by name."""
@@ -205,6 +232,11 @@ class ModelSection(Section):
         None,
         description='first gamma and beta of BatchNorm: "fixed" (1 and 0), "uniform" (0 to 1, and 0), "positive_negative" '
         '(-1 to 1, and 0), "one_one" (1 and 1); unset = uniform where trainable = "batchnorm", else the model\'s own',
+    )
+    personal: str | None = Field(
+        None,
+        description="parameters that each client trains and keeps, and never sends: head (FedPer), batchnorm (FedBN), a glob; "
+        "several joined by '+'; needs evaluate.clients, which measure their own models",
     )
     statistics: Literal["average", "local", "recalibrate"] = Field(
         "average",
@@ -320,6 +352,9 @@ class Experiment(Section):
     )
     seed: int = Field(0, ge=0, lt=2**31, description="seed of every random draw, from 0 to below 2^31")
     rounds: int = Field(10, ge=1, description="number of federated rounds, at least 1")
+    task: str = Field(
+        "classification", description="what is learnt: " + ", ".join(TASKS) + ", or `module:task` of your own"
+    )
     engine: Engine = Field("inline", description="what executes the clients: " + ", ".join(get_args(Engine)))
     device: str = Field("auto", description="PyTorch device: auto (cuda where there is one), cpu, cuda, cuda:1, ...")
     out: str = Field("runs", description="folder in which the run's folder is made")
@@ -349,9 +384,29 @@ class Experiment(Section):
     ray: RayOptions = Field(default_factory=RayOptions)
 
     @model_validator(mode="after")
+    def _task_is_known(self) -> Self:
+        if ":" not in self.task:
+            learning_task(self.task)
+        return self
+
+    @model_validator(mode="after")
     def _cohort_fits(self) -> Self:
         if self.cohort.size > self.data.clients:
             raise ValueError(f"cohort.size = {self.cohort.size} is more than data.clients = {self.data.clients}")
+        if self.model.personal is not None and not self.evaluate.clients:
+            raise ValueError(
+                f"model.personal = {self.model.personal!r}: the server holds no trained personal parts, so that clients measure; "
+                "needed: evaluate.clients above 0"
+            )
+        if self.model.personal is not None and self.capacities:
+            raise ValueError(
+                f"model.personal = {self.model.personal!r}: not with capacities; allowed with one model only"
+            )
+        if not self.data.validation and not self.data.proxy and self.model.statistics != "average":
+            raise ValueError(
+                f"model.statistics = {self.model.statistics!r}: the server measures them on validation or proxy samples; "
+                "needed: data.validation or data.proxy above 0"
+            )
         if self.evaluate.clients and self.model.statistics == "recalibrate":
             raise ValueError("evaluate.clients > 0 needs model.statistics = 'average' or 'local': clients hold none")
         return self

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 
-from fl_sim.core.errors import in_one_line
 from fl_sim.core.seeding import Purpose, numpy_generator
 from fl_sim.core.types import UserError
-from fl_sim.data.images import Images
+from fl_sim.data.arrays import Array, as_groups, as_inputs, as_targets, check_classes
+from fl_sim.data.kinds import Inputs, Targets, input_kind, target_kind
 from fl_sim.data.split import Split
 
 Labels = NDArray[np.int64]
-MOST_CLASSES = 1 << 16
-"""A label above is a damaged file, not a class: models have an output for each."""
-NEEDED = "uint8 (N, channels, height, width)"
+STATISTICS = 5000
+"""Images over which the mean and deviation of each channel are measured."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,10 @@ class Data:
     """Data set, split once. The validation set may choose hyper-parameters; the test set only measures.
 
     Attributes:
+        num_classes: outputs that a model needs: classes, tokens of the vocabulary, labels, or numbers.
         proxy: a part of the training set held by the server, disjoint from all others; None unless asked for.
+        vocabulary: tokens that inputs are made of; None where inputs are no tokens.
+        groups: names of the groups, by their number in `Split.groups`; empty where there are none.
     """
 
     train: Split
@@ -34,107 +38,168 @@ class Data:
     test: Split
     num_classes: int
     proxy: Split | None = None
+    vocabulary: int | None = None
+    groups: tuple[str, ...] = ()
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of one image."""
-        channels, height, width = self.train.shape
-        return channels, height, width
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one input: (channels, height, width) of an image, (features,) of a row, (T,) of tokens."""
+        return tuple(self.train.shape)
+
+    @property
+    def targets(self) -> Targets | None:
+        """The kind of targets; None where they are of no kind that `fl_sim.data.kinds` knows."""
+        return target_kind(self.train.labels)
 
     @classmethod
     def of(
         cls,
-        images: Images | ArrayLike,
-        labels: Labels | ArrayLike,
+        inputs: ArrayLike,
+        targets: ArrayLike,
         *,
-        test_images: Images | ArrayLike,
-        test_labels: Labels | ArrayLike,
-        num_classes: int,
+        test_inputs: ArrayLike,
+        test_targets: ArrayLike,
+        num_classes: int | None = None,
+        vocabulary: int | None = None,
+        groups: ArrayLike | None = None,
+        test_groups: ArrayLike | None = None,
+        standardise: bool = False,
         validation: float = 0.1,
         proxy: float = 0.0,
     ) -> Data:
-        """Split training images (N, C, H, W) into train, validation and proxy, stratified by label; seed 0 always.
+        """Split training samples into train, validation and proxy, stratified by group, else by class; seed 0 always.
 
-        Arrays, tensors on the CPU and nested lists are taken.
+        Arrays, tensors on the CPU and nested lists are taken. Inputs: uint8 images (N, C, H, W), which are normalised by
+        the mean and deviation of each channel; floating-point tables and signals (N, ...); integer tokens (N, ...). Targets:
+        an integer each is a class, integers in the shape of token inputs are next tokens, bool (N, K) are several labels
+        each, floating-point (N,) or (N, K) are numbers.
+
+        Args:
+            inputs, targets: of the training set.
+            test_inputs, test_targets: of the test set.
+            num_classes: of integer targets; None = as many as the training targets have.
+            vocabulary: number of tokens, which inputs that are tokens need unless their targets are next tokens.
+            groups, test_groups: an integer or name for each sample: its writer, user or site.
+            standardise: give numbers mean 0 and deviation 1, feature by feature (axis 1), as the training part has them.
+            validation, proxy: shares of the training samples.
 
         Raises:
-            UserError: images that are not uint8 (N, C, H, W) of one shape in both parts, labels that are not one class for
-                each, or shares that leave nothing to train on.
+            UserError: other arrays, one shape in training and another in test, missing or infinite numbers, a class or token
+                beyond what there is, or shares that leave nothing to train on.
         """
         if not (validation >= 0 and proxy >= 0 and validation + proxy < 1):
             raise UserError(f"data: validation = {validation}, proxy = {proxy}; needed: shares of 1 that leave some")
-        check_classes("data", num_classes)
-        images, test_images = _images(images, ""), _images(test_images, "test_")
-        if images.shape[1:] != test_images.shape[1:]:
-            raise UserError(
-                f"data: images of {images.shape[1:]} and test_images of {test_images.shape[1:]}; needed: one shape"
+        made, tested = as_inputs(inputs, "inputs"), as_inputs(test_inputs, "test_inputs")
+        if made.shape[1:] != tested.shape[1:] or made.dtype != tested.dtype:
+            both = f"inputs are {made.dtype} {made.shape[1:]} each, test_inputs {tested.dtype} {tested.shape[1:]}"
+            raise UserError(f"data: {both}; needed: one shape and dtype")
+        asked = num_classes if num_classes is not None else vocabulary
+        wanted, wanted_tested = (
+            as_targets(targets, made, "targets", asked),
+            as_targets(test_targets, tested, "test_targets", asked),
+        )
+        if wanted.dtype != wanted_tested.dtype or wanted.shape[1:] != wanted_tested.shape[1:]:
+            both = (
+                f"targets are {wanted.dtype} {wanted.shape}, test_targets {wanted_tested.dtype} {wanted_tested.shape}"
             )
-        labels = _labels(labels, len(images), num_classes, "")
-        test_labels = _labels(test_labels, len(test_images), num_classes, "test_")
-        rng = numpy_generator(0, Purpose.DATA)
-        held, server, rest = [], [], []
-        for label in np.unique(labels):
-            members = rng.permutation(np.flatnonzero(labels == label))
-            first, second = round(validation * len(members)), round((validation + proxy) * len(members))
-            held.append(members[:first])
-            server.append(members[first:second])
-            rest.append(members[second:])
-        chosen = [np.sort(np.concatenate(part)) for part in (rest, held, server)]
-        # Decoded images are memory-mapped copy-on-write: the one copy is the training part, resident anyway.
-        train = torch.from_numpy(images[chosen[0]])
-        level = (
-            train.float().div_(255) if len(train) <= 5000 else train[:: max(1, len(train) // 5000)].float().div_(255)
-        )
-        mean, std = level.mean(dim=(0, 2, 3)), level.std(dim=(0, 2, 3)).clamp_(min=1e-3)
+            raise UserError(f"data: {both}; needed: one kind")
+        outputs = _outputs(wanted, wanted_tested, num_classes, vocabulary)
+        tokens = _vocabulary(made, tested, wanted, vocabulary, outputs)
+        names, of_each, of_tested = as_groups(groups, test_groups, len(made), len(tested))
+        chosen = stratified(strata(wanted, of_each), validation, proxy)
+        train = made[chosen[0]]  # memory-mapped arrays: the one copy is the training part, resident anyway
+        mean, std = _statistics(torch.from_numpy(train), standardise=standardise)
 
-        def split(some: Images, of_them: Labels) -> Split:
-            return Split(torch.from_numpy(some), torch.from_numpy(of_them), mean, std)
+        def split(some: Array, theirs: Array, whose: Labels | None) -> Split:
+            groups = None if whose is None else torch.from_numpy(whose)
+            return Split(torch.from_numpy(some), torch.from_numpy(theirs), mean, std, groups=groups)
 
-        parts = [split(images[part], labels[part]) for part in chosen[1:]]
-        return cls(
-            split(train.numpy(), labels[chosen[0]]),
-            parts[0],
-            split(test_images, test_labels),
-            int(num_classes),
-            parts[1] if proxy > 0 else None,
-        )
+        def part(number: int) -> Split:
+            some = train if number == 0 else made[chosen[number]]
+            return split(some, wanted[chosen[number]], None if of_each is None else of_each[chosen[number]])
+
+        held = part(2) if proxy > 0 else None
+        return cls(part(0), part(1), split(tested, wanted_tested, of_tested), outputs, held, tokens, names)
 
 
-def check_classes(where: str, num_classes: object) -> None:
-    """Complain of a number of classes that is none. Raises UserError."""
-    whole = isinstance(num_classes, (int, np.integer)) and not isinstance(num_classes, bool)
-    if not (whole and 1 <= cast(int, num_classes) <= MOST_CLASSES):
-        raise UserError(f"{where}: num_classes = {num_classes!r}; needed: a whole number from 1 to {MOST_CLASSES}")
+def _outputs(targets: Array, tested: Array, num_classes: int | None, vocabulary: int | None) -> int:
+    """How many outputs a model needs, if no class is beyond them."""
+    kind = target_kind(torch.from_numpy(targets[:0]))
+    if kind is Targets.LABELS or kind is Targets.NUMBERS:
+        outputs = int(targets.shape[1]) if targets.ndim == 2 else 1
+        if num_classes not in (None, outputs):
+            raise UserError(f"data: num_classes = {num_classes}, but targets are {targets.dtype} {targets.shape}")
+        return outputs
+    known = num_classes if kind is Targets.CLASSES or num_classes is not None else vocabulary
+    if known is None and not targets.size:
+        raise UserError("data: no targets; needed: some, or num_classes")
+    outputs = int(targets.max()) + 1 if known is None else known
+    check_classes("data", outputs)
+    what = "tokens" if kind is Targets.TOKENS else "classes"
+    for name, some in (("", targets), ("test_", tested)):
+        if some.size and not 0 <= int(some.min()) <= int(some.max()) < outputs:
+            found = f"found {some.min()} to {some.max()}"
+            raise UserError(f"data: {name}targets: {what} go from 0 to {outputs - 1}; {found}")
+    return int(outputs)
 
 
-def levels(low: float, high: float) -> str:
-    """The end of a message on images of fractions: what they hold, and what is needed instead."""
-    return f", 0 to 255; these go from {low:g} to {high:g}, and every value is divided by 255 before training"
+def _vocabulary(inputs: Array, tested: Array, targets: Array, vocabulary: int | None, outputs: int) -> int | None:
+    """The number of tokens that inputs are made of, if all are among them; None for inputs that are no tokens."""
+    if inputs.dtype != np.int64:
+        if vocabulary is not None:
+            raise UserError(f"data: vocabulary = {vocabulary}, but inputs are {inputs.dtype}; needed: integers")
+        return None
+    if vocabulary is None and targets.ndim != 2:
+        raise UserError("data: inputs are tokens (integers) and vocabulary is not given; needed: the number of tokens")
+    known = outputs if vocabulary is None else vocabulary
+    check_classes("data", known, "vocabulary")
+    for name, some in (("", inputs), ("test_", tested)):
+        if some.size and not 0 <= int(some.min()) <= int(some.max()) < known:
+            wrong = np.argwhere((numbers := cast(Labels, some)) != numbers.clip(0, known - 1))[0]
+            raise UserError(
+                f"data: {name}inputs: token {some[tuple(wrong)]} in sample {wrong[0]} is beyond the vocabulary of {known}; "
+                f"allowed: 0 to {known - 1}"
+            )
+    return int(known)
 
 
-def _array(value: object, name: str) -> NDArray[np.generic]:
-    try:
-        return np.asarray(value)
-    except (ValueError, TypeError, RuntimeError) as error:  # ragged lists; tensors of a GPU or with gradients
-        raise UserError(f"data: {name} are no array: {in_one_line(error)}") from error
+def strata(targets: Array, groups: Labels | None) -> Labels:
+    """Number what shares are taken of, each alike: groups, else classes, else everything."""
+    if groups is not None:
+        return groups
+    is_class = target_kind(torch.from_numpy(targets[:0])) is Targets.CLASSES
+    return cast(Labels, targets) if is_class else np.zeros(len(targets), dtype=np.int64)
 
 
-def _images(value: object, name: str) -> Images:
-    images = _array(value, f"{name}images")
-    if images.dtype != np.uint8 or images.ndim != 4 or 0 in images.shape:
-        fractions = np.issubdtype(images.dtype, np.floating) and images.size
-        hint = levels(images.min(), images.max()) if fractions else ""
-        raise UserError(f"data: {name}images are {images.dtype} {images.shape}; needed: {NEEDED}{hint}")
-    return np.require(images, np.uint8, ["C", "W"])  # PyTorch takes no mirrored views, and warns of read-only ones
+def stratified(strata: Labels, validation: float, proxy: float) -> list[Labels]:
+    """Draw samples from each stratum alike: sorted positions of those to train on, held out, and of the server's."""
+    rng = numpy_generator(0, Purpose.DATA)
+    parts: tuple[list[Labels], ...] = ([], [], [])
+    for members in _members(strata):
+        drawn = rng.permutation(members)
+        first, second = round(validation * len(drawn)), round((validation + proxy) * len(drawn))
+        for part, taken in zip(parts, (drawn[second:], drawn[:first], drawn[first:second]), strict=True):
+            part.append(taken)
+    return [np.sort(np.concatenate(part)) for part in parts]
 
 
-def _labels(value: object, samples: int, num_classes: int, name: str) -> Labels:
-    labels = _array(value, f"{name}labels")
-    if labels.shape != (samples,) or not np.issubdtype(labels.dtype, np.integer):
-        raise UserError(
-            f"data: {name}labels are {labels.dtype} {labels.shape}; needed: an integer for each of {samples}"
-        )
-    if labels.min() < 0 or labels.max() >= num_classes:
-        found = f"found {labels.min()} to {labels.max()}"
-        raise UserError(f"data: {name}labels must be there, from 0 to {num_classes - 1}; {found}")
-    return labels.astype(np.int64)
+def _members(strata: Labels) -> Sequence[Labels]:
+    """Positions of each stratum's samples, ascending, in the order of the strata."""
+    order = np.argsort(strata, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(strata[order])) + 1)
+
+
+def _statistics(train: Tensor, *, standardise: bool) -> tuple[Tensor | None, Tensor | None]:
+    """Mean and deviation of each channel of images, or of each feature of numbers where that is asked for."""
+    kind = input_kind(train)
+    if kind is Inputs.IMAGES:
+        few = train if len(train) <= STATISTICS else train[:: max(1, len(train) // STATISTICS)]
+        level = few.float().div_(255)
+        return level.mean(dim=(0, 2, 3)), level.std(dim=(0, 2, 3)).clamp_(min=1e-3)
+    if not standardise:
+        return None, None
+    if kind is Inputs.TOKENS:
+        raise UserError("data: standardise = True, but inputs are tokens; allowed: numbers")
+    axes = (0, *range(2, train.dim()))
+    std = train.std(dim=axes)
+    return train.mean(dim=axes), torch.where(std > 0, std, 1.0)  # a feature that is always the same becomes 0

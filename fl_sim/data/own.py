@@ -13,7 +13,9 @@ from torch import Tensor
 from fl_sim.core.errors import told
 from fl_sim.core.lookup import accepts, imported
 from fl_sim.core.types import UserError
-from fl_sim.data.dataset import NEEDED, Data, check_classes, levels
+from fl_sim.data.arrays import NEEDED, check_classes
+from fl_sim.data.dataset import Data
+from fl_sim.data.kinds import Inputs, Targets, described, input_kind, target_kind
 from fl_sim.data.split import Split
 
 DEFAULTS: Mapping[str, float] = {"validation": 0.1, "proxy": 0.0}
@@ -21,6 +23,7 @@ DEFAULTS: Mapping[str, float] = {"validation": 0.1, "proxy": 0.0}
 SLACK = 0.005
 """By how much a share may differ from what is asked, beside a sample of each class."""
 UNLABELLED = -1
+PARTS = ("train", "validation", "test", "proxy")
 
 
 def load_own(path: str, *, validation: float, proxy: float) -> tuple[Data, list[str]]:
@@ -63,7 +66,7 @@ def _check_shares(where: str, data: Data, asked: Mapping[str, float]) -> list[st
     notes = []
     for name, share in asked.items():
         got = held[name] / samples
-        if abs(got - share) <= SLACK + data.num_classes / samples:
+        if abs(got - share) <= SLACK + max(data.num_classes, len(data.groups)) / samples:
             continue
         if share != DEFAULTS[name]:
             raise UserError(
@@ -75,7 +78,7 @@ def _check_shares(where: str, data: Data, asked: Mapping[str, float]) -> list[st
 
 
 def checked(where: str, made: object) -> Data:
-    """The data of a user, with int64 labels.
+    """The data of a user, with int64 classes.
 
     Raises:
         UserError: not `Data`, or a part that is not what `Split` says.
@@ -83,75 +86,144 @@ def checked(where: str, made: object) -> Data:
     if not isinstance(made, Data):
         raise UserError(f"{where}: returned {type(made).__name__}, not fl_sim.data.Data")
     check_classes(where, made.num_classes)
-    classes = int(made.num_classes)
-    train = _split(f"{where}: train", made.train, classes)
-    validation = _split(f"{where}: validation", made.validation, classes)
-    test = _split(f"{where}: test", made.test, classes)
-    proxy = None if made.proxy is None else _split(f"{where}: proxy", made.proxy, classes, lowest=UNLABELLED)
+    outputs = int(made.num_classes)
+    parts = {name: part for name in PARTS if (part := getattr(made, name)) is not None or name != "proxy"}
+    splits = {
+        name: _split(f"{where}: {name}", part, made, UNLABELLED if name == "proxy" else 0)
+        for name, part in parts.items()
+    }
+    train = splits["train"]
     if not len(train):
         raise UserError(f"{where}: train holds no samples")
-    for name, part in (("validation", validation), ("test", test), ("proxy", proxy)):
-        if part is not None and part.shape != train.shape:
-            shapes = f"{tuple(train.shape)} in train and {tuple(part.shape)} in {name}"
-            raise UserError(f"{where}: images of {shapes}; needed: one (channels, height, width)")
-    return Data(train, validation, test, classes, proxy)
+    for name, part in splits.items():
+        if part.shape != train.shape or part.stored.dtype != train.stored.dtype:
+            both = f"{_each(train)} in train and {_each(part)} in {name}"
+            raise UserError(f"{where}: inputs of {both}; needed: one shape and dtype")
+        if target_kind(part.labels) is not target_kind(train.labels):
+            raise UserError(
+                f"{where}: labels of two kinds, {described(train.labels)} in train and {described(part.labels)} in {name}"
+            )
+    vocabulary = made.vocabulary
+    if train.stored.dtype == torch.int64 and vocabulary is None:
+        vocabulary = outputs if target_kind(train.labels) is Targets.TOKENS else None
+        check_classes(where, vocabulary, "vocabulary")
+    for name, part in splits.items():
+        if vocabulary is not None:
+            _within(f"{where}: {name} inputs", part.stored, 0, vocabulary)
+    return replace(
+        made,
+        train=train,
+        validation=splits["validation"],
+        test=splits["test"],
+        proxy=splits.get("proxy"),
+        num_classes=outputs,
+        vocabulary=vocabulary,
+    )
 
 
-def _split(where: str, split: object, num_classes: int, lowest: int = 0) -> Split:
+def _each(split: Split) -> str:
+    return f"{str(split.stored.dtype).removeprefix('torch.')} {tuple(split.shape)}"
+
+
+def _split(where: str, split: object, data: Data, lowest: int) -> Split:
     """A split whose tensors are what its fields say."""
     if not isinstance(split, Split):
         raise UserError(f"{where} is of type {type(split).__name__}; needed: fl_sim.data.Split")
-    for name in ("stored", "labels", "mean", "std", "positions"):
+    for name in ("stored", "labels", "mean", "std", "positions", "groups"):
         value: object = getattr(split, name)
-        if name == "positions" and value is None:
+        if value is None and name not in ("stored", "labels"):
             continue
         if not isinstance(value, Tensor) or value.device.type != "cpu":
             kind = value.device if isinstance(value, Tensor) else type(value).__name__
             raise UserError(f"{where}.{name} is of {kind}; needed: a torch.Tensor on the CPU")
     if split.augment is not None:
         raise UserError(f"{where}.augment is set; augmentation is chosen by data.augment")
-    _check_images(where, split.stored)
+    kind_of_inputs = input_kind(split.stored)
+    if kind_of_inputs is None or 0 in split.shape:
+        raise UserError(f"{where} inputs are {described(split.stored)}; needed: {NEEDED}")
     positions = _positions(where, split)
+    mean, std = _normalisation(where, split, kind_of_inputs)
+    return replace(
+        split,
+        labels=_targets(where, split.labels, data, lowest),
+        positions=positions,
+        mean=mean,
+        std=std,
+        groups=_groups(where, split, data),
+    )
+
+
+def _targets(where: str, labels: Tensor, data: Data, lowest: int) -> Tensor:
+    """Targets of a kind, within the number of outputs; integers of any width become int64."""
+    if labels.dim() in (1, 2) and not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool):
+        labels = labels.long()
+    kind = target_kind(labels)
+    if kind is None:
+        raise UserError(f"{where}.labels are {described(labels)}; needed: {'; '.join(k.value for k in Targets)}")
+    if kind in (Targets.CLASSES, Targets.TOKENS):
+        _within(f"{where}.labels", labels, lowest, data.num_classes)
+    elif (outputs := labels.shape[1] if labels.dim() == 2 else 1) != data.num_classes:
+        raise UserError(f"{where}.labels are {described(labels)}, num_classes = {data.num_classes}; needed: {outputs}")
+    if kind is Targets.NUMBERS and not labels.isfinite().all():
+        raise UserError(f"{where}.labels hold NaN or infinity")
+    return labels
+
+
+def _within(where: str, values: Tensor, lowest: int, above: int) -> None:
+    if values.numel() and not lowest <= int(values.min()) <= int(values.max()) < above:
+        found = f"go from {int(values.min())} to {int(values.max())}"
+        raise UserError(f"{where} {found}; needed: {lowest} to {above - 1}")
+
+
+def _normalisation(where: str, split: Split, kind: Inputs) -> tuple[Tensor | None, Tensor | None]:
+    """Mean and deviation, float32: both or neither, one for each channel or feature; images have them, tokens do not."""
+    if kind is Inputs.IMAGES and (split.mean is None or split.std is None):
+        raise UserError(f"{where}: images without mean and std; needed: both, one number a channel, for images in 0..1")
+    if kind is Inputs.TOKENS and (split.mean is not None or split.std is not None):
+        raise UserError(f"{where}: tokens are not normalised; needed: mean = None, std = None")
+    if (split.mean is None) != (split.std is None):
+        raise UserError(f"{where}: mean or std alone; needed: both, or neither")
     for name, channel in (("mean", split.mean), ("std", split.std)):
+        if channel is None:
+            continue
         fits = channel.shape == split.stored.shape[1:2] and channel.is_floating_point() and channel.isfinite().all()
         if not fits or (name == "std" and (channel <= 0).any()):
-            needed = f"{split.stored.shape[1]} finite numbers, one a channel, for images in 0..1"
+            unit = "for images in 0..1" if kind is Inputs.IMAGES else "in the unit of the inputs"
+            needed = f"{split.stored.shape[1]} finite numbers, one a channel, {unit}"
             raise UserError(
-                f"{where}.{name} is {_kind(channel)}; needed: {needed}{', above 0' if name == 'std' else ''}"
+                f"{where}.{name} is {described(channel)}; needed: {needed}{', above 0' if name == 'std' else ''}"
             )
-    labels = _integers(f"{where}.labels", split.labels)
-    if len(labels) and not lowest <= int(labels.min()) <= int(labels.max()) < num_classes:
-        found = f"go from {int(labels.min())} to {int(labels.max())}"
-        raise UserError(f"{where}.labels {found}; needed: {lowest} to {num_classes - 1}")
-    return replace(split, labels=labels, positions=positions, mean=split.mean.float(), std=split.std.float())
-
-
-def _check_images(where: str, stored: Tensor) -> None:
-    if stored.dtype != torch.uint8 or stored.dim() != 4 or 0 in stored.shape[1:]:
-        fractions = stored.is_floating_point() and stored.numel()
-        hint = levels(float(stored.min()), float(stored.max())) if fractions else ""
-        raise UserError(f"{where} images are {_kind(stored)}; needed: {NEEDED}{hint}")
+    return tuple(None if channel is None else channel.float() for channel in (split.mean, split.std))  # type: ignore[return-value]
 
 
 def _positions(where: str, split: Split) -> Tensor | None:
-    """The positions of the samples, int64; there are as many labels as positions, or as images."""
+    """The positions of the samples, int64; there are as many labels as positions, or as inputs."""
     count, positions = len(split.stored), None
     if split.positions is not None:
         positions = _integers(f"{where}.positions", split.positions)
         if len(positions) and not 0 <= int(positions.min()) <= int(positions.max()) < count:
-            raise UserError(f"{where}.positions leave the {count} images")
+            raise UserError(f"{where}.positions leave the {count} inputs")
         count = len(positions)
-    if split.labels.shape != (count,):
-        raise UserError(f"{where}.labels are {_kind(split.labels)}; needed: an integer for each of {count} images")
+    if split.labels.shape[:1] != (count,):
+        raise UserError(f"{where}.labels are {described(split.labels)}; needed: a target for each of {count} inputs")
     return positions
+
+
+def _groups(where: str, split: Split, data: Data) -> Tensor | None:
+    """The number of each sample's group, int64, within the names that the data has."""
+    if split.groups is None:
+        return None
+    groups = _integers(f"{where}.groups", split.groups)
+    if len(groups) != len(split):
+        raise UserError(f"{where}.groups are {described(groups)}; needed: one for each of {len(split)} samples")
+    if not data.groups:
+        raise UserError(f"{where}.groups are set, but Data.groups holds no names; needed: a name for each group")
+    _within(f"{where}.groups", groups, 0, len(data.groups))
+    return groups
 
 
 def _integers(where: str, values: Tensor) -> Tensor:
     """int64 (N,)."""
     if values.dim() != 1 or values.dtype == torch.bool or values.is_floating_point() or values.is_complex():
-        raise UserError(f"{where} are {_kind(values)}; needed: one integer for each sample")
+        raise UserError(f"{where} are {described(values)}; needed: one integer for each sample")
     return values.long()
-
-
-def _kind(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"

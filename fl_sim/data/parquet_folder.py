@@ -17,8 +17,8 @@ import numpy as np
 from fl_sim.core.errors import in_one_line
 from fl_sim.core.parquet import read_schema, read_table
 from fl_sim.core.types import UserError
+from fl_sim.data.arrays import MOST_CLASSES, Labels
 from fl_sim.data.cache import Arrays, cached, content_key
-from fl_sim.data.dataset import MOST_CLASSES, Labels
 from fl_sim.data.images import Images, decode
 from fl_sim.data.listing import entries, listed, part_missing, shown, unread
 

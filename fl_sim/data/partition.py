@@ -1,4 +1,4 @@
-"""Partitions of a training set over clients: disjoint, complete, deterministic.
+"""Partitions of a training set over clients: disjoint and complete unless overlap is asked for, deterministic.
 
 parts = partition(labels, 100, kind="dirichlet", alpha=0.5, seed=0)      # 100 sorted int64 index arrays
 """
@@ -25,13 +25,14 @@ ATTEMPTS = 1000
 
 @dataclass(frozen=True)
 class Request:
-    """Request to a partitioner: its parameters and the generator to draw from."""
+    """Request to a partitioner: its parameters, the generator to draw from, and the group of each sample if there are groups."""
 
     num_clients: int
     alpha: float
     shards: int
     min_size: int
     rng: np.random.Generator
+    groups: Labels | None = None
 
 
 Partition = Callable[[Labels, Request], Parts]
@@ -88,7 +89,32 @@ def quantity(labels: Labels, request: Request) -> Parts:
     return np.split(request.rng.permutation(len(labels)), np.floor(cuts).astype(np.int64))
 
 
-PARTITIONS: Mapping[str, Partition] = {"iid": iid, "dirichlet": dirichlet, "shards": shards, "quantity": quantity}
+def natural(labels: Labels, request: Request) -> Parts:
+    """By group (writer, user, site): one client a group, in order, or whole groups dealt at random where there are more."""
+    if request.groups is None:
+        raise UserError("data.partition = 'natural': the data have no groups; set data.group, or give Data.of groups")
+    n, names = request.num_clients, np.unique(request.groups)
+    if len(names) < n:
+        raise UserError(
+            f"data.partition = 'natural': {len(names)} groups for data.clients = {n}; allowed: at most one client a group"
+        )
+    order = np.argsort(request.groups, kind="stable")
+    members = np.split(order, np.flatnonzero(np.diff(request.groups[order])) + 1)
+    if len(names) == n:
+        return members
+    dealt = np.array_split(request.rng.permutation(len(names)), n)
+    return [np.concatenate([members[group] for group in mine]) for mine in dealt]
+
+
+PARTITIONS: Mapping[str, Partition] = {
+    "iid": iid,
+    "dirichlet": dirichlet,
+    "shards": shards,
+    "quantity": quantity,
+    "natural": natural,
+}
+BY_CLASS = ("dirichlet", "shards")
+"""Partitions that need a class for each sample."""
 
 
 def partition(
@@ -100,33 +126,47 @@ def partition(
     seed: int = 0,
     shards: int = 2,
     min_size: int | None = None,
+    groups: Labels | None = None,
+    overlap: bool = False,
 ) -> Parts:
     """Spread samples over clients.
 
     Args:
-        labels: int64 (N,).
+        labels: targets, (N,) or (N, ...); classes, int64 (N,), for the partitions `BY_CLASS`.
         num_clients: number of parts.
         kind: a name of `PARTITIONS`, or `module:function` of your own.
         alpha: Dirichlet concentration; smaller is more skewed.
         seed: determines the result.
         shards: shards per client, for "shards".
-        min_size: fewest samples of a part; by default 10, or a tenth of an even share where that is less, at least 1.
+        min_size: fewest samples of a part; by default 10, or a tenth of an even share where that is less, at least 1. A
+            natural partition is as it is: by default 1.
+        groups: int64 (N,), the group of each sample, for "natural" and for partitions of your own.
+        overlap: whether a partition of your own may give a sample to several clients, or to none.
 
     Returns:
-        `num_clients` disjoint, sorted index arrays (int64) that cover all samples.
+        `num_clients` sorted index arrays (int64), disjoint and covering all samples unless `overlap`.
 
     Raises:
         UserError: unknown kind, more clients than samples, or a minimum that cannot be met.
     """
     if min_size is None:
-        min_size = max(1, min(10, len(labels) // num_clients // 10))
+        min_size = 1 if kind == "natural" else max(1, min(10, len(labels) // num_clients // 10))
     if num_clients * min_size > len(labels):
         asked = f"data.clients = {num_clients} with data.min_size = {min_size} samples each"
         raise UserError(f"{asked}: there are {len(labels)}")
-    request = Request(num_clients, alpha, shards, min_size, numpy_generator(seed, Purpose.DATA))
+    if kind in BY_CLASS and (labels.ndim != 1 or labels.dtype != np.int64):
+        raise UserError(
+            f"data.partition = {kind!r}: is by class, and targets are {labels.dtype} {labels.shape}; allowed: "
+            f"{', '.join(name for name in PARTITIONS if name not in BY_CLASS)}, or module:function"
+        )
+    if overlap and kind in PARTITIONS:
+        raise UserError(
+            f"data.overlap = true: {kind!r} never overlaps; allowed: a partition of your own, module:function"
+        )
+    request = Request(num_clients, alpha, shards, min_size, numpy_generator(seed, Purpose.DATA), groups)
     rule = find("data.partition", kind, PARTITIONS)
     made: object = rule(labels, request) if kind in PARTITIONS else _of_ones_own(kind, rule, labels, request)
-    parts = _checked(kind, made, len(labels), num_clients)
+    parts = _checked(kind, made, len(labels), num_clients, overlap=overlap)
     smallest = min(map(len, parts))
     if smallest < min_size:
         raise UserError(f"data.partition = {kind!r}: a client got {smallest} samples, fewer than min_size = {min_size}")
@@ -154,8 +194,8 @@ def _of_ones_own(kind: str, rule: Callable[..., object], labels: Labels, request
         raise UserError(f"{where}: it raised {told(error)}") from error
 
 
-def _checked(kind: str, parts: object, samples: int, num_clients: int) -> Parts:
-    """The parts sorted, if each sample is in one of them and there are as many as clients."""
+def _checked(kind: str, parts: object, samples: int, num_clients: int, *, overlap: bool) -> Parts:
+    """The parts sorted, if there are as many as clients, and each sample is in one of them or may be in any number."""
     where = f"data.partition = {kind!r}"
     if not isinstance(parts, (Sequence, np.ndarray)) or len(parts) != num_clients:
         got = f"{len(parts)} parts" if isinstance(parts, (Sequence, np.ndarray)) else type(parts).__name__
@@ -165,10 +205,14 @@ def _checked(kind: str, parts: object, samples: int, num_clients: int) -> Parts:
     beyond = taken[(taken < 0) | (taken >= samples)]
     if len(beyond):
         raise UserError(f"{where}: a part holds position {beyond[0]}; there are {samples} samples")
+    if overlap:
+        return arrays
     times = np.bincount(taken, minlength=samples)
     if (times != 1).any():
         first = int(np.flatnonzero(times != 1)[0])
-        raise UserError(f"{where}: sample {first} is in {times[first]} parts; needed: each of {samples} in exactly one")
+        raise UserError(
+            f"{where}: sample {first} is in {times[first]} parts; needed: each of {samples} in exactly one, or data.overlap = true"
+        )
     return arrays
 
 
@@ -192,11 +236,15 @@ def label_counts(labels: Labels, parts: Parts, num_classes: int) -> NDArray[np.i
 def matching(labels: Labels, like: Labels, *, size: int, rng: np.random.Generator) -> NDArray[np.int64]:
     """Positions in `labels` whose classes come in the proportions of `like`: a client's share of a common test set.
 
+    Targets that are no classes have no kind: any samples are drawn.
+
     Args:
         labels, like: int64; the labels to choose from and those to imitate.
         size: samples wanted; fewer come back where a class runs out or shares round down.
         rng: which samples of a class.
     """
+    if labels.ndim != 1 or labels.dtype != np.int64:
+        return np.sort(rng.permutation(len(labels))[:size]).astype(np.int64)
     shares = np.bincount(like, minlength=int(labels.max()) + 1) / len(like)
     parts = []
     for label in np.flatnonzero(shares[: int(labels.max()) + 1]):

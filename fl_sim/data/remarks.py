@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fl_sim.data.dataset import Data, Labels
+from fl_sim.data.kinds import Inputs, Targets, input_kind
 from fl_sim.data.listing import listed
 from fl_sim.data.split import Split
 
 SAMPLE = 1000
 """Images that are looked at before all are."""
+LARGE = 100.0
+"""A normalised number is hardly ever as large."""
 MOST_COLOURS = 4
 """Channels of a picture; an axis this short at the end may be the channels."""
 
 
 def remarks(data: Data) -> list[str]:
     """List remarks on the data that a user may want to know before a run."""
-    return [line for look in LOOKS for line in look(data)]
+    kind = input_kind(data.train.stored)
+    return [line for look, of in LOOKS.items() if of is None or of is kind for line in look(data)]
 
 
 def _empty_classes(data: Data) -> list[str]:
     """Classes without samples: a model has an output for each all the same."""
+    if data.targets is not Targets.CLASSES:
+        return []
     trained = [_labels(part) for part in (data.train, data.validation, data.proxy) if part is not None]
     lines = []
     for part, labels in (("training", np.concatenate(trained)), ("test", _labels(data.test))):
@@ -50,7 +56,7 @@ def _dark(data: Data) -> list[str]:
 
 
 def _channels_last(data: Data) -> list[str]:
-    channels, height, width = data.shape
+    channels, height, width = data.train.shape
     if channels <= MOST_COLOURS or height <= MOST_COLOURS or width > MOST_COLOURS:
         return []
     return [f"images have {channels} channels of {height} x {width} pixels; channels come first: (N, C, H, W)"]
@@ -63,7 +69,7 @@ def _shared(data: Data) -> list[str]:
     for (one, first), (other, second) in itertools.combinations(parts.items(), 2):
         if first.stored.data_ptr() == second.stored.data_ptr():
             both = int(torch.isin(_positions(first), _positions(second)).sum())
-            lines += [f"{both} images are {one} and {other} samples"] if both else []
+            lines += [f"{both} {_called(data)} are {one} and {other} samples"] if both else []
     return lines
 
 
@@ -77,9 +83,35 @@ def _normalisation(data: Data) -> list[str]:
     other = [
         name
         for name, part in parts.items()
-        if not (torch.allclose(part.mean, data.train.mean) and torch.allclose(part.std, data.train.std))
+        if not (_close(part.mean, data.train.mean) and _close(part.std, data.train.std))
     ]
-    return [f"{name} images are normalised by another mean or std than training images" for name in other]
+    called = _called(data)
+    return [f"{name} {called} are normalised by another mean or std than training {called}" for name in other]
 
 
-LOOKS: tuple[Callable[[Data], list[str]], ...] = (_empty_classes, _dark, _channels_last, _shared, _normalisation)
+def _close(one: Tensor | None, other: Tensor | None) -> bool:
+    return one is other if one is None or other is None else torch.allclose(one, other)
+
+
+def _called(data: Data) -> str:
+    return "images" if input_kind(data.train.stored) is Inputs.IMAGES else "inputs"
+
+
+def _wide(data: Data) -> list[str]:
+    """Numbers far from mean 0 and deviation 1 that nothing normalises: usual learning rates diverge on them."""
+    stored = data.train.stored[:SAMPLE]
+    if data.train.mean is not None or not len(stored) or stored.abs().max() <= LARGE:
+        return []
+    low, high = float(stored.min()), float(stored.max())
+    return [f"inputs go from {low:g} to {high:g} and are not normalised; Data.of(..., standardise=True) does that"]
+
+
+LOOKS: Mapping[Callable[[Data], list[str]], Inputs | None] = {
+    _empty_classes: None,
+    _dark: Inputs.IMAGES,
+    _channels_last: Inputs.IMAGES,
+    _wide: Inputs.NUMBERS,
+    _shared: None,
+    _normalisation: None,
+}
+"""A look at the data -> the kind of inputs that it is for; None = any."""

@@ -1,4 +1,4 @@
-"""Data sources: scikit-learn's digits, torchvision, parquet folders, image folders, or a user's own function.
+"""Data sources: scikit-learn's digits and tables, torchvision, image and parquet folders, tables, or a user's own function.
 
 data = load("digits")          # data.train, data.validation, data.test, data.num_classes
 """
@@ -16,30 +16,54 @@ from numpy.typing import NDArray
 
 from fl_sim.core.seeding import Purpose, numpy_generator
 from fl_sim.core.types import UserError
+from fl_sim.data.arrays import Labels
 from fl_sim.data.cache import Arrays, folder
-from fl_sim.data.dataset import Data, Labels
+from fl_sim.data.dataset import Data, strata, stratified
 from fl_sim.data.image_folder import read_image_folder
 from fl_sim.data.images import Images
+from fl_sim.data.kinds import Targets
 from fl_sim.data.own import load_own
 from fl_sim.data.parquet_folder import read_parquet_folder
 from fl_sim.data.remarks import remarks
+from fl_sim.data.table import READERS, TEST, Columns, is_table
+from fl_sim.data.table import read as read_rows
+from fl_sim.data.text import CONTEXT, TEXTS, characters, read_text
 
 log = logging.getLogger("fl_sim")
 
 
 @cache
-def _digits_table() -> NDArray[np.float64]:
-    """One row a digit: 64 pixels of 0 to 16, and the label. Read once a process: parsing the text takes 10 ms."""
+def _sklearn(file: str, *, delimiter: str = ",", header: int = 0) -> NDArray[np.float64]:
+    """A table that ships with scikit-learn. Read once a process: parsing the text takes 10 ms."""
     # The file alone: importing scikit-learn takes a second.
     spec = importlib.util.find_spec("sklearn")
     if spec is None or spec.origin is None:
-        raise UserError("data.source = 'digits' needs scikit-learn")
-    return np.loadtxt(Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz", delimiter=",")
+        raise UserError(f"data.source: {file} needs scikit-learn")
+    path = Path(spec.origin).parent / "datasets" / "data" / file
+    return np.loadtxt(path, delimiter=delimiter, skiprows=header)
+
+
+def _breast_cancer(name: str) -> Arrays:
+    """569 tumours, 30 measures of their cells, 2 classes (Wolberg, Street and Mangasarian, 1995); ships with scikit-learn."""
+    table = _sklearn("breast_cancer.csv", header=1)
+    return {"inputs": table[:, :-1].astype(np.float32), "targets": table[:, -1].astype(np.int64)}
+
+
+def _wine(name: str) -> Arrays:
+    """178 wines, 13 measures, 3 growers as classes (Forina et al., 1988); ships with scikit-learn."""
+    table = _sklearn("wine_data.csv", header=1)
+    return {"inputs": table[:, :-1].astype(np.float32), "targets": table[:, -1].astype(np.int64)}
+
+
+def _diabetes(name: str) -> Arrays:
+    """442 patients, 10 measures, progression after a year as a number (Efron et al., 2004); ships with scikit-learn."""
+    inputs = _sklearn("diabetes_data_raw.csv.gz", delimiter=" ").astype(np.float32)
+    return {"inputs": inputs, "targets": _sklearn("diabetes_target.csv.gz").astype(np.float32)}
 
 
 def _digits(name: str) -> Arrays:
     """scikit-learn's 1,797 grey 8x8 digits (Alpaydin and Kaynak, 1998); ships with the package."""
-    table = _digits_table()
+    table = _sklearn("digits.csv.gz")
     images = np.round(table[:, :-1] * (255 / 16)).astype(np.uint8).reshape(-1, 1, 8, 8)
     labels = table[:, -1].astype(np.int64)
     order = numpy_generator(0, Purpose.DATA).permutation(len(labels))
@@ -77,47 +101,79 @@ def _arrays(images: Images, labels: Labels, test_images: Images, test_labels: La
     return {"images": images, "labels": labels, "test_images": test_images, "test_labels": test_labels}
 
 
-SOURCES: Mapping[str, Callable[[str], Arrays]] = {
+ARRAYS: Mapping[str, Callable[[str], Arrays]] = {
     "digits": _digits,
     "cifar10": _torchvision("CIFAR10"),
     "cifar100": _torchvision("CIFAR100"),
     "mnist": _torchvision("MNIST"),
     "fashionmnist": _torchvision("FashionMNIST"),
     "svhn": _torchvision("SVHN"),
+    "breast_cancer": _breast_cancer,
+    "wine": _wine,
+    "diabetes": _diabetes,
 }
+"""Images and tables by name -> what reads them."""
+SOURCES: Mapping[str, object] = {**ARRAYS, **TEXTS}
+"""Every source by name -> what reads it, or what it is."""
 
 
-def load(name_or_path: str, *, validation: float = 0.1, proxy: float = 0.0, quiet: bool = False) -> Data:
-    """Load a data set by name, by folder, or by `module:function` (a function that returns `Data`).
+def load(
+    name_or_path: str,
+    *,
+    validation: float = 0.1,
+    proxy: float = 0.0,
+    quiet: bool = False,
+    columns: Columns | None = None,
+    targets: Targets = Targets.CLASSES,
+) -> Data:
+    """Load a data set by name, by path, or by `module:function` (a function that returns `Data`).
 
     What is not read or may not be meant is logged, one line each, as warnings of the logger `fl_sim`.
 
     Args:
-        name_or_path: a name of `SOURCES`, a parquet folder, an image folder, or an import path.
+        name_or_path: a name of `SOURCES`, a parquet folder or an image folder, a table, or an import path.
         validation: share of the training set held out, stratified.
         proxy: share of the training set that the server holds.
         quiet: log nothing, where another process or an earlier call has.
+        columns: what is read of a table.
+        targets: kind of targets that a table's target columns are read as.
 
     Raises:
         UserError: no such source, or files or data that are not what they should be.
     """
+    columns = columns or Columns()
     path, notes = _expanded(name_or_path), list[str]()
-    if path.is_dir():
-        try:
+    where = f"data.source = {name_or_path!r}"
+    embedded = name_or_path in SOURCES and not path.is_dir()
+    tabular = is_table(path, columns)
+    may = () if not embedded else ("data.context",) if name_or_path in TEXTS else ("data.test",)
+    if wrong := [key for key in columns.asked if (key == "data.context" or not tabular) and key not in may]:
+        kind = "texts" if wrong[0] == "data.context" else "tables (CSV or parquet files)"
+        raise UserError(f"{wrong[0]} is for {kind}; {where} is none")
+    try:
+        if tabular:
+            arrays, notes = read_rows(path, columns, targets)
+        elif path.is_dir():
             arrays, notes = (read_image_folder if (path / "train").is_dir() else read_parquet_folder)(path)
-        except OSError as error:
-            raise UserError(f"data.source = {name_or_path!r}: {error}") from error
-        data = _split(name_or_path, arrays, validation, proxy)
-        if name_or_path in SOURCES:
-            notes = ["the folder of this name is read, not the data set", *notes]
-    elif name_or_path in SOURCES:
-        data = _split(name_or_path, SOURCES[name_or_path](name_or_path), validation, proxy)
+            notes = ["the folder of this name is read, not the data set"] * (name_or_path in SOURCES) + notes
+        elif embedded and name_or_path in TEXTS:
+            arrays, notes = read_text(name_or_path, columns.context or CONTEXT)
+        elif embedded:
+            arrays = ARRAYS[name_or_path](name_or_path)
+        else:
+            arrays = {}
+    except OSError as error:
+        raise UserError(f"{where}: {error}") from error
+    if arrays:
+        vocabulary = len(characters(name_or_path)) if embedded and name_or_path in TEXTS else None
+        data, said = _split(name_or_path, arrays, columns.test, validation, proxy, vocabulary)
+        notes += said
     elif ":" in name_or_path and not path.exists():
         data, notes = load_own(name_or_path, validation=validation, proxy=proxy)
     else:
         known = ", ".join(SOURCES)
-        there = "is a file, not a folder; allowed: a folder" if path.exists() else "no such folder"
-        raise UserError(f"data.source = {name_or_path!r}: {there}, and not one of {known}")
+        there = "is a file, not a folder or a table" if path.exists() else "no such folder or file"
+        raise UserError(f"{where}: {there}; allowed: a folder, a file {' or '.join(READERS)}, or one of {known}")
     if not quiet:
         for note in (*notes, *remarks(data)):
             log.warning("data.source = %r: %s", name_or_path, note)
@@ -132,17 +188,64 @@ def _expanded(path: str) -> Path:
         return Path(path)
 
 
-def _split(name: str, arrays: Arrays, validation: float, proxy: float) -> Data:
-    labels, test_labels = arrays["labels"].view(np.int64), arrays["test_labels"].view(np.int64)
-    last, last_tested = int(labels.max()), int(test_labels.max())
-    if last_tested > last:
-        raise UserError(f"data.source = {name!r}: test samples of class {last_tested}, training samples up to {last}")
-    return Data.of(
-        arrays["images"].view(np.uint8),
-        labels,
-        test_images=arrays["test_images"].view(np.uint8),
-        test_labels=test_labels,
-        num_classes=last + 1,
+def _split(
+    name: str, arrays: Arrays, test: float | None, validation: float, proxy: float, vocabulary: int | None
+) -> tuple[Data, list[str]]:
+    """Data of the arrays of a source, and notes on what became of them. Numbers are normalised, targets too."""
+    parts = _with_test({NAMES.get(key, key): array for key, array in arrays.items()}, test)
+    notes = list[str]()
+    if np.issubdtype(parts["targets"].dtype, np.floating):
+        notes = _standardise(parts)
+    elif vocabulary is None:
+        last, last_tested = int(parts["targets"].max()), int(parts["test_targets"].max())
+        if last_tested > last:
+            raise UserError(
+                f"data.source = {name!r}: test samples of class {last_tested}, training samples up to {last}"
+            )
+    numbers = np.issubdtype(parts["inputs"].dtype, np.floating)
+    data = Data.of(
+        parts["inputs"],
+        parts["targets"],
+        test_inputs=parts["test_inputs"],
+        test_targets=parts["test_targets"],
+        groups=parts.get("groups"),
+        test_groups=parts.get("test_groups"),
+        vocabulary=vocabulary,
+        standardise=numbers,
         validation=validation,
         proxy=proxy,
     )
+    return data, notes
+
+
+NAMES = {"images": "inputs", "labels": "targets", "test_images": "test_inputs", "test_labels": "test_targets"}
+"""Arrays of image sources -> those of all sources."""
+
+
+def _with_test(parts: Arrays, test: float | None) -> Arrays:
+    """The arrays of a training and a test set; a share of the rows is the test set where the source has none."""
+    if "test_inputs" in parts:
+        if test is not None:
+            raise UserError(f"data.test = {test:g}: the source has a test set of its own; leave data.test out")
+        return parts
+    targets, groups = parts["targets"], parts.get("groups")
+    numbered = None if groups is None else np.unique(groups, return_inverse=True)[1].astype(np.int64)
+    rest, held, _ = stratified(strata(targets, numbered), TEST if test is None else test, 0.0)
+    if not len(held):
+        raise UserError(
+            f"data.test: {len(targets)} rows leave none for the test set; needed: more rows, or a larger share"
+        )
+    return {
+        f"{part}{name}": array[rows] for part, rows in (("", rest), ("test_", held)) for name, array in parts.items()
+    }
+
+
+def _standardise(parts: Arrays) -> list[str]:
+    """Give the targets mean 0 and deviation 1, in place in `parts`, as the training set has them; says so."""
+    targets = parts["targets"].astype(np.float64)
+    mean, std = targets.mean(axis=0), targets.std(axis=0)
+    std = np.where(std > 0, std, 1.0)
+    for name in ("targets", "test_targets"):
+        parts[name] = ((parts[name] - mean) / std).astype(np.float32)
+    told = [", ".join(f"{one:g}" for one in np.atleast_1d(value)[:5]) for value in (mean, std)]
+    return [f"targets are standardised: mean {told[0]}, deviation {told[1]}; errors are in deviations"]

@@ -1,4 +1,4 @@
-"""A set of labelled images and its batches: uint8 in memory, normalised and augmented per batch, on the device."""
+"""A set of samples and its batches: images are uint8 in memory, normalised and augmented per batch, on the device."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
+
+from fl_sim.core.types import UserError
+from fl_sim.data.kinds import Inputs, described
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 """(images uint8 (B, C, H, W), CPU generator) -> images of the same shape and dtype."""
@@ -43,71 +46,95 @@ class CropFlip:
         return padded.flatten(2).gather(2, pixels.expand(-1, images.shape[1], -1)).view(images.shape)
 
 
+def _as_stored(inputs: Tensor) -> Tensor:
+    return inputs
+
+
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Labelled images.
+    """Samples: inputs and their targets.
 
     Attributes:
-        stored: uint8 (M, C, H, W), possibly memory-mapped, shared by all subsets.
-        labels: int64 (N,).
-        mean, std: per channel, float32 (C,), in units of the 0..1 range.
+        stored: inputs, possibly memory-mapped, shared by all subsets: images uint8 (M, C, H, W), tables and signals float32
+            (M, ...), tokens int64 (M, ...); see `fl_sim.data.kinds`.
+        labels: targets: classes int64 (N,), next tokens int64 (N, T), labels bool (N, K), or numbers float32.
+        mean, std: float32 (C,), one for each channel of images, in units of the 0..1 range, or for each feature of
+            numbers, in their own unit; None = a model gets the inputs as they are stored.
         augment: applied to shuffled batches only.
         positions: int64 (N,), where in `stored` the samples are; None = all of them, N = M.
+        groups: int64 (N,), number of the group of each sample, such as its writer; None = there are none.
     """
 
     stored: Tensor
     labels: Tensor
-    mean: Tensor
-    std: Tensor
+    mean: Tensor | None = None
+    std: Tensor | None = None
     augment: Augment | None = None
     positions: Tensor | None = None
+    groups: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """Get one sample: the image, normalised float32 (C, H, W), not augmented, and its label. A map-style `Dataset`.
+    def __getitem__(self, index: int) -> tuple[Tensor, int | Tensor]:
+        """Get one sample: the input as a model gets it, not augmented, and its target. A map-style `Dataset`.
+
+        A class is an int, every other target a tensor.
 
         `batches` is the fast way; `DataLoader(ctx.data)` and `for image, label in ctx.data` go through here.
 
         Raises:
             IndexError: no such sample.
         """
-        label = int(self.labels[index])
+        label = self.labels[index]
         at = index if self.positions is None else int(self.positions[index])
-        scale, shift = (1 / (255 * self.std)).view(-1, 1, 1), (self.mean / self.std).view(-1, 1, 1)
-        return self.stored[at].float().mul_(scale).sub_(shift), label
+        one = self._normaliser()(self.stored[at : at + 1].clone())[0]
+        return one, int(label) if self.labels.dim() == 1 else label
 
-    def __iter__(self) -> Iterator[tuple[Tensor, int]]:
+    def __iter__(self) -> Iterator[tuple[Tensor, int | Tensor]]:
         return map(self.__getitem__, range(len(self)))
 
     @property
     def images(self) -> Tensor:
-        """uint8 (N, C, H, W); for a subset, a copy made now."""
+        """Inputs as they are stored, (N, ...); for a subset, a copy made now."""
         return self.stored if self.positions is None else self.stored[self.positions]
 
     @property
     def shape(self) -> torch.Size:
-        """(C, H, W) of an image."""
+        """Shape of one input: (C, H, W) of an image, (features,) of a row, (T,) of a sequence of tokens."""
         return self.stored.shape[1:]
 
     @property
     def device(self) -> torch.device:
-        """Device of images and labels."""
+        """Device of inputs and targets."""
         return self.stored.device
 
+    def example(self, count: int = 1, device: torch.device | None = None) -> Tensor:
+        """Zeros of the shape and dtype that a model gets, (count, ...)."""
+        dtype = torch.int64 if self.stored.dtype == torch.int64 else torch.float32
+        return torch.zeros(count, *self.shape, dtype=dtype, device=device or self.device)
+
     def subset(self, indices: NDArray[np.int64]) -> Split:
-        """The samples at these positions. No image is copied: a federation's clients share one array."""
+        """The samples at these positions. No input is copied: a federation's clients share one array."""
         chosen = torch.from_numpy(np.ascontiguousarray(indices)).to(self.device)
         positions = chosen if self.positions is None else self.positions.index_select(0, chosen)
-        return replace(self, labels=self.labels.index_select(0, chosen), positions=positions)
+        groups = None if self.groups is None else self.groups.index_select(0, chosen)
+        return replace(self, labels=self.labels.index_select(0, chosen), positions=positions, groups=groups)
 
     def noise(self, count: int, rng: torch.Generator) -> Split:
-        """Unlabelled (-1) images of normal noise with this split's mean, deviation and shape."""
+        """Unlabelled (-1) images of normal noise with this split's mean, deviation and shape.
+
+        Raises:
+            UserError: the inputs are no images.
+        """
+        if self.mean is None or self.std is None or self.stored.dtype != torch.uint8:
+            raise UserError(
+                f"data.noise: the inputs are {described(self.stored)}; allowed: images ({Inputs.IMAGES.value})"
+            )
         drawn = torch.randn(count, *self.shape, generator=rng)
         level = drawn * self.std.cpu().view(-1, 1, 1) + self.mean.cpu().view(-1, 1, 1)
         images = (255 * level).round_().clamp_(0, 255).to(torch.uint8)
-        return replace(self, stored=images, labels=torch.full((count,), -1), augment=None, positions=None)
+        return replace(self, stored=images, labels=torch.full((count,), -1), augment=None, positions=None, groups=None)
 
     def augmented(self, augment: Augment | None) -> Split:
         """Set the augmentation of training batches."""
@@ -117,8 +144,18 @@ class Split:
         """Move the samples to a device; free when they are there."""
         if self.device == device:
             return self
-        moved = {name: getattr(self, name).to(device) for name in ("labels", "mean", "std")}
+        held = {name: getattr(self, name) for name in ("labels", "mean", "std", "groups")}
+        moved = {name: value.to(device) for name, value in held.items() if value is not None}
         return replace(self, stored=self.images.to(device), positions=None, **moved)
+
+    def _normaliser(self) -> Callable[[Tensor], Tensor]:
+        """What makes stored inputs (B, ...) what a model gets, in memory of their own or in place: mean 0, deviation 1."""
+        if self.mean is None or self.std is None:
+            return _as_stored
+        largest = 255 if self.stored.dtype == torch.uint8 else 1
+        each = (1, -1, *(1,) * (self.stored.dim() - 2))
+        scale, shift = (1 / (largest * self.std)).view(each), (self.mean / self.std).view(each)
+        return lambda inputs: inputs.float().mul_(scale).sub_(shift)
 
     def batches(
         self,
@@ -127,12 +164,13 @@ class Split:
         rng: torch.Generator | None = None,
         layout: torch.memory_format = torch.contiguous_format,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Normalised batches: images float32 (B, C, H, W) in this memory layout, labels int64 (B,); the last may be smaller.
+        """Normalised batches: (inputs (B, ...), targets (B, ...)); the last may be smaller.
 
-        With `rng` (CPU) the samples are shuffled and augmented; without, they come in order as they are.
+        Inputs of four dimensions come in this memory layout, all others are contiguous. With `rng` (CPU) the samples are
+        shuffled and augmented; without, they come in order as they are.
         """
-        scale = (1 / (255 * self.std)).view(1, -1, 1, 1)
-        shift = (self.mean / self.std).view(1, -1, 1, 1)
+        layout = layout if self.stored.dim() == 4 else torch.contiguous_format
+        normalised = self._normaliser()
         order = None if rng is None else torch.randperm(len(self), generator=rng).to(self.device)
         augment = None if rng is None else self.augment
         piece = batch_size * (1 if augment else max(1, AHEAD_BYTES // (4 * batch_size * self.shape.numel())))
@@ -143,5 +181,5 @@ class Split:
             images = self.stored.index_select(0, where)  # indexing as `stored[where]` does takes six times as long
             if augment is not None and rng is not None:
                 images = augment(images, rng)
-            ready = images.float().mul_(scale).sub_(shift).contiguous(memory_format=layout)
+            ready = normalised(images).contiguous(memory_format=layout)
             yield from zip(ready.split(batch_size), self.labels.index_select(0, chosen).split(batch_size), strict=True)

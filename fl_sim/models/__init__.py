@@ -15,42 +15,52 @@ from fl_sim.core.errors import UserError, told
 from fl_sim.core.lookup import accepts, find
 from fl_sim.core.process_state import seeded
 from fl_sim.models.fastgrnn import fastgrnn
+from fl_sim.models.interface import Interface, arguments
 from fl_sim.models.layers import BATCHNORM, batchnorm_names, disabled_features, head_names, prunable_names, stage_names
 from fl_sim.models.mobilenet import mobilenet_v1
 from fl_sim.models.module_state import ModuleState
 from fl_sim.models.own import detach_computed, evaluating_modules, prepare, say_modes
 from fl_sim.models.parameters import check_dtypes, check_entries
 from fl_sim.models.resnet import cifar_resnet
-from fl_sim.models.simple import cnn, cnn_bn, mlp
+from fl_sim.models.sequence import lstm, transformer
+from fl_sim.models.simple import cnn, cnn_bn, linear, mlp
 from fl_sim.models.torchvision import densenet121, imagenet_stem, resnet18, resnet34, resnet50, vgg16
-from fl_sim.models.trainable import BATCHNORM_INITS, SELECTORS, freeze, initialise, merged
+from fl_sim.models.trainable import BATCHNORM_INITS, PERSONAL, SELECTORS, freeze, initialise, merged, personal_names
 from fl_sim.models.wide_resnet import wide_resnet
 
 __all__ = [
     "BATCHNORM",
     "BATCHNORM_INITS",
     "MODELS",
+    "PERSONAL",
     "SELECTORS",
     "Builder",
+    "Interface",
     "batchnorm_names",
     "build",
+    "build_for",
     "check",
     "disabled_features",
     "freeze",
     "head_names",
     "initialise",
     "merged",
+    "personal_names",
     "prunable_names",
     "stage_names",
 ]
 
 Builder = Callable[..., nn.Module]
-"""Takes keyword arguments num_classes, in_channels, image_size (pixels a side) and width (channel multiplier)."""
+"""Takes keyword arguments: num_classes, width (channel multiplier), and in_channels and image_size (pixels a side) of images,
+or input_shape, and vocabulary where inputs are tokens."""
 
 MODELS: Mapping[str, Builder] = {
     "cnn": cnn,
     "cnn_bn": cnn_bn,
+    "linear": linear,
     "mlp": mlp,
+    "lstm": lstm,
+    "transformer": transformer,
     **{f"resnet{depth}": cifar_resnet(depth) for depth in (8, 14, 20, 32, 44, 56, 110, 218, 434, 866)},
     "resnet18": resnet18,
     "resnet34": resnet34,
@@ -67,10 +77,10 @@ MODELS: Mapping[str, Builder] = {
 def build(
     name: str, *, num_classes: int = 10, in_channels: int = 3, seed: int = 0, image_size: int = 32, width: float = 1.0
 ) -> nn.Module:
-    """Build a model on the CPU, initialised from `seed` alone; global generators are left as they were.
+    """Build a model for square images; see `build_for`.
 
     Args:
-        name: a name of `MODELS`, or `module:function` of your own with the same keyword arguments.
+        name: a name of `MODELS`, or `module:function` of your own.
         num_classes: outputs.
         in_channels: channels of the images.
         seed: initialisation.
@@ -80,22 +90,39 @@ def build(
     Raises:
         UserError: unknown name, or a function of one's own that makes no such model.
     """
+    return build_for(name, Interface((in_channels, image_size, image_size), num_classes), seed=seed, width=width)
+
+
+def build_for(name: str, interface: Interface, *, seed: int = 0, width: float = 1.0) -> nn.Module:
+    """Build a model on the CPU, initialised from `seed` alone; global generators are left as they were.
+
+    Args:
+        name: a name of `MODELS`, or `module:function` of your own.
+        interface: what the model takes, and what it has to answer.
+        seed: initialisation.
+        width: channel multiplier, 1 = as published.
+
+    Raises:
+        UserError: unknown name, a model for other inputs, or a function of one's own that makes no such model.
+    """
     dtype = torch.get_default_dtype()
     try:  # a builder, or its module, may set another default dtype: that would be everybody's
         builder = find("model.name", name, MODELS)
-        asked = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size, "width": width}
+        asked = arguments(name, builder, interface, width)
         accepts(f"model.name = {name!r}", builder, **asked)
         with seeded(seed):
             model = builder(**asked)
             if name not in MODELS:
                 torch.set_default_dtype(dtype)
-                _look_over(name, model, (2, in_channels, image_size, image_size), num_classes)
-            return model
+                _look_over(name, model, interface.square if "image_size" in asked else interface)
+        if "image_size" in asked and interface != interface.square:  # builders are told one side: some models take any
+            check(name, model, interface)
+        return model
     finally:
         torch.set_default_dtype(dtype)
 
 
-def _look_over(name: str, model: nn.Module, images: tuple[int, ...], num_classes: int) -> None:
+def _look_over(name: str, model: nn.Module, interface: Interface) -> None:
     """Find out of a user's own model which buffers are constant, and refuse what cannot be run."""
     what = f"model.name = {name!r}"
     if isinstance(model, nn.Module):
@@ -103,34 +130,33 @@ def _look_over(name: str, model: nn.Module, images: tuple[int, ...], num_classes
         check_dtypes(model, what)
         if evaluating := evaluating_modules(model):
             say_modes(name, evaluating)
-    check(name, model, images, num_classes)
-    prepare(name, model, images)
+    check(name, model, interface)
+    prepare(name, model, interface)
     check_entries(model, what)
 
 
-def check(name: str, model: nn.Module, images: tuple[int, ...], num_classes: int) -> None:
-    """Complain of a model that does not take images of this shape, or answers with other than a logit for each class.
+def check(name: str, model: nn.Module, interface: Interface, samples: int = 2) -> None:
+    """Complain of a model that does not take such inputs, or answers with other outputs than the targets need.
 
     Raises:
-        UserError: names the model, the images and what it did.
+        UserError: names the model, the inputs and what it did.
     """
     if not isinstance(model, nn.Module):
         raise UserError(f"model.name = {name!r}: returned {type(model).__name__}, not a torch.nn.Module")
     lazy = any(is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers()))
     built = None if lazy else ModuleState(model)  # the first forward pass makes the tensors of lazy modules
+    shape, needed, called = (samples, *interface.input_shape), interface.answer(samples), interface.called
     with torch.no_grad():
         try:
-            logits = model.eval()(torch.zeros(images))
+            logits = model.eval()(interface.example(samples))
         except Exception as error:  # the user's own, whatever it is
-            _, _, height, width = images
+            height, width = shape[-2:] if called == "images" else (0, 0)
             hint = "" if height == width else f"; it was built for {height} x {height} pixels: images must be square"
             raise UserError(
-                f"model.name = {name!r}: on images of shape {images} it raised {told(error)}{hint}"
+                f"model.name = {name!r}: on {called} of shape {shape} it raised {told(error)}{hint}"
             ) from error
         finally:
             model.train() if built is None else built.put_back()
-    if getattr(logits, "shape", None) != (images[0], num_classes):
+    if getattr(logits, "shape", None) != needed:
         got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-        raise UserError(
-            f"model.name = {name!r}: answers {got} to {images[0]} images; needed: {(images[0], num_classes)}"
-        )
+        raise UserError(f"model.name = {name!r}: answers {got} to {samples} {called}; needed: {needed}")

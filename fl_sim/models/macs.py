@@ -30,16 +30,20 @@ Product = tuple[int, tuple[Tensor, ...]]
 """(MACs, the factors, of which one may be a weight)."""
 
 
-def count_macs(model: nn.Module, input_shape: tuple[int, ...], *, mask: Mask | None = None) -> int:
-    """MACs of a forward pass over one sample of `input_shape`, zeros, for instance (C, H, W).
+def count_macs(
+    model: nn.Module, input_shape: tuple[int, ...], *, mask: Mask | None = None, tokens: bool = False
+) -> int:
+    """MACs of a forward pass over one sample of `input_shape`, zeros, for instance (C, H, W); `tokens` are int64.
 
     With `mask`, only alive weights count, each as often as it is used: nnz * H_out * W_out for a convolution, nnz for a
     linear layer. The model is left untouched.
     """
-    return sum(layer_macs(model, input_shape, mask=mask).values())
+    return sum(layer_macs(model, input_shape, mask=mask, tokens=tokens).values())
 
 
-def layer_macs(model: nn.Module, input_shape: tuple[int, ...], *, mask: Mask | None = None) -> dict[str, int]:
+def layer_macs(
+    model: nn.Module, input_shape: tuple[int, ...], *, mask: Mask | None = None, tokens: bool = False
+) -> dict[str, int]:
     """Name of the weight -> MACs, in the order in which they run; as `count_macs`, which is the sum.
 
     A weight that several layers share has one entry, with the MACs of all its uses. What no weight takes part in is the
@@ -56,7 +60,7 @@ def layer_macs(model: nn.Module, input_shape: tuple[int, ...], *, mask: Mask | N
         for path, module in probe.named_modules():
             counter.learn(path, _computed(module))
         with counter:
-            probe(torch.zeros(1, *input_shape))
+            probe(torch.zeros(1, *input_shape, dtype=torch.int64 if tokens else None))
     return counter.macs
 
 

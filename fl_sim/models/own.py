@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fl_sim.core.errors import UserError, told
+from fl_sim.models.interface import Interface
 from fl_sim.models.module_state import ModuleState
 from fl_sim.models.parameters import CONSTANT, COUNTER, FLOATS, RUNNING
 
@@ -27,7 +28,7 @@ def detach_computed(model: nn.Module) -> None:
                 module.__dict__[name] = value.detach()
 
 
-def prepare(name: str, model: nn.Module, shape: tuple[int, ...]) -> None:
+def prepare(name: str, model: nn.Module, interface: Interface, samples: int = 2) -> None:
     """Run one training pass on a copy of the model, and mark the persistent buffers that the pass left alone as constant.
 
     Constant buffers do not travel: every process builds them alike. Those that share their memory with nothing else but are
@@ -36,7 +37,8 @@ def prepare(name: str, model: nn.Module, shape: tuple[int, ...]) -> None:
     Args:
         name: the model's name, for messages.
         model: a user's own, changed in its marks alone.
-        shape: of a batch of images.
+        interface: what it takes.
+        samples: of a batch.
 
     Raises:
         UserError: the training pass fails, or changes a floating-point buffer that float32 does not hold.
@@ -48,9 +50,12 @@ def prepare(name: str, model: nn.Module, shape: tuple[int, ...]) -> None:
     built = ModuleState(probe)
     try:
         with torch.no_grad():
-            probe(torch.rand(shape))  # zeros would leave a running mean of zero alone
+            probe(interface.random(samples))  # zeros would leave a running mean of zero alone
     except Exception as error:  # the user's own, whatever it is
-        raise UserError(f"model.name = {name!r}: in training, on images of {shape}, it raised {told(error)}") from error
+        shape = (samples, *interface.input_shape)
+        raise UserError(
+            f"model.name = {name!r}: in training, on {interface.called} of {shape}, it raised {told(error)}"
+        ) from error
     for path, names in candidates.items():
         module, after = model.get_submodule(path), probe.get_submodule(path)._buffers
         constant = {n for n in names if _same(module._buffers[n], after.get(n))}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import nn
 
 
@@ -50,12 +52,17 @@ def cnn_bn(*, num_classes: int, in_channels: int, image_size: int, width: float 
     )
 
 
-def mlp(*, num_classes: int, in_channels: int, image_size: int, width: float = 1.0) -> nn.Module:
-    """MLP with one hidden layer of 64 units, no BatchNorm."""
+def linear(*, num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
+    """Linear or logistic regression, one layer; for images, tables and signals."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(input_shape), num_classes))
+
+
+def mlp(*, num_classes: int, input_shape: tuple[int, ...], width: float = 1.0) -> nn.Module:
+    """MLP with one hidden layer of 64 units, no BatchNorm; for images, tables and signals."""
     hidden = _scaled(64, width)
     return nn.Sequential(
         nn.Flatten(),
-        nn.Linear(in_channels * image_size * image_size, hidden),
+        nn.Linear(math.prod(input_shape), hidden),
         nn.ReLU(inplace=True),
         nn.Linear(hidden, num_classes),
     )

@@ -79,6 +79,10 @@ SELECTORS: Mapping[str, Select] = {
     "random": choose_random_weights,
 }
 
+PERSONAL: Mapping[str, Select] = {name: SELECTORS[name] for name in ("head", "batchnorm")}
+"""What a client may keep for itself, by role: its classifier (FedPer; Arivazhagan et al., 2019), or its BatchNorm (FedBN; Li
+et al., 2021), whose statistics it keeps with `model.statistics = "local"`."""
+
 
 def freeze(model: nn.Module, trainable: str, *, seed: int = 0) -> list[str]:
     """Let only the chosen parameters require a gradient; those that require none already stay frozen.
@@ -113,6 +117,34 @@ def freeze(model: nn.Module, trainable: str, *, seed: int = 0) -> list[str]:
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in chosen)
     return [name for name, _ in model.named_parameters() if name in chosen]
+
+
+def personal_names(model: nn.Module, personal: str | None, *, seed: int = 0) -> list[str]:
+    """Names of the parameters that each client trains and keeps for itself, in model order; None = there are none.
+
+    Args:
+        model: with its frozen parameters frozen.
+        personal: names of `PERSONAL` or globs over parameter names, joined by "+": "head", "batchnorm", "layer3.*".
+
+    Raises:
+        UserError: a part selects nothing that is trained, or nothing is left to be shared.
+    """
+    if personal is None:
+        return []
+    generator = torch.Generator().manual_seed(seed)
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    chosen: set[str] = set()
+    for part in personal.split("+"):
+        selected = (PERSONAL[part] if part in PERSONAL else _matching(part))(model, generator)
+        if set(trained).isdisjoint(selected):
+            raise UserError(
+                f"model.personal = {personal!r}: {part!r} selects no trained parameter of this model; allowed: "
+                f"{', '.join(PERSONAL)}, a glob such as 'layer3.*', or several joined by '+'"
+            )
+        chosen.update(selected)
+    if chosen.issuperset(trained):
+        raise UserError(f"model.personal = {personal!r}: selects every trained parameter, so that nothing is shared")
+    return [name for name in trained if name in chosen]
 
 
 def _matching(pattern: str) -> Select:

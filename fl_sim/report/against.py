@@ -13,11 +13,11 @@ from rich.table import Table
 
 from fl_sim.core.types import UserError
 from fl_sim.report.groups import Group
-from fl_sim.report.measures import DOWN, LAST, SENT, UP, Measure, last_ten
+from fl_sim.report.measures import DOWN, LAST, SENT, UP, Measure, last_ten, named, score_of
 from fl_sim.report.summary import Report, bytes_to
 
 POINTS = 1.0
-"""What a run may fall short of the baseline's end, in points of accuracy."""
+"""What a run may fall short of the baseline's end, in points of accuracy, or percent of a metric that is no share."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,11 @@ def _share(report: Report, base: Report) -> float | None:
 
 
 def _megabytes_to_its_end(report: Report, base: Report) -> float | None:
-    size = bytes_to([row for row in report.rounds if "accuracy" in row], (last_ten(base) - POINTS) / 100)
+    score, end = report.results.score, last_ten(base)
+    short = POINTS if score.percent else abs(end) * POINTS / 100
+    target = (end - short if score.higher else end + short) / score.scale
+    rows = [row for row in report.rounds if score.name in row]
+    size = bytes_to(rows, target, score.name, higher=score.higher)
     return None if size is None else size / 1e6
 
 
@@ -59,17 +63,22 @@ def against(groups: Sequence[Group], baseline: str) -> list[Measure]:
     Raises:
         UserError: no group has this name.
     """
-    named = {group.name: group for group in groups}
-    if baseline not in named:
-        raise UserError(f"--baseline {baseline!r}: no such run; allowed: {', '.join(named)}")
-    runs = {report.results.seed: report for report in named[baseline].reports}
+    by_name, score = {group.name: group for group in groups}, score_of(groups)
+    if baseline not in by_name:
+        raise UserError(f"--baseline {baseline!r}: no such run; allowed: {', '.join(by_name)}")
+    runs = {report.results.seed: report for report in by_name[baseline].reports}
     return [
-        LAST,
-        Measure("beyond", "points", Beside(runs, _difference)),
+        *named([LAST], groups),
+        Measure("beyond", "points" if score.percent else score.name, Beside(runs, _difference)),
         UP,
         DOWN,
         Measure("bytes", "% of its", Beside(runs, _share), 1),
-        Measure("to its end less a point", "MB", Beside(runs, _megabytes_to_its_end), 3),
+        Measure(
+            "to its end less a point" if score.percent else "to its end less 1 %",
+            "MB",
+            Beside(runs, _megabytes_to_its_end),
+            3,
+        ),
         Measure("MACs", "% of dense", _macs, 1),
         SENT,
     ]

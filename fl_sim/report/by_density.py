@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from fl_sim.config.toml import Json
 from fl_sim.report.charts import Chart, Figure, Quantity, Style, plain, tooltip
 from fl_sim.report.groups import Family, Group, families
-from fl_sim.report.measures import ACCURACY, ALIVE, TOTAL, Measure
-
-FINAL = Quantity("final test accuracy", "%")
+from fl_sim.report.measures import ACCURACY, ALIVE, TOTAL, Measure, metric_axis, score_of
 
 
 def families_of(groups: Sequence[Group]) -> list[Family]:
@@ -28,15 +26,17 @@ def by_density(groups: Sequence[Group]) -> Figure | None:
         "density": _view(found, ALIVE, Quantity("alive weights", "%"), ticks),
         "traffic": _view(found, TOTAL, Quantity("total traffic", "MB", 3), {"dtick": "D2"}),
     }
+    score = score_of(groups)
     caption = (
-        "Final accuracy of runs that differ in the density they ask for; bars are 95 % confidence intervals where there "
-        "are several seeds."
+        f"Final {score.name} of runs that differ in the density they ask for; bars are 95 % confidence intervals where "
+        "there are several seeds."
     )
-    return Figure("Accuracy by density", caption, views, "families")
+    return Figure(f"{score.title} by density", caption, views, "families")
 
 
 def _view(found: Sequence[Family], cost: Measure, quantity: Quantity, axis: Chart) -> Chart:
     data: list[Json] = []
+    final = metric_axis([group for family in found for group in family.groups], "final test")
     for index, family in enumerate(found):
         style, gains = Style(index), [ACCURACY.spread(group) for group in family.groups]
         reach: list[Json] = [gain.ci or 0.0 for gain in gains]
@@ -49,12 +49,12 @@ def _view(found: Sequence[Family], cost: Measure, quantity: Quantity, axis: Char
             "marker": {"symbol": style.symbol, "size": 8},
             "name": plain(family.name),
             "legendgroup": family.name,
-            "hovertemplate": tooltip(family.name, quantity.at("x"), FINAL.at("y")),
+            "hovertemplate": tooltip(family.name, quantity.at("x"), final.at("y")),
         }
         if any(reach):
             trace["error_y"] = {"type": "data", "array": reach, "color": style.colour, "thickness": 1}
         data.append(trace)
     return {
         "data": data,
-        "layout": {"xaxis": {"title": quantity.title, **axis, "type": "log"}, "yaxis": {"title": FINAL.title}},
+        "layout": {"xaxis": {"title": quantity.title, **axis, "type": "log"}, "yaxis": {"title": final.title}},
     }

@@ -5,27 +5,35 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from fl_sim.report.charts import ROUND, TEST_ACCURACY, Chart, Figure, Quantity, lines
+from fl_sim.report.charts import ROUND, Chart, Figure, Quantity, lines
 from fl_sim.report.groups import Group
+from fl_sim.report.measures import metric_axis, score_of
 from fl_sim.report.numbers import at_round, curve
 from fl_sim.report.overfitting import Column
 
 CLIENTS = "on each client's own kind of test samples"
 Views = Mapping[str, tuple[Quantity, Column]]
-ACCURACIES: Views = {
-    "test": (TEST_ACCURACY, Column("accuracy", scale=100)),
-    "validation": (Quantity("validation accuracy", "%"), Column("validation_accuracy", scale=100)),
-    "clients, mean": (Quantity("clients' mean accuracy", "%"), Column("clients_accuracy", scale=100)),
-    "clients, lowest tenth": (
-        Quantity("accuracy below which a tenth lie", "%"),
-        Column("clients_accuracy_p10", scale=100),
-    ),
-    "clients, median": (Quantity("clients' median accuracy", "%"), Column("clients_accuracy_p50", scale=100)),
-    "clients, highest tenth": (
-        Quantity("accuracy above which a tenth lie", "%"),
-        Column("clients_accuracy_p90", scale=100),
-    ),
-}
+
+
+def _of_metric(groups: Sequence[Group]) -> Views:
+    score = score_of(groups)
+    name, unit, scale = score.name, score.unit, score.scale
+    return {
+        "test": (metric_axis(groups), Column(name, scale=scale)),
+        "validation": (metric_axis(groups, "validation"), Column(f"validation_{name}", scale=scale)),
+        "clients, mean": (metric_axis(groups, "clients' mean"), Column(f"clients_{name}", scale=scale)),
+        "clients, lowest tenth": (
+            Quantity(f"{name} below which a tenth lie", unit),
+            Column(f"clients_{name}_p10", scale=scale),
+        ),
+        "clients, median": (metric_axis(groups, "clients' median"), Column(f"clients_{name}_p50", scale=scale)),
+        "clients, highest tenth": (
+            Quantity(f"{name} above which a tenth lie", unit),
+            Column(f"clients_{name}_p90", scale=scale),
+        ),
+    }
+
+
 LOSSES: Views = {
     "test": (Quantity("test loss", "nats", 3), Column("loss")),
     "validation": (Quantity("validation loss", "nats", 3), Column("validation_loss")),
@@ -35,8 +43,8 @@ LOSSES: Views = {
 
 
 def accuracy_by_round(groups: Sequence[Group], band: str) -> Figure:
-    """Test and validation accuracy of the global model, and the clients' where they evaluate it."""
-    return _figure("Accuracy by round", groups, ACCURACIES, band)
+    """Test and validation metric, such as accuracy, of the global model, and the clients' where they evaluate it."""
+    return _figure(f"{score_of(groups).title} by round", groups, _of_metric(groups), band)
 
 
 def loss_by_round(groups: Sequence[Group], band: str) -> Figure | None:

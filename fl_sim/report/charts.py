@@ -77,7 +77,6 @@ class Quantity:
 
 
 ROUND = Quantity("round", digits=0)
-TEST_ACCURACY = Quantity("test accuracy", "%")
 
 
 def tooltip(name: str, *lines: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fl_sim.report.experiment_facts import facts
+from fl_sim.report.schema import Score
 from fl_sim.report.summary import Report
 
 
@@ -19,8 +20,8 @@ def explanation(report: Report) -> list[str]:
         f"model      {told['model']}",
         f"clients    {told['client']}; {told['training']}; code {told['code']}",
         f"server     {told['strategy']}; {told['codecs']}; {told['network']}",
-        f"accuracy   {100 * r.accuracy.final:.2f} % on the test set after the last round, "
-        f"{100 * r.accuracy.last10_mean:.2f} % mean of the last ten rounds",
+        f"{r.score.name:<10} {_told(r.score, r.score.final)} on the test set after the last round, "
+        f"{_told(r.score, r.score.last10_mean)} mean of the last ten rounds",
         f"moved      {_mb(r.total_bytes)} MB as encoded: {_mb(r.uplink_bytes)} up, {_mb(r.downlink_bytes)} down"
         f"{_of_that(report)}",
         f"saved      {_saved(report)}",
@@ -29,6 +30,10 @@ def explanation(report: Report) -> list[str]:
         f"not in it  {_left_out(report)}HTTP and TLS; Flower's framing (its own count: {_mb(r.protocol_bytes)} MB); "
         "energy; speed-up of masked layers (MACs are counted, not timed)",
     ]
+
+
+def _told(score: Score, value: float | None) -> str:
+    return "not finite" if value is None else score.text(score.scale * value)
 
 
 def _mb(size: float) -> str:

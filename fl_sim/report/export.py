@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 from fl_sim.report.groups import Group
-from fl_sim.report.measures import MEASURES, Measure, claims, targets
+from fl_sim.report.measures import MEASURES, Measure, claims, named, targets
 
 LATEX = {
     "\\": r"\textbackslash{}",
@@ -25,14 +25,14 @@ LATEX = {
 
 def _sheet(groups: Sequence[Group], chosen: Sequence[Measure]) -> tuple[list[str], list[list[str]]]:
     """(headings, rows) for a reader: means with intervals, of the chosen measures, or of all and MB to high accuracies."""
-    measures = chosen or [*MEASURES, *targets(groups)]
+    measures = named(chosen or [*MEASURES, *targets(groups)], groups)
     rows = [[group.name, group.seeds, *(measure.text(group) for measure in measures)] for group in groups]
     return ["run", "seeds", *(measure.heading for measure in measures)], rows
 
 
 def as_csv(groups: Sequence[Group], chosen: Sequence[Measure] = ()) -> str:
     """For a program: means in full precision, half the 95 % confidence interval beside each; empty = no value."""
-    measures = chosen or [*MEASURES, *targets(groups), *claims(groups)]
+    measures = named(chosen or [*MEASURES, *targets(groups), *claims(groups)], groups)
     headings = (name for m in measures for name in (m.heading, f"{m.heading} ci95"))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

@@ -13,7 +13,6 @@ from fl_sim.report.charts import (
     COLOURS,
     COLUMNS,
     PATTERNS,
-    TEST_ACCURACY,
     TRAFFIC_COLOURS,
     Chart,
     Figure,
@@ -29,7 +28,7 @@ from fl_sim.report.charts import (
 )
 from fl_sim.report.flows import TRAFFIC_KINDS
 from fl_sim.report.groups import Group
-from fl_sim.report.measures import ACCURACY, TOTAL
+from fl_sim.report.measures import ACCURACY, TOTAL, metric_axis, score_of
 from fl_sim.report.numbers import (
     Axis,
     accuracy_curve,
@@ -42,11 +41,13 @@ from fl_sim.report.times import by_time
 
 
 def _lines(groups: Sequence[Group], axis: Axis, x: Quantity, *, scale: str = "linear") -> Chart:
-    return lines(groups, [accuracy_curve(group, axis) for group in groups], x, TEST_ACCURACY, scale=scale)
+    drawn = [accuracy_curve(group, axis) for group in groups]
+    return lines(groups, drawn, x, metric_axis(groups), scale=scale)
 
 
 def accuracy(groups: Sequence[Group]) -> list[Figure | None]:
-    """Accuracy against rounds, bytes and simulated time, and the losses."""
+    """The task's metric, such as accuracy, against rounds, bytes and simulated time, and the losses."""
+    metric = score_of(groups).title
     band = "Bands are 95 % confidence intervals over the seeds. " if any(len(g.reports) > 1 for g in groups) else ""
     size = Quantity("sent and received by the server", "MB", 3)
     caption = band + "Both directions, everything included. MB = 10^6 bytes."
@@ -56,7 +57,7 @@ def accuracy(groups: Sequence[Group]) -> list[Figure | None]:
     }
     return [
         accuracy_by_round(groups, band),
-        Figure("Accuracy by traffic", caption, views, "groups"),
+        Figure(f"{metric} by traffic", caption, views, "groups"),
         by_time(groups, band),
         loss_by_round(groups, band),
     ]
@@ -119,11 +120,11 @@ def macs(groups: Sequence[Group]) -> Figure | None:
 def front(groups: Sequence[Group]) -> Figure:
     """Final accuracy against total bytes, one point a run, the Pareto front of the groups' means."""
     data: list[Json] = []
-    means = []
+    score, means = score_of(groups), []
     for index, group in enumerate(groups):
         style, cost, gain = Style(index), TOTAL.spread(group), ACCURACY.spread(group)
         means.append((cost.mean or 0.0, gain.mean or 0.0))
-        told = (Quantity("total traffic", "MB", 3).at("x"), Quantity("final test accuracy", "%").at("y"))
+        told = (Quantity("total traffic", "MB", 3).at("x"), metric_axis(groups, "final test").at("y"))
         shared: Chart = {"mode": "markers", "legendgroup": group.name, "name": plain(group.name)}
         if len(group.reports) > 1:
             light: Chart = {"color": style.colour, "symbol": style.symbol, "size": 7, "opacity": 0.45}
@@ -132,16 +133,20 @@ def front(groups: Sequence[Group]) -> Figure:
         marker: Chart = {"color": style.colour, "symbol": style.symbol, "size": 13}
         mean: Chart = {"marker": marker, "hovertemplate": tooltip(group.name, *told)}
         data.append({**shared, **mean, "x": [means[-1][0]], "y": [means[-1][1]]})
-    best = pareto(means)
+    sign = 1 if score.higher else -1
+    best = [(cost, sign * gain) for cost, gain in pareto([(cost, sign * gain) for cost, gain in means])]
     line: Chart = {"color": "#8a8f98", "width": 1.5, "shape": "hv", "dash": "dot"}
     edge: Chart = {"mode": "lines", "line": line, "hoverinfo": "skip", "showlegend": False}
     data.insert(0, {**edge, "x": [c for c, _ in best], "y": [g for _, g in best]})
     views: dict[str, Chart] = {}
     for name, scale in (("linear", "linear"), ("logarithmic", "log")):
         x: Chart = {"title": {"text": "total traffic [MB]"}, "type": scale}
-        views[name] = {"data": data, "layout": {"xaxis": x, "yaxis": {"title": {"text": "final test accuracy [%]"}}}}
+        views[name] = {
+            "data": data,
+            "layout": {"xaxis": x, "yaxis": {"title": {"text": f"final test {score.heading}"}}},
+        }
     caption = "Large: mean over the seeds; small: single seeds. The dotted line joins what no other beats in both."
-    return Figure("Accuracy and traffic: the Pareto front", caption, views, "groups")
+    return Figure(f"{score.title} and traffic: the Pareto front", caption, views, "groups")
 
 
 def layers(groups: Sequence[Group]) -> Figure | None:
@@ -185,6 +190,8 @@ def labels(groups: Sequence[Group]) -> Figure | None:
     some = False
     for report, names in named.values():
         counts = report.label_counts
+        if not counts or len(counts[0]) < 2:
+            continue  # targets that are no classes
         kept = every_nth(len(counts))
         some |= len(kept) < len(counts)
         rows = [list(map(float, row)) for row in zip(*(counts[i] for i in kept), strict=True)]

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fl_sim.report.groups import Group, Spread
-from fl_sim.report.measures import LAST, SAVING, TOTAL, Measure
+from fl_sim.report.measures import LAST, SAVING, TOTAL, Measure, score_of
+from fl_sim.report.schema import Score
 
 TOLERATED = 1.0
-"""Points of accuracy that a method may lose and still be preferred to a dearer one."""
+"""Points of accuracy, or percent of a metric that is no share, that a method may lose and still be preferred to a dearer
+one."""
 
 
 def _mean(measure: Measure, group: Group) -> float:
@@ -27,36 +29,41 @@ def headline(groups: Sequence[Group]) -> str:
     others = [group for group in groups if group is not reference]
     if not others:
         return _alone(reference)
-    close = [g for g in others if _mean(LAST, g) >= _mean(LAST, reference) - TOLERATED]
+    score, wanted = score_of(groups), _mean(LAST, reference)
+    slack = TOLERATED if score.percent else abs(wanted) * TOLERATED / 100
+    close = [g for g in others if (_mean(LAST, g) - wanted) * (1 if score.higher else -1) >= -slack]
     best = min(close or others, key=lambda group: _mean(TOTAL, group))
     less = 100 * (1 - _mean(TOTAL, best) / _mean(TOTAL, reference)) if _mean(TOTAL, reference) else 0.0
     return (
         f"{best.name} moved {_mean(TOTAL, best):.2f} MB instead of the {_mean(TOTAL, reference):.2f} MB of {reference.name}, "
-        f"{abs(less):.1f} % {'less' if less >= 0 else 'more'}, and {_verdict(_change(best, reference))} "
-        f"({_mean(LAST, best):.2f} % instead of {_mean(LAST, reference):.2f} %, mean of the last ten rounds)."
+        f"{abs(less):.1f} % {'less' if less >= 0 else 'more'}, and {_verdict(_change(best, reference), score)} "
+        f"({score.text(_mean(LAST, best))} instead of {score.text(_mean(LAST, reference))}, mean of the last ten rounds)."
     )
 
 
 def _alone(group: Group) -> str:
+    score = score_of([group])
+    reached = f"{LAST.text(group)} {score.unit}".rstrip() + f" test {score.name}"
     seeds = "one seed" if len(group.reports) == 1 else f"{len(group.reports)} seeds"
     return (
         f"{group.name} moved {_mean(TOTAL, group):.2f} MB, {_mean(SAVING, group):.1f} % less than the same messages sent dense, "
-        f"and reached {LAST.text(group)} % test accuracy (mean of the last ten rounds, {seeds}); what that saving cost shows "
-        "beside a dense run."
+        f"and reached {reached} (mean of the last ten rounds, {seeds}); what that saving cost shows beside a dense run."
     )
 
 
-def _verdict(change: Spread) -> str:
-    """Describe a difference of accuracies: a gain or a loss only where zero is outside its confidence interval."""
-    points = change.mean
+def _verdict(change: Spread, score: Score) -> str:
+    """Describe a difference of metrics: a gain or a loss only where zero is outside its confidence interval."""
+    points, unit = change.mean, " points" if score.percent else ""
     if points is None:
-        return "no seed is common to both, so that their test accuracies are not compared"
+        return f"no seed is common to both, so that their test {score.name} is not compared"
     if change.ci is None:
-        return f"its test accuracy differs by {points:+.2f} points, which one common seed cannot tell from chance"
-    told = f"{abs(points):.2f} ± {change.ci:.2f} points of test accuracy over {change.seeds} seeds"
+        return f"its test {score.name} differs by {points:+.2f}{unit}, which one common seed cannot tell from chance"
+    told = f"{abs(points):.2f} ± {change.ci:.2f}{unit}{' of' if unit else ' in'} test {score.name} over {change.seeds} seeds"
     if abs(points) <= change.ci:
-        return f"no difference in test accuracy shows: {points:+.2f} ± {change.ci:.2f} points over {change.seeds} seeds"
-    return f"{'lost' if points < 0 else 'gained'} {told}"
+        return (
+            f"no difference in test {score.name} shows: {points:+.2f} ± {change.ci:.2f}{unit} over {change.seeds} seeds"
+        )
+    return f"{'gained' if (points > 0) is score.higher else 'lost'} {told}"
 
 
 def _change(best: Group, reference: Group) -> Spread:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from fl_sim.core.types import UserError
+from fl_sim.report.charts import Quantity
 from fl_sim.report.groups import Group, Spread
-from fl_sim.report.schema import Summary
+from fl_sim.report.schema import Score, Summary
 from fl_sim.report.summary import Report
 
 
@@ -30,7 +33,7 @@ class Measure:
     @property
     def heading(self) -> str:
         """Name and unit."""
-        return f"{self.name} [{self.unit}]"
+        return f"{self.name} [{self.unit}]" if self.unit else self.name
 
     def spread(self, group: Group) -> Spread:
         """The number over a group's seeds."""
@@ -41,7 +44,13 @@ class Measure:
         return self.spread(group).text(self.digits)
 
 
-ACCURACY = Measure("accuracy", "%", lambda report: 100 * report.results.accuracy.final, short="accuracy %")
+def _final(report: Report) -> float | None:
+    score = report.results.score
+    return None if score.final is None else score.scale * score.final
+
+
+ACCURACY = Measure("accuracy", "%", _final, short="accuracy %")
+"""The task's metric; `named` gives it its name."""
 UP = Measure("up", "MB", lambda report: 1e-6 * report.results.uplink_bytes, 3, short="MB up")
 DOWN = Measure("down", "MB", lambda report: 1e-6 * report.results.downlink_bytes, 3, short="MB down")
 SAVING = Measure("saving", "%", lambda report: 100 * report.results.saving, short="saving %")
@@ -54,12 +63,43 @@ TOTAL = Measure("total", "MB", lambda report: 1e-6 * report.results.total_bytes,
 
 
 def last_ten(report: Report) -> float:
-    """Mean test accuracy of the last ten rounds that were evaluated, in percent."""
-    return 100 * report.results.accuracy.last10_mean
+    """Mean test metric of the last ten rounds that were evaluated, in percent where it is a share; NaN if not finite."""
+    score = report.results.score
+    return math.nan if score.last10_mean is None else score.scale * score.last10_mean
 
 
 LAST = Measure("last ten rounds", "%", last_ten)
-"""What runs are compared by."""
+"""What runs are compared by: the task's metric."""
+
+
+def score_of(groups: Sequence[Group]) -> Score:
+    """What all runs are measured by.
+
+    Raises:
+        UserError: runs of tasks that are measured by different metrics.
+    """
+    reports = [report for group in groups for report in group.reports]
+    for report in reports:
+        if report.results.score.name != reports[0].results.score.name:
+            both = [f"{r.folder.name} is measured by {r.results.score.name}" for r in (reports[0], report)]
+            raise UserError(f"{', '.join(both)}; needed: runs of one task")
+    return reports[0].results.score
+
+
+def metric_axis(groups: Sequence[Group], words: str = "test") -> Quantity:
+    """What an axis shows of the metric: `test accuracy [%]`."""
+    score = score_of(groups)
+    return Quantity(f"{words} {score.name}", score.unit)
+
+
+def named(measures: Sequence[Measure], groups: Sequence[Group]) -> list[Measure]:
+    """The measures, with the metric of these runs under its own name and unit."""
+    score = score_of(groups)
+    names = {
+        ACCURACY: replace(ACCURACY, name=score.name, unit=score.unit, short=f"{score.name} {score.unit}".rstrip()),
+        LAST: replace(LAST, unit=score.unit),
+    }
+    return [names.get(measure, measure) for measure in measures]
 
 
 @dataclass(frozen=True)

@@ -46,11 +46,6 @@ Value = Callable[[Mapping[str, float]], float | None]
 """Line of rounds.jsonl -> the number that is drawn; None = this round has none."""
 
 
-def accuracy(row: Mapping[str, float]) -> float | None:
-    """Test accuracy in percent."""
-    return 100 * row["accuracy"] if "accuracy" in row else None
-
-
 @dataclass(frozen=True)
 class Curve:
     """A number along an axis; `low` and `high` bound the 95 % confidence interval, empty for one seed."""
@@ -98,8 +93,10 @@ def curve(group: Group, axis: Axis, value: Value) -> Curve:
 
 
 def accuracy_curve(group: Group, axis: Axis) -> Curve:
-    """Test accuracy in percent."""
-    return curve(group, axis, accuracy).within(0.0, 100.0)
+    """Test metric of the runs' task, in percent where it is a share, as accuracy is."""
+    score = group.reports[0].results.score
+    drawn = curve(group, axis, score.of)
+    return drawn.within(0.0, 100.0) if score.percent else drawn
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 from fl_sim.report.charts import ROUND, Chart, Figure, Quantity, lines
 from fl_sim.report.groups import Group
+from fl_sim.report.measures import score_of
 from fl_sim.report.numbers import at_round, curve
+from fl_sim.report.schema import Score
 
 
 @dataclass(frozen=True)
@@ -24,21 +26,27 @@ class Column:
         return self.scale * (row[self.name] - (row[self.less] if self.less is not None else 0.0))
 
 
-VIEWS: Mapping[str, tuple[Quantity, Column]] = {
-    "gap in loss": (Quantity("loss on unseen less seen", "nats", 3), Column("train_unseen_loss", "train_seen_loss")),
-    "gap in accuracy": (
-        Quantity("accuracy on seen less unseen", "points"),
-        Column("train_seen_accuracy", "train_unseen_accuracy", 100),
-    ),
-    "accuracy on seen": (Quantity("accuracy on seen", "%"), Column("train_seen_accuracy", scale=100)),
-    "accuracy on unseen": (Quantity("accuracy on unseen", "%"), Column("train_unseen_accuracy", scale=100)),
-}
+def _views(score: Score) -> Mapping[str, tuple[Quantity, Column]]:
+    name, unit, scale = score.name, score.unit, score.scale
+    seen, unseen = f"train_seen_{name}", f"train_unseen_{name}"
+    return {
+        "gap in loss": (
+            Quantity("loss on unseen less seen", "nats" if score.percent else "", 3),
+            Column("train_unseen_loss", "train_seen_loss"),
+        ),
+        f"gap in {name}": (
+            Quantity(f"{name} on seen less unseen", "points" if score.percent else ""),
+            Column(seen, unseen, scale),
+        ),
+        f"{name} on seen": (Quantity(f"{name} on seen", unit), Column(seen, scale=scale)),
+        f"{name} on unseen": (Quantity(f"{name} on unseen", unit), Column(unseen, scale=scale)),
+    }
 
 
 def overfitting(groups: Sequence[Group]) -> Figure | None:
-    """Over-fitting: accuracy on clients' own samples beside test samples of their kind; None where no run measured it."""
+    """Over-fitting: the task's metric on clients' own samples beside test samples of their kind; None where no run measured it."""
     views: dict[str, Chart] = {}
-    for name, (quantity, value) in VIEWS.items():
+    for name, (quantity, value) in _views(score_of(groups)).items():
         drawn = [curve(group, at_round, value) for group in groups]
         if any(line.x for line in drawn):
             views[name] = lines(groups, drawn, ROUND, quantity)

@@ -27,7 +27,7 @@ from fl_sim.report.experiment_facts import told_apart
 from fl_sim.report.groups import Group, grouped
 from fl_sim.report.headline import headline
 from fl_sim.report.legends import keys
-from fl_sim.report.measures import MEASURES, TOTAL, Measure, claims, targets
+from fl_sim.report.measures import MEASURES, TOTAL, Measure, claims, named, targets
 from fl_sim.report.overfitting import overfitting
 from fl_sim.report.summary import Report
 from fl_sim.report.times import time_to_accuracy
@@ -165,8 +165,9 @@ class Sheet:
 
 
 def _measured(groups: Sequence[Group]) -> Sheet:
-    rows = [[group.name, group.seeds, *(measure.text(group) for measure in MEASURES)] for group in groups]
-    return Sheet(["run", "seeds", *(measure.heading for measure in MEASURES)], rows)
+    measures = named(MEASURES, groups)
+    rows = [[group.name, group.seeds, *(measure.text(group) for measure in measures)] for group in groups]
+    return Sheet(["run", "seeds", *(measure.heading for measure in measures)], rows)
 
 
 def _targets(groups: Sequence[Group]) -> Sheet:

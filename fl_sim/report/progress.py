@@ -21,16 +21,16 @@ from rich.text import Text
 
 from fl_sim.config.experiment import Experiment
 from fl_sim.core.observer import Observer, Silent
-
-MEASURED = ("round", "accuracy", "saved_bytes")
-"""Columns of an evaluated round that stay on the screen until the next one."""
+from fl_sim.training.tasks import Metric, learning_task
 
 
-def _line(row: Mapping[str, float], measured: Mapping[str, float]) -> str:
-    """One line of numbers; accuracy and savings are those of the last evaluated round, which is named if it is an earlier one."""
+def _line(row: Mapping[str, float], measured: Mapping[str, float], metric: Metric) -> str:
+    """One line of numbers; metric and savings are those of the last evaluated round, which is named if it is an earlier one."""
     row, number = {**measured, **row}, measured.get("round")
     earlier = f"(round {number:.0f})  " if number is not None and number != row["round"] else ""
-    accuracy = f"accuracy {100 * row['accuracy']:6.2f} %  {earlier}" if "accuracy" in row else ""
+    reached = row.get(metric.name)
+    shown = "" if reached is None else f"{100 * reached:6.2f} %" if metric.percent else f"{reached:.4g}"
+    accuracy = f"{metric.name} {shown}  {earlier}" if shown else ""
     saved = f"  saved {row['saved_bytes'] / 1e6:.2f} MB" if row.get("saved_bytes", 0) > 0 else ""
     failures = f"  {row['failures']:.0f} failed" if row.get("failures") else ""
     return (
@@ -45,6 +45,7 @@ class _Bar:
     rounds: TaskID
     clients: TaskID
     status: Text
+    metric: Metric
     measured: dict[str, float] = field(default_factory=dict)
 
     def say(self, line: str) -> None:
@@ -54,17 +55,19 @@ class _Bar:
         self.progress.update(self.clients, completed=answered, total=cohort)
 
     def round(self, row: Mapping[str, float]) -> None:
-        if "accuracy" in row:
-            self.measured = {name: row[name] for name in MEASURED if name in row}
+        if self.metric.name in row:  # stays on the screen until the next evaluated round
+            shown = ("round", self.metric.name, "saved_bytes")
+            self.measured = {name: row[name] for name in shown if name in row}
         self.progress.update(self.rounds, completed=row["round"])
         self.progress.update(self.clients, completed=0)  # of the next round, none has answered
-        self.status.plain = _line(row, self.measured)
+        self.status.plain = _line(row, self.measured, self.metric)
 
 
 @dataclass
 class _Lines:
     console: Console
     rounds: int
+    metric: Metric
 
     def say(self, line: str) -> None:
         self.console.print(line, highlight=False, soft_wrap=True)
@@ -73,19 +76,19 @@ class _Lines:
         """Single clients are too many lines for a log."""
 
     def round(self, row: Mapping[str, float]) -> None:
-        if "accuracy" in row:
-            self.console.print(
-                f"round {row['round']:.0f}/{self.rounds}  {_line(row, row)}", highlight=False, soft_wrap=True
-            )
+        if self.metric.name in row:
+            line = _line(row, row, self.metric)
+            self.console.print(f"round {row['round']:.0f}/{self.rounds}  {line}", highlight=False, soft_wrap=True)
 
 
 @contextmanager
 def display(experiment: Experiment, console: Console, *, quiet: bool) -> Iterator[Observer]:
     """The observer that fits the console."""
+    metric = learning_task(experiment.task).metric
     if quiet:
         yield Silent()
     elif not console.is_terminal:
-        yield _Lines(console, experiment.rounds)
+        yield _Lines(console, experiment.rounds, metric)
     else:
         columns = (
             TextColumn("{task.description}"),
@@ -99,7 +102,7 @@ def display(experiment: Experiment, console: Console, *, quiet: bool) -> Iterato
         rounds = progress.add_task(experiment.name, total=experiment.rounds)
         clients = progress.add_task("clients", total=experiment.cohort.size)
         with Live(Group(progress, status), console=console):
-            yield _Bar(progress, rounds, clients, status)
+            yield _Bar(progress, rounds, clients, status, metric)
 
 
 def shown(experiment: Experiment, observer: Observer | None, *, quiet: bool | None) -> AbstractContextManager[Observer]:

@@ -7,11 +7,20 @@ programs is docs/summary.schema.json, written by `python -m fl_sim.report.schema
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
 from fl_sim.core.types import UserError
 
@@ -42,9 +51,51 @@ class Accuracy(_Strict):
 
     final: Number = Field(description="test accuracy of the last evaluation")
     last10_mean: Number = Field(description="mean over the evaluations in the last ten rounds")
-    best_by_validation: Number = Field(
-        description="test accuracy of the evaluation with the best validation accuracy; may be below final"
+    best_by_validation: Number | None = Field(
+        description="test accuracy of the evaluation with the best validation accuracy; may be below final; null: no "
+        "validation set"
     )
+
+
+class Score(_Strict):
+    """The metric of the task on the test set of the evaluated rounds; null where it is not finite."""
+
+    name: Word = Field(description="the metric, a column of rounds.jsonl")
+    higher: bool = Field(description="whether a higher value is better")
+    percent: bool = Field(description="whether it is a share from 0 to 1, which readers see in percent")
+    final: Number | None = Field(description="of the last evaluation")
+    last10_mean: Number | None = Field(description="mean over the evaluations in the last ten rounds")
+    best_by_validation: Number | None = Field(
+        description="of the evaluation with the best value on the validation set; null: no validation set"
+    )
+
+    @property
+    def scale(self) -> float:
+        """What a value is multiplied by for a reader."""
+        return 100.0 if self.percent else 1.0
+
+    @property
+    def unit(self) -> str:
+        """The unit of a value for a reader; empty without one."""
+        return "%" if self.percent else ""
+
+    @property
+    def heading(self) -> str:
+        """Name and unit."""
+        return f"{self.name} [%]" if self.percent else self.name
+
+    @property
+    def title(self) -> str:
+        """The name at the start of a sentence."""
+        return self.name[:1].upper() + self.name[1:]
+
+    def text(self, value: float) -> str:
+        """A value in the reader's unit, with the unit."""
+        return f"{value:.2f} {self.unit}".rstrip()
+
+    def of(self, row: Mapping[str, float]) -> float | None:
+        """The value of a line of rounds.jsonl in the reader's unit; None where it has none."""
+        return self.scale * row[self.name] if self.name in row else None
 
 
 class Density(_Strict):
@@ -71,17 +122,21 @@ class Summary(_Strict):
     engine: Word = Field(description="runtime that trained the clients")
     rounds: Count = Field(description="rounds that were run")
     num_clients: Count = Field(description="clients of the federation")
-    accuracy: Accuracy
+    metric: Score | None = Field(
+        None, description="what the task is measured by; null in folders of versions that knew accuracy alone"
+    )
+    accuracy: Accuracy | None = Field(description="of a classification; null: another task, see metric")
     uplink_bytes: Count = Field(description="from clients to the server, every phase")
     downlink_bytes: Count = Field(description="from the server to clients, every phase")
     total_bytes: Count = Field(description="both directions")
     dense_total_bytes: Count = Field(description="the training messages, had each been a dense float32 payload")
     saving: Number = Field(description="1 - measured / dense; masks, headers and client measurements included")
     bytes_to_accuracy: dict[Level, Count | None] = Field(
-        description="test accuracy -> bytes of both directions until it was first reached; null: never"
+        description="test accuracy -> bytes of both directions until it was first reached; null: never; empty: another task"
     )
     time_to_accuracy: dict[Level, Number | None] = Field(
-        description="test accuracy -> simulated seconds until it was first reached; null: never, or no virtual clock"
+        description="test accuracy -> simulated seconds until it was first reached; null: never, or no virtual clock; "
+        "empty: another task"
     )
     simulated_s: Number | None = Field(description="simulated seconds of the run; null: no virtual clock")
     mask_bytes: Count = Field(description="bytes of encoded masks")
@@ -101,6 +156,20 @@ class Summary(_Strict):
     failures: dict[Word, Count] = Field(description="kind of failure -> client tasks that failed so")
     precision: Word = Field(description="number format of the computation")
     versions: dict[Word, Word] = Field(description="package -> version")
+
+    @model_validator(mode="after")
+    def _is_measured(self) -> Self:
+        if self.metric is None and self.accuracy is None:
+            raise ValueError("neither metric nor accuracy")
+        return self
+
+    @property
+    def score(self) -> Score:
+        """What the task is measured by."""
+        if self.metric is not None:
+            return self.metric
+        assert self.accuracy is not None
+        return Score(name="accuracy", higher=True, percent=True, **self.accuracy.model_dump())
 
     @property
     def failed(self) -> int:

@@ -27,12 +27,14 @@ from fl_sim.report.schema import (
     Density,
     Macs,
     Origin,
+    Score,
     Summary,
     check_counts,
     check_rows,
     origin_of,
     summary_of,
 )
+from fl_sim.training.tasks import CLASSIFICATION, Metric, learning_task
 
 if TYPE_CHECKING:
     import pandas
@@ -135,7 +137,7 @@ class Report:
         except UserError as error:
             return f"Report({error})"
         return (
-            f"Report({self.folder}: {r.rounds} rounds, test accuracy {100 * r.accuracy.final:.2f} %, "
+            f"Report({self.folder}: {r.rounds} rounds, test {r.score.name} {self._final}, "
             f"{r.uplink_bytes / 1e6:.3f} MB up, {r.downlink_bytes / 1e6:.3f} MB down, saving {100 * r.saving:.2f} %)"
         )
 
@@ -146,6 +148,11 @@ class Report:
         from fl_sim.report.explanation import explanation  # here: it is made of the numbers of this module
 
         return escape("\n".join(explanation(self)))
+
+    @property
+    def _final(self) -> str:
+        score = self.results.score
+        return "not finite" if score.final is None else score.text(score.scale * score.final)
 
     def _repr_html_(self) -> str:
         """A small table, for notebooks."""
@@ -238,13 +245,15 @@ def summarise(
 ) -> dict[str, Json]:
     """The content of `summary.json`.
 
-    `accuracy.best_by_validation` is the test accuracy of the evaluated round with the best validation accuracy, which may
-    be below `final`: the test set chooses nothing. `dense_total_bytes` is what the same messages of the training phase
+    `metric.best_by_validation` is the test metric of the evaluated round with the best validation metric, which may be
+    worse than `final`: the test set chooses nothing. `dense_total_bytes` is what the same messages of the training phase
     cost as dense float32 payloads. `saving` is 1 - measured / dense, both directions, masks, headers and measurements on
     clients included.
     """
-    evaluated = [row for row in rows if "accuracy" in row]
-    last10 = [row["accuracy"] for row in evaluated if row["round"] > len(rows) - 10]
+    metric = learning_task(experiment.task).metric
+    evaluated = [row for row in rows if metric.name in row]
+    score = _score(metric, evaluated, len(rows))
+    targets = TARGETS if metric == CLASSIFICATION.metric else ()
     measured = ledger.total(by=("direction",))
     up, down = measured.get(("up",), 0), measured.get(("down",), 0)
     train = ledger.messages(phase="train")
@@ -258,18 +267,15 @@ def summarise(
         engine=experiment.engine,
         rounds=len(rows),
         num_clients=experiment.data.clients,
-        accuracy=Accuracy(
-            final=evaluated[-1]["accuracy"],
-            last10_mean=sum(last10) / len(last10),
-            best_by_validation=max(evaluated, key=lambda row: row["validation_accuracy"])["accuracy"],
-        ),
+        metric=score,
+        accuracy=Accuracy.model_validate(score.model_dump()) if metric == CLASSIFICATION.metric else None,
         uplink_bytes=up,
         downlink_bytes=down,
         total_bytes=up + down,
         dense_total_bytes=dense_total,
         saving=1 - train_bytes / dense_total if dense_total else 0.0,
-        bytes_to_accuracy={f"{target:.2f}": bytes_to(evaluated, target) for target in TARGETS},
-        time_to_accuracy={f"{target:.2f}": time_to(evaluated, target) for target in TARGETS},
+        bytes_to_accuracy={f"{target:.2f}": bytes_to(evaluated, target) for target in targets},
+        time_to_accuracy={f"{target:.2f}": time_to(evaluated, target) for target in targets},
         simulated_s=rows[-1].get("simulated_s"),
         mask_bytes=ledger.total(where={"section": "mask"})[()],
         mask_floor_bytes=round(sum(ledger.total(by=(), column="entropy_bytes").values())),
@@ -300,9 +306,31 @@ def _versions() -> Mapping[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
 
 
-def bytes_to(evaluated: Sequence[Mapping[str, float]], target: float) -> int | None:
-    """Bytes of both directions until the test accuracy of the evaluated rounds first reached `target`; None = not reached."""
+def _score(metric: Metric, evaluated: Sequence[Mapping[str, float]], rounds: int) -> Score:
+    """The metric over the rounds that were evaluated."""
+    last10 = [row[metric.name] for row in evaluated if row["round"] > rounds - 10]
+    validation = f"validation_{metric.name}"
+    known = [row for row in evaluated if math.isfinite(row.get(validation, math.nan))]
+    best = max(known, key=lambda row: row[validation] if metric.higher else -row[validation]) if known else None
+    return Score(
+        name=metric.name,
+        higher=metric.higher,
+        percent=metric.percent,
+        final=_finite(evaluated[-1][metric.name]),
+        last10_mean=_finite(sum(last10) / len(last10)),
+        best_by_validation=None if best is None else _finite(best[metric.name]),
+    )
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def bytes_to(
+    evaluated: Sequence[Mapping[str, float]], target: float, metric: str = "accuracy", *, higher: bool = True
+) -> int | None:
+    """Bytes of both directions until the test metric of the evaluated rounds first reached `target`; None = not reached."""
     for row in evaluated:
-        if row["accuracy"] >= target:
+        if row[metric] >= target if higher else row[metric] <= target:
             return int(row["uplink_bytes"] + row["downlink_bytes"])
     return None

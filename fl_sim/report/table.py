@@ -10,7 +10,7 @@ from rich.table import Table
 
 from fl_sim.communication.replay import Replayed
 from fl_sim.report.groups import Group, grouped
-from fl_sim.report.measures import ACCURACY, ALIVE, DOWN, MACS, SAVING, SENT, UP, Measure
+from fl_sim.report.measures import ACCURACY, ALIVE, DOWN, MACS, SAVING, SENT, UP, Measure, named
 from fl_sim.report.summary import Report
 
 
@@ -36,7 +36,7 @@ def _table(title: str, headings: Iterable[str], *, text: Collection[str] = ("run
 
 def comparison(reports: Sequence[Report]) -> Table:
     """One row a run: accuracy, bytes each way, saving against dense FedAvg, densities; fits 80 columns."""
-    columns = (ACCURACY, UP, DOWN, SAVING, SENT, ALIVE)
+    columns = named((ACCURACY, UP, DOWN, SAVING, SENT, ALIVE), grouped(reports))
     table = _table("measured: bytes that were encoded", ["run", "rounds", *(m.short for m in columns)])
     # Runs of one name are told apart by the keys in which they differ.
     names = {report.folder: group.name for group in grouped(reports) for report in group.reports}
@@ -52,12 +52,12 @@ def comparison(reports: Sequence[Report]) -> Table:
 
 def over_seeds(groups: Sequence[Group]) -> Table:
     """One row a group of runs that differ only by their seed; fits 80 columns, so only accuracy shows its interval."""
-    columns = (UP, DOWN, SAVING, ALIVE, MACS)
-    title = "over seeds: means; accuracy ± half a 95 % confidence interval"
-    table = _table(title, ["run", "seeds", ACCURACY.short, *(measure.short for measure in columns)])
+    metric, *columns = named((ACCURACY, UP, DOWN, SAVING, ALIVE, MACS), groups)
+    title = f"over seeds: means; {metric.name} ± half a 95 % confidence interval"
+    table = _table(title, ["run", "seeds", metric.short, *(measure.short for measure in columns)])
     for group in groups:
         cells = (f"{measure.spread(group).mean or 0.0:.{measure.digits}f}" for measure in columns)
-        table.add_row(group.name, str(len(group.reports)), ACCURACY.text(group), *cells)
+        table.add_row(group.name, str(len(group.reports)), metric.text(group), *cells)
     return table
 
 

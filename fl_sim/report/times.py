@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fl_sim.communication.virtual_clock import PRESETS
-from fl_sim.report.charts import TEST_ACCURACY, Chart, Figure, Quantity, lines
+from fl_sim.report.charts import Chart, Figure, Quantity, lines
 from fl_sim.report.groups import Group
-from fl_sim.report.measures import levels
+from fl_sim.report.measures import levels, metric_axis, score_of
 from fl_sim.report.numbers import Axis, BehindLink, accuracy_curve, at_clock
 from fl_sim.report.summary import Report
 
@@ -28,7 +28,7 @@ def by_time(groups: Sequence[Group], band: str) -> Figure:
     for name, axis in networks(groups).items():
         words = "simulated time" if axis is at_clock else f"time behind {name}"
         curves = [accuracy_curve(group, axis) for group in groups]
-        views[name] = lines(groups, curves, Quantity(words, "s", 1), TEST_ACCURACY)
+        views[name] = lines(groups, curves, Quantity(words, "s", 1), metric_axis(groups))
     own = "The run's own network is the config's [network], devices' speeds included. " if OWN in views else ""
     clockless = [group.name for group in groups if OWN in views and not all(map(at_clock, group.reports))]
     without = f"Without one: {', '.join(clockless)}. " if clockless else ""
@@ -36,7 +36,7 @@ def by_time(groups: Sequence[Group], band: str) -> Figure:
         f"{band}{own}{without}The others are the encoded bytes over nominal links (Mbit/s, one-way latency: {links}): every "
         "client has its own link, a round lasts as long as its slowest client, and computing takes no time."
     )
-    return Figure("Accuracy by simulated time", caption, views, "groups")
+    return Figure(f"{score_of(groups).title} by simulated time", caption, views, "groups")
 
 
 @dataclass(frozen=True)

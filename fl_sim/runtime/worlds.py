@@ -88,15 +88,25 @@ def _whatever_the_order(splits: Sequence[Split]) -> tuple[bytes, bytes]:
 
     Of what is too large to be read, labels are counted and images are passed over.
     """
-    counts = np.bincount(np.concatenate([split.labels.cpu().numpy() for split in splits]) + 1)
+    counts = np.bincount(np.concatenate([_codes(split) for split in splits]))
     if sum(len(split) * split.shape.numel() for split in splits) > WHOLE_BYTES:
         return b"", counts.tobytes()
     images = labelled = 0
     for split in (each for each in splits if len(each)):
         sums = _sums(split)
         images += int(sums.sum(dtype=np.uint64))
-        labelled += int((sums * (split.labels.cpu().numpy() + 2).astype(np.uint64)).sum(dtype=np.uint64))
+        labelled += int((sums * (_codes(split) + 1).astype(np.uint64)).sum(dtype=np.uint64))
     return str(images % 2**64).encode(), str(labelled % 2**64).encode() + counts.tobytes()
+
+
+def _codes(split: Split) -> NDArray[np.int64]:
+    """A number for each sample, of its target: the class + 1, or a checksum of 16 bits."""
+    labels = split.labels.cpu().numpy()
+    if labels.ndim == 1 and labels.dtype == np.int64:
+        return labels + 1
+    rows = np.ascontiguousarray(labels).reshape(len(labels), -1).view(np.uint8).astype(np.int64)
+    codes: NDArray[np.int64] = (rows * (1 + np.arange(rows.shape[1]))).sum(axis=1) % (1 << 16)
+    return codes
 
 
 def _sums(split: Split) -> NDArray[np.uint64]:
@@ -115,7 +125,7 @@ def _ordered(split: Split) -> Iterator[bytes]:
     if len(split):
         yield _bytes(split.subset(chosen).images)
     yield _bytes(split.labels)
-    yield from (_bytes(split.mean), _bytes(split.std))
+    yield from (_bytes(each) for each in (split.mean, split.std, split.groups) if each is not None)
 
 
 def _bytes(tensor: Tensor) -> bytes:

@@ -34,14 +34,13 @@ from fl_sim.simulation.federation import Federation
 from fl_sim.simulation.round_hooks import Row
 from fl_sim.simulation.run_folder import RunFolder
 from fl_sim.simulation.server import Server
+from fl_sim.training.tasks import learning_task
 
 log = logging.getLogger("fl_sim")
 FULL = 1 << 14
 """Entries of a chunk that is not written again: what a checkpoint holds in memory stays bounded, however long the run."""
 UNREADABLE = (ValueError, LookupError, TypeError, ArithmeticError, struct.error, RecursionError, SafetensorError)
 """What reading bytes raises whose checksum is right and which no run wrote."""
-MEASURED = {"accuracy", "loss", "validation_accuracy", "validation_loss"}
-"""Columns that a round has together, or none of them."""
 PARAMS, MEMORY, PUBLISHED, MASK = "params.", "memory.", "published.", "mask"
 
 
@@ -240,10 +239,13 @@ class CheckpointHook:
         numbers = [row.get("round") for row in self.rows]
         if numbers != list(range(1, manifest.round + 1)) or manifest.round > self.experiment.rounds:
             raise ValueError(f"rounds {numbers[:3]}... instead of 1 to {manifest.round}")
+        own = {learning_task(self.experiment.task).metric.name, "loss"}
+        validated = self.experiment.data.validation and self.experiment.model.personal is None
+        measured = own | {f"validation_{name}" for name in own if validated}  # together, or none
         for row in self.rows:
             if any(isinstance(value, bool) or not isinstance(value, (int, float)) for value in row.values()):
                 raise ValueError(f"round {row['round']}: a column that is no number")
-            if MEASURED & row.keys() not in (MEASURED, set()) or not {"seconds", "clients"} <= row.keys():
+            if measured & row.keys() not in (measured, set()) or not {"seconds", "clients"} <= row.keys():
                 raise ValueError(f"round {row['round']}: columns are missing")
         sent = {"uplink_bytes": self.ledger.sent["up"], "downlink_bytes": self.ledger.sent["down"]}
         if self.rows and any(self.rows[-1].get(name) != value for name, value in sent.items()):

@@ -25,6 +25,7 @@ from fl_sim.simulation.starting_model import make_model, untravelled
 from fl_sim.training.client import Client
 from fl_sim.training.loop import OPTIMIZERS
 from fl_sim.training.recalibration import recalibrate
+from fl_sim.training.tasks import learning_task
 
 AUGMENT = {"none": None, "crop_flip": CropFlip()}
 TEST_SIZE = 500
@@ -46,6 +47,8 @@ def host_of(federation: Federation, track: ModelTrack) -> ClientHost:
     experiment, device = track.experiment, track.device
     train, test = federation.data.train.augmented(AUGMENT[experiment.data.augment]), federation.data.test
 
+    natural = experiment.data.partition == "natural"
+
     @cache
     def split_of(partition: int) -> Split:
         return train.subset(federation.partitions[partition]).to(device)
@@ -54,10 +57,15 @@ def host_of(federation: Federation, track: ModelTrack) -> ClientHost:
     def test_of(partition: int) -> Split:
         kind = federation.data.train.labels.numpy()[federation.partitions[partition]]
         rng = numpy_generator(experiment.seed, partition, Purpose.EVALUATION)
+        if natural:
+            return test.subset(federation.own_tests[partition]).to(device)
         return test.subset(matching(test.labels.numpy(), kind, size=TEST_SIZE, rng=rng)).to(device)
 
     @cache
-    def rebuild(seed: int) -> Params:
+    def rebuild(announced: int) -> Params:
+        seed = (
+            experiment.seed if track.exchange.frozen is None else announced
+        )  # nobody announces one without frozen weights
         return untravelled(make_model(experiment, federation.data, seed, track.weights)[0], track.exchange)
 
     return ClientHost(
@@ -72,6 +80,7 @@ def host_of(federation: Federation, track: ModelTrack) -> ClientHost:
         settle=_settle(track),
         built=track.built,
         world=federation.world,
+        learning=learning_task(experiment.task),
     )
 
 
@@ -97,6 +106,7 @@ def _measure(track: ModelTrack, split_of: Callable[[int], Split], test_of: Calla
         setting=track.as_in,
         settle=_settle(track),
         precision=chosen,
+        learning=learning_task(experiment.task),
     )
 
 

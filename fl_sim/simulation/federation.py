@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -13,14 +14,15 @@ from fl_sim.core.process_state import seeded
 from fl_sim.core.seeding import Purpose, generator
 from fl_sim.core.types import UserError
 from fl_sim.data import Data, Split, label_counts
-from fl_sim.data import load as load_data
 from fl_sim.data import partition as make_partition
+from fl_sim.data.kinds import Inputs, Targets, described, input_kind
 from fl_sim.runtime.worlds import World, fingerprint
 from fl_sim.simulation import capacity_groups
-from fl_sim.simulation.identity import code_of_parts
+from fl_sim.simulation.identity import code_of_parts, load_data_of
 from fl_sim.simulation.model_track import ModelTrack, device_of
 from fl_sim.simulation.starting_model import read_weights
 from fl_sim.training import precision as precisions
+from fl_sim.training.tasks import learning_task
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,9 @@ class Federation:
 
     @property
     def label_counts(self) -> list[list[int]]:
-        """Training samples of each client (row) by class (column)."""
+        """Training samples of each client (row) by class (column); of targets that are no classes, one column of all."""
+        if self.data.targets is not Targets.CLASSES:
+            return [[size] for size in self.sizes]
         labels = self.data.train.labels.numpy()
         counts: list[list[int]] = label_counts(labels, self.partitions, self.data.num_classes).tolist()
         return counts
@@ -83,6 +87,33 @@ class Federation:
     def sizes(self) -> list[int]:
         """Training samples of each client."""
         return [len(positions) for positions in self.partitions]
+
+    @cached_property
+    def own_tests(self) -> list[np.ndarray]:
+        """Positions of each client's test samples where the partition is natural: those of its groups.
+
+        Raises:
+            UserError: a client's groups have no test sample.
+        """
+        train, test = self.data.train.groups, self.data.test.groups
+        if train is None or test is None:
+            raise UserError(
+                "data.partition = 'natural': the test set has no groups, so that clients have no test samples"
+            )
+        owner = np.full(len(self.data.groups), -1)
+        for client, positions in enumerate(self.partitions):
+            owner[train.numpy()[positions]] = client
+        whose = owner[test.numpy()]
+        order = np.argsort(whose, kind="stable")
+        cuts = np.searchsorted(whose[order], np.arange(len(self.partitions) + 1))
+        own = [np.sort(order[low:high]) for low, high in itertools.pairwise(cuts)]
+        if without := [client for client, positions in enumerate(own) if not len(positions)]:
+            group = self.data.groups[int(train[self.partitions[without[0]][0]])]
+            raise UserError(
+                f"data.partition = 'natural': {len(without)} of {len(own)} clients have no test sample, the first of them "
+                f"that of group {group!r}; needed where clients evaluate (evaluate.clients, evaluate.fit)"
+            )
+        return own
 
     def proxy(self) -> Split | None:
         """Images that the server holds: a share of the training set, or noise; None unless the config asks for them."""
@@ -93,17 +124,24 @@ class Federation:
 
 
 def _load(experiment: Experiment, quiet: bool) -> Data:
-    section = experiment.data
-    with seeded(0):  # a source of the user's that draws from global generators draws the same in every process
-        data = load_data(section.source, validation=section.validation, proxy=section.proxy, quiet=quiet)
-    if not len(data.validation) or not len(data.test):
+    section, learning = experiment.data, learning_task(experiment.task)
+    data = load_data_of(experiment, quiet=quiet)
+    if data.targets is not learning.targets:
+        held = described(data.train.labels)
+        raise UserError(
+            f"task = {experiment.task!r}: needs {learning.targets.value}; data.source = {section.source!r} has {held}"
+        )
+    if not len(data.test) or (section.validation and not len(data.validation)):
         sizes = f"{len(data.validation)} for validation, {len(data.test)} for test"
         raise UserError(f"data.validation = {section.validation:g} of {section.source!r}: {sizes}; needed: some")
+    if section.augment != "none" and input_kind(data.train.stored) is not Inputs.IMAGES:
+        raise UserError(f"data.augment = {section.augment!r}: is for images; inputs are {described(data.train.stored)}")
     return data
 
 
 def _partitions(experiment: Experiment, data: Data) -> list[np.ndarray]:
     section = experiment.data
+    groups = None if data.train.groups is None else data.train.groups.numpy()
     with seeded(experiment.seed):  # for a partitioner of the user's that draws from global generators
         return make_partition(
             data.train.labels.numpy(),
@@ -113,6 +151,8 @@ def _partitions(experiment: Experiment, data: Data) -> list[np.ndarray]:
             shards=section.shards,
             min_size=section.min_size,
             seed=experiment.seed,
+            groups=groups,
+            overlap=section.overlap,
         )
 
 
@@ -133,7 +173,7 @@ def _tracks(experiment: Experiment, data: Data) -> tuple[ModelTrack, ...]:
 
 def _probed(experiment: Experiment, track: ModelTrack) -> str:
     batch_size = experiment.training.batch_size
-    return precisions.choose(track.model, track.data.shape, batch_size, track.device)
+    return precisions.choose(track.model, track.data.train.example(batch_size, track.device))
 
 
 def _computing_in(precision: str, experiment: Experiment) -> Experiment:

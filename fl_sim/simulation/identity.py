@@ -27,6 +27,7 @@ from fl_sim.core.types import UserError
 from fl_sim.data import Data
 from fl_sim.data import load as load_data
 from fl_sim.simulation.user_code import code_of, own_code
+from fl_sim.training.tasks import learning_task
 
 IDENTITY = "identity.json"
 MOST = 1 << 30
@@ -106,19 +107,38 @@ def hash_of_source(experiment: Experiment) -> str:
     Raises:
         UserError: they cannot be loaded.
     """
+    return hash_of(load_data_of(experiment, quiet=True))
+
+
+def load_data_of(experiment: Experiment, *, quiet: bool) -> Data:
+    """Load the data of an experiment; a source that draws from global generators draws the same in every process.
+
+    Raises:
+        UserError: they cannot be loaded.
+    """
     section = experiment.data
-    with seeded(0):  # as a run loads them
-        return hash_of(load_data(section.source, validation=section.validation, proxy=section.proxy, quiet=True))
+    with seeded(0):
+        return load_data(
+            section.source,
+            validation=section.validation,
+            proxy=section.proxy,
+            quiet=quiet,
+            columns=section.columns,
+            targets=learning_task(experiment.task).targets,
+        )
 
 
 def hash_of(data: Data) -> str:
     """Hash images (all of them up to `MOST` bytes), labels and splits."""
     digest, stored = xxhash.xxh3_128(str(data.num_classes).encode()), set[int]()
+    if data.vocabulary is not None or data.groups:
+        digest.update(str((data.vocabulary, data.groups)).encode())
     for split in (data.train, data.validation, data.test, data.proxy):
         if split is None:
             digest.update(b"none")
             continue
-        for tensor in (split.labels, split.mean, split.std, split.positions):
+        own = (split.labels, split.mean, split.std, split.positions)
+        for tensor in own if split.groups is None else (*own, split.groups):
             _update(digest, tensor)
         if split.stored.data_ptr() not in stored:
             _update(digest, split.stored)

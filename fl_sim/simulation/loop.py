@@ -139,6 +139,12 @@ def serve(
         folder.clear()  # an engine that did not start has left the earlier results
     options, rounds = client_options(federation.experiment), federation.experiment.rounds
     with _stopping(folder, checkpoint):
+        if (personal := federation.experiment.model.personal) is not None:
+            log.warning(
+                "model.personal = %r: model.safetensors will hold the shared parts as trained, and personal parts as built "
+                "from the seed; a round's metrics are those of the clients' own models",
+                personal,
+            )
         folder.write_inputs(federation.label_counts, identity)
         recording = [] if payloads is None else [payloads]
         with RoundsFile(folder.path, rows) as rounds_file, LiveLog(folder.path, ledger, rounds, observer) as live:

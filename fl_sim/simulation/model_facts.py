@@ -55,10 +55,10 @@ def macs(track: ModelTrack, trained: GlobalModel) -> tuple[int, int]:
 
     A gated model's are the mean over test samples at the last round's keep ratio, the gates' own included.
     """
-    model = load(track.model, trained.params)
-    dense = count_macs(model, track.data.shape)
+    model, tokens = load(track.model, trained.params), track.data.vocabulary is not None
+    dense = count_macs(model, track.data.shape, tokens=tokens)
     if not isinstance(model, Gated):
-        return dense, count_macs(model, track.data.shape, mask=trained.mask)
+        return dense, count_macs(model, track.data.shape, mask=trained.mask, tokens=tokens)
     images, _ = next(track.data.test.to(track.device).batches(MACS_SAMPLES))
     with track.as_in(track.experiment.rounds):
         return dense - model.gate_macs, round(float(model.count_macs(images).double().mean())) + model.gate_macs
@@ -76,7 +76,7 @@ def model_facts(federation: Federation, server: Server, dense: DensePayloads) ->
     prunable = [name for name in prunable_names(model) if name in named and name.removeprefix("net.") not in fixed]
     return ModelFacts(
         params=sum(p.numel() for p in named.values()),
-        trainable=sum(p.numel() for p in named.values() if p.requires_grad),
+        trainable=sum(p.numel() for name, p in named.items() if p.requires_grad and name in set(schema.names)),
         disabled_features=disabled_features(model),
         prunable=sum(named[name].numel() for name in prunable),
         density=1.0 if trained.mask is None else density(trained.mask),

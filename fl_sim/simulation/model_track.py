@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import torch
 from torch import nn
@@ -15,8 +15,8 @@ from fl_sim.data import Data, Split
 from fl_sim.gating import Gated, Gating, keeping
 from fl_sim.models.module_state import ModuleState
 from fl_sim.models.parameters import load, snapshot, unit_singular_vectors
-from fl_sim.simulation.starting_model import make_exchange, make_model
-from fl_sim.training.model_file import Stored, entries_for
+from fl_sim.simulation.starting_model import interface_of, make_exchange, make_model
+from fl_sim.training.model_file import Stored, described_by, entries_for
 from fl_sim.training.recalibration import recalibrate
 
 
@@ -55,6 +55,7 @@ class ModelTrack:
         built: the model before anybody used it; whoever uses it puts it back first.
         gating: the gates' plan; None without gates.
         weights: the model file that the experiment starts from; None without one.
+        own: the first values of the parameters that each client keeps for itself.
     """
 
     experiment: Experiment
@@ -69,6 +70,7 @@ class ModelTrack:
     built: ModuleState
     gating: Gating | None = None
     weights: Stored | None = None
+    own: Params = field(default_factory=dict)
 
     @classmethod
     def build(
@@ -94,8 +96,10 @@ class ModelTrack:
         start = schema.view(schema.flat({**initial, **{n: p for n, p in given.items() if n in initial}}))
         model.to(device_of(experiment))
         built = ModuleState(model, {*schema.names, *exchange.personal})
+        named = dict(model.named_parameters())
+        own = {name: named[name].detach().cpu().clone() for name in exchange.personal if name in named}
         return cls(
-            experiment, data, label, members, cohort_size, model, initial, start, exchange, built, gating, weights
+            experiment, data, label, members, cohort_size, model, initial, start, exchange, built, gating, weights, own
         )
 
     @property
@@ -105,10 +109,9 @@ class ModelTrack:
 
     @property
     def described(self) -> dict[str, object]:
-        """Arguments of `fl_sim.models.build` that make this model, initialisation aside, and its gates."""
-        channels, height, _ = self.data.shape
+        """What makes this model, initialisation aside, and its gates: see `fl_sim.training.model_file.Architecture`."""
         asked = self.experiment.model
-        shape = {"num_classes": self.data.num_classes, "in_channels": channels, "image_size": height}
+        shape = described_by(interface_of(self.data))
         gates = {} if self.gating is None else {"gating": asdict(self.gating)}
         return {"name": asked.name, "width": asked.width, **shape, **gates}
 
@@ -119,14 +122,17 @@ class ModelTrack:
         return keeping(self.model, self.gating.at(number))
 
     def complete(self, params: Params) -> nn.Module:
-        """Load global parameters into the model, and give it BatchNorm statistics that fit, as the server measures it."""
-        return self.settled(load(self.model, params))
+        """Load global parameters into the model, and give it BatchNorm statistics that fit, as the server measures it.
+
+        Parameters that clients keep for themselves get their first values: a client of this process may have left its own.
+        """
+        return self.settled(load(self.model, {**self.own, **params} if self.own else params))
 
     def settled(self, model: nn.Module) -> nn.Module:
         """Make averaged entries fit `model`, and return it: unit singular vectors of a spectral norm, and BatchNorm statistics
         on the server's images where none travel."""
         unit_singular_vectors(model)
         if self.experiment.model.statistics != "average":
-            images: Split = self.data.proxy or self.data.validation
+            images: Split = self.data.proxy or self.data.validation  # the config sees to it that there are some
             recalibrate(model, images.to(self.device), precision=self.experiment.training.precision)
         return model

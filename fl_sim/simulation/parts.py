@@ -15,6 +15,7 @@ from fl_sim.core.types import UserError
 from fl_sim.simulation.client_side import client_of
 from fl_sim.simulation.federation import Federation
 from fl_sim.simulation.model_track import ModelTrack
+from fl_sim.training.tasks import learning_task
 
 ELSEWHERE = ("workers", "ray")
 """Engines that run clients in other processes."""
@@ -58,6 +59,8 @@ def check_built(federation: Federation) -> None:
     for track in federation.tracks:
         _fits(track)
     experiment = federation.experiment
+    if experiment.data.partition == "natural" and (experiment.evaluate.clients or experiment.evaluate.fit):
+        federation.own_tests  # noqa: B018 - a client without a test sample is said before round 1
     own = {key: imported("", path) for key in RULES if (path := _own_rule(experiment, key)) is not None}
     if own:
         attempt = cast("Callable[..., None]", imported("", "strategies.trials:attempt"))
@@ -66,10 +69,16 @@ def check_built(federation: Federation) -> None:
 
 def _fits(track: ModelTrack) -> None:
     """Check that one model has what the client needs of it; that it takes the data's images is checked where it is built."""
-    require = getattr(client_of(track), "require", None)
+    client = client_of(track)
+    if getattr(client, "class_scores", False) and not learning_task(track.experiment.task).class_scores:
+        raise UserError(
+            f"client = {track.experiment.client.target!r}: its loss compares scores of classes; allowed: task = "
+            f"'classification', not {track.experiment.task!r}"
+        )
+    require = getattr(client, "require", None)
     if require is not None:
         with _aside(track.model) as model:
-            require(model, torch.zeros(1, *track.data.shape).to(_device(model)))
+            require(model, track.data.train.example(1, _device(model)))
 
 
 def _client(experiment: Experiment) -> None:

@@ -21,6 +21,7 @@ from fl_sim.simulation.model_facts import DensePayloads
 from fl_sim.simulation.server import Server
 from fl_sim.sparsity import density, layer_densities
 from fl_sim.training.loop import evaluate
+from fl_sim.training.tasks import learning_task
 
 Row = dict[str, float]
 """One line of rounds.jsonl, by column."""
@@ -56,7 +57,8 @@ def round_row(number: int, seconds: float, server: Server, ledger: Ledger) -> Ro
 class Evaluation:
     """Measures every model on the test set, and on the validation set, which alone may choose anything.
 
-    Adds accuracy, loss and the bytes saved so far to the row of each round that is evaluated.
+    Adds the task's metrics, the loss and the bytes saved so far to the row of each round that is evaluated. With personal
+    parts the metrics are the means over the clients that evaluated.
     """
 
     def __init__(self, federation: Federation, server: Server, ledger: Ledger, dense: DensePayloads) -> None:
@@ -68,24 +70,37 @@ class Evaluation:
         number, experiment = int(row["round"]), self.federation.experiment
         if number % experiment.evaluate.every and number != experiment.rounds:
             return
-        row |= self._measure(number)
+        row |= self._measure(number) if experiment.model.personal is None else self._of_clients(row)
         dense, moved = against_dense(self.ledger, self.dense.first, self.dense.others, start=self._weighed)
         self._weighed, self._saved = len(self.ledger), self._saved + dense - moved
         row["saved_bytes"] = self._saved
 
+    def _of_clients(self, row: Row) -> Row:
+        """The metrics of the clients that evaluated: the server has no trained personal parts to measure.
+
+        Raises:
+            RuntimeError: no client evaluated.
+        """
+        metric = learning_task(self.federation.experiment.task).metric.name
+        if f"clients_{metric}" not in row:
+            raise RuntimeError(f"round {row['round']:.0f}: no client evaluated its own model (evaluate.clients)")
+        return {name: row[f"clients_{name}"] for name in (metric, "loss")}
+
     def _measure(self, number: int) -> Row:
         row: Row = {}
+        learning = learning_task(self.federation.experiment.task)
         for position, (track, model) in enumerate(zip(self.federation.tracks, self.server.models, strict=True)):
             section, chosen = track.experiment.evaluate, track.experiment.training.precision
             splits = {"": track.data.test, "validation_": track.data.validation}
+            splits = {prefix: split for prefix, split in splits.items() if len(split)}  # data.validation = 0
             suffix = f"/{track.label}" if position else ""
             track.built.put_back()
             with track.as_in(number), seeded(derive(track.experiment.seed, number, Purpose.EVALUATION)):
                 completed = track.complete(model.params)
                 for prefix, split in splits.items():
                     there = split.to(track.device)
-                    found = evaluate(completed, there, batch_size=section.batch_size, precision=chosen)
-                    row |= {f"{prefix}{name}{suffix}": found[name] for name in ("accuracy", "loss")}
+                    found = evaluate(completed, there, learning, batch_size=section.batch_size, precision=chosen)
+                    row |= {f"{prefix}{name}{suffix}": value for name, value in found.items() if name != "examples"}
         return row
 
 

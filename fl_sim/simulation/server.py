@@ -102,7 +102,8 @@ def kept_by_clients(federation: Federation) -> tuple[str, ...]:
     target, exchange = federation.experiment.client, federation.first.exchange
     may = {
         "wire.error_feedback = true": exchange.error_feedback,
-        "model.statistics = 'local'": bool(exchange.personal),
+        "model.statistics = 'local'": federation.experiment.model.statistics == "local",
+        f"model.personal = {federation.experiment.model.personal!r}": federation.experiment.model.personal is not None,
         f"client = {target.target!r}, which does not say stateless = True": not getattr(
             target.resolve(), "stateless", False
         ),
@@ -141,6 +142,6 @@ def _servers_own(track: ModelTrack) -> Callable[[Params], nn.Module]:
 
     def under(params: Params) -> nn.Module:
         own().put_back()
-        return track.settled(load(own().model, params))
+        return track.settled(load(own().model, {**track.own, **params} if track.own else params))
 
     return under

@@ -12,6 +12,7 @@ from fl_sim.config.experiment import Experiment
 from fl_sim.core.seeding import Purpose, derive
 from fl_sim.core.types import Params
 from fl_sim.data import Data
+from fl_sim.data.kinds import Targets
 from fl_sim.gating import Gating
 from fl_sim.models.parameters import frozen, load, snapshot
 from fl_sim.training.model_file import Stored, entries_for, read
@@ -22,21 +23,16 @@ def plain_model(experiment: Experiment, data: Data, seed: int) -> nn.Module:
     """Build the architecture of an experiment from `seed` alone, on the CPU, without gates and with nothing frozen.
 
     Raises:
-        UserError: unknown model, or one that does not take the images of the data.
+        UserError: unknown model, or one that does not take the inputs of the data.
     """
     section = experiment.model
-    channels, height, width = data.shape
-    model = models.build(
-        section.name,
-        num_classes=data.num_classes,
-        in_channels=channels,
-        image_size=height,
-        width=section.width,
-        seed=seed,
-    )
-    if height != width:  # builders are told one side: some models take any
-        models.check(section.name, model, (2, channels, height, width), data.num_classes)
-    return model
+    return models.build_for(section.name, interface_of(data), width=section.width, seed=seed)
+
+
+def interface_of(data: Data) -> models.Interface:
+    """What a model of these data takes, and what it has to answer."""
+    each_token = data.targets is Targets.TOKENS
+    return models.Interface(data.shape, data.num_classes, data.vocabulary, each_token)
 
 
 def read_weights(experiment: Experiment) -> Stored | None:
@@ -81,19 +77,21 @@ def make_model(
 
 
 def _travelling(experiment: Experiment, model: nn.Module) -> list[str]:
-    """Names of the entries that payloads carry: trainable parameters and, where they are averaged, statistics."""
+    """Names of the entries that payloads carry: trainable parameters that no client keeps, and averaged statistics."""
     named = dict(model.named_parameters())
     averaged = experiment.model.statistics == "average"
-    return [n for n in snapshot(model) if (named[n].requires_grad if n in named else averaged)]
+    own = set(models.personal_names(model, experiment.model.personal))
+    return [n for n in snapshot(model) if (named[n].requires_grad and n not in own if n in named else averaged)]
 
 
 def make_exchange(experiment: Experiment, model: nn.Module) -> wire.Exchange:
-    """Choose what travels: trainable parameters and, where they are averaged, BatchNorm statistics."""
+    """Choose what travels: trainable parameters that no client keeps for itself, and averaged BatchNorm statistics."""
     params, fixed, named = snapshot(model), frozen(model), dict(model.named_parameters())
     statistics = [name for name in params if name not in named]
     travelling = {n: params[n] for n in _travelling(experiment, model)}
     prunable = [name for name in models.prunable_names(model) if name in travelling]
     schema = codecs.Schema.of(travelling, prunable, buffers=[name for name in statistics if name in travelling])
+    kept = statistics if experiment.model.statistics == "local" else []
     digest = wire.Frozen.digest_of(fixed)
     return wire.Exchange(
         schema,
@@ -101,7 +99,7 @@ def make_exchange(experiment: Experiment, model: nn.Module) -> wire.Exchange:
         experiment.wire.downlink,
         experiment.wire.error_feedback,
         frozen=wire.Frozen(experiment.seed, digest) if fixed else None,
-        personal=tuple(statistics) if experiment.model.statistics == "local" else (),
+        personal=(*models.personal_names(model, experiment.model.personal), *kept),
     )
 
 

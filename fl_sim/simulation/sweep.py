@@ -123,11 +123,11 @@ def sweep(
         run: runs one of them.
         fresh: finished ones too.
     """
-    hashes: dict[tuple[str, float, float], str] = {}
+    hashes: dict[str, str] = {}
 
     def hash_data(experiment: Experiment) -> str:
         section = experiment.data
-        key = section.source, section.validation, section.proxy
+        key = str((section.source, section.columns, experiment.task, section.validation, section.proxy))
         if key not in hashes:
             hashes[key] = hash_of_source(experiment)
         return hashes[key]

@@ -8,17 +8,22 @@ params = snapshot(model)
 from fl_sim.models.parameters import entries, load, snapshot
 from fl_sim.training.client import Client, ClientContext
 from fl_sim.training.loop import CLIPS, OPTIMIZERS, SCHEDULES, Training, TrainingDiverged, evaluate, local_sgd, logits
+from fl_sim.training.tasks import TASKS, LearningTask, Metric, learning_task
 
 __all__ = [
     "CLIPS",
     "OPTIMIZERS",
     "SCHEDULES",
+    "TASKS",
     "Client",
     "ClientContext",
+    "LearningTask",
+    "Metric",
     "Training",
     "TrainingDiverged",
     "entries",
     "evaluate",
+    "learning_task",
     "load",
     "local_sgd",
     "logits",

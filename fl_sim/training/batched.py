@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
-from torch.nn import functional
+from torch.nn.functional import cross_entropy
 
 from fl_sim.core.errors import in_one_line
 from fl_sim.core.types import Mask, Params
@@ -28,6 +28,7 @@ from fl_sim.models.module_state import ModuleState
 from fl_sim.models.parameters import COUNTER, entries, load, tensors
 from fl_sim.training.loop import SCHEDULES, Training
 from fl_sim.training.precision import PRECISIONS
+from fl_sim.training.tasks import Criterion
 
 Stacked = dict[str, Tensor]
 """Name -> (clients, *shape)."""
@@ -81,7 +82,7 @@ def obstacle(model: nn.Module, training: Training) -> str | None:
     return None
 
 
-def failure(model: nn.Module, data: Split, training: Training) -> str | None:
+def failure(model: nn.Module, data: Split, training: Training, criterion: Criterion = cross_entropy) -> str | None:
     """Train two clients for one step as a batch, on a copy of the model; why that fails, or None.
 
     A forward pass that counts or remembers is one pass of all clients here, and one of each client elsewhere.
@@ -93,7 +94,13 @@ def failure(model: nn.Module, data: Split, training: Training) -> str | None:
     few = data.subset(np.arange(min(len(data), 2)))
     members = [Member(few, None, torch.Generator().manual_seed(0)) for _ in range(2)]
     try:
-        fit(probe, [{n: v.clone() for n, v in start.items()} for _ in members], members, replace(training, steps=1))
+        fit(
+            probe,
+            [{n: v.clone() for n, v in start.items()} for _ in members],
+            members,
+            replace(training, steps=1),
+            criterion,
+        )
         load(probe, start)  # a module under two names keeps the tensors of the batch
     except Exception as error:  # whatever PyTorch says of a model that is the user's own
         return f"torch.func.vmap cannot run this model ({in_one_line(error)})"
@@ -122,15 +129,23 @@ def fitting(model: nn.Module, data: Split, training: Training) -> int:
     return max(1, room // (4 * (4 * parameters + 2 * sum(sizes) * training.batch_size // len(images))))
 
 
-def fit(model: nn.Module, starts: Sequence[Params], members: Sequence[Member], training: Training) -> list[Trained]:
+def fit(
+    model: nn.Module,
+    starts: Sequence[Params],
+    members: Sequence[Member],
+    training: Training,
+    criterion: Criterion = cross_entropy,
+) -> list[Trained]:
     """Train every member from its own start (the entries of `model` that change, on its device); `model` lends its structure only.
+
+    `criterion` is the loss of outputs beside targets.
 
     Generators end in the state that `local_sgd` leaves them in.
     """
     work = [_Work(member, training) for member in members]
     # Longest first: the clients of a step are then mostly the first few, a view instead of a copy.
     order = sorted(range(len(work)), key=lambda i: -work[i].steps)
-    batch = _Batch(model, [starts[i] for i in order], [work[i] for i in order], training)
+    batch = _Batch(model, [starts[i] for i in order], [work[i] for i in order], training, criterion)
     model.train()
     for step in range(max(w.steps for w in work)):
         for rows, images, labels in batch.draw(step):
@@ -164,8 +179,10 @@ Rows = slice | Tensor
 class _Batch:
     """The stacked state of all clients while they train."""
 
-    def __init__(self, model: nn.Module, starts: Sequence[Params], work: list[_Work], training: Training) -> None:
-        self.model, self.work, self.training = model, work, training
+    def __init__(
+        self, model: nn.Module, starts: Sequence[Params], work: list[_Work], training: Training, criterion: Criterion
+    ) -> None:
+        self.model, self.work, self.training, self.criterion = model, work, training, criterion
         self.precision = PRECISIONS[training.precision]
         named = dict(model.named_parameters())
         self.trainable = [name for name, parameter in named.items() if parameter.requires_grad]
@@ -222,7 +239,7 @@ class _Batch:
 
         with self.precision.context(images.device):
             out = vmap(logits)(params, buffers, images)
-            losses = vmap(functional.cross_entropy)(out, labels)
+            losses = vmap(self.criterion)(out, labels)
         # A client's loss depends on its own parameters only: the gradient of the sum is every client's own.
         grads = torch.autograd.grad(losses.sum(), list(params.values()), allow_unused=True)
         moved = {name: grad for name, grad in zip(params, grads, strict=True) if grad is not None}

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fl_sim.core.types import Params, Task, Update
 from fl_sim.data.split import Split
+from fl_sim.training.tasks import CLASSIFICATION, LearningTask
 
 
 def as_they_are(params: Params) -> Params:
@@ -30,6 +31,7 @@ class ClientContext:
         corrected: adds the residual of error feedback to prunable parameters, for clients that choose what to send. The
             framework adds it to the parameters that any client returns (`wire.error_feedback`), so return them as they
             were trained, and make the upload mask from `corrected(params)`. Without error feedback it changes nothing.
+        loss: the loss of the config's `task`, for the training loop; `evaluate(model, data, ctx.loss)` measures the task.
     """
 
     model: nn.Module
@@ -38,6 +40,7 @@ class ClientContext:
     state: dict[str, Tensor] = field(default_factory=dict)
     seed: int = 0
     corrected: Callable[[Params], Params] = as_they_are
+    loss: LearningTask = CLASSIFICATION
 
     @property
     def num_examples(self) -> int:

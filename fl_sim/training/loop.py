@@ -18,9 +18,11 @@ from torch import Tensor, nn
 
 from fl_sim.core.types import Mask, Metrics, UserError
 from fl_sim.data import Split
+from fl_sim.data.kinds import described, target_kind
 from fl_sim.training.losses import Loss, cross_entropy
 from fl_sim.training.optimizers import SGD, AdamW, Descent
 from fl_sim.training.precision import PRECISIONS
+from fl_sim.training.tasks import CLASSIFICATION, LearningTask
 
 Schedule = Callable[[float], float]
 """Progress through this call's steps, 0..1 -> factor of the learning rate."""
@@ -190,7 +192,8 @@ def local_sgd(
     Args:
         model: holds the received parameters; stays on its device, in training mode.
         data: the client's samples, on the same device.
-        loss: `(model, batch) -> scalar`. A loss that is an `nn.Module` with parameters trains them too.
+        loss: `(model, batch) -> scalar`; `ctx.loss` is that of the run's task. A loss that is an `nn.Module` with
+            parameters trains them too.
         mask: pruned coordinates are set to zero before the first and after every optimiser step.
         rng: shuffles, augments, and seeds dropout; None keeps the order of the data.
         trainable: names of the parameters to train; by default those that require a gradient (`models.freeze`). BatchNorm
@@ -286,22 +289,35 @@ def logits(model: nn.Module, data: Split, *, batch_size: int = 512, precision: s
         return torch.cat([model(images).float() for images, _ in data.batches(batch_size, layout=chosen.layout)])
 
 
-def evaluate(model: nn.Module, data: Split, *, batch_size: int = 512, precision: str = "float32") -> Metrics:
-    """Mean cross-entropy and accuracy in evaluation mode, on the model's device; the mode is restored.
+def evaluate(
+    model: nn.Module,
+    data: Split,
+    task: LearningTask = CLASSIFICATION,
+    *,
+    batch_size: int = 512,
+    precision: str = "float32",
+) -> Metrics:
+    """Mean loss and metrics of a task in evaluation mode, on the model's device; the mode is restored.
 
     Returns:
-        `loss`, `accuracy` (0..1), `examples`.
+        `loss`, the task's metrics such as `accuracy` (0..1), and `examples`, the number of samples.
+
+    Raises:
+        UserError: no samples, or targets that are not of the task.
     """
+    if not len(data):
+        raise UserError("evaluate: no samples; needed: at least one")
+    if target_kind(data.labels) is not task.targets:
+        raise UserError(f"evaluate: targets are {described(data.labels)}; the task needs {task.targets.value}")
     was_training, chosen = model.training, PRECISIONS[precision]
     model.eval()
     chosen.place(model)
     device = next(model.parameters()).device
-    loss = torch.zeros((), dtype=torch.float64, device=device)
-    correct = torch.zeros((), dtype=torch.int64, device=device)
+    totals: dict[str, Tensor] = {}
     with torch.inference_mode(), chosen.context(device):
-        for images, labels in data.batches(batch_size, layout=chosen.layout):
-            logits = model(images).float()
-            loss += nn.functional.cross_entropy(logits, labels, reduction="sum")
-            correct += (logits.argmax(dim=1) == labels).sum()
+        for inputs, targets in data.batches(batch_size, layout=chosen.layout):
+            for name, value in task.added(model(inputs).float(), targets).items():
+                totals[name] = totals.get(name, torch.zeros((), dtype=torch.float64)).to(value.device) + value
     model.train(was_training)
-    return {"loss": float(loss) / len(data), "accuracy": int(correct) / len(data), "examples": len(data)}
+    sums = {name: float(total) for name, total in totals.items()}
+    return {"loss": sums["loss"] / sums["count"], **task.metrics(sums), "examples": len(data)}

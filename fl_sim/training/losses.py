@@ -1,4 +1,4 @@
-"""Losses that fill the one slot of the training loop: `(model, batch) -> scalar`; a batch unpacks to images, labels.
+"""Losses that fill the one slot of the training loop: `(model, batch) -> scalar`; a batch unpacks to inputs, targets.
 
 Objectives (`Distillation`, `FeatureDistillation`) are formulas over tensors; `FromTeacher` and `FeaturesFromTeacher`
 turn them into losses by asking a teacher.
@@ -16,7 +16,7 @@ from torch.nn import functional
 from fl_sim.core.types import Params, UserError
 
 Batch = tuple[Tensor, Tensor]
-"""images (B, C, H, W) float32 normalised, labels (B,) int64."""
+"""(inputs (B, ...), targets (B, ...)), for instance images (B, C, H, W) float32 normalised, and classes (B,) int64."""
 Loss = Callable[[nn.Module, Batch], Tensor]
 
 
@@ -26,9 +26,26 @@ def _check_share(name: str, value: float) -> None:
 
 
 def cross_entropy(model: nn.Module, batch: Batch) -> Tensor:
-    """Mean cross-entropy of the model's logits."""
+    """Mean cross-entropy of the model's logits: of a class each (B,), or of a token at every position (B, T).
+
+    Raises:
+        UserError: targets that are no classes; `ctx.loss` is the loss of every task.
+    """
     images, labels = batch
-    return functional.cross_entropy(model(images), labels)
+    return cross_entropy_of(model(images), labels)
+
+
+def cross_entropy_of(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy of logits (B, classes) and classes (B,), or of logits (B, T, tokens) and tokens (B, T).
+
+    Raises:
+        UserError: targets that are no classes.
+    """
+    if labels.dtype != torch.int64:  # PyTorch would take numbers for probabilities of classes
+        raise UserError(f"cross-entropy: targets are {labels.dtype}; needed: classes, int64; ctx.loss fits every task")
+    if labels.dim() == 2:
+        return functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
+    return functional.cross_entropy(logits, labels)
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,10 @@ Count = Annotated[int, Field(ge=1, le=1 << 16)]
 
 
 class Architecture(BaseModel):
-    """Arguments of `fl_sim.models.build`, and the gates where there are some; a file may say anything."""
+    """Arguments of `fl_sim.models.build`, and the gates where there are some; a file may say anything.
+
+    Models of other inputs than images have an `input_shape` instead of channels and size.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
     name: str
@@ -53,7 +56,16 @@ class Architecture(BaseModel):
     in_channels: Count = 3
     image_size: Annotated[int, Field(ge=1, le=1 << 11)] = 32
     width: Annotated[float, Field(gt=0, le=100)] = 1.0
+    input_shape: list[Count] | None = None
+    vocabulary: Count | None = None
+    each_token: bool = False
     gating: dict[str, JsonValue] | None = None
+
+    @property
+    def interface(self) -> models.Interface:
+        """What the model takes and answers."""
+        shape = tuple(self.input_shape or (self.in_channels, self.image_size, self.image_size))
+        return models.Interface(shape, self.num_classes, self.vocabulary, self.each_token)
 
     def build(self, held: int) -> nn.Module:
         """The model for a file that holds so many numbers.
@@ -62,13 +74,13 @@ class Architecture(BaseModel):
             UserError: no such model.
             ValueError: it would be far larger than the file.
         """
-        asked = self.model_dump(exclude={"gating"})
+        asked = self.interface
         if self.name in models.MODELS:
             with torch.device("meta"):
-                size = sum(parameter.numel() for parameter in models.build(**asked).parameters())
+                size = sum(p.numel() for p in models.build_for(self.name, asked, width=self.width).parameters())
             if size > (most := max(MOST_PARAMETERS, 100 * held)):
                 raise ValueError(f"a model of {size} parameters for a file of {held}; allowed: {most}")
-        model = models.build(**asked)
+        model = models.build_for(self.name, asked, width=self.width)
         return model if self.gating is None else Gating(**self.gating).wrap(model, seed=0)  # type: ignore[arg-type]
 
 
@@ -102,10 +114,9 @@ class Saved:
     path: Path
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of its images."""
-        told = Architecture.model_validate(dict(self.described))
-        return told.in_channels, told.image_size, told.image_size
+    def shape(self) -> tuple[int, ...]:
+        """Shape of its inputs: (channels, height, width) of images."""
+        return Architecture.model_validate(dict(self.described)).interface.input_shape
 
     def write(self, model: nn.Module, path: Path) -> Path:
         """Save another model of this architecture. Raises UserError where the path cannot be written."""
@@ -114,6 +125,15 @@ class Saved:
         except OSError as error:
             raise UserError(f"{path}: cannot be written: {error}") from error
         return path
+
+
+def described_by(interface: models.Interface) -> dict[str, object]:
+    """The keys of an `Architecture` that say what a model takes and answers."""
+    outputs = {"num_classes": interface.num_classes}
+    if interface.called == "images" and interface == interface.square:
+        return {**outputs, "in_channels": interface.input_shape[0], "image_size": interface.input_shape[1]}
+    tokens = {} if interface.vocabulary is None else {"vocabulary": interface.vocabulary}
+    return {**outputs, "input_shape": list(interface.input_shape), **tokens, "each_token": interface.each_token}
 
 
 def write_model(path: Path, params: Params, described: Mapping[str, object]) -> None:

@@ -68,16 +68,15 @@ PRECISIONS: Mapping[str, Precision] = {
 }
 
 
-def choose(model: nn.Module, input_shape: tuple[int, ...], batch_size: int, device: torch.device) -> str:
-    """Name of the fastest precision for this model, batch (samples) and device: one warm-up and three timed steps each.
+def choose(model: nn.Module, images: Tensor) -> str:
+    """Name of the fastest precision for this model, batch of images and their device: one warm-up and three timed steps each.
 
     bfloat16 must win by 10 % to be chosen, because it costs accuracy in the last digits. Models without convolutions
     stay in float32.
     """
     if not any(isinstance(module, nn.Conv2d) for module in model.modules()):
         return "float32"
-    images = torch.zeros(batch_size, *input_shape, device=device)
-    labels = torch.zeros(batch_size, dtype=torch.int64, device=device)
+    labels = torch.zeros(len(images), dtype=torch.int64, device=images.device)
     # Dropout draws while probing; the caller's generator must not notice.
     with torch.random.fork_rng(devices=[]):
         seconds = {name: training_seconds(copy.deepcopy(model), p, (images, labels)) for name, p in PRECISIONS.items()}

@@ -248,14 +248,16 @@ def test_partitions_are_disjoint_complete_and_deterministic(
     kind: str, clients: int, alpha: float, seed: int, samples: int
 ) -> None:
     labels = np.random.default_rng(seed).integers(0, 10, samples)
-    parts = partition(labels, clients, kind=kind, alpha=alpha, seed=seed, min_size=1)
+    groups = np.arange(samples) % 23
+
+    def made() -> list[np.ndarray]:
+        return partition(labels, clients, kind=kind, alpha=alpha, seed=seed, min_size=1, groups=groups)
+
+    parts = made()
     assert len(parts) == clients
     assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(samples))
     assert min(map(len, parts)) >= 1
-    assert all(
-        np.array_equal(a, b)
-        for a, b in zip(parts, partition(labels, clients, kind=kind, alpha=alpha, seed=seed, min_size=1), strict=True)
-    )
+    assert all(np.array_equal(a, b) for a, b in zip(parts, made(), strict=True))
 
 
 def entropy(labels: np.ndarray, parts: list[np.ndarray]) -> float:

@@ -90,7 +90,7 @@ def oblong() -> object:
     from fl_sim.data import Data
 
     images, labels = torch.zeros(80, 1, 8, 12, dtype=torch.uint8).numpy(), (torch.arange(80) % 2).numpy()
-    return Data.of(images, labels, test_images=images, test_labels=labels, num_classes=2)
+    return Data.of(images, labels, test_inputs=images, test_targets=labels, num_classes=2)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_what_cannot_be_called_is_refused_before_anything_is_loaded(
             "(int); needed: an integer from 0 to",
         ),
         ([f"model.name={HERE}:expanded"], "'1.bias' is expanded: several of its values are one place in memory"),
-        ([f"data.source={HERE}:oblong", "model.name=mlp"], "it was built for 8 x 8 pixels: images must be square"),
+        ([f"data.source={HERE}:oblong", "model.name=cnn"], "it was built for 8 x 8 pixels: images must be square"),
         ([f"data.source={HERE}:oblong", "model.name=cnn"], "on images of shape (2, 1, 8, 12) it raised"),
         (
             ["client=clients.presets:feature_distillation", "model.name=resnet8", 'capacities=[{name="mlp"}]'],

@@ -76,14 +76,14 @@ def asks(name):
     return 3
 
 def floats():
-    images = np.zeros((40, 1, 8, 8))
+    images = np.full((40, 1, 8, 8), np.nan)
     labels = np.arange(40) % 2
-    return Data.of(images, labels, test_images=images, test_labels=labels, num_classes=2)
+    return Data.of(images, labels, test_inputs=images, test_targets=labels, num_classes=2)
 
 def unlabelled():
     images = np.zeros((40, 1, 8, 8), dtype=np.uint8)
     labels = np.arange(40)
-    return Data.of(images, labels, test_images=images, test_labels=labels, num_classes=2)
+    return Data.of(images, labels, test_inputs=images, test_targets=labels, num_classes=2)
 """
 
 
@@ -143,8 +143,8 @@ def test_all_parts_of_ones_own_take_effect(here: Path) -> None:
         ("model.name=wrong:other_input", "it raised RuntimeError: mat1 and mat2 shapes cannot be multiplied"),
         ("data.source=wrong:no_data", "returned int, not fl_sim.data.Data"),
         ("data.source=wrong:asks", "missing a required argument: 'name'"),
-        ("data.source=wrong:floats", "images are float64 (40, 1, 8, 8); needed: uint8"),
-        ("data.source=wrong:unlabelled", "labels must be there, from 0 to 1"),
+        ("data.source=wrong:floats", "inputs hold NaN or infinity, first in sample 0"),
+        ("data.source=wrong:unlabelled", "targets: classes go from 0 to 1; found 0 to 39"),
     ],
 )
 def test_a_wrong_part_is_one_line_and_status_2(

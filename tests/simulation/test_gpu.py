@@ -71,7 +71,7 @@ def test_the_probe_chooses_a_precision_and_the_engine_is_inline(tmp_path: Path) 
     report = run_tiny(tmp_path, "rounds=1", f"device={DEVICE}", "training.precision=auto", "engine=auto")
     assert report.summary["engine"] == "inline"
     model = build("cnn_bn", in_channels=1, image_size=8).to(DEVICE)
-    assert precision.choose(model, (1, 8, 8), 32, torch.device(DEVICE)) in precision.PRECISIONS
+    assert precision.choose(model, torch.zeros(32, 1, 8, 8, device=DEVICE)) in precision.PRECISIONS
 
 
 def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:

@@ -266,7 +266,7 @@ def test_large_images_are_hashed_in_part_and_labels_in_full(monkeypatch: pytest.
     def data(image: int, label: int) -> Data:
         pixels, labels = np.zeros((100, 1, 4, 4), np.uint8), np.arange(100) % 2
         pixels[image], labels[label] = 255, 1 - labels[label]
-        return Data.of(pixels, labels, test_images=pixels, test_labels=labels, num_classes=2)
+        return Data.of(pixels, labels, test_inputs=pixels, test_targets=labels, num_classes=2)
 
     assert len({hash_of(data(i, j)) for i in (1, 7) for j in (0, 9)}) == 4
     monkeypatch.setattr("fl_sim.simulation.identity.MOST", 160)

@@ -21,7 +21,7 @@ def _digits() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _made(images: np.ndarray, labels: np.ndarray) -> Data:
-    return Data.of(images[:1500], labels[:1500], test_images=images[1500:], test_labels=labels[1500:], num_classes=10)
+    return Data.of(images[:1500], labels[:1500], test_inputs=images[1500:], test_targets=labels[1500:], num_classes=10)
 
 
 def unseeded_split() -> Data:

@@ -41,6 +41,7 @@ from fl_sim.sparsity.curve_cache import cached_curves
 from fl_sim.sparsity.curves import MeasureCurves, calibration
 from fl_sim.training.client import Client, ClientContext, as_they_are
 from fl_sim.training.loop import evaluate
+from fl_sim.training.tasks import CLASSIFICATION, LearningTask
 
 log = logging.getLogger("fl_sim")
 STATE, MASK, FROZEN, PERSONAL = "fl_sim.state", "fl_sim.mask", "fl_sim.frozen", "fl_sim.personal"
@@ -79,7 +80,7 @@ class ClientHost:
         client: the user's client.
         model: resident model, on its device; its parameters are overwritten for every client.
         split_of: partition -> that client's training data, resident after the first call.
-        test_of: partition -> test samples in the proportions of that client's labels.
+        test_of: partition -> test samples of that client's kind: of its groups, or in the proportions of its labels.
         exchange: what travels and how.
         reference: the first global parameters, which every party can make by itself; differences start from them.
         rebuild: seed -> the entries that never travel.
@@ -87,6 +88,7 @@ class ClientHost:
         settle: gives a received model BatchNorm statistics, where none travel and clients keep none.
         built: the model before anybody used it; None = as it is now.
         world: hashes of what this process has built, for servers that ask.
+        learning: what the federation learns: the loss and the metrics.
     """
 
     client: Client
@@ -100,6 +102,7 @@ class ClientHost:
     settle: Settle = keep_statistics
     built: ModuleState | None = None
     world: World = field(default_factory=dict)
+    learning: LearningTask = CLASSIFICATION
     _last: _Decoded | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -174,6 +177,7 @@ class ClientHost:
             state=_tensors(context, STATE),
             seed=seed,
             corrected=as_they_are if feedback is None else feedback.corrected,
+            loss=self.learning,
             use=self._resident.isolation.use,
         )
         return ClientTask(task, ctx, _tensors(context, PERSONAL), shared, loan, feedback)
@@ -242,7 +246,7 @@ class ClientHost:
         self._resident.place(_tensors(context, PERSONAL))
         unit_singular_vectors(load(self.model, task.params))
         with unchanged_settings(), seeded(_seed(task, partition)):
-            metrics = evaluate(self.model, data)
+            metrics = evaluate(self.model, data, self.learning)
         record = MetricRecord({**metrics, wire.NUM_EXAMPLES: len(data)})
         return Message(RecordDict({wire.METRICS: record}), reply_to=message)
 

@@ -14,6 +14,7 @@ from fl_sim.core.types import FlatMask, FlatParams, Mask, Params, Task, Update
 from fl_sim.data.split import Split
 from fl_sim.models.module_state import ModuleState
 from fl_sim.training.client import Client, ClientContext, as_they_are
+from fl_sim.training.tasks import CLASSIFICATION, LearningTask
 
 
 class LentContext(ClientContext):
@@ -29,11 +30,12 @@ class LentContext(ClientContext):
         state: dict[str, Tensor],
         seed: int = 0,
         corrected: Callable[[Params], Params] = as_they_are,
+        loss: LearningTask = CLASSIFICATION,
         *,
         use: Callable[[], None] = lambda: None,
     ) -> None:
         self._use = use
-        super().__init__(model, data, rng, state, seed, corrected)
+        super().__init__(model, data, rng, state, seed, corrected, loss)
 
     @property
     def model(self) -> nn.Module:

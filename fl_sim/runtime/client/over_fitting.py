@@ -12,6 +12,7 @@ from fl_sim.core.seeding import Purpose, numpy_generator
 from fl_sim.core.types import Metrics
 from fl_sim.data import Split
 from fl_sim.training.loop import evaluate
+from fl_sim.training.tasks import CLASSIFICATION, LearningTask
 
 MeasureFit = Callable[[int, int, nn.Module], Metrics]
 """(round, partition, the model that the client has just trained) -> further metrics of the update."""
@@ -32,7 +33,7 @@ def keep_statistics(model: nn.Module, data: Split) -> None:
 
 @dataclass(frozen=True)
 class OwnFit:
-    """Loss and accuracy of a client's trained model on its own samples, `seen`, and on its share of the test set, `unseen`.
+    """Loss and metrics of a client's trained model on its own samples, `seen`, and on its share of the test set, `unseen`.
 
     Attributes:
         seen, unseen: partition -> its training samples; test samples in the proportions of its labels.
@@ -42,6 +43,7 @@ class OwnFit:
         setting: round -> what holds while measuring: how many channels a gated model keeps.
         settle: gives the model BatchNorm statistics from its own samples, where it has none of its own.
         precision: see `fl_sim.training.precision`.
+        learning: the task whose metrics are measured.
     """
 
     seen: Callable[[int], Split]
@@ -53,6 +55,7 @@ class OwnFit:
     setting: Callable[[int], AbstractContextManager[object]]
     settle: Settle
     precision: str
+    learning: LearningTask = CLASSIFICATION
 
     def __call__(self, number: int, partition: int, model: nn.Module) -> Metrics:
         """See `MeasureFit`."""
@@ -63,8 +66,8 @@ class OwnFit:
         with self.setting(number):
             self.settle(model, seen)
             for kind, split in (("seen", seen), ("unseen", unseen)):
-                found = evaluate(model, split, precision=self.precision)
-                metrics |= {f"{kind}_{name}": found[name] for name in ("loss", "accuracy")}
+                found = evaluate(model, split, self.learning, precision=self.precision)
+                metrics |= {f"{kind}_{name}": value for name, value in found.items() if name != "examples"}
         return metrics
 
     def _drawn(self, split_of: Callable[[int], Split], partition: int) -> Split:

@@ -37,7 +37,7 @@ class Stackable(Protocol):
     """A client that can tell whether its training is plain local SGD, and can take the result from elsewhere."""
 
     def plain_training(self) -> Training | None:
-        """The hyper-parameters of its cross-entropy SGD under the task's mask; None where it does anything else."""
+        """The hyper-parameters of SGD on the task's loss under the task's mask; None where it does anything else."""
 
     @property
     def setting(self) -> Callable[[Task, ClientContext], AbstractContextManager[None]]:
@@ -116,7 +116,7 @@ class CohortGrid(LocalGrid):
         why = "the client does more than local SGD" if training is None else obstacle(host.model, training)
         if why is None and training is not None:
             if id(host) not in self._failures:
-                self._failures[id(host)] = failure(host.model, host.split_of(0), training)
+                self._failures[id(host)] = failure(host.model, host.split_of(0), training, host.learning.criterion)
             why = self._failures[id(host)]
         if why is not None and why not in self._said:
             self._said.add(why)
@@ -134,7 +134,7 @@ class CohortGrid(LocalGrid):
             assert isinstance(host.client, Stackable)
             starts = [host.start(visit) for visit in visits]  # before the setting, which puts back nothing that it set
             with host.client.setting(visits[0].task, visits[0].ctx):
-                trained = fit(host.model, starts, members, training)
+                trained = fit(host.model, starts, members, training, host.learning.criterion)
             ready |= {id(b): Ready(t, training) for b, t in zip(mine, trained, strict=True)}
         return ready
 

@@ -1,0 +1,115 @@
+"""Arrays of a user's as inputs, targets and groups of samples: taken as they are meant, or refused in one line."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl_sim.core.errors import in_one_line
+from fl_sim.core.types import UserError
+from fl_sim.data.kinds import Inputs, Targets
+
+Array = NDArray[np.generic]
+Labels = NDArray[np.int64]
+MOST_CLASSES = 1 << 16
+"""A label above is a damaged file, not a class: models have an output for each."""
+NEEDED = "; ".join(kind.value for kind in Inputs)
+
+
+def check_classes(where: str, number: object, what: str = "num_classes") -> None:
+    """Complain of a number of classes or tokens that is none. Raises UserError."""
+    whole = isinstance(number, (int, np.integer)) and not isinstance(number, bool)
+    if not (whole and 1 <= cast(int, number) <= MOST_CLASSES):
+        raise UserError(f"{where}: {what} = {number!r}; needed: a whole number from 1 to {MOST_CLASSES}")
+
+
+def _array(value: object, name: str) -> Array:
+    try:
+        return np.asarray(value)
+    except (ValueError, TypeError, RuntimeError) as error:  # ragged lists; tensors of a GPU or with gradients
+        raise UserError(f"data: {name} are no array: {in_one_line(error)}") from error
+
+
+def as_inputs(value: object, name: str) -> Array:
+    """uint8 images, float32 numbers or int64 tokens, (N, ...), C-contiguous.
+
+    Raises:
+        UserError: another dtype or shape, or numbers that are missing or infinite.
+    """
+    given = _array(value, name)
+    kinds = {np.uint8: given.ndim == 4, np.floating: given.ndim > 1, np.integer: given.ndim > 1}
+    fits = next((right for kind, right in kinds.items() if np.issubdtype(given.dtype, kind)), False)
+    if not fits or 0 in given.shape:
+        raise UserError(f"data: {name} are {given.dtype} {given.shape}; needed: {NEEDED}")
+    if given.dtype == np.uint8:
+        return np.require(given, np.uint8, ["C", "W"])  # PyTorch takes no mirrored views, and warns of read-only ones
+    return _finite(given, name) if np.issubdtype(given.dtype, np.floating) else np.require(given, np.int64, ["C", "W"])
+
+
+def _finite(given: Array, name: str) -> Array:
+    """float32 numbers that are there."""
+    numbers = np.require(given, np.float32, ["C", "W"])
+    for start in range(0, len(numbers), 1 << 16):
+        piece = np.isfinite(numbers[start : start + (1 << 16)])
+        if not piece.all():
+            at = int(np.argwhere(~piece)[0][0]) + start
+            raise UserError(
+                f"data: {name} hold NaN or infinity, first in sample {at}; needed: finite numbers of float32"
+            )
+    return numbers
+
+
+def as_targets(value: object, inputs: Array, name: str, asked: object) -> Array:
+    """Targets of so many inputs as one of the kinds of `Targets`; `asked` is the number of classes, where it was given.
+
+    Raises:
+        UserError: of no kind, not one for each input, or numbers where classes were asked for.
+    """
+    targets, samples = _array(value, name), len(inputs)
+    is_number = np.issubdtype(targets.dtype, np.floating)
+    if is_number and asked is None and targets.shape in ((samples,), (samples, *targets.shape[1:2])) and targets.size:
+        return _finite(targets, name)
+    if targets.dtype == np.bool_ and targets.ndim == 2 and len(targets) == samples and targets.size:
+        return np.require(targets, np.bool_, ["C", "W"])
+    is_class = targets.shape == (samples,)
+    is_next = targets.shape == inputs.shape and inputs.dtype == np.int64 and inputs.ndim == 2
+    if np.issubdtype(targets.dtype, np.integer) and (is_class or is_next):
+        return np.require(targets, np.int64, ["C", "W"])
+    other = "" if asked is None and is_class else f"; other kinds: {'; '.join(k.value for k in Targets)}"
+    raise UserError(
+        f"data: {name} are {targets.dtype} {targets.shape}; needed: an integer for each of {samples}{other}"
+    )
+
+
+def as_groups(
+    groups: object, tested: object, samples: int, test_samples: int
+) -> tuple[tuple[str, ...], Labels | None, Labels | None]:
+    """(names of the groups, number of each training sample's group, number of each test sample's); None where not given.
+
+    Raises:
+        UserError: not an integer or a name for each sample.
+    """
+    if groups is None:
+        if tested is not None:
+            raise UserError("data: test_groups without groups; needed: both, or groups alone")
+        return (), None, None
+    every = [_names(groups, samples, "groups")]
+    every += [] if tested is None else [_names(tested, test_samples, "test_groups")]
+    if len({array.dtype.kind == "U" for array in every}) > 1:
+        raise UserError(f"data: groups are {every[0].dtype}, test_groups {every[1].dtype}; needed: one kind")
+    names, numbers = np.unique(np.concatenate(every), return_inverse=True)
+    numbers = numbers.astype(np.int64)
+    return tuple(map(str, names)), numbers[:samples], None if tested is None else numbers[samples:]
+
+
+def _names(value: object, samples: int, name: str) -> Array:
+    found = _array(value, name)
+    if found.dtype == object and all(isinstance(one, str) for one in found.flat):
+        found = found.astype(str)
+    if found.shape != (samples,) or found.dtype.kind not in "Uiu":
+        raise UserError(
+            f"data: {name} are {found.dtype} {found.shape}; needed: an integer or a name for each of {samples}"
+        )
+    return found

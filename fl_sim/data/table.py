@@ -1,0 +1,295 @@
+"""Tables: a CSV or parquet file, or a folder with train*.csv and test*.csv; numbers as inputs, named columns as targets."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl_sim.core.errors import in_one_line
+from fl_sim.core.files import open_plain
+from fl_sim.core.lookup import nearest
+from fl_sim.core.parquet import read_schema, read_table
+from fl_sim.core.types import UserError
+from fl_sim.data.arrays import MOST_CLASSES, Labels
+from fl_sim.data.cache import Arrays, cached, content_key
+from fl_sim.data.kinds import Targets
+from fl_sim.data.listing import entries, listed, part_missing, unread
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+PARTS = ("train", "test")
+TEST = 0.2
+"""Share of a table's rows for its test set, where nobody says another."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What of a table or a text is read.
+
+    Attributes:
+        input: columns that a model gets; empty = all but `target` and `group`.
+        target: the column, or columns, to predict; empty where the source is no table.
+        group: the column of each row's group, such as its user or site; None = there are none.
+        test: share of the rows for the test set, where the table has no file of its own for it; None = `TEST`.
+        context: characters of a text that a model sees at once; None = `fl_sim.data.text.CONTEXT`.
+    """
+
+    input: tuple[str, ...] = ()
+    target: tuple[str, ...] = ()
+    group: str | None = None
+    test: float | None = None
+    context: int | None = None
+
+    @property
+    def asked(self) -> list[str]:
+        """The config's keys that are set."""
+        return [f"data.{name}" for name, value in asdict(self).items() if value not in ((), None)]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Columns that were found in a table, in order."""
+
+    inputs: tuple[str, ...]
+    targets: tuple[str, ...]
+    group: str | None
+
+
+def is_table(path: Path, columns: Columns) -> bool:
+    """Whether a path is read as a table: a CSV or parquet file, or a folder where a target column is named."""
+    return (path.suffix.lower() in READERS and path.is_file()) or (path.is_dir() and bool(columns.target))
+
+
+def read(path: Path, columns: Columns, targets: Targets) -> tuple[Arrays, list[str]]:
+    """Read a table, or take it from the cache: inputs float32 (N, features), targets of this kind, and groups.
+
+    Returns:
+        inputs, targets, and groups where there are some; each with `test_` before its name too where the table is a folder
+        with test files. And notes on what is not read.
+
+    Raises:
+        UserError: no such column, a column that holds something else than is needed, or values that are missing.
+        OSError: a file that cannot be read.
+    """
+    files = _files(path) if path.is_dir() else {"": [path]}
+    if path.is_dir() and columns.test is not None:
+        raise UserError(f"data.test = {columns.test:g}: {path} has test files of its own; leave data.test out")
+    used = [file for part in files.values() for file in part]
+    chosen = [_chosen(file, columns) for file in used]
+    for file, found in zip(used, chosen, strict=True):
+        if found != chosen[0]:
+            raise UserError(f"data.source: {used[0].name} and {file.name} have other columns")
+    key = json.dumps(["table/1", targets.name, asdict(columns)])
+
+    def decode() -> Arrays:
+        parts = {part: _part(some, chosen[0], targets) for part, some in files.items()}
+        arrays: Arrays = {f"{part}{name}": array for part, read in parts.items() for name, array in read.items()}
+        return _numbered(arrays, targets, chosen[0])
+
+    root = path if path.is_dir() else path.parent
+    arrays = dict(cached(content_key(key, root, used), decode))
+    notes = [str(note) for note in arrays.pop("notes", ())]
+    if path.is_dir():
+        notes = unread(sorted(set(entries(path)) - set(used)), path, "train*.csv and test*.csv, or .parquet") + notes
+    return arrays, notes
+
+
+def _files(folder: Path) -> Mapping[str, Sequence[Path]]:
+    """Prefix of the arrays' names -> files of that part."""
+    inside = [path for path in entries(folder) if path.suffix.lower() in READERS and path.is_file()]
+    parts = {part: [path for path in inside if path.name.startswith(part)] for part in PARTS}
+    for part, files in parts.items():
+        if not files:
+            raise part_missing(folder, f"file {part}*.csv or {part}*.parquet")
+    return {"": parts["train"], "test_": parts["test"]}
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Errors of reading one file as a line that names it."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except UserError:
+        raise
+    except (pa.ArrowException, ValueError) as error:
+        raise UserError(f"data.source: {path.name}: unreadable table: {in_one_line(error)}") from error
+
+
+def _chosen(path: Path, columns: Columns) -> Chosen:
+    """The columns of a file that are read. Raises UserError where it lacks one that is named."""
+    with _named(path):
+        names = READERS[path.suffix.lower()].names(path)
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(f"data.source: {path.name} has several columns {twice[0]!r}")
+    if not columns.target:
+        raise UserError(f"data.target is not set: {path.name} has the columns {listed(names)}; name the one to predict")
+    asked = [("input", name) for name in columns.input] + [("target", name) for name in columns.target]
+    for key, name in [*asked, *([("group", columns.group)] if columns.group is not None else [])]:
+        if name not in names:
+            raise UserError(f"data.{key}: {path.name} has no column {name!r}{nearest(name, names)}")
+    rest = tuple(name for name in names if name not in (*columns.target, columns.group))
+    inputs = columns.input or rest
+    if both := [name for name in inputs if name in columns.target]:
+        raise UserError(f"data.input: {both[0]!r} is data.target too: what is to be predicted is no input")
+    if not inputs:
+        raise UserError(f"data.input: {path.name} has no column beside data.target and data.group")
+    return Chosen(inputs, columns.target, columns.group)
+
+
+def _part(files: Sequence[Path], chosen: Chosen, targets: Targets) -> Arrays:
+    """The rows of all files, in order; classes and groups as values, which are numbered later."""
+    tables = []
+    for path in files:
+        wanted = [*chosen.inputs, *chosen.targets, *([chosen.group] if chosen.group is not None else [])]
+        with _named(path):
+            tables.append(READERS[path.suffix.lower()].read(path, list(dict.fromkeys(wanted))))
+    rows = sum(len(table) for table in tables)
+    if not rows:
+        raise UserError(f"data.source: {files[0].name}: no rows")
+    inputs = np.empty((rows, len(chosen.inputs)), dtype=np.float32)
+    at = 0
+    for path, table in zip(files, tables, strict=True):
+        for number, name in enumerate(chosen.inputs):
+            inputs[at : at + len(table), number] = _numbers(table[name], path, name)
+        at += len(table)
+    found = [
+        np.concatenate([TARGETS[targets](t[name], p, name) for p, t in zip(files, tables, strict=True)])
+        for name in chosen.targets
+    ]
+    if len(found) > 1 and targets is Targets.CLASSES:
+        raise UserError(f"data.target: {len(found)} columns; a classification has one; task = 'multilabel' has several")
+    one = found[0] if len(found) == 1 and targets is not Targets.LABELS else np.stack(found, axis=1)
+    arrays: Arrays = {"inputs": inputs, "targets": one}
+    if chosen.group is not None:
+        groups = [_values(table[chosen.group], path, chosen.group) for path, table in zip(files, tables, strict=True)]
+        arrays["groups"] = np.concatenate(groups)
+    return arrays
+
+
+def _there(column: pa.ChunkedArray, path: Path, name: str) -> pa.ChunkedArray:
+    """The column, a dictionary's as its values. Raises UserError where values are missing."""
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if column.null_count:
+        first = int(column.is_null().to_numpy().argmax())
+        raise UserError(
+            f"data.source: {path.name}: column {name!r}: {column.null_count} values are missing, the first in row {first}; "
+            "fill them in, or leave the rows out"
+        )
+    return column
+
+
+def _numbers(column: pa.ChunkedArray, path: Path, name: str) -> NDArray[np.float32]:
+    """float32 numbers."""
+    import pyarrow as pa
+
+    column = _there(column, path, name)
+    where, kind = f"data.source: {path.name}: column {name!r}", column.type
+    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
+        raise UserError(f"{where} holds {_told(column)}; needed: numbers, in every row")
+    numbers: NDArray[np.float32] = column.to_numpy().astype(np.float32)
+    if not (finite := np.isfinite(numbers)).all():
+        row = int((~finite).argmax())
+        raise UserError(f"{where} holds NaN or infinity, first in row {row}; needed: finite numbers of float32")
+    return numbers
+
+
+def _told(column: pa.ChunkedArray) -> str:
+    """The type of a column that is not what it should be; of text, the first value that is no number."""
+    import pyarrow as pa
+
+    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+        return str(column.type)
+    for row, value in enumerate(column.to_pylist()):
+        try:
+            float(value)
+        except ValueError:
+            return f"text, for instance {value[:40]!r} in row {row}"
+    return "text"
+
+
+def _values(column: pa.ChunkedArray, path: Path, name: str) -> NDArray[np.generic]:
+    """Integers or names, one a row: classes or groups."""
+    import pyarrow as pa
+
+    column, kind = _there(column, path, name), column.type
+    if pa.types.is_boolean(column.type) or pa.types.is_integer(column.type):
+        integers: Labels = column.to_numpy().astype(np.int64)
+        return integers
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        return np.array(column.to_pylist(), dtype=str)
+    raise UserError(f"data.source: {path.name}: column {name!r} holds {kind}; needed: integers or names")
+
+
+def _labels(column: pa.ChunkedArray, path: Path, name: str) -> NDArray[np.bool_]:
+    """Truth values, also written as 0 and 1."""
+    numbers = _numbers(column, path, name)
+    if wrong := [float(value) for value in np.unique(numbers) if value not in (0, 1)]:
+        raise UserError(f"data.source: {path.name}: column {name!r} holds {wrong[0]:g}; needed: 0 and 1")
+    return numbers.astype(np.bool_)
+
+
+TARGETS: Mapping[Targets, Callable[[pa.ChunkedArray, Path, str], NDArray[np.generic]]] = {
+    Targets.CLASSES: _values,
+    Targets.NUMBERS: _numbers,
+    Targets.LABELS: _labels,
+}
+"""Kind of targets -> how a target column is read; a table holds no sequences of tokens."""
+
+
+def _numbered(arrays: Arrays, targets: Targets, chosen: Chosen) -> Arrays:
+    """The arrays with classes as numbers, in the order of their values; and notes on that. `Data.of` numbers groups."""
+    made, notes = dict(arrays), []
+    if targets is Targets.CLASSES:
+        notes = _number(made, "targets", f"classes of column {chosen.targets[0]!r}")
+    return {**made, "notes": np.array(notes)} if notes else made
+
+
+def _number(arrays: Arrays, name: str, what: str) -> list[str]:
+    parts = [key for key in (name, f"test_{name}") if key in arrays]
+    values, numbers = np.unique(np.concatenate([arrays[key] for key in parts]), return_inverse=True)
+    if len(values) > MOST_CLASSES:
+        raise UserError(f"data.source: {len(values)} {what}; allowed: {MOST_CLASSES}")
+    cuts = np.cumsum([len(arrays[key]) for key in parts])[:-1]
+    for key, part in zip(parts, np.split(numbers.astype(np.int64), cuts), strict=True):
+        arrays[key] = part
+    as_they_are = np.array_equal(values, np.arange(len(values)))
+    return [] if as_they_are else [f"{what}, from 0: {listed([str(value) for value in values])}"]
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reader of one file format: the names of its columns, and some of its columns as a table."""
+
+    names: Callable[[Path], list[str]]
+    read: Callable[[Path, list[str]], pa.Table]
+
+
+def _csv(path: Path, columns: list[str] | None) -> pa.Table:
+    """The columns of a CSV file, or its first row alone. Raises as pyarrow does."""
+    from pyarrow import csv
+
+    options = csv.ReadOptions(use_threads=False)
+    convert = csv.ConvertOptions(include_columns=columns)
+    with open_plain(path) as stream:
+        if columns is None:
+            return csv.open_csv(stream, read_options=options).read_next_batch()
+        return csv.read_csv(stream, read_options=options, convert_options=convert)
+
+
+READERS: Mapping[str, Reader] = {
+    ".csv": Reader(lambda path: list(_csv(path, None).schema.names), _csv),
+    ".parquet": Reader(lambda path: list(read_schema(path).names), lambda path, columns: read_table(path, columns)),
+}

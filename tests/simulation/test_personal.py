@@ -1,0 +1,92 @@
+"""Personal parts: trained by each client, kept in its state, never sent; measured on the clients that have them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from federation import run_tiny, same, tiny
+from interruption import KillAfter, Killed
+
+from fl_sim import UserError, run
+from fl_sim.models import build, personal_names
+from fl_sim.models.parameters import snapshot
+from fl_sim.simulation.client_side import host_of
+from fl_sim.simulation.federation import Federation
+
+FEDPER = ("model.personal=head", "evaluate.clients=4")
+
+
+def test_what_is_personal_travels_neither_way(tmp_path: Path) -> None:
+    whole, split = run_tiny(tmp_path / "whole", "evaluate.clients=4"), run_tiny(tmp_path / "split", *FEDPER)
+    head = [name for name in snapshot(build("cnn_bn", in_channels=1, image_size=8)) if name.startswith("11.")]
+    assert set(whole.params) - set(split.params) == set(head)
+    held = sum(whole.params[name].numel() for name in head)
+    assert whole.results.trainable_params - split.results.trainable_params == held
+    messages = whole.ledger.messages(phase="train")
+    sections = [
+        sum(report.ledger.total(where={"section": each})[()] for each in ("values", "dense"))
+        for report in (whole, split)
+    ]
+    evaluations = 4 * 2
+    assert sections[0] - sections[1] == 4 * held * (sum(messages.values()) + evaluations)
+
+
+@pytest.mark.parametrize("engine", ["workers", "cohort"])
+def test_every_engine_keeps_them_alike(engine: str, tmp_path: Path) -> None:
+    overrides = (*FEDPER, "training.steps=2", "rounds=3")
+    one = run_tiny(tmp_path / "inline", *overrides)
+    other = run_tiny(tmp_path / engine, *overrides, f"engine={engine}", "workers.count=2")
+    if engine == "workers":
+        same(one, other)
+    assert one.rounds[-1]["accuracy"] == pytest.approx(other.rounds[-1]["accuracy"], abs=0.05)
+
+
+def test_a_stopped_run_finds_them_again(tmp_path: Path) -> None:
+    whole = run_tiny(tmp_path / "whole", *FEDPER, "rounds=3")
+    experiment = tiny(tmp_path / "parts", *FEDPER, "rounds=3")
+    with pytest.raises(Killed):
+        run(experiment, KillAfter(2))
+    same(whole, run(experiment, resume=True))
+
+
+def test_a_client_measures_its_own_head(tmp_path: Path) -> None:
+    """Each client has two of ten digits: heads of their own know which, one head for all does not."""
+    skewed = ("data.partition=shards", "rounds=4", "data.clients=5", "cohort.size=5", "evaluate.clients=5")
+    shared = run_tiny(tmp_path / "shared", *skewed)
+    own = run_tiny(tmp_path / "own", *skewed, "model.personal=head")
+    assert own.rounds[-1]["clients_accuracy"] > shared.rounds[-1]["clients_accuracy"] + 0.1
+    assert own.rounds[-1]["accuracy"] == own.rounds[-1]["clients_accuracy"]
+    assert own.rounds[-1]["clients_accuracy_p10"] <= own.rounds[-1]["clients_accuracy_p90"]
+    assert own.results.score.final == own.rounds[-1]["accuracy"]
+
+
+def test_the_seed_of_the_run_makes_the_first_heads(tmp_path: Path) -> None:
+    for seed in (0, 3):
+        federation = Federation.build(tiny(tmp_path, *FEDPER, f"seed={seed}"), quiet=True)
+        host = host_of(federation, federation.first)
+        built = snapshot(build("cnn_bn", in_channels=1, image_size=8, seed=seed))
+        assert torch.equal(host.rebuild(0)["11.weight"], built["11.weight"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["model.personal=head"], "the server holds no trained personal parts, so that clients measure"),
+        (["model.personal=tail", "evaluate.clients=2"], "model.personal = 'tail': 'tail' selects no trained parameter"),
+        (["model.personal=*", "evaluate.clients=2"], "selects every trained parameter, so that nothing is shared"),
+        ([*FEDPER, 'capacities=[{name="mlp"}]'], "model.personal = 'head': not with capacities"),
+        ([*FEDPER, "model.trainable=batchnorm"], "'head' selects no trained parameter"),
+    ],
+)
+def test_what_cannot_be_personal_is_one_line(overrides: list[str], words: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        run(tiny(tmp_path, *overrides))
+    assert words in str(caught.value)
+
+
+def test_batchnorm_is_personal_by_its_role() -> None:
+    model = build("cnn_bn", in_channels=1, image_size=8)
+    assert all(name.split(".")[0] in {"1", "4", "7"} for name in personal_names(model, "batchnorm"))
+    assert len(personal_names(model, "batchnorm+head")) == len(personal_names(model, "batchnorm")) + 2

@@ -329,7 +329,7 @@ class WireSection(Section):
         description="error feedback: each client adds what its last upload left out to its next one. The default mean then "
         "divides by all clients of a round",
     )
-    record_masks: bool = Field(False, description="save all masks that are sent, for `fl-sim replay --mask`")
+    record_masks: bool = Field(False, description="save all masks that are sent, for `fl-sim replay RUN --mask NAME`")
     record_payloads: int = Field(
         0,
         ge=0,

@@ -17,8 +17,9 @@ from fl_sim.cli import main
 ROOT = Path.cwd()
 PAGES = [Path("README.md"), Path("CONTRIBUTING.md"), *sorted(Path("docs").glob("*.md"))]
 README = Path("README.md").read_text(encoding="utf-8")
-ELSEWHERE = {"docs/plugging_in.md", "docs/adaptive_pruning.md", "docs/doctor.md", "docs/tutorial.md"}
-"""Pages whose Python needs a folder of its own: test_plugging_in.py, test_doctor_table.py, test_skipping.py, test_tutorial.py."""
+ELSEWHERE = {"docs/plugging_in.md", "docs/adaptive_pruning.md", "docs/doctor.md", "docs/tutorial.md", "docs/data.md"}
+"""Pages whose Python needs a folder of its own: test_plugging_in.py, test_doctor_table.py, test_skipping.py, test_tutorial.py,
+test_data_page.py."""
 
 
 def blocks(page: Path, language: str) -> list[str]:

@@ -90,7 +90,7 @@ class Cohorts:
 def _ask(grid: Grid, world: World) -> dict[int, int]:
     messages = [Message(RecordDict(), node, MessageType.QUERY, group_id="0") for node in sorted(grid.get_node_ids())]
     replies = [reply for reply in grid.send_and_receive(messages, timeout=60) if reply.has_content()]
-    told = {r.metadata.src_node_id: r.content.config_records[wire.CONFIG] for r in replies}
-    for node, record in told.items():
+    answers = {r.metadata.src_node_id: r.content.config_records[wire.CONFIG] for r in replies}
+    for node, record in answers.items():
         require_same(world, {name: str(record[name]) for name in world if name in record}, f"node {node}")
-    return {node: int(str(record[PARTITION])) for node, record in told.items()}
+    return {node: int(str(record[PARTITION])) for node, record in answers.items()}

@@ -181,4 +181,4 @@ class DownlinkSender:
         for client in saved.answered:
             self.client_masks.learned(client, saved.held_masks.get(client))
         if self.published is not None:
-            self.published.restore(saved.published, saved.holders)
+            self.published.restore(saved.published, saved.client_versions)

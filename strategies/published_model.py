@@ -1,4 +1,4 @@
-"""The books of a sparse broadcast: what was published, the changes that led to it, and who holds which version.
+"""Server of a sparse broadcast: the published model, the deltas that led to it, and the version that each client holds.
 
 See `fl_sim.communication.sparse_broadcast` for what travels and how a client reads it.
 """
@@ -17,9 +17,9 @@ from fl_sim.communication.messages import Exchange
 from fl_sim.communication.sparse_broadcast import (
     REST,
     WHOLE,
+    Delta,
     EncodedModel,
     SparseBroadcast,
-    Step,
     digest,
     join_framed,
 )
@@ -29,24 +29,25 @@ from fl_sim.core.types import Mask, Params, UserError
 from fl_sim.sparsity import global_topk, magnitude, topk_mask
 from fl_sim.sparsity.masks import alive
 
-MODEL, MASK, COUNTERS, STEP, NEW_MASK = "model", "mask", "counters", "change.", "new-mask."
+# The keys of a checkpoint's tensors.
+MODEL, MASK, COUNTERS, DELTA, NEW_MASK = "model", "mask", "counters", "change.", "new-mask."
 UNKNOWN = -1
 """The version that a client holds after it failed, and the round before the first."""
 
 
 @dataclass
 class SparseBroadcastServer:
-    """The published model and its history, as far back as the changes are smaller than the model.
+    """The published model and its deltas, as far back as they are together smaller than the model.
 
     Attributes:
         rule: how much is published.
         exchange: what the federation exchanges.
         seed: of the run.
         model: the last published model, flat; before the first one the seeded model, which is version 0.
-        version: its number.
-        behind: rounds behind it.
-        steps: version -> the change that led to it.
-        holders: client -> version; whoever is not named was never told any, so it has what it makes itself: version 0.
+        version: number of the last published model.
+        after_round: round after which the last model was published; 0 = before round 1, -1 = not yet.
+        deltas: version -> the delta that led to it.
+        client_versions: client -> version that it holds, -1 = unknown. Clients not listed hold version 0, the seeded model.
         pruning_mask: the pruning mask of `model`.
     """
 
@@ -55,9 +56,9 @@ class SparseBroadcastServer:
     seed: int
     model: Tensor
     version: int = 0
-    behind: int = UNKNOWN
-    steps: dict[int, Step] = field(default_factory=dict)
-    holders: dict[int, int] = field(default_factory=dict)
+    after_round: int = UNKNOWN
+    deltas: dict[int, Delta] = field(default_factory=dict)
+    client_versions: dict[int, int] = field(default_factory=dict)
     pruning_mask: Mask | None = None
     _encoded: dict[tuple[int | None, bytes], EncodedModel] = field(default_factory=dict)
 
@@ -73,23 +74,23 @@ class SparseBroadcastServer:
     def _part(self) -> Schema:
         return self.exchange.schema.prunable_part
 
-    def publish(self, behind: int, params: Params, pruning_mask: Mask | None) -> None:
-        """Publish the global model after so many rounds, once; under a new mask all that it leaves alive."""
-        if behind == self.behind:
+    def publish(self, after_round: int, params: Params, pruning_mask: Mask | None) -> None:
+        """Publish the global model after a round, once for each round; under a new mask all weights that the mask keeps."""
+        if after_round == self.after_round:
             return
-        self.behind = behind
+        self.after_round = after_round
         schema, count = self.exchange.schema, self.exchange.schema.prunable_size
         flat, old = schema.flat(params), self._part.view(self.model[:count])
         masks = not _same(pruning_mask, self.pruning_mask, schema)
         if masks or not torch.equal(flat[:count], self.model[:count]):
             new = self._part.view(flat[:count])
             # Before the first round only given weights are not what every party makes: they are published whole.
-            chosen = pruning_mask if masks or behind == 0 else self._largest(new, old)
-            coding, seed = self.rule.coding, derive(self.seed, behind, Purpose.ENCODING)
+            chosen = pruning_mask if masks or after_round == 0 else self._largest(new, old)
+            coding, seed = self.rule.coding, derive(self.seed, after_round, Purpose.ENCODING)
             data = coding.encode(new, chosen, old, schema=self._part, held_mask=None, seed=seed)
             self.version += 1
-            self.steps[self.version] = step = Step(data, masks)
-            self.model, _ = step.apply(self.model, coding, self.exchange)
+            self.deltas[self.version] = delta = Delta(data, masks)
+            self.model, _ = delta.apply(self.model, coding, self.exchange)
         self.model = torch.cat([self.model[:count], flat[count:]])
         self.pruning_mask = pruning_mask
         self._encoded.clear()
@@ -103,31 +104,31 @@ class SparseBroadcastServer:
     def _forget_old(self) -> None:
         """Forget a change once it and those after it cost more than all prunable values."""
         total, kept = 0, {}
-        for version, step in reversed(self.steps.items()):
-            total += len(step.data)
+        for version, delta in reversed(self.deltas.items()):
+            total += len(delta.data)
             if total > self._part.nbytes:
                 break
-            kept[version] = step
-        self.steps = dict(reversed(kept.items()))
+            kept[version] = delta
+        self.deltas = dict(reversed(kept.items()))
 
     def encoded(self, client: int, held_mask: Mask | None) -> EncodedModel:
         """Encode the published model for a client; `held_mask` is the pruning mask that it holds."""
-        base = self.holders.get(client, 0)
-        steps = self._since(base)
+        base = self.client_versions.get(client, 0)
+        deltas = self._since(base)
         key = (
-            base if steps is not None else None,
-            b"" if held_mask is None or steps is not None else codecs.mask_hash(held_mask),
+            base if deltas is not None else None,
+            b"" if held_mask is None or deltas is not None else codecs.mask_hash(held_mask),
         )
         if key not in self._encoded:
-            self._encoded[key] = self._whole(held_mask) if steps is None else self._changes(base, steps)
+            self._encoded[key] = self._whole(held_mask) if deltas is None else self._changes(base, deltas)
         return self._encoded[key]
 
-    def _since(self, base: int) -> list[Step] | None:
+    def _since(self, base: int) -> list[Delta] | None:
         """The changes that a holder of `base` lacks; None where they are forgotten, or a whole model is smaller."""
-        steps = [step for version, step in self.steps.items() if version > base]
+        deltas = [delta for version, delta in self.deltas.items() if version > base]
         values = self.exchange.schema.prunable_size if self.pruning_mask is None else alive(self.pruning_mask)
-        known = base != UNKNOWN and len(steps) == self.version - base
-        return steps if known and sum(len(step.data) for step in steps) <= 4 * values else None
+        known = base != UNKNOWN and len(deltas) == self.version - base
+        return deltas if known and sum(len(delta.data) for delta in deltas) <= 4 * values else None
 
     def _whole(self, held_mask: Mask | None) -> EncodedModel:
         data = WHOLE.encode(
@@ -135,38 +136,40 @@ class SparseBroadcastServer:
         )
         return EncodedModel(data, self.pruning_mask, BroadcastHeader(self.version, None, WHOLE.content))
 
-    def _changes(self, base: int, steps: Sequence[Step]) -> EncodedModel:
+    def _changes(self, base: int, deltas: Sequence[Delta]) -> EncodedModel:
         schema = self.exchange.schema
         other = schema.other_part.view(self.model[schema.prunable_size :])
         rest = REST.encode(other, None, other, schema=schema.other_part, held_mask=None, seed=0)
-        masks = [codecs.decode(step.data, schema=self._part)[1] for step in steps]
+        masks = [codecs.decode(delta.data, schema=self._part)[1] for delta in deltas]
         travelled = torch.zeros(schema.prunable_size, dtype=torch.bool)
         for mask in masks:
             travelled |= True if mask is None else self._part.flat_mask(mask)
         start = self._start if base == 0 else b""
-        brings_mask = bytes(step.masks for step in steps)
+        brings_mask = bytes(delta.masks for delta in deltas)
         header = BroadcastHeader(self.version, base, self.rule.coding.content, brings_mask, start)
-        data = join_framed([*(step.data for step in steps), rest])
+        data = join_framed([*(delta.data for delta in deltas), rest])
         return EncodedModel(data, schema.view_mask(travelled), header)
 
     def learned(self, client: int) -> None:
-        """The client answered, so it holds the last published model."""
-        self.holders[client] = self.version
+        """Note that a client answered, so that it holds the last published model."""
+        self.client_versions[client] = self.version
 
     def forget(self, client: int) -> None:
-        """The client failed: what it holds is unknown."""
-        self.holders[client] = UNKNOWN
+        """Note that a client failed, so that the version it holds is unknown."""
+        self.client_versions[client] = UNKNOWN
 
     def kept(self) -> Mapping[str, Tensor]:
-        """Tensors that a checkpoint keeps beside `holders`."""
-        steps = {
-            (NEW_MASK if step.masks else STEP) + str(version): torch.frombuffer(bytearray(step.data), dtype=torch.uint8)
-            for version, step in self.steps.items()
+        """Tensors that a checkpoint keeps beside `client_versions`."""
+        deltas = {
+            (NEW_MASK if delta.masks else DELTA) + str(version): torch.frombuffer(
+                bytearray(delta.data), dtype=torch.uint8
+            )
+            for version, delta in self.deltas.items()
         }
         mask = {} if self.pruning_mask is None else {MASK: self.exchange.schema.flat_mask(self.pruning_mask)}
-        return {MODEL: self.model, COUNTERS: torch.tensor([self.version, self.behind]), **steps, **mask}
+        return {MODEL: self.model, COUNTERS: torch.tensor([self.version, self.after_round]), **deltas, **mask}
 
-    def restore(self, kept: Mapping[str, Tensor], holders: Mapping[int, int]) -> None:
+    def restore(self, kept: Mapping[str, Tensor], client_versions: Mapping[int, int]) -> None:
         """Invert `kept`.
 
         Raises:
@@ -174,16 +177,16 @@ class SparseBroadcastServer:
         """
         if COUNTERS not in kept:
             raise UserError("this checkpoint of a sparse broadcast is of an earlier version: start the run again")
-        self.version, self.behind = kept[COUNTERS].tolist()
-        steps = {}
+        self.version, self.after_round = kept[COUNTERS].tolist()
+        deltas = {}
         for name, data in kept.items():
             prefix, dot, number = name.rpartition(".")
             if dot:
-                steps[int(number)] = Step(data.numpy().tobytes(), prefix + dot == NEW_MASK)
-        self.steps = dict(sorted(steps.items()))
+                deltas[int(number)] = Delta(data.numpy().tobytes(), prefix + dot == NEW_MASK)
+        self.deltas = dict(sorted(deltas.items()))
         self.model = kept[MODEL]
         self.pruning_mask = self.exchange.schema.view_mask(kept[MASK]) if MASK in kept else None
-        self.holders = dict(holders)
+        self.client_versions = dict(client_versions)
 
 
 def _same(first: Mask | None, second: Mask | None, schema: Schema) -> bool:

@@ -104,7 +104,7 @@ class SparseServer:
             simulated_s=self.receiver.simulated_s,
             failures=dict(self.failures),
             published={} if published is None else dict(published.kept()),
-            holders={} if published is None else dict(published.holders),
+            client_versions={} if published is None else dict(published.client_versions),
         )
 
     def restore(self, saved: ServerSnapshot) -> None:

@@ -3,13 +3,15 @@
 The server *publishes* a model of its own making: the last published one plus the largest changes of the global model,
 in the value type of the downlink. What that leaves out stays in the difference between the two and is offered again
 (error feedback at the server; Tang et al., 2019, DoubleSqueeze, algorithm 1; Sattler et al., 2019, section 5). Every
-client trains on the published model, whichever one it held before, bit for bit (`strategies.published_model` keeps the books):
+client trains on the published model, whichever one it held before, bit for bit; `strategies.published_model` keeps the
+version of each client:
 
-    held the last one        the last change, sparse, in its value type
-    held an older one        the changes since, one after another
-    was never told any       the same, from the seeded model, which it makes itself; a hash proves that it came out equal
-    failed, or so long ago   the whole model as float32
-      that this is smaller
+    held version             what is sent
+    the last one             the last delta, sparse, in its value type
+    an older one             the deltas since then, one after another
+    none yet (version 0)     the same, from the seeded model; a hash proves that client and server built the same one
+    unknown, or so old that  the whole model as float32
+      this is smaller
 
 A new pruning mask is a change of all that it leaves alive, and brings the mask. What is not prunable travels whole, once.
 """
@@ -59,7 +61,7 @@ class SparseBroadcast:
 
 
 @dataclass(frozen=True)
-class Step:
+class Delta:
     """A delta: one published change of the prunable parameters.
 
     Attributes:
@@ -128,8 +130,8 @@ class EncodedModel:
         """Describe the payload's sections for a receiver that holds this pruning mask."""
         if self.header is None or self.header.base is None:
             return codecs.describe(self.data, schema=schema, held_mask=held_mask)
-        *steps, rest = split_framed(self.data)
-        described = [codecs.describe(data, schema=schema.prunable_part) for data in steps]
+        *deltas, rest = split_framed(self.data)
+        described = [codecs.describe(data, schema=schema.prunable_part) for data in deltas]
         described.append(codecs.describe(rest, schema=schema.other_part))
         return Description.of_several(described, framing=len(described) * LENGTH.size)
 
@@ -164,12 +166,12 @@ def received(
         raise ValueError(f"the payload changes model {header.base}, which this client does not hold")
     if header.start and header.start != digest(before, exchange):
         raise ValueError("the seeded model made here is not the server's: model, initialisation or versions differ")
-    *steps, rest = split_framed(data) or [memoryview(b"")]
-    if len(steps) != len(header.masks):
-        raise CorruptPayload(f"{len(steps)} deltas where {len(header.masks)} are due")
+    *deltas, rest = split_framed(data) or [memoryview(b"")]
+    if len(deltas) != len(header.masks):
+        raise CorruptPayload(f"{len(deltas)} deltas where {len(header.masks)} are due")
     coding, model = Coding(content=header.content), before
-    for step, masks in zip(steps, header.masks, strict=True):
-        model, chosen = Step(step, bool(masks)).apply(model, coding, exchange)
+    for delta, masks in zip(deltas, header.masks, strict=True):
+        model, chosen = Delta(delta, bool(masks)).apply(model, coding, exchange)
         held_mask = chosen if masks else held_mask
     others, _ = codecs.decode(rest, schema=schema.other_part)
     return torch.cat([model[: schema.prunable_size], schema.other_part.flat(others)]), held_mask

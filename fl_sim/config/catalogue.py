@@ -55,11 +55,11 @@ def _schedules() -> dict[str, str]:
 
 def _prune_methods() -> dict[str, str]:
     """By what each differs from the others: its score, or how it allocates what stays."""
-    told: dict[str, object] = dict(METHODS)
+    lines: dict[str, object] = dict(METHODS)
     for name, method in METHODS.items():
         if isinstance(method, ByScore):
-            told[name] = method.allocate if method.score is magnitude else method.score
-    return _lines(told)
+            lines[name] = method.allocate if method.score is magnitude else method.score
+    return _lines(lines)
 
 
 def catalogue() -> Mapping[str, Mapping[str, str]]:

@@ -33,7 +33,7 @@ class ServerSnapshot:
         simulated_s: seconds on the virtual clock.
         failures: failed client tasks so far, by kind.
         published: tensors of a sparse broadcast (`strategies.published_model.SparseBroadcastServer`).
-        holders: client -> version of the published model that it holds.
+        client_versions: client -> version of the published model that it holds.
     """
 
     round: int
@@ -45,7 +45,7 @@ class ServerSnapshot:
     simulated_s: float = 0.0
     failures: Mapping[str, int] = field(default_factory=dict)
     published: Params = field(default_factory=dict)
-    holders: Mapping[int, int] = field(default_factory=dict)
+    client_versions: Mapping[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -53,8 +53,13 @@ class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Part(_Record):
-    """A piece of a log that only grows: the object that holds it, and how many entries the log has with it."""
+class Chunk(_Record):
+    """Chunk of a log that only grows.
+
+    Attributes:
+        name: the object that holds the chunk.
+        stop: number of the log's entries up to the end of the chunk.
+    """
 
     name: ObjectName
     stop: Count
@@ -64,9 +69,10 @@ class ServerRecord(_Record):
     """The server's side of one model: a `ServerSnapshot` without its round.
 
     Attributes:
-        tensors: the object that holds params, mask, memory and what was published.
-        held: mask object -> the clients that hold it.
-        answered, holders, simulated_s, failures: as in `ServerSnapshot`.
+        tensors: the object that holds parameters, pruning mask, optimizer memory and the sparse broadcast.
+        held: object of a pruning mask -> clients that hold the mask.
+        answered, simulated_s, failures: as in `ServerSnapshot`.
+        holders: client -> version, `ServerSnapshot.client_versions`.
     """
 
     tensors: ObjectName
@@ -87,7 +93,7 @@ class Manifest(_Record):
         training_s, wall_s: seconds spent so far.
         models: the server's side of each model, in the order of the config.
         clients: partition -> record of its kept state -> object.
-        ledger, rounds, masks: parts of the three logs, in order.
+        ledger, rounds, masks: chunks of the three logs, in order.
     """
 
     format: Literal["fl_sim.checkpoint/2"] = "fl_sim.checkpoint/2"
@@ -100,17 +106,17 @@ class Manifest(_Record):
     wall_s: Seconds
     models: list[ServerRecord]
     clients: dict[Count, dict[str, ObjectName]]
-    ledger: list[Part]
-    rounds: list[Part]
-    masks: list[Part]
+    ledger: list[Chunk]
+    rounds: list[Chunk]
+    masks: list[Chunk]
 
     @property
     def objects(self) -> set[str]:
         """Every object that this checkpoint needs."""
-        parts = [part.name for log_ in (self.ledger, self.rounds, self.masks) for part in log_]
+        chunks = [chunk.name for log_ in (self.ledger, self.rounds, self.masks) for chunk in log_]
         kept = [name for records in self.clients.values() for name in records.values()]
         servers = [name for model in self.models for name in (model.tensors, *model.held)]
-        return {*servers, *parts, *kept}
+        return {*servers, *chunks, *kept}
 
 
 class Checkpoints:

@@ -16,20 +16,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.numpy import save as write_arrays
-from safetensors.torch import load as read_tensors
 
-from fl_sim.codecs import Schema
 from fl_sim.communication.ledger import Ledger
 from fl_sim.communication.mask_log import MaskRecorder
-from fl_sim.communication.messages import pack_mask, unpack_mask
 from fl_sim.core.parquet import encoded
-from fl_sim.core.types import FlatMask, Params, UserError
+from fl_sim.core.types import UserError
 from fl_sim.runtime.grids.base import LocalGrid
 from fl_sim.runtime.server_context import ServerSnapshot
 from fl_sim.runtime.state.client_states import ClientStates
 from fl_sim.runtime.worlds import require_same
-from fl_sim.simulation.checkpoint_store import Damaged, Manifest, Part, Put, ServerRecord
+from fl_sim.simulation.checkpoint_snapshot import put_snapshot, read_snapshot
+from fl_sim.simulation.checkpoint_store import Chunk, Damaged, Manifest, Put
 from fl_sim.simulation.federation import Federation
 from fl_sim.simulation.round_hooks import Row
 from fl_sim.simulation.run_folder import RunFolder
@@ -41,16 +38,15 @@ FULL = 1 << 14
 """Entries of a chunk that is not written again: what a checkpoint holds in memory stays bounded, however long the run."""
 UNREADABLE = (ValueError, LookupError, TypeError, ArithmeticError, struct.error, RecursionError, SafetensorError)
 """What reading bytes raises whose checksum is right and which no run wrote."""
-PARAMS, MEMORY, PUBLISHED, MASK = "params.", "memory.", "published.", "mask"
 
 
-def grown(parts: list[Part], length: int, *, full: int = FULL) -> tuple[list[Part], int]:
-    """(parts to keep, first entry of the next part) for a log that now has `length` entries.
+def grown(chunks: list[Chunk], length: int, *, full: int = FULL) -> tuple[list[Chunk], int]:
+    """(chunks to keep, first entry of the next chunk) for a log that now has `length` entries.
 
-    A part no longer than what follows it is written again with it, as in a binary counter: of the entries after the last
-    full part there are O(log full) parts, and an entry is written O(log full) times.
+    A chunk no longer than what follows it is written again with it, as in a binary counter: of the entries after the last
+    full chunk there are O(log full) chunks, and an entry is written O(log full) times.
     """
-    kept, stop = list(parts), parts[-1].stop if parts else 0
+    kept, stop = list(chunks), chunks[-1].stop if chunks else 0
     while kept:
         start = kept[-2].stop if len(kept) > 1 else 0
         if stop - start > length - stop or max(stop - start, length - stop) >= full:
@@ -117,7 +113,7 @@ class CheckpointHook:
         self.saved_round, self.seconds, self._started = 0, 0.0, time.perf_counter()
         self._clients: tuple[LocalGrid, ClientStates] | None = None
         self._objects: dict[bytes, str] = {}
-        self._parts: dict[str, list[Part]] = {}
+        self._chunks: dict[str, list[Chunk]] = {}
 
     def attach(self, grid: LocalGrid, states: ClientStates) -> None:
         """Save the clients of this Grid too: their `states` and the Grid's count of messages. Without it nothing is saved."""
@@ -160,7 +156,7 @@ class CheckpointHook:
             messages=grid.numbered,
             training_s=self.seconds,
             wall_s=self.wall_s,
-            models=[_record(put, each) for each in saved],
+            models=[put_snapshot(put, each) for each in saved],
             clients=self._put_clients(put, states),
             ledger=self._put_log(put, "ledger"),
             rounds=self._put_log(put, "rounds"),
@@ -175,15 +171,15 @@ class CheckpointHook:
         self._objects = named
         return {client: {key: named[blob] for key, blob in records.items()} for client, records in kept.items()}
 
-    def _put_log(self, put: Put, name: str) -> list[Part]:
+    def _put_log(self, put: Put, name: str) -> list[Chunk]:
         if (log_ := self._logs().get(name)) is None:
             return []
-        length, parts = log_.length(), self._parts.get(name, [])
-        if length != (parts[-1].stop if parts else 0):
-            parts, start = grown(parts, length)
-            parts = [*parts, Part(name=put(log_.since(start)), stop=length)]
-        self._parts[name] = parts
-        return parts
+        length, chunks = log_.length(), self._chunks.get(name, [])
+        if length != (chunks[-1].stop if chunks else 0):
+            chunks, start = grown(chunks, length)
+            chunks = [*chunks, Chunk(name=put(log_.since(start)), stop=length)]
+        self._chunks[name] = chunks
+        return chunks
 
     def restore(self) -> None:
         """Go on from the newest checkpoint that is whole; without one, from the beginning.
@@ -221,16 +217,16 @@ class CheckpointHook:
         if manifest.experiment != self.experiment.id:
             raise ValueError(f"id {manifest.experiment!r}, not {self.experiment.id!r}")
         for (schema, model), side in zip(self.models, manifest.models, strict=True):
-            model.restore(self._snapshot(manifest.round, side, schema))
+            model.restore(read_snapshot(self.store.get, manifest.round, side, schema))
         for client, records in manifest.clients.items():
             for key, name in records.items():
                 self._objects[states.restore(client, key, self.store.get(name))] = name
         for name, log_ in self._logs().items():
-            self._parts[name] = parts = list(getattr(manifest, name))
-            for part in parts:
-                log_.extend(self.store.path(part.name))
-                if log_.length() != part.stop:
-                    raise ValueError(f"{name}: {log_.length()} entries instead of {part.stop}")
+            self._chunks[name] = chunks = list(getattr(manifest, name))
+            for chunk in chunks:
+                log_.extend(self.store.path(chunk.name))
+                if log_.length() != chunk.stop:
+                    raise ValueError(f"{name}: {log_.length()} entries instead of {chunk.stop}")
         self._check_rows(manifest)
         grid.numbered = manifest.messages
 
@@ -256,67 +252,3 @@ class CheckpointHook:
             client not in known for client in named.union(*(c for side in manifest.models for c in side.held.values()))
         ):
             raise ValueError("clients that are not there")
-
-    def _snapshot(self, number: int, record: ServerRecord, schema: Schema) -> ServerSnapshot:
-        tensors = read_tensors(self.store.get(record.tensors))
-        memory = {n.removeprefix(MEMORY): value for n, value in tensors.items() if n.startswith(MEMORY)}
-        held_masks = {
-            client: _mask(read_tensors(self.store.get(name)), schema)
-            for name, clients in record.held.items()
-            for client in clients
-        }
-        return ServerSnapshot(
-            number,
-            _params({n.removeprefix(PARAMS): value for n, value in tensors.items() if n.startswith(PARAMS)}, schema),
-            _mask(tensors, schema) if MASK in tensors else None,
-            _params(memory, schema) if memory else {},
-            held_masks,
-            frozenset(record.answered),
-            record.simulated_s,
-            record.failures,
-            {n.removeprefix(PUBLISHED): value for n, value in tensors.items() if n.startswith(PUBLISHED)},
-            record.holders,
-        )
-
-
-def _record(put: Put, saved: ServerSnapshot) -> ServerRecord:
-    return ServerRecord(
-        tensors=_put_tensors(put, saved),
-        held=_put_held(put, saved),
-        answered=sorted(saved.answered),
-        holders=dict(saved.holders),
-        simulated_s=saved.simulated_s,
-        failures=dict(saved.failures),
-    )
-
-
-def _put_tensors(put: Put, saved: ServerSnapshot) -> str:
-    arrays = {PARAMS + name: value.numpy() for name, value in saved.params.items()}
-    arrays |= {MEMORY + name: value.numpy() for name, value in saved.memory.items()}
-    arrays |= {PUBLISHED + name: value.numpy() for name, value in saved.published.items()}
-    if saved.mask is not None:
-        arrays[MASK] = pack_mask(saved.mask).numpy()
-    return put(write_arrays(arrays))
-
-
-def _put_held(put: Put, saved: ServerSnapshot) -> dict[str, list[int]]:
-    names: dict[int, str] = {}
-    held: dict[str, list[int]] = {}
-    for client, mask in saved.held_masks.items():
-        if id(mask) not in names:
-            names[id(mask)] = put(write_arrays({MASK: pack_mask(mask).numpy()}))
-        held.setdefault(names[id(mask)], []).append(client)
-    return held
-
-
-def _params(tensors: Params, schema: Schema) -> Params:
-    for name, shape in zip(schema.names, schema.shapes, strict=True):
-        if tensors[name].shape != shape:
-            raise ValueError(f"{name!r} has shape {tuple(tensors[name].shape)}, the model's is {tuple(shape)}")
-    return schema.view(schema.flat(tensors))
-
-
-def _mask(tensors: Params, schema: Schema) -> FlatMask:
-    if tensors[MASK].shape != (-(-schema.prunable_size // 8),):
-        raise ValueError(f"a mask of {tuple(tensors[MASK].shape)} bytes")
-    return unpack_mask(tensors[MASK], schema)

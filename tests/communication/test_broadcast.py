@@ -89,9 +89,9 @@ def test_whoever_takes_part_when_holds_the_published_model(
 ) -> None:
     server, clients = published(values, density), Clients()
     count = server.exchange.schema.prunable_size
-    for behind, cohort in enumerate(plan):
-        params, mask = masked(behind, behind >= first_mask)
-        server.publish(behind, params, mask)
+    for rounds, cohort in enumerate(plan):
+        params, mask = masked(rounds, rounds >= first_mask)
+        server.publish(rounds, params, mask)
         for client in sorted(cohort):
             clients.receive(server, client)
             held = clients.models[client][1].view(torch.int32)
@@ -101,7 +101,7 @@ def test_whoever_takes_part_when_holds_the_published_model(
                 flat = server.exchange.schema.flat_mask
                 assert torch.equal(flat(clients.masks[client]), flat(mask))
                 assert not held[:count][~flat(mask)].any()
-            if (behind, client) in lost:
+            if (rounds, client) in lost:
                 server.forget(client)
 
 
@@ -111,8 +111,8 @@ def test_what_is_left_out_is_offered_again() -> None:
     count = server.exchange.schema.prunable_size
     flat = server.exchange.schema.flat(target)
     gaps = []
-    for behind in range(1, 12):
-        server.publish(behind, target, None)
+    for rounds in range(1, 12):
+        server.publish(rounds, target, None)
         gaps.append(float((flat - server.model)[:count].norm()))
     assert all(later < earlier for earlier, later in pairwise(gaps[:10]))
     assert gaps[-1] < 1e-5
@@ -138,9 +138,9 @@ def test_the_first_model_costs_nothing_an_absence_its_changes_and_a_failure_all(
 
 def test_changes_are_forgotten_once_the_whole_model_is_smaller() -> None:
     server, clients = published(density=0.3), Clients()
-    for behind in range(12):
-        server.publish(behind, model(behind), None)
-        assert sum(len(step.data) for step in server.steps.values()) <= 4 * server.exchange.schema.prunable_size
+    for rounds in range(12):
+        server.publish(rounds, model(rounds), None)
+        assert sum(len(delta.data) for delta in server.deltas.values()) <= 4 * server.exchange.schema.prunable_size
     header = server.encoded(1, None).header
     assert header is not None
     assert header.base is None
@@ -149,8 +149,8 @@ def test_changes_are_forgotten_once_the_whole_model_is_smaller() -> None:
 
 def test_a_client_that_does_not_hold_the_base_says_so() -> None:
     server, clients = published(), Clients()
-    for behind in (0, 1, 2):
-        server.publish(behind, model(behind), None)
+    for rounds in (0, 1, 2):
+        server.publish(rounds, model(rounds), None)
         clients.receive(server, 1)
     server.publish(3, model(3), None)
     with pytest.raises(ValueError, match="changes model 2, which this client does not hold"):
@@ -195,12 +195,12 @@ def test_damaged_changes_are_refused(data: bytes, masks: bytes) -> None:
 
 def test_what_is_kept_brings_everything_back() -> None:
     server = published("int8")
-    for behind in range(4):
-        server.publish(behind, *masked(behind, masks=behind == 2 or behind == 3))
-        server.learned(behind)
+    for rounds in range(4):
+        server.publish(rounds, *masked(rounds, masks=rounds == 2 or rounds == 3))
+        server.learned(rounds)
     server.forget(1)
     again = published("int8")
-    again.restore(server.kept(), server.holders)
+    again.restore(server.kept(), server.client_versions)
     for client in range(6):
         restored, kept = again.encoded(client, None), server.encoded(client, None)
         assert (restored.data, restored.header) == (kept.data, kept.header)

@@ -25,7 +25,7 @@ from fl_sim import Report, run
 from fl_sim.config.experiment import run_folder
 from fl_sim.core.types import UserError
 from fl_sim.simulation import RunStopped, resume
-from fl_sim.simulation.checkpoint_store import Part, read_manifest
+from fl_sim.simulation.checkpoint_store import Chunk, read_manifest
 from fl_sim.simulation.checkpointing import grown
 from fl_sim.simulation.run_folder import claimed
 
@@ -242,27 +242,27 @@ def test_an_unwritable_checkpoint_stops_the_run_and_keeps_what_was_finished(
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=200))
 def test_parts_of_a_log_stay_few(steps: list[int]) -> None:
-    parts: list[Part] = []
+    chunks: list[Chunk] = []
     length = written = 0
     for step in steps:
         length += step
-        kept, start = grown(parts, length)
+        kept, start = grown(chunks, length)
         assert start == (kept[-1].stop if kept else 0)
-        assert kept == parts[: len(kept)]
-        parts = [*kept, Part(name="0" * 64, stop=length)]
+        assert kept == chunks[: len(kept)]
+        chunks = [*kept, Chunk(name="0" * 64, stop=length)]
         written += length - start
-    assert len(parts) <= length.bit_length() + 1
+    assert len(chunks) <= length.bit_length() + 1
     assert written <= length * (length.bit_length() + 1)
 
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=200))
 def test_what_a_checkpoint_writes_of_a_log_is_bounded_however_long_it_is(steps: list[int]) -> None:
-    parts: list[Part] = []
+    chunks: list[Chunk] = []
     for length in accumulate(steps):
-        kept, start = grown(parts, length, full=64)
-        assert kept == parts[: len(kept)]
+        kept, start = grown(chunks, length, full=64)
+        assert kept == chunks[: len(kept)]
         assert length - start < 64 + 64
-        parts = [*kept, Part(name="0" * 64, stop=length)]
+        chunks = [*kept, Chunk(name="0" * 64, stop=length)]
 
 
 def test_interrupting_prints_how_to_go_on(tmp_path: Path) -> None:

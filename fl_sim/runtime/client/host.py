@@ -123,8 +123,8 @@ class ClientHost:
 
     def _receive_frozen(self, message: Message, context: Context) -> None:
         """Put the frozen weights in place that the message names, or that this client was told of earlier."""
-        told = _tensors(context, FROZEN).get(FROZEN)
-        known = None if told is None else wire.Frozen.decode(told.numpy().tobytes())
+        known_bytes = _tensors(context, FROZEN).get(FROZEN)
+        known = None if known_bytes is None else wire.Frozen.decode(known_bytes.numpy().tobytes())
         frozen = self._resident.receive(wire.frozen(message.content), known)
         if frozen != known:
             _keep(context, FROZEN, {FROZEN: torch.frombuffer(bytearray(frozen.encode()), dtype=torch.uint8)})
@@ -187,25 +187,25 @@ class ClientHost:
             return None
         return ErrorFeedback(self.exchange, task, _tensors(context, RESIDUAL).get(RESIDUAL))
 
-    def start(self, visit: ClientTask) -> Params:
+    def start(self, client_task: ClientTask) -> Params:
         """Copies of the entries that training changes, as this client's finds them, on the model's device."""
         self._resident.isolation.needed = self._resident.isolation.used = True
-        self._resident.enter(visit.personal)
-        own = entries(load(self.model, visit.task.params))
+        self._resident.enter(client_task.personal)
+        own = entries(load(self.model, client_task.task.params))
         changing = {n: v for n, v in own.items() if v.requires_grad or not isinstance(v, nn.Parameter)}
         return {name: value.detach().clone() for name, value in changing.items()}
 
-    def finish(self, visit: ClientTask, client: Client, message: Message, context: Context) -> Message:
+    def finish(self, client_task: ClientTask, client: Client, message: Message, context: Context) -> Message:
         """Run a client on its task, check and encode what it returns."""
-        task, ctx = visit.task, visit.ctx
-        self._resident.enter(visit.personal)
+        task, ctx = client_task.task, client_task.ctx
+        self._resident.enter(client_task.personal)
         update = self._resident.isolation.call(client, task, ctx)
         self._look_at_what_is_kept()
-        self._require_untouched(visit)
+        self._require_untouched(client_task)
         fit = self.measure(task.round, int(context.node_config[PARTITION]), self.model)
         personal = self._resident.leave()
         update, state = checked(update, self.exchange.schema, self._known), kept(ctx.state)
-        encoded, left_out = self._encoded(visit, update)
+        encoded, left_out = self._encoded(client_task, update)
         _keep(context, STATE, state)
         _keep(context, PERSONAL, personal)
         _keep(context, RESIDUAL, left_out)
@@ -223,19 +223,21 @@ class ClientHost:
     def _known(self) -> Collection[str]:
         return self.model.state_dict().keys()
 
-    def _encoded(self, visit: ClientTask, update: Update) -> tuple[bytes, dict[str, Tensor]]:
+    def _encoded(self, client_task: ClientTask, update: Update) -> tuple[bytes, dict[str, Tensor]]:
         """The payload of an update, and the residual of error feedback, which adds what it left out before."""
-        if visit.feedback is None:
-            return self.exchange.encode_up(update, visit.task, seed=visit.ctx.seed), {}
-        encoded = self.exchange.encode_up(visit.feedback.encoded(update), visit.task, seed=visit.ctx.seed)
-        return encoded, {RESIDUAL: visit.feedback.left_out(update, encoded)}
+        if client_task.feedback is None:
+            return self.exchange.encode_up(update, client_task.task, seed=client_task.ctx.seed), {}
+        encoded = self.exchange.encode_up(
+            client_task.feedback.encoded(update), client_task.task, seed=client_task.ctx.seed
+        )
+        return encoded, {RESIDUAL: client_task.feedback.left_out(update, encoded)}
 
-    def _require_untouched(self, visit: ClientTask) -> None:
+    def _require_untouched(self, client_task: ClientTask) -> None:
         """Complain of a client that wrote into what it shares with others; the next one gets a fresh copy of the task."""
-        if visit.received.changed:
+        if client_task.received.changed:
             self._last, self._resident.isolation.needed = None, True
             raise BadUpdate("the client changed task.params or task.mask in place; change a copy: value.clone()")
-        if visit.loan.changed:
+        if client_task.loan.changed:
             self._resident.isolation.needed = True
             raise BadUpdate("a client changed the samples of ctx.data in place; change a copy: images.clone()")
 

@@ -93,7 +93,7 @@ class CohortGrid(LocalGrid):
 
     def _train_together(self, messages: list[Message]) -> Iterator[Message]:
         begun = [self._begin(message) for message in messages]
-        done = self._train([b for b in begun if b.visit is not None])
+        done = self._train([b for b in begun if b.client_task is not None])
         for message, beginning in zip(messages, begun, strict=True):
             ready = done.get(id(beginning))
             run = beginning.run if ready is None else partial(_finish, beginning, ready)
@@ -127,12 +127,14 @@ class CohortGrid(LocalGrid):
         ready: dict[int, Ready] = {}
         for host in {id(b.host): b.host for b in begun}.values():
             mine = [b for b in begun if b.host is host]
-            visits = [b.visit for b in mine if b.visit is not None]
+            visits = [b.client_task for b in mine if b.client_task is not None]
             training = _training(host.client)
             assert training is not None
             members = [Member(v.ctx.data, v.task.mask, v.ctx.rng) for v in visits]
             assert isinstance(host.client, Stackable)
-            starts = [host.start(visit) for visit in visits]  # before the setting, which puts back nothing that it set
+            starts = [
+                host.start(client_task) for client_task in visits
+            ]  # before the setting, which puts back nothing that it set
             with host.client.setting(visits[0].task, visits[0].ctx):
                 trained = fit(host.model, starts, members, training, host.learning.criterion)
             ready |= {id(b): Ready(t, training) for b, t in zip(mine, trained, strict=True)}
@@ -146,13 +148,13 @@ class _Begun:
     request: Message
     host: ClientHost
     run: Callable[[Message, Context], Message]
-    visit: ClientTask | None = None
+    client_task: ClientTask | None = None
 
 
 def _finish(begun: _Begun, ready: Ready, message: Message, context: Context) -> Message:
-    assert begun.visit is not None
+    assert begun.client_task is not None
     assert isinstance(begun.host.client, Stackable)
-    return begun.host.finish(begun.visit, begun.host.client.trained_by(ready), message, context)
+    return begun.host.finish(begun.client_task, begun.host.client.trained_by(ready), message, context)
 
 
 def _fail(error: Exception, message: Message, context: Context) -> Message:

@@ -1,0 +1,86 @@
+"""Server snapshots in a checkpoint: tensors as objects of the store, the rest as a record of the manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from safetensors.numpy import save as write_arrays
+from safetensors.torch import load as read_tensors
+
+from fl_sim.codecs import Schema
+from fl_sim.communication.messages import pack_mask, unpack_mask
+from fl_sim.core.types import FlatMask, Params
+from fl_sim.runtime.server_context import ServerSnapshot
+from fl_sim.simulation.checkpoint_store import Put, ServerRecord
+
+PARAMS, MEMORY, PUBLISHED, MASK = "params.", "memory.", "published.", "mask"
+"""Names of tensors in an object, or their prefixes."""
+
+
+def put_snapshot(put: Put, saved: ServerSnapshot) -> ServerRecord:
+    """Write a snapshot's tensors as objects of the checkpoint; returns the record that names them."""
+    return ServerRecord(
+        tensors=_put_tensors(put, saved),
+        held=_put_held(put, saved),
+        answered=sorted(saved.answered),
+        holders=dict(saved.client_versions),
+        simulated_s=saved.simulated_s,
+        failures=dict(saved.failures),
+    )
+
+
+def read_snapshot(get: Callable[[str], bytes], number: int, record: ServerRecord, schema: Schema) -> ServerSnapshot:
+    """Read the snapshot of a server after round `number`.
+
+    Raises:
+        ValueError, LookupError: tensors that are not those of `schema`.
+    """
+    tensors = read_tensors(get(record.tensors))
+    memory = {n.removeprefix(MEMORY): value for n, value in tensors.items() if n.startswith(MEMORY)}
+    held_masks = {
+        client: _mask(read_tensors(get(name)), schema) for name, clients in record.held.items() for client in clients
+    }
+    return ServerSnapshot(
+        number,
+        _params({n.removeprefix(PARAMS): value for n, value in tensors.items() if n.startswith(PARAMS)}, schema),
+        _mask(tensors, schema) if MASK in tensors else None,
+        _params(memory, schema) if memory else {},
+        held_masks,
+        frozenset(record.answered),
+        record.simulated_s,
+        record.failures,
+        {n.removeprefix(PUBLISHED): value for n, value in tensors.items() if n.startswith(PUBLISHED)},
+        record.holders,
+    )
+
+
+def _put_tensors(put: Put, saved: ServerSnapshot) -> str:
+    arrays = {PARAMS + name: value.numpy() for name, value in saved.params.items()}
+    arrays |= {MEMORY + name: value.numpy() for name, value in saved.memory.items()}
+    arrays |= {PUBLISHED + name: value.numpy() for name, value in saved.published.items()}
+    if saved.mask is not None:
+        arrays[MASK] = pack_mask(saved.mask).numpy()
+    return put(write_arrays(arrays))
+
+
+def _put_held(put: Put, saved: ServerSnapshot) -> dict[str, list[int]]:
+    names: dict[int, str] = {}
+    held: dict[str, list[int]] = {}
+    for client, mask in saved.held_masks.items():
+        if id(mask) not in names:
+            names[id(mask)] = put(write_arrays({MASK: pack_mask(mask).numpy()}))
+        held.setdefault(names[id(mask)], []).append(client)
+    return held
+
+
+def _params(tensors: Params, schema: Schema) -> Params:
+    for name, shape in zip(schema.names, schema.shapes, strict=True):
+        if tensors[name].shape != shape:
+            raise ValueError(f"{name!r} has shape {tuple(tensors[name].shape)}, the model's is {tuple(shape)}")
+    return schema.view(schema.flat(tensors))
+
+
+def _mask(tensors: Params, schema: Schema) -> FlatMask:
+    if tensors[MASK].shape != (-(-schema.prunable_size // 8),):
+        raise ValueError(f"a mask of {tuple(tensors[MASK].shape)} bytes")
+    return unpack_mask(tensors[MASK], schema)

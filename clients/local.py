@@ -75,7 +75,7 @@ class Always:
 
 
 def no_setting(task: Task, ctx: ClientContext) -> AbstractContextManager[None]:
-    """Train the model as it stands."""
+    """Leave the model as it is during training."""
     return nullcontext()
 
 
@@ -150,7 +150,7 @@ def _own(loss: Loss, state: Params) -> Params:
 
 @dataclass(frozen=True)
 class LocalClient:
-    """Local training with slots.
+    """Client that loads the global model, trains on its data and uploads a masked update; each step is a slot.
 
     Attributes:
         training: hyper-parameters of the one training loop, or a loop around it.
@@ -183,7 +183,7 @@ class LocalClient:
             self.loss.require(model, image)
 
     def trained_by(self, trains: Trains) -> Client:
-        """Replace the client's training."""
+        """Copy of the client with another training."""
         return replace(self, training=trains)
 
     def __call__(self, task: Task, ctx: ClientContext) -> Update:

@@ -94,7 +94,7 @@ def shared_random(*, training: Training, density: float = 0.1) -> Client:
 def distillation(
     *, training: Training, temperature: float = 4.0, alpha: float = 0.5, teacher: str = "global"
 ) -> Client:
-    """Distils from the logits of the global model as received, at no extra byte (FedGKD; Yao et al., 2021).
+    """Distil from the logits of the global model as received, at no extra byte (FedGKD; Yao et al., 2021).
 
     Args:
         training: the config's `[training]` table.

@@ -153,7 +153,7 @@ class RetainChannels:
 
 
 def retain_active(task: Task, ctx: ClientContext) -> Mask:
-    """Control: every channel that was on for any sample of the round, the union of the masks: nearly all of them."""
+    """Retain every channel that was on for any sample of the round: a control, since the union is nearly all channels."""
     kept = {conv: (use.active > 0).cpu() for conv, use in gated(ctx).use().items()}
     return rows(gated(ctx), task.params, kept)
 

@@ -137,6 +137,9 @@ class Finder(MetaPathFinder):
 
 
 def install() -> None:
-    """Let old names be imported. First of all finders: a submodule of an old package would be found on its path, twice."""
+    """Install the finder of old module names.
+
+    It comes before all other finders: Python would import a submodule of an old package from its path a second time.
+    """
     if not any(isinstance(finder, Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, Finder())

@@ -39,9 +39,9 @@ class FromClients:
 
 @dataclass(frozen=True)
 class FromServer:
-    """The server measures on images that it holds: a share of the data (`data.proxy`) or noise (`data.noise`).
+    """Measure distortion curves on the server's own images: a share of the data (`data.proxy`) or noise (`data.noise`).
 
-    No byte travels. Normal noise is the zero-data variant of arXiv 2308.10438.
+    No bytes travel. Normal noise is the zero-data variant of arXiv 2308.10438.
     """
 
     measure: MeasureCurves

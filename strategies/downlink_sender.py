@@ -170,7 +170,7 @@ class DownlinkSender:
         self.client_masks.learned(client, pruning_mask)
 
     def forget(self, client: int) -> None:
-        """The client failed: what it holds is unknown, so everything is sent to it again."""
+        """Note that a client failed: mask, model and frozen weights are sent to it again."""
         self.client_masks.forget(client)
         if self.published is not None:
             self.published.forget(client)

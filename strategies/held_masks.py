@@ -48,6 +48,6 @@ class ClientMasks:
         return frozenset(self._answered)
 
     def forget(self, client: int) -> None:
-        """The client failed, so what it kept is unknown: the next task carries its mask whole, and the frozen seed."""
+        """Note that a client failed: its next task carries the whole mask and the seed of the frozen weights."""
         self._held.pop(client, None)
         self._answered.discard(client)

@@ -118,8 +118,8 @@ def _median(values: Tensor, counts: Tensor) -> Tensor:
 def coordinate_median(state: ServerState, updates: Iterable[Update]) -> Params:
     """Median of each coordinate over the clients that sent it (Yin et al., 2018, definition 1); every client counts once.
 
-    The middle two are averaged when there is an even number. Claimed numbers of examples are ignored: they are not to
-    be trusted either.
+    The middle two are averaged when there is an even number. Numbers of examples are ignored, because a
+    client that attacks may claim any.
     """
     return coordinatewise(state, updates, _median)
 

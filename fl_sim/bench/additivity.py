@@ -90,7 +90,7 @@ def rows(
     sparsities: Sequence[float] = SPARSITIES,
     seed: int = 0,
 ) -> list[Row]:
-    """Rank correlation at each sparsity, and over all allocations."""
+    """Build the table: Spearman rank correlation at each sparsity, and over all allocations."""
     curves = MeasureCurves(levels)(model, images)
     rng = numpy_generator(seed, Purpose.CALIBRATION)
     found = {s: np.array([_compared(model, images, curves, s, rng) for _ in range(allocations)]) for s in sparsities}

@@ -36,7 +36,7 @@ class Bare:
         return cls(work.model, work.width, work.cohort, work.batch, work.steps)
 
     def start(self) -> Callable[[int], None]:
-        """A function that does the steps of so many clients, one after the other, in this process."""
+        """Build a function that trains a number of clients, one after the other, in this process."""
         torch.set_num_threads(1)
         rng = generator(0, Purpose.DATA)
         images = torch.randn(self.steps * self.batch, 3, 32, 32, generator=rng)

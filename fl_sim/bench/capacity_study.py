@@ -135,7 +135,7 @@ class Study:
         return self.folder / f"{trial.model}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.safetensors"
 
     def model(self, trial: Trial) -> nn.Module:
-        """The trained model, frozen in evaluation mode; from its file where there is one."""
+        """Train a model, or read it where an earlier study saved it; returned frozen and in evaluation mode."""
         path = self.file(trial)
         if not path.is_file():
             self.on_trial(trial)

@@ -55,7 +55,7 @@ def measure(
     repeats: int = 200,
     device: str = "cpu",
 ) -> list[Row]:
-    """Rows for a freshly initialised model, gated to `budget` of its MACs in the layers of each pattern in `gates`.
+    """Measure the latency of a new model, gated to `budget` of its MACs in the layers of each pattern in `gates`.
 
     Latency does not depend on the weights' values, only on how many channels are kept.
 

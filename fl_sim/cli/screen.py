@@ -13,7 +13,7 @@ errors = Console(stderr=True, highlight=False)
 
 
 def wide(columns: int) -> Console:
-    """Standard output for a table of at least `columns` characters, which a narrower console would squeeze."""
+    """Console on standard output that is at least `columns` characters wide, so that rich does not squeeze a table."""
     return Console(width=max(console.width, columns))
 
 

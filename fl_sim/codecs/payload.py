@@ -147,7 +147,7 @@ def _encode_mask(alive: Tensor | None, before: Tensor | None, schema: Schema) ->
 
 @dataclass(frozen=True)
 class Opened:
-    """A payload whose header was checked, and where its sections lie; `described` and `decoded` say what they hold."""
+    """Payload whose header was checked, and the length of each section in its body."""
 
     data: bytes | memoryview
     schema: Schema
@@ -160,7 +160,7 @@ class Opened:
     body: memoryview
 
     def section(self, name: str) -> memoryview:
-        """The bytes of one section."""
+        """Bytes of one section, not copied. Raises KeyError for a name that is not in `fl_sim.codecs.sections.BODY`."""
         start = 0
         for other, length in self.lengths.items():
             if other == name:
@@ -215,7 +215,7 @@ class Opened:
 
 
 def opened(data: bytes | memoryview, *, schema: Schema, held_mask: Mask | None = None) -> Opened:
-    """Check a payload's header: for who needs both what it holds and what its bytes are.
+    """Check a payload's header, without decoding its values; use the result to decode and describe the payload.
 
     Raises:
         CorruptPayload: the header is not one of this schema and held mask.

@@ -59,7 +59,10 @@ class ErrorFeedback:
         return update if self.residual is None else replace(update, params=self._plus(update.params, self.residual))
 
     def left_out(self, update: Update, sent: bytes) -> Tensor:
-        """The next residual: what the client wanted, `update` and the residual, less what the payload `sent` says."""
+        """Compute the next residual, 1-D float32: the change that the client wanted, less the change in the payload `sent`.
+
+        What the client wanted is the change in `update` plus the residual before.
+        """
         schema, count = self.exchange.schema, self.exchange.schema.prunable_size
         received = schema.flat(self.task.params)[:count]
         arrived = self.exchange.reconstructed(*self.exchange.decode_up(sent, self.task), self.task.params)

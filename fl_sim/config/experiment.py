@@ -68,7 +68,7 @@ class Target(BaseModel):
         return dict(self.model_extra or {})
 
     def resolve(self) -> Callable[..., object]:
-        """Import the object.
+        """Import the object that the path names.
 
         Raises:
             UserError: no such module or name.
@@ -76,13 +76,15 @@ class Target(BaseModel):
         return cast("Callable[..., object]", imported("", self.target))
 
     def build(self, given: Mapping[str, object]) -> object:
-        """A preset (all parameters keyword-only) or a class is called with its options and what it asks of `given`.
+        """Build the object that the path names.
 
-        Anything else is the thing itself, such as a client function `(task, ctx)`. Options that it has parameters for, such
-        as `lr` of `(task, ctx, lr=0.05)`, are passed to it at every call; numbers and texts travel in `task.config` too.
+        A preset (all parameters keyword-only) or a class is called with the options, and with those entries of `given`
+        that it has parameters for. Any other function, such as a client `(task, ctx)`, is used as it is: an option that
+        the function has a parameter for, such as `lr` of `(task, ctx, lr=0.05)`, is passed at every call. Numbers and
+        texts also travel in `task.config`.
 
         Raises:
-            UserError: an option that it does not take, of a wrong type, or that it could never see.
+            UserError: an option that the object does not take, that has a wrong type, or that could never reach it.
         """
         found = self.resolve()
         try:

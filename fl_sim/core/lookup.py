@@ -88,9 +88,9 @@ def nearest(word: str, allowed: Sequence[str]) -> str:
 
 
 def typed(where: str, function: Callable[..., object], options: Mapping[str, object]) -> None:
-    """Complain of an option that is not of the type that its parameter is annotated with.
+    """Check the types of options against the annotations of a function's parameters.
 
-    Annotations that say nothing of a config's values are passed over.
+    Annotations that cannot be checked against a value of a config are skipped.
 
     Raises:
         UserError: names the option, its value and what is allowed.

@@ -156,7 +156,7 @@ def restore(before: list[object]) -> None:
 
 @contextmanager
 def unchanged_settings() -> Iterator[None]:
-    """Give back, after the block, the settings that it began with."""
+    """Context manager that restores the process's settings after the block."""
     before = settings()
     try:
         yield

@@ -98,7 +98,7 @@ def _check_complete(root: Path, part: str, files: Sequence[Path]) -> None:
 
 
 def choose_columns(root: Path, files: Sequence[Path]) -> Columns:
-    """The columns of images and labels, the same in every file.
+    """Choose the columns of images and labels, which are the same in every file.
 
     Raises:
         UserError: none, more than one of a kind, other columns in another file, or no parquet file.

@@ -141,7 +141,7 @@ class Split:
         return replace(self, augment=augment)
 
     def to(self, device: torch.device) -> Split:
-        """Move the samples to a device; free when they are there."""
+        """Copy the samples to a device; returns the same object where they are there already."""
         if self.device == device:
             return self
         held = {name: getattr(self, name) for name in ("labels", "mean", "std", "groups")}

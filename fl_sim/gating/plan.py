@@ -89,7 +89,7 @@ class Gating:
 
 @contextmanager
 def keeping(model: Gated, keep: Keep) -> Iterator[Gated]:
-    """The model with another keep ratio for the block."""
+    """Context manager in which a gated model has another keep ratio."""
     before = model.keep
     model.set_keep(keep)
     try:

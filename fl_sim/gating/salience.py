@@ -79,7 +79,7 @@ class Activation(nn.Module):
         super().__init__()
 
     def forward(self, x: Tensor, z: Tensor, filters: Tensor) -> Tensor:
-        """Scores (B, C_out)."""
+        """Compute scores (B, C_out) of each sample's channels."""
         return z.detach().abs().mean(dim=_spatial(z))
 
 

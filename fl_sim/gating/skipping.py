@@ -59,7 +59,7 @@ def skipping(model: Gated) -> Skipping:
 
 
 def exported(model: nn.Module, image: Tensor) -> torch.jit.ScriptModule:
-    """A model for inference as frozen TorchScript, for images (1, C, H, W) like this one; `.save(path)` keeps it."""
+    """Export a model for inference as frozen TorchScript, for images (1, C, H, W) like `image`; `.save(path)` writes it."""
     with torch.no_grad(), warnings.catch_warnings():
         # Newer releases of PyTorch advise compilers instead, which the machine that runs the model would need.
         warnings.simplefilter("ignore")

@@ -21,7 +21,10 @@ RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 
 
 def as_entries(model: nn.Module, names: Iterable[str]) -> list[str]:
-    """Parameters by the names of their entries, each once; names that are no parameter, but computed from some, are left out."""
+    """List the state-dict entries of the named parameters, each once.
+
+    A tensor that is computed from parameters (weight norm) is no entry, and its name is left out.
+    """
     entry = canonical(model)
     return list(dict.fromkeys(entry[name] for name in names if name in entry))
 

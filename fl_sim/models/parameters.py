@@ -82,7 +82,7 @@ def _other_dtype(name: str, value: Tensor) -> str:
 
 
 def snapshot(model: nn.Module, names: Iterable[str] | None = None) -> FlatParams:
-    """Detached CPU copies of a model's entries as views of one float32 buffer: all in state-dict order, or these `names`.
+    """Copy a model's parameters and buffers to the CPU, detached, as views of one float32 buffer; all, or those in `names`.
 
     `snapshot(model, task.params)` has the order in which updates are encoded, and spares the encoder a copy of the model.
 
@@ -133,7 +133,7 @@ def _forget_computed(module: nn.Module) -> None:
 
 
 def canonical(model: nn.Module) -> dict[str, str]:
-    """Every name of every parameter -> the name under which it is an entry, the first."""
+    """Map every name of every parameter to its entry's name: of tied parameters the first one."""
     first: dict[int, str] = {}
     named = model.named_parameters(remove_duplicate=False)
     return {name: first.setdefault(id(parameter), name) for name, parameter in named}

@@ -165,7 +165,7 @@ BATCHNORM_INITS: Mapping[str, tuple[Gammas, float]] = {
 
 
 def initialise(model: nn.Module, batchnorm: str, *, seed: int = 0) -> None:
-    """Kaiming-normal convolutions and linear layers (He et al., 2015), BatchNorm as named; on the CPU, from `seed`.
+    """Initialise a model in place: Kaiming-normal convolutions and linear layers (He et al., 2015), BatchNorm as named.
 
     Args:
         model: changed in place; parameters on the CPU, so that every machine draws the same bits.

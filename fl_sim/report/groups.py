@@ -79,7 +79,7 @@ class Group:
 
     @property
     def seeds(self) -> str:
-        """The seeds, for a reader."""
+        """Format the seeds of a group as a text."""
         return ", ".join(str(report.results.seed) for report in self.reports)
 
 

@@ -15,7 +15,7 @@ DASHES = {"solid": "", "dash": "7 4", "dot": "2 3", "dashdot": "7 3 2 3"}
 
 @dataclass(frozen=True)
 class Key:
-    """An entry: a line with its symbol, or a patch of colour and hatching where there is no symbol."""
+    """Entry of a legend: a line with its symbol, or a patch of colour and hatching where there is no symbol."""
 
     name: str
     colour: str

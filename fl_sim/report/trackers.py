@@ -52,17 +52,17 @@ class CompositeObserver:
     observers: Sequence[Observer]
 
     def say(self, line: str) -> None:
-        """Tell all."""
+        """Pass the event to every observer."""
         for observer in self.observers:
             observer.say(line)
 
     def reply(self, answered: int, cohort: int) -> None:
-        """Tell all."""
+        """Pass the event to every observer."""
         for observer in self.observers:
             observer.reply(answered, cohort)
 
     def round(self, row: Mapping[str, float]) -> None:
-        """Tell all."""
+        """Pass the event to every observer."""
         for observer in self.observers:
             observer.round(row)
 

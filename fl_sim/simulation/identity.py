@@ -75,7 +75,7 @@ class Identity(BaseModel):
         return changed + ([f"the data (data.source = {source!r})"] if self.data != now.data else [])
 
     def other_versions(self, now: Identity) -> str:
-        """`PyTorch 2.5.0, now 2.6.0`, for all that differ; empty where none does."""
+        """List the packages whose versions differ, as `PyTorch 2.5.0, now 2.6.0`; empty where none does."""
         names = [name for name in now.versions if self.versions.get(name) != now.versions[name]]
         return "; ".join(f"{name} {self.versions.get(name, 'unknown')}, now {now.versions[name]}" for name in names)
 

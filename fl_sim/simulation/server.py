@@ -36,7 +36,7 @@ class GlobalModel(Protocol):
         """Take a snapshot of everything that the next round depends on."""
 
     def restore(self, saved: ServerSnapshot) -> None:
-        """Go on after the round of a snapshot."""
+        """Continue after the round of a snapshot."""
 
 
 class Server(Protocol):
@@ -62,7 +62,7 @@ class ServerMethod(Protocol):
     """Protocol of a `[strategy]` target's result (`strategies.base.Method`)."""
 
     def server(self, context: ServerContext, *others: ServerContext) -> Server:
-        """The server of one run; `others` are the contexts of further models, one for each capacity."""
+        """Build the server of one run; `others` are the contexts of further models, one for each capacity."""
 
 
 def build_server(

@@ -26,7 +26,7 @@ def cached_curves(
     *,
     progress: Progress = no_progress,
 ) -> dict[str, list[float]]:
-    """`measure(model, images, names)`, from disk where the same was measured before."""
+    """Measure distortion curves, or read them from the cache on disk where the same were measured before."""
     chosen = prunable_names(model) if names is None else list(names)
     place = folder() / "curves" / f"{content_key(measure, model, images, chosen)}.json"
     found = _read(place, chosen, measure.levels)

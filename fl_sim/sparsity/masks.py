@@ -63,7 +63,7 @@ def alive(mask: Mask) -> int:
 
 
 def size(tensors: Mapping[str, Tensor]) -> int:
-    """Number of coordinates."""
+    """Count the elements of all tensors."""
     return sum(t.numel() for t in tensors.values())
 
 

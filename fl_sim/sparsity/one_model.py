@@ -86,7 +86,7 @@ def by_distortion(model: nn.Module, request: Request) -> nn.Module:
 
 
 def by_batchnorm(model: nn.Module, request: Request) -> nn.Module:
-    """Channels that BatchNorm has disabled are removed, whatever density is asked for: tensors become smaller."""
+    """Remove the channels that BatchNorm has disabled, whatever density is asked for; tensors become smaller."""
     return remove_disabled(model, request.threshold)
 
 

@@ -29,7 +29,10 @@ def saliency(params: Params, grads: Grads | None) -> Scores:
 
 
 def random(params: Params, rng: torch.Generator) -> Scores:
-    """Independent and uniform in [0, 1), float32, drawn on the generator's device and moved to the parameters'."""
+    """Score weights at random: independent and uniform in [0, 1), float32.
+
+    The numbers are drawn on the generator's device and moved to the parameters'.
+    """
     return {
         name: torch.rand(value.shape, generator=rng, device=rng.device).to(value.device)
         for name, value in params.items()

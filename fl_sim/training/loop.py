@@ -249,7 +249,7 @@ def _descend(
 
 
 def check_converged(loss: float, steps: int, lr: float) -> None:
-    """Complain of a mean training loss that is no number.
+    """Check that the mean training loss is finite.
 
     Raises:
         TrainingDiverged: it is NaN or infinite.

@@ -206,7 +206,7 @@ class Projections(nn.Module):
             self.stages.append(convolution)
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """Stages (B, C_s, H, W) -> stages (B, C_t, H, W)."""
+        """Project the student's stages (B, C_s, H, W) to the teacher's channels (B, C_t, H, W)."""
         return [project(feature) for project, feature in zip(self.stages, features, strict=True)]
 
 

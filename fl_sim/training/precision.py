@@ -85,7 +85,7 @@ def choose(model: nn.Module, images: Tensor) -> str:
 
 
 def training_seconds(model: nn.Module, precision: Precision, batch: tuple[Tensor, Tensor]) -> float:
-    """Seconds of one forward and backward pass, the best of three after a warm-up."""
+    """Measure the seconds of one forward and backward pass, the best of three after a warm-up."""
     model.train()
     images, labels = batch[0].contiguous(memory_format=precision.layout), batch[1]
     times = []

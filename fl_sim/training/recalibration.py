@@ -52,7 +52,7 @@ def recalibrate(model: nn.Module, data: Split, *, batch_size: int = 512, precisi
 
 
 def measurable(model: nn.Module) -> list[_NormBase]:
-    """The layers whose statistics `recalibrate` measures: PyTorch's batch and instance normalisation, and what derives from it.
+    """Layers whose statistics `recalibrate` measures: subclasses of PyTorch's batch and instance normalisation.
 
     Raises:
         UserError: a layer of another class has running statistics.

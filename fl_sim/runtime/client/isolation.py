@@ -124,7 +124,7 @@ class Received:
 
     @classmethod
     def of(cls, params: Params, mask: Mask | None, *, copied: bool) -> Received:
-        """Of what a payload was decoded to, which may lie in the message itself: clients that may write get a copy."""
+        """Wrap decoded parameters, which may lie in the message itself; with `copied` the clients get a copy of them."""
         if not copied or not isinstance(params, FlatParams):
             return cls(params, mask)
         shapes = tuple(value.shape for value in params.values())

@@ -63,7 +63,7 @@ class Costs:
 
     @property
     def spent(self) -> float:
-        """Seconds that nodes took so far."""
+        """Seconds of all finished tasks, summed."""
         return sum(seconds for seconds, _ in self._totals.values())
 
     def total_seconds(self, kind: str, partitions: Sequence[int]) -> float:
@@ -97,7 +97,7 @@ class PooledGrid(LocalGrid):
 
     @abstractmethod
     def workers(self) -> Sequence[int]:
-        """Numbers of the workers there are."""
+        """Numbers of the workers that are running."""
 
     @abstractmethod
     def announce(self, contents: Mapping[int, RecordDict]) -> None:

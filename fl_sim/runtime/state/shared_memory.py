@@ -17,7 +17,7 @@ Span = tuple[int, int]
 
 
 class Area:
-    """Memory that several processes see: one writes, the others copy out. It grows as needed.
+    """Shared memory: one process writes, the others copy out. It grows as needed.
 
     It has no name in any folder, so nothing is left behind, however its processes end: the system frees it with the last
     of them. It can be given to a process that is being started, and to no other.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -29,6 +30,13 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Data decoded earlier, by other code, would hide that this code cannot decode them."""
     with mock.patch.dict(os.environ, FL_SIM_CACHE=str(tmp_path_factory.mktemp("cache"))):
         yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _imported_modules_are_not_searched() -> None:
+    """A full garbage collection takes seconds where it searches all imported modules, and some test pays for it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -74,6 +74,7 @@ SMALL = [
     "data.augment=none",
     "model.width=0.25",
     "training.epochs=1",
+    "training.batch_size=256",
     "training.precision=float32",
 ]
 PAIR = 'study.pairs=[["resnet14", "resnet8"]]'

@@ -46,7 +46,8 @@ def test_the_random_control_trains_as_many_parameters_elsewhere() -> None:
     model.eval()
     plain = model(x)
     names = models.freeze(model, "random", seed=3)
-    assert sum(dict(model.named_parameters())[n].numel() for n in names) == 1568
+    named = dict(model.named_parameters())
+    assert sum(named[n].numel() for n in names) == 1568
     assert torch.equal(model(x), plain), "choosing weights must not change the function"
     data = load_data("digits").train
     small = models.build("resnet8", in_channels=1, image_size=8)
@@ -266,8 +267,8 @@ def test_features_that_training_disabled_are_counted() -> None:
 def test_resnet866_trains_a_step() -> None:
     grey = models.build("resnet866", in_channels=1, image_size=8)
     models.initialise(grey, "uniform", seed=0)
-    names = models.freeze(grey, "batchnorm")
-    assert sum(dict(grey.named_parameters())[n].numel() for n in names) == 64_736
+    names, named = models.freeze(grey, "batchnorm"), dict(grey.named_parameters())
+    assert sum(named[n].numel() for n in names) == 64_736
     metrics = local_sgd(grey, load_data("digits").train, lr=0.01, steps=1, batch_size=2)
     assert metrics["steps"] == 1
     assert grey.conv1.weight.grad is None

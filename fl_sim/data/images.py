@@ -92,7 +92,7 @@ def decode(encoded: Sequence[bytes | None], *, stored: int, where: Callable[[int
     return images
 
 
-def scaled(pixels: NDArray[np.uint16]) -> Images:
+def scaled(pixels: Images | NDArray[np.uint16]) -> Images:
     """16-bit grey as 8 bits, rounded: 65535 becomes 255."""
     return ((pixels.astype(np.uint32) * 255 + FULL // 2) // FULL).astype(np.uint8)
 

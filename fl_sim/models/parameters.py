@@ -218,5 +218,6 @@ def _is_singular(module: nn.Module, name: str) -> bool:
     """Whether a buffer is u or v of one of PyTorch's two ways to normalise by the spectral norm."""
     if type(module).__name__ == "_SpectralNorm":
         return name in ("_u", "_v")
-    normalised = [h.name for h in module._forward_pre_hooks.values() if type(h).__name__ == "SpectralNorm"]
+    hooks: Iterable[object] = module._forward_pre_hooks.values()
+    normalised = [str(getattr(hook, "name", "")) for hook in hooks if type(hook).__name__ == "SpectralNorm"]
     return name in {f"{weight}_{vector}" for weight in normalised for vector in "uv"}

@@ -201,4 +201,4 @@ STAND_INS: Sequence[tuple[type, Callable[..., object]]] = (
 
 
 def _digest(data: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> bytes:
-    return xxhash.xxh3_64_digest(data)
+    return xxhash.xxh3_64_digest(data.data)

@@ -221,7 +221,7 @@ def fetched(boxed: Sequence[object]) -> object:
     """What an actor was given in a list: Ray would take it out of the store before the actor has the driver's `sys.path`."""
     import ray
 
-    return cast(object, ray.get(cast("ObjectRef[object]", boxed[0])))
+    return ray.get(cast("ObjectRef[object]", boxed[0]))
 
 
 def _quietly() -> None:

@@ -51,7 +51,6 @@ PROGRAMS = [
 
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-<<<<<<< HEAD
     """A folder with the configs, as after cloning, and the files that the pages let a reader save."""
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     for name, text in (("my_clients.py", CLIENT), ("my_parts.py", PARTS), ("my_parts.toml", CONFIG)):
@@ -61,15 +60,6 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     for name in ("my_clients", "my_parts"):
         sys.modules.pop(name, None)
-=======
-    """A folder with the configs, as after cloning, and the README's client."""
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
-    (tmp_path / "my_clients.py").write_text(CLIENT)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    yield
-    sys.modules.pop("my_clients", None)
->>>>>>> 9fd1e91 (Tests of the README and of sweeps depend on no earlier test and no short folder)
 
 
 def test_the_readme_is_short() -> None:

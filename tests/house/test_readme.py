@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import re
-import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,16 +49,13 @@ PROGRAMS = [
 
 
 @pytest.fixture(autouse=True)
-def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder with the configs, as after cloning, and the files that the pages let a reader save."""
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     for name, text in (("my_clients.py", CLIENT), ("my_parts.py", PARTS), ("my_parts.toml", CONFIG)):
         (tmp_path / name).write_text(text)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    yield
-    for name in ("my_clients", "my_parts"):
-        sys.modules.pop(name, None)
 
 
 def test_the_readme_is_short() -> None:

@@ -171,3 +171,41 @@ def test_the_cohort_engine_trains_a_table_as_one_batch(tmp_path: Path, caplog: p
     other = run(experiment("table_numbers", tmp_path / "cohort", "engine=cohort"))
     assert "client by client" not in caplog.text
     assert all(torch.allclose(one.params[name], other.params[name], atol=1e-6) for name in one.params)
+
+
+def drawn(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).normal(size=shape)
+
+
+def signals() -> Data:
+    waves, targets = drawn(80, 3, 16), drawn(80, 2)
+    return Data.of(waves, targets, test_inputs=waves[:20], test_targets=targets[:20])
+
+
+def several_labels() -> Data:
+    rows = drawn(80, 6)
+    return Data.of(rows, rows[:, :2] > 0, test_inputs=rows[:20], test_targets=rows[:20, :2] > 0)
+
+
+def sequences_with_a_class() -> Data:
+    tokens = (9 * np.abs(drawn(80, 12))).astype(np.int64) % 9
+    classes = (tokens[:, 0] > 4).astype(np.int64)
+    return Data.of(tokens, classes, test_inputs=tokens[:20], test_targets=classes[:20], vocabulary=9)
+
+
+@pytest.mark.parametrize(
+    ("source", "task", "model", "metric"),
+    [
+        ("signals", "regression", "mlp", "rmse"),
+        ("several_labels", "multilabel", "linear", "f1"),
+        ("sequences_with_a_class", "classification", "transformer", "accuracy"),
+    ],
+)
+def test_every_kind_of_inputs_and_targets_trains(
+    source: str, task: str, model: str, metric: str, tmp_path: Path
+) -> None:
+    asked = [f"task={task}", f"model.name={model}", f"data.source={__name__}:{source}", "data.partition=iid"]
+    report = run(experiment("table_classes", tmp_path, *asked, "data.clients=4"))
+    assert report.results.score.name == metric
+    assert np.isfinite(report.rounds[-1][metric])
+    assert report.summary["failures"] == dict.fromkeys(report.summary["failures"], 0)  # type: ignore[call-overload]

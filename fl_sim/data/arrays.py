@@ -50,7 +50,8 @@ def as_inputs(value: object, name: str) -> Array:
 
 def _finite(given: Array, name: str) -> Array:
     """float32 numbers that are there."""
-    numbers = np.require(given, np.float32, ["C", "W"])
+    with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused below
+        numbers = np.require(given, np.float32, ["C", "W"])
     for start in range(0, len(numbers), 1 << 16):
         piece = np.isfinite(numbers[start : start + (1 << 16)])
         if not piece.all():

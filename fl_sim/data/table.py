@@ -199,7 +199,8 @@ def _numbers(column: pa.ChunkedArray, path: Path, name: str) -> NDArray[np.float
     where, kind = f"data.source: {path.name}: column {name!r}", column.type
     if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
         raise UserError(f"{where} holds {_told(column)}; needed: numbers, in every row")
-    numbers: NDArray[np.float32] = column.to_numpy().astype(np.float32)
+    with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused below
+        numbers: NDArray[np.float32] = column.to_numpy().astype(np.float32)
     if not (finite := np.isfinite(numbers)).all():
         row = int((~finite).argmax())
         raise UserError(f"{where} holds NaN or infinity, first in row {row}; needed: finite numbers of float32")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -19,13 +20,20 @@ def answer(message: Message, **records: ArrayRecord | ConfigRecord | MetricRecor
     return Message(RecordDict(records), reply_to=message)
 
 
+def all_nodes(grid: Grid) -> list[int]:
+    """The nodes, once there are as many as clients: on Flower they join while the ServerApp starts."""
+    while len(nodes := sorted(grid.get_node_ids())) < CLIENTS:
+        time.sleep(0.1)
+    return nodes
+
+
 def sending(kind: str, content: Callable[[int, int], RecordDict], found: list[object], *, rounds: int = 2) -> ServerApp:
     """A ServerApp of a loop: (round, place) -> content to each node; the replies, in the order of the nodes, go to `found`."""
     app = ServerApp()
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
-        nodes = sorted(grid.get_node_ids())
+        nodes = all_nodes(grid)
         for number in range(1, rounds + 1):
             messages = [
                 Message(content(number, place), node, kind, group_id=str(number)) for place, node in enumerate(nodes)
@@ -121,7 +129,7 @@ def vertical_server(found: list[object], rounds: int = 3) -> ServerApp:
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
-        nodes = sorted(grid.get_node_ids())
+        nodes = all_nodes(grid)
         for _ in range(rounds):
             replies = grid.send_and_receive(Message(RecordDict(), node, "query.embed") for node in nodes)
             rows = {r.metadata.src_node_id: r.content["embedding"]["embedding"].numpy() for r in replies}
@@ -163,7 +171,7 @@ def secure_server(found: list[object]) -> ServerApp:
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
-        nodes = sorted(grid.get_node_ids())
+        nodes = all_nodes(grid)
         replies = grid.send_and_receive(Message(RecordDict(), node, "train.keys", group_id="1") for node in nodes)
         publics = [reply.content["keys"]["public"] for reply in replies]
         content = RecordDict({"keys": ConfigRecord({"publics": publics})})

@@ -26,7 +26,8 @@ from torch import Tensor, nn
 
 from fl_sim import models
 from fl_sim.bench.fidelity import agreement, divergence, mean_std, welch
-from fl_sim.config.experiment import Experiment, StudySection
+from fl_sim.config.experiment import Experiment
+from fl_sim.config.sections import StudySection
 from fl_sim.core.files import write_atomically
 from fl_sim.core.lookup import find
 from fl_sim.core.seeding import Purpose, generator

@@ -1,0 +1,101 @@
+"""Parts named in a config by import path, with their options: the client and the strategy."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Self, cast
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from fl_sim.config.toml import Json, has_null
+from fl_sim.core.lookup import imported, nearest, typed
+from fl_sim.core.types import UserError
+
+GIVEN = 2
+"""Positional arguments that a client function is called with: task and context."""
+
+
+class Target(BaseModel):
+    """Something named by import path, with its keyword arguments: `"module:name"` or `{ target = "...", key = ... }`."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+    target: str = Field(description="import path, `module:name`; `fl-sim list` shows those of the project")
+
+    @model_validator(mode="after")
+    def _options_have_values(self) -> Self:
+        """A null option would be lost in config.toml, and the run that is loaded from there would be another one."""
+        if empty := [key for key, value in self.options.items() if has_null(value)]:
+            raise ValueError(f"option {empty[0]!r} is null: TOML has no null; leave it out for its default")
+        return self
+
+    @property
+    def options(self) -> dict[str, Json]:
+        """The keyword arguments."""
+        return dict(self.model_extra or {})
+
+    def resolve(self) -> Callable[..., object]:
+        """Import the object that the path names.
+
+        Raises:
+            UserError: no such module or name.
+        """
+        return cast("Callable[..., object]", imported("", self.target))
+
+    def build(self, given: Mapping[str, object]) -> object:
+        """Build the object that the path names.
+
+        A preset (all parameters keyword-only) or a class is called with the options, and with those entries of `given`
+        that it has parameters for. Any other function, such as a client `(task, ctx)`, is used as it is: an option that
+        the function has a parameter for, such as `lr` of `(task, ctx, lr=0.05)`, is passed at every call. Numbers and
+        texts also travel in `task.config`.
+
+        Raises:
+            UserError: an option that the object does not take, that has a wrong type, or that could never reach it.
+        """
+        found = self.resolve()
+        try:
+            parameters = inspect.signature(found).parameters
+        except ValueError as error:
+            raise UserError(f"{self.target!r}: is built in and does not say what it takes; write a function") from error
+        if not inspect.isclass(found) and any(p.kind is not p.KEYWORD_ONLY for p in parameters.values()):
+            return self._with_options(found, parameters)
+        for key in self.options:
+            if key not in parameters:
+                raise UserError(f"{self.target!r} has no option {key!r}{nearest(key, list(parameters))}")
+        typed(repr(self.target), found, self.options)
+        wanted = {k: v for k, v in given.items() if k in parameters}
+        try:
+            return found(**{**wanted, **self.options})
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{self.target!r}: {error}") from error
+
+    def _with_options(
+        self, found: Callable[..., object], parameters: Mapping[str, inspect.Parameter]
+    ) -> Callable[..., object]:
+        """A function that is given its options by name, at every call."""
+        kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        named = [name for name, p in parameters.items() if p.kind in kinds][GIVEN:]
+        mine = {key: value for key, value in self.options.items() if key in named}
+        typed(repr(self.target), found, mine)
+        for key, value in self.options.items():
+            if key in mine:
+                continue
+            if not isinstance(value, (bool, int, float, str)):
+                hint = f"only numbers and texts travel in task.config; give the function a parameter {key!r}"
+                raise UserError(f"{self.target!r}: option {key} = {value!r}: {hint}")
+        return partial(found, **mine) if mine else found
+
+
+def or_preset(default: str) -> BeforeValidator:
+    """A bare import path is a target, and a table of options without one is about the default."""
+
+    def complete(value: object) -> object:
+        given = {"target": value} if isinstance(value, str) else value
+        return {"target": default, **given} if isinstance(given, dict) else given
+
+    return BeforeValidator(complete)
+
+
+FEDAVG_CLIENT, FEDAVG = "clients.presets:fedavg", "strategies.presets:fedavg"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from fl_sim import codecs
@@ -29,25 +29,31 @@ class DensePayloads:
     Attributes:
         first: of the first model.
         others: (clients, length for their model) of each further capacity.
+        frozen: entries of the first model that its builder froze; no payload has them.
     """
 
     first: int
     others: Sequence[tuple[Sequence[int], int]] = ()
+    frozen: Collection[str] = ()
 
 
 def dense_payloads(federation: Federation) -> DensePayloads:
     """Encode one dense payload of each plain model, and measure its length."""
     first, *others = federation.tracks
-    return DensePayloads(_plain_bytes(first), [(track.members, _plain_bytes(track)) for track in others])
+    size, fixed = _plain(first)
+    return DensePayloads(size, [(track.members, _plain(track)[0]) for track in others], fixed)
 
 
-def _plain_bytes(track: ModelTrack) -> int:
+def _plain(track: ModelTrack) -> tuple[int, Collection[str]]:
+    """(bytes of a track's dense payload, what the model's builder froze)."""
     model = plain_model(track.experiment, track.data, track.experiment.seed)
     fixed = frozen(model)  # what the model's builder froze: no federation of it would send that
     whole = {name: value for name, value in snapshot(model).items() if name not in fixed}
     prunable = [name for name in prunable_names(model) if name in whole]
     statistics = whole.keys() - dict(model.named_parameters())
-    return len(codecs.encode(whole, None, schema=codecs.Schema.of(whole, prunable, buffers=statistics)))
+    return len(codecs.encode(whole, None, schema=codecs.Schema.of(whole, prunable, buffers=statistics))), frozenset(
+        fixed
+    )
 
 
 def macs(track: ModelTrack, trained: GlobalModel) -> tuple[int, int]:
@@ -72,8 +78,7 @@ def model_facts(federation: Federation, server: Server, dense: DensePayloads) ->
     named = dict(model.named_parameters())
     schema = track.exchange.schema
     # What the model's builder froze is neither trained, pruned nor sent; gates put "net." before the names.
-    fixed = frozen(plain_model(track.experiment, track.data, track.experiment.seed))
-    prunable = [name for name in prunable_names(model) if name in named and name.removeprefix("net.") not in fixed]
+    prunable = [n for n in prunable_names(model) if n in named and n.removeprefix("net.") not in dense.frozen]
     return ModelFacts(
         params=sum(p.numel() for p in named.values()),
         trainable=sum(p.numel() for name, p in named.items() if p.requires_grad and name in set(schema.names)),

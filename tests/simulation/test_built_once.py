@@ -20,8 +20,7 @@ built: list[float] = []
 def counted(*, num_classes: int, in_channels: int, image_size: int, width: float) -> nn.Module:
     """An mlp whose builder notes each call."""
     built.append(width)
-    shape = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
-    return MODELS["mlp"](**shape, width=width)
+    return MODELS["mlp"](num_classes=num_classes, input_shape=(in_channels, image_size, image_size), width=width)
 
 
 @pytest.fixture(autouse=True)

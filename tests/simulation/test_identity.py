@@ -449,7 +449,8 @@ def test_flowers_runtimes_overwrite_nothing_unasked(tmp_path: Path) -> None:
 
     config = tmp_path / "small.toml"
     config.write_text(small(tmp_path / "runs").to_toml())
-    experiment = Experiment.load(config)
+    asked = Experiment.load(config)
+    experiment = asked.model_copy(update={"name": f"{asked.name}-flower"})
 
     def start(**more: bool) -> None:
         federation = flower_app._federation(str(config), "")

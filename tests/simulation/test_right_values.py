@@ -101,7 +101,7 @@ def source() -> Data:
     labels = digits.train.labels.numpy()
     taken = slice(0, 200)
     return Data.of(
-        images[taken], labels[taken], test_images=images[200:260], test_labels=labels[200:260], num_classes=10
+        images[taken], labels[taken], test_inputs=images[200:260], test_targets=labels[200:260], num_classes=10
     )
 
 

@@ -33,8 +33,8 @@ def by_time(groups: Sequence[Group], band: str) -> Figure:
     clockless = [group.name for group in groups if OWN in views and not all(map(at_clock, group.reports))]
     without = f"Without one: {', '.join(clockless)}. " if clockless else ""
     caption = (
-        f"{band}{own}{without}The others are the encoded bytes over nominal links (Mbit/s, one-way latency: {links}): every "
-        "client has its own link, a round lasts as long as its slowest client, and computing takes no time."
+        f"{band}{own}{without}Under a link's name: the time that the encoded bytes take over it (Mbit/s, one-way latency: "
+        f"{links}). Every client has its own link, a round lasts as long as its slowest client, and computing takes no time."
     )
     return Figure(f"{score_of(groups).title} by simulated time", caption, views, "groups")
 

@@ -60,7 +60,7 @@ def shortened(path: Path, data: Path, out: Path, *overrides: str) -> Experiment:
     clients = min(asked.data.clients, 8)
     few = [f"data.clients={clients}", f"cohort.size={min(asked.cohort.size, clients, 4)}"]
     pruning = [f"strategy.{key}={PRUNING[key]}" for key in asked.strategy.options.keys() & PRUNING.keys()]
-    source = [] if asked.data.source == "digits" else [f'data.source="{data}"']
+    source = [] if asked.data.source != "cifar10" else [f'data.source="{data}"']
     return Experiment.load(path, [*SHORT, *few, *pruning, *source, f'out="{out}"', *overrides])
 
 

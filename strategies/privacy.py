@@ -11,9 +11,9 @@ stays the configured size. Every client counts once, whatever number of examples
 
 Two bounds hold, and the smaller counts. Amplification by sampling needs clients whose update depends on their data and
 the received model alone. Without it T rounds are T Gaussian mechanisms, each client in every round: exactly one of noise
-multiplier z / sqrt(T) (Dong et al., 2022, corollary 3.3), also where clients keep something of their data between rounds
+multiplier z / sqrt(T) (Dong et al., 2022), also where clients keep something of their data between rounds
 (error feedback, BatchNorm statistics of their own, projections). The reason: what a client keeps is a function of its own data,
-its own randomness and the models that were released before. Composition is adaptive (Dong et al., 2022, theorem 3.2), so a
+its own randomness and the models that were released before. That paper's composition theorem is adaptive, so a
 round may use all of these as long as, given the released models, replacing one client moves the round's sum by at most 2S.
 It does: the other clients' residuals do not depend on that client, and its own message, residual included, is clipped to S
 after it arrived. What clipping cuts off is not fed back. Amplification is another matter: a residual carries a round's data

@@ -150,7 +150,9 @@ def _vocabulary(inputs: Array, tested: Array, targets: Array, vocabulary: int | 
             raise UserError(f"data: vocabulary = {vocabulary}, but inputs are {inputs.dtype}; needed: integers")
         return None
     if vocabulary is None and targets.ndim != 2:
-        raise UserError("data: inputs are tokens (integers) and vocabulary is not given; needed: the number of tokens")
+        raise UserError(
+            "data: inputs are tokens (integers) and vocabulary is not given; needed: the number of tokens; images are uint8"
+        )
     known = outputs if vocabulary is None else vocabulary
     check_classes("data", known, "vocabulary")
     for name, some in (("", inputs), ("test_", tested)):

@@ -83,6 +83,10 @@ REFUSED: Mapping[str, tuple[Mapping[str, object], str]] = {
     "fractions": ({"inputs": IMAGES / 255}, "inputs are float32 (1, 8, 8) each, test_inputs uint8 (1, 8, 8); needed: one"),
     "missing": ({"inputs": np.where(IMAGES > 0, IMAGES, np.nan)}, "inputs hold NaN or infinity, first in sample"),
     "int64 images": ({"inputs": IMAGES.astype(int)}, "inputs are int64 (1, 8, 8) each"),
+    "int64 images everywhere": (
+        {"inputs": IMAGES.astype(int), "test_inputs": IMAGES[:12].astype(int)},
+        "inputs are tokens (integers) and vocabulary is not given; needed: the number of tokens; images are uint8",
+    ),
     "features": ({"inputs": IMAGES[:, 0, 0]}, "inputs are uint8 (60, 8); needed: uint8 (N, channels"),
     "no pixels": ({"inputs": IMAGES[:, :, :0]}, "(60, 1, 0, 8)"),
     "another test size": ({"test_inputs": IMAGES[:12, :, :4]}, "inputs are uint8 (1, 8, 8) each, test_inputs uint8 (1, 4, 8)"),

@@ -188,11 +188,21 @@ def _places(own: dict[str, Tensor]) -> list[tuple[int, int, str]]:
             value.element_size(),
             list(zip(value.shape, value.stride(), strict=True)),
         )
-        if any(stride == 0 and size > 1 for size, stride in extents):
+        if value.numel() and _overlap(extents):
             places.append((start, start - 1, name))
         elif value.numel() and 1 + sum((size - 1) * stride for size, stride in extents) == value.numel():
             places.append((start, start + value.numel() * width, name))
     return places
+
+
+def _overlap(extents: list[tuple[int, int]]) -> bool:
+    """Whether (size, stride) of each dimension lead to one place twice: by a stride of 0, or by one within another's reach."""
+    reach = 0
+    for size, stride in sorted(extents, key=lambda extent: extent[1]):
+        if size > 1 and stride <= reach:
+            return True
+        reach += (size - 1) * stride
+    return False
 
 
 def unit_singular_vectors(model: nn.Module) -> nn.Module:

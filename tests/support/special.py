@@ -232,6 +232,13 @@ def expanded_bias() -> nn.Module:
     return model
 
 
+def overlapping_rows() -> nn.Module:
+    model = Net()
+    rows, columns = model.first.weight.shape
+    model.first.weight = nn.Parameter(torch.randn(rows + columns).as_strided((rows, columns), (1, 1)))
+    return model
+
+
 def aliased_buffer() -> nn.Module:
     model = Net()
     model.register_buffer("start", model.first.weight.data)
@@ -328,6 +335,7 @@ REFUSED: Mapping[str, tuple[Callable[[], nn.Module], str]] = {
         "'middle.0.weight' and 'middle.2.bias' lie in the same memory",
     ),
     "expanded_bias": (expanded_bias, "'first.bias' is expanded"),
+    "overlapping_rows": (overlapping_rows, "'first.weight' is expanded"),
     "aliased_buffer": (aliased_buffer, "lie in the same memory"),
     "nan": (with_nan, "'first.weight' holds NaN or infinity"),
     "all_frozen": (all_frozen, "model.trainable = 'all': the model's builder froze all that 'all' selects"),

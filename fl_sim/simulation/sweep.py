@@ -105,8 +105,11 @@ def plan(path: str | Path, overrides: Sequence[str], *, seeds: Sequence[int]) ->
     """Every combination of the overrides' alternatives, under every seed; all are validated before any runs.
 
     Raises:
-        UserError: wrong input in any of them.
+        UserError: wrong input in any of them; an override of `seed`, whose values would be overwritten by `seeds`.
     """
+    for text in overrides:
+        if text.partition("=")[0].strip() == "seed":
+            raise UserError(f"{text}: a sweep runs under the seeds of --seeds; write --seeds {text.partition('=')[2]}")
     grid = itertools.product(*map(alternatives, overrides))
     return [Experiment.load(path, [*choice, f"seed={seed}"]) for choice in grid for seed in seeds]
 

@@ -44,6 +44,11 @@ def test_wrong_alternatives_are_the_users_error(text: str) -> None:
         alternatives(text)
 
 
+def test_seeds_among_the_overrides_are_refused_and_not_overwritten(config: Path) -> None:
+    with pytest.raises(UserError, match=r"^seed=3,4: a sweep runs under the seeds of --seeds; write --seeds 3,4$"):
+        plan(config, ["data.alpha=0.1,1.0", "seed=3,4"], seeds=[0, 1, 2])
+
+
 def test_configs_come_first_then_overrides(config: Path, tmp_path: Path) -> None:
     odd = tmp_path / "a=b.toml"
     odd.write_text("")

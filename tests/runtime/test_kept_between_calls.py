@@ -158,6 +158,36 @@ def test_a_run_says_it_once(tmp_path: Path, caplog: pytest.LogCaptureFixture, na
     assert all(f"{__name__}.ROUNDS" in line for line in lines)
 
 
+PASSES: list[int] = []
+
+
+class Passing(nn.Module):
+    """A model whose weight grows with the passes of its process."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(64, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        PASSES.append(1)
+        return (1 + 0.01 * len(PASSES)) * self.fc(x.flatten(1))
+
+
+def passing(num_classes: int, in_channels: int, image_size: int, width: float) -> nn.Module:
+    """The builder."""
+    return Passing()
+
+
+def test_what_a_model_keeps_in_a_global_of_its_module_is_named_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        run_tiny(tmp_path, f"model.name={__name__}:passing", "rounds=2")
+    lines = [record.getMessage() for record in caplog.records if "after each call" in record.getMessage()]
+    assert len(lines) == 1
+    assert f"{__name__}.PASSES" in lines[0]
+
+
 class Dispatch(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         return function(*args, **(kwargs or {}))

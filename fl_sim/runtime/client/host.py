@@ -108,7 +108,7 @@ class ClientHost:
     def __post_init__(self) -> None:
         self._resident = Resident(self.model, self.exchange, self.rebuild, self.built)
         self._lent = LentData()
-        self._watch = Watch.of(self.client)
+        self._watch = Watch.of(self.client, self.model)
 
     def _receive(self, message: Message, context: Context) -> Task:
         """Decode a task; the bytes of one round are decoded once per process, not once per client."""

@@ -29,6 +29,8 @@ from torch import Tensor, nn
 log = logging.getLogger("fl_sim")
 OWN = ("fl_sim", "clients", "strategies")
 """Packages whose clients keep nothing between calls."""
+LIBRARIES = ("torch", "torchvision")
+"""Packages whose layers keep nothing in globals between calls."""
 CALLS = 4
 """Calls of a process that are looked at."""
 DEPTH, MOST = 4, 200
@@ -47,17 +49,21 @@ class Watch:
 
     Attributes:
         client: the client.
+        homes: names of the modules in which the user's model is written; their globals are looked at too.
         calls: calls so far.
     """
 
     client: object
+    homes: frozenset[str] = frozenset()
     calls: int = 0
     _last: Look = field(default_factory=dict)
 
     @classmethod
-    def of(cls, client: object) -> Watch | None:
-        """Watch a client; None where all of it is this package's."""
-        return cls(client) if any(_is_users(name) for name in _modules(client)) else None
+    def of(cls, client: object, model: nn.Module | None = None) -> Watch | None:
+        """Watch a client and the modules in which its model is written; None where all is this package's or PyTorch's."""
+        kinds = () if model is None else map(type, model.modules())
+        homes = frozenset(h for h in map(_home, kinds) if _is_users(h) and h.partition(".")[0] not in LIBRARIES)
+        return cls(client, homes) if homes or any(_is_users(name) for name in _modules(client)) else None
 
     @property
     def done(self) -> bool:
@@ -67,7 +73,7 @@ class Watch:
     def called(self) -> str:
         """Look after a call; what changed since the last call, in one line, and empty where nothing did."""
         try:
-            now = dict(_look(self.client))
+            now = {**dict(_look(self.client)), **{k: v for home in self.homes for k, v in _globals(home)}}
         except UNREADABLE as error:  # an object of the user's that does not let itself be looked at
             log.debug("what %r keeps between calls cannot be looked at: %s", self.client, error)
             self.calls = CALLS
@@ -145,7 +151,11 @@ def _look(client: object) -> Iterator[tuple[str, object]]:
             yield from _each(f"{home}.{type(part).__name__}", {**_class_values(type(part)), **_attributes(part)})
         if home not in seen:
             seen.add(home)
-            yield from _each(home, vars(sys.modules[home]))
+            yield from _globals(home)
+
+
+def _globals(home: str) -> Iterator[tuple[str, object]]:
+    return _each(home, vars(sys.modules[home]))
 
 
 def _class_values(kind: type) -> dict[str, object]:

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from fl_sim.core.seeding import Purpose, generator
-from fl_sim.core.types import Task
+from fl_sim.core.types import Task, UserError
 from fl_sim.models import stage_names
 from fl_sim.models.parameters import COUNTER
 from fl_sim.training.client import ClientContext
@@ -109,8 +109,12 @@ class LearnFeatures:
     class_scores: ClassVar[bool] = True
 
     def require(self, model: nn.Module, image: torch.Tensor) -> None:
-        """Complain, before anything is trained, of a model whose stages are not there. Raises UserError."""
-        with_features(model, image, list(self.stages) or stage_names(model))
+        """Complain, before anything is trained, of stages that are not there or give no images. Raises UserError."""
+        names = list(self.stages) or stage_names(model)
+        for name, feature in zip(names, with_features(model, image, names)[1], strict=True):
+            if not isinstance(feature, torch.Tensor) or feature.dim() != 4:
+                shape = tuple(feature.shape) if isinstance(feature, torch.Tensor) else type(feature).__name__
+                raise UserError(f"stages: {name!r} gives {shape}; needed: (N, channels, height, width)")
 
     def __call__(self, task: Task, ctx: ClientContext) -> Loss:
         teacher = self.teacher(task, ctx)

@@ -147,6 +147,10 @@ def test_what_cannot_be_called_is_refused_before_anything_is_loaded(
             ["client.target=clients.presets:feature_distillation", "client.stages=['x']", "model.name=resnet8"],
             "stages: no submodule 'x'",
         ),
+        (
+            ["client.target=clients.presets:feature_distillation", "client.stages=['1']", "model.name=mlp"],
+            "stages: '1' gives (1, 64); needed: (N, channels, height, width)",
+        ),
     ],
 )
 def test_what_does_not_fit_the_model_or_the_data_is_refused_before_round_1(

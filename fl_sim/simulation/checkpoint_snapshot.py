@@ -37,6 +37,10 @@ def read_snapshot(get: Callable[[str], bytes], number: int, record: ServerRecord
     """
     tensors = read_tensors(get(record.tensors))
     memory = {n.removeprefix(MEMORY): value for n, value in tensors.items() if n.startswith(MEMORY)}
+    if memory and memory.keys() != set(schema.names):
+        raise ValueError(
+            "the server optimizer keeps more than one vector of the model's layout, which cannot be resumed"
+        )
     held_masks = {
         client: _mask(read_tensors(get(name)), schema) for name, clients in record.held.items() for client in clients
     }

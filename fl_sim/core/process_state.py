@@ -21,6 +21,8 @@ from functools import cache
 import numpy as np
 import torch
 from torch import overrides
+from torch.nn.modules import module
+from torch.optim import optimizer
 from torch.utils import _python_dispatch
 
 
@@ -84,6 +86,45 @@ def _leave_modes(before: tuple[int, int]) -> None:
         overrides._pop_mode()
 
 
+def _kernels() -> tuple[bool, bool, bool, bool]:
+    """Which kernels PyTorch may choose, each with a rounding of its own: oneDNN, and three of attention."""
+    c = torch._C
+    return (
+        c._get_mkldnn_enabled(),
+        c._get_flash_sdp_enabled(),
+        c._get_mem_efficient_sdp_enabled(),
+        c._get_math_sdp_enabled(),
+    )
+
+
+def _set_kernels(enabled: tuple[bool, bool, bool, bool]) -> None:
+    torch._C._set_mkldnn_enabled(enabled[0])
+    torch.backends.cuda.enable_flash_sdp(enabled[1])
+    torch.backends.cuda.enable_mem_efficient_sdp(enabled[2])
+    torch.backends.cuda.enable_math_sdp(enabled[3])
+
+
+_HOOKS: tuple[dict[int, object], ...] = tuple(
+    value
+    for owner in (module, optimizer)
+    for name, value in vars(owner).items()
+    if name.startswith("_global_") and isinstance(value, dict)
+)
+"""PyTorch's hooks that every module or optimizer of the process runs."""
+
+
+def global_hooks() -> tuple[list[dict[int, object]], bool | None] | None:
+    """The hooks of all modules and optimizers, and their kind; None where there are none, which is the rule."""
+    return ([dict(hooks) for hooks in _HOOKS], module._global_is_full_backward_hook) if any(_HOOKS) else None
+
+
+def _set_hooks(before: tuple[list[dict[int, object]], bool | None] | None) -> None:
+    hooks, module._global_is_full_backward_hook = before or ([{} for _ in _HOOKS], None)
+    for now, then in zip(_HOOKS, hooks, strict=True):
+        now.clear()
+        now.update(then)
+
+
 def _folder() -> str | None:
     try:
         return os.getcwd()
@@ -130,6 +171,8 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
     Setting(_autocast, _set_autocast),
     Setting(_cudnn, _set_cudnn),
+    Setting(_kernels, _set_kernels),
+    Setting(global_hooks, _set_hooks),
     Setting(np.geterr, lambda before: np.seterr(**before)),
     Setting(_folder, _set_folder),
     Setting(_environment, _set_environment),

@@ -153,11 +153,19 @@ def test_settings_are_put_back(tmp_path: Path) -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cudnn.benchmark = True
     torch.set_autocast_enabled("cpu", True)
+    kernels = "mkldnn", "flash_sdp", "mem_efficient_sdp", "math_sdp"
+    enabled = [getattr(torch._C, f"_get_{kernel}_enabled")() for kernel in kernels]
+    torch._C._set_mkldnn_enabled(not enabled[0])
+    torch.backends.cuda.enable_math_sdp(not enabled[3])
+    nn.modules.module.register_module_full_backward_hook(lambda module, inputs, outputs: None)
     assert settings() != before
     restore(before)
     assert settings() == before
     assert torch.zeros(1).device.type == "cpu"
     assert "FL_SIM_NEW" not in os.environ
+    assert [getattr(torch._C, f"_get_{kernel}_enabled")() for kernel in kernels] == enabled
+    assert not nn.modules.module._global_backward_hooks
+    assert nn.modules.module._global_is_full_backward_hook is None
 
 
 def test_global_generators_are_seeded_for_a_block_and_then_as_before() -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from fl_sim import Task, Update, load, local_sgd, snapshot
 from fl_sim.data import Data
@@ -322,9 +323,17 @@ def folder_and_environment(task: Task, ctx: ClientContext) -> Update:
     update = _train(task, ctx)
     os.chdir("/")
     os.environ["FL_SIM_LEFT"] = "1"
-    warnings.simplefilter("error")
+    warnings.simplefilter("error", UserWarning)  # no other: a collected file is no fault of the client
     torch.set_num_threads(2)
     torch.use_deterministic_algorithms(True)
+    return update
+
+
+def hooks_of_all_modules(task: Task, ctx: ClientContext) -> Update:
+    update = _train(task, ctx)
+    nn.modules.module.register_module_forward_hook(lambda module, inputs, output: 0 * output)
+    nn.modules.module.register_module_full_backward_hook(lambda module, inputs, outputs: None)
+    register_optimizer_step_pre_hook(lambda optimizer, args, kwargs: optimizer.zero_grad())
     return update
 
 
@@ -358,6 +367,7 @@ LEAVING = (
     "float64",
     "meta_device",
     "folder_and_environment",
+    "hooks_of_all_modules",
 )
 
 
@@ -381,6 +391,26 @@ def writes_by_data(task: Task, ctx: ClientContext) -> Update:
     return update
 
 
+def assigns_to_task(task: Task, ctx: ClientContext) -> Update:
+    update = _train(task, ctx)
+    for name, value in update.params.items():
+        task.params[name] = 0 * value
+    return update
+
+
+def empties_the_task(task: Task, ctx: ClientContext) -> Update:
+    update = _train(task, ctx)
+    task.params.clear()
+    return update
+
+
+def moves_an_entry(task: Task, ctx: ClientContext) -> Update:
+    update = _train(task, ctx)
+    for value in task.params.values():
+        value.data = torch.zeros_like(value)
+    return update
+
+
 def writes_into_images(task: Task, ctx: ClientContext) -> Update:
     ctx.data.stored.zero_()
     return _train(task, ctx)
@@ -400,7 +430,14 @@ def one_writes_into_task(task: Task, ctx: ClientContext) -> Update:
     return update
 
 
-WRITING = ("writes_into_task", "writes_by_numpy", "writes_by_data")
+WRITING = (
+    "writes_into_task",
+    "writes_by_numpy",
+    "writes_by_data",
+    "assigns_to_task",
+    "empties_the_task",
+    "moves_an_entry",
+)
 
 
 def numbered(*, validation: float = 0.1, proxy: float = 0.0) -> Data:

@@ -21,7 +21,8 @@ SLOW = 3.0
 
 def leaves_the_task(e: Examination) -> str:
     """It leaves the task as it was."""
-    changed = [name for name, value in e.plain.received.items() if not torch.equal(e.plain.task.params[name], value)]
+    now = e.plain.task.params
+    changed = [name for name, value in e.plain.received.items() if name not in now or not torch.equal(now[name], value)]
     return f"it changed task.params in place: {listed(changed)}; other clients share them" if changed else ""
 
 

@@ -236,7 +236,9 @@ class ClientHost:
         """Complain of a client that wrote into what it shares with others; the next one gets a fresh copy of the task."""
         if client_task.received.changed:
             self._last, self._resident.isolation.needed = None, True
-            raise BadUpdate("the client changed task.params or task.mask in place; change a copy: value.clone()")
+            raise BadUpdate(
+                "the client changed task.params or task.mask in place; change a copy: dict(task.params), value.clone()"
+            )
         if client_task.loan.changed:
             self._resident.isolation.needed = True
             raise BadUpdate("a client changed the samples of ctx.data in place; change a copy: images.clone()")

@@ -121,6 +121,7 @@ class Received:
     def __post_init__(self) -> None:
         self._shared = [*_buffers(self.params), *(() if self.mask is None else _buffers(self.mask))]
         self._versions = [tensor._version for tensor in self._shared]
+        self._held = self._holding()
 
     @classmethod
     def of(cls, params: Params, mask: Mask | None, *, copied: bool) -> Received:
@@ -133,13 +134,24 @@ class Received:
     @property
     def changed(self) -> bool:
         """Whether somebody wrote into it: told by PyTorch's version counters, which `.data` and NumPy do not move; for
-        those, the first client that had a copy is followed by a comparison of all values."""
-        if [tensor._version for tensor in self._shared] != self._versions:
+        those, the first client that had a copy is followed by a comparison of all values. An entry that was assigned,
+        added or removed, or whose `.data` was, is told by what the dicts hold."""
+        if [tensor._version for tensor in self._shared] != self._versions or self._holding() != self._held:
             return True
         if self._compared or self.original is None or not isinstance(self.params, FlatParams):
             return False
         self._compared = True
         return not torch.equal(self.params.flat, self.original)
+
+    def _holding(self) -> list[object]:
+        """Names and places of all that the clients share; of a flat dict its buffer, where all entries lie in it."""
+        return [*_holding(self.params), *(() if self.mask is None else _holding(self.mask))]
+
+
+def _holding(tensors: Params | Mask) -> list[object]:
+    if isinstance(tensors, (FlatParams, FlatMask)):
+        return [tensors.whole]
+    return [*tensors, *map(Tensor.data_ptr, tensors.values())]
 
 
 def _buffers(tensors: Params | Mask) -> list[Tensor]:

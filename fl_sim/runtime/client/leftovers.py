@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fl_sim.core.process_state import entered_modes, unchanged_settings
+from fl_sim.core.process_state import entered_modes, global_hooks, unchanged_settings
 from fl_sim.models.parameters import COUNTER
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -22,6 +22,7 @@ PROCESS: Mapping[str, Callable[[], object]] = {
     "the number of threads (torch.set_num_threads)": torch.get_num_threads,
     "how NumPy reports floating-point errors (np.seterr)": np.geterr,
     "a PyTorch mode (__enter__ of a TorchDispatchMode or TorchFunctionMode)": entered_modes,
+    "the hooks of all modules or optimizers (register_module_forward_hook, for instance)": global_hooks,
 }
 """What of a process a client must leave as it was -> how it is read."""
 

@@ -16,6 +16,8 @@ Labels = NDArray[np.int64]
 MOST_CLASSES = 1 << 16
 """A label above is a damaged file, not a class: models have an output for each."""
 NEEDED = "; ".join(kind.value for kind in Inputs)
+COARSE = 0.01
+"""Rounding to float32 may move numbers by this share of their range."""
 
 
 def check_classes(where: str, number: object, what: str = "num_classes") -> None:
@@ -59,7 +61,43 @@ def _finite(given: Array, name: str) -> Array:
             raise UserError(
                 f"data: {name} hold NaN or infinity, first in sample {at}; needed: finite numbers of float32"
             )
+    check_rounding(f"data: {name}", given, numbers)
     return numbers
+
+
+def check_rounding(where: str, given: Array, numbers: NDArray[np.float32]) -> None:
+    """Refuse numbers that lie so close together, far from 0, that float32 does not tell them apart, such as times of one hour.
+
+    Args:
+        where: start of the error's line.
+        given: real numbers or integers (N, ...); checked feature by feature (axis 1).
+        numbers: the same, rounded.
+
+    Raises:
+        UserError: rounding moves a feature by more than `COARSE` of its range.
+    """
+    if given.dtype.kind not in "iuf" or given.dtype.itemsize < numbers.dtype.itemsize or given.dtype == numbers.dtype:
+        return
+    axes = (0, *range(2, given.ndim))
+    low, high = given.min(axis=axes), given.max(axis=axes)
+    step = np.spacing(np.maximum(np.abs(low.astype(np.float32)), np.abs(high.astype(np.float32))))
+    close = np.atleast_1d((low < high) & (step > COARSE * (high.astype(np.float64) - low.astype(np.float64))))
+    for feature in np.flatnonzero(close):
+        one, rounded = (given, numbers) if given.ndim == 1 else (given[:, feature], numbers[:, feature])
+        exact, kept = _above_lowest(one), rounded.astype(np.float64) - float(rounded.flat[int(one.argmin())])
+        if np.abs(kept - exact).max() > COARSE * exact.max():
+            which = "" if given.ndim == 1 else f", feature {feature},"
+            raise UserError(
+                f"{where}{which} go from {one.min()} to {one.max()}: float32 does not tell these numbers apart; "
+                "subtract the smallest first"
+            )
+
+
+def _above_lowest(numbers: Array) -> NDArray[np.float64]:
+    """Distances from the smallest number; those of integers are exact before they are float64."""
+    above = numbers - numbers.min()  # type: ignore[operator]  # of real numbers or integers
+    exact = above.astype(np.uint64) if above.dtype.kind == "i" else above  # what wrapped around is right again
+    return cast("NDArray[np.float64]", exact.astype(np.float64))
 
 
 def as_targets(value: object, inputs: Array, name: str, asked: object) -> Array:

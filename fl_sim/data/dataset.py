@@ -203,5 +203,7 @@ def _statistics(train: Tensor, *, standardise: bool) -> tuple[Tensor | None, Ten
     if kind is Inputs.TOKENS:
         raise UserError("data: standardise = True, but inputs are tokens; allowed: numbers")
     axes = (0, *range(2, train.dim()))
-    std = train.std(dim=axes)
-    return train.mean(dim=axes), torch.where(std > 0, std, 1.0)  # a feature that is always the same becomes 0
+    lowest, highest, std = train.amin(dim=axes), train.amax(dim=axes), train.std(dim=axes)
+    same = lowest == highest
+    # A feature that is always the same becomes 0: rounding must leave neither a mean beside it nor a deviation.
+    return torch.where(same, lowest, train.mean(dim=axes)), torch.where(same, 1.0, std)

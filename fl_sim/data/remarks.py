@@ -41,6 +41,20 @@ def _empty_classes(data: Data) -> list[str]:
     return lines
 
 
+def _one_target(data: Data) -> list[str]:
+    """Targets that are all the same: whatever a model learns, it answers right."""
+    targets = data.train.labels.reshape(len(data.train), -1)
+    if data.targets is Targets.TOKENS or len(targets) < 2:
+        return []
+    same = (targets == targets[0]).all(dim=0)
+    which = (
+        "all training targets are"
+        if same.all()
+        else f"training targets of output {listed([str(int(k)) for k in same.nonzero()])} are"
+    )
+    return [f"{which} the same: there is nothing to learn from them"] if same.any() else []
+
+
 def _labels(split: Split) -> Labels:
     """Without those of unlabelled images, -1."""
     labels: Labels = split.labels.numpy()
@@ -108,6 +122,7 @@ def _wide(data: Data) -> list[str]:
 
 LOOKS: Mapping[Callable[[Data], list[str]], Inputs | None] = {
     _empty_classes: None,
+    _one_target: None,
     _dark: Inputs.IMAGES,
     _channels_last: Inputs.IMAGES,
     _wide: Inputs.NUMBERS,

@@ -231,10 +231,10 @@ def _with_test(parts: Arrays, test: float | None) -> Arrays:
     targets, groups = parts["targets"], parts.get("groups")
     numbered = None if groups is None else np.unique(groups, return_inverse=True)[1].astype(np.int64)
     rest, held, _ = stratified(strata(targets, numbered), TEST if test is None else test, 0.0)
-    if not len(held):
-        raise UserError(
-            f"data.test: {len(targets)} rows leave none for the test set; needed: more rows, or a larger share"
-        )
+    for rows, part, share in ((held, "test", "larger"), (rest, "training", "smaller")):
+        if not len(rows):
+            left = f"data.test: {len(targets)} rows leave none for the {part} set"
+            raise UserError(f"{left}; needed: more rows, or a {share} share")
     return {
         f"{part}{name}": array[rows] for part, rows in (("", rest), ("test_", held)) for name, array in parts.items()
     }
@@ -243,8 +243,8 @@ def _with_test(parts: Arrays, test: float | None) -> Arrays:
 def _standardise(parts: Arrays) -> list[str]:
     """Give the targets mean 0 and deviation 1, in place in `parts`, as the training set has them; says so."""
     targets = parts["targets"].astype(np.float64)
-    mean, std = targets.mean(axis=0), targets.std(axis=0)
-    std = np.where(std > 0, std, 1.0)
+    same = targets.min(axis=0) == targets.max(axis=0)
+    mean, std = np.where(same, targets[0], targets.mean(axis=0)), np.where(same, 1.0, targets.std(axis=0))
     for name in ("targets", "test_targets"):
         parts[name] = ((parts[name] - mean) / std).astype(np.float32)
     told = [", ".join(f"{one:g}" for one in np.atleast_1d(value)[:5]) for value in (mean, std)]

@@ -17,7 +17,7 @@ from fl_sim.core.files import open_plain
 from fl_sim.core.lookup import nearest
 from fl_sim.core.parquet import read_schema, read_table
 from fl_sim.core.types import UserError
-from fl_sim.data.arrays import MOST_CLASSES, Labels
+from fl_sim.data.arrays import MOST_CLASSES, Labels, check_rounding
 from fl_sim.data.cache import Arrays, cached, content_key
 from fl_sim.data.kinds import Targets
 from fl_sim.data.listing import entries, listed, part_missing, unread
@@ -79,6 +79,8 @@ def read(path: Path, columns: Columns, targets: Targets) -> tuple[Arrays, list[s
         UserError: no such column, a column that holds something else than is needed, or values that are missing.
         OSError: a file that cannot be read.
     """
+    if targets not in TARGETS:
+        raise UserError(f"data.source: {path.name} is a table; it has no targets of this kind: {targets.value}")
     files = _files(path) if path.is_dir() else {"": [path]}
     if path.is_dir() and columns.test is not None:
         raise UserError(f"data.test = {columns.test:g}: {path} has test files of its own; leave data.test out")
@@ -87,7 +89,7 @@ def read(path: Path, columns: Columns, targets: Targets) -> tuple[Arrays, list[s
     for file, found in zip(used, chosen, strict=True):
         if found != chosen[0]:
             raise UserError(f"data.source: {used[0].name} and {file.name} have other columns")
-    key = json.dumps(["table/1", targets.name, asdict(columns)])
+    key = json.dumps(["table/2", targets.name, asdict(columns)])
 
     def decode() -> Arrays:
         parts = {part: _part(some, chosen[0], targets) for part, some in files.items()}
@@ -139,6 +141,9 @@ def _chosen(path: Path, columns: Columns) -> Chosen:
             raise UserError(f"data.{key}: {path.name} has no column {name!r}{nearest(name, names)}")
     rest = tuple(name for name in names if name not in (*columns.target, columns.group))
     inputs = columns.input or rest
+    for key, some in (("input", inputs), ("target", columns.target)):
+        if again := [name for name in some if some.count(name) > 1]:
+            raise UserError(f"data.{key}: {again[0]!r} is named more than once")
     if both := [name for name in inputs if name in columns.target]:
         raise UserError(f"data.input: {both[0]!r} is data.target too: what is to be predicted is no input")
     if not inputs:
@@ -177,15 +182,17 @@ def _part(files: Sequence[Path], chosen: Chosen, targets: Targets) -> Arrays:
 
 
 def _there(column: pa.ChunkedArray, path: Path, name: str) -> pa.ChunkedArray:
-    """The column, a dictionary's as its values. Raises UserError where values are missing."""
+    """The column, a dictionary's as its values. Raises UserError where values are missing: no value, or an empty name."""
     import pyarrow as pa
 
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
-    if column.null_count:
-        first = int(column.is_null().to_numpy().argmax())
+    missing = column.is_null().to_numpy()
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        missing = np.array([value is None or not value.strip() for value in column.to_pylist()], dtype=bool)
+    if missing.any():
         raise UserError(
-            f"data.source: {path.name}: column {name!r}: {column.null_count} values are missing, the first in row {first}; "
+            f"data.source: {path.name}: column {name!r}: {missing.sum()} values are missing, the first in row {missing.argmax()}; "
             "fill them in, or leave the rows out"
         )
     return column
@@ -200,10 +207,12 @@ def _numbers(column: pa.ChunkedArray, path: Path, name: str) -> NDArray[np.float
     if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
         raise UserError(f"{where} holds {_told(column)}; needed: numbers, in every row")
     with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused below
-        numbers: NDArray[np.float32] = column.to_numpy().astype(np.float32)
+        given = column.to_numpy()
+        numbers: NDArray[np.float32] = given.astype(np.float32)
     if not (finite := np.isfinite(numbers)).all():
         row = int((~finite).argmax())
         raise UserError(f"{where} holds NaN or infinity, first in row {row}; needed: finite numbers of float32")
+    check_rounding(f"{where}: its values", given, numbers)
     return numbers
 
 
@@ -279,14 +288,15 @@ class Reader:
 
 
 def _csv(path: Path, columns: list[str] | None) -> pa.Table:
-    """The columns of a CSV file, or its first row alone. Raises as pyarrow does."""
+    """The columns of a CSV file, or a reader of it that has the schema alone. Raises as pyarrow does."""
     from pyarrow import csv
 
     options = csv.ReadOptions(use_threads=False)
-    convert = csv.ConvertOptions(include_columns=columns)
+    # "" and NA are missing among names as among numbers; a name that is NA is written in quotes.
+    convert = csv.ConvertOptions(include_columns=columns, strings_can_be_null=True, quoted_strings_can_be_null=False)
     with open_plain(path) as stream:
         if columns is None:
-            return csv.open_csv(stream, read_options=options).read_next_batch()
+            return csv.open_csv(stream, read_options=options)
         return csv.read_csv(stream, read_options=options, convert_options=convert)
 
 

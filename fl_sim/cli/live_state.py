@@ -9,6 +9,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 
 from fl_sim.core.files import open_plain, read_plain
 
@@ -17,16 +18,27 @@ POINTS = 300
 """Points of a run's curve that the page gets."""
 RUNS = 60
 """Runs that a page shows, the newest."""
-COLUMNS = ("round", "accuracy", "loss", "uplink_bytes", "downlink_bytes", "failures")
+COLUMNS = ("round", "loss", "uplink_bytes", "downlink_bytes", "failures")
+METRIC, PERCENT = "accuracy", True
+"""What a run measures whose live.json does not say."""
 PIECE = 1 << 22
 """Bytes of rounds.jsonl that are read at a time."""
 
 
 @dataclass
 class RunView:
-    """A run folder, and its rounds so far: `refresh` reads only what is new."""
+    """A run folder, and its rounds so far: `refresh` reads only what is new.
+
+    Attributes:
+        folder: the run's.
+        metric: the column of rounds.jsonl that is drawn.
+        percent: whether the metric is a share, which readers see in percent.
+        rows: of each round, its number, the metric, and the further `COLUMNS`.
+    """
 
     folder: Path
+    metric: str = METRIC
+    percent: bool = PERCENT
     rows: list[tuple[float | None, ...]] = field(default_factory=list)
     _read: int = 0
     _inode: int = 0
@@ -39,13 +51,16 @@ class RunView:
                 found = os.fstat(file.fileno())
                 if found.st_ino != self._inode or found.st_size < self._read:
                     self._inode, self._read, self.rows = found.st_ino, 0, []
+                    live = _json(self.folder / "live.json")
+                    name, percent = live.get("metric"), live.get("percent")
+                    self.metric, self.percent = (name, percent is True) if isinstance(name, str) else (METRIC, PERCENT)
                 file.seek(self._read)
                 data = file.read(PIECE)
         except OSError:
             return  # not yet, or not any more
         whole = data[: data.rfind(b"\n") + 1]
         self._read += len(whole)
-        self.rows += [row for line in whole.splitlines() if (row := _row(line)) is not None]
+        self.rows += [row for line in whole.splitlines() if (row := _row(line, self.metric)) is not None]
 
     def shown(self) -> dict[str, object]:
         """The run as JSON."""
@@ -71,6 +86,8 @@ class RunView:
             "failed": self.rows[-1][5] if self.rows else 0,
             "sections": live.get("sections", {}),
             "messages": live.get("messages", []),
+            "metric": self.metric,
+            "percent": self.percent,
             "curve": [*measured[:-1:step], *measured[-1:]],
         }
 
@@ -81,9 +98,14 @@ class Watch:
 
     places: Sequence[Path]
     _views: dict[Path, RunView] = field(default_factory=dict)
+    _one_at_a_time: Lock = field(default_factory=Lock)
 
     def state(self) -> dict[str, object]:
-        """All runs as JSON, the newest first."""
+        """All runs as JSON, the newest first; several pages may ask at once."""
+        with self._one_at_a_time:
+            return self._state()
+
+    def _state(self) -> dict[str, object]:
         folders = sorted(_folders(self.places), key=_age, reverse=True)
         views = [self._views.setdefault(folder, RunView(folder)) for folder in folders[:RUNS]]
         for view in views:
@@ -108,14 +130,15 @@ def _age(folder: Path) -> float:
         return 0.0
 
 
-def _row(line: bytes) -> tuple[float | None, ...] | None:
+def _row(line: bytes, metric: str) -> tuple[float | None, ...] | None:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
         return None
     if not isinstance(row, dict) or not isinstance(row.get("round"), int):
         return None
-    return tuple(value if isinstance(value := row.get(name), (int, float)) else None for name in COLUMNS)
+    names = (COLUMNS[0], metric, *COLUMNS[1:])
+    return tuple(value if isinstance(value := row.get(name), (int, float)) else None for name in names)
 
 
 def _json(path: Path) -> Tree:

@@ -17,6 +17,7 @@ from typing import Self
 
 from fl_sim.communication.ledger import Ledger
 from fl_sim.core.observer import Observer
+from fl_sim.training.tasks import Metric
 
 LIVE = "live.json"
 INTERVAL_S = 0.5
@@ -34,15 +35,23 @@ class LiveLog(logging.Handler):
         ledger: the run's.
         rounds: of the whole run.
         observer: told everything first.
+        metric: which column of rounds.jsonl the page draws, and whether it is a share.
         clock: seconds; of a test.
     """
 
     def __init__(
-        self, folder: Path, ledger: Ledger, rounds: int, observer: Observer, clock: Callable[[], float] = time.time
+        self,
+        folder: Path,
+        ledger: Ledger,
+        rounds: int,
+        observer: Observer,
+        metric: Metric,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         super().__init__(logging.WARNING)
         self._path, self._ledger, self._observer, self._clock = folder / LIVE, ledger, observer, clock
         self._state: dict[str, object] = {"pid": os.getpid(), "rounds": rounds, "round": 0, "answered": 0, "cohort": 0}
+        self._state |= {"metric": metric.name, "percent": metric.percent}
         self._messages: deque[str] = deque(maxlen=MESSAGES)
         self._sections: Counter[str] = Counter()
         self._booked, self._written, self._works = 0, 0.0, True

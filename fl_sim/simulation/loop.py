@@ -41,6 +41,7 @@ from fl_sim.simulation.round_hooks import Evaluation, Hook, RoundsFile, Row, cli
 from fl_sim.simulation.run_folder import RunFolder, claimed, saved_params
 from fl_sim.simulation.server import build_server
 from fl_sim.training.precision import PRECISIONS
+from fl_sim.training.tasks import learning_task
 
 log = logging.getLogger("fl_sim")
 
@@ -147,7 +148,9 @@ def serve(
             )
         folder.write_inputs(federation.label_counts, identity)
         recording = [] if payloads is None else [payloads]
-        with RoundsFile(folder.path, rows) as rounds_file, LiveLog(folder.path, ledger, rounds, observer) as live:
+        metric = learning_task(federation.experiment.task).metric
+        live_log = LiveLog(folder.path, ledger, rounds, observer, metric)
+        with RoundsFile(folder.path, rows) as rounds_file, live_log as live:
             measuring = Evaluation(federation, server, ledger, dense)
             hooks: list[Hook] = [measuring, rounds_file, *recording, checkpoint, live]
             for number in range(len(rows) + 1, rounds + 1):

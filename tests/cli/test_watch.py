@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import http.client
+import io
 import json
 import logging
 import os
 import re
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -18,12 +20,15 @@ from browser import dom_at, in_a_browser
 from federation import run_tiny
 
 from fl_sim import Report
+from fl_sim.cli import live_state
 from fl_sim.cli.live_server import LiveServer
 from fl_sim.cli.live_state import POINTS, RunView, Watch
 from fl_sim.communication.ledger import Ledger
 from fl_sim.core.observer import Silent
 from fl_sim.simulation.live_log import INTERVAL_S, LiveLog
+from fl_sim.training.tasks import Metric
 
+ACCURACY = Metric("accuracy", higher=True, percent=True)
 ROW = {"round": 1, "uplink_bytes": 5, "downlink_bytes": 7, "accuracy": 0.5, "loss": 1.0}
 
 
@@ -115,7 +120,7 @@ def test_long_curves_are_thinned_and_keep_their_last_point(tmp_path: Path) -> No
 
 def test_the_log_of_a_run_is_small_and_seldom(tmp_path: Path) -> None:
     now = [100.0]
-    with LiveLog(tmp_path, Ledger(), 9, Silent(), clock=lambda: now[0]) as live:
+    with LiveLog(tmp_path, Ledger(), 9, Silent(), ACCURACY, clock=lambda: now[0]) as live:
         for answered in range(1, 1001):
             live.reply(answered, 1000)
         assert json.loads((tmp_path / "live.json").read_text())["answered"] == 0
@@ -139,7 +144,7 @@ def test_the_log_of_a_run_is_small_and_seldom(tmp_path: Path) -> None:
 
 
 def test_a_stopped_run_says_why(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no more"), LiveLog(tmp_path, Ledger(), 9, Silent()):
+    with pytest.raises(ValueError, match="no more"), LiveLog(tmp_path, Ledger(), 9, Silent(), ACCURACY):
         raise ValueError("no more")
     assert json.loads((tmp_path / "live.json").read_text())["messages"] == ["stopped: ValueError: no more"]
 
@@ -167,10 +172,42 @@ def test_only_who_knows_the_token_and_comes_by_this_name_is_answered(report: Rep
         assert get(server, own, host=f"localhost:{server.server_port}")[0] == 200
 
 
+def test_the_metric_of_the_run_is_drawn_whatever_it_is_called(tmp_path: Path) -> None:
+    report = run_tiny(tmp_path, "task=regression", "data.source=diabetes", "data.partition=iid", "model.name=linear")
+    (run,) = Watch([tmp_path]).state()["runs"]  # type: ignore[misc]
+    assert (run["metric"], run["percent"]) == ("rmse", False)
+    assert [row[1] for row in run["curve"]] == [row["rmse"] for row in report.rounds]
+
+
+def test_pages_that_ask_at_once_are_told_each_round_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started(tmp_path / "a", [ROW])
+    watch = Watch([tmp_path])
+    both = threading.Barrier(2)
+
+    class Slow(io.FileIO):
+        def read(self, size: int | None = -1) -> bytes:
+            with suppress(threading.BrokenBarrierError):
+                both.wait(0.1)  # a second page that is answered meanwhile would be here too
+            return super().read(-1 if size is None else size) or b""
+
+    monkeypatch.setattr(live_state, "open_plain", Slow)
+    with ThreadPoolExecutor(2) as pages:
+        states = [pages.submit(watch.state) for _ in range(2)]
+    for state in states:
+        (run,) = state.result()["runs"]  # type: ignore[misc]
+        assert [row[0] for row in run["curve"]] == [1]
+
+
+def test_a_request_without_a_path_is_not_found(report: Report, capfd: pytest.CaptureFixture[str]) -> None:
+    with serving(report.folder) as server:
+        assert get(server, "*")[0] == 404
+    assert "Traceback" not in capfd.readouterr().err
+
+
 @in_a_browser
 def test_a_browser_shows_runs_opened_late_and_again(report: Report, tmp_path: Path) -> None:
     hostile = tmp_path / "<img src=x onerror=alert(1)>"
-    with LiveLog(hostile.parent, Ledger(), 9, Silent()):
+    with LiveLog(hostile.parent, Ledger(), 9, Silent(), ACCURACY):
         started(hostile, [ROW, {**ROW, "round": 2, "accuracy": 0.75, "failures": 3}])
         (tmp_path / "live.json").replace(hostile / "live.json")
         with serving(report.folder, tmp_path) as server:

@@ -49,16 +49,18 @@
     }
   };
 
+  const valued = (run, value) => run.percent ? `${(100 * value).toFixed(2)} %` : Number(value.toPrecision(4)).toString();
+
   const show = (run) => {
     const view = cards.get(run.name) ?? card(run.name);
     const last = run.curve.at(-1);
     view.title.textContent = `${run.name}: ${run.status}`;
     if (run.rounds) view.bar.max = run.rounds;
     view.bar.value = run.round;
-    const accuracy = last ? `, test accuracy ${(100 * last[1]).toFixed(2)} % (round ${last[0]})` : "";
+    const measured = last ? `, test ${run.metric} ${valued(run, last[1])} (round ${last[0]})` : "";
     const left = run.eta !== null && run.eta !== undefined ? `, about ${time(run.eta)} left` : "";
     const failed = run.failed ? `, ${run.failed} clients failed in the last round` : "";
-    view.line.textContent = `round ${run.round} of ${run.rounds ?? "?"}${accuracy}${failed}, up ${mb(run.up)}, down ${mb(run.down)}${left}`;
+    view.line.textContent = `round ${run.round} of ${run.rounds ?? "?"}${measured}${failed}, up ${mb(run.up)}, down ${mb(run.down)}${left}`;
     const waiting = Math.max(0, run.cohort - run.answered);
     const marks = run.cohort <= 200 ? ` ${"●".repeat(run.answered)}${"○".repeat(waiting)}` : "";
     view.clients.textContent = run.status === "running" && run.cohort
@@ -80,12 +82,14 @@
     const now = JSON.stringify([axis, dark, chart.clientWidth, runs.map((run) => [run.name, run.curve.at(-1)])]);
     if (!runs.length || now === drawn) return;
     drawn = now;
+    const title = (run) => `test ${run.metric.replace(/</g, "&lt;")}${run.percent ? " [%]" : ""}`;
+    const titles = [...new Set(runs.map(title))];
     const data = runs.map((run, i) => ({
-      x: run.curve.map((row) => axis ? (row[3] + row[4]) / 1e6 : row[0]), y: run.curve.map((row) => 100 * row[1]),
+      x: run.curve.map((row) => axis ? (row[3] + row[4]) / 1e6 : row[0]), y: run.curve.map((row) => run.percent ? 100 * row[1] : row[1]),
       name: run.name.replace(/</g, "&lt;"), mode: "lines+markers",
       line: { color: COLOURS[i % 6], dash: DASHES[(i + Math.floor(i / 6)) % 4], width: 2 },
       marker: { symbol: SYMBOLS[(i + Math.floor(i / 6)) % 6], size: 6, maxdisplayed: 24 },
-      hovertemplate: `<b>%{fullData.name}</b><br>${axis ? "both directions: %{x:.3f} MB" : "round: %{x}"}<br>test accuracy: %{y:.2f} %<extra></extra>`,
+      hovertemplate: `<b>%{fullData.name}</b><br>${axis ? "both directions: %{x:.3f} MB" : "round: %{x}"}<br>${title(run)}: %{y:.4g}<extra></extra>`,
     }));
     const line = { gridcolor: colour("--line"), linecolor: colour("--line"), automargin: true, rangemode: "tozero" };
     Plotly.react(chart, data, {
@@ -93,7 +97,7 @@
       font: { color: colour("--ink"), size: 12 }, legend: { orientation: "h", y: -0.25 }, uirevision: axis, showlegend: runs.length > 1,
       hoverlabel: { bgcolor: colour("--raised"), font: { color: colour("--ink") } },
       xaxis: { ...line, title: { text: axis ? "sent and received by the server [MB]" : "round" } },
-      yaxis: { ...line, title: { text: "test accuracy [%]" } },
+      yaxis: { ...line, title: { text: titles.join(", ") } },
     }, { responsive: true, displayModeBar: false });
   };
 

@@ -148,3 +148,24 @@ def test_pairs_come_from_a_file_too(tmp_path: Path) -> None:
     file = tmp_path / "run.toml"
     file.write_text("a = 1\n[b]\nc = 'x'\n")
     assert pairs(str(file), "--run-config") == pairs("a=1 b.c='x'", "--run-config") == {"a": 1, "b.c": "x"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ('[project]\nname = "sums"', "project = 3", "no table [project]"),
+        ('default = "local"', 'default = ["local"]', None),
+        ("num-supernodes = 3", "num-supernodes = true", None),
+    ],
+)
+def test_tables_of_another_type_are_one_line_or_name_no_nodes(
+    tmp_path: Path, old: str, new: str, words: str | None
+) -> None:
+    assert old in TOML
+    (tmp_path / "pyproject.toml").write_text(TOML.replace(old, new).format(package="odd"))
+    if words is None:
+        assert Project.read(tmp_path).clients is None
+    else:
+        with pytest.raises(UserError) as caught:
+            Project.read(tmp_path)
+        assert words in str(caught.value)

@@ -59,7 +59,7 @@ class Project:
         parts = _table(flower, "app.components", file)
         server, client = (_reference(parts.get(name), name, file) for name in ("serverapp", "clientapp"))
         config = _table(flower, "app.config", file, missing={})
-        folder, project = file.parent.resolve(), found.get("project", {})
+        folder, project = file.parent.resolve(), _table(found, "project", file, missing={})
         return cls(
             folder,
             str(project.get("name", folder.name)),
@@ -152,7 +152,7 @@ def _table(
     if inner is None and missing is not None:
         return missing
     if not isinstance(inner, dict):
-        raise UserError(f"{file}: no table [{path if path.startswith('tool') else f'tool.flwr.{path}'}]: no Flower app")
+        raise UserError(f"{file}: no table [{f'tool.flwr.{path}' if path.startswith('app') else path}]: no Flower app")
     return cast(dict[str, object], inner)
 
 
@@ -161,7 +161,7 @@ def _federation(flower: Mapping[str, object]) -> int | None:
     federations = flower.get("federations")
     if not isinstance(federations, dict):
         return None
-    chosen = federations.get(federations.get("default", "local-simulation"))
+    chosen = federations.get(str(federations.get("default", "local-simulation")))
     options = chosen.get("options") if isinstance(chosen, dict) else None
     count = options.get("num-supernodes") if isinstance(options, dict) else None
-    return count if isinstance(count, int) else None
+    return count if isinstance(count, int) and not isinstance(count, bool) else None

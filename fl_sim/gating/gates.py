@@ -86,6 +86,8 @@ class Gate(nn.Module):
         mask: (B, C) bool, what the last pass kept; None before the first.
     """
 
+    beside_the_path = True
+    """Its linear layer is never a model's head, see `fl_sim.models.head_names`."""
     active: Tensor
     salience_sum: Tensor
     seen: Tensor

@@ -82,8 +82,14 @@ def _own_buffers(layer: nn.Module) -> set[str]:
 
 
 def head_names(model: nn.Module) -> list[str]:
-    """Names of the parameters of the last linear layer; none where a model has no linear layer."""
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    """Names of the parameters of the last linear layer; none where a model has no linear layer.
+
+    Linear layers inside a module with `beside_the_path = True`, as gates are, come last in module order and are no head.
+    """
+    beside = tuple(f"{name}." for name, module in model.named_modules() if getattr(module, "beside_the_path", False))
+    linear = [
+        name for name, module in model.named_modules() if isinstance(module, nn.Linear) and not name.startswith(beside)
+    ]
     if not linear:
         return []
     parts = [part for part, _ in model.get_submodule(linear[-1]).named_parameters()]

@@ -20,7 +20,7 @@ from fl_sim.core.types import UserError
 from fl_sim.data import load as load_data
 from fl_sim.gating import SALIENCES, Gated, backward_only, gate
 from fl_sim.gating.graph import kept_channels, top_channels
-from fl_sim.models import build, prunable_names
+from fl_sim.models import build, freeze, head_names, personal_names, prunable_names
 from fl_sim.training import TrainingDiverged, local_sgd, snapshot
 
 SKIPPING = ("gate", "gate_relu", "weight")
@@ -300,3 +300,13 @@ def test_the_published_gate_diverges_where_the_bounded_one_trains() -> None:
         rng = torch.Generator().manual_seed(0)
         with outcome:
             local_sgd(gate(build("resnet20", in_channels=1), salience=salience), data, rng=rng, **options)
+
+
+def test_the_head_of_a_gated_model_is_its_classifier() -> None:
+    """The gates have linear layers, which come after the classifier in module order."""
+    plain = build("cnn_bn", in_channels=1, image_size=8)
+    gated = gate(build("cnn_bn", in_channels=1, image_size=8), seed=0)
+    assert any("linear" in name for name, _ in gated.named_parameters())
+    assert head_names(gated) == [f"net.{name}" for name in head_names(plain)] == ["net.11.weight", "net.11.bias"]
+    assert personal_names(gated, "head") == head_names(gated)
+    assert freeze(gated, "head") == head_names(gated)

@@ -95,7 +95,7 @@ def check_rounding(where: str, given: Array, numbers: NDArray[np.float32]) -> No
 
 def _above_lowest(numbers: Array) -> NDArray[np.float64]:
     """Distances from the smallest number; those of integers are exact before they are float64."""
-    above = numbers - numbers.min()  # type: ignore[operator]  # of real numbers or integers
+    above = numbers - numbers.min()
     exact = above.astype(np.uint64) if above.dtype.kind == "i" else above  # what wrapped around is right again
     return cast("NDArray[np.float64]", exact.astype(np.float64))
 

@@ -47,6 +47,7 @@ __all__ = [
     "CLIENT_APP_OVERDUE",
     "CLIENT_APP_RAISED",
     "MESSAGE_UNAVAILABLE",
+    "RUN_ID",
     "SERVER_NODE",
     "Run",
     "adopt_identity",
@@ -87,7 +88,11 @@ SERVER_NODE = 1
 """`flwr.common.constant.SUPERLINK_NODE_ID`: the node that a ServerApp's messages come from."""
 
 
-def adopt_identity(run_id: int = 1) -> None:
+RUN_ID = 1
+"""Run id of the messages of an engine: one byte, as small as an id can be."""
+
+
+def adopt_identity(run_id: int = RUN_ID) -> None:
     """Give this process the identity that `Message(...)` reads; Flower's own runtimes set it for their processes."""
     if TaskIdentity._run_id is None:
         TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = run_id, 1, SERVER_NODE

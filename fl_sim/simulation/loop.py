@@ -16,6 +16,7 @@ from dataclasses import replace
 from flwr.serverapp import Grid
 
 from fl_sim.codecs import CorruptPayload
+from fl_sim.communication.flower_private import RUN_ID, identified
 from fl_sim.communication.ledger import Ledger
 from fl_sim.communication.mask_log import MaskRecorder
 from fl_sim.communication.payload_log import FOLDER as PAYLOADS
@@ -99,7 +100,8 @@ def _run(experiment: Experiment, observer: Observer, *, resume: bool, fresh: boo
         identity = Identity.of(experiment, hash_of(federation.data))
         if resume:
             require_same(folder.path, experiment, identity)
-        with open_grid(federation) as grid:
+        # The length of a run id counts in Flower's traffic: one that a Flower run of this process left must not.
+        with identified(RUN_ID), open_grid(federation) as grid:
             return serve(federation, grid, folder, identity, observer, resume=resume)
 
 

@@ -15,6 +15,7 @@ from grids import Shuffled, inline_is
 from interruption import KillAfter, Killed
 
 from fl_sim import Report, run
+from fl_sim.communication.flower_private import identified
 from fl_sim.simulation import resume
 
 FEW = ("rounds=3", "training.steps=2")
@@ -88,3 +89,10 @@ def test_same_parameters_metrics_and_ledger(
 ) -> None:
     inline = whole(method)
     same(inline, {**WAYS, **SLOW}[way](tmp_path, METHODS[method], monkeypatch))
+
+
+def test_a_flower_run_of_the_same_process_leaves_no_longer_run_id(tmp_path: Path) -> None:
+    """Flower's simulation gives its process a run id of ten bytes, which every message would carry on."""
+    with identified(2**62):
+        after = run_tiny(tmp_path / "after", "rounds=1")
+    same(run_tiny(tmp_path / "alone", "rounds=1"), after)

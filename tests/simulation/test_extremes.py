@@ -41,6 +41,7 @@ NEEDED: Mapping[str, Tree] = {
     "study": {"study": {}},
     "wire.broadcast": {"wire": {"broadcast": {}}},
     "network": {"network": {"links": {"3G": 1}}},
+    "clients.presets:feature_distillation": {"client": {"stages": ["2"]}, "model": {"name": "cnn_bn", "width": 0.25}},
     "strategies.presets:layer_adaptive": {"strategy": {"kilobytes": 50}, "data": {"proxy": 0.1}},
     "strategies.presets:rate_distortion": {"strategy": {"levels": 3, "images": 4}},
     "strategies.presets:mixed_capacities": {

@@ -99,7 +99,9 @@ def at_random(task: Task, ctx: ClientContext) -> Mapping[str, Tensor]:
 
 def change_magnitude(task: Task, ctx: ClientContext) -> Mapping[str, Tensor]:
     """Control: the largest filters of the received model, the same for all clients and samples."""
-    return {conv: task.params[f"net.{conv}.weight"].abs().flatten(1).sum(dim=1) for conv in gated(ctx).gates}
+    model = gated(ctx)
+    weights = {**dict(model.named_parameters()), **task.params}  # frozen filters are the model's, and never travel
+    return {conv: weights[f"net.{conv}.weight"].detach().abs().flatten(1).sum(dim=1) for conv in model.gates}
 
 
 Extent = Callable[[Gated, Params, Mapping[str, Tensor]], Mask]
@@ -107,10 +109,10 @@ Extent = Callable[[Gated, Params, Mapping[str, Tensor]], Mask]
 
 
 def rows(model: Gated, received: Params, kept: Mapping[str, Tensor]) -> Mask:
-    """Retain a channel's filters, its BatchNorm entries and its gate's rows."""
+    """Retain a channel's filters, its BatchNorm entries and its gate's rows, as far as they travel: frozen ones do not."""
     retained_mask = {}
     for conv, names in model.groups.items():
-        for name in names:
+        for name in (name for name in names if name in received):
             shape = received[name].shape
             retained_mask[name] = kept[conv].view(-1, *(1,) * (len(shape) - 1)).expand(shape)
     return retained_mask
@@ -120,7 +122,7 @@ def rows_and_columns(model: Gated, received: Params, kept: Mapping[str, Tensor])
     """Retain rows, less the columns of the next convolutions that read channels which are not retained."""
     retained_mask = rows(model, received, kept)
     for conv, names in model.readers.items():
-        for name in names:
+        for name in (name for name in names if name in received):
             columns = kept[conv].view(1, -1, 1, 1).expand(received[name].shape)
             retained_mask[name] = retained_mask[name] & columns if name in retained_mask else columns
     return retained_mask

@@ -9,7 +9,7 @@ from typing import cast
 from torch import Tensor
 
 from fl_sim.codecs import Schema
-from fl_sim.core.errors import told
+from fl_sim.core.errors import error_line
 from fl_sim.core.types import Params, Update, UserError
 from fl_sim.sparsity import magnitude
 from strategies.server_step import ServerState, server_step
@@ -43,7 +43,7 @@ def _try_aggregate(where: str, rule: Callable[..., object], schema: Schema, star
     try:
         made = rule(state, updates)
     except Exception as error:  # the user's own, whatever it is
-        raise UserError(f"{where}: on two updates of the first model it raised {told(error)}") from error
+        raise UserError(f"{where}: on two updates of the first model it raised {error_line(error)}") from error
     if not isinstance(made, Mapping):
         raise UserError(f"{where}: the aggregation rule returned {type(made).__name__}, not parameters by name")
     for name, value in made.items():
@@ -63,7 +63,7 @@ def _try_allocate(where: str, rule: Callable[..., object], schema: Schema, start
     try:
         kept = rule(scores, 0.5, min_keep=0)
     except Exception as error:  # the user's own, whatever it is
-        raise UserError(f"{where}: at density 0.5 it raised {told(error)}") from error
+        raise UserError(f"{where}: at density 0.5 it raised {error_line(error)}") from error
     if not isinstance(kept, Mapping) or kept.keys() != scores.keys():
         got = f"counts of {', '.join(map(str, list(kept)[:3]))}" if isinstance(kept, Mapping) else type(kept).__name__
         raise UserError(f"{where}: returned {got}; needed: weights kept of each of {', '.join(list(scores)[:3])}")

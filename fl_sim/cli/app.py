@@ -18,7 +18,7 @@ from fl_sim.cli.run import run, sweep
 from fl_sim.cli.screen import errors
 from fl_sim.cli.tools import doctor, init, list_, prune
 from fl_sim.cli.watch import watch
-from fl_sim.core.errors import UserError, in_one_line, told, users_line
+from fl_sim.core.errors import UserError, error_line, in_one_line, users_line
 
 app = typer.Typer(
     name="fl-sim",
@@ -100,7 +100,7 @@ def main() -> None:
     except Exception as error:
         if not users_line(error):
             raise
-        errors.print(f"fl-sim: the run failed: {told(error)}", style="red", soft_wrap=True, markup=False)
+        errors.print(f"fl-sim: the run failed: {error_line(error)}", style="red", soft_wrap=True, markup=False)
         sys.exit(1)
 
 

@@ -44,7 +44,7 @@ def users_line(error: BaseException) -> str:
     return f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else ""
 
 
-def told(error: BaseException) -> str:
+def error_line(error: BaseException) -> str:
     """An error of a user's own code in one line: its type, what it says, and where it left that code."""
     where = users_line(error)
     said = shortened(" ".join(str(error).split()))

@@ -15,7 +15,7 @@ from typing import TypeVar, cast, get_type_hints
 
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
-from fl_sim.core.errors import UserError, told
+from fl_sim.core.errors import UserError, error_line
 from fl_sim.core.own_packages import hidden
 
 T = TypeVar("T")
@@ -70,7 +70,9 @@ def _loaded(where: str, module: str) -> ModuleType:
         guard = "what only a script does belongs under `if __name__ == '__main__':`"
         raise UserError(f"{where}: {reason}; {guard}") from error
     except Exception as error:  # the user's own module, whatever it raises
-        raise UserError(f"{where}: importing {module} raised {told(error)}{_hint(module.partition('.')[0])}") from error
+        raise UserError(
+            f"{where}: importing {module} raised {error_line(error)}{_hint(module.partition('.')[0])}"
+        ) from error
     finally:
         sys.stderr.write(said.getvalue())
 

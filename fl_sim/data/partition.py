@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_sim.core.errors import in_one_line, told
+from fl_sim.core.errors import error_line, in_one_line
 from fl_sim.core.lookup import find
 from fl_sim.core.seeding import Purpose, numpy_generator
 from fl_sim.core.types import UserError
@@ -191,7 +191,7 @@ def _of_ones_own(kind: str, rule: Callable[..., object], labels: Labels, request
     except UserError:
         raise
     except Exception as error:  # the user's own function, whatever it raises
-        raise UserError(f"{where}: it raised {told(error)}") from error
+        raise UserError(f"{where}: it raised {error_line(error)}") from error
 
 
 def _checked(kind: str, parts: object, samples: int, num_clients: int, *, overlap: bool) -> Parts:

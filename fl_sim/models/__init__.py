@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from fl_sim.core.errors import UserError, told
+from fl_sim.core.errors import UserError, error_line
 from fl_sim.core.lookup import accepts, find
 from fl_sim.core.process_state import seeded
 from fl_sim.models.fastgrnn import fastgrnn
@@ -153,7 +153,7 @@ def check(name: str, model: nn.Module, interface: Interface, samples: int = 2) -
             height, width = shape[-2:] if called == "images" else (0, 0)
             hint = "" if height == width else f"; it was built for {height} x {height} pixels: images must be square"
             raise UserError(
-                f"model.name = {name!r}: on {called} of shape {shape} it raised {told(error)}{hint}"
+                f"model.name = {name!r}: on {called} of shape {shape} it raised {error_line(error)}{hint}"
             ) from error
         finally:
             model.train() if built is None else built.put_back()

@@ -9,7 +9,7 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from fl_sim.core.errors import UserError, told
+from fl_sim.core.errors import UserError, error_line
 from fl_sim.models.interface import Interface
 from fl_sim.models.module_state import ModuleState
 from fl_sim.models.parameters import CONSTANT, COUNTER, FLOATS, RUNNING
@@ -54,7 +54,7 @@ def prepare(name: str, model: nn.Module, interface: Interface, samples: int = 2)
     except Exception as error:  # the user's own, whatever it is
         shape = (samples, *interface.input_shape)
         raise UserError(
-            f"model.name = {name!r}: in training, on {interface.called} of {shape}, it raised {told(error)}"
+            f"model.name = {name!r}: in training, on {interface.called} of {shape}, it raised {error_line(error)}"
         ) from error
     for path, names in candidates.items():
         module, after = model.get_submodule(path), probe.get_submodule(path)._buffers

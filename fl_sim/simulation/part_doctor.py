@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fl_sim import data, models
 from fl_sim.codecs import Schema
-from fl_sim.core.errors import UserError, told
+from fl_sim.core.errors import UserError, error_line
 from fl_sim.core.lookup import imported, takes
 from fl_sim.core.types import Mask, Params, Update
 from fl_sim.models.parameters import snapshot
@@ -259,7 +259,7 @@ def examine_part(key: str, path: str) -> list[Finding]:
         except UserError as error:
             problem = str(error)
         except Exception as error:  # the user's own, whatever it is: this is what a doctor is for
-            problem = f"it raised {told(error)}"
+            problem = f"it raised {error_line(error)}"
         findings.append(Finding((check.__doc__ or "").rstrip("."), problem))
         if problem and check is CHECKS[key][0]:
             break

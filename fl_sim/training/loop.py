@@ -20,7 +20,7 @@ from fl_sim.core.types import Mask, Metrics, UserError
 from fl_sim.data import Split
 from fl_sim.data.kinds import described, target_kind
 from fl_sim.training.losses import Loss, cross_entropy
-from fl_sim.training.optimizers import SGD, AdamW, Descent
+from fl_sim.training.optimizers import SGD, AdamW, Optimizer
 from fl_sim.training.precision import PRECISIONS
 from fl_sim.training.tasks import CLASSIFICATION, LearningTask
 
@@ -128,15 +128,15 @@ class Training:
         return _descend(self, model, data, loss, mask, rng, trainable)
 
 
-def _sgd(parameters: list[nn.Parameter], options: Training) -> Descent:
+def _sgd(parameters: list[nn.Parameter], options: Training) -> Optimizer:
     return SGD(parameters, options.momentum, options.nesterov, options.weight_decay)
 
 
-def _adamw(parameters: list[nn.Parameter], options: Training) -> Descent:
+def _adamw(parameters: list[nn.Parameter], options: Training) -> Optimizer:
     return AdamW(parameters, options.weight_decay)
 
 
-OPTIMIZERS: Mapping[str, Callable[[list[nn.Parameter], Training], Descent]] = {"sgd": _sgd, "adamw": _adamw}
+OPTIMIZERS: Mapping[str, Callable[[list[nn.Parameter], Training], Optimizer]] = {"sgd": _sgd, "adamw": _adamw}
 
 
 @contextmanager

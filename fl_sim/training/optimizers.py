@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 
-class Descent(Protocol):
+class Optimizer(Protocol):
     """Moves its parameters; those without a gradient stay."""
 
     def step(self, lr: float) -> None:
@@ -36,7 +36,7 @@ class SGD:
         self._values = [p.detach() for p in self.parameters]  # the same memory; no graph to keep them out of
 
     def step(self, lr: float) -> None:
-        """See `Descent.step`."""
+        """See `Optimizer.step`."""
         found = [(value, p.grad) for value, p in zip(self._values, self.parameters, strict=True) if p.grad is not None]
         if not found:
             return
@@ -67,7 +67,7 @@ class AdamW:
         self._inner = torch.optim.AdamW(parameters, weight_decay=weight_decay, fused=True)
 
     def step(self, lr: float) -> None:
-        """See `Descent.step`."""
+        """See `Optimizer.step`."""
         for group in self._inner.param_groups:
             group["lr"] = lr
         self._inner.step()

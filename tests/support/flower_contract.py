@@ -21,7 +21,7 @@ SLOW_S = 1.0
 client_app = ClientApp()
 
 
-def told(message: Message, **values: object) -> Message:
+def error_line(message: Message, **values: object) -> Message:
     """A reply with these values."""
     return Message(RecordDict({"told": ConfigRecord(values)}), reply_to=message)
 
@@ -34,31 +34,31 @@ def _count(context: Context) -> int:
 
 @client_app.query()
 def who(message: Message, context: Context) -> Message:
-    return told(message, partition=context.node_config["partition-id"])
+    return error_line(message, partition=context.node_config["partition-id"])
 
 
 @client_app.query("state")
 def state(message: Message, context: Context) -> Message:
-    return told(
+    return error_line(
         message, keys=sorted(context.state), times=context.state["seen"]["times"] if "seen" in context.state else 0
     )
 
 
 @client_app.train("count")
 def count(message: Message, context: Context) -> Message:
-    return told(message, times=_count(context))
+    return error_line(message, times=_count(context))
 
 
 @client_app.train("slow")
 def slow(message: Message, context: Context) -> Message:
     time.sleep(float(message.content["ask"].get("seconds", 0.0)))
-    return told(message, times=_count(context))
+    return error_line(message, times=_count(context))
 
 
 @client_app.train("forget")
 def forget(message: Message, context: Context) -> Message:
     context.state.clear()
-    return told(message)
+    return error_line(message)
 
 
 @client_app.train("break")
@@ -77,14 +77,14 @@ def consume(message: Message, context: Context) -> Message:
     found["ask"]["list"].append(9)
     found["ask"]["new"] = 1
     del found["metrics"]
-    return told(message, items=items, keys=keys, arrays=len(arrays), left=len(found["arrays"]))
+    return error_line(message, items=items, keys=keys, arrays=len(arrays), left=len(found["arrays"]))
 
 
 @client_app.train("run_config")
 def run_config(message: Message, context: Context) -> Message:
     _count(context)
     context.run_config["of"] = "the client"
-    return told(message)
+    return error_line(message)
 
 
 @client_app.train("share")
@@ -100,7 +100,7 @@ def share(message: Message, context: Context) -> Message:
 @client_app.train("metadata")
 def metadata(message: Message, context: Context) -> Message:
     meta = message.metadata
-    return told(
+    return error_line(
         message,
         run=meta.run_id,
         context_run=context.run_id,
@@ -118,7 +118,7 @@ def metadata(message: Message, context: Context) -> Message:
 
 @client_app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
-    return told(message, done=True)
+    return error_line(message, done=True)
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ def observed(engine: str) -> dict[str, object]:
 
 @cache
 def flowers() -> dict[str, object]:
+    one_ray.end()  # Flower's simulation takes a Ray that runs, whose workers do not find this folder's modules
     found: dict[str, object] = {}
     simulate(server_app(found), client_app, nodes=NODES, workers=2)
     return found

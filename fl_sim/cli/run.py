@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fl_sim.cli.imports import imports_uncollected
 from fl_sim.cli.screen import console, errors, typed, wide
 from fl_sim.cli.watch import beside
 from fl_sim.core.errors import UserError
@@ -51,11 +52,12 @@ def run(
     if engine == "workers":
         forkserver.prepare()  # it imports what it needs while this process does the same
 
-    from fl_sim.config.experiment import Experiment, run_folder
-    from fl_sim.report import comparison, per_run
-    from fl_sim.report.progress import display
-    from fl_sim.report.trackers import together, tracked
-    from fl_sim.simulation.loop import run as start
+    with imports_uncollected():
+        from fl_sim.config.experiment import Experiment, run_folder
+        from fl_sim.report import comparison, per_run
+        from fl_sim.report.progress import display
+        from fl_sim.report.trackers import together, tracked
+        from fl_sim.simulation.loop import run as start
 
     extra = [f'engine="{engine}"'] if engine else []
     extra += [f'out="{out}"'] if out else []
@@ -110,7 +112,8 @@ def sweep(
 
     Example: fl-sim sweep configs/quickstart.toml configs/digits_*.toml --html comparison.html
     """
-    from fl_sim.simulation.sweep import integers, plan, sorted_out
+    with imports_uncollected():
+        from fl_sim.simulation.sweep import integers, plan, sorted_out
 
     under = integers("--seeds", seeds)
     configs, overrides = sorted_out(words)

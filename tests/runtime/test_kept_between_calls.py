@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -211,3 +211,29 @@ def test_modes_that_were_entered_and_numpys_errors_are_put_back() -> None:
     assert entered_modes() == (0, 0)
     assert torch.zeros(1).device.type == "cpu"
     assert np.geterr()["divide"] == "warn"
+
+
+class Unreadable(set[int]):
+    """A container of the user's that must not be read."""
+
+    def __iter__(self) -> Iterator[int]:
+        raise RuntimeError("closed")
+
+
+class Holder:
+    """A client that holds one."""
+
+    def __init__(self) -> None:
+        self.box = Unreadable()
+
+    def __call__(self, task: Task, ctx: ClientContext) -> Update:
+        return fedavg(training=Training(steps=1))(task, ctx)
+
+
+def test_an_object_that_cannot_be_read_is_said_once() -> None:
+    watch = Watch.of(Holder())
+    assert watch is not None
+    said = watch.called()
+    assert "cannot be looked at (RuntimeError: closed" in said
+    assert "\n" not in said
+    assert watch.done

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import logging
 import random
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
@@ -26,7 +25,8 @@ import torch
 import xxhash
 from torch import Tensor, nn
 
-log = logging.getLogger("fl_sim")
+from fl_sim.core.errors import error_line
+
 OWN = ("fl_sim", "clients", "strategies")
 """Packages whose clients keep nothing between calls."""
 LIBRARIES = ("torch", "torchvision")
@@ -38,6 +38,7 @@ DEPTH, MOST = 4, 200
 ATOMS = (bool, int, float, complex, str, bytes, type(None))
 
 UNREADABLE = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, NotImplementedError, RecursionError)
+"""What reading an object of the user's may raise: its own properties, hashes and iterators run."""
 
 Look = Mapping[str, object]
 """Where something is kept -> what stands for its value."""
@@ -75,9 +76,11 @@ class Watch:
         try:
             now = {**dict(_look(self.client)), **{k: v for home in self.homes for k, v in _globals(home)}}
         except UNREADABLE as error:  # an object of the user's that does not let itself be looked at
-            log.debug("what %r keeps between calls cannot be looked at: %s", self.client, error)
             self.calls = CALLS
-            return ""
+            return (
+                f"what it keeps between calls cannot be looked at ({error_line(error)}): whether something reaches the next "
+                "client of the same process is not known"
+            )
         changed = [place for place, value in now.items() if self.calls and self._last.get(place) != value]
         self._last, self.calls = now, self.calls + 1
         if not changed:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fl_sim import models
-from fl_sim.bench import engine, flower
+from fl_sim.bench import contest, engine, flower
 from fl_sim.bench.bare import Bare, spread
 from fl_sim.bench.idle import idle_shares
 from fl_sim.bench.show import markdown
@@ -20,7 +20,8 @@ def with_quartiles(name: str) -> set[str]:
     return {name, f"{name}_q1", f"{name}_q3"}
 
 
-def test_an_engine_beside_the_limit() -> None:
+def test_an_engine_beside_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contest, "TURN_S", 0.01)
     found = engine.beside_limit("tiny", TINY, repeats=2, suffix="_x", engines=["inline"])
     rates = {f"tiny_fits_per_s_{who}_x" for who in ("limit1", "inline")}
     assert found.keys() == rates | with_quartiles("inline_x_over_limit")

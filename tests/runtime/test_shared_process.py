@@ -188,7 +188,7 @@ def temporary() -> Iterator[Path]:
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs Linux's list of processes")
-@pytest.mark.parametrize("stopped", [False, True])
+@pytest.mark.parametrize("stopped", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_killed_program_leaves_no_worker_and_no_folder(here: Path, temporary: Path, stopped: bool) -> None:
     pids = here / "pids"
     pids.mkdir()

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -59,11 +59,15 @@ def task_loss(task: Task, ctx: ClientContext) -> Loss:
     return ctx.loss
 
 
+task_loss.reads_outputs_alone = True  # type: ignore[attr-defined]
+
+
 @dataclass(frozen=True)
 class Always:
     """Use the same loss for every task."""
 
     loss: Loss
+    reads_outputs_alone: ClassVar[bool] = True
 
     @property
     def class_scores(self) -> bool:
@@ -166,10 +170,19 @@ class LocalClient:
     retain: Retain = retain_all
     upload: Upload = upload_all
 
+    def __post_init__(self) -> None:
+        if getattr(self.training, "cut_channels", False) and not getattr(self.loss, "reads_outputs_alone", False):
+            raise UserError(
+                "training.cut_channels: the loss of this client compares weights or layers with those of the whole model; "
+                "allowed: losses of the outputs alone, as in fedavg, adaptive_pruning, distillation"
+            )
+
     def plain_training(self) -> Training | None:
         """The hyper-parameters where training is SGD on the task's loss in a setting that all clients of a round share, and
         nothing else: several clients can do that as one."""
         shared = self.setting is no_setting or (isinstance(self.setting, Alike) and self.setting.alike)
+        if getattr(self.training, "cut_channels", False):
+            return None
         return self.training if self.loss is task_loss and shared and isinstance(self.training, Training) else None
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -62,8 +62,10 @@ class Workload:
     partition: Mapping[str, object] = field(default_factory=lambda: {"partition": "iid"})
     client: str = "clients.presets:fedavg"
 
-    def on(self, engine: str, *, workers: int = 2, precision: str = "float32") -> Experiment:
-        """The federation on an engine."""
+    def on(
+        self, engine: str, *, workers: int = 2, precision: str = "float32", overrides: Sequence[str] = ()
+    ) -> Experiment:
+        """The federation on an engine; `overrides` as on the command line."""
         steps = {} if self.steps is None else {"steps": self.steps}
         source = f"fl_sim.bench.workloads:{self.data}"
         return Experiment.from_tree(
@@ -78,7 +80,8 @@ class Workload:
                 "training": {"lr": 0.1, "epochs": 1, **steps, "batch_size": self.batch, "precision": precision},
                 "ray": {"workers": workers},
                 "workers": {"count": workers},
-            }
+            },
+            overrides,
         )
 
 

@@ -93,6 +93,35 @@ def inference(
     show_rows(console, rows, as_json=as_json)
 
 
+@bench.command(name="pruned-training")
+def pruned_training(
+    as_json: AS_JSON = False,
+    model: Annotated[str, typer.Option(help="see `fl-sim list models`")] = "resnet32",
+    budgets: Annotated[str, typer.Option(help="shares of the plain model's MACs")] = "0.5,0.25",
+    precisions: Annotated[
+        str, typer.Option(help="float32, channels_last, bfloat16")
+    ] = "float32,channels_last,bfloat16",
+    repeats: Annotated[int, typer.Option(min=2, help="alternated repetitions")] = 9,
+) -> None:
+    """Rounds whose clients cut off channels out before they train, beside masked and dense training.
+
+    Example: fl-sim bench pruned-training --precisions float32 --repeats 5
+    """
+    from dataclasses import replace
+
+    from fl_sim.bench import pruned_training as measured
+    from fl_sim.bench.show import show
+    from fl_sim.simulation.sweep import decimals
+
+    found = measured.measure(
+        budgets=decimals("--budgets", budgets),
+        precisions=precisions.split(","),
+        repeats=repeats,
+        work=replace(measured.WORK, model=model),
+    )
+    show(console, found, as_json=as_json)
+
+
 @bench.command()
 def pruning(
     as_json: AS_JSON = False,

@@ -12,6 +12,7 @@ from torch import nn
 from fl_sim.config.experiment import Experiment
 from fl_sim.core.lookup import imported, takes
 from fl_sim.core.types import UserError
+from fl_sim.gating.cutting import places_of
 from fl_sim.simulation.client_side import client_of
 from fl_sim.simulation.federation import Federation
 from fl_sim.simulation.model_track import ModelTrack
@@ -75,6 +76,8 @@ def _fits(track: ModelTrack) -> None:
             f"client = {track.experiment.client.target!r}: its loss compares scores of classes; allowed: task = "
             f"'classification', not {track.experiment.task!r}"
         )
+    if track.experiment.training.cut_channels:
+        places_of(track.model)  # complains where nothing can be cut
     require = getattr(client, "require", None)
     if require is not None:
         with _aside(track.model) as model:

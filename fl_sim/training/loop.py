@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from fl_sim.core.types import Mask, Metrics, UserError
 from fl_sim.data import Split
 from fl_sim.data.kinds import described, target_kind
+from fl_sim.gating.cutting import submodel
 from fl_sim.training.losses import Loss, cross_entropy
 from fl_sim.training.optimizers import SGD, AdamW, Optimizer
 from fl_sim.training.precision import PRECISIONS
@@ -85,6 +86,8 @@ class Training:
         clip: parameters that `clip_norm` covers: "union" (the model's and the loss's own) or "model" (the model's alone).
         precision: "float32", "channels_last" (float32 in that memory layout), "bfloat16" (forward passes), or "auto" (the
             fastest of a probe at the start of a run).
+        cut_channels: train without the channels that are off for the whole round (gates of salience "weight", channels that
+            the pruning mask removes): the same result but for rounding, in less time; see `fl_sim.gating.cutting`.
     """
 
     lr: float = 0.1
@@ -99,6 +102,7 @@ class Training:
     clip_norm: float | None = None
     clip: str = "union"
     precision: str = "float32"
+    cut_channels: bool = False
 
     def __post_init__(self) -> None:
         tables: dict[str, Iterable[str]] = {"optimizer": OPTIMIZERS, "schedule": SCHEDULES, "clip": CLIPS}
@@ -125,7 +129,15 @@ class Training:
         trainable: Iterable[str] | None = None,
     ) -> Metrics:
         """Train with these hyper-parameters; see `local_sgd`."""
-        return _descend(self, model, data, loss, mask, rng, trainable)
+        if not self.cut_channels:
+            return _descend(self, model, data, loss, mask, rng, trainable)
+        _projection(model, mask)()  # what is cut out is pruned too
+        with submodel(model, mask) as sub:
+            if sub is None:
+                return _descend(self, model, data, loss, mask, rng, trainable)
+            metrics = _descend(self, sub.model, data, loss, sub.mask, rng, trainable)
+            sub.samples = int(metrics["examples"])
+        return metrics
 
 
 def _sgd(parameters: list[nn.Parameter], options: Training) -> Optimizer:
@@ -205,7 +217,8 @@ def local_sgd(
     Raises:
         TrainingDiverged: the mean loss is not finite.
     """
-    return _descend(Training(**options), model, data, loss, mask, rng, trainable)  # type: ignore[arg-type]
+    settings = Training(**options)  # type: ignore[arg-type]
+    return settings.fit(model, data, loss, mask=mask, rng=rng, trainable=trainable)
 
 
 def _descend(

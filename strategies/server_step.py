@@ -176,6 +176,9 @@ def _parameters(schema: Schema, aggregated: Params) -> Params:
             raise UserError(f"the aggregation rule returned no parameter {name!r}; start from state.params")
         if (got := getattr(aggregated[name], "shape", None)) != shape:
             raise UserError(f"the aggregation rule returned {name!r} of shape {got}; needed: {tuple(shape)}")
+    if len(aggregated) > len(schema.names):
+        unknown = min(map(repr, aggregated.keys() - set(schema.names)))
+        raise UserError(f"the aggregation rule returned {unknown}, which the model lacks")
     return schema.view(schema.flat(aggregated))
 
 
@@ -188,6 +191,9 @@ def _mask(schema: Schema, mask: Mask | None) -> Mask | None:
     wrong = [name for name, part in mask.items() if getattr(part, "dtype", None) != torch.bool]
     if wrong:
         raise UserError(f"the mask rule returned {wrong[0]!r} that is no tensor of bool")
+    if missing := [name for name in schema.prunable if name not in mask]:
+        hint = "return a mask of every prunable tensor, all True where all weights stay"
+        raise UserError(f"the mask rule returned no mask of {missing[0]!r}; {hint}")
     try:
         schema.flat_mask(mask)
     except ValueError as error:

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from fl_sim.codecs import Schema
 from fl_sim.core.errors import error_line
-from fl_sim.core.types import Params, Update, UserError
+from fl_sim.core.types import MaskRule, Params, Update, UserError
 from fl_sim.sparsity import magnitude
-from strategies.server_step import ServerState, server_step
+from strategies.server_step import ServerState, masked, server_step
 
 
 def state_of(schema: Schema, start: Params) -> ServerState:
@@ -24,7 +24,7 @@ def attempt(rules: Mapping[str, object], schema: Schema, start: Params) -> None:
     """Call each rule once and look at what it returns.
 
     Args:
-        rules: option of the strategy ("aggregate", "allocate") -> the user's function.
+        rules: option of the strategy ("aggregate", "allocate", "mask_rule") -> the user's function.
         schema: names and shapes of what the federation exchanges.
         start: the first global parameters; copied, never handed out.
 
@@ -73,8 +73,20 @@ def _try_allocate(where: str, rule: Callable[..., object], schema: Schema, start
             raise UserError(f"{where}: keeps {count!r} of {name!r} ({type(count).__name__}); needed: {allowed}")
 
 
+def _try_mask_rule(where: str, rule: Callable[..., object], schema: Schema, start: Params) -> None:
+    """The first model after round 0, as every run asks before its first round."""
+    state = ServerState(schema, schema.view(schema.flat(start).clone()))
+    try:
+        masked(state, None, adjust_mask=cast("MaskRule", rule), calibrate=None)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+    except Exception as error:  # the user's own, whatever it is
+        raise UserError(f"{where}: on the first model it raised {error_line(error)}") from error
+
+
 TRIED: Mapping[str, Callable[[str, Callable[..., object], Schema, Params], None]] = {
     "aggregate": _try_aggregate,
     "allocate": _try_allocate,
+    "mask_rule": _try_mask_rule,
 }
-"""Option of a strategy -> a trial of its rule on the first model; a mask rule is asked before round 1 by every run."""
+"""Option of a strategy -> a trial of its rule on the first model."""

@@ -8,6 +8,7 @@ import importlib
 import inspect
 import io
 import json
+import pkgutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
@@ -48,8 +49,7 @@ def imported(where: str, path: str) -> object:
     loaded = _loaded(f"{where}{path!r}", module)
     found: object = getattr(loaded, name, None)
     if found is None:
-        public = [n for n, v in vars(loaded).items() if callable(v) and not n.startswith("_")]
-        hint = _hint(module) or nearest(name, public)
+        hint = _hint(module) or _inside(loaded, name)
         raise UserError(f"{where}{path!r}: {module!r} has no callable {name!r}{hint}")
     if not callable(found):
         raise UserError(f"{where}{path!r} is of type {type(found).__name__}; needed: a function")
@@ -83,10 +83,19 @@ def _hint(module: str) -> str:
     return "" if file is None else f"; fl-sim has a module {module!r} of its own, so {file} is not seen: rename it"
 
 
+def _inside(module: ModuleType, name: str) -> str:
+    """The end of an error message: the callables of a module; of a package that has none, its modules."""
+    public = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
+    parts = [part.name for part in pkgutil.iter_modules(getattr(module, "__path__", ()))]
+    if public or not parts:
+        return nearest(name, public)
+    return f"; it is a package, and its functions are in {', '.join(f'{module.__name__}.{part}' for part in parts)}"
+
+
 def nearest(word: str, allowed: Sequence[str]) -> str:
     """The end of an error message: the likeliest of what is allowed, or all of it."""
     close = difflib.get_close_matches(word, allowed, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else f"; allowed: {', '.join(allowed)}"
+    return f"; did you mean {close[0]!r}?" if close else f"; allowed: {', '.join(allowed) or 'none'}"
 
 
 def typed(where: str, function: Callable[..., object], options: Mapping[str, object]) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fl_sim.core.types import FlatParams, Params, UserError
+from fl_sim.models.memory_overlap import is_expanded, overlapping
 
 COUNTER = "num_batches_tracked"
 FLOATS = frozenset({torch.float32, torch.float16, torch.bfloat16})
@@ -167,42 +168,15 @@ def check_entries(model: nn.Module, what: str) -> None:
         changes = value.requires_grad or not isinstance(value, nn.Parameter)
         if changes and not bool(torch.isfinite(value).all()):
             raise UserError(f"{what}: model entry {name!r} holds NaN or infinity, which is never sent")
-    last, end = "", 0
-    for start, stop, name in sorted(_places(tensors(model))):
-        if stop < start:
-            raise UserError(f"{what}: {name!r} is expanded: several of its values are one place in memory; clone it")
-        if start < end:
-            raise UserError(
-                f"{what}: {last!r} and {name!r} lie in the same memory but are two tensors; let both layers hold one "
-                "torch.nn.Parameter, or clone one"
-            )
-        last, end = name, stop
-
-
-def _places(own: dict[str, Tensor]) -> list[tuple[int, int, str]]:
-    """(first byte, byte behind the last, name) of each tensor that is in one piece; of an expanded one the two swapped."""
-    places = []
+    own = tensors(model)
     for name, value in own.items():
-        start, width, extents = (
-            value.data_ptr(),
-            value.element_size(),
-            list(zip(value.shape, value.stride(), strict=True)),
+        if value.numel() and is_expanded(value):
+            raise UserError(f"{what}: {name!r} is expanded: several of its values are one place in memory; clone it")
+    for one, other in overlapping(own):
+        raise UserError(
+            f"{what}: {one!r} and {other!r} lie in the same memory but are two tensors; let both layers hold one "
+            "torch.nn.Parameter, or clone one"
         )
-        if value.numel() and _overlap(extents):
-            places.append((start, start - 1, name))
-        elif value.numel() and 1 + sum((size - 1) * stride for size, stride in extents) == value.numel():
-            places.append((start, start + value.numel() * width, name))
-    return places
-
-
-def _overlap(extents: list[tuple[int, int]]) -> bool:
-    """Whether (size, stride) of each dimension lead to one place twice: by a stride of 0, or by one within another's reach."""
-    reach = 0
-    for size, stride in sorted(extents, key=lambda extent: extent[1]):
-        if size > 1 and stride <= reach:
-            return True
-        reach += (size - 1) * stride
-    return False
 
 
 def unit_singular_vectors(model: nn.Module) -> nn.Module:

@@ -187,6 +187,8 @@ def _fits(part: Part) -> str:
         for name, value in mask.items():
             if not isinstance(value, Tensor) or value.dtype != torch.bool:
                 return f"round {number}: {name!r} is no tensor of bool"
+        if missing := [name for name in part.prunable if name not in mask]:
+            return f"round {number}: no mask of {missing[0]!r}; needed: one of every prunable tensor"
         try:
             part.schema.flat_mask(cast("Mask", mask))
         except ValueError as error:

@@ -69,6 +69,18 @@ def raises(state: object, updates: object) -> object:
 def only_params(params: object) -> None: ...
 
 
+def first_name_only(round: int, mask: object, params: dict[str, torch.Tensor], grads: object) -> object:
+    return {name: torch.ones_like(value, dtype=torch.bool) for name, value in list(params.items())[:1]}
+
+
+def divides(round: int, mask: object, params: object, grads: object) -> object:
+    return round / 0
+
+
+def no_names(round: int, mask: object, params: dict[str, torch.Tensor], grads: object) -> object:
+    return {}
+
+
 def only_scores(scores: object) -> None: ...
 
 
@@ -135,6 +147,9 @@ def test_what_cannot_be_called_is_refused_before_anything_is_loaded(
             ["strategy.target=strategies.presets:gradual_magnitude", f"strategy.allocate={HERE}:too_many"],
             "(int); needed: an integer from 0 to",
         ),
+        ([f"strategy.mask_rule={HERE}:first_name_only"], "the mask rule returned no mask of '3.weight'"),
+        ([f"strategy.mask_rule={HERE}:divides"], "on the first model it raised ZeroDivisionError: division by zero ("),
+        ([f"strategy.mask_rule={HERE}:no_names"], "the mask rule returned no mask of '0.weight'"),
         ([f"model.name={HERE}:expanded"], "'1.bias' is expanded: several of its values are one place in memory"),
         ([f"data.source={HERE}:oblong", "model.name=cnn"], "it was built for 8 x 8 pixels: images must be square"),
         ([f"data.source={HERE}:oblong", "model.name=cnn"], "on images of shape (2, 1, 8, 12) it raised"),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from updates import SHAPES, mask, params, state
 
 from fl_sim.core import kernels
-from fl_sim.core.types import Update
+from fl_sim.core.types import Update, UserError
 from strategies import aggregation
 from strategies.aggregation import coverage_mean, zero_fill
 from strategies.server_step import Momentum, server_step
@@ -152,3 +152,12 @@ def test_the_mask_is_applied_and_sees_the_pseudo_gradient() -> None:
     assert torch.equal(seen["grads"]["conv.weight"], old.params["conv.weight"] - params(1)["conv.weight"])
     assert bool((new.params["conv.weight"] >= 0).all())
     assert torch.equal(new.params["conv.weight"] > 0, new.mask["conv.weight"])
+
+
+def test_a_name_that_only_a_later_round_returns_is_refused() -> None:
+    def rule(state, updates):
+        return {**dict(next(iter(updates)).params), **({"stranger": torch.ones(1)} if state.round else {})}
+
+    one = server_step(state(), [Update(params(1), 1)], aggregate=rule)
+    with pytest.raises(UserError, match="returned 'stranger', which the model lacks"):
+        server_step(one, [Update(params(1), 1)], aggregate=rule)

@@ -6,6 +6,7 @@ import dataclasses
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -109,6 +110,23 @@ def slow(task: Task, ctx: ClientContext) -> Update:
     return good(task, ctx)
 
 
+def as_arrays(task: Task, ctx: ClientContext) -> Update:
+    update = good(task, ctx)
+    mask = None if update.mask is None else {name: part.numpy() for name, part in update.mask.items()}
+    return Update({name: value.double().numpy() for name, value in update.params.items()}, np.int64(96), mask, None)  # type: ignore[arg-type]
+
+
+def as_module(task: Task, ctx: ClientContext) -> Update:
+    update = good(task, ctx)
+    mask = None if update.mask is None else {name: part.float() for name, part in update.mask.items()}
+    return Update(ctx.model, ctx.num_examples, mask)  # type: ignore[arg-type]
+
+
+def as_live_parameters(task: Task, ctx: ClientContext) -> Update:
+    update = good(task, ctx)
+    return dataclasses.replace(update, params={n: p.clone().requires_grad_() for n, p in update.params.items()})
+
+
 BROKEN = {
     raises: "it raised KeyError: 'by design' (test_doctor.py",
     no_update: "returned FlatParams",
@@ -136,10 +154,20 @@ def test_broken_clients_are_told_why(client: object, words: str) -> None:
     problems = [finding.problem for finding in examine(client) if finding.problem]
     assert any(words in problem for problem in problems), problems
     assert all("\n" not in problem for problem in problems)
+    assert len([problem for problem in problems if not problem.startswith("slow")]) <= 1, "one fault is one finding"
 
 
 @pytest.mark.parametrize(
-    "client", [good, fedavg(training=Training()), fedprox(training=Training()), topk(training=Training(lr=0.05))]
+    "client",
+    [
+        good,
+        as_arrays,
+        as_module,
+        as_live_parameters,
+        fedavg(training=Training()),
+        fedprox(training=Training()),
+        topk(training=Training(lr=0.05)),
+    ],
 )
 def test_good_clients_are_left_alone(client: object) -> None:
     findings = examine(client)

@@ -69,15 +69,15 @@ def examine(client: Client, *, model: str = "cnn_bn", config: Mapping[str, Scala
     built = models.build(model, num_classes=digits.num_classes, in_channels=channels, image_size=height)
     samples = digits.train.subset(np.arange(SAMPLES))
     examination = Examination(client, built, samples, config or {})
-    findings = []
-    for checks in (NEEDED, CHECKS):
-        for check in checks:
-            try:
-                problem = check(examination)
-            except Exception as error:  # the client's own, whatever it is: this is what a doctor is for
-                problem = f"it raised {error_line(error)}"
-            findings.append(Finding((check.__doc__ or "").rstrip("."), problem))
-        if any(finding.problem for finding in findings):
+    findings: list[Finding] = []
+    for check in (*NEEDED, *CHECKS):
+        try:
+            problem = check(examination)
+        except Exception as error:  # the client's own, whatever it is: this is what a doctor is for
+            problem = f"it raised {error_line(error)}"
+        said_already = problem in [finding.problem for finding in findings]
+        findings.append(Finding((check.__doc__ or "").rstrip("."), "" if said_already else problem))
+        if problem and check in NEEDED:
             break
     return findings
 

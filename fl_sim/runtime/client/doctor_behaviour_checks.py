@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fl_sim.models.parameters import load, snapshot
-from fl_sim.runtime.client.doctor_update_checks import listed, returns_parameters
+from fl_sim.runtime.client.doctor_update_checks import learns, listed, masks_what_is_prunable, returns_parameters
 from fl_sim.runtime.client.trial import Attempt, Examination
 from fl_sim.training.loop import Training, local_sgd
 
@@ -60,7 +60,7 @@ def keeps_nothing(e: Examination) -> str:
             f"it depends on the clients before it: {difference} between equal calls around another one; what it keeps in a "
             "module global or on itself belongs into ctx.state"
         )
-    if not _differ(e.plain, e.another):
+    if not learns(e) and not _differ(e.plain, e.another):
         return (
             "two clients with other data got the same result: it keeps a result, or uses neither ctx.data nor ctx.rng"
         )
@@ -91,6 +91,8 @@ def starts_from_the_task(e: Examination) -> str:
 
 def obeys_the_mask(e: Examination) -> str:
     """It trains under the mask that it received."""
+    if masks_what_is_prunable(e):
+        return ""  # said already
     update, pruned = e.masked.update, {name: ~alive for name, alive in e.mask.items()}
     sent = {name: dead if update.mask is None else dead & update.mask[name] for name, dead in pruned.items()}
     regrown = sum(int((update.params[name] != 0)[where].sum()) for name, where in sent.items())

@@ -37,8 +37,6 @@ def runs(e: Examination) -> str:
 
 def complete(e: Examination) -> str:
     """It returns every parameter in its shape."""
-    if not isinstance(e.plain.update, Update):
-        return "there is no update to look at"
     got: object = e.plain.update.params
     if not isinstance(got, Mapping):
         return f"params is a {type(got).__name__}, not tensors by name; return fl_sim.snapshot(model)"
@@ -63,9 +61,9 @@ def no_counters(e: Examination) -> str:
 
 
 def same_dtypes(e: Examination) -> str:
-    """It keeps every dtype."""
+    """It keeps every dtype, or a wider one."""
     got = e.plain.update.params
-    other = [name for name, value in e.plain.received.items() if got[name].dtype != value.dtype]
+    other = [n for n, v in e.plain.received.items() if torch.promote_types(got[n].dtype, v.dtype) != got[n].dtype]
     return (
         f"dtype changed: {other[0]} is {got[other[0]].dtype}, was {e.plain.received[other[0]].dtype}" if other else ""
     )
@@ -121,6 +119,8 @@ def learns(e: Examination) -> str:
 
 def trains_statistics(e: Examination) -> str:
     """It updates BatchNorm statistics."""
+    if learns(e):
+        return ""  # said already
     names = [name for name in e.plain.received if name.endswith(("running_mean", "running_var"))]
     got = e.plain.update.params
     still = names and all(torch.equal(got[name], e.plain.received[name]) for name in names)

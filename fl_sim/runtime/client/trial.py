@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import cast
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from fl_sim.core.types import Mask, Params, Scalar, Task, Update
 from fl_sim.data import Split
 from fl_sim.models.parameters import load, snapshot
 from fl_sim.runtime.client.leftovers import Shape, observed
+from fl_sim.runtime.client.update_validation import as_taken
 from fl_sim.sparsity import apply_mask, global_topk, magnitude, topk_mask
 from fl_sim.training.client import Client, ClientContext
 
@@ -78,11 +80,12 @@ class Examination:
         before = Shape.of(model)
         with observed() as changed, seeded(seed):
             began = time.perf_counter()
-            update = self.client(task, context)
+            returned = self.client(task, context)
             seconds = time.perf_counter() - began
         left = before.changes(Shape.of(model)) or (
             f"it changed {changed[0]} for all that runs after it" if changed else ""
         )
+        update = cast("Update", as_taken(returned))
         return Attempt(task, params, model, update, seconds, context.state, left)
 
     @property

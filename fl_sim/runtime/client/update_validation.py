@@ -7,6 +7,7 @@ refused in one line that names the entry and its type. `BadUpdate` counts as an 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import cast
 
@@ -28,6 +29,29 @@ KEPT |= {torch.int64}
 
 class BadUpdate(ValueError):
     """A client returned something that is no update of this federation."""
+
+
+def as_taken(update: object) -> object:
+    """An update whose modules, arrays and masks of numbers are the tensors that a run makes of them; else as it is.
+
+    Nothing is refused and no name is left out.
+    """
+    if not isinstance(update, Update):
+        return update
+    given: object = snapshot(update.params) if isinstance(update.params, nn.Module) else update.params
+    params = _each(_tensor, "parameter", given)
+    return replace(update, params=cast("Params", params), mask=cast("Mask", _each(_bools, "the mask of", update.mask)))
+
+
+def _each(convert: Callable[[str, object], Tensor], what: str, given: object) -> object:
+    """Every entry converted; what cannot be is left as it is."""
+    if not isinstance(given, Mapping):
+        return given
+    made: dict[object, object] = dict(given)
+    for name, value in given.items():
+        with suppress(BadUpdate):
+            made[name] = convert(f"{what} {name!r}", value).detach()
+    return made
 
 
 def checked(update: object, schema: Schema, known: Callable[[], Collection[str]]) -> Update:

@@ -191,11 +191,11 @@ def _mask(schema: Schema, mask: Mask | None) -> Mask | None:
     wrong = [name for name, part in mask.items() if getattr(part, "dtype", None) != torch.bool]
     if wrong:
         raise UserError(f"the mask rule returned {wrong[0]!r} that is no tensor of bool")
-    if missing := [name for name in schema.prunable if name not in mask]:
-        hint = "return a mask of every prunable tensor, all True where all weights stay"
-        raise UserError(f"the mask rule returned no mask of {missing[0]!r}; {hint}")
     try:
         schema.flat_mask(mask)
     except ValueError as error:
         raise UserError(f"the mask rule: {error}") from error
+    if missing := [name for name in schema.prunable if name not in mask]:
+        hint = "return a mask of every prunable tensor, all True where all weights stay"
+        raise UserError(f"the mask rule returned no mask of {missing[0]!r}; {hint}")
     return mask

@@ -110,13 +110,27 @@ class Watch:
         views = [self._views.setdefault(folder, RunView(folder)) for folder in folders[:RUNS]]
         for view in views:
             view.refresh()
-        runs = [view.shown() for view in views]
+        runs = [{**view.shown(), "name": name} for view, name in zip(views, _told_apart(folders[:RUNS]), strict=True)]
         return {"time": time.time(), "left_out": max(0, len(folders) - RUNS), "runs": runs}
 
 
 def _folders(places: Sequence[Path]) -> set[Path]:
     below = [child for place in places if place.is_dir() and not _is_run(place) for child in place.iterdir()]
-    return {place for place in [*places, *below] if _is_run(place)}
+    return {place.resolve() for place in [*places, *below] if _is_run(place)}
+
+
+def _told_apart(folders: Sequence[Path]) -> list[str]:
+    """A name for each folder: its own, and those above it as far as runs of one name need them: `first/quickstart-bc58d0c5`."""
+    names = [folder.name for folder in folders]
+    for depth in range(2, max((len(folder.parts) for folder in folders), default=0) + 1):
+        twice = {name for name in names if names.count(name) > 1}
+        if not twice:
+            break
+        names = [
+            os.path.join(*folder.parts[-depth:]) if name in twice else name
+            for folder, name in zip(folders, names, strict=True)
+        ]
+    return names
 
 
 def _is_run(folder: Path) -> bool:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fl_sim.cli.screen import console, errors, wide
+from fl_sim.cli.screen import console, errors, show, wide
 
 if TYPE_CHECKING:
     from fl_sim.report import Report
@@ -24,7 +24,7 @@ def report(run: Annotated[Path, typer.Argument(help="run folder")]) -> None:
 
     loaded = Report.load(run)
     for table in (comparison([loaded]), per_run(loaded), estimates(loaded)):
-        console.print(table)
+        show(table)
     console.print(floors(loaded), highlight=False)
     write_page([loaded], run / "report.html")
     console.print(str(run / "report.html"), highlight=False)
@@ -66,11 +66,11 @@ def compare(
         columns = [] if baseline is None else against(groups, baseline)
         print(find("--format", as_text, FORMATS)(groups, columns), end="")
         return
-    console.print(comparison(reports))
+    show(comparison(reports))
     if baseline is not None:
         wide(150).print(beside(groups, baseline))  # nine columns
     elif any(len(group.reports) > 1 for group in groups):
-        console.print(over_seeds(groups))
+        show(over_seeds(groups))
     if page is not None:
         console.print(str(page), highlight=False)
 
@@ -128,4 +128,4 @@ def replay(
 
     loaded = Report.load(run)
     recoding = asked(loaded, overrides or [], values=values, mask=mask)
-    console.print(replayed(replay_run(loaded, recoding)))
+    show(replayed(replay_run(loaded, recoding)))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fl_sim.cli.imports import imports_uncollected
-from fl_sim.cli.screen import console, errors, typed, wide
+from fl_sim.cli.screen import console, errors, show, typed, wide
 from fl_sim.cli.watch import beside
 from fl_sim.core.errors import UserError
 from fl_sim.runtime.grids import forkserver
@@ -73,8 +73,8 @@ def run(
         errors.print(f"fl-sim: interrupted; to go on: {again}", soft_wrap=True, markup=False)
         raise typer.Exit(130) from error
     if not quiet:
-        console.print(per_run(report))
-        console.print(comparison([report]))
+        show(per_run(report))
+        show(comparison([report]))
         page, precision = _shown(report.folder / "report.html", started), report.results.precision
         console.print(f"{page}  (computed in {precision})", highlight=False, soft_wrap=True)
 
@@ -179,7 +179,7 @@ def _federations(experiments: list[Experiment], *, page: Path | None, fresh: boo
             how = already_there(outcome.report) if outcome.skipped else "done"
             console.print(f"{where}  {how}", highlight=False, soft_wrap=True, markup=False)
     if finished and not quiet:
-        console.print(over_seeds(grouped(finished)))
+        show(over_seeds(grouped(finished)))
     if finished and page is not None:
         write_page(finished, page)
         if not quiet:

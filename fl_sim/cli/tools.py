@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 from rich.markup import escape
 
-from fl_sim.cli.screen import console, errors, typed
+from fl_sim.cli.screen import console, errors, show, typed
 from fl_sim.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def prune(
         given = calibration_images(data, saved.shape, images)
         request = Request(density, min_keep, threshold, given, MeasureCurves(levels=levels), progress)
         pruned = find("method", method, METHODS)(saved.model, request)
-    console.print(pruned_table(layer_rows(saved.model, pruned, saved.shape)))
+    show(pruned_table(layer_rows(saved.model, pruned, saved.shape)))
     for line in effect(saved.model, pruned, data):
         console.print(line, highlight=False)
     target = saved.path.with_name(f"{saved.path.stem}-{method}-{density:g}.safetensors".replace(":", "-"))
@@ -105,6 +105,8 @@ def doctor(
         given = {"training": experiment.training, "gating": experiment.gating}
         built = cast("Client", experiment.client.build(given))
         config = {k: v for k, v in experiment.client.options.items() if isinstance(v, (bool, int, float, str))}
+        for key, way in experiment.client.routes().items():
+            console.print(f"option {key} arrives as {way}", highlight=False, soft_wrap=True, markup=False)
         findings += _shown(f"client {experiment.client.target}", examine(built, model=model, config=config))
     for key, path in parts.items():
         findings += _shown(f"{key} {path}", examine_part(key, path))

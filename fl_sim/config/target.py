@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
 from functools import partial
 from typing import Self, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from fl_sim.config.toml import Json, has_null
+from fl_sim.core.attribute_reads import reads
 from fl_sim.core.lookup import imported, nearest, typed
 from fl_sim.core.types import UserError
 
@@ -59,7 +61,7 @@ class Target(BaseModel):
             parameters = inspect.signature(found).parameters
         except ValueError as error:
             raise UserError(f"{self.target!r}: is built in and does not say what it takes; write a function") from error
-        if not inspect.isclass(found) and any(p.kind is not p.KEYWORD_ONLY for p in parameters.values()):
+        if _is_plain(found, parameters):
             return self._with_options(found, parameters)
         for key in self.options:
             if key not in parameters:
@@ -71,12 +73,24 @@ class Target(BaseModel):
         except (TypeError, ValueError) as error:
             raise UserError(f"{self.target!r}: {error}") from error
 
+    def routes(self) -> dict[str, str]:
+        """Option -> how it reaches a plain function: `its parameter` or `task.config`; none of a preset or a class.
+
+        Raises:
+            UserError: no such module or name.
+        """
+        found = self.resolve()
+        parameters = inspect.signature(found).parameters
+        if not _is_plain(found, parameters):
+            return {}
+        named = _named(parameters)
+        return {key: "its parameter" if key in named else f"task.config[{key!r}]" for key in self.options}
+
     def _with_options(
         self, found: Callable[..., object], parameters: Mapping[str, inspect.Parameter]
     ) -> Callable[..., object]:
         """A function that is given its options by name, at every call."""
-        kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-        named = [name for name, p in parameters.items() if p.kind in kinds][GIVEN:]
+        named = _named(parameters)
         mine = {key: value for key, value in self.options.items() if key in named}
         typed(repr(self.target), found, mine)
         for key, value in self.options.items():
@@ -85,7 +99,32 @@ class Target(BaseModel):
             if not isinstance(value, (bool, int, float, str)):
                 hint = f"only numbers and texts travel in task.config; give the function a parameter {key!r}"
                 raise UserError(f"{self.target!r}: option {key} = {value!r}: {hint}")
+            self._require_a_reader(key, found, named)
         return partial(found, **mine) if mine else found
+
+    def _require_a_reader(self, key: str, found: Callable[..., object], parameters: Sequence[str]) -> None:
+        """Complain of an option that goes into `task.config`, and that no code of the function reads there."""
+        read = reads(found, "config")
+        if key in read.keys | read.words if read.any else key in read.keys:
+            return
+        known = [*parameters, *sorted(read.keys)]
+        near = get_close_matches(key, known, n=1, cutoff=0.6)
+        if read.any and not near:  # task.config as a whole is used: nobody can know
+            return
+        ways = f"the function has no parameter {key!r}, and its code never reads task.config[{key!r}]"
+        hint = f"did you mean {near[0]!r}?" if near else f"it reads {', '.join(known) or 'no option'}"
+        raise UserError(f"{self.target!r}: option {key} = {self.options[key]!r} would reach nothing: {ways}; {hint}")
+
+
+def _is_plain(found: Callable[..., object], parameters: Mapping[str, inspect.Parameter]) -> bool:
+    """Whether something is a function that is used as it is, neither a preset nor a class."""
+    return not inspect.isclass(found) and any(p.kind is not p.KEYWORD_ONLY for p in parameters.values())
+
+
+def _named(parameters: Mapping[str, inspect.Parameter]) -> list[str]:
+    """Parameters of a plain function, behind task and context, that can be given by name."""
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return [name for name, p in parameters.items() if p.kind in kinds][GIVEN:]
 
 
 def or_preset(default: str) -> BeforeValidator:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,10 @@ MOST_BYTES = 1_000_000
 """Of a config file; written by hand, it has thousands."""
 
 
+QUOTED = re.compile(r"""("(?:[^"\\]|\\.)*"|'[^']*')""")
+"""A text in quotes, as TOML has it."""
+
+
 def apply_override(tree: dict[str, Json], text: str) -> None:
     """Set `a.b=value` in a tree: a TOML value, or else a string.
 
@@ -29,10 +34,7 @@ def apply_override(tree: dict[str, Json], text: str) -> None:
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise UserError(f"override {_short(repr(text))}: write key=value, for instance training.lr=0.05")
-    try:
-        parsed = tomllib.loads(f"x = {value}")["x"]
-    except (ValueError, RecursionError):
-        parsed = value
+    parsed = _value(value, f"override {_short(repr(text))}")
     *parents, leaf = key.strip().split(".")
     node = tree
     for parent in parents:
@@ -43,6 +45,21 @@ def apply_override(tree: dict[str, Json], text: str) -> None:
             raise UserError(f"override {_short(repr(text))}: {parent!r} is a value, not a table")
         node = below
     node[leaf] = plain(parsed, f"override {_short(text)}")
+
+
+def _value(text: str, where: str) -> object:
+    """What a text says in TOML, else the text. Raises UserError where TOML reads a part of it only, or a quote is open."""
+    try:
+        found = tomllib.loads(f"x = {text}")
+    except (ValueError, RecursionError) as error:
+        if text.strip()[:1] in ("'", '"'):
+            raise UserError(f"{where}: the value begins with a quote and is no TOML text: {error}") from error
+        return text
+    if len(found) > 1:
+        raise UserError(f"{where}: holds several lines; write each key=value on its own")
+    if "#" in QUOTED.sub("", text):
+        raise UserError(f"{where}: what stands behind # would be dropped, as a comment in TOML")
+    return found["x"]
 
 
 def text_of(path: Path) -> str:

@@ -1,9 +1,10 @@
-"""A finished run in ten lines: what it was, what it reached, what it moved and saved, against what, and what is not counted."""
+"""A finished run in ten lines: what it was, what it reached, what it sent and saved, against what, and what is not counted."""
 
 from __future__ import annotations
 
 from fl_sim.report.experiment_facts import facts
 from fl_sim.report.schema import Score
+from fl_sim.report.sizes import size
 from fl_sim.report.summary import Report
 
 
@@ -22,12 +23,12 @@ def explanation(report: Report) -> list[str]:
         f"server     {told['strategy']}; {told['codecs']}; {told['network']}",
         f"{r.score.name:<10} {_told(r.score, r.score.final)} on the test set after the last round, "
         f"{_told(r.score, r.score.last10_mean)} mean of the last ten rounds",
-        f"moved      {_mb(r.total_bytes)} MB as encoded: {_mb(r.uplink_bytes)} up, {_mb(r.downlink_bytes)} down"
+        f"encoded    {_size(r.total_bytes)}: {_size(r.uplink_bytes)} up, {_size(r.downlink_bytes)} down"
         f"{_of_that(report)}",
         f"saved      {_saved(report)}",
-        f"against    the same training messages, each sent as a dense float32 model: {_mb(r.dense_total_bytes)} MB. No other "
-        "run: one may need other rounds for the same accuracy; `fl-sim compare --baseline` tells",
-        f"not in it  {_left_out(report)}HTTP and TLS; Flower's framing (its own count: {_mb(r.protocol_bytes)} MB); "
+        f"against    the same training messages, each sent as a dense float32 model: {_size(r.dense_total_bytes)}. No other "
+        f"run: one may need other rounds for the same {r.score.name}; `fl-sim compare --baseline` tells",
+        f"not in it  {_left_out(report)}HTTP and TLS; Flower's framing (its own count: {_size(r.protocol_bytes)}); "
         "energy; speed-up of masked layers (MACs are counted, not timed)",
     ]
 
@@ -36,27 +37,27 @@ def _told(score: Score, value: float | None) -> str:
     return "not finite" if value is None else score.text(score.scale * value)
 
 
-def _mb(size: float) -> str:
-    return f"{size / 1e6:.3f}"
+def _size(count: float) -> str:
+    return size(count, 3)
 
 
 def _saved(report: Report) -> str:
     r = report.results
-    size = r.saving * r.dense_total_bytes
-    if size < 0:
-        return f"nothing: {100 * -r.saving:.2f} % ({_mb(-size)} MB) more than its dense messages"
-    return f"{100 * r.saving:.2f} % ({_mb(size)} MB); {100 * r.density.uplink_mean:.1f} % of the prunable weights travelled up"
+    saved = r.saving * r.dense_total_bytes
+    if saved < 0:
+        return f"nothing: {100 * -r.saving:.2f} % ({_size(-saved)}) more than its dense messages"
+    return f"{100 * r.saving:.2f} % ({_size(saved)}); {100 * r.density.uplink_mean:.1f} % of the prunable weights travelled up"
 
 
 def _of_that(report: Report) -> str:
     """What of the bytes a reader may not expect: masks, evaluation, waste."""
     parts = report.flows.parts
     sizes = {name: sum(parts[way, name] for way in ("up", "down")) for name in ("mask", "evaluation", "waste")}
-    words = {"mask": "masks", "evaluation": "evaluation and questions", "waste": "lost on clients that failed"}
-    named = [f"{_mb(size)} {words[name]}" for name, size in sizes.items() if size]
+    words = {"mask": "masks", "evaluation": "evaluation and questions", "waste": "what clients lost that failed"}
+    named = [f"{_size(count)} of {words[name]}" for name, count in sizes.items() if count]
     return f"; of that {', '.join(named)}" if named else ""
 
 
 def _left_out(report: Report) -> str:
-    size = report.ledger.total(by=("phase",)).get(("evaluate",), 0)
-    return f"of the saving: {_mb(size)} MB of evaluation on clients; of any number: " if size else ""
+    count = report.ledger.total(by=("phase",)).get(("evaluate",), 0)
+    return f"of the saving: {_size(count)} of evaluation on clients; of any number: " if count else ""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from fl_sim.report.groups import Group, Spread
 from fl_sim.report.measures import LAST, SAVING, TOTAL, Measure, score_of
 from fl_sim.report.schema import Score
+from fl_sim.report.sizes import size
 
 TOLERATED = 1.0
 """Points of accuracy, or percent of a metric that is no share, that a method may lose and still be preferred to a dearer
@@ -15,6 +16,10 @@ one."""
 
 def _mean(measure: Measure, group: Group) -> float:
     return measure.spread(group).mean or 0.0
+
+
+def _size(group: Group) -> str:
+    return size(1e6 * _mean(TOTAL, group))
 
 
 def headline(groups: Sequence[Group]) -> str:
@@ -35,7 +40,7 @@ def headline(groups: Sequence[Group]) -> str:
     best = min(close or others, key=lambda group: _mean(TOTAL, group))
     less = 100 * (1 - _mean(TOTAL, best) / _mean(TOTAL, reference)) if _mean(TOTAL, reference) else 0.0
     return (
-        f"{best.name} moved {_mean(TOTAL, best):.2f} MB instead of the {_mean(TOTAL, reference):.2f} MB of {reference.name}, "
+        f"{best.name} encoded {_size(best)} instead of the {_size(reference)} of {reference.name}, "
         f"{abs(less):.1f} % {'less' if less >= 0 else 'more'}, and {_verdict(_change(best, reference), score)} "
         f"({score.text(_mean(LAST, best))} instead of {score.text(_mean(LAST, reference))}, mean of the last ten rounds)."
     )
@@ -46,7 +51,7 @@ def _alone(group: Group) -> str:
     reached = f"{LAST.text(group)} {score.unit}".rstrip() + f" test {score.name}"
     seeds = "one seed" if len(group.reports) == 1 else f"{len(group.reports)} seeds"
     return (
-        f"{group.name} moved {_mean(TOTAL, group):.2f} MB, {_mean(SAVING, group):.1f} % less than the same messages sent dense, "
+        f"{group.name} encoded {_size(group)}, {_mean(SAVING, group):.1f} % less than the same messages sent dense, "
         f"and reached {reached} (mean of the last ten rounds, {seeds}); what that saving cost shows beside a dense run."
     )
 

@@ -21,6 +21,7 @@ from rich.text import Text
 
 from fl_sim.config.experiment import Experiment
 from fl_sim.core.observer import Observer, Silent
+from fl_sim.report.sizes import size
 from fl_sim.training.tasks import Metric, learning_task
 
 
@@ -31,10 +32,10 @@ def _line(row: Mapping[str, float], measured: Mapping[str, float], metric: Metri
     reached = row.get(metric.name)
     shown = "" if reached is None else f"{100 * reached:6.2f} %" if metric.percent else f"{reached:.4g}"
     accuracy = f"{metric.name} {shown}  {earlier}" if shown else ""
-    saved = f"  saved {row['saved_bytes'] / 1e6:.2f} MB" if row.get("saved_bytes", 0) > 0 else ""
+    saved = f"  saved {size(row['saved_bytes'])}" if row.get("saved_bytes", 0) > 0 else ""
     failures = f"  {row['failures']:.0f} failed" if row.get("failures") else ""
     return (
-        f"{accuracy}up {row['uplink_bytes'] / 1e6:.2f} MB  down {row['downlink_bytes'] / 1e6:.2f} MB"
+        f"{accuracy}up {size(row['uplink_bytes'])}  down {size(row['downlink_bytes'])}"
         f"{saved}  alive {100 * row['density']:.0f} %{failures}"
     )
 

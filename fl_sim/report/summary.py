@@ -34,6 +34,7 @@ from fl_sim.report.schema import (
     origin_of,
     summary_of,
 )
+from fl_sim.report.sizes import size
 from fl_sim.training.tasks import CLASSIFICATION, Metric, learning_task
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ class Report:
             return f"Report({error})"
         return (
             f"Report({self.folder}: {r.rounds} rounds, test {r.score.name} {self._final}, "
-            f"{r.uplink_bytes / 1e6:.3f} MB up, {r.downlink_bytes / 1e6:.3f} MB down, saving {100 * r.saving:.2f} %)"
+            f"{size(r.uplink_bytes, 3)} up, {size(r.downlink_bytes, 3)} down, saving {100 * r.saving:.2f} %)"
         )
 
     def __rich__(self) -> str:

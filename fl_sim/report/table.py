@@ -28,7 +28,7 @@ def _table(title: str, headings: Iterable[str], *, text: Collection[str] = ("run
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in headings:
         if name == "run":
-            table.add_column(name, overflow="fold", min_width=15)
+            table.add_column(name, overflow="fold", min_width=12)
         else:
             table.add_column(name, justify="left" if name in text else "right", no_wrap=name not in text)
     return table

@@ -44,7 +44,7 @@ def alternatives(override: str) -> list[str]:
     """`key=a,b` -> `key=a`, `key=b`; commas within quotes, brackets and braces belong to a value.
 
     Raises:
-        UserError: no `=`, or a value missing.
+        UserError: no `=`, a value missing, or a quote that is not closed.
     """
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
@@ -60,6 +60,8 @@ def alternatives(override: str) -> list[str]:
             values.append("")
         else:
             values[-1] += character
+    if quote:
+        raise UserError(f"sweep {override!r}: a quote {quote} is not closed")
     if not all(value.strip() for value in values):
         raise UserError(f"sweep {override!r}: a value is missing")
     return [f"{key}={value.strip()}" for value in values]

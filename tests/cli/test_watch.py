@@ -75,6 +75,15 @@ def test_a_finished_run_is_shown_from_its_folder_and_from_the_one_above(report: 
         assert [row[1] for row in run["curve"]] == [row["accuracy"] for row in report.rounds]
 
 
+def test_runs_of_one_name_are_told_apart_by_the_folders_above(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for place in ("x/first/tiny", "x/second/tiny", "y/first/tiny", "y/first/other"):
+        started(tmp_path / place, [ROW])
+    monkeypatch.chdir(tmp_path)
+    places = [Path("x/first"), tmp_path / "x/first/tiny", Path("x/second"), Path("y/first")]
+    names = [run["name"] for run in Watch(places).state()["runs"]]  # type: ignore[attr-defined]
+    assert sorted(names) == ["other", "second/tiny", "x/first/tiny", "y/first/tiny"]
+
+
 def test_rows_come_as_they_are_written_and_a_run_that_starts_over_is_seen(tmp_path: Path) -> None:
     started(tmp_path / "a", [ROW])
     view = RunView(tmp_path / "a")
@@ -216,8 +225,7 @@ def test_a_browser_shows_runs_opened_late_and_again(report: Report, tmp_path: Pa
                 text = re.sub(r"<[^>]*>", "", shown)
                 assert "1 running, 1 finished, 0 stopped" in text
                 assert (
-                    "round 2 of 9, test accuracy 75.00 % (round 2), 3 clients failed in the last round, up 0.00 MB"
-                    in text
+                    "round 2 of 9, test accuracy 75.00 % (round 2), 3 clients failed in the last round, up 5 B" in text
                 )
                 assert 'class="main-svg"' in shown
                 assert "<img" not in shown

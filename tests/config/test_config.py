@@ -36,6 +36,13 @@ def test_shipped_configs_load_and_survive_their_own_toml(path: Path) -> None:
         ("name=../x", ["name", "../x"]),
         ("rounds", ["key=value"]),
         ("rounds.a=3", ["'rounds'", "not a table"]),
+        ("rounds=3 # of 30", ["'rounds=3 # of 30'", "behind # would be dropped"]),
+        ("data.alpha=[1] #2", ["behind # would be dropped"]),
+        ("name='x' #2", ["behind # would be dropped"]),
+        ("rounds=3\nseed=5", ["several lines"]),
+        ("client.mode='fast", ["begins with a quote"]),
+        ('out="runs', ["begins with a quote"]),
+        ('client.mode=""fast"', ["begins with a quote"]),
     ],
 )
 def test_wrong_input_is_one_line_with_what_and_where(override: str, words: list[str]) -> None:
@@ -45,6 +52,13 @@ def test_wrong_input_is_one_line_with_what_and_where(override: str, words: list[
     assert "\n" not in text
     for word in words:
         assert word in text
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("a#b", "a#b"), ("it's", "it's"), ("'#'", "#"), (r'"a\"#b"', 'a"#b'), ('"it\'s"', "it's")]
+)
+def test_a_hash_or_a_quote_inside_of_a_text_stays(text: str, value: str) -> None:
+    assert Experiment.from_tree({}, [f"client.mode={text}"]).client.options == {"mode": value}
 
 
 def test_missing_file_and_bad_toml(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from rich.console import Console
 from fl_sim import Report
 from fl_sim.cli import main
 from fl_sim.report import explanation
+from fl_sim.report.sizes import size
 
 
 @pytest.fixture(scope="module")
@@ -25,12 +26,20 @@ def test_ten_lines_have_the_numbers_of_the_summary(report: Report) -> None:
     lines, r = explanation(report), report.results
     assert len(lines) == 10
     assert all(len(line) > 11 and line[10] == " " for line in lines)
-    assert f"{r.total_bytes / 1e6:.3f} MB as encoded" in lines[6]
-    assert f"{r.mask_bytes / 1e6:.3f} masks" in lines[6]
-    assert f"{100 * r.saving:.2f} % ({r.saving * r.dense_total_bytes / 1e6:.3f} MB)" in lines[7]
-    assert f"{r.dense_total_bytes / 1e6:.3f} MB" in lines[8]
+    assert lines[6].startswith(f"encoded    {size(r.total_bytes, 3)}: {size(r.uplink_bytes, 3)} up, ")
+    assert f"{size(r.mask_bytes, 3)} of masks" in lines[6]
+    assert f"{100 * r.saving:.2f} % ({size(r.saving * r.dense_total_bytes, 3)})" in lines[7]
+    assert size(r.dense_total_bytes, 3) in lines[8]
     evaluation = report.ledger.total(where={"phase": "evaluate"})[()]
-    assert f"of the saving: {evaluation / 1e6:.3f} MB of evaluation" in lines[9]
+    assert f"of the saving: {size(evaluation, 3)} of evaluation" in lines[9]
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0 B"), (57, "57 B"), (1234, "1.23 kB"), (99_999, "100.00 kB"), (390_000, "0.39 MB"), (-2e9, "-2000.00 MB")],
+)
+def test_a_size_has_digits_in_its_unit(count: float, text: str) -> None:
+    assert size(count) == text
 
 
 def test_a_run_that_saved_nothing_says_so(report: Report) -> None:

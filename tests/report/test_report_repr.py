@@ -11,6 +11,7 @@ from federation import run_tiny
 from fl_sim import Report
 from fl_sim.cli import main
 from fl_sim.report import Unfinished
+from fl_sim.report.sizes import size
 
 
 @pytest.fixture(scope="module")
@@ -25,8 +26,8 @@ def test_a_report_is_one_line_with_its_numbers(report: Report) -> None:
     for shown in (
         str(report.folder),
         f"accuracy {100 * report.summary['accuracy']['final']:.2f} %",
-        f"{report.summary['uplink_bytes'] / 1e6:.3f} MB up",
-        f"{report.summary['downlink_bytes'] / 1e6:.3f} MB down",
+        f"{size(report.summary['uplink_bytes'], 3)} up",
+        f"{size(report.summary['downlink_bytes'], 3)} down",
         f"saving {100 * report.summary['saving']:.2f} %",
     ):
         assert shown in line

@@ -151,6 +151,27 @@ def test_pairs_come_from_a_file_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ('a=1"', 'a quote " is not closed'),
+        ("a=1 b='x", "a quote ' is not closed"),
+        ('a="x""', 'a quote " is not closed'),
+        ('a=1 "', 'a quote " is not closed'),
+        ("a='it's'", "a quote ' is not closed"),
+        ("a=1 #b", "'#b': what stands behind # is a comment"),
+        ("a=1#b", "'a=1#b': what stands behind # is a comment"),
+        ("a=1 b=2 a=3", "a is given twice"),
+        ("a.b=1 a={b=2}", "a.b is given twice"),
+    ],
+)
+def test_nothing_of_a_run_config_is_dropped(words: str, said: str) -> None:
+    with pytest.raises(UserError) as refused:
+        pairs(words, "--run-config")
+    assert said in str(refused.value)
+    assert pairs("a='#' b=\"it's\"", "--run-config") == {"a": "#", "b": "it's"}
+
+
+@pytest.mark.parametrize(
     ("old", "new", "words"),
     [
         ('[project]\nname = "sums"', "project = 3", "no table [project]"),

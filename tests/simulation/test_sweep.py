@@ -38,7 +38,7 @@ def test_commas_outside_brackets_and_quotes_separate(text: str, values: list[str
     assert alternatives(text) == values
 
 
-@pytest.mark.parametrize("text", ["a", "=1", "a=1,,2", "a="])
+@pytest.mark.parametrize("text", ["a", "=1", "a=1,,2", "a=", "a='x,y", 'a="x,y', "a=it's,b"])
 def test_wrong_alternatives_are_the_users_error(text: str) -> None:
     with pytest.raises(UserError):
         alternatives(text)

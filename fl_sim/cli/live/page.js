@@ -10,7 +10,7 @@
   const cards = new Map();
   let state = null, drawn = "", axis = 0;
 
-  const mb = (bytes) => `${((bytes ?? 0) / 1e6).toFixed(2)} MB`;
+  const mb = (bytes) => !bytes || bytes < 100 ? `${bytes ?? 0} B` : bytes < 1e5 ? `${(bytes / 1e3).toFixed(2)} kB` : `${(bytes / 1e6).toFixed(2)} MB`;
   const time = (seconds) => seconds === null || seconds === undefined ? "" : seconds < 90 ? `${Math.round(seconds)} s`
     : seconds < 5400 ? `${Math.round(seconds / 60)} min` : `${(seconds / 3600).toFixed(1)} h`;
   const make = (tag, parent, kind = "") => {

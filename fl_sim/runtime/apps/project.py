@@ -20,6 +20,7 @@ from fl_sim.runtime.apps.grid import Scalar
 A = TypeVar("A")
 FILE = "pyproject.toml"
 _WORD = re.compile(r"""(?:[^\s"']|"[^"]*"|'[^']*')+""")
+_QUOTED = re.compile(r"""("[^"]*"|'[^']*')""")
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class Project:
         """The run config with overrides, as `--run-config` gives them: `key=value` pairs, or the path of a TOML file.
 
         Raises:
-            UserError: no TOML, a key that the app's config lacks, or a value of another type.
+            UserError: no TOML, an open quote, a key that is given twice or that the app's config lacks, or a value of another type.
         """
         config = dict(self.config)
         for key, value in pairs(words, "--run-config").items():
@@ -118,12 +119,19 @@ def pairs(words: str, where: str) -> Mapping[str, Scalar]:
             return dict(_flat(tomllib.loads(Path(text).read_text(encoding="utf-8")), where))
         except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise UserError(f"{where}: {text}: {error}") from error
+    if rest := _WORD.sub("", text).strip():
+        raise UserError(f"{where}: {text!r}: a quote {rest[0]} is not closed")
     found: dict[str, Scalar] = {}
     for word in _WORD.findall(text):
         try:
-            found |= dict(_flat(tomllib.loads(word), where))
+            own = dict(_flat(tomllib.loads(word), where))
         except tomllib.TOMLDecodeError as error:
             raise UserError(f"{where}: {word!r} is no key=value with a TOML value; strings need quotes") from error
+        if "#" in _QUOTED.sub("", word):
+            raise UserError(f"{where}: {word!r}: what stands behind # is a comment in TOML; put it in quotes")
+        if twice := own.keys() & found.keys():
+            raise UserError(f"{where}: {min(twice)} is given twice")
+        found |= own
     return found
 
 

@@ -1,6 +1,6 @@
 """FedExP: a server step size from how much the clients disagree (Jhunjhunwala et al., ICLR 2023, algorithm 1).
 
-    fl-sim run configs/quickstart.toml strategy=strategies.extrapolation:fedexp
+    fl-sim run configs/quickstart.toml strategy=strategies.presets:fedexp
 
 With the clients' changes d_k = x_k - x_old, weights p_k = n_k / sum n and their mean d = sum p_k d_k:
 
@@ -22,7 +22,6 @@ from torch import Tensor
 
 from fl_sim.core.types import Params, Update, UserError
 from strategies.aggregation import zero_fill
-from strategies.base import Method
 from strategies.server_step import ServerState
 
 
@@ -81,12 +80,3 @@ def _change(state: ServerState, update: Update) -> Tensor:
     if update.mask is not None:
         change[: schema.prunable_size].mul_(schema.flat_mask(update.mask))
     return _parameters(state, change)
-
-
-def fedexp(*, epsilon: float = 1e-3) -> Method:
-    """FedExP (Jhunjhunwala et al., ICLR 2023): FedAvg with a server step that adapts to the clients' disagreement.
-
-    Args:
-        epsilon: see `Extrapolated`; the paper's experiments use 0.001.
-    """
-    return Method(aggregate=Extrapolated(epsilon))

@@ -46,6 +46,7 @@ from strategies.distillation import (
     server_training,
 )
 from strategies.downlink_types import Adapted
+from strategies.extrapolation import Extrapolated
 from strategies.privacy import Accountant, PrivateMean
 from strategies.robust import ClipNorm, Trimmed, coordinate_median
 from strategies.server_step import Aggregate, Momentum, Optimise, replace_params
@@ -113,6 +114,16 @@ def fedavg(
 
 def _step(lr: float, momentum: float) -> Optimise:
     return replace_params if (lr, momentum) == (1.0, 0.0) else Momentum(lr, momentum)
+
+
+def fedexp(*, epsilon: float = 1e-3) -> Method:
+    """FedExP (Jhunjhunwala et al., ICLR 2023): FedAvg with a server step that adapts to the clients' disagreement.
+
+    Args:
+        epsilon: keeps the step finite where the mean change vanishes, in units of a squared norm, above 0; the paper's
+            experiments use 0.001.
+    """
+    return Method(aggregate=Extrapolated(epsilon))
 
 
 def private(

@@ -8,6 +8,7 @@ A data source that numbers its classes by the order of a set, or a split that no
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -20,7 +21,7 @@ from fl_sim.core.types import Params, UserError
 from fl_sim.data import Data, Split
 
 World = Mapping[str, str]
-"""What -> hash, in the order of `HINTS`."""
+"""What -> hash, in the order of `HINTS`; of the code, a hash for each file, as JSON."""
 
 HINTS: Mapping[str, str] = {
     "data": "every process must read the same files",
@@ -57,7 +58,7 @@ def fingerprint(
         "split": _hash([part for split in splits for part in _ordered(split)]),
         "partition": _hash([np.ascontiguousarray(part).tobytes() for part in partitions]),
         "model": _hash([part for initial, exchange in models for part in _model(initial, exchange)]),
-        "code": _hash([json.dumps(code, sort_keys=True).encode()]),
+        "code": json.dumps(code, sort_keys=True),
     }
 
 
@@ -78,9 +79,32 @@ def require_same(expected: World, found: World, who: str, whose: str = "the serv
     """
     differing = [name for name in HINTS if expected.get(name, found.get(name)) != found.get(name, expected.get(name))]
     if differing:
+        files = _files(expected["code"], found["code"]) if "code" in differing else []
+        named = f" ({', '.join(files)})" if files else ""
         raise UserError(
-            f"{who} has other {', '.join(differing)} than {whose}, from the same config; {HINTS[differing[0]]}"
+            f"{who} has other {', '.join(differing)}{named} than {whose}, from the same config; {HINTS[differing[0]]}"
         )
+
+
+def _files(expected: str, found: str) -> list[str]:
+    """The files whose code differs, each with the config key of its part, and with its path where this process loaded it."""
+    before, after = _by_file(expected), _by_file(found)
+    differing = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
+    return [f"{part}: {_path_of(file)}" for part, file in differing]
+
+
+def _by_file(code: str) -> dict[tuple[str, str], str]:
+    """(config key of a part, file) -> hash."""
+    try:
+        return {(part, file): digest for part, files in json.loads(code).items() for file, digest in files.items()}
+    except (ValueError, AttributeError, RecursionError):
+        return {}  # of a checkpoint that somebody changed
+
+
+def _path_of(file: str) -> str:
+    """Where this process found `helpers/losses.py`; the name itself where it has not imported it."""
+    name = file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+    return str(getattr(sys.modules.get(name), "__file__", None) or file)
 
 
 def _whatever_the_order(splits: Sequence[Split]) -> tuple[bytes, bytes]:

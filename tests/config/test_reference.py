@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import inspect
+import pkgutil
 import re
 import tomllib
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
+import clients
+import strategies
 from fl_sim import Experiment
 from fl_sim.cli import main
-from fl_sim.config.catalogue import KEYS, catalogue
+from fl_sim.config.catalogue import KEYS, catalogue, functions
 from fl_sim.config.reference import page, tables, template
 from strategies.distillation import server_distillation
 
@@ -81,6 +85,18 @@ def _run(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
     with pytest.raises(SystemExit) as ended:
         main()
     return int(str(ended.value.code))
+
+
+@pytest.mark.parametrize("package", [clients, strategies])
+def test_every_preset_is_in_the_lists(package: ModuleType) -> None:
+    """A preset takes keyword arguments only, and makes a client or a method."""
+    listed = catalogue()[package.__name__]
+    for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+        for path, function in functions(module.name).items():
+            signature = inspect.signature(function)
+            kinds = {parameter.kind for parameter in signature.parameters.values()}
+            if kinds <= {inspect.Parameter.KEYWORD_ONLY} and signature.return_annotation in ("Client", "Method"):
+                assert path in listed
 
 
 def test_init_writes_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -88,11 +89,31 @@ def test_other_code_of_the_client_or_of_its_helper_is_told(tmp_path: Path, monke
         servers = Federation.build(asked).world
         make_client_app(asked, servers)
         helper.write_text("scale = 2.0\n")
-        with pytest.raises(UserError, match=r"a worker process has other code than the server"):
+        with pytest.raises(UserError, match=rf"a worker process has other code \(client: {helper}\) than the server"):
             make_client_app(asked, servers)
     finally:
         for name in ("client_of_mine", "helper_of_mine"):
             sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize(
+    ("expected", "files"),
+    [
+        ('{"client": {"a.py": "0", "b/__init__.py": "1"}}', "client: a.py"),
+        ('{"client": {"a.py": "1"}, "model.name": {"m.py": "2"}}', "client: b/__init__.py, model.name: m.py"),
+        ("{}", "client: a.py, client: b/__init__.py"),
+    ],
+)
+def test_files_that_differ_are_named_by_the_key_of_their_part(expected: str, files: str) -> None:
+    found = {"code": '{"client": {"a.py": "1", "b/__init__.py": "1"}}'}
+    with pytest.raises(UserError, match=re.escape(f"this process has other code ({files}) than the server")):
+        require_same({"code": expected}, found, "this process")
+
+
+@pytest.mark.parametrize("code", ["no json", "[1]", '{"client": 3}', "[" * 100_000])
+def test_a_changed_hash_of_code_is_a_difference_like_another(code: str) -> None:
+    with pytest.raises(UserError, match="this process has other code than the server"):
+        require_same({"code": code}, {"code": "[]"}, "this process")
 
 
 class Foreign(Grid):

@@ -68,7 +68,7 @@ def test_clients_that_agree_make_fedavg() -> None:
 
 
 def test_it_runs_from_a_config_and_a_wrong_option_is_one_line(tmp_path: Path) -> None:
-    report = run_tiny(tmp_path, "strategy.target=strategies.extrapolation:fedexp", "rounds=3")
+    report = run_tiny(tmp_path, "strategy.target=strategies.presets:fedexp", "rounds=3")
     assert report.summary["params_sha256"] != run_tiny(tmp_path / "plain", "rounds=3").summary["params_sha256"]
     with pytest.raises(UserError, match=r"strategy\.epsilon = -1"):
-        run_tiny(tmp_path, "strategy.target=strategies.extrapolation:fedexp", "strategy.epsilon=-1.0")
+        run_tiny(tmp_path, "strategy.target=strategies.presets:fedexp", "strategy.epsilon=-1.0")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from fl_sim.core.types import UserError
 from fl_sim.data.cache import Arrays, cached, content_key
 from fl_sim.data.images import Images, decode
 from fl_sim.data.listing import entries, hidden, listed, part_missing, shown, unread
+from fl_sim.data.spellings import alike
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".ppm")
 PARTS = ("train", "test")
@@ -102,11 +102,8 @@ def _check_classes(root: Path, classes: Mapping[str, Sequence[str]]) -> None:
     """Both parts have the same classes, and no two of a part are one name written in two ways."""
     where = f"data.source = {str(root)!r}"
     for part, names in classes.items():
-        alike: dict[str, str] = {}
-        for name in names:
-            other = alike.setdefault(_folded(name), name)
-            if other != name:
-                raise UserError(f"{where}: classes of {part}/ that differ only in writing: {other!a} and {name!a}")
+        if pair := alike(names):
+            raise UserError(f"{where}: classes of {part}/ that differ only in writing: {pair[0]!a} and {pair[1]!a}")
     train, test = (set(classes[part]) for part in PARTS)
     if train != test:
         only = {"train": sorted(train - test), "test": sorted(test - train)}
@@ -114,11 +111,6 @@ def _check_classes(root: Path, classes: Mapping[str, Sequence[str]]) -> None:
             f"only in {part}/: {listed([ascii(n) for n in names])}" for part, names in only.items() if names
         )
         raise UserError(f"{where}: train/ and test/ have other classes: {said}")
-
-
-def _folded(name: str) -> str:
-    """A class name without case, outer spaces, or the choice between Unicode's composed and decomposed letters."""
-    return unicodedata.normalize("NFC", name).strip().casefold()
 
 
 def _read(root: Path, files: Sequence[Path]) -> Images:

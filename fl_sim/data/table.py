@@ -13,14 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_sim.core.errors import in_one_line
-from fl_sim.core.files import open_plain
 from fl_sim.core.lookup import nearest
 from fl_sim.core.parquet import read_schema, read_table
 from fl_sim.core.types import UserError
 from fl_sim.data.arrays import MOST_CLASSES, Labels, check_rounding
 from fl_sim.data.cache import Arrays, cached, content_key
+from fl_sim.data.csv_file import read_csv
 from fl_sim.data.kinds import Targets
 from fl_sim.data.listing import entries, listed, part_missing, unread
+from fl_sim.data.spellings import alike, merged_numbers
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -89,9 +90,10 @@ def read(path: Path, columns: Columns, targets: Targets) -> tuple[Arrays, list[s
     for file, found in zip(used, chosen, strict=True):
         if found != chosen[0]:
             raise UserError(f"data.source: {used[0].name} and {file.name} have other columns")
-    key = json.dumps(["table/2", targets.name, asdict(columns)])
+    key = json.dumps(["table/3", targets.name, asdict(columns)])
 
     def decode() -> Arrays:
+        _check_spellings(used, chosen[0], targets)
         parts = {part: _part(some, chosen[0], targets) for part, some in files.items()}
         arrays: Arrays = {f"{part}{name}": array for part, read in parts.items() for name, array in read.items()}
         return _numbered(arrays, targets, chosen[0])
@@ -259,6 +261,21 @@ TARGETS: Mapping[Targets, Callable[[pa.ChunkedArray, Path, str], NDArray[np.gene
 """Kind of targets -> how a target column is read; a table holds no sequences of tokens."""
 
 
+def _check_spellings(files: Sequence[Path], chosen: Chosen, targets: Targets) -> None:
+    """Complain of two texts of a column of names that would be read as one: class `01` beside class `1`."""
+    named = {
+        "group": [chosen.group] if chosen.group else [],
+        "class": chosen.targets if targets is Targets.CLASSES else [],
+    }
+    written = [file for file in files if file.suffix.lower() == ".csv"]
+    for what, names in named.items():
+        for name in names:
+            if pair := merged_numbers(written, name):
+                raise UserError(
+                    f"data.source: column {name!r}: {pair[0]!r} and {pair[1]!r} would be one {what}; write it in one way"
+                )
+
+
 def _numbered(arrays: Arrays, targets: Targets, chosen: Chosen) -> Arrays:
     """The arrays with classes as numbers, in the order of their values; and notes on that. `Data.of` numbers groups."""
     made, notes = dict(arrays), []
@@ -270,6 +287,8 @@ def _numbered(arrays: Arrays, targets: Targets, chosen: Chosen) -> Arrays:
 def _number(arrays: Arrays, name: str, what: str) -> list[str]:
     parts = [key for key in (name, f"test_{name}") if key in arrays]
     values, numbers = np.unique(np.concatenate([arrays[key] for key in parts]), return_inverse=True)
+    if values.dtype.kind == "U" and (pair := alike(map(str, values))):
+        raise UserError(f"data.source: {what} that differ only in writing: {pair[0]!a} and {pair[1]!a}")
     if len(values) > MOST_CLASSES:
         raise UserError(f"data.source: {len(values)} {what}; allowed: {MOST_CLASSES}")
     cuts = np.cumsum([len(arrays[key]) for key in parts])[:-1]
@@ -287,20 +306,7 @@ class Reader:
     read: Callable[[Path, list[str]], pa.Table]
 
 
-def _csv(path: Path, columns: list[str] | None) -> pa.Table:
-    """The columns of a CSV file, or a reader of it that has the schema alone. Raises as pyarrow does."""
-    from pyarrow import csv
-
-    options = csv.ReadOptions(use_threads=False)
-    # "" and NA are missing among names as among numbers; a name that is NA is written in quotes.
-    convert = csv.ConvertOptions(include_columns=columns, strings_can_be_null=True, quoted_strings_can_be_null=False)
-    with open_plain(path) as stream:
-        if columns is None:
-            return csv.open_csv(stream, read_options=options)
-        return csv.read_csv(stream, read_options=options, convert_options=convert)
-
-
 READERS: Mapping[str, Reader] = {
-    ".csv": Reader(lambda path: list(_csv(path, None).schema.names), _csv),
+    ".csv": Reader(lambda path: list(read_csv(path, None).schema.names), read_csv),
     ".parquet": Reader(lambda path: list(read_schema(path).names), lambda path, columns: read_table(path, columns)),
 }

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import runpy
 import sys
 from pathlib import Path
 
 import pytest
 from command import cli, cli_here
+from rich.console import Console
+from rich.table import Table
+
+from fl_sim.cli import screen
 
 FAILING = """
 from fl_sim import Update
@@ -131,3 +136,28 @@ def test_list_names_everything(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
         "int8",
     ):
         assert name in said
+
+
+@pytest.mark.parametrize("module", ["fl_sim", "fl_sim.cli"])
+def test_the_package_is_a_program(
+    module: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", [module, "--version"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(module, run_name="__main__")
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith("fl-sim 0.")
+
+
+def test_a_table_is_whole_in_a_narrow_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = Table("run", box=None)
+    for heading in ("accuracy %", "M MACs", "saving %"):
+        table.add_column(heading, no_wrap=True)
+    table.add_row("a long name of a run", "25.63 ± 10.62", "1234567.125", "100.00")
+    for width in (10, 40, 80):
+        monkeypatch.setattr(screen, "console", Console(width=width))
+        screen.show(table)
+        text = capsys.readouterr().out
+        assert all(word in text for word in ("accuracy %", "M MACs", "saving %", "10.62", "1234567.125"))

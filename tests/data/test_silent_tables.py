@@ -56,6 +56,19 @@ REFUSED: Mapping[str, tuple[dict[str, list[object]], Columns, Targets, str]] = {
     "a label twice": ({}, Columns(("a",), ("y", "y")), Targets.LABELS, "data.target: 'y' is named more than once"),
     "next tokens": ({}, Y, Targets.TOKENS, "t.csv is a table; it has no targets of this kind"),
     "no rows": ({"a": [], "y": []}, Y, CLASSES, "t.csv: no rows"),
+    "a class in two numbers": ({"y": ["01", "1"] * 20}, Y, CLASSES, "'y': '01' and '1' would be one class"),
+    "a class behind a blank": ({"y": [" 1", "1"] * 20}, Y, CLASSES, "would be one class"),
+    "a class with a sign": ({"y": ["+1", "1", "2", "2"] * 10}, Y, CLASSES, "would be one class"),
+    "a truth in two words": ({"y": ["true", "True"] * 20}, Y, CLASSES, "'true' and 'True' would be one class"),
+    "a class with a fraction": ({"y": ["1.0", "1"] * 20}, Y, CLASSES, "'1.0' and '1' would be one class"),
+    "a class in two cases": ({"y": ["dog", "Dog"] * 20}, Y, CLASSES, "differ only in writing: 'Dog' and 'dog'"),
+    "a class and a blank": ({"y": ["dog ", "dog"] * 20}, Y, CLASSES, "differ only in writing: 'dog' and 'dog '"),
+    "a user in two numbers": (
+        {"g": ["007", "7"] * 20},
+        Columns(("a",), ("y",), "g"),
+        CLASSES,
+        "'007' and '7' would be one group",
+    ),
     "all rows test": ({}, Columns(target=("y",), test=0.99), CLASSES, "40 rows leave none for the training set"),
 }
 
@@ -73,6 +86,25 @@ def test_a_name_in_quotes_may_be_one_that_means_missing_elsewhere(tmp_path: Path
     groups = ['"NA"' if i % 2 else "p" for i in ROWS]
     data = load(written(tmp_path, **NUMBERS, g=groups), columns=Columns(("a",), ("y",), "g"))
     assert data.groups == ("NA", "p")
+
+
+def test_zero_padded_numbers_and_names_that_look_like_numbers_stay_apart(tmp_path: Path) -> None:
+    padded = load(
+        written(tmp_path, a=[*ROWS], y=["01", "02"] * 20, g=["7", "007", "x", "X"] * 10),
+        columns=Columns(("a",), ("y",), "g"),
+    )
+    assert padded.num_classes == 2
+    assert padded.groups == ("007", "7", "X", "x")
+    mixed = load(written(tmp_path, a=[*ROWS], y=["01", "1", "one", "2"] * 10), columns=Y)
+    assert mixed.num_classes == 4
+
+
+def test_numbers_of_the_test_file_are_compared_with_those_of_the_training_file(tmp_path: Path) -> None:
+    for part, label in (("train", "1"), ("test", "01")):
+        rows = [f"{i},{label if i % 2 else 0}" for i in ROWS]
+        (tmp_path / f"{part}.csv").write_text("\n".join(["a,y", *rows]) + "\n")
+    with pytest.raises(UserError, match="column 'y': '1' and '01' would be one class"):
+        load(str(tmp_path), columns=Y)
 
 
 @pytest.mark.parametrize("value", [0.1, 3.3, 1_700_000_001, 1e30])

@@ -27,7 +27,7 @@ LAYERS = [
 ]
 FLOWERS = {"communication", "runtime", "simulation", "bench"}
 """Packages that may touch Flower."""
-LOOSE = {"fl_sim/__init__.py", "fl_sim/_moved.py"}
+LOOSE = {"fl_sim/__init__.py", "fl_sim/__main__.py", "fl_sim/_moved.py"}
 TESTS = sorted(Path("tests").rglob("*.py"))
 FILES = [p for root in ("fl_sim", "strategies", "clients") for p in sorted(Path(root).rglob("*.py"))]
 
@@ -59,7 +59,7 @@ def _imports(path: Path) -> Iterator[str]:
 
 def _package(module: str) -> str:
     parts = module.split(".")
-    return ".".join(parts[:2]) if parts[0] == "fl_sim" and parts[1:2] != ["_moved"] else parts[0]
+    return ".".join(parts[:2]) if parts[0] == "fl_sim" and parts[1:2] not in (["_moved"], ["__main__"]) else parts[0]
 
 
 def _layer(module: str) -> int | None:

@@ -11,7 +11,7 @@ from federation import run_tiny
 from fl_sim import Update, UserError
 from fl_sim.codecs import Schema
 from fl_sim.core.types import Params
-from strategies.extrapolation import fedexp
+from strategies.presets import fedexp
 from strategies.server_step import ServerState
 
 

@@ -11,6 +11,7 @@ from torch import nn
 from fl_sim.data import Data
 from fl_sim.sparsity.one_model import Row
 from fl_sim.training.loop import evaluate
+from fl_sim.training.tasks import Metric, task_for
 
 
 def pruned_table(rows: Sequence[Row]) -> Table:
@@ -33,12 +34,18 @@ def pruned_table(rows: Sequence[Row]) -> Table:
     return table
 
 
+def _told(metric: Metric, value: float) -> str:
+    return f"{100 * value:.2f} %" if metric.percent else f"{value:.4g}"
+
+
 def effect(dense: nn.Module, pruned: nn.Module, data: Data | None) -> list[str]:
-    """Lines on what the bytes are, and on the accuracies before and after where there is data to measure them on."""
+    """Lines on what the bytes are, and on the task's metric before and after where there is data to measure them on."""
     lines = [
         "bytes: values and mask of the tensor as encoded; all: the whole model as encoded, with what is not pruned"
     ]
     if data is not None:
-        before, after = (evaluate(model, data.test)["accuracy"] for model in (dense, pruned))
-        lines.append(f"test accuracy without retraining: {100 * before:.2f} % -> {100 * after:.2f} %")
+        task = task_for(data.test.labels)
+        metric = task.metric
+        before, after = (_told(metric, evaluate(model, data.test, task)[metric.name]) for model in (dense, pruned))
+        lines.append(f"test {metric.name} without retraining: {before} -> {after}")
     return lines

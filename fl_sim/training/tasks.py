@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from fl_sim.core.lookup import find
 from fl_sim.core.types import Metrics, UserError
-from fl_sim.data.kinds import Targets
+from fl_sim.data.kinds import Targets, described, target_kind
 from fl_sim.training.losses import Batch, cross_entropy_of
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
@@ -178,3 +178,12 @@ def learning_task(name: str) -> LearningTask:
             f"task = {name!r} is of type {type(found).__name__}; needed: fl_sim.training.tasks.LearningTask"
         )
     return found
+
+
+def task_for(targets: Tensor) -> LearningTask:
+    """The named task that has targets of this kind. Raises UserError where none has."""
+    kind = target_kind(targets)
+    for task in TASKS.values():
+        if task.targets is kind:
+            return task
+    raise UserError(f"targets are {described(targets)}; no task has such")

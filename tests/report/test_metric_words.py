@@ -9,9 +9,22 @@ from pathlib import Path
 import pytest
 from federation import run_tiny
 from rich.console import Console
+from torch import nn
 
 from fl_sim import Report
-from fl_sim.report import FORMATS, beside, comparison, estimates, explanation, grouped, over_seeds, per_run, write_page
+from fl_sim.data import load
+from fl_sim.report import (
+    FORMATS,
+    beside,
+    comparison,
+    effect,
+    estimates,
+    explanation,
+    grouped,
+    over_seeds,
+    per_run,
+    write_page,
+)
 from fl_sim.report.headline import headline
 
 TASKS = {
@@ -55,3 +68,13 @@ def test_no_text_says_accuracy(reports: list[Report], tmp_path: Path) -> None:
     for line in [text.getvalue(), *told]:
         assert "accura" not in line.lower(), line
     assert reports[0].results.score.name in text.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("source", "said"), [("diabetes", "test rmse without retraining: "), (f"{__name__}:labels", "test f1 without")]
+)
+def test_a_pruned_model_is_measured_by_its_own_metric(source: str, said: str) -> None:
+    data = load(source)
+    model = nn.Linear(data.shape[0], data.num_classes)
+    _, line = effect(model, model, data)
+    assert line.startswith(said)

@@ -92,7 +92,7 @@ class DownlinkSender:
             if key not in prepared:
                 described = encoded.described(schema, held_mask)
                 if frozen is not None:
-                    described = described.with_auxiliary(len(frozen.encode()))
+                    described = described.with_auxiliary(frozen.size)
                 data, header = bytes(encoded.data), encoded.header
                 content = wire.task_content(task, data, frozen=frozen, broadcast=header, curves=curves)
                 prepared[key] = content, described, Form.of(content)

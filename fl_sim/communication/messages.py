@@ -10,7 +10,7 @@ user's; a task without any has no config record.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from struct import Struct
 from typing import ClassVar
 
@@ -25,7 +25,7 @@ from fl_sim.communication.flower_private import array_of, filled
 from fl_sim.communication.task_header import BroadcastHeader, CurveRequest, TaskHeader
 from fl_sim.core.types import FlatMask, FlatParams, Mask, Params, Scalar, Task, Update, UserError
 
-STYPE, FROZEN_STYPE = "fl_sim.update/1", "fl_sim.frozen/1"
+STYPE, FROZEN_STYPE, BASE_STYPE = "fl_sim.update/1", "fl_sim.frozen/1", "fl_sim.base/1"
 PAYLOAD, HEADER, CONFIG, METRICS = "payload", "header", "config", "metrics"
 NUM_EXAMPLES = "num-examples"
 PARTITION = "partition-id"
@@ -125,11 +125,18 @@ class Coding:
 
 @dataclass(frozen=True)
 class Frozen:
-    """Weights that never travel: every party makes them from `seed`, and `digest` proves that they came out the same."""
+    """Weights that do not travel in a round: every party makes them from `seed`, and `digest` proves that they came out the
+    same. `base` holds those that come from a file, encoded; a client gets them once."""
 
     seed: int
     digest: bytes
+    base: bytes | memoryview = field(default=b"", compare=False, repr=False)
     FORM: ClassVar[Struct] = Struct("<Q8s")
+
+    @property
+    def size(self) -> int:
+        """Bytes of a client's first contact: seed, hash and base."""
+        return self.FORM.size + len(self.base)
 
     def encode(self) -> bytes:
         """Sixteen bytes: seed, hash."""
@@ -165,6 +172,7 @@ class Exchange:
         uplink, downlink: how each direction is encoded.
         error_feedback: whether clients keep what an upload left out (`fl_sim.communication.error_feedback`).
         frozen: what stands for the weights that never travel; None when there are none.
+        base: the entries that never travel but come from a file, so that `frozen` carries them; None when there are none.
         personal: names of entries that each client keeps for itself.
     """
 
@@ -174,6 +182,15 @@ class Exchange:
     error_feedback: bool = False
     frozen: Frozen | None = None
     personal: tuple[str, ...] = ()
+    base: Schema | None = None
+
+    def decode_base(self, frozen: Frozen) -> Params:
+        """The entries of a file that the first contact carries.
+
+        Raises:
+            CorruptPayload: the bytes are no payload of these entries.
+        """
+        return {} if self.base is None else codecs.decode(frozen.base, schema=self.base)[0]
 
     def encode_up(self, update: Update, task: Task, *, seed: int) -> bytes:
         """The payload of an update, for a server that sent `task`."""
@@ -223,6 +240,8 @@ def content(
     arrays: dict[str, object] = {"p": array_of(data, STYPE)}
     if frozen is not None:
         arrays["frozen"] = array_of(frozen.encode(), FROZEN_STYPE)
+        if frozen.base:
+            arrays["base"] = array_of(bytes(frozen.base), BASE_STYPE)
     records: dict[str, object] = {PAYLOAD: filled(ArrayRecord, arrays)}
     if header is not None:
         records[HEADER] = ConfigRecord(dict(header.scalars()))
@@ -251,10 +270,10 @@ def frozen(message: RecordDict) -> Frozen | None:
     Raises:
         CorruptPayload: it says more than one thing, or the bytes are no `Frozen`.
     """
-    found = _arrays(message, FROZEN_STYPE)
-    if len(found) > 1:
-        raise CorruptPayload(f"expected at most one array of type {FROZEN_STYPE!r}")
-    return Frozen.decode(found[0]) if found else None
+    found, base = _arrays(message, FROZEN_STYPE), _arrays(message, BASE_STYPE)
+    if len(found) > 1 or len(base) > 1:
+        raise CorruptPayload(f"expected at most one array of type {FROZEN_STYPE!r}, and one of {BASE_STYPE!r}")
+    return replace(Frozen.decode(found[0]), base=base[0] if base else b"") if found else None
 
 
 def _arrays(message: RecordDict, stype: str) -> list[bytes | memoryview]:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from fl_sim.communication.messages import Coding
 from fl_sim.communication.sparse_broadcast import SparseBroadcast
 from fl_sim.data.table import Columns
+from fl_sim.models.adapters import Adapter
 from fl_sim.training.losses import HOTTEST
 
 
@@ -113,7 +114,7 @@ class ModelSection(Section):
     width: float = Field(1.0, gt=0, le=100, description="channel multiplier of the CIFAR ResNets, above 0")
     trainable: str = Field(
         "all",
-        description="which parameters are trained and sent: all, batchnorm, head, random, or a glob over names such as "
+        description="which parameters are trained and sent: all, batchnorm, norm, head, random, or a glob over names such as "
         "`layer3.*`; several are joined by `+`. The others are frozen",
     )
     batchnorm_init: str | None = Field(
@@ -123,8 +124,11 @@ class ModelSection(Section):
     )
     personal: str | None = Field(
         None,
-        description="parameters that each client trains and keeps, and never sends: head (FedPer), batchnorm (FedBN), a glob; "
-        "several joined by '+'; needs evaluate.clients, which measure their own models",
+        description="parameters that each client trains and keeps, and never sends: head (FedPer), batchnorm (FedBN), norm, a "
+        "glob; several joined by '+'; needs evaluate.clients, which measure their own models",
+    )
+    adapter: Adapter | None = Field(
+        None, description="low-rank adapters beside frozen weights (LoRA): only they are trained and sent"
     )
     statistics: Literal["average", "local", "recalibrate"] = Field(
         "average",
@@ -133,9 +137,18 @@ class ModelSection(Section):
     )
     weights: str | None = Field(
         None,
-        description="start from this model: a run folder or a safetensors file. Trained entries are sent and booked in full; "
-        "every client reads frozen ones from the same file. Unset = a random start from the seed",
+        description="start from this model: a run folder or a safetensors file. What fits is loaded, what does not is said. "
+        "Trained entries are sent and booked in full; frozen and personal ones are sent once to each client, at its first "
+        "contact, and booked as auxiliary. Unset = a random start from the seed",
     )
+
+    @model_validator(mode="after")
+    def _one_choice(self) -> Self:
+        if self.adapter is not None and self.trainable != "all":
+            raise ValueError(
+                f"trainable = {self.trainable!r}: adapters are what is trained; name it in model.adapter.train instead"
+            )
+        return self
 
 
 class Capacity(Section):

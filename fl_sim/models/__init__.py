@@ -14,6 +14,7 @@ from torch.nn.parameter import is_lazy
 from fl_sim.core.errors import UserError, error_line
 from fl_sim.core.lookup import accepts, find
 from fl_sim.core.process_state import seeded
+from fl_sim.models.adapters import Adapter, adapt
 from fl_sim.models.fastgrnn import fastgrnn
 from fl_sim.models.interface import Interface, arguments
 from fl_sim.models.layers import BATCHNORM, batchnorm_names, disabled_features, head_names, prunable_names, stage_names
@@ -21,11 +22,12 @@ from fl_sim.models.mobilenet import mobilenet_v1
 from fl_sim.models.module_state import ModuleState
 from fl_sim.models.own import detach_computed, evaluating_modules, prepare, say_modes
 from fl_sim.models.parameters import check_dtypes, check_entries
+from fl_sim.models.reparametrized import merged, named_in_file
 from fl_sim.models.resnet import cifar_resnet
 from fl_sim.models.sequence import lstm, transformer
 from fl_sim.models.simple import cnn, cnn_bn, linear, mlp
 from fl_sim.models.torchvision import densenet121, imagenet_stem, resnet18, resnet34, resnet50, vgg16
-from fl_sim.models.trainable import BATCHNORM_INITS, PERSONAL, SELECTORS, freeze, initialise, merged, personal_names
+from fl_sim.models.trainable import BATCHNORM_INITS, PERSONAL, SELECTORS, freeze, initialise, personal_names
 from fl_sim.models.wide_resnet import wide_resnet
 
 __all__ = [
@@ -34,8 +36,10 @@ __all__ = [
     "MODELS",
     "PERSONAL",
     "SELECTORS",
+    "Adapter",
     "Builder",
     "Interface",
+    "adapt",
     "batchnorm_names",
     "build",
     "build_for",
@@ -45,6 +49,7 @@ __all__ = [
     "head_names",
     "initialise",
     "merged",
+    "named_in_file",
     "personal_names",
     "prunable_names",
     "stage_names",

@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fl_sim.core.types import UserError
 from fl_sim.models.parameters import FLOATS, canonical
+from fl_sim.models.reparametrized import Reparametrized
 
 CONVOLUTION = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 PRUNABLE = (*CONVOLUTION, nn.Linear)
@@ -33,8 +34,8 @@ def prunable_names(model: nn.Module) -> list[str]:
     """Names of the weight matrices, in module order; biases, norms and other vectors are never pruned.
 
     Weight matrices are the weights of convolutions and linear layers, of recurrent layers, attention and embeddings, and
-    every other parameter of at least two dimensions above 1. What a parametrization computes a weight from is none. A
-    matrix that layers share has the first of its names.
+    every other parameter of at least two dimensions above 1. What a parametrization computes a weight from is none, low-rank
+    adapters excepted. A matrix that layers share has the first of its names.
     """
     found: dict[int, str] = {}  # by identity: layers that share a weight have one entry
     held: list[Tensor] = []  # so that no other tensor gets the identity of one that is gone
@@ -54,7 +55,7 @@ def prunable_names(model: nn.Module) -> list[str]:
 def _matrices(path: str, module: nn.Module) -> list[str]:
     """Names of a module's own parameters that are matrices."""
     if ".parametrizations." in f".{path}.":
-        return []
+        return list(module.sparse) if isinstance(module, Reparametrized) else []
     least = 1 if isinstance(module, RECURRENT) else 2
     given = {name: parameter.shape for name, parameter in module._parameters.items() if parameter is not None}
     return [name for name, shape in given.items() if len(shape) > 1 and sum(size > 1 for size in shape) >= least]
@@ -70,6 +71,19 @@ def batchnorm_names(model: nn.Module) -> list[str]:
     """Names of BatchNorm's affine parameters (weight = gamma, bias = beta), in module order."""
     layers = [(n, m) for n, m in model.named_modules() if isinstance(m, BATCHNORM) and m.affine]
     return as_entries(model, [f"{name}.{part}".removeprefix(".") for name, _ in layers for part in ("weight", "bias")])
+
+
+def norm_names(model: nn.Module) -> list[str]:
+    """Names of the scales and shifts of all normalisation layers, BatchNorm among them, in module order."""
+    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, NORMS)]
+    return as_entries(
+        model,
+        [
+            f"{name}.{part}".removeprefix(".")
+            for name, layer in layers
+            for part, _ in layer.named_parameters(recurse=False)
+        ],
+    )
 
 
 def statistics_layers(model: nn.Module) -> dict[str, nn.Module]:

@@ -15,15 +15,16 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from fl_sim.core.types import Params, UserError
-from fl_sim.models.layers import CONVOLUTION, batchnorm_names, head_names, map_names
+from fl_sim.models.layers import CONVOLUTION, batchnorm_names, head_names, map_names, norm_names
 from fl_sim.models.parameters import canonical
+from fl_sim.models.reparametrized import Reparametrized
 
-ORIGINAL, VALUES = ".parametrizations.weight.original", ".parametrizations.weight.0.values"
+VALUES = ".parametrizations.weight.0.values"
 PER_CHANNEL = 2
 """BatchNorm has two parameters per channel, gamma and beta; the control "random" trains as many weights."""
 
 
-class ChosenWeights(nn.Module):
+class ChosenWeights(Reparametrized):
     """A weight (C_out, ...) whose entries at seeded random places are parameters of their own, `values` (C_out, k)."""
 
     indices: Tensor
@@ -37,6 +38,10 @@ class ChosenWeights(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         return weight.flatten(1).scatter(1, self.indices, self.values.to(weight.dtype)).view_as(weight)
+
+    def first(self, weight: Tensor) -> Params:
+        """See `Reparametrized`."""
+        return {"values": weight.flatten(1).gather(1, self.indices)}
 
 
 def choose_random_weights(model: nn.Module, generator: torch.Generator) -> list[str]:
@@ -52,45 +57,28 @@ def choose_random_weights(model: nn.Module, generator: torch.Generator) -> list[
     return names
 
 
-def merged(params: Params, *, model: nn.Module) -> Params:
-    """`params` with chosen random weights back in place, under the names that the architecture gives them.
-
-    Args:
-        params: every entry of the model's snapshot.
-        model: the model itself, which knows where the chosen weights lie.
-    """
-    plain: Params = {}
-    for name, value in params.items():
-        layer = name.removesuffix(ORIGINAL)
-        if layer != name and layer + VALUES in params:  # other parametrizations have an original too
-            indices = model.get_buffer(f"{layer}.parametrizations.weight.0.indices").cpu()
-            rows = value.flatten(1).scatter(1, indices, params[layer + VALUES])
-            plain[f"{layer}.weight"] = rows.view_as(value)
-        elif not name.endswith(VALUES):
-            plain[name] = value
-    return plain
-
-
 Select = Callable[[nn.Module, torch.Generator], list[str]]
 SELECTORS: Mapping[str, Select] = {
     "all": lambda model, generator: [name for name, _ in model.named_parameters()],
     "batchnorm": lambda model, generator: batchnorm_names(model),
+    "norm": lambda model, generator: norm_names(model),
     "head": lambda model, generator: head_names(model),
     "random": choose_random_weights,
 }
 
-PERSONAL: Mapping[str, Select] = {name: SELECTORS[name] for name in ("head", "batchnorm")}
+PERSONAL: Mapping[str, Select] = {name: SELECTORS[name] for name in ("head", "batchnorm", "norm")}
 """What a client may keep for itself, by role: its classifier (FedPer; Arivazhagan et al., 2019), or its BatchNorm (FedBN; Li
 et al., 2021), whose statistics it keeps with `model.statistics = "local"`."""
 
 
-def freeze(model: nn.Module, trainable: str, *, seed: int = 0) -> list[str]:
+def freeze(model: nn.Module, trainable: str, *, seed: int = 0, key: str = "model.trainable") -> list[str]:
     """Let only the chosen parameters require a gradient; those that require none already stay frozen.
 
     Args:
         model: changed in place; "random" also adds parameters.
         trainable: names of `SELECTORS` or globs over parameter names, joined by "+": "batchnorm+head", "layer3.*".
         seed: draws the places of "random".
+        key: the config key that asks for it, for messages.
 
     Returns:
         Names of the trainable parameters, in model order.
@@ -104,13 +92,13 @@ def freeze(model: nn.Module, trainable: str, *, seed: int = 0) -> list[str]:
         selected = SELECTORS.get(part, _matching(part))(model, generator)
         if not selected:
             raise UserError(
-                f"model.trainable = {trainable!r}: {part!r} selects no parameter of this model; allowed: "
+                f"{key} = {trainable!r}: {part!r} selects no parameter of this model; allowed: "
                 f"{', '.join(SELECTORS)}, a glob such as 'layer3.*', or several joined by '+'"
             )
         unfrozen = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
         if unfrozen.isdisjoint(selected):
             raise UserError(
-                f"model.trainable = {trainable!r}: the model's builder froze all that {part!r} selects, for instance "
+                f"{key} = {trainable!r}: the model's builder froze all that {part!r} selects, for instance "
                 f"{selected[0]!r}; frozen parameters (requires_grad_(False)) stay frozen"
             )
         chosen.update(unfrozen.intersection(selected))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -22,7 +23,10 @@ from fl_sim.simulation.identity import code_of_parts, load_data_of
 from fl_sim.simulation.model_track import ModelTrack, device_of
 from fl_sim.simulation.starting_model import read_weights
 from fl_sim.training import precision as precisions
+from fl_sim.training.starting_weights import fit
 from fl_sim.training.tasks import learning_task
+
+log = logging.getLogger("fl_sim")
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ class Federation:
         torch.set_num_threads(1)
         data = _load(experiment, quiet)
         partitions = _partitions(experiment, data)
-        tracks = _tracks(experiment, data)
+        tracks = _tracks(experiment, data, quiet)
         if experiment.training.precision == "auto":
             chosen = precision or _probed(experiment, tracks[0])
             experiment = _computing_in(chosen, experiment)
@@ -156,9 +160,9 @@ def _partitions(experiment: Experiment, data: Data) -> list[np.ndarray]:
         )
 
 
-def _tracks(experiment: Experiment, data: Data) -> tuple[ModelTrack, ...]:
+def _tracks(experiment: Experiment, data: Data, quiet: bool) -> tuple[ModelTrack, ...]:
     weights = read_weights(experiment)
-    return tuple(
+    tracks = tuple(
         ModelTrack.build(
             group.experiment,
             data,
@@ -169,6 +173,9 @@ def _tracks(experiment: Experiment, data: Data) -> tuple[ModelTrack, ...]:
         )
         for number, group in enumerate(capacity_groups.groups(experiment))
     )
+    for line in () if weights is None or quiet else fit(tracks[0].model, weights).lines():
+        log.warning("model.weights: %s: %s", experiment.model.weights, line)
+    return tracks
 
 
 def _probed(experiment: Experiment, track: ModelTrack) -> str:

@@ -16,8 +16,9 @@ from fl_sim.gating import Gated, Gating, keeping
 from fl_sim.models.module_state import ModuleState
 from fl_sim.models.parameters import load, snapshot, unit_singular_vectors
 from fl_sim.simulation.starting_model import interface_of, make_exchange, make_model
-from fl_sim.training.model_file import Stored, described_by, entries_for
+from fl_sim.training.model_file import Stored, described_by
 from fl_sim.training.recalibration import recalibrate
+from fl_sim.training.starting_weights import entries_for
 
 
 def device_of(experiment: Experiment) -> torch.device:
@@ -89,10 +90,10 @@ class ModelTrack:
             UserError: the model is unknown, or the given weights do not fit it.
         """
         model, gating = make_model(experiment, data, experiment.seed, weights)
-        exchange = make_exchange(experiment, model)
+        given = {} if weights is None else entries_for(model, weights)
+        exchange = make_exchange(experiment, model, given)
         schema = exchange.schema
         initial = schema.view(schema.flat(snapshot(model)))
-        given = {} if weights is None else entries_for(model, weights)
         start = schema.view(schema.flat({**initial, **{n: p for n, p in given.items() if n in initial}}))
         model.to(device_of(experiment))
         built = ModuleState(model, {*schema.names, *exchange.personal})

@@ -86,12 +86,22 @@ def build_server(
     method = experiment.strategy.build(run)
     if not hasattr(method, "server"):
         raise UserError(f"strategy {experiment.strategy.target!r} made a {type(method).__name__}, not a Method")
+    if experiment.model.adapter is not None and _prunes(method):
+        raise UserError(
+            f"model.adapter: not with a strategy that prunes, {experiment.strategy.target!r}: B starts at zero, so that a mask "
+            "would keep it there; allowed: fedavg, and uploads of client = 'clients.presets:topk'"
+        )
     alone = {"network.links": experiment.network.links, "wire.record_masks": experiment.wire.record_masks}
     if len(federation.tracks) > 1 and (refused := [key for key, value in alone.items() if value]):
         raise UserError(f"{refused[0]}: not with capacities; allowed with one model only")
     accounting = Accounting(ledger, experiment.network, recorder, payloads)
     contexts = [_context(federation, track, accounting) for track in federation.tracks]
     return cast(ServerMethod, method).server(*contexts)
+
+
+def _prunes(method: object) -> bool:
+    """Whether a server algorithm decides a global mask."""
+    return any(getattr(method, slot, None) is not None for slot in ("adjust_mask", "calibrate"))
 
 
 def kept_by_clients(federation: Federation) -> tuple[str, ...]:

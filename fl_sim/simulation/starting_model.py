@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
@@ -10,13 +12,14 @@ from fl_sim import codecs, models
 from fl_sim.communication import messages as wire
 from fl_sim.config.experiment import Experiment
 from fl_sim.core.seeding import Purpose, derive
-from fl_sim.core.types import Params
+from fl_sim.core.types import Params, UserError
 from fl_sim.data import Data
 from fl_sim.data.kinds import Targets
 from fl_sim.gating import Gating
 from fl_sim.models.parameters import frozen, load, snapshot
-from fl_sim.training.model_file import Stored, entries_for, read
+from fl_sim.training.model_file import Stored, read
 from fl_sim.training.recalibration import measurable
+from fl_sim.training.starting_weights import entries_for
 
 
 def plain_model(experiment: Experiment, data: Data, seed: int) -> nn.Module:
@@ -53,10 +56,12 @@ def make_model(
     Frozen parameters require no gradient. Of given weights only entries that never travel are filled in.
 
     Raises:
-        UserError: unknown model or initialisation, `model.trainable` selects nothing, statistics that cannot be
+        UserError: unknown model or initialisation, `model.trainable` selects nothing, adapters with gates, statistics that cannot be
             measured anew, or given weights that do not fit.
     """
     section, gating = experiment.model, experiment.gating
+    if section.adapter is not None and gating is not None:
+        raise UserError("model.adapter: not with [gating]; allowed: a model without gates")
     model = plain_model(experiment, data, seed)
     batchnorm_only = "batchnorm" in section.trainable.split("+")
     init = section.batchnorm_init or ("uniform" if batchnorm_only else None)
@@ -67,7 +72,10 @@ def make_model(
         gating = gating.settled(gated, data.shape)
         gated.set_keep(gating.keep)
         model = gated
-    models.freeze(model, section.trainable, seed=derive(seed, Purpose.MODEL, 1))
+    if section.adapter is None:
+        models.freeze(model, section.trainable, seed=derive(seed, Purpose.MODEL, 1))
+    else:
+        models.adapt(model, section.adapter, seed=derive(seed, Purpose.MODEL, 1))
     if section.statistics != "average":
         measurable(model)
     travelling = _travelling(experiment, model)
@@ -84,23 +92,31 @@ def _travelling(experiment: Experiment, model: nn.Module) -> list[str]:
     return [n for n in snapshot(model) if (named[n].requires_grad and n not in own if n in named else averaged)]
 
 
-def make_exchange(experiment: Experiment, model: nn.Module) -> wire.Exchange:
-    """Choose what travels: trainable parameters that no client keeps for itself, and averaged BatchNorm statistics."""
+def make_exchange(experiment: Experiment, model: nn.Module, given: Collection[str] = ()) -> wire.Exchange:
+    """Choose what travels: trainable parameters that no client keeps for itself, and averaged BatchNorm statistics.
+
+    Entries that never travel but come from a file (`given`) are sent to each client once, at its first contact.
+    """
     params, fixed, named = snapshot(model), frozen(model), dict(model.named_parameters())
     statistics = [name for name in params if name not in named]
     travelling = {n: params[n] for n in _travelling(experiment, model)}
     prunable = [name for name in models.prunable_names(model) if name in travelling]
     schema = codecs.Schema.of(travelling, prunable, buffers=[name for name in statistics if name in travelling])
     kept = statistics if experiment.model.statistics == "local" else []
-    digest = wire.Frozen.digest_of(fixed)
-    return wire.Exchange(
+    exchange = wire.Exchange(
         schema,
         experiment.wire.uplink,
         experiment.wire.downlink,
         experiment.wire.error_feedback,
-        frozen=wire.Frozen(experiment.seed, digest) if fixed else None,
         personal=(*models.personal_names(model, experiment.model.personal), *kept),
     )
+    base = {name: value for name, value in untravelled(model, exchange).items() if name in given}
+    if not fixed and not base:
+        return exchange
+    base_schema = codecs.Schema.of(base, [], buffers=[]) if base else None
+    encoded = b"" if base_schema is None else codecs.encode(base, None, schema=base_schema)
+    frozen_weights = wire.Frozen(experiment.seed, wire.Frozen.digest_of(fixed), encoded)
+    return replace(exchange, frozen=frozen_weights, base=base_schema)
 
 
 def untravelled(model: nn.Module, exchange: wire.Exchange) -> Params:

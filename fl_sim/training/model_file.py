@@ -29,7 +29,7 @@ from fl_sim.core.files import write_atomically
 from fl_sim.core.types import Params, UserError
 from fl_sim.data import Data
 from fl_sim.data import load as load_data
-from fl_sim.gating import Gated, Gating
+from fl_sim.gating import Gating
 from fl_sim.models.channels import shrink
 from fl_sim.models.parameters import COUNTER, load, snapshot
 
@@ -247,29 +247,6 @@ def data_for(saved: Saved, source: str) -> Data:
     if data.shape != saved.shape:
         raise UserError(f"calibration = {source!r}: images of shape {data.shape}; the model takes {saved.shape}")
     return data
-
-
-def entries_for(model: nn.Module, stored: Stored) -> Params:
-    """The file's values for a model's entries, under the model's names, for a run that starts from them.
-
-    Gates may be put on a model that was saved without: their own entries are then missing here.
-
-    Raises:
-        UserError: other names or shapes than the model's.
-    """
-    own = snapshot(model)
-    bare = isinstance(model, Gated) and not any(name.startswith("net.") for name in stored.params)
-    params = unwrapped(stored.params, (n.removeprefix("net.") if bare else n for n in own), str(stored.path))
-    found = {f"net.{name}": value for name, value in params.items()} if bare else dict(params)
-    gates = {name for name in own if bare and name.startswith("net.gates.")}
-    _check_names(own.keys() - gates, found, str(stored.path))
-    for name, value in found.items():
-        if value.shape != own[name].shape:
-            shapes = f"{tuple(value.shape)} in the file, {tuple(own[name].shape)} in this run's model"
-            raise UserError(f"{stored.path}: {name!r} has shape {shapes}")
-        if not bool(torch.isfinite(value).all()):
-            raise UserError(f"{stored.path}: {name!r} holds NaN or infinity, which is never sent")
-    return found
 
 
 def _described_model(stored: Stored) -> nn.Module:

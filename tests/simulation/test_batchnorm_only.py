@@ -81,8 +81,30 @@ def test_what_a_name_selects(spec: str, expected: set[str] | None) -> None:
     assert names == (expected or {"fc.weight", "fc.bias", *models.batchnorm_names(model)})
 
 
+def test_norm_selects_the_scales_and_shifts_of_every_normalisation() -> None:
+    tokens = models.Interface((5,), 11, vocabulary=11, each_token=True)
+    model = models.build_for("transformer", tokens)
+    names = models.freeze(model, "norm")
+    layers = ["blocks.0.norm1", "blocks.0.norm2", "blocks.1.norm1", "blocks.1.norm2", "norm"]
+    assert names == [f"{layer}.{part}" for layer in layers for part in ("weight", "bias")]
+    other = nn.Sequential(
+        nn.GroupNorm(2, 4), nn.InstanceNorm2d(4, affine=True), nn.RMSNorm(4), nn.Linear(4, 2), nn.BatchNorm1d(2)
+    )
+    assert models.freeze(other, "norm") == [
+        "0.weight",
+        "0.bias",
+        "1.weight",
+        "1.bias",
+        "2.weight",
+        "4.weight",
+        "4.bias",
+    ]
+    residual = models.build("resnet8")
+    assert models.freeze(residual, "norm") == models.batchnorm_names(residual)
+
+
 def test_a_name_that_selects_nothing_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"model.trainable = 'layer9.*': .*allowed: all, batchnorm, head, random"):
+    with pytest.raises(UserError, match=r"model.trainable = 'layer9.*': .*allowed: all, batchnorm, norm, head, random"):
         Federation.build(tiny(tmp_path, "model.trainable=layer9.*"))
     with pytest.raises(UserError, match=r"model.batchnorm_init = 'zeros': allowed: fixed, uniform"):
         Federation.build(tiny(tmp_path, "model.batchnorm_init=zeros"))

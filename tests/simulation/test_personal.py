@@ -62,6 +62,13 @@ def test_a_client_measures_its_own_head(tmp_path: Path) -> None:
     assert own.results.score.final == own.rounds[-1]["accuracy"]
 
 
+@pytest.mark.parametrize("part", ["model.trainable=batchnorm+head", "model.adapter.train=head"])
+def test_heads_are_kept_beside_frozen_weights(part: str, tmp_path: Path) -> None:
+    report = run_tiny(tmp_path, *FEDPER, part, "training.steps=2")
+    assert not any(report.results.failures.values())
+    assert not [name for name in report.params if name.startswith("11.")]
+
+
 def test_the_seed_of_the_run_makes_the_first_heads(tmp_path: Path) -> None:
     for seed in (0, 3):
         federation = Federation.build(tiny(tmp_path, *FEDPER, f"seed={seed}"), quiet=True)

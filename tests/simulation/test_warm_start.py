@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,9 @@ import torch
 from federation import TINY, run_tiny, tiny
 from safetensors.torch import save_file
 
-from fl_sim import Experiment, run
-from fl_sim.core.types import UserError
-from fl_sim.models import build, prunable_names
+from fl_sim import Experiment, codecs, run
+from fl_sim.core.types import Params, UserError
+from fl_sim.models import build, merged, prunable_names
 from fl_sim.simulation.federation import Federation
 from fl_sim.sparsity import keep_zeros
 from fl_sim.sparsity.one_model import METHODS, Request
@@ -62,7 +63,7 @@ def test_a_run_is_named_by_the_content_of_its_weights(trained: Path, tmp_path: P
     assert len(ids | {tiny(tmp_path).id, tiny(tmp_path, given(other)).id}) == 3
 
 
-def test_what_never_travels_is_read_by_every_client(trained: Path, tmp_path: Path) -> None:
+def test_what_is_frozen_and_comes_from_a_file_is_sent_once_to_each_client(trained: Path, tmp_path: Path) -> None:
     trains = ["model.trainable=batchnorm", "rounds=1"]
     report, seeded = run_tiny(tmp_path, given(trained), *trains), run_tiny(tmp_path, *trains)
     made, stored = read(report.folder).params, read(trained).params
@@ -70,7 +71,19 @@ def test_what_never_travels_is_read_by_every_client(trained: Path, tmp_path: Pat
     assert frozen
     assert all(torch.equal(made[name], stored[name]) for name in frozen)
     assert report.summary["failures"] == seeded.summary["failures"]
-    assert report.results.total_bytes == seeded.results.total_bytes
+    fixed = {name: stored[name] for name in frozen}
+    size = len(codecs.encode(fixed, None, schema=codecs.Schema.of(fixed, [])))
+    assert report.results.total_bytes - seeded.results.total_bytes == 4 * size
+
+
+def test_heads_that_clients_keep_start_from_the_file_and_are_sent_once(trained: Path, tmp_path: Path) -> None:
+    keeps = ["model.personal=head", "evaluate.clients=6", "data.clients=6", "cohort.size=6", "rounds=2"]
+    report, seeded = run_tiny(tmp_path, given(trained), *keeps), run_tiny(tmp_path, *keeps)
+    stored = read(trained).params
+    head = {name: stored[name] for name in ("11.weight", "11.bias")}
+    assert all(torch.equal(read(report.folder).params[name], value) for name, value in head.items())
+    size = 16 + len(codecs.encode(head, None, schema=codecs.Schema.of(head, [])))
+    assert report.results.total_bytes - seeded.results.total_bytes == 6 * size
 
 
 def test_gates_are_put_on_a_model_that_was_trained_without(trained: Path, tmp_path: Path) -> None:
@@ -137,16 +150,51 @@ def test_one_shot_pruning_of_given_weights_is_that_of_the_command(trained: Path,
     assert all(torch.equal(report.params[name], expected[name]) for name in prunable_names(saved.model))
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda p: p | {"11.weight": torch.ones(3, 64), "11.bias": torch.ones(3)}, [
+            "'11.weight' has shape (3, 64) in the file, (10, 64) in this run's model, '11.bias' has shape (3,) in the file, "
+            "(10,) in this run's model: not loaded, so that they start from the seed"
+        ]),
+        (lambda p: {n: v for n, v in p.items() if not n.startswith("11.")}, [
+            "the file lacks 11.weight, 11.bias: they start from the seed"
+        ]),
+        (lambda p: {f"old.{n}" if n.startswith(("1.", "11.")) else n: v for n, v in p.items()}, [
+            "the file lacks 1.weight, 1.bias, 1.running_mean, 1.running_var and 2 more: they start from the seed",
+            "the file also has old.1.bias, old.1.running_mean, old.1.running_var, old.1.weight and 2 more: not used",
+        ]),
+        (lambda p: p, []),
+    ],
+    ids=["another head", "no head", "other names", "all of it"],
+)  # fmt: skip
+def test_what_fits_is_loaded_and_what_does_not_is_said(
+    change: Callable[[Params], Params], said: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    built = {n: v.clone() for n, v in snapshot(build("cnn_bn", in_channels=1, image_size=8, seed=9)).items()}
+    save_file(params := dict(change(built)), path := tmp_path / "given.safetensors")
+    track = Federation.build(tiny(tmp_path, given(path))).first
+    assert [record.getMessage() for record in caplog.records] == [f"model.weights: {path}: {line}" for line in said]
+    for name, value in track.start.items():
+        fits = name in params and params[name].shape == value.shape
+        assert torch.equal(value, params[name] if fits else track.initial[name])
+
+
+def test_random_weights_of_a_file_are_trained_from_where_they_are(trained: Path, tmp_path: Path) -> None:
+    federation = Federation.build(tiny(tmp_path, given(trained), "model.trainable=random"), quiet=True).first
+    whole = merged(snapshot(federation.complete(federation.start)), model=federation.model)
+    assert all(torch.equal(whole[name], value) for name, value in read(trained).params.items())
+
+
 def test_wrong_weights_are_refused_in_one_line(tmp_path: Path) -> None:
     save_file(dict(snapshot(build("resnet8"))), tmp_path / "other.safetensors")
-    save_file(
-        {n: v.clone() for n, v in snapshot(build("cnn_bn", in_channels=3, image_size=8)).items()},
-        tmp_path / "shape.safetensors",
-    )
+    broken = {n: v.clone() for n, v in snapshot(build("cnn_bn", in_channels=1, image_size=8)).items()}
+    broken["0.weight"][0] = torch.nan
+    save_file(broken, tmp_path / "nan.safetensors")
     (tmp_path / "text.safetensors").write_text("no")
     for name, words in {
         "other.safetensors": "lacks",
-        "shape.safetensors": "in this run's model",
+        "nan.safetensors": "'0.weight' holds NaN",
         "text.safetensors": "not a safetensors file",
         "none.safetensors": "no such file",
         "": "not a finished run",

@@ -55,6 +55,8 @@ class Resident:
             raise WrongFrozenWeights("this client was never told the seed of the frozen weights")
         if frozen != self._frozen or not self._settled:
             made = self.rebuild(frozen.seed)
+            if frozen.base:
+                made = {**made, **self.exchange.decode_base(frozen)}
             fixed = {name: value for name, value in made.items() if name not in self.exchange.personal}
             if (digest := Frozen.digest_of(fixed)) != frozen.digest:
                 raise WrongFrozenWeights(
@@ -91,7 +93,8 @@ class Resident:
             return {}  # nothing to look at, and a state dict costs as much as a small client's whole answer
         own = entries(self.model)
         if self._frozen is not None:
-            now = {n: p.detach() for n, p in self.model.named_parameters() if n in self._first}
+            fixed = self._first.keys() - set(self.exchange.personal)
+            now = {n: p.detach() for n, p in self.model.named_parameters() if n in fixed}
             if Frozen.digest_of(now) != self._frozen.digest:
                 raise WrongFrozenWeights(
                     "the client changed frozen weights; train only parameters that require a gradient"

@@ -13,11 +13,11 @@ from typing import ClassVar, Protocol, runtime_checkable
 import torch
 from torch import nn
 
-from fl_sim.core.types import Mask, Params, Task, Update, UserError
+from fl_sim.core.types import Mask, Metrics, Params, Task, Update, UserError
 from fl_sim.models import prunable_names
 from fl_sim.models.parameters import load, snapshot
 from fl_sim.sparsity import global_topk, intersect, magnitude, topk_mask
-from fl_sim.training.client import Client, ClientContext
+from fl_sim.training.client import ANYTHING, Client, ClientContext
 from fl_sim.training.loop import Training, Trains
 from fl_sim.training.losses import CrossEntropy, Loss, Proximal
 
@@ -35,6 +35,12 @@ Setting = Callable[[Task, ClientContext], AbstractContextManager[None]]
 Retain = Callable[[Task, ClientContext], Mask | None]
 """(task, context after training) -> retained mask by parameter name. False: the coordinate is reset to the received value
 and not uploaded. Parameters without an entry are retained; None retains all."""
+
+Fit = Callable[[Trains, Task, ClientContext, Loss], Metrics]
+"""(training, task, context whose model holds the received parameters, loss) -> metrics of the training, which it does."""
+Personalise = Callable[[Task, ClientContext], None]
+"""(task, context whose model holds the received parameters and what the client keeps) -> makes the model the one that the
+client would use, in place, before it is evaluated."""
 
 
 @runtime_checkable
@@ -81,6 +87,11 @@ class Always:
 def no_setting(task: Task, ctx: ClientContext) -> AbstractContextManager[None]:
     """Leave the model as it is during training."""
     return nullcontext()
+
+
+def fit_all(training: Trains, task: Task, ctx: ClientContext, loss: Loss) -> Metrics:
+    """Train everything that is trained together."""
+    return training.fit(ctx.model, ctx.data, loss, mask=task.mask, rng=ctx.rng)
 
 
 def retain_all(task: Task, ctx: ClientContext) -> Mask | None:
@@ -162,6 +173,9 @@ class LocalClient:
         setting: context manager that is active during local training.
         retain: chooses the retained mask.
         upload: chooses the upload mask.
+        fit: trains, in one step or in several.
+        before_evaluation: makes a received model the client's own before the client evaluates it; None = it is.
+        keeps: what a client of this method must keep for itself, or must not (`fl_sim.training.client.KEEPS`).
     """
 
     training: Trains
@@ -169,6 +183,9 @@ class LocalClient:
     setting: Setting = no_setting
     retain: Retain = retain_all
     upload: Upload = upload_all
+    fit: Fit = fit_all
+    before_evaluation: Personalise | None = None
+    keeps: str = ANYTHING
 
     def __post_init__(self) -> None:
         if getattr(self.training, "cut_channels", False) and not getattr(self.loss, "reads_outputs_alone", False):
@@ -181,9 +198,9 @@ class LocalClient:
         """The hyper-parameters where training is SGD on the task's loss in a setting that all clients of a round share, and
         nothing else: several clients can do that as one."""
         shared = self.setting is no_setting or (isinstance(self.setting, Alike) and self.setting.alike)
-        if getattr(self.training, "cut_channels", False):
-            return None
-        return self.training if self.loss is task_loss and shared and isinstance(self.training, Training) else None
+        cuts = getattr(self.training, "cut_channels", False)
+        plain = self.loss is task_loss and self.fit is fit_all and shared and not cuts
+        return self.training if plain and isinstance(self.training, Training) else None
 
     @property
     def class_scores(self) -> bool:
@@ -204,7 +221,7 @@ class LocalClient:
         loss = self.loss(task, ctx)
         own = _own(loss, ctx.state)
         with self.setting(task, ctx):
-            metrics = self.training.fit(model, ctx.data, loss, mask=task.mask, rng=ctx.rng)
+            metrics = self.fit(self.training, task, ctx, loss)
         ctx.state.update(own)
         params = snapshot(model, task.params)
         prunable = {name: params[name] for name in prunable_names(model) if name in params}

@@ -12,6 +12,7 @@ from typing import TypeVar
 from clients.distillation import LearnFeatures, LearnLogits
 from clients.distillation import teacher as teacher_of
 from clients.local import Always, LocalClient, ProximalLoss, Retain, TopK, Upload, task_loss, upload_all
+from clients.personal import Ditto, FineTune, HeadFirst
 from clients.retention import (
     EXTENTS,
     FollowGap,
@@ -29,7 +30,7 @@ from clients.threshold import ThresholdEachEpoch, not_zero
 from fl_sim.core.lookup import find
 from fl_sim.core.types import UserError
 from fl_sim.gating import Gating
-from fl_sim.training.client import Client
+from fl_sim.training.client import BATCHNORM, PARTS, Client
 from fl_sim.training.loop import Training
 from fl_sim.training.losses import CrossEntropy, Distillation, FeatureDistillation, teacher_std, unscaled
 
@@ -66,6 +67,86 @@ def fedprox(*, training: Training, mu: float = 0.01) -> Client:
         mu: weight of the proximal term, at least 0; 0 is FedAvg.
     """
     return LocalClient(training, loss=ProximalLoss(mu))
+
+
+@_stateless
+def fedper(*, training: Training) -> Client:
+    """FedAvg of the shared parts, with a head that each client keeps (FedPer; Arivazhagan et al., 2019, algorithm 1).
+
+    Needs `model.personal = "head"`, or another part, and `evaluate.clients`.
+
+    Args:
+        training: the config's `[training]` table; head and shared parts train together.
+    """
+    return LocalClient(training, keeps=PARTS)
+
+
+@_stateless
+def fedbn(*, training: Training) -> Client:
+    """FedAvg of all but BatchNorm, which each client keeps with its statistics (FedBN; Li et al., 2021, algorithm 1).
+
+    Needs `model.personal = "batchnorm"`, `model.statistics = "local"` and `evaluate.clients`.
+
+    Args:
+        training: the config's `[training]` table.
+    """
+    return LocalClient(training, keeps=BATCHNORM)
+
+
+@_stateless
+def fedrep(*, training: Training, head_epochs: int = 1, head_steps: int | None = None) -> Client:
+    """First the head that a client keeps, then the shared parts (FedRep; Collins et al., 2021, algorithm 1).
+
+    Needs `model.personal = "head"`, or another part, and `evaluate.clients`.
+
+    Args:
+        training: the config's `[training]` table; its epochs or steps are those of the shared parts.
+        head_epochs: passes over the client's data for the head, at least 1; ignored where `head_steps` is given.
+        head_steps: optimizer steps for the head, instead of epochs.
+    """
+    head = _tuning("head", training, head_epochs, head_steps)
+    return LocalClient(training, fit=HeadFirst(head, training), keeps=PARTS)
+
+
+@_stateless
+def fine_tuned(*, training: Training, tune_epochs: int = 1, tune_steps: int | None = None) -> Client:
+    """FedAvg whose clients train the received model on their own data before they evaluate it (Wang et al., 2019).
+
+    Federated evaluation of on-device personalization, arXiv 1910.10252. Needs `evaluate.clients`; `clients_accuracy` is of
+    the models so trained, `accuracy` of the global one. Nothing of the tuning is kept or sent.
+
+    Args:
+        training: the config's `[training]` table.
+        tune_epochs: passes over the client's data before evaluation, at least 1; ignored where `tune_steps` is given.
+        tune_steps: optimizer steps before evaluation, instead of epochs.
+    """
+    return LocalClient(training, before_evaluation=FineTune(_tuning("tune", training, tune_epochs, tune_steps)))
+
+
+def ditto(
+    *, training: Training, mu: float = 0.1, personal_epochs: int = 1, personal_steps: int | None = None
+) -> Client:
+    """FedAvg, and beside it a personal model pulled to the received one (Ditto; Li et al., 2021, algorithm 1).
+
+    Needs `evaluate.clients`: `clients_accuracy` is of the personal models, `accuracy` of the global one. A personal model is
+    kept by its client and never travels.
+
+    Args:
+        training: the config's `[training]` table, of the global model.
+        mu: strength of the pull (lambda in the paper), at least 0; 0 trains personal models on their client's data alone.
+        personal_epochs: passes over the client's data for its personal model, at least 1; ignored where `personal_steps` is
+            given.
+        personal_steps: optimizer steps for the personal model, instead of epochs.
+    """
+    return Ditto(LocalClient(training), _tuning("personal", training, personal_epochs, personal_steps), mu)
+
+
+def _tuning(what: str, training: Training, epochs: int, steps: int | None) -> Training:
+    """The training of one part of a method: other epochs or steps, all else as in `[training]`."""
+    for key, value in (("epochs", epochs), ("steps", steps)):
+        if value is not None and value < 1:
+            raise UserError(f"client.{what}_{key} = {value}: must be at least 1")
+    return replace(training, epochs=epochs, steps=steps)
 
 
 @_stateless

@@ -177,7 +177,7 @@ class SparseServer:
         return self.sender.outgoing(task, cohort, MessageType.EVALUATE, self.round_log) if size else Outgoing([], [])
 
     def aggregate_evaluate(self, sent: Outgoing, replies: Iterable[Message]) -> Mapping[str, float]:
-        """Book what was sent, and average the clients' metrics; of their metrics the percentiles too, a client counting once."""
+        """Book what was sent, and average the clients' metrics; of their metrics the distribution too, a client counting once."""
         sent.book()
         evaluated, each = RoundLog(), list[Mapping[str, float]]()
         for client, reply in self.cohorts.in_order(replies, sent.cohort):
@@ -191,17 +191,20 @@ class SparseServer:
             evaluated.add(count, metrics)
             each.append(metrics)
             self.sender.received(client, self.state.mask)
-        self._evaluated = {**evaluated.metrics, **_percentiles(each)} if evaluated.replies else {}
+        self._evaluated = {**evaluated.metrics, **_distribution(each)} if evaluated.replies else {}
         return self._evaluated
 
 
-def _percentiles(each: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Of each metric but the loss, such as accuracy, `accuracy_p10`, `_p50` and `_p90`: what a tenth, half and nine tenths of
-    the clients are below."""
+def _distribution(each: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Of each metric but the loss, such as accuracy, `accuracy_p10`, `_p50` and `_p90`, what a tenth, half and nine tenths of
+    the clients are below, and the extremes, `accuracy_min` and `_max`."""
     names = dict.fromkeys(name for metrics in each for name in metrics if name not in ("loss", "examples"))
     values = {name: [metrics[name] for metrics in each if name in metrics] for name in names}
+    shares = {"min": 0, "p10": 10, "p50": 50, "p90": 90, "max": 100}
     return {
-        f"{name}_p{share}": float(np.percentile(own, share)) for name, own in values.items() for share in (10, 50, 90)
+        f"{name}_{word}": float(np.percentile(own, share))
+        for name, own in values.items()
+        for word, share in shares.items()
     }
 
 

@@ -171,7 +171,7 @@ def _recurrent(model: nn.Module) -> list[str]:
         f"{path}.{name}".removeprefix(".")
         for path, layer in layers
         for name, p in layer._parameters.items()
-        if p.dim() > 1
+        if p is not None and p.dim() > 1
     ]
 
 

@@ -22,6 +22,10 @@ def _of_metric(groups: Sequence[Group]) -> Views:
         "test": (metric_axis(groups), Column(name, scale=scale)),
         "validation": (metric_axis(groups, "validation"), Column(f"validation_{name}", scale=scale)),
         "clients, mean": (metric_axis(groups, "clients' mean"), Column(f"clients_{name}", scale=scale)),
+        "clients, worst": (
+            metric_axis(groups, "worst client's"),
+            Column(f"clients_{name}_{'min' if score.higher else 'max'}", scale=scale),
+        ),
         "clients, lowest tenth": (
             Quantity(f"{name} below which a tenth lie", unit),
             Column(f"clients_{name}_p10", scale=scale),

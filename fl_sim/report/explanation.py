@@ -22,7 +22,7 @@ def explanation(report: Report) -> list[str]:
         f"clients    {told['client']}; {told['training']}; code {told['code']}",
         f"server     {told['strategy']}; {told['codecs']}; {told['network']}",
         f"{r.score.name:<10} {_told(r.score, r.score.final)} on the test set after the last round, "
-        f"{_told(r.score, r.score.last10_mean)} mean of the last ten rounds",
+        f"{_told(r.score, r.score.last10_mean)} mean of the last ten rounds{_of_clients(report)}",
         f"encoded    {_size(r.total_bytes)}: {_size(r.uplink_bytes)} up, {_size(r.downlink_bytes)} down"
         f"{_of_that(report)}",
         f"saved      {_saved(report)}",
@@ -31,6 +31,17 @@ def explanation(report: Report) -> list[str]:
         f"not in it  {_left_out(report)}HTTP and TLS; Flower's framing (its own count: {_size(r.protocol_bytes)}); "
         "energy; speed-up of masked layers (MACs are counted, not timed)",
     ]
+
+
+def _of_clients(report: Report) -> str:
+    """The distribution over clients, where some evaluated."""
+    r, each = report.results, report.results.clients
+    if each is None:
+        return ""
+    mean, tenth, worst = (
+        _told(r.score, value) for value in (each.mean, each.p10 if r.score.higher else each.p90, each.worst)
+    )
+    return f"; on clients' own test samples mean {mean}, worst tenth from {tenth}, worst {worst}"
 
 
 def _told(score: Score, value: float | None) -> str:

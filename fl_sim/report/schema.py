@@ -98,6 +98,15 @@ class Score(_Strict):
         return self.scale * row[self.name] if self.name in row else None
 
 
+class ClientScores(_Strict):
+    """The metric of the task over the clients that evaluated last, each on test samples of its kind; null where not finite."""
+
+    mean: Number | None = Field(description="mean over clients, weighted by their test samples")
+    p10: Number | None = Field(description="what a tenth of the clients are below")
+    p90: Number | None = Field(description="what nine tenths of the clients are below")
+    worst: Number | None = Field(description="of the worst client: the lowest, or the highest where lower is better")
+
+
 class Density(_Strict):
     """Shares of weights that are alive or sent, 0 to 1."""
 
@@ -124,6 +133,10 @@ class Summary(_Strict):
     num_clients: Count = Field(description="clients of the federation")
     metric: Score | None = Field(
         None, description="what the task is measured by; null in folders of versions that knew accuracy alone"
+    )
+    clients: ClientScores | None = Field(
+        None,
+        description="the metric over the clients that evaluated in the last round; null: none did (evaluate.clients)",
     )
     accuracy: Accuracy | None = Field(description="of a classification; null: another task, see metric")
     uplink_bytes: Count = Field(description="from clients to the server, every phase")

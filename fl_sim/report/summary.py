@@ -24,6 +24,7 @@ from fl_sim.core.types import Params, UserError
 from fl_sim.report.flows import Flows
 from fl_sim.report.schema import (
     Accuracy,
+    ClientScores,
     Density,
     Macs,
     Origin,
@@ -269,6 +270,7 @@ def summarise(
         rounds=len(rows),
         num_clients=experiment.data.clients,
         metric=score,
+        clients=_of_clients(metric, rows),
         accuracy=Accuracy.model_validate(score.model_dump()) if metric == CLASSIFICATION.metric else None,
         uplink_bytes=up,
         downlink_bytes=down,
@@ -321,6 +323,18 @@ def _score(metric: Metric, evaluated: Sequence[Mapping[str, float]], rounds: int
         last10_mean=_finite(sum(last10) / len(last10)),
         best_by_validation=None if best is None else _finite(best[metric.name]),
     )
+
+
+def _of_clients(metric: Metric, rows: Sequence[Mapping[str, float]]) -> ClientScores | None:
+    """The metric over the clients that evaluated last; None where none did."""
+    start = f"clients_{metric.name}"
+    row = next((row for row in reversed(rows) if start in row), None)
+    if row is None:
+        return None
+    mean, low, high, worst = (
+        _finite(row.get(start + end, math.nan)) for end in ("", "_p10", "_p90", "_min" if metric.higher else "_max")
+    )
+    return ClientScores(mean=mean, p10=low, p90=high, worst=worst)
 
 
 def _finite(value: float) -> float | None:

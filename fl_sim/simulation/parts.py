@@ -13,9 +13,11 @@ from fl_sim.config.experiment import Experiment
 from fl_sim.core.lookup import imported, takes
 from fl_sim.core.types import UserError
 from fl_sim.gating.cutting import places_of
+from fl_sim.models import batchnorm_names
 from fl_sim.simulation.client_side import client_of
 from fl_sim.simulation.federation import Federation
 from fl_sim.simulation.model_track import ModelTrack
+from fl_sim.training.client import ANYTHING, BATCHNORM, KEEPS, NOTHING, PARTS, Client
 from fl_sim.training.tasks import learning_task
 
 ELSEWHERE = ("workers", "ray")
@@ -71,6 +73,7 @@ def check_built(federation: Federation) -> None:
 def _fits(track: ModelTrack) -> None:
     """Check that one model has what the client needs of it; that it takes the data's images is checked where it is built."""
     client = client_of(track)
+    _keeps(track, client)
     if getattr(client, "class_scores", False) and not learning_task(track.experiment.task).class_scores:
         raise UserError(
             f"client = {track.experiment.client.target!r}: its loss compares scores of classes; allowed: task = "
@@ -82,6 +85,23 @@ def _fits(track: ModelTrack) -> None:
     if require is not None:
         with _aside(track.model) as model:
             require(model, track.data.train.example(1, _device(model)))
+
+
+def _keeps(track: ModelTrack, client: Client) -> None:
+    """Check that clients keep what the client's method needs, and that somebody measures the models that it makes."""
+    asked, keeps = track.experiment, getattr(client, "keeps", ANYTHING)
+    met = {
+        ANYTHING: True,
+        PARTS: bool(track.own),
+        BATCHNORM: asked.model.statistics == "local" and track.own.keys() >= set(batchnorm_names(track.model)),
+        NOTHING: not track.exchange.personal,
+    }
+    if not met.get(keeps, True):  # a user's client may use the word for something else
+        raise UserError(f"client = {asked.client.target!r}: needs {KEEPS[keeps]}")
+    if getattr(client, "before_evaluation", None) is not None and not asked.evaluate.clients:
+        raise UserError(
+            f"client = {asked.client.target!r}: clients alone can measure their own models; needed: evaluate.clients above 0"
+        )
 
 
 def _client(experiment: Experiment) -> None:

@@ -56,8 +56,8 @@ def make_model(
     Frozen parameters require no gradient. Of given weights only entries that never travel are filled in.
 
     Raises:
-        UserError: unknown model or initialisation, `model.trainable` selects nothing, adapters with gates, statistics that cannot be
-            measured anew, or given weights that do not fit.
+        UserError: unknown model or initialisation, `model.trainable` selects nothing, adapters with gates, statistics
+            that cannot be measured anew, or given weights that do not fit.
     """
     section, gating = experiment.model, experiment.gating
     if section.adapter is not None and gating is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -32,6 +32,7 @@ class ClientContext:
             framework adds it to the parameters that any client returns (`wire.error_feedback`), so return them as they
             were trained, and make the upload mask from `corrected(params)`. Without error feedback it changes nothing.
         loss: the loss of the config's `task`, for the training loop; `evaluate(model, data, ctx.loss)` measures the task.
+        personal: names of the model's entries that this client keeps for itself (`model.personal`).
     """
 
     model: nn.Module
@@ -41,6 +42,7 @@ class ClientContext:
     seed: int = 0
     corrected: Callable[[Params], Params] = as_they_are
     loss: LearningTask = CLASSIFICATION
+    personal: Collection[str] = ()
 
     @property
     def num_examples(self) -> int:
@@ -49,3 +51,11 @@ class ClientContext:
 
 
 Client = Callable[[Task, ClientContext], Update]
+ANYTHING, PARTS, BATCHNORM, NOTHING = "anything", "parts", "batchnorm", "nothing"
+KEEPS: Mapping[str, str] = {
+    ANYTHING: "",
+    PARTS: "model.personal, for instance 'head'",
+    BATCHNORM: "model.personal = 'batchnorm' and model.statistics = 'local'",
+    NOTHING: "no model.personal, and model.statistics = 'average': its personal model is a whole one",
+}
+"""What a client's method says in `keeps` of the parts that clients keep -> what the config needs for it."""

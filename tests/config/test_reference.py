@@ -71,7 +71,8 @@ def test_every_default_in_the_template_can_be_switched_on() -> None:
     lines = [re.sub(r"^#(?=[\w\[])", "", line) for line in template().splitlines() if not line.endswith(" =")]
     switched = Experiment.from_tree(tomllib.loads("\n".join(lines)))
     wire = switched.wire.model_copy(update={"broadcast": None})
-    assert switched.model_copy(update={"gating": None, "study": None, "wire": wire}) == Experiment()
+    model = switched.model.model_copy(update={"adapter": None})
+    assert switched.model_copy(update={"gating": None, "study": None, "wire": wire, "model": model}) == Experiment()
 
 
 def test_every_name_has_its_line_and_key() -> None:

@@ -83,7 +83,8 @@ def test_the_saved_model_is_the_base_with_what_was_learnt(given: Report, base: P
     assert all(torch.equal(saved[name], before[name]) for name in ("1.weight", "4.bias", "7.weight"))
 
 
-@pytest.mark.parametrize("engine", ["workers", pytest.param("ray", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["workers", "ray"])
 def test_every_engine_agrees(given: Report, base: Path, engine: str, tmp_path: Path) -> None:
     same(
         given,

@@ -178,6 +178,7 @@ class ClientHost:
             seed=seed,
             corrected=as_they_are if feedback is None else feedback.corrected,
             loss=self.learning,
+            personal=self.exchange.personal,
             use=self._resident.isolation.use,
         )
         return ClientTask(task, ctx, _tensors(context, PERSONAL), shared, loan, feedback)
@@ -244,15 +245,39 @@ class ClientHost:
             raise BadUpdate("a client changed the samples of ctx.data in place; change a copy: images.clone()")
 
     def evaluate(self, message: Message, context: Context) -> Message:
-        """Evaluate the received model, with this client's personal entries, on test samples of this client's kind."""
+        """Evaluate the received model, with this client's personal entries, on test samples of this client's kind.
+
+        A client with `before_evaluation` makes the model its own first; of that nothing is kept.
+        """
         task = self._receive(message, context)
         data = self.test_of(partition := int(context.node_config[PARTITION]))
+        personalise = getattr(self.client, "before_evaluation", None)
         self._resident.place(_tensors(context, PERSONAL))
         unit_singular_vectors(load(self.model, task.params))
         with unchanged_settings(), seeded(_seed(task, partition)):
+            if personalise is not None:
+                personalise(task, self._for_evaluation(task, partition, context))
             metrics = evaluate(self.model, data, self.learning)
+        if personalise is not None:
+            self._resident.leave()  # raises where frozen weights were changed
         record = MetricRecord({**metrics, wire.NUM_EXAMPLES: len(data)})
         return Message(RecordDict({wire.METRICS: record}), reply_to=message)
+
+    def _for_evaluation(self, task: Task, partition: int, context: Context) -> ClientContext:
+        """The context of a client that makes a received model its own; its changes to `state` are dropped."""
+        self._resident.isolation.needed = self._resident.isolation.used = (
+            True  # the next client gets the model as built
+        )
+        seed = _seed(task, partition)
+        return ClientContext(
+            self.model,
+            self._lent.lend(self.split_of(partition)).data,
+            torch.Generator().manual_seed(seed),
+            _tensors(context, STATE),
+            seed,
+            loss=self.learning,
+            personal=self.exchange.personal,
+        )
 
     def curves(self, message: Message, context: Context) -> Message:
         """Measure distortion curves of the received model on a fixed part of this client's data."""

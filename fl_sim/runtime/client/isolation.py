@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
@@ -31,11 +31,12 @@ class LentContext(ClientContext):
         seed: int = 0,
         corrected: Callable[[Params], Params] = as_they_are,
         loss: LearningTask = CLASSIFICATION,
+        personal: Collection[str] = (),
         *,
         use: Callable[[], None] = lambda: None,
     ) -> None:
         self._use = use
-        super().__init__(model, data, rng, state, seed, corrected, loss)
+        super().__init__(model, data, rng, state, seed, corrected, loss, personal)
 
     @property
     def model(self) -> nn.Module:

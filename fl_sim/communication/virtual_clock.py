@@ -110,9 +110,11 @@ class Network:
         return max(finished, default=0.0)
 
 
-def time_to(rounds: Sequence[Mapping[str, float]], target: float) -> float | None:
-    """Simulated seconds until the test accuracy first reached `target`; None = not reached, or no clock."""
+def time_to(
+    rounds: Sequence[Mapping[str, float]], target: float, metric: str = "accuracy", *, higher: bool = True
+) -> float | None:
+    """Simulated seconds until the test metric first reached `target`; None = not reached, or no clock."""
     for row in rounds:
-        if row.get("accuracy", -1.0) >= target and "simulated_s" in row:
+        if metric in row and "simulated_s" in row and (row[metric] >= target if higher else row[metric] <= target):
             return row["simulated_s"]
     return None

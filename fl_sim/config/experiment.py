@@ -36,9 +36,10 @@ from fl_sim.gating import Gating
 from fl_sim.runtime.grids.faults import Faults
 from fl_sim.runtime.grids.ray import RayOptions
 from fl_sim.runtime.grids.workers import WorkersOptions
+from fl_sim.training.further_metrics import with_further
 from fl_sim.training.loop import Training
 from fl_sim.training.model_file import content_hash
-from fl_sim.training.tasks import TASKS, learning_task
+from fl_sim.training.tasks import TASKS, LearningTask, learning_task
 
 INDIFFERENT = frozenset({"name", "engine", "out", "device", "ray", "workers", "checkpoint", "faults"})
 """Config keys that change nothing of what an experiment is: its name, and where and how it runs."""
@@ -89,8 +90,13 @@ class Experiment(Section):
     @model_validator(mode="after")
     def _task_is_known(self) -> Self:
         if ":" not in self.task:
-            learning_task(self.task)
+            with_further(learning_task(self.task), self.evaluate.metrics)
         return self
+
+    @property
+    def learning(self) -> LearningTask:
+        """The task, with the further metrics that evaluations measure."""
+        return with_further(learning_task(self.task), self.evaluate.metrics)
 
     @model_validator(mode="after")
     def _cohort_fits(self) -> Self:

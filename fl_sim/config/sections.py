@@ -214,6 +214,10 @@ class EvaluateSection(Section):
         "training samples and as many test samples with the same labels; 0 = off",
     )
     batch_size: int = Field(512, ge=1, description="samples per evaluation batch")
+    metrics: tuple[str, ...] = Field(
+        (),
+        description="further metrics of the server's and the clients' evaluations: auc, top5, f1 (macro), by scikit-learn",
+    )
 
 
 class WireSection(Section):

@@ -93,10 +93,15 @@ def _partition(config: Config) -> str:
 
 def _model(config: Config) -> list[str]:
     more = ["gating." + text for text in [config.under("gating")] if text]
+    if adapter := config.under("model.adapter"):
+        more.append(f"adapter ({adapter})")
     capacities = config.values.get("capacities")
     if isinstance(capacities, list) and capacities:
         more.append(f"{len(capacities)} further capacities")
-    return [*_options(config, "model", ("width", "trainable", "statistics", "batchnorm_init", "weights")), *more]
+    return [
+        *_options(config, "model", ("width", "trainable", "personal", "statistics", "batchnorm_init", "weights")),
+        *more,
+    ]
 
 
 def _target(config: Config, table: str) -> str:

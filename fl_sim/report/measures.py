@@ -10,7 +10,7 @@ from fl_sim.core.types import UserError
 from fl_sim.report.charts import Quantity
 from fl_sim.report.groups import Group, Spread
 from fl_sim.report.schema import Score, Summary
-from fl_sim.report.summary import Report
+from fl_sim.report.summary import Report, bytes_to
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,20 @@ def _columns(groups: Sequence[Group], table: Callable[[Summary], Mapping[str, in
 
 
 def _reached(summary: Summary) -> Mapping[str, int | None]:
-    return summary.bytes_to_accuracy
+    return summary.bytes_to_accuracy or summary.bytes_to_metric
+
+
+@dataclass(frozen=True)
+class MegabytesTo:
+    """MB of both directions until the test metric first reached `level`; None where it never did."""
+
+    level: float
+
+    def __call__(self, report: Report) -> float | None:
+        score = report.results.score
+        rows = [row for row in report.rounds if score.name in row]
+        size = bytes_to(rows, self.level, score.name, higher=score.higher)
+        return None if size is None else size / 1e6
 
 
 def _claimed(summary: Summary) -> Mapping[str, int | None]:
@@ -129,13 +142,18 @@ def _claimed(summary: Summary) -> Mapping[str, int | None]:
 
 
 def levels(groups: Sequence[Group], *, most: int = 6) -> list[str]:
-    """The highest test accuracies of the summaries' list that any run reached, as their keys, ascending."""
-    return sorted(_columns(groups, _reached), key=float)[-most:]
+    """The best levels of the test metric that any run reached, as the summaries' keys, the hardest last."""
+    return sorted(_columns(groups, _reached), key=float, reverse=not score_of(groups).higher)[-most:]
+
+
+def level_text(groups: Sequence[Group], level: str) -> str:
+    """`to 85 %`, or `to 4.5` of a metric that is no share."""
+    return f"to {100 * float(level):.0f} %" if score_of(groups).percent else f"to {float(level):g}"
 
 
 def targets(groups: Sequence[Group]) -> list[Measure]:
-    """MB of both directions to first reach a test accuracy, for the highest accuracies that any run reached."""
-    return [Measure(f"to {100 * float(level):.0f} %", "MB", Entry(_reached, level), 3) for level in levels(groups)]
+    """MB of both directions to first reach a level of the test metric, for the best levels that any run reached."""
+    return [Measure(level_text(groups, level), "MB", MegabytesTo(float(level)), 3) for level in levels(groups)]
 
 
 def claims(groups: Sequence[Group]) -> list[Measure]:

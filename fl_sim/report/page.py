@@ -27,7 +27,7 @@ from fl_sim.report.experiment_facts import told_apart
 from fl_sim.report.groups import Group, grouped
 from fl_sim.report.headline import headline
 from fl_sim.report.legends import keys
-from fl_sim.report.measures import MEASURES, TOTAL, Measure, claims, named, targets
+from fl_sim.report.measures import MEASURES, TOTAL, Measure, claims, named, score_of, targets
 from fl_sim.report.overfitting import overfitting
 from fl_sim.report.summary import Report
 from fl_sim.report.times import time_to_accuracy
@@ -76,6 +76,7 @@ def page(groups: Sequence[Group]) -> str:
         .render(
             groups=groups,
             policy=POLICY,
+            score=score_of(groups),
             headline=headline(groups),
             shared=shared,
             differing=Sheet(["what", *(group.name for group in groups)], differing),

@@ -36,6 +36,8 @@ def _printable(text: str) -> str:
 Word = Annotated[str, StringConstraints(max_length=400), AfterValidator(_printable)]
 Level = Annotated[str, StringConstraints(pattern=r"^[01]\.\d{1,6}$")]
 """A test accuracy as a key: "0.85"."""
+MetricLevel = Annotated[str, StringConstraints(pattern=r"^\d{1,30}(\.\d{1,30})?(e[+-]\d{1,3})?$")]
+"""A value of another metric as a key: "4.5"."""
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -134,6 +136,9 @@ class Summary(_Strict):
     metric: Score | None = Field(
         None, description="what the task is measured by; null in folders of versions that knew accuracy alone"
     )
+    metrics: dict[Word, Number | None] = Field(
+        {}, description="further metrics of the last evaluation (evaluate.metrics); null where not finite"
+    )
     clients: ClientScores | None = Field(
         None,
         description="the metric over the clients that evaluated in the last round; null: none did (evaluate.clients)",
@@ -150,6 +155,12 @@ class Summary(_Strict):
     time_to_accuracy: dict[Level, Number | None] = Field(
         description="test accuracy -> simulated seconds until it was first reached; null: never, or no virtual clock; "
         "empty: another task"
+    )
+    bytes_to_metric: dict[MetricLevel, Count | None] = Field(
+        {}, description="the same of another task's metric, at levels that the run passed; empty: see bytes_to_accuracy"
+    )
+    time_to_metric: dict[MetricLevel, Number | None] = Field(
+        {}, description="simulated seconds to these levels; empty: see time_to_accuracy"
     )
     simulated_s: Number | None = Field(description="simulated seconds of the run; null: no virtual clock")
     mask_bytes: Count = Field(description="bytes of encoded masks")

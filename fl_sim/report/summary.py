@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     import pandas
 
 TARGETS = tuple(t / 100 for t in range(10, 100, 5))
+R20 = (100, 112, 125, 140, 160, 180, 200, 224, 250, 280, 315, 355, 400, 450, 500, 560, 630, 710, 800, 900)
+"""Twenty preferred numbers of a decade, in hundredths."""
 PACKAGES = ("fl-sim", "torch", "torchvision", "flwr", "ray", "numpy", "constriction", "zstandard")
 
 
@@ -255,7 +257,8 @@ def summarise(
     metric = learning_task(experiment.task).metric
     evaluated = [row for row in rows if metric.name in row]
     score = _score(metric, evaluated, len(rows))
-    targets = TARGETS if metric == CLASSIFICATION.metric else ()
+    classes = metric == CLASSIFICATION.metric
+    targets, others = (TARGETS, []) if classes else ((), passed(metric, evaluated))
     measured = ledger.total(by=("direction",))
     up, down = measured.get(("up",), 0), measured.get(("down",), 0)
     train = ledger.messages(phase="train")
@@ -270,8 +273,9 @@ def summarise(
         rounds=len(rows),
         num_clients=experiment.data.clients,
         metric=score,
+        metrics={name: _finite(evaluated[-1].get(name, math.nan)) for name in experiment.evaluate.metrics},
         clients=_of_clients(metric, rows),
-        accuracy=Accuracy.model_validate(score.model_dump()) if metric == CLASSIFICATION.metric else None,
+        accuracy=Accuracy.model_validate(score.model_dump()) if classes else None,
         uplink_bytes=up,
         downlink_bytes=down,
         total_bytes=up + down,
@@ -279,6 +283,8 @@ def summarise(
         saving=1 - train_bytes / dense_total if dense_total else 0.0,
         bytes_to_accuracy={f"{target:.2f}": bytes_to(evaluated, target) for target in targets},
         time_to_accuracy={f"{target:.2f}": time_to(evaluated, target) for target in targets},
+        bytes_to_metric={f"{x:g}": bytes_to(evaluated, x, metric.name, higher=metric.higher) for x in others},
+        time_to_metric={f"{x:g}": time_to(evaluated, x, metric.name, higher=metric.higher) for x in others},
         simulated_s=rows[-1].get("simulated_s"),
         mask_bytes=ledger.total(where={"section": "mask"})[()],
         mask_floor_bytes=round(sum(ledger.total(by=(), column="entropy_bytes").values())),
@@ -339,6 +345,20 @@ def _of_clients(metric: Metric, rows: Sequence[Mapping[str, float]]) -> ClientSc
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
+
+
+def passed(metric: Metric, evaluated: Sequence[Mapping[str, float]]) -> list[float]:
+    """Levels of a metric that a run's evaluations lie around, the same for every run: shares in steps of 5 points, positive
+    numbers in twenty steps a decade (ISO 3, R20)."""
+    known = [row[metric.name] for row in evaluated if math.isfinite(row[metric.name])]
+    low, high = min(known, default=0.0), max(known, default=0.0)
+    if metric.percent:
+        return [level for level in TARGETS if low <= level <= high]
+    if high <= 0:
+        return []
+    decades = range(math.floor(math.log10(max(low, 1e-6 * high))), math.floor(math.log10(high)) + 1)
+    levels = [float(f"{step}e{decade - 2}") for decade in decades for step in R20]
+    return [level for level in levels if low <= level <= high]
 
 
 def bytes_to(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fl_sim.communication.virtual_clock import PRESETS
 from fl_sim.report.charts import Chart, Figure, Quantity, lines
 from fl_sim.report.groups import Group
-from fl_sim.report.measures import levels, metric_axis, score_of
+from fl_sim.report.measures import level_text, levels, metric_axis, score_of
 from fl_sim.report.numbers import Axis, BehindLink, accuracy_curve, at_clock
 from fl_sim.report.summary import Report
 
@@ -41,24 +41,27 @@ def by_time(groups: Sequence[Group], band: str) -> Figure:
 
 @dataclass(frozen=True)
 class SecondsTo:
-    """Seconds on an axis of time until the test accuracy first reached `level`; None where it never did."""
+    """Seconds on an axis of time until the test metric first reached `level`; None where it never did."""
 
     axis: Axis
     level: float
 
     def __call__(self, report: Report) -> float | None:
-        places = self.axis(report)
-        reached = (int(row["round"]) for row in report.rounds if row.get("accuracy", -1.0) >= self.level)
+        places, score = self.axis(report), report.results.score
+        rows = [row for row in report.rounds if score.name in row]
+        better = (lambda value: value >= self.level) if score.higher else (lambda value: value <= self.level)
+        reached = (int(row["round"]) for row in rows if better(row[score.name]))
         return next((places[number] for number in reached if number in places), None)
 
 
 def time_to_accuracy(groups: Sequence[Group]) -> tuple[list[str], list[list[str]]]:
-    """(headings, rows) of seconds to the highest accuracies that any run reached, a row for each run and network."""
-    chosen = [float(level) for level in levels(groups)]
+    """(headings, rows) of seconds to the best levels that any run reached, a row for each run and network."""
+    asked = levels(groups)
+    chosen = [float(level) for level in asked]
     rows = [
         [group.name, name, *(group.spread(SecondsTo(axis, level)).text(1) for level in chosen)]
         for group in groups
         for name, axis in networks([group]).items()
     ]
-    headings = ["run", "network", *(f"to {100 * level:.0f} % [s]" for level in chosen)]
+    headings = ["run", "network", *(f"{level_text(groups, level)} [s]" for level in asked)]
     return headings, rows if chosen else []

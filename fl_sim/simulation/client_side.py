@@ -80,7 +80,7 @@ def host_of(federation: Federation, track: ModelTrack) -> ClientHost:
         settle=_settle(track),
         built=track.built,
         world=federation.world,
-        learning=learning_task(experiment.task),
+        learning=experiment.learning,
     )
 
 

@@ -23,8 +23,8 @@ from fl_sim.simulation.identity import code_of_parts, load_data_of
 from fl_sim.simulation.model_track import ModelTrack, device_of
 from fl_sim.simulation.starting_model import read_weights
 from fl_sim.training import precision as precisions
+from fl_sim.training.further_metrics import require_outputs
 from fl_sim.training.starting_weights import fit
-from fl_sim.training.tasks import learning_task
 
 log = logging.getLogger("fl_sim")
 
@@ -128,13 +128,14 @@ class Federation:
 
 
 def _load(experiment: Experiment, quiet: bool) -> Data:
-    section, learning = experiment.data, learning_task(experiment.task)
+    section, learning = experiment.data, experiment.learning
     data = load_data_of(experiment, quiet=quiet)
     if data.targets is not learning.targets:
         held = described(data.train.labels)
         raise UserError(
             f"task = {experiment.task!r}: needs {learning.targets.value}; data.source = {section.source!r} has {held}"
         )
+    require_outputs(experiment.evaluate.metrics, data.num_classes)
     if not len(data.test) or (section.validation and not len(data.validation)):
         sizes = f"{len(data.validation)} for validation, {len(data.test)} for test"
         raise UserError(f"data.validation = {section.validation:g} of {section.source!r}: {sizes}; needed: some")

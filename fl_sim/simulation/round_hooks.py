@@ -21,7 +21,6 @@ from fl_sim.simulation.model_facts import DensePayloads
 from fl_sim.simulation.server import Server
 from fl_sim.sparsity import density, layer_densities
 from fl_sim.training.loop import evaluate
-from fl_sim.training.tasks import learning_task
 
 Row = dict[str, float]
 """One line of rounds.jsonl, by column."""
@@ -81,14 +80,16 @@ class Evaluation:
         Raises:
             RuntimeError: no client evaluated.
         """
-        metric = learning_task(self.federation.experiment.task).metric.name
+        learning = self.federation.experiment.learning
+        metric = learning.metric.name
         if f"clients_{metric}" not in row:
             raise RuntimeError(f"round {row['round']:.0f}: no client evaluated its own model (evaluate.clients)")
-        return {name: row[f"clients_{name}"] for name in (metric, "loss")}
+        further = [name for name in learning.further if f"clients_{name}" in row]
+        return {name: row[f"clients_{name}"] for name in (metric, "loss", *further)}
 
     def _measure(self, number: int) -> Row:
         row: Row = {}
-        learning = learning_task(self.federation.experiment.task)
+        learning = self.federation.experiment.learning
         for position, (track, model) in enumerate(zip(self.federation.tracks, self.server.models, strict=True)):
             section, chosen = track.experiment.evaluate, track.experiment.training.precision
             splits = {"": track.data.test, "validation_": track.data.validation}

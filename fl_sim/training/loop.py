@@ -327,10 +327,14 @@ def evaluate(
     chosen.place(model)
     device = next(model.parameters()).device
     totals: dict[str, Tensor] = {}
+    kept: list[tuple[Tensor, Tensor]] = []
     with torch.inference_mode(), chosen.context(device):
         for inputs, targets in data.batches(batch_size, layout=chosen.layout):
-            for name, value in task.added(model(inputs).float(), targets).items():
+            outputs = model(inputs).float()
+            if task.further:
+                kept.append((outputs, targets))
+            for name, value in task.added(outputs, targets).items():
                 totals[name] = totals.get(name, torch.zeros((), dtype=torch.float64)).to(value.device) + value
     model.train(was_training)
     sums = {name: float(total) for name, total in totals.items()}
-    return {"loss": sums["loss"] / sums["count"], **task.metrics(sums), "examples": len(data)}
+    return {"loss": sums["loss"] / sums["count"], **task.metrics(sums), **task.measured(kept), "examples": len(data)}

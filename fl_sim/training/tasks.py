@@ -9,10 +9,12 @@ A `LearningTask` is itself a loss, `(model, batch) -> scalar`, so it fills the s
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -28,6 +30,9 @@ Sums = Callable[[Tensor, Tensor], Mapping[str, Tensor]]
 the mean loss."""
 MetricsOf = Callable[[Mapping[str, float]], Metrics]
 """Sums over all batches -> metrics by name."""
+
+FurtherMetric = Callable[[NDArray[np.float32], NDArray[np.generic]], float | None]
+"""(outputs (N, K), targets (N,) or (N, K)) of a whole evaluation -> the metric."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,7 @@ class LearningTask:
         metric: says how good a model is; "loss" is there for every task.
         sums: what is added up while a model is evaluated; None = the criterion alone.
         metrics: further metrics from those sums.
+        further: metrics by name that need all outputs (N, K) and targets as arrays; None where the samples do not define one.
         class_scores: whether outputs (B, classes) are scores of one class each, which distillation and label smoothing need.
     """
 
@@ -69,6 +75,7 @@ class LearningTask:
     sums: Sums | None = None
     metrics: MetricsOf = no_further
     class_scores: bool = False
+    further: Mapping[str, FurtherMetric] = field(default_factory=dict, hash=False)
 
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
         """The loss of one batch."""
@@ -81,6 +88,19 @@ class LearningTask:
             return self.sums(outputs, targets)
         count = torch.tensor(len(targets))
         return {"loss": self.criterion(outputs, targets) * len(targets), "count": count}
+
+    def measured(self, batches: Sequence[tuple[Tensor, Tensor]]) -> Metrics:
+        """The further metrics from all (outputs, targets) of an evaluation; NaN where an output is not finite."""
+        if not self.further:
+            return {}
+        whole = [torch.cat([part.cpu() for part in parts]) for parts in zip(*batches, strict=True)]
+        if self.targets is Targets.TOKENS:
+            whole = [whole[0].flatten(0, 1), whole[1].flatten()]
+        outputs, targets = (tensor.numpy() for tensor in whole)
+        if not np.isfinite(outputs).all():
+            return dict.fromkeys(self.further, math.nan)
+        found = {name: metric(outputs, targets) for name, metric in self.further.items()}
+        return {name: value for name, value in found.items() if value is not None}
 
 
 def _class_sums(outputs: Tensor, targets: Tensor) -> Mapping[str, Tensor]:

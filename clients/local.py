@@ -221,7 +221,7 @@ class LocalClient:
         loss = self.loss(task, ctx)
         own = _own(loss, ctx.state)
         with self.setting(task, ctx):
-            metrics = self.fit(self.training, task, ctx, loss)
+            metrics = self.fit(self.training.at(task.round), task, ctx, loss)
         ctx.state.update(own)
         params = snapshot(model, task.params)
         prunable = {name: params[name] for name in prunable_names(model) if name in params}

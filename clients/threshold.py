@@ -46,6 +46,10 @@ class ThresholdEachEpoch:
                     weight.masked_fill_(weight.abs() <= self.threshold, 0.0)
         return metrics
 
+    def at(self, number: int) -> ThresholdEachEpoch:
+        """See `Training.at`."""
+        return replace(self, training=self.training.at(number))
+
 
 def not_zero(task: Task, params: Params) -> Mask:
     """Send what is not zero."""

@@ -198,6 +198,8 @@ def measure(
     section = experiment.study or StudySection()
     for name in {name for pair in section.pairs for name in pair}:
         find("study.pairs", name, models.MODELS)
+    if experiment.training.changes:
+        raise UserError("study: training.warmup and training.decay are over federated rounds; needed: without them")
     federation = Federation.build(experiment)
     settled = federation.experiment
     study = Study(federation, folder(experiment), on_trial)

@@ -102,7 +102,7 @@ def doctor(
             parts = _own_parts(experiment) | parts
         else:
             experiment = Experiment.from_tree({"client": client}, [f"client.{option}" for option in options or []])
-        given = {"training": experiment.training, "gating": experiment.gating}
+        given = {"training": experiment.local_training, "gating": experiment.gating}
         built = cast("Client", experiment.client.build(given))
         config = {k: v for k, v in experiment.client.options.items() if isinstance(v, (bool, int, float, str))}
         for key, way in experiment.client.routes().items():

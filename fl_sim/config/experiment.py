@@ -10,6 +10,7 @@ import hashlib
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal, Self, get_args
 
@@ -148,6 +149,14 @@ class Experiment(Section):
             return cls.model_validate(merged)
         except ValidationError as error:
             raise UserError(f"{where}: {explain(error.errors()[0], cls)}") from error
+
+    @property
+    def local_training(self) -> Training:
+        """`[training]` as clients get it: a decay without `decay_end` ends with the last round."""
+        chosen = self.training
+        if chosen.decay == "constant" or chosen.decay_end is not None:
+            return chosen
+        return replace(chosen, decay_end=max(self.rounds, chosen.warmup + 1))
 
     @property
     def id(self) -> str:

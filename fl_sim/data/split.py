@@ -163,20 +163,22 @@ class Split:
         *,
         rng: torch.Generator | None = None,
         layout: torch.memory_format = torch.contiguous_format,
+        samples: int | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Normalised batches: (inputs (B, ...), targets (B, ...)); the last may be smaller.
 
         Inputs of four dimensions come in this memory layout, all others are contiguous. With `rng` (CPU) the samples are
-        shuffled and augmented; without, they come in order as they are.
+        shuffled and augmented; without, they come in order as they are. `samples` takes only so many of them, the first.
         """
+        count = len(self) if samples is None else samples
         layout = layout if self.stored.dim() == 4 else torch.contiguous_format
         normalised = self._normaliser()
         order = None if rng is None else torch.randperm(len(self), generator=rng).to(self.device)
         augment = None if rng is None else self.augment
         piece = batch_size * (1 if augment else max(1, AHEAD_BYTES // (4 * batch_size * self.shape.numel())))
-        for start in range(0, len(self), piece):
-            part = slice(start, start + piece)
-            chosen = torch.arange(*part.indices(len(self)), device=self.device) if order is None else order[part]
+        for start in range(0, count, piece):
+            part = slice(start, min(start + piece, count))
+            chosen = torch.arange(*part.indices(count), device=self.device) if order is None else order[part]
             where = chosen if self.positions is None else self.positions.index_select(0, chosen)
             images = self.stored.index_select(0, where)  # indexing as `stored[where]` does takes six times as long
             if augment is not None and rng is not None:

@@ -39,7 +39,7 @@ def client_of(track: ModelTrack) -> Client:
         UserError: no such client, or not with these options.
     """
     experiment = track.experiment
-    return cast(Client, experiment.client.build({"training": experiment.training, "gating": track.gating}))
+    return cast(Client, experiment.client.build({"training": experiment.local_training, "gating": track.gating}))
 
 
 def host_of(federation: Federation, track: ModelTrack) -> ClientHost:

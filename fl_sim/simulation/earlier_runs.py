@@ -114,6 +114,11 @@ def _extend(folder: RunFolder) -> bool:
     for path in sorted(folder.path.parent.glob(f"{asked.name}-????????")):
         if path == folder.path or not _is_shorter(path, asked):
             continue
+        if asked.local_training != asked.training:
+            log.warning(
+                "%s: the same but for its rounds, over which training.decay is spread; set training.decay_end", path
+            )
+            continue
         newest = next(Checkpoints(path / CHECKPOINTS).manifests(), None)
         if newest is None:
             log.warning("%s: the same but for its rounds, but it kept no checkpoint", path)

@@ -14,6 +14,7 @@ from fl_sim.core.lookup import imported, takes
 from fl_sim.core.types import UserError
 from fl_sim.gating.cutting import places_of
 from fl_sim.models import batchnorm_names
+from fl_sim.simulation.batch_checks import check_batches
 from fl_sim.simulation.client_side import client_of
 from fl_sim.simulation.federation import Federation
 from fl_sim.simulation.model_track import ModelTrack
@@ -61,6 +62,7 @@ def check_built(federation: Federation) -> None:
     """
     for track in federation.tracks:
         _fits(track)
+    check_batches(federation)
     experiment = federation.experiment
     if experiment.data.partition == "natural" and (experiment.evaluate.clients or experiment.evaluate.fit):
         federation.own_tests  # noqa: B018 - a client without a test sample is said before round 1
@@ -106,7 +108,7 @@ def _keeps(track: ModelTrack, client: Client) -> None:
 
 def _client(experiment: Experiment) -> None:
     where = f"client = {experiment.client.target!r}"
-    client = experiment.client.build({"training": experiment.training, "gating": experiment.gating})
+    client = experiment.client.build({"training": experiment.local_training, "gating": experiment.gating})
     if not callable(client):
         raise UserError(f"{where}: made a {type(client).__name__}, which cannot be called with (task, ctx)")
     takes(where, client, "task", "ctx")

@@ -9,7 +9,6 @@ pays on a device that one client's batch leaves idle, such as a GPU, and not on 
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -26,7 +25,7 @@ from fl_sim.gating import Gated
 from fl_sim.models.layers import statistics_layers
 from fl_sim.models.module_state import ModuleState
 from fl_sim.models.parameters import COUNTER, entries, load, tensors
-from fl_sim.training.loop import SCHEDULES, Training
+from fl_sim.training.loop import SCHEDULES, Training, endless
 from fl_sim.training.precision import PRECISIONS
 from fl_sim.training.tasks import Criterion
 
@@ -69,6 +68,8 @@ def obstacle(model: nn.Module, training: Training) -> str | None:
         return f"training.optimizer = {training.optimizer!r}"
     if training.clip_norm is not None:
         return "training.clip_norm"
+    if training.accumulate > 1:
+        return "training.accumulate"
     if any(isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0 for module in model.modules()):
         return "dropout, whose draws are one client's alone"
     if any(getattr(layer, "momentum", 0.0) is None for layer in statistics_layers(model).values()):
@@ -142,7 +143,7 @@ def fit(
 
     Generators end in the state that `local_sgd` leaves them in.
     """
-    work = [_Work(member, training) for member in members]
+    work = [_Work(member, training, model) for member in members]
     # Longest first: the clients of a step are then mostly the first few, a view instead of a copy.
     order = sorted(range(len(work)), key=lambda i: -work[i].steps)
     batch = _Batch(model, [starts[i] for i in order], [work[i] for i in order], training, criterion)
@@ -159,17 +160,13 @@ def fit(
 class _Work:
     """Work of one client: its number of steps, and its batches."""
 
-    def __init__(self, member: Member, training: Training) -> None:
+    def __init__(self, member: Member, training: Training, model: nn.Module) -> None:
         self.member = member
-        self.size = len(member.data)
-        self.steps = training.steps or training.epochs * math.ceil(self.size / training.batch_size)
+        samples = training.samples_of_a_pass(model, member.data)
+        self.steps = training.steps_of(samples)
         torch.randint(2**62, (), generator=member.rng)  # `local_sgd` seeds dropout first
-        self.batches = self._batches(training.batch_size)
+        self.batches = endless(member.data, training, samples, member.rng)
         self.seen = 0
-
-    def _batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        while True:
-            yield from self.member.data.batches(batch_size, rng=self.member.rng)
 
 
 Rows = slice | Tensor

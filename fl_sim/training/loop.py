@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -20,9 +20,11 @@ from fl_sim.core.types import Mask, Metrics, UserError
 from fl_sim.data import Split
 from fl_sim.data.kinds import described, target_kind
 from fl_sim.gating.cutting import submodel
-from fl_sim.training.losses import Loss, cross_entropy
+from fl_sim.training.losses import Batch, Loss, cross_entropy
 from fl_sim.training.optimizers import SGD, AdamW, Optimizer
+from fl_sim.training.passes import refuses_batch_of_one, samples_of_a_pass
 from fl_sim.training.precision import PRECISIONS
+from fl_sim.training.rates import DECAYS, rate_over_rounds
 from fl_sim.training.tasks import CLASSIFICATION, LearningTask
 
 Schedule = Callable[[float], float]
@@ -63,6 +65,9 @@ class Trains(Protocol):
     ) -> Metrics:
         """Train `model` in place on `data` under a pruning mask; returns metrics, among them `loss`."""
 
+    def at(self, number: int) -> Trains:
+        """The training of round `number`, from 1."""
+
 
 LARGEST = torch.finfo(torch.float32).max
 """What an optimiser computes with."""
@@ -76,12 +81,20 @@ class Training:
         lr: learning rate of the clients' optimizer, above 0.
         epochs: passes over the client's data in a round; ignored where `steps` is given.
         steps: optimizer steps in a round, instead of epochs; unset = epochs.
-        batch_size: samples per step; the last batch of an epoch may be smaller.
+        batch_size: samples per batch; the last batch of an epoch may be smaller.
+        drop_last: whether a smaller last batch of an epoch is left out; a client with fewer samples than one batch keeps it.
+        accumulate: batches whose gradients make one optimizer step, each sample with the same weight: the step of a batch
+            that is so many times larger, in the memory of a small one.
         optimizer: "sgd" or "adamw".
         momentum: momentum of SGD, at least 0.
         nesterov: Nesterov momentum of SGD; needs momentum above 0.
         weight_decay: L2 penalty (SGD) or decoupled weight decay (AdamW), at least 0.
         schedule: learning rate within one client's training of a round: "constant", or "cosine" from `lr` to 0.
+        warmup: rounds at the start with a lower learning rate: round r of them has r / (warmup + 1) of it.
+        decay: learning rate over rounds, after the warm-up: "constant", or down to `decay_to` of it, "linear", "cubic" (fast at
+            first; Zhu and Gupta, 2017), "exponential" (by the same factor each round) or "cosine".
+        decay_to: last learning rate as a share of `lr`, above 0 and at most 1.
+        decay_end: first round at the last learning rate; unset = the last round.
         clip_norm: largest L2 norm of the gradient, above 0; unset = no clipping.
         clip: parameters that `clip_norm` covers: "union" (the model's and the loss's own) or "model" (the model's alone).
         precision: "float32", "channels_last" (float32 in that memory layout), "bfloat16" (forward passes), or "auto" (the
@@ -94,29 +107,64 @@ class Training:
     epochs: int = 1
     steps: int | None = None
     batch_size: int = 32
+    drop_last: bool = False
+    accumulate: int = 1
     optimizer: str = "sgd"
     momentum: float = 0.0
     nesterov: bool = False
     weight_decay: float = 0.0
     schedule: str = "constant"
+    warmup: int = 0
+    decay: str = "constant"
+    decay_to: float = 0.01
+    decay_end: int | None = None
     clip_norm: float | None = None
     clip: str = "union"
     precision: str = "float32"
     cut_channels: bool = False
 
     def __post_init__(self) -> None:
-        tables: dict[str, Iterable[str]] = {"optimizer": OPTIMIZERS, "schedule": SCHEDULES, "clip": CLIPS}
+        tables: dict[str, Iterable[str]] = {
+            "optimizer": OPTIMIZERS,
+            "schedule": SCHEDULES,
+            "decay": DECAYS,
+            "clip": CLIPS,
+        }
         for key, allowed in {**tables, "precision": [*PRECISIONS, "auto"]}.items():
             if getattr(self, key) not in allowed:
                 raise UserError(f"training.{key} = {getattr(self, key)!r}: allowed: {', '.join(allowed)}")
         if self.nesterov and not self.momentum:
             raise UserError("training.nesterov = true: needs training.momentum above 0")
-        for key in ("lr", "epochs", "batch_size", "steps", "clip_norm"):
+        for key in ("lr", "epochs", "batch_size", "accumulate", "steps", "decay_end", "clip_norm"):
             if (value := getattr(self, key)) is not None and value <= 0:
                 raise UserError(f"training.{key} = {value}: must be positive")
         for key in ("lr", "momentum", "weight_decay", "clip_norm"):
             if (value := getattr(self, key)) is not None and not 0 <= value <= LARGEST:
                 raise UserError(f"training.{key} = {value}: must be from 0 to {LARGEST:g}")
+        if self.warmup < 0 or not 0 < self.decay_to <= 1:
+            raise UserError(
+                f"training: warmup = {self.warmup} must be at least 0, decay_to = {self.decay_to} above 0 and at most 1"
+            )
+        if self.decay_end is not None and self.decay_end <= self.warmup:
+            raise UserError(f"training.decay_end = {self.decay_end}: must be after the warm-up of {self.warmup} rounds")
+
+    @property
+    def changes(self) -> bool:
+        """Whether the learning rate depends on the round."""
+        return self.warmup > 0 or self.decay != "constant"
+
+    def at(self, number: int) -> Training:
+        """The training of round `number`, from 1: with the learning rate of that round.
+
+        Raises:
+            UserError: a decay without `decay_end`.
+        """
+        if not self.changes:
+            return self
+        if self.decay != "constant" and self.decay_end is None:
+            raise UserError(f"training.decay = {self.decay!r}: needs training.decay_end, the round where it ends")
+        factor = rate_over_rounds(self.decay, warmup=self.warmup, end=self.decay_end or 0, to=self.decay_to)
+        return replace(self, lr=self.lr * factor(number), warmup=0, decay="constant", decay_end=None)
 
     def fit(
         self,
@@ -138,6 +186,19 @@ class Training:
             metrics = _descend(self, sub.model, data, loss, sub.mask, rng, trainable)
             sub.samples = int(metrics["examples"])
         return metrics
+
+    def samples_of_a_pass(self, model: nn.Module, data: Split) -> int:
+        """Samples that one pass over `data` trains on: see `fl_sim.training.passes`."""
+        return samples_of_a_pass(
+            len(data),
+            self.batch_size,
+            drop_last=self.drop_last,
+            refuses_one=lambda: refuses_batch_of_one(model, data),
+        )
+
+    def steps_of(self, samples: int) -> int:
+        """Optimizer steps in a round, where a pass trains on so many samples."""
+        return self.steps or self.epochs * math.ceil(samples / (self.batch_size * self.accumulate))
 
 
 def _sgd(parameters: list[nn.Parameter], options: Training) -> Optimizer:
@@ -230,10 +291,13 @@ def _descend(
     rng: torch.Generator | None,
     trainable: Iterable[str] | None,
 ) -> Metrics:
+    if settings.changes:
+        raise UserError("training.warmup and training.decay depend on the round: training.at(task.round).fit(...)")
     precision = PRECISIONS[settings.precision]
     if not all(module.training for module in model.modules()):  # to ask costs a fifth of setting it
         model.train()
-    steps = settings.steps or settings.epochs * math.ceil(len(data) / settings.batch_size)
+    whole = settings.samples_of_a_pass(model, data)
+    steps = settings.steps_of(whole)
     extra = [p for p in loss.parameters() if p.requires_grad] if isinstance(loss, nn.Module) else []
     total = torch.zeros((), device=next(model.parameters()).device)
     seen = 0
@@ -243,13 +307,16 @@ def _descend(
         project = _projection(model, mask)
         project()
         schedule = SCHEDULES[settings.schedule]
-        batches = _endless(data, settings.batch_size, rng, precision.layout)
+        batches = endless(data, settings, whole, rng, precision.layout)
         for step, batch in zip(range(steps), batches, strict=False):
             for parameter in trained:
                 parameter.grad = None
-            with precision.context(total.device):
-                value = loss(model, batch)
-            value.backward()
+            if settings.accumulate == 1:
+                with precision.context(total.device):
+                    value = loss(model, batch)
+                value.backward()
+            else:
+                value = _accumulated(model, batch, loss, settings)
             if settings.clip_norm is not None:
                 CLIPS[settings.clip](own, extra, settings.clip_norm)
             optimizer.step(settings.lr * schedule(step / steps))
@@ -271,11 +338,31 @@ def check_converged(loss: float, steps: int, lr: float) -> None:
         raise TrainingDiverged(f"the training loss became {loss} within {steps} steps; lower training.lr = {lr}")
 
 
-def _endless(
-    data: Split, batch_size: int, rng: torch.Generator | None, layout: torch.memory_format
-) -> Iterator[tuple[Tensor, Tensor]]:
+def _accumulated(model: nn.Module, batch: Batch, loss: Loss, settings: Training) -> Tensor:
+    """Add up the gradients of a step's batches, each sample with the same weight; returns the mean loss of all samples."""
+    precision = PRECISIONS[settings.precision]
+    inputs, targets = batch
+    mean = torch.zeros((), device=inputs.device)
+    for part in zip(inputs.split(settings.batch_size), targets.split(settings.batch_size), strict=True):
+        with precision.context(inputs.device):
+            value = loss(model, part) * (len(part[1]) / len(targets))
+        value.backward()
+        mean.add_(value.detach())
+    return mean
+
+
+def endless(
+    data: Split,
+    settings: Training,
+    samples: int,
+    rng: torch.Generator | None,
+    layout: torch.memory_format = torch.contiguous_format,
+) -> Iterator[Batch]:
+    """The samples of each optimizer step: pass after pass over the data, the first `samples` of each order."""
+    size = settings.batch_size * settings.accumulate
+    limit = None if samples == len(data) else samples
     while True:
-        yield from data.batches(batch_size, rng=rng, layout=layout)
+        yield from data.batches(size, rng=rng, layout=layout, samples=limit)
 
 
 def _projection(model: nn.Module, mask: Mask | None) -> Callable[[], None]:

@@ -62,6 +62,10 @@ class Ready:
         check_converged(self.trained.metrics["loss"], int(self.trained.metrics["steps"]), self.training.lr)
         return dict(self.trained.metrics)
 
+    def at(self, number: int) -> Ready:
+        """See `Trains.at`: the training is over."""
+        return self
+
 
 class CohortGrid(LocalGrid):
     """Trains up to `chunk` clients together (None: as many as memory holds); all else runs as inline."""
@@ -116,7 +120,9 @@ class CohortGrid(LocalGrid):
         why = "the client does more than local SGD" if training is None else obstacle(host.model, training)
         if why is None and training is not None:
             if id(host) not in self._failures:
-                self._failures[id(host)] = failure(host.model, host.split_of(0), training, host.learning.criterion)
+                self._failures[id(host)] = failure(
+                    host.model, host.split_of(0), training.at(1), host.learning.criterion
+                )
             why = self._failures[id(host)]
         if why is not None and why not in self._said:
             self._said.add(why)
@@ -130,6 +136,7 @@ class CohortGrid(LocalGrid):
             visits = [b.client_task for b in mine if b.client_task is not None]
             training = _training(host.client)
             assert training is not None
+            training = training.at(visits[0].task.round)
             members = [Member(v.ctx.data, v.task.mask, v.ctx.rng) for v in visits]
             assert isinstance(host.client, Stackable)
             starts = [

@@ -19,6 +19,7 @@ from pydantic import Field, ValidationError, model_validator
 from fl_sim.communication.virtual_clock import Network
 from fl_sim.config.overrides import quoted, require_tables
 from fl_sim.config.sections import (
+    ByName,
     Capacity,
     CheckpointOptions,
     CohortSection,
@@ -71,7 +72,7 @@ class Experiment(Section):
         Target(target=FEDAVG), description="the server's method; further keys of the table are its options"
     )
     data: DataSection = DataSection()
-    model: ModelSection = ModelSection()
+    model: Annotated[ModelSection, ByName] = ModelSection()
     gating: Gating | None = None
     capacities: tuple[Capacity, ...] = Field(
         (),
@@ -87,6 +88,17 @@ class Experiment(Section):
     checkpoint: CheckpointOptions = Field(default_factory=CheckpointOptions)
     workers: WorkersOptions = Field(default_factory=WorkersOptions)
     ray: RayOptions = Field(default_factory=RayOptions)
+
+    def __init__(self, /, **tables: object) -> None:
+        """Validate keys and tables; functions and classes may stand where the config has an import path.
+
+        Raises:
+            UserError: one line, as `load` raises it.
+        """
+        try:
+            super().__init__(**tables)
+        except ValidationError as error:
+            raise UserError(f"Experiment: {explain(error.errors()[0], type(self))}") from error
 
     @model_validator(mode="after")
     def _task_is_known(self) -> Self:
@@ -146,9 +158,9 @@ class Experiment(Section):
             apply_override(merged, quoted(text, cls))
         require_tables(merged, cls, where)
         try:
-            return cls.model_validate(merged)
-        except ValidationError as error:
-            raise UserError(f"{where}: {explain(error.errors()[0], cls)}") from error
+            return cls(**merged)
+        except UserError as error:
+            raise UserError(f"{where}: {str(error).removeprefix('Experiment: ')}") from error
 
     @property
     def local_training(self) -> Training:

@@ -5,13 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from fl_sim.communication.messages import Coding
 from fl_sim.communication.sparse_broadcast import SparseBroadcast
+from fl_sim.core.given import path_of
 from fl_sim.data.table import Columns
 from fl_sim.models.adapters import Adapter
 from fl_sim.training.losses import HOTTEST
+
+Named = Annotated[str, BeforeValidator(path_of)]
+"""A name, an import path, or, in Python, the function itself."""
 
 
 class Section(BaseModel):
@@ -34,7 +38,7 @@ class CheckpointOptions:
 class DataSection(Section):
     """Data set, and how its samples are partitioned over the clients."""
 
-    source: str = Field(
+    source: Named = Field(
         "digits",
         description="a data set of `fl-sim list data`, an image folder, a parquet folder, a table, or `module:function`",
     )
@@ -51,7 +55,7 @@ class DataSection(Section):
         None, ge=1, le=4096, description="characters of a text that a model sees at once; unset = 64"
     )
     clients: int = Field(20, ge=1, description="number of clients; each has one part of the training set")
-    partition: str = Field(
+    partition: Named = Field(
         "dirichlet",
         description="how samples are split over the clients: iid, dirichlet, shards, quantity, natural (by group), or "
         "`module:function`",
@@ -110,7 +114,7 @@ class DataSection(Section):
 class ModelSection(Section):
     """The model, by name."""
 
-    name: str = Field("cnn_bn", description="a model of `fl-sim list models`, or `module:function`")
+    name: Named = Field("cnn_bn", description="a model of `fl-sim list models`, or `module:function`")
     width: float = Field(1.0, gt=0, le=100, description="channel multiplier of the CIFAR ResNets, above 0")
     trainable: str = Field(
         "all",
@@ -151,10 +155,19 @@ class ModelSection(Section):
         return self
 
 
+def _by_name(value: object) -> object:
+    named = path_of(value)
+    return {"name": named} if isinstance(named, str) else named
+
+
+ByName = BeforeValidator(_by_name)
+"""A bare name or function is the table with that `name`."""
+
+
 class Capacity(Section):
     """A further model, for a share of the clients."""
 
-    name: str = Field(description="a model of `fl-sim list models`")
+    name: Named = Field(description="a model of `fl-sim list models`")
     width: float = Field(1.0, gt=0, le=100, description="channel multiplier of the CIFAR ResNets, above 0")
     share: float = Field(0.5, gt=0, lt=1, description="share of the clients, and of each cohort, that has this model")
 

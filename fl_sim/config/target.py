@@ -6,12 +6,13 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import partial
-from typing import Self, cast
+from typing import Annotated, Self, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from fl_sim.config.toml import Json, has_null
 from fl_sim.core.attribute_reads import reads
+from fl_sim.core.given import path_of
 from fl_sim.core.lookup import imported, nearest, typed
 from fl_sim.core.types import UserError
 
@@ -23,7 +24,9 @@ class Target(BaseModel):
     """Something named by import path, with its keyword arguments: `"module:name"` or `{ target = "...", key = ... }`."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
-    target: str = Field(description="import path, `module:name`; `fl-sim list` shows those of the project")
+    target: Annotated[str, BeforeValidator(path_of)] = Field(
+        description="import path, `module:name`; `fl-sim list` shows those of the project"
+    )
 
     @model_validator(mode="after")
     def _options_have_values(self) -> Self:
@@ -128,10 +131,11 @@ def _named(parameters: Mapping[str, inspect.Parameter]) -> list[str]:
 
 
 def or_preset(default: str) -> BeforeValidator:
-    """A bare import path is a target, and a table of options without one is about the default."""
+    """A bare import path or function is a target, and a table of options without one is about the default."""
 
     def complete(value: object) -> object:
-        given = {"target": value} if isinstance(value, str) else value
+        named = path_of(value)
+        given = {"target": named} if isinstance(named, str) else named
         return {"target": default, **given} if isinstance(given, dict) else given
 
     return BeforeValidator(complete)

@@ -16,6 +16,7 @@ from fl_sim.config.experiment import Experiment
 from fl_sim.core.seeding import Purpose, numpy_generator
 from fl_sim.core.types import Params
 from fl_sim.data import CropFlip, Split, matching
+from fl_sim.runtime.by_value import unpack
 from fl_sim.runtime.client.host import ClientHost, client_app
 from fl_sim.runtime.client.over_fitting import MeasureFit, OwnFit, Settle, keep_statistics, no_measurement
 from fl_sim.runtime.worlds import World, require_same
@@ -117,16 +118,18 @@ def hosts_of(federation: Federation) -> Callable[[Context], ClientHost]:
     return lambda context: of[int(context.node_config[PARTITION])]
 
 
-def make_client_app(experiment: Experiment, servers: World | None = None) -> ClientApp:
+def make_client_app(experiment: Experiment, servers: World | None = None, own: bytes = b"") -> ClientApp:
     """Build the Flower ClientApp of an experiment in this process; its host is built now, not in a client's time.
 
     Args:
         experiment: as the server settled it.
         servers: hashes of what the server has built, to be compared with; None compares nothing.
+        own: functions of the program's `__main__`, as `fl_sim.runtime.by_value` packs them.
 
     Raises:
         UserError: data, model or code differ from the server's.
     """
+    unpack(own)
     # An optimiser of PyTorch imports hundreds of modules when the first one is made, seconds on a busy machine.
     OPTIMIZERS[experiment.training.optimizer]([nn.Parameter(torch.zeros(1))], experiment.training)
     federation = Federation.build(experiment, quiet=True)

@@ -9,9 +9,11 @@ from contextlib import closing, contextmanager
 from functools import partial
 
 import torch
+from flwr.clientapp import ClientApp
 
 from fl_sim.config.experiment import Engine, Experiment
 from fl_sim.core.types import UserError
+from fl_sim.runtime.by_value import pack
 from fl_sim.runtime.client.host import client_app
 from fl_sim.runtime.grids.base import LocalGrid
 from fl_sim.runtime.grids.cohort import CohortGrid
@@ -20,6 +22,7 @@ from fl_sim.runtime.grids.ray import RayGrid
 from fl_sim.runtime.grids.workers import WorkersGrid, cores
 from fl_sim.simulation.client_side import client_of, hosts_of, make_client_app
 from fl_sim.simulation.federation import Federation
+from fl_sim.simulation.identity import parts_of
 
 FEW = 4
 """A smaller cohort is over before further processes have paid for their start."""
@@ -60,17 +63,21 @@ def _ray(federation: Federation) -> LocalGrid:
     experiment, sizes = federation.experiment, federation.sizes
     _check_client(federation)
     limit = experiment.faults.timeout_s
-    return RayGrid(
-        partial(make_client_app, experiment, federation.world), len(sizes), experiment.ray, sizes=sizes, timeout_s=limit
-    )
+    return RayGrid(_app(federation), len(sizes), experiment.ray, sizes=sizes, timeout_s=limit)
 
 
 def _workers(federation: Federation) -> LocalGrid:
     experiment, sizes = federation.experiment, federation.sizes
     _check_client(federation)
     limit = experiment.faults.timeout_s
-    app = partial(make_client_app, experiment, federation.world)
-    return WorkersGrid(app, len(sizes), experiment.workers, sizes=sizes, timeout_s=limit)
+    return WorkersGrid(_app(federation), len(sizes), experiment.workers, sizes=sizes, timeout_s=limit)
+
+
+def _app(federation: Federation) -> Callable[[], ClientApp]:
+    """What a worker process builds: the server's experiment, with the functions that only this program has."""
+    experiment = federation.experiment
+    own = pack(path for key, path in parts_of(experiment) if not key.startswith("strategy"))
+    return partial(make_client_app, experiment, federation.world, own)
 
 
 def _check_client(federation: Federation) -> None:

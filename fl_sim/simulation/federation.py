@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from fl_sim.config.experiment import Experiment
+from fl_sim.core.given import MAIN
 from fl_sim.core.process_state import seeded
 from fl_sim.core.seeding import Purpose, generator
 from fl_sim.core.types import UserError
@@ -19,7 +20,7 @@ from fl_sim.data import partition as make_partition
 from fl_sim.data.kinds import Inputs, Targets, described, input_kind
 from fl_sim.runtime.worlds import World, fingerprint
 from fl_sim.simulation import capacity_groups
-from fl_sim.simulation.identity import code_of_parts, load_data_of
+from fl_sim.simulation.identity import code_of_parts, load_data_of, parts_of
 from fl_sim.simulation.model_track import ModelTrack, device_of
 from fl_sim.simulation.starting_model import read_weights
 from fl_sim.training import precision as precisions
@@ -74,8 +75,11 @@ class Federation:
 
     @cached_property
     def world(self) -> World:
-        """Hashes of what this process has built, to be compared with those of other processes. Clients run no strategy."""
-        code = {key: code for key, code in code_of_parts(self.experiment).items() if not key.startswith("strategy")}
+        """Hashes of what this process has built, to be compared with those of other processes. Clients run no strategy, and
+        get functions of the program's `__main__` from the server itself."""
+        sent = {key for key, path in parts_of(self.experiment) if path.startswith(f"{MAIN}:")}
+        parts = code_of_parts(self.experiment)
+        code = {key: code for key, code in parts.items() if not key.startswith("strategy") and key not in sent}
         return fingerprint(self.data, self.partitions, [(t.initial, t.exchange) for t in self.tracks], code)
 
     @property

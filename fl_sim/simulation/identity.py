@@ -82,8 +82,13 @@ class Identity(BaseModel):
 
 def code_of_parts(experiment: Experiment) -> dict[str, dict[str, str]]:
     """Config key -> file -> hash, for every part of the user's that an experiment names."""
-    parts = {key: dict(code_of(target)) for key, target in _targets(experiment.model_dump(mode="json"))}
+    parts = {key: dict(code_of(target)) for key, target in parts_of(experiment)}
     return {key: code for key, code in parts.items() if code}
+
+
+def parts_of(experiment: Experiment) -> list[tuple[str, str]]:
+    """(config key, import path) of every part that an experiment names."""
+    return list(_targets(experiment.model_dump(mode="json")))
 
 
 def recorded(folder: Path) -> Identity | None:

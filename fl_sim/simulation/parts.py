@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from fl_sim.config.experiment import Experiment
+from fl_sim.core.given import MAIN
 from fl_sim.core.lookup import imported, takes
 from fl_sim.core.types import UserError
 from fl_sim.gating.cutting import places_of
@@ -20,9 +21,6 @@ from fl_sim.simulation.federation import Federation
 from fl_sim.simulation.model_track import ModelTrack
 from fl_sim.training.client import ANYTHING, BATCHNORM, KEEPS, NOTHING, PARTS, Client
 from fl_sim.training.tasks import learning_task
-
-ELSEWHERE = ("workers", "ray")
-"""Engines that run clients in other processes."""
 
 
 def check(experiment: Experiment) -> None:
@@ -37,10 +35,10 @@ def check(experiment: Experiment) -> None:
 
 
 def _importable(experiment: Experiment) -> None:
-    if experiment.engine not in ELSEWHERE:
+    if experiment.engine != "flower":
         return
     for key, text in _texts(experiment.model_dump(mode="json")):
-        if text.startswith("__main__:"):
+        if text.startswith(f"{MAIN}:"):
             where = f"{key.removesuffix('.target')} = {text!r}: engine = {experiment.engine!r}"
             why = "runs clients in other processes, which cannot see what the running script or notebook defines"
             raise UserError(f"{where} {why}; save it to a file mine.py and name it mine:{text.partition(':')[2]}")

@@ -34,7 +34,7 @@ def code_of(target: str) -> Mapping[str, str]:
     name, _, attribute = target.partition(":")
     if (path := _file_of(name)) is None:
         found: object = getattr(sys.modules.get(name), attribute, None)
-        if isinstance(found, FunctionType) and not getattr(sys.modules[name], "__file__", None):
+        if isinstance(found, FunctionType | type) and not getattr(sys.modules[name], "__file__", None):
             return {f"{name}:{attribute}": _digest("\n".join(_said(found, set())).encode())}
         if (path := _found(name)) is None:
             return {}
@@ -145,26 +145,60 @@ def _imports(tree: ast.AST, package: str) -> Iterator[str]:
         yield from (".".join(parts[:stop]) for stop in range(1, len(parts) + 1))
 
 
-def _said(function: FunctionType, seen: set[str]) -> Iterator[str]:
-    """Hash a function without a file: its instructions, and what it uses of its module, by value."""
-    if function.__qualname__ in seen:
+def _said(part: FunctionType | type, seen: set[str]) -> Iterator[str]:
+    """Describe a function or class without a file, to be hashed: instructions, and what it uses of its module, by value."""
+    if part.__qualname__ in seen:
         return
-    seen.add(function.__qualname__)
-    yield f"{function.__qualname__} {function.__defaults__!r} {function.__kwdefaults__!r}"
-    for code in _codes(function.__code__):
+    seen.add(part.__qualname__)
+    if isinstance(part, type):
+        yield f"{part.__qualname__} {[base.__qualname__ for base in part.__bases__]}"
+        for base in part.__bases__:
+            yield from _used(base.__qualname__, base, part.__module__, seen)
+        for name, value in vars(part).items():
+            inner = getattr(value, "fget", None) or getattr(
+                value, "__func__", value
+            )  # properties; class and static methods
+            yield from () if name in OF_ANY_CLASS else _used(name, inner, part.__module__, seen)
+        return
+    yield f"{part.__qualname__} {part.__defaults__!r} {part.__kwdefaults__!r}"
+    for name, cell in zip(part.__code__.co_freevars, part.__closure__ or (), strict=True):
+        with suppress(ValueError):  # a cell that nothing was put into yet
+            yield from _used(name, cell.cell_contents, part.__module__, seen)
+    for code in _codes(part.__code__):
         constants = [each for each in code.co_consts if not isinstance(each, CodeType)]
-        yield f"{code.co_code.hex()} {constants!r} {code.co_names!r} {code.co_varnames!r}"
+        yield f"{code.co_code.hex()} {[_plain(each) for each in constants]} {code.co_names!r} {code.co_varnames!r}"
         for name in code.co_names:
-            value = function.__globals__.get(name)
-            if isinstance(value, FunctionType) and value.__globals__ is function.__globals__:
-                yield from _said(value, seen)
-            elif isinstance(value, type) and value.__module__ == function.__module__:
-                for method in vars(value).values():
-                    yield from _said(method, seen) if isinstance(method, FunctionType) else ()
-            elif isinstance(value, ModuleType | type) or value is None:
-                yield name
-            elif isinstance(value, bool | int | float | str | tuple | list | dict):
-                yield f"{name} = {value!r}"
+            if name in part.__globals__:
+                yield from _used(name, part.__globals__[name], part.__module__, seen)
+
+
+OF_ANY_CLASS = {
+    "__module__",
+    "__dict__",
+    "__weakref__",
+    "__doc__",
+    "__qualname__",
+    "__firstlineno__",
+    "__static_attributes__",
+}
+
+
+def _used(name: str, value: object, module: str, seen: set[str]) -> Iterator[str]:
+    """Describe what a function or class of `module` uses under a name."""
+    if isinstance(value, FunctionType | type) and value.__module__ == module:
+        yield from _said(value, seen)
+    elif isinstance(value, ModuleType | FunctionType | type):
+        home = value.__name__ if isinstance(value, ModuleType) else value.__module__
+        local = home not in seen and (place := _file_of(home)) is not None and not _is_ours(place)
+        seen.add(home)
+        yield f"{name} of {home} {sorted(code_of(home).items()) if local else ''}"
+    elif value is None or isinstance(value, bool | int | float | str | tuple | list | dict | set | frozenset):
+        yield f"{name} = {_plain(value)}"
+
+
+def _plain(value: object) -> str:
+    """A value in words that do not depend on the process, as the order of a set does."""
+    return f"{{{sorted(map(repr, value))}}}" if isinstance(value, set | frozenset) else repr(value)
 
 
 def _codes(code: CodeType) -> Iterator[CodeType]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import sys
 import tomllib
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from fl_sim import Experiment, Report, run
 from fl_sim.cli import main
 
 PAGE = Path("docs/plugging_in.md").read_text(encoding="utf-8")
-(PARTS,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+PARTS, NOTEBOOK = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 (CONFIG,) = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
 
 WRONG = """
@@ -116,6 +118,15 @@ def test_all_parts_of_ones_own_take_effect(here: Path) -> None:
     assert (np.count_nonzero(report.label_counts, axis=1) == 1).sum() >= 6  # of eight clients; two classes
     counted = outcome("strategy.aggregate=coverage", "name=counted")
     assert any(not torch.equal(report.params[name], counted.params[name]) for name in report.params)
+
+
+def test_a_function_of_a_notebook_is_given_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    main_module = ModuleType("__main__")
+    monkeypatch.setitem(sys.modules, "__main__", main_module)
+    exec(NOTEBOOK, vars(main_module))
+    report = vars(main_module)["report"]
+    assert report.config["client"] == {"target": "__main__:client", "lr": 0.2}
+    assert report.results.accuracy.final > 0.3
 
 
 @pytest.mark.parametrize(

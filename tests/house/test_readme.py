@@ -33,7 +33,7 @@ def commands() -> Iterator[str]:
 
 
 CLIENT = next(block for block in blocks(Path("README.md"), "python") if "def proximal_client" in block)
-(PARTS,), (CONFIG,) = (blocks(Path("docs/plugging_in.md"), language) for language in ("python", "toml"))
+(PARTS, _), (CONFIG,) = (blocks(Path("docs/plugging_in.md"), language) for language in ("python", "toml"))
 WITH_A_FAULT = {
     "fl-sim doctor my_parts.toml",
     "fl-sim doctor --aggregate my_parts:equal_mean --partition my_parts:by_label",

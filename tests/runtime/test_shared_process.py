@@ -145,26 +145,6 @@ def test_clients_that_change_the_folder_or_start_processes_change_nothing(
     assert "daemonic" not in done.stderr
 
 
-def test_a_client_of_the_running_script_is_refused_where_others_run_it(here: Path) -> None:
-    script = """
-from fl_sim import Experiment, UserError, run
-from mine import trains as f
-for engine in ("workers", "ray"):
-    try:
-        run(Experiment.load("t.toml", ["client=__main__:f", f"engine={engine}"]))
-    except UserError as error:
-        print(error)
-"""
-    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
-    (here / "script.py").write_text(script)
-    done = subprocess.run([sys.executable, "script.py"], cwd=here, env=environment, capture_output=True, text=True)
-    lines = done.stdout.splitlines()
-    assert len(lines) == 2, done
-    for engine, line in zip(("workers", "ray"), lines, strict=True):
-        assert f"client = '__main__:f': engine = '{engine}' runs clients in other processes" in line
-        assert "save it to a file" in line
-
-
 def _until(holds: Callable[[], bool], seconds: float = 60) -> bool:
     end = time.monotonic() + seconds
     while not holds() and time.monotonic() < end:

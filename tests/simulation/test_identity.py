@@ -186,6 +186,13 @@ def test_a_function_of_a_notebook_counts_with_what_it_uses(monkeypatch: pytest.M
     assert cells("\n\nLR = 0.1\nother = 4", "def g(x): return x * LR\ndef f(x): return g(x)") == first
     assert cells("LR = 0.2", "def g(x): return x * LR\ndef f(x): return g(x)") != first
     assert cells("LR = 0.1", "def g(x): return x + LR\ndef f(x): return g(x)") != first
+    model = "import torch\nclass B:\n  n = {}\nclass f(B):\n  def __init__(self): self.m = torch\n  def __call__(self): return {}"
+    kept = cells(model.format(1, "{'a', 'b', 'c'}"))
+    assert cells("# as it was", model.format(1, "{'c', 'b', 'a'}")) == kept
+    assert cells(model.format(2, "{'a', 'b', 'c'}")) != kept
+    assert cells(model.format(1, "{'a', 'b', 'd'}")) != kept
+    wrapped = "def w(g):\n  def inner(x): return g(x)\n  return inner\n@w\ndef f(x): return x + {}"
+    assert cells(wrapped.format(1)) != cells(wrapped.format(2))
 
 
 def images(folder: Path) -> None:

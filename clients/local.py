@@ -207,6 +207,11 @@ class LocalClient:
         """Whether the loss needs a model that answers scores of one class each."""
         return bool(getattr(self.loss, "class_scores", False))
 
+    @property
+    def weighs(self) -> bool:
+        """Whether the loss uses the weights of samples."""
+        return self.loss is task_loss or isinstance(self.loss, (Always, ProximalLoss))
+
     def require(self, model: nn.Module, image: torch.Tensor) -> None:
         """Complain of a model that the loss cannot be computed on, before anything is trained. Raises UserError."""
         if isinstance(self.loss, NeedsModel):

@@ -20,6 +20,7 @@ from fl_sim.gating import Gated, Gating, Keep, keeping
 from fl_sim.gating.graph import kept_channels, top_channels
 from fl_sim.training.client import Client, ClientContext
 from fl_sim.training.loop import evaluate
+from fl_sim.training.losses import weighs
 
 KEEP = "gating.keep"
 """A client's own keep ratio, kept between its rounds."""
@@ -183,6 +184,11 @@ class FollowGap:
         for key in ("step", "least", "holdout"):
             if not 0 < getattr(self, key) < 1:
                 raise UserError(f"client.{key} = {getattr(self, key)}: must be above 0 and below 1")
+
+    @property
+    def weighs(self) -> bool:
+        """Whether the loss uses the weights of samples."""
+        return weighs(self.client)
 
     def __call__(self, task: Task, ctx: ClientContext) -> Update:
         train, held = self._split(ctx.data)

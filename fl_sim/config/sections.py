@@ -45,6 +45,19 @@ class DataSection(Section):
     input: tuple[str, ...] = Field((), description="columns of a table that a model gets; empty = all others")
     target: str | tuple[str, ...] | None = Field(None, description="column of a table to predict, or several")
     group: str | None = Field(None, description="column of a table that names each row's group, such as its user")
+    weight: str | None = Field(
+        None,
+        description="column of a table with each training row's weight in the loss, above 0; evaluation counts all alike",
+    )
+    class_weights: str | tuple[float, ...] | None = Field(
+        None,
+        description='weights of the classes in the training loss: "balanced" (N / (K N_k) for N_k of N samples), or a list of a '
+        "number for each class; on top of data.weight",
+    )
+    weigh_clients: bool = Field(
+        False,
+        description="whether a client counts in the mean by the sum of its samples' weights, instead of by their number",
+    )
     test: float | None = Field(
         None,
         gt=0,
@@ -108,7 +121,7 @@ class DataSection(Section):
     def columns(self) -> Columns:
         """What of a table or a text is read."""
         target = (self.target,) if isinstance(self.target, str) else self.target or ()
-        return Columns(self.input, target, self.group, self.test, self.context)
+        return Columns(self.input, target, self.group, self.weight, self.test, self.context)
 
 
 class ModelSection(Section):

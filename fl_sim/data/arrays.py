@@ -27,7 +27,8 @@ def check_classes(where: str, number: object, what: str = "num_classes") -> None
         raise UserError(f"{where}: {what} = {number!r}; needed: a whole number from 1 to {MOST_CLASSES}")
 
 
-def _array(value: object, name: str) -> Array:
+def as_array(value: object, name: str) -> Array:
+    """An array of a user's value. Raises UserError where it is none."""
     try:
         return np.asarray(value)
     except (ValueError, TypeError, RuntimeError) as error:  # ragged lists; tensors of a GPU or with gradients
@@ -40,7 +41,7 @@ def as_inputs(value: object, name: str) -> Array:
     Raises:
         UserError: another dtype or shape, or numbers that are missing or infinite.
     """
-    given = _array(value, name)
+    given = as_array(value, name)
     kinds = {np.uint8: given.ndim == 4, np.floating: given.ndim > 1, np.integer: given.ndim > 1}
     fits = next((right for kind, right in kinds.items() if np.issubdtype(given.dtype, kind)), False)
     if not fits or 0 in given.shape:
@@ -106,7 +107,7 @@ def as_targets(value: object, inputs: Array, name: str, asked: object) -> Array:
     Raises:
         UserError: of no kind, not one for each input, or numbers where classes were asked for.
     """
-    targets, samples = _array(value, name), len(inputs)
+    targets, samples = as_array(value, name), len(inputs)
     is_number = np.issubdtype(targets.dtype, np.floating)
     if is_number and asked is None and targets.shape in ((samples,), (samples, *targets.shape[1:2])) and targets.size:
         return _finite(targets, name)
@@ -144,7 +145,7 @@ def as_groups(
 
 
 def _names(value: object, samples: int, name: str) -> Array:
-    found = _array(value, name)
+    found = as_array(value, name)
     if found.dtype == object and all(isinstance(one, str) for one in found.flat):
         found = found.astype(str)
     if found.shape != (samples,) or found.dtype.kind not in "Uiu":

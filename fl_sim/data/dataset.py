@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import numpy as np
@@ -14,8 +14,9 @@ from torch import Tensor
 from fl_sim.core.seeding import Purpose, numpy_generator
 from fl_sim.core.types import UserError
 from fl_sim.data.arrays import Array, as_groups, as_inputs, as_targets, check_classes
-from fl_sim.data.kinds import Inputs, Targets, input_kind, target_kind
+from fl_sim.data.kinds import Inputs, Targets, described, input_kind, target_kind
 from fl_sim.data.split import Split
+from fl_sim.data.weights import as_weights, by_class, combined
 
 Labels = NDArray[np.int64]
 STATISTICS = 5000
@@ -51,6 +52,17 @@ class Data:
         """The kind of targets; None where they are of no kind that `fl_sim.data.kinds` knows."""
         return target_kind(self.train.labels)
 
+    def with_class_weights(self, asked: str | Sequence[float]) -> Data:
+        """Weigh training samples by their class, on top of weights of their own: see `fl_sim.data.weights.by_class`.
+
+        Raises:
+            UserError: targets that are no classes, or not a number above 0 for each class.
+        """
+        if self.targets is not Targets.CLASSES:
+            raise UserError(f"data.class_weights: targets are {described(self.train.labels)}; needed: classes")
+        factors = by_class(self.train.labels.numpy(), self.num_classes, asked)
+        return replace(self, train=replace(self.train, weights=combined(self.train.weights, factors)))
+
     @classmethod
     def of(
         cls,
@@ -63,29 +75,31 @@ class Data:
         vocabulary: int | None = None,
         groups: ArrayLike | None = None,
         test_groups: ArrayLike | None = None,
+        weights: ArrayLike | None = None,
         standardise: bool = False,
         validation: float = 0.1,
         proxy: float = 0.0,
     ) -> Data:
         """Split training samples into train, validation and proxy, stratified by group, else by class; seed 0 always.
 
-        Arrays, tensors on the CPU and nested lists are taken. Inputs: uint8 images (N, C, H, W), which are normalised by
-        the mean and deviation of each channel; floating-point tables and signals (N, ...); integer tokens (N, ...). Targets:
-        an integer each is a class, integers in the shape of token inputs are next tokens, bool (N, K) are several labels
-        each, floating-point (N,) or (N, K) are numbers.
+            Arrays, tensors on the CPU and nested lists are taken. Inputs: uint8 images (N, C, H, W), which are normalised by
+            the mean and deviation of each channel; floating-point tables and signals (N, ...); integer tokens (N, ...). Targets:
+            an integer each is a class, integers in the shape of token inputs are next tokens, bool (N, K) are several labels
+            each, floating-point (N,) or (N, K) are numbers.
 
-        Args:
-            inputs, targets: of the training set.
-            test_inputs, test_targets: of the test set.
-            num_classes: of integer targets; None = as many as the training targets have.
-            vocabulary: number of tokens, which inputs that are tokens need unless their targets are next tokens.
-            groups, test_groups: an integer or name for each sample: its writer, user or site.
-            standardise: give numbers mean 0 and deviation 1, feature by feature (axis 1), as the training part has them.
-            validation, proxy: shares of the training samples.
+            Args:
+                inputs, targets: of the training set.
+                test_inputs, test_targets: of the test set.
+                num_classes: of integer targets; None = as many as the training targets have.
+                vocabulary: number of tokens, which inputs that are tokens need unless their targets are next tokens.
+                groups, test_groups: an integer or name for each sample: its writer, user or site.
+        weights: a number above 0 for each training sample, how much it counts in the loss; evaluation counts all alike.
+                standardise: give numbers mean 0 and deviation 1, feature by feature (axis 1), as the training part has them.
+                validation, proxy: shares of the training samples.
 
-        Raises:
-            UserError: other arrays, one shape in training and another in test, missing or infinite numbers, a class or token
-                beyond what there is, or shares that leave nothing to train on.
+            Raises:
+                UserError: other arrays, one shape in training and another in test, missing or infinite numbers, a class or token
+                    beyond what there is, or shares that leave nothing to train on.
         """
         if not (validation >= 0 and proxy >= 0 and validation + proxy < 1):
             raise UserError(f"data: validation = {validation}, proxy = {proxy}; needed: shares of 1 that leave some")
@@ -106,6 +120,7 @@ class Data:
         outputs = _outputs(wanted, wanted_tested, num_classes, vocabulary)
         tokens = _vocabulary(made, tested, wanted, vocabulary, outputs)
         names, of_each, of_tested = as_groups(groups, test_groups, len(made), len(tested))
+        counted = None if weights is None else as_weights(weights, len(made))
         chosen = stratified(strata(wanted, of_each), validation, proxy)
         train = made[chosen[0]]  # memory-mapped arrays: the one copy is the training part, resident anyway
         mean, std = _statistics(torch.from_numpy(train), standardise=standardise)
@@ -119,7 +134,10 @@ class Data:
             return split(some, wanted[chosen[number]], None if of_each is None else of_each[chosen[number]])
 
         held = part(2) if proxy > 0 else None
-        return cls(part(0), part(1), split(tested, wanted_tested, of_tested), outputs, held, tokens, names)
+        trained = part(0)
+        if counted is not None:
+            trained = replace(trained, weights=torch.from_numpy(as_weights(counted[chosen[0]], len(chosen[0]))))
+        return cls(trained, part(1), split(tested, wanted_tested, of_tested), outputs, held, tokens, names)
 
 
 def _outputs(targets: Array, tested: Array, num_classes: int | None, vocabulary: int | None) -> int:

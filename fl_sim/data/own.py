@@ -17,6 +17,7 @@ from fl_sim.data.arrays import NEEDED, check_classes
 from fl_sim.data.dataset import Data
 from fl_sim.data.kinds import Inputs, Targets, described, input_kind, target_kind
 from fl_sim.data.split import Split
+from fl_sim.data.weights import as_weights
 
 DEFAULTS: Mapping[str, float] = {"validation": 0.1, "proxy": 0.0}
 """Shares of the config that nobody may have written: an own source may have others, which the log then says."""
@@ -129,7 +130,7 @@ def _split(where: str, split: object, data: Data, lowest: int) -> Split:
     """A split whose tensors are what its fields say."""
     if not isinstance(split, Split):
         raise UserError(f"{where} is of type {type(split).__name__}; needed: fl_sim.data.Split")
-    for name in ("stored", "labels", "mean", "std", "positions", "groups"):
+    for name in ("stored", "labels", "mean", "std", "positions", "groups", "weights"):
         value: object = getattr(split, name)
         if value is None and name not in ("stored", "labels"):
             continue
@@ -150,6 +151,9 @@ def _split(where: str, split: object, data: Data, lowest: int) -> Split:
         mean=mean,
         std=std,
         groups=_groups(where, split, data),
+        weights=None
+        if split.weights is None
+        else torch.from_numpy(as_weights(split.weights, len(split), f"{where}.weights")),
     )
 
 

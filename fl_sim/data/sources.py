@@ -210,6 +210,7 @@ def _split(
         test_targets=parts["test_targets"],
         groups=parts.get("groups"),
         test_groups=parts.get("test_groups"),
+        weights=parts.get("weights"),
         vocabulary=vocabulary,
         standardise=numbers,
         validation=validation,

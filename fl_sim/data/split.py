@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from fl_sim.core.types import UserError
 from fl_sim.data.kinds import Inputs, described
+from fl_sim.data.weights import PER_SAMPLE, WeightedBatch, parts_of
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 """(images uint8 (B, C, H, W), CPU generator) -> images of the same shape and dtype."""
@@ -63,6 +64,8 @@ class Split:
         augment: applied to shuffled batches only.
         positions: int64 (N,), where in `stored` the samples are; None = all of them, N = M.
         groups: int64 (N,), number of the group of each sample, such as its writer; None = there are none.
+        weights: float32 (N,), how much each sample counts in the loss, with mean 1 over all training samples; None = each 1.
+        by_weight: whether `examples` is the sum of the weights.
     """
 
     stored: Tensor
@@ -72,6 +75,8 @@ class Split:
     augment: Augment | None = None
     positions: Tensor | None = None
     groups: Tensor | None = None
+    weights: Tensor | None = None
+    by_weight: bool = False
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -100,6 +105,13 @@ class Split:
         return self.stored if self.positions is None else self.stored[self.positions]
 
     @property
+    def examples(self) -> int:
+        """What the samples count in a mean over clients: their number, or `PER_SAMPLE` times the sum of their weights."""
+        if self.weights is None or not self.by_weight:
+            return len(self)
+        return max(1, round(PER_SAMPLE * float(self.weights.double().sum())))
+
+    @property
     def shape(self) -> torch.Size:
         """Shape of one input: (C, H, W) of an image, (features,) of a row, (T,) of a sequence of tokens."""
         return self.stored.shape[1:]
@@ -118,8 +130,9 @@ class Split:
         """The samples at these positions. No input is copied: a federation's clients share one array."""
         chosen = torch.from_numpy(np.ascontiguousarray(indices)).to(self.device)
         positions = chosen if self.positions is None else self.positions.index_select(0, chosen)
-        groups = None if self.groups is None else self.groups.index_select(0, chosen)
-        return replace(self, labels=self.labels.index_select(0, chosen), positions=positions, groups=groups)
+        each = {name: getattr(self, name) for name in ("labels", "groups", "weights")}
+        kept = {name: value.index_select(0, chosen) for name, value in each.items() if value is not None}
+        return replace(self, positions=positions, **kept)
 
     def noise(self, count: int, rng: torch.Generator) -> Split:
         """Unlabelled (-1) images of normal noise with this split's mean, deviation and shape.
@@ -134,7 +147,15 @@ class Split:
         drawn = torch.randn(count, *self.shape, generator=rng)
         level = drawn * self.std.cpu().view(-1, 1, 1) + self.mean.cpu().view(-1, 1, 1)
         images = (255 * level).round_().clamp_(0, 255).to(torch.uint8)
-        return replace(self, stored=images, labels=torch.full((count,), -1), augment=None, positions=None, groups=None)
+        return replace(
+            self,
+            stored=images,
+            labels=torch.full((count,), -1),
+            augment=None,
+            positions=None,
+            groups=None,
+            weights=None,
+        )
 
     def augmented(self, augment: Augment | None) -> Split:
         """Set the augmentation of training batches."""
@@ -144,7 +165,7 @@ class Split:
         """Copy the samples to a device; returns the same object where they are there already."""
         if self.device == device:
             return self
-        held = {name: getattr(self, name) for name in ("labels", "mean", "std", "groups")}
+        held = {name: getattr(self, name) for name in ("labels", "mean", "std", "groups", "weights")}
         moved = {name: value.to(device) for name, value in held.items() if value is not None}
         return replace(self, stored=self.images.to(device), positions=None, **moved)
 
@@ -169,6 +190,7 @@ class Split:
 
         Inputs of four dimensions come in this memory layout, all others are contiguous. With `rng` (CPU) the samples are
         shuffled and augmented; without, they come in order as they are. `samples` takes only so many of them, the first.
+        Where samples have weights, batches are `WeightedBatch`.
         """
         count = len(self) if samples is None else samples
         layout = layout if self.stored.dim() == 4 else torch.contiguous_format
@@ -184,4 +206,8 @@ class Split:
             if augment is not None and rng is not None:
                 images = augment(images, rng)
             ready = normalised(images).contiguous(memory_format=layout)
-            yield from zip(ready.split(batch_size), self.labels.index_select(0, chosen).split(batch_size), strict=True)
+            targets = self.labels.index_select(0, chosen)
+            if self.weights is not None:
+                yield from parts_of(WeightedBatch(ready, targets, self.weights.index_select(0, chosen)), batch_size)
+            else:
+                yield from zip(ready.split(batch_size), targets.split(batch_size), strict=True)

@@ -22,6 +22,7 @@ from fl_sim.data.csv_file import read_csv
 from fl_sim.data.kinds import Targets
 from fl_sim.data.listing import entries, listed, part_missing, unread
 from fl_sim.data.spellings import alike, merged_numbers
+from fl_sim.data.weights import POSITIVE
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -39,6 +40,7 @@ class Columns:
         input: columns that a model gets; empty = all but `target` and `group`.
         target: the column, or columns, to predict; empty where the source is no table.
         group: the column of each row's group, such as its user or site; None = there are none.
+        weight: the column of each training row's weight in the loss; None = all count alike.
         test: share of the rows for the test set, where the table has no file of its own for it; None = `TEST`.
         context: characters of a text that a model sees at once; None = `fl_sim.data.text.CONTEXT`.
     """
@@ -46,6 +48,7 @@ class Columns:
     input: tuple[str, ...] = ()
     target: tuple[str, ...] = ()
     group: str | None = None
+    weight: str | None = None
     test: float | None = None
     context: int | None = None
 
@@ -62,6 +65,7 @@ class Chosen:
     inputs: tuple[str, ...]
     targets: tuple[str, ...]
     group: str | None
+    weight: str | None
 
 
 def is_table(path: Path, columns: Columns) -> bool:
@@ -138,10 +142,11 @@ def _chosen(path: Path, columns: Columns) -> Chosen:
     if not columns.target:
         raise UserError(f"data.target is not set: {path.name} has the columns {listed(names)}; name the one to predict")
     asked = [("input", name) for name in columns.input] + [("target", name) for name in columns.target]
-    for key, name in [*asked, *([("group", columns.group)] if columns.group is not None else [])]:
+    extra = [(key, name) for key in ("group", "weight") if (name := getattr(columns, key)) is not None]
+    for key, name in [*asked, *extra]:
         if name not in names:
             raise UserError(f"data.{key}: {path.name} has no column {name!r}{nearest(name, names)}")
-    rest = tuple(name for name in names if name not in (*columns.target, columns.group))
+    rest = tuple(name for name in names if name not in (*columns.target, columns.group, columns.weight))
     inputs = columns.input or rest
     for key, some in (("input", inputs), ("target", columns.target)):
         if again := [name for name in some if some.count(name) > 1]:
@@ -149,15 +154,17 @@ def _chosen(path: Path, columns: Columns) -> Chosen:
     if both := [name for name in inputs if name in columns.target]:
         raise UserError(f"data.input: {both[0]!r} is data.target too: what is to be predicted is no input")
     if not inputs:
-        raise UserError(f"data.input: {path.name} has no column beside data.target and data.group")
-    return Chosen(inputs, columns.target, columns.group)
+        raise UserError(f"data.input: {path.name} has no column beside data.target, data.group and data.weight")
+    if columns.weight is not None and columns.weight in (*inputs, *columns.target, columns.group):
+        raise UserError(f"data.weight: {columns.weight!r} is an input, target or group too")
+    return Chosen(inputs, columns.target, columns.group, columns.weight)
 
 
 def _part(files: Sequence[Path], chosen: Chosen, targets: Targets) -> Arrays:
     """The rows of all files, in order; classes and groups as values, which are numbered later."""
     tables = []
     for path in files:
-        wanted = [*chosen.inputs, *chosen.targets, *([chosen.group] if chosen.group is not None else [])]
+        wanted = [*chosen.inputs, *chosen.targets, *filter(None, (chosen.group, chosen.weight))]
         with _named(path):
             tables.append(READERS[path.suffix.lower()].read(path, list(dict.fromkeys(wanted))))
     rows = sum(len(table) for table in tables)
@@ -180,7 +187,17 @@ def _part(files: Sequence[Path], chosen: Chosen, targets: Targets) -> Arrays:
     if chosen.group is not None:
         groups = [_values(table[chosen.group], path, chosen.group) for path, table in zip(files, tables, strict=True)]
         arrays["groups"] = np.concatenate(groups)
+    if chosen.weight is not None:
+        arrays["weights"] = _weights(files, tables, chosen.weight)
     return arrays
+
+
+def _weights(files: Sequence[Path], tables: Sequence[pa.Table], name: str) -> NDArray[np.float32]:
+    weights = np.concatenate([_numbers(table[name], path, name) for path, table in zip(files, tables, strict=True)])
+    if not (weights > 0).all():
+        row = int((weights <= 0).argmax())
+        raise UserError(f"data.weight: {name!r} is {weights[row]:g} in row {row}; needed: {POSITIVE}")
+    return weights
 
 
 def _there(column: pa.ChunkedArray, path: Path, name: str) -> pa.ChunkedArray:

@@ -149,7 +149,7 @@ def _ordered(split: Split) -> Iterator[bytes]:
     if len(split):
         yield _bytes(split.subset(chosen).images)
     yield _bytes(split.labels)
-    yield from (_bytes(each) for each in (split.mean, split.std, split.groups) if each is not None)
+    yield from (_bytes(each) for each in (split.mean, split.std, split.groups, split.weights) if each is not None)
 
 
 def _bytes(tensor: Tensor) -> bytes:

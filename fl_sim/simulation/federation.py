@@ -140,6 +140,12 @@ def _load(experiment: Experiment, quiet: bool) -> Data:
             f"task = {experiment.task!r}: needs {learning.targets.value}; data.source = {section.source!r} has {held}"
         )
     require_outputs(experiment.evaluate.metrics, data.num_classes)
+    if section.weigh_clients:
+        if data.train.weights is None:
+            raise UserError(
+                "data.weigh_clients = true: the samples have no weights; set data.weight or data.class_weights"
+            )
+        data = replace(data, train=replace(data.train, by_weight=True))
     if not len(data.test) or (section.validation and not len(data.validation)):
         sizes = f"{len(data.validation)} for validation, {len(data.test)} for test"
         raise UserError(f"data.validation = {section.validation:g} of {section.source!r}: {sizes}; needed: some")

@@ -123,7 +123,7 @@ def load_data_of(experiment: Experiment, *, quiet: bool) -> Data:
     """
     section = experiment.data
     with seeded(0):
-        return load_data(
+        data = load_data(
             section.source,
             validation=section.validation,
             proxy=section.proxy,
@@ -131,6 +131,7 @@ def load_data_of(experiment: Experiment, *, quiet: bool) -> Data:
             columns=section.columns,
             targets=learning_task(experiment.task).targets,
         )
+    return data if section.class_weights is None else data.with_class_weights(section.class_weights)
 
 
 def hash_of(data: Data) -> str:
@@ -143,7 +144,7 @@ def hash_of(data: Data) -> str:
             digest.update(b"none")
             continue
         own = (split.labels, split.mean, split.std, split.positions)
-        for tensor in own if split.groups is None else (*own, split.groups):
+        for tensor in (*own, *(each for each in (split.groups, split.weights) if each is not None)):
             _update(digest, tensor)
         if split.stored.data_ptr() not in stored:
             _update(digest, split.stored)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import cast
@@ -21,6 +22,8 @@ from fl_sim.simulation.federation import Federation
 from fl_sim.simulation.model_track import ModelTrack
 from fl_sim.training.client import ANYTHING, BATCHNORM, KEEPS, NOTHING, PARTS, Client
 from fl_sim.training.tasks import learning_task
+
+log = logging.getLogger("fl_sim")
 
 
 def check(experiment: Experiment) -> None:
@@ -81,6 +84,8 @@ def _fits(track: ModelTrack) -> None:
         )
     if track.experiment.training.cut_channels:
         places_of(track.model)  # complains where nothing can be cut
+    if track.data.train.weights is not None:
+        _weighs(client, track.experiment.client.target)
     require = getattr(client, "require", None)
     if require is not None:
         with _aside(track.model) as model:
@@ -101,6 +106,20 @@ def _keeps(track: ModelTrack, client: Client) -> None:
     if getattr(client, "before_evaluation", None) is not None and not asked.evaluate.clients:
         raise UserError(
             f"client = {asked.client.target!r}: clients alone can measure their own models; needed: evaluate.clients above 0"
+        )
+
+
+def _weighs(client: object, target: str) -> None:
+    """Check that a client's loss uses the weights of samples; of a function of the user's nobody knows."""
+    known = getattr(client, "weighs", None)
+    if known is False:
+        raise UserError(
+            f"client = {target!r}: its loss does not use weights of samples (data.weight, data.class_weights); allowed: a client "
+            "with the task's loss, such as fedavg, fedprox or topk"
+        )
+    if known is None:
+        log.warning(
+            "client = %r: weights of samples count where it trains with ctx.loss, or asks batch.weights itself", target
         )
 
 

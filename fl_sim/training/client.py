@@ -46,8 +46,9 @@ class ClientContext:
 
     @property
     def num_examples(self) -> int:
-        """Number of this client's training samples, its weight in the mean."""
-        return len(self.data)
+        """This client's weight in the mean: the number of its training samples, or what their weights sum up to, in thousandths
+        of the mean weight (`data.weigh_clients`)."""
+        return self.data.examples
 
 
 Client = Callable[[Task, ClientContext], Update]

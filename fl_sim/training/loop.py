@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from fl_sim.core.types import Mask, Metrics, UserError
 from fl_sim.data import Split
 from fl_sim.data.kinds import described, target_kind
+from fl_sim.data.weights import Batch, parts_of, weights_of
 from fl_sim.gating.cutting import submodel
-from fl_sim.training.losses import Batch, Loss, cross_entropy
+from fl_sim.training.losses import Loss, cross_entropy, weighs
 from fl_sim.training.optimizers import SGD, AdamW, Optimizer
 from fl_sim.training.passes import refuses_batch_of_one, samples_of_a_pass
 from fl_sim.training.precision import PRECISIONS
@@ -293,6 +294,11 @@ def _descend(
 ) -> Metrics:
     if settings.changes:
         raise UserError("training.warmup and training.decay depend on the round: training.at(task.round).fit(...)")
+    if data.weights is not None and not weighs(loss):
+        name = getattr(loss, "__name__", type(loss).__name__)
+        raise UserError(
+            f"the loss {name} does not use the samples' weights; needed: ctx.loss, or a loss with weighs = True"
+        )
     precision = PRECISIONS[settings.precision]
     if not all(module.training for module in model.modules()):  # to ask costs a fifth of setting it
         model.train()
@@ -300,7 +306,7 @@ def _descend(
     steps = settings.steps_of(whole)
     extra = [p for p in loss.parameters() if p.requires_grad] if isinstance(loss, nn.Module) else []
     total = torch.zeros((), device=next(model.parameters()).device)
-    seen = 0
+    seen, counted = 0, 0.0
     with precision.training(model), _dropout_from(rng), _only(model, trainable) as own:
         trained = own + extra
         optimizer = OPTIMIZERS[settings.optimizer](trained, settings)
@@ -321,9 +327,10 @@ def _descend(
                 CLIPS[settings.clip](own, extra, settings.clip_norm)
             optimizer.step(settings.lr * schedule(step / steps))
             project()
-            total.add_(value.detach(), alpha=len(batch[1]))
+            total.add_(value.detach(), alpha=_counts(batch))
             seen += len(batch[1])
-    mean = float(total) / seen
+            counted += _counts(batch)
+    mean = float(total) / counted
     check_converged(mean, steps, settings.lr)
     return {"loss": mean, "steps": steps, "examples": seen}
 
@@ -339,16 +346,21 @@ def check_converged(loss: float, steps: int, lr: float) -> None:
 
 
 def _accumulated(model: nn.Module, batch: Batch, loss: Loss, settings: Training) -> Tensor:
-    """Add up the gradients of a step's batches, each sample with the same weight; returns the mean loss of all samples."""
-    precision = PRECISIONS[settings.precision]
-    inputs, targets = batch
-    mean = torch.zeros((), device=inputs.device)
-    for part in zip(inputs.split(settings.batch_size), targets.split(settings.batch_size), strict=True):
-        with precision.context(inputs.device):
-            value = loss(model, part) * (len(part[1]) / len(targets))
+    """Add up the gradients of a step's batches, each sample with its weight; returns the mean loss of all samples."""
+    device = batch[0].device
+    mean, whole = torch.zeros((), device=device), _counts(batch)
+    for part in parts_of(batch, settings.batch_size):
+        with PRECISIONS[settings.precision].context(device):
+            value = loss(model, part) * (_counts(part) / whole)
         value.backward()
         mean.add_(value.detach())
     return mean
+
+
+def _counts(batch: Batch) -> float:
+    """What the samples of a batch count: their number, or the sum of their weights."""
+    weights = weights_of(batch)
+    return len(batch[1]) if weights is None else float(weights.sum())
 
 
 def endless(

@@ -8,16 +8,39 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.func import vmap
 from torch.nn import functional
 
 from fl_sim.core.types import Params, UserError
+from fl_sim.data.weights import Batch, weights_of
 
-Batch = tuple[Tensor, Tensor]
-"""(inputs (B, ...), targets (B, ...)), for instance images (B, C, H, W) float32 normalised, and classes (B,) int64."""
 Loss = Callable[[nn.Module, Batch], Tensor]
+
+
+def weighs(loss: object) -> bool:
+    """Whether a loss uses the weights of a batch's samples: it says so by an attribute `weighs`."""
+    return bool(getattr(loss, "weighs", False))
+
+
+def mean_loss(criterion: Callable[[Tensor, Tensor], Tensor], outputs: Tensor, batch: Batch) -> Tensor:
+    """The criterion of outputs beside targets; where samples have weights w, sum(w loss) / sum(w), as `nn.CrossEntropyLoss` does
+    with weights of classes.
+
+    Args:
+        criterion: (outputs (B, ...), targets (B, ...)) -> mean loss.
+        outputs: of the batch's inputs.
+        batch: whose targets and weights.
+    """
+    targets, weights = batch[1], weights_of(batch)
+    if weights is None:
+        return criterion(outputs, targets)
+    each = vmap(lambda out, target: criterion(out[None], target[None]))(outputs, targets)
+    return (each * weights).sum() / weights.sum()
 
 
 def _check_share(name: str, value: float) -> None:
@@ -31,8 +54,10 @@ def cross_entropy(model: nn.Module, batch: Batch) -> Tensor:
     Raises:
         UserError: targets that are no classes; `ctx.loss` is the loss of every task.
     """
-    images, labels = batch
-    return cross_entropy_of(model(images), labels)
+    return mean_loss(cross_entropy_of, model(batch[0]), batch)
+
+
+cross_entropy.weighs = True  # type: ignore[attr-defined]
 
 
 def cross_entropy_of(logits: Tensor, labels: Tensor) -> Tensor:
@@ -53,13 +78,14 @@ class CrossEntropy:
     """Mean cross-entropy with label smoothing (Szegedy et al., 2016)."""
 
     label_smoothing: float = 0.0
+    weighs: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         _check_share("label_smoothing", self.label_smoothing)
 
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
-        images, labels = batch
-        return functional.cross_entropy(model(images), labels, label_smoothing=self.label_smoothing)
+        criterion = partial(functional.cross_entropy, label_smoothing=self.label_smoothing)
+        return mean_loss(criterion, model(batch[0]), batch)
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +101,11 @@ class Proximal:
     mu: float
     anchor: Params = field(repr=False)
     loss: Loss = cross_entropy
+
+    @property
+    def weighs(self) -> bool:
+        """Whether the loss that the term is added to uses weights of samples."""
+        return weighs(self.loss)
 
     def __post_init__(self) -> None:
         if not self.mu >= 0:

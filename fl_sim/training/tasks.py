@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -21,7 +22,8 @@ from torch.nn import functional
 from fl_sim.core.lookup import find
 from fl_sim.core.types import Metrics, UserError
 from fl_sim.data.kinds import Targets, described, target_kind
-from fl_sim.training.losses import Batch, cross_entropy_of
+from fl_sim.data.weights import Batch
+from fl_sim.training.losses import cross_entropy_of, mean_loss
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
 """(outputs (B, ...), targets (B, ...)) -> mean loss, a scalar; `torch.func.vmap` must be able to run it."""
@@ -76,11 +78,11 @@ class LearningTask:
     metrics: MetricsOf = no_further
     class_scores: bool = False
     further: Mapping[str, FurtherMetric] = field(default_factory=dict, hash=False)
+    weighs: ClassVar[bool] = True
 
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
         """The loss of one batch."""
-        inputs, targets = batch
-        return self.criterion(model(inputs), targets)
+        return mean_loss(self.criterion, model(batch[0]), batch)
 
     def added(self, outputs: Tensor, targets: Tensor) -> Mapping[str, Tensor]:
         """The sums of one batch."""

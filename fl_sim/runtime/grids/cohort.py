@@ -118,6 +118,7 @@ class CohortGrid(LocalGrid):
     def _can(self, host: ClientHost) -> bool:
         training = _training(host.client)
         why = "the client does more than local SGD" if training is None else obstacle(host.model, training)
+        why = "weights of samples" if why is None and host.split_of(0).weights is not None else why
         if why is None and training is not None:
             if id(host) not in self._failures:
                 self._failures[id(host)] = failure(

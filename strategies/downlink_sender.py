@@ -10,13 +10,14 @@ from flwr.app import Message, MessageType, RecordDict
 
 from fl_sim import codecs
 from fl_sim.codecs import Description
+from fl_sim.codecs.sections import extra_section
 from fl_sim.communication import messages as wire
 from fl_sim.communication.flower_private import renewed
 from fl_sim.communication.flower_traffic import Form
 from fl_sim.communication.sparse_broadcast import EncodedModel
 from fl_sim.communication.task_header import CurveRequest
 from fl_sim.core.seeding import Purpose, derive
-from fl_sim.core.types import Mask, Params, Task
+from fl_sim.core.types import Mask, Params, Task, UserError
 from fl_sim.runtime.server_context import ServerContext, ServerSnapshot
 from strategies.booking import Booking
 from strategies.cohorts import Cohort
@@ -81,6 +82,7 @@ class DownlinkSender:
         """
         prepared: dict[tuple[int, wire.Frozen | None], tuple[RecordDict, Description, Form]] = {}
         schema, encoded_for = self.exchange.schema, self._encoder(task, kind)
+        extra = self._extra(task) if kind == MessageType.TRAIN else {}
         messages: list[Message] = []
         entries: list[Callable[[], None]] = []
         blank = Message(RecordDict(), 0, kind, group_id=str(task.round))
@@ -92,9 +94,11 @@ class DownlinkSender:
             if key not in prepared:
                 described = encoded.described(schema, held_mask)
                 if frozen is not None:
-                    described = described.with_auxiliary(frozen.size)
+                    described = described.plus("auxiliary", frozen.size)
+                for name, payload in extra.items():
+                    described = described.plus(extra_section(name), len(payload))
                 data, header = bytes(encoded.data), encoded.header
-                content = wire.task_content(task, data, frozen=frozen, broadcast=header, curves=curves)
+                content = wire.task_content(task, data, frozen=frozen, broadcast=header, curves=curves, extra=extra)
                 prepared[key] = content, described, Form.of(content)
             content, described, form = prepared[key]
             messages.append(renewed(blank, content))
@@ -103,6 +107,19 @@ class DownlinkSender:
             message = messages[-1]
             entries.append(partial(self._book, kind, task.round, client, message, described, form, encoded, held_mask))
         return Outgoing(cohort, messages, entries)
+
+    def _extra(self, task: Task) -> dict[str, bytes]:
+        """The payloads of a task's extra tensors, the same for every client.
+
+        Raises:
+            UserError: tensors that are not those that the client declares, or that are not finite.
+        """
+        if not (task.extra or self.exchange.extra.down):
+            return {}
+        try:
+            return self.exchange.encode_extra_down(task, seed=derive(self.context.seed, task.round, Purpose.ENCODING))
+        except ValueError as error:
+            raise UserError(f"round {task.round}: strategy: {error}") from error
 
     def _book(
         self,

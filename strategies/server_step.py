@@ -12,11 +12,36 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
+from torch import Tensor
 
 from fl_sim.codecs import Schema
 from fl_sim.core.types import FlatMask, FlatParams, Grads, Mask, MaskRule, Params, Update, UserError
+from fl_sim.runtime.client.update_validation import KEPT
 from fl_sim.sparsity import apply_mask
 from strategies.reading import ReadOnce
+
+
+@dataclass(slots=True)
+class Arrived:
+    """What arrived in a round beside the parameters.
+
+    Attributes:
+        members: clients of the federation that train this model.
+        clients: of them, those that sent a usable update.
+        sums: name of extra tensors -> their sum over these clients, flat, float64.
+    """
+
+    members: int = 0
+    clients: int = 0
+    sums: dict[str, Tensor] = field(default_factory=dict)
+
+    def add(self, update: Update) -> Update:
+        """Count an update, and pass it on."""
+        self.clients += 1
+        for name, tensors in update.extra.items():
+            flat = (tensors if isinstance(tensors, FlatParams) else FlatParams.pack(tensors)).flat.double()
+            self.sums[name] = flat if name not in self.sums else self.sums[name].add_(flat)
+        return update
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +53,9 @@ class ServerState:
         params: global parameters, flat float32 in schema order.
         round: rounds finished.
         mask: global mask over the prunable names, or None while the model is dense.
-        memory: what the optimiser keeps (for instance the velocity), same layout as `params`.
+        memory: what the optimiser keeps between rounds: tensors by name, of any shape and dtype; checkpoints save them. An
+            entry named as a prunable parameter, and of its shape, is under the mask.
+        arrived: what the clients of the round sent, for the optimiser; it is not kept.
     """
 
     schema: Schema
@@ -36,6 +63,7 @@ class ServerState:
     round: int = 0
     mask: Mask | None = None
     memory: Params = field(default_factory=dict)
+    arrived: Arrived = field(default_factory=Arrived)
 
 
 Aggregate = Callable[[ServerState, Iterable[Update]], Params]
@@ -76,10 +104,16 @@ class Momentum:
         velocity = flat(state.params) - flat(aggregated)
         if state.memory:
             velocity += self.beta * flat(state.memory)
-        new = state.schema.view(flat(state.params) - self.lr * velocity)
-        for name in state.schema.buffers:
-            new[name].copy_(aggregated[name])
+        new = with_statistics(state.schema, flat(state.params) - self.lr * velocity, aggregated)
         return new, state.schema.view(velocity)
+
+
+def with_statistics(schema: Schema, flat: Tensor, aggregated: Params) -> FlatParams:
+    """Flat parameters, in place, with the BatchNorm statistics of the aggregate: an optimiser never sees those."""
+    new = schema.view(flat)
+    for name in schema.buffers:
+        new[name].copy_(aggregated[name])
+    return new
 
 
 def server_step(
@@ -91,6 +125,7 @@ def server_step(
     calibrate: Callable[[ServerState], MaskRule] | None = None,
     optimise: Optimise = replace_params,
     refine: Refine = no_refinement,
+    members: int = 0,
 ) -> ServerState:
     """Run one round on the server. `updates` may be a stream: it is consumed once, in order; nothing is mutated.
 
@@ -98,11 +133,12 @@ def server_step(
     `old - new` of the prunable parameters. `calibrate` takes its place: it makes the rule from the aggregated state, whose
     mask is still the old one. `refine` has the last word on the parameters.
     """
-    once = ReadOnce(updates)
+    arrived = Arrived(members)
+    once = ReadOnce(map(arrived.add, updates))
     aggregated_params = _parameters(state.schema, aggregate(_lent(state), once))
     once.finish()
-    params, memory = optimise(state, aggregated_params)
-    aggregated = replace(state, round=state.round + 1, params=params, memory=memory)
+    params, memory = optimise(replace(state, arrived=arrived), aggregated_params)
+    aggregated = replace(state, round=state.round + 1, params=params, memory=_memory(memory))
     pseudo = {name: state.params[name] - params[name] for name in state.schema.prunable}
     new = masked(aggregated, pseudo, adjust_mask=adjust_mask, calibrate=calibrate)
     return replace(new, params=refine(new, params))
@@ -124,8 +160,29 @@ def masked(
         adjust_mask = calibrate(replace(state, params=_masked(state.schema, state.params, mask)))
     if adjust_mask is not None:
         mask = _decided(state, grads, adjust_mask)
-    memory = apply_mask(state.memory, mask) if state.memory and mask is not None else state.memory
+    memory = state.memory
+    if memory and mask is not None:
+        memory = {**memory, **apply_mask({n: v for n, v in memory.items() if _laid_out(n, v, mask)}, mask)}
     return replace(state, params=_masked(state.schema, state.params, mask), mask=mask, memory=memory)
+
+
+def _laid_out(name: str, value: Tensor, mask: Mask) -> bool:
+    return name in mask and value.shape == mask[name].shape
+
+
+def _memory(memory: Params) -> Params:
+    """Check what an optimiser keeps. Its order is that of a checkpoint, whatever the order in which it was made."""
+    if isinstance(memory, FlatParams):
+        return memory
+    if not isinstance(memory, Mapping):
+        raise UserError(f"the server optimizer keeps a {type(memory).__name__}; needed: tensors by name")
+    for name, value in memory.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor) or value.dtype not in KEPT:
+            kind = str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
+            raise UserError(
+                f"the server optimizer keeps {name!r} as {kind}; needed: tensors by name, for instance float32"
+            )
+    return dict(sorted(memory.items()))
 
 
 def _lent(state: ServerState) -> ServerState:

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from fl_sim.core.types import MaskRule, Scalar, UserError
+from fl_sim.communication.extra import problem
+from fl_sim.core.types import MaskRule, Params, Scalar, UserError
+from fl_sim.runtime.server_context import ServerContext
 from strategies.aggregation import mean
 from strategies.calibration import Calibrate
 from strategies.distillation import CoupleModels, ServerDistillation, no_distillation, no_exchange
 from strategies.downlink_types import Downlink, configured_types
-from strategies.server_step import Aggregate, Optimise, replace_params
+from strategies.server_step import Aggregate, Optimise, ServerState, replace_params
+
+SendExtra = Callable[[ServerState], Mapping[str, Params]]
+"""State before a round -> the extra tensors of its tasks, by the names that the client declares."""
+
+
+def send_nothing(state: ServerState) -> Mapping[str, Params]:
+    """Send no extra tensors."""
+    return {}
+
 
 RoundMetrics = Callable[[int], Mapping[str, float]]
 """Rounds finished -> numbers of the algorithm's own for the round's log, for instance the privacy spent."""
@@ -34,6 +45,9 @@ class Slots:
         calibrate: makes the mask rule anew after each round, from measurements; it takes the place of `adjust_mask`.
         downlink: chooses the value type of each tensor that is sent.
         account: further numbers for the round's log.
+        send: extra tensors of the tasks.
+        takes: names of the extra tensors of the updates that this algorithm uses; a client that sends others, or lacks one,
+            is refused before round 1.
         config: numbers, texts and bytes that travel to the clients in `task.config`; an option of the config's `client`
             table takes the place of the one with its name.
     """
@@ -46,6 +60,8 @@ class Slots:
     calibrate: Calibrate | None = None
     downlink: Downlink = configured_types
     account: RoundMetrics = no_metrics
+    send: SendExtra = send_nothing
+    takes: Sequence[str] = ()
     config: Mapping[str, Scalar] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -54,3 +70,17 @@ class Slots:
                 raise UserError(
                     f"strategy: config[{key!r}] = {value!r}: only numbers, texts and bytes travel to clients"
                 )
+
+
+def require_extra(slots: Slots, state: ServerState, context: ServerContext) -> None:
+    """Check before round 1 that server and client mean the same extra tensors.
+
+    Raises:
+        UserError: a name or a shape that the two do not share.
+    """
+    extra = context.exchange.extra
+    if wrong := problem(extra.down, slots.send(state)):
+        raise UserError(f"strategy: what it sends is not what the client declares (client.extra.down): {wrong}")
+    if set(slots.takes) != extra.up.keys():
+        given = f"the client declares {', '.join(extra.up) or 'none'} (client.extra.up)"
+        raise UserError(f"strategy: takes the extra tensors {', '.join(slots.takes) or 'none'} of updates; {given}")

@@ -32,7 +32,7 @@ from strategies.downlink_sender import DownlinkSender, Outgoing
 from strategies.queries import CurveQuery
 from strategies.round_log import RoundFailed, RoundLog
 from strategies.server_step import ServerState, masked, server_step
-from strategies.slots import Slots
+from strategies.slots import Slots, require_extra
 from strategies.uplink_receiver import OnReply, UplinkReceiver
 
 log = logging.getLogger("fl_sim")
@@ -58,6 +58,7 @@ class SparseServer:
         self.receiver = UplinkReceiver(context, self.cohorts, self.sender)
         self.round_log = RoundLog()
         self._evaluated: Mapping[str, float] = {}
+        require_extra(self.slots, self.state, context)
 
     @property
     def params(self) -> Params:
@@ -122,7 +123,8 @@ class SparseServer:
             self.state = masked(self.state, None, adjust_mask=self.slots.adjust_mask, calibrate=self._calibrate(grid))
         number = self.state.round + 1
         config = {**self.slots.config, **options}
-        task = Task(number, self.state.params, self.state.mask, config, self.context.seed)
+        extra = self.slots.send(self.state)
+        task = Task(number, self.state.params, self.state.mask, config, self.context.seed, extra)
         return self.sender.outgoing(task, self._cohort(grid, number), MessageType.TRAIN, self.round_log)
 
     def aggregate_train(self, grid: Grid, sent: Outgoing, replies: Iterable[Message], on_reply: OnReply) -> None:
@@ -144,6 +146,7 @@ class SparseServer:
             calibrate=self._calibrate(grid),
             optimise=self._optimise,
             refine=refine,
+            members=self.context.sampling.clients,
         )
         if not _finite(self.state):
             raise RoundFailed(

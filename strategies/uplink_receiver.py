@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 from flwr.app import Message
 
 from fl_sim import codecs
 from fl_sim.codecs import CorruptPayload, Description
+from fl_sim.codecs.sections import extra_section
 from fl_sim.communication import messages as wire
 from fl_sim.core.types import Update
 from fl_sim.runtime.server_context import ServerContext, ServerSnapshot
@@ -98,13 +99,14 @@ class UplinkReceiver:
         if self.network is not None and self.network.drops(client=client, round=number, seed=self.context.seed):
             raise Unusable("lost", f"client {client}: dropped out of the simulated network", is_fault=False)
         require_content(client, reply)
-        schema = self.context.exchange.schema
-        described = None
+        exchange, described = self.context.exchange, None
         try:
-            payload = codecs.opened(wire.payload(reply.content), schema=schema, held_mask=held_mask)
-            described = payload.described()
+            payload = codecs.opened(wire.payload(reply.content), schema=exchange.schema, held_mask=held_mask)
+            extra_payloads = wire.extra_payloads(reply.content)
+            described = _with_extra(payload.described(), extra_payloads, exchange.extra.up)
             count, metrics = wire.read_metrics(reply.content)
-            params, upload_mask = self.context.exchange.uplink.restore(payload, start.params)
+            params, upload_mask = exchange.uplink.restore(payload, start.params)
+            extra = exchange.extra.decode(exchange.extra.up, extra_payloads, held_mask)
         except CorruptPayload as error:
             whole = described or Description.opaque(wire.array_bytes(reply.content))
             self.booking.book("up", number, client, reply, whole, phase="train", status="rejected")
@@ -117,7 +119,7 @@ class UplinkReceiver:
             raise Unusable("late", f"client {client}: later than the deadline", is_fault=False)
         if upload_mask is not None and described.mask_mode != "held":
             round_log.chosen.append(layer_densities(upload_mask))
-        return Update(params, count, upload_mask, metrics)
+        return Update(params, count, upload_mask, metrics, extra)
 
     def _is_late(self, client: int, described: Description, round_log: RoundLog, *, samples: float) -> bool:
         """Ask the clock, where there is one."""
@@ -134,3 +136,12 @@ class UplinkReceiver:
         if not late:
             round_log.finished_s.append(seconds)
         return late
+
+
+def _with_extra(
+    described: Description, payloads: Mapping[str, bytes | memoryview], declared: Collection[str]
+) -> Description:
+    """A description with the sections of extra tensors; names that nobody declared are booked as header."""
+    for name, payload in payloads.items():
+        described = described.plus(extra_section(name) if name in declared else "header", len(payload))
+    return described

@@ -11,7 +11,8 @@ class Description:
     """Sections of a payload in bytes, with the entropy floor of its mask.
 
     Attributes:
-        sections: bytes of mask, values, dense, buffers, auxiliary and header; they sum to the payload's length.
+        sections: bytes of mask, values, dense, buffers, auxiliary and header, which sum to the payload's length, and of what
+            `plus` added.
         nnz: prunable values sent.
         dense_bytes: bytes of the same tensors sent complete, in their own dtypes, by section.
         entropy_bytes: log2 C(n, k) over the coded mask segments, in bytes; 0 where no mask travels. It is the floor of the
@@ -50,6 +51,6 @@ class Description:
             first.values,
         )
 
-    def with_auxiliary(self, size: int) -> Description:
-        """Add `size` bytes of another array of the message, booked as auxiliary."""
-        return replace(self, sections={**self.sections, "auxiliary": self.sections.get("auxiliary", 0) + size})
+    def plus(self, section: str, size: int) -> Description:
+        """Add `size` bytes of another array of the message to a section; the dense baseline stays as it is."""
+        return replace(self, sections={**self.sections, section: self.sections.get(section, 0) + size})

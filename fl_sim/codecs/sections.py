@@ -13,3 +13,15 @@ BODY = (MASK, *VALUE_SECTIONS)
 """Sections in the order of the bytes, after the header."""
 BOOKED = (VALUE_SECTIONS[0], MASK, *VALUE_SECTIONS[1:], HEADER)
 """Sections in the order of the ledger's codes and of the report's charts: what pruning changes comes first."""
+EXTRA = "extra"
+"""Extra tensors of a method (`fl_sim.communication.extra`): a payload of their own, header and all, is one section."""
+
+
+def extra_section(name: str) -> str:
+    """Section of the extra tensors with this name."""
+    return f"{EXTRA}/{name}"
+
+
+def is_extra(section: str) -> bool:
+    """Whether a section is one of extra tensors."""
+    return section.startswith(f"{EXTRA}/")

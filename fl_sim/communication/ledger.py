@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_sim.codecs import Description
-from fl_sim.codecs.sections import BOOKED
+from fl_sim.codecs.sections import BOOKED, is_extra
 from fl_sim.core.parquet import array_of, numbers_of, read_batches, read_schema, words_of, write_table
 from fl_sim.core.types import UserError
 
@@ -29,7 +29,8 @@ WORDS: Mapping[str, tuple[str, ...]] = {
     "direction": ("down", "up"),
     # The last three are those of foreign Flower apps: legacy messages, and any other type.
     "phase": ("train", "evaluate", "query", "get_parameters", "get_properties", "other"),
-    # The last two as well: records of scalars, as Flower serialises them.
+    # The last two as well: records of scalars, as Flower serialises them. Sections of extra tensors come after these, in
+    # the order in which a ledger meets them (`Ledger.words`).
     "section": (*BOOKED, "config", "metrics"),
     "status": ("ok", "failed", "rejected", "late"),
 }
@@ -58,6 +59,8 @@ BLOCK = 1 << 16
 """Rows that are read at a time."""
 MEMORY = 1 << 26
 """Bytes of rows that a ledger of a file keeps in memory."""
+MOST_SECTIONS = 64
+"""Sections of one ledger."""
 
 Column = NDArray[np.int8] | NDArray[np.int32] | NDArray[np.int64] | NDArray[np.float64]
 Key = tuple[str | int | float, ...]
@@ -70,10 +73,15 @@ class Ledger:
     of the mask as it was coded) on the mask row, `protocol_bytes` (Flower's count for the whole message) on the header
     row, and `dense_bytes` (the same tensors sent complete) on each section's row. Every message has a header row, its
     last.
+
+    Attributes:
+        words: of each column of words, the words by their code; sections of extra tensors follow those of `WORDS`.
     """
 
     def __init__(self, rows: BinaryIO | None = None, *, block: int = BLOCK) -> None:
         self._block = block
+        self._sections = list(WORDS["section"])
+        self._codes = dict(CODES["section"])
         self._rows: BinaryIO = io.BytesIO() if rows is None else rows
         self._count = 0
         self._totals: dict[str, int] = dict.fromkeys(WORDS["direction"], 0)
@@ -99,11 +107,34 @@ class Ledger:
         for section in (*(name for name in description.sections if name != "header"), "header"):
             size, dense = description.sections.get(section, 0), description.dense_bytes.get(section, 0)
             pack = (_FLOAT if section == "mask" else _WHOLE).pack
-            number = CODES["section"][section]
+            number = self._codes.get(section)
+            if number is None:
+                number = self._code("section", section, new=True)
             rows.append(pack(round, client, way, kind, number, outcome, size, dense, own.get(section, 0)))
         self._rows.write(b"".join(rows))
         self._count += len(rows)
         self._totals[direction] += sum(description.sections.values())
+
+    @property
+    def words(self) -> Mapping[str, Sequence[str]]:
+        """See the class."""
+        return {**WORDS, "section": self._sections}
+
+    def _code(self, name: str, value: str | int, *, new: bool = False) -> int:
+        """The code of a word, or the number itself; with `new`, a section of extra tensors gets one at first sight."""
+        _known(name)
+        if name != "section" or value in CODES["section"]:
+            return _code(name, value)
+        if value not in self._codes:
+            if not (new and is_extra(str(value)) and len(self._sections) < MOST_SECTIONS):
+                raise ValueError(f"no such section: {str(value)[:40]!r}; there are {', '.join(self._sections)}")
+            self._codes[str(value)] = len(self._sections)
+            self._sections.append(str(value))
+        return self._codes[str(value)]
+
+    def _words(self, name: str, codes: NDArray[np.generic]) -> list[str | int | float]:
+        words = self.words
+        return [words[name][code] for code in codes.tolist()] if name in words else codes.tolist()
 
     @property
     def sent(self) -> Mapping[str, int]:
@@ -111,7 +142,7 @@ class Ledger:
         return self._totals
 
     def blocks(self, start: int = 0) -> Iterator[NDArray[np.void]]:
-        """The rows from `start` on, in pieces: arrays with the fields `FIELDS`, words as their index in `WORDS`."""
+        """The rows from `start` on, in pieces: arrays with the fields `FIELDS`, words as their index in `words`."""
         for first in range(start, self._count, self._block):
             self._rows.seek(first * ROW.itemsize)
             data = self._rows.read(min(self._block, self._count - first) * ROW.itemsize)
@@ -119,7 +150,7 @@ class Ledger:
             yield np.frombuffer(data, ROW)
 
     def column(self, name: str, *, start: int = 0) -> Column:
-        """A copy of one column from row `start` on, in the order of booking; words as their index in `WORDS[name]` (int8).
+        """A copy of one column from row `start` on, in the order of booking; words as their index in `words[name]` (int8).
 
         Raises:
             ValueError: a column that does not exist.
@@ -145,7 +176,7 @@ class Ledger:
         _known(*by, column)
         keep = np.ones(max(0, len(self) - start), dtype=bool)
         for name, value in (where or {}).items():
-            keep &= self.column(name, start=start) == _code(name, value)
+            keep &= self.column(name, start=start) == self._code(name, value)
         values = self.column(column, start=start)[keep]
         if not by:
             return {(): values.sum().item()}
@@ -159,7 +190,7 @@ class Ledger:
         sums = np.zeros(len(groups), values.dtype)
         np.add.at(sums, place, values)  # not bincount: sums of bytes stay integers
         places = np.unravel_index(groups, [len(part) for part in parts]) if len(groups) else []
-        keys = [_words(name, part[p]) for name, part, p in zip(by, parts, places, strict=False)]
+        keys = [self._words(name, part[p]) for name, part, p in zip(by, parts, places, strict=False)]
         return dict(zip(zip(*keys, strict=True), sums.tolist(), strict=True))
 
     def messages(self, *, phase: str, clients: Sequence[int] | None = None, start: int = 0) -> dict[str, int]:
@@ -177,7 +208,7 @@ class Ledger:
         ends = np.flatnonzero(columns["section"] == CODES["section"]["header"]) + 1  # always a message's last row
         wanted = columns["phase"][ends - 1] == _code("phase", phase)
         for start, end in zip(np.append(0, ends)[:-1][wanted].tolist(), ends[wanted].tolist(), strict=True):
-            rows = zip(*(_words(name, column[start:end]) for name, column in columns.items()), strict=True)
+            rows = zip(*(self._words(name, column[start:end]) for name, column in columns.items()), strict=True)
             yield {str(row["section"]): row for row in (dict(zip(TYPES, values, strict=True)) for values in rows)}
 
     def to_table(self, *, start: int = 0) -> pa.Table:
@@ -185,7 +216,8 @@ class Ledger:
         import pyarrow as pa
 
         columns = {name: self.column(name, start=start) for name in TYPES}
-        arrays = [words_of(values, WORDS[n]) if n in WORDS else numbers_of(values) for n, values in columns.items()]
+        words = self.words
+        arrays = [words_of(values, words[n]) if n in WORDS else numbers_of(values) for n, values in columns.items()]
         return pa.Table.from_arrays(arrays, list(columns))
 
     def write(self, path: Path, *, start: int = 0) -> None:
@@ -213,7 +245,7 @@ class Ledger:
         count, totals = self._count, dict(self._totals)
         try:
             for table in _tables(path):
-                rows = _rows_of(table, path)
+                rows = self._rows_of(table, path)
                 self._rows.write(rows.tobytes())
                 count += len(rows)
                 for word, number in CODES["direction"].items():
@@ -223,6 +255,40 @@ class Ledger:
             self._rows.truncate()
             raise
         self._count, self._totals = count, totals
+
+    def _rows_of(self, table: pa.Table, path: Path) -> NDArray[np.void]:
+        section = self._from_arrow(table, "section", path)
+        rows = np.zeros(len(section), ROW)
+        for name in TYPES:
+            values = self._from_arrow(table, name, path)
+            if name in OWNERS:
+                owners = section == CODES["section"][OWNERS[name]]
+                rows["own"].view(values.dtype)[owners] = values[owners]
+            else:
+                rows[name] = values
+        return rows
+
+    def _from_arrow(self, table: pa.Table, name: str, path: Path) -> Column:
+        """Read one column as codes or numbers."""
+        import pyarrow as pa
+
+        column = table[name]
+        try:
+            if column.null_count:
+                raise ValueError("missing values")
+            if name not in WORDS:
+                return np.array(array_of(column.cast(ARROW[TYPES[name]])), dtype=TYPES[name])
+            words = pa.dictionary(pa.int32(), pa.string())
+            encoded = (
+                column.cast(words) if pa.types.is_dictionary(column.type) else column.cast("string").dictionary_encode()
+            )
+            return np.concatenate([np.zeros(0, np.int8), *(self._coded(name, chunk) for chunk in encoded.chunks)])
+        except (ValueError, pa.ArrowException) as error:
+            raise UserError(f"ledger {path}: column {name!r} holds {error}") from error
+
+    def _coded(self, name: str, words: pa.DictionaryArray) -> NDArray[np.int8]:
+        codes = [self._code(name, word, new=True) for word in words.dictionary.to_pylist()]
+        return np.asarray(np.array(codes, np.int8)[array_of(words.indices)], np.int8)
 
 
 def _part(rows: NDArray[np.void], name: str) -> Column:
@@ -247,10 +313,6 @@ def _code(name: str, value: str | int) -> int:
     return CODES[name][str(value)]
 
 
-def _words(name: str, codes: NDArray[np.generic]) -> list[str | int | float]:
-    return [WORDS[name][code] for code in codes.tolist()] if name in WORDS else codes.tolist()
-
-
 def _tables(path: Path) -> Iterator[pa.Table]:
     """The file's rows, some at a time."""
     import pyarrow as pa
@@ -262,40 +324,3 @@ def _tables(path: Path) -> Iterator[pa.Table]:
         yield from read_batches(path, list(TYPES))
     except (OSError, ValueError, pa.ArrowException) as error:
         raise UserError(f"ledger {path}: {str(error).splitlines()[0]}") from error
-
-
-def _rows_of(table: pa.Table, path: Path) -> NDArray[np.void]:
-    section = _from_arrow(table, "section", path)
-    rows = np.zeros(len(section), ROW)
-    for name in TYPES:
-        values = _from_arrow(table, name, path)
-        if name in OWNERS:
-            owners = section == CODES["section"][OWNERS[name]]
-            rows["own"].view(values.dtype)[owners] = values[owners]
-        else:
-            rows[name] = values
-    return rows
-
-
-def _from_arrow(table: pa.Table, name: str, path: Path) -> Column:
-    """Read one column as codes or numbers."""
-    import pyarrow as pa
-
-    column = table[name]
-    try:
-        if column.null_count:
-            raise ValueError("missing values")
-        if name not in WORDS:
-            return np.array(array_of(column.cast(ARROW[TYPES[name]])), dtype=TYPES[name])
-        words = pa.dictionary(pa.int32(), pa.string())
-        encoded = (
-            column.cast(words) if pa.types.is_dictionary(column.type) else column.cast("string").dictionary_encode()
-        )
-        return np.concatenate([np.zeros(0, np.int8), *(_codes(name, chunk) for chunk in encoded.chunks)])
-    except (ValueError, pa.ArrowException) as error:
-        raise UserError(f"ledger {path}: column {name!r} holds {error}") from error
-
-
-def _codes(name: str, words: pa.DictionaryArray) -> NDArray[np.int8]:
-    codes = [_code(name, word) for word in words.dictionary.to_pylist()]
-    return np.asarray(np.array(codes, np.int8)[array_of(words.indices)], np.int8)

@@ -2,9 +2,9 @@
 
 A task's content is `{"payload": ArrayRecord({"p": Array}), "header": ConfigRecord, "config": ConfigRecord}`, a reply's
 `{"payload": ..., "metrics": MetricRecord}`. The one `Array` has the type `fl_sim.update/1` and carries the bytes of
-`fl_sim.codecs`; nothing else that scales with the model travels. A client's first task also names what never travels
-(`Frozen`, 16 bytes, type `fl_sim.frozen/1`). The header holds the protocol's scalars (`TaskHeader`), the config the
-user's; a task without any has no config record.
+`fl_sim.codecs`. Extra tensors are further arrays, `extra/<name>` of the type `fl_sim.extra/1`; nothing else that scales with
+the model travels. A client's first task also names what never travels (`Frozen`, 16 bytes, type `fl_sim.frozen/1`). The
+header holds the protocol's scalars (`TaskHeader`), the config the user's; a task without any has no config record.
 """
 
 from __future__ import annotations
@@ -21,11 +21,14 @@ from torch import Tensor
 
 from fl_sim import codecs
 from fl_sim.codecs import CorruptPayload, Opened, Schema
+from fl_sim.codecs.sections import extra_section, is_extra
+from fl_sim.communication.extra import ExtraSchemas
 from fl_sim.communication.flower_private import array_of, filled
 from fl_sim.communication.task_header import BroadcastHeader, CurveRequest, TaskHeader
 from fl_sim.core.types import FlatMask, FlatParams, Mask, Params, Scalar, Task, Update, UserError
 
 STYPE, FROZEN_STYPE, BASE_STYPE = "fl_sim.update/1", "fl_sim.frozen/1", "fl_sim.base/1"
+EXTRA_STYPE = "fl_sim.extra/1"
 PAYLOAD, HEADER, CONFIG, METRICS = "payload", "header", "config", "metrics"
 NUM_EXAMPLES = "num-examples"
 PARTITION = "partition-id"
@@ -174,6 +177,7 @@ class Exchange:
         frozen: what stands for the weights that never travel; None when there are none.
         base: the entries that never travel but come from a file, so that `frozen` carries them; None when there are none.
         personal: names of entries that each client keeps for itself.
+        extra: schemas of the extra tensors of both directions.
     """
 
     schema: Schema
@@ -183,6 +187,7 @@ class Exchange:
     frozen: Frozen | None = None
     personal: tuple[str, ...] = ()
     base: Schema | None = None
+    extra: ExtraSchemas = field(default_factory=ExtraSchemas)
 
     def decode_base(self, frozen: Frozen) -> Params:
         """The entries of a file that the first contact carries.
@@ -216,6 +221,14 @@ class Exchange:
         """Invert `encode_down`; raises as `Coding.decode` does."""
         return self.downlink.decode(data, reference, schema=self.schema, held_mask=held_mask)
 
+    def encode_extra_up(self, update: Update, task: Task, *, seed: int) -> dict[str, bytes]:
+        """The payloads of an update's extra tensors; raises as `ExtraSchemas.encode` does."""
+        return self.extra.encode(self.extra.up, update.extra, task.mask, values=self.uplink.values, seed=seed)
+
+    def encode_extra_down(self, task: Task, *, seed: int) -> dict[str, bytes]:
+        """The payloads of a task's extra tensors; raises as `ExtraSchemas.encode` does."""
+        return self.extra.encode(self.extra.down, task.extra, task.mask, values=self.downlink.values, seed=seed)
+
     def reconstructed(self, sent: Params, upload_mask: Mask | None, received: Params) -> FlatParams:
         """The client's parameters as the server now knows them: `sent` where it travelled, else what was `received`."""
         flat = self.schema.flat(sent)
@@ -235,9 +248,12 @@ def content(
     header: TaskHeader | None = None,
     config: Mapping[str, Scalar] | None = None,
     metrics: Mapping[str, float] | None = None,
+    extra: Mapping[str, bytes] | None = None,
 ) -> RecordDict:
     """Build a message's content around one payload; `metrics` are numbers, which nobody checks after this."""
     arrays: dict[str, object] = {"p": array_of(data, STYPE)}
+    for name, encoded in extra.items() if extra else ():
+        arrays[extra_section(name)] = array_of(encoded, EXTRA_STYPE)
     if frozen is not None:
         arrays["frozen"] = array_of(frozen.encode(), FROZEN_STYPE)
         if frozen.base:
@@ -276,6 +292,23 @@ def frozen(message: RecordDict) -> Frozen | None:
     return replace(Frozen.decode(found[0]), base=base[0] if base else b"") if found else None
 
 
+def extra_payloads(message: RecordDict) -> dict[str, bytes | memoryview]:
+    """Read the payloads of a message's extra tensors by name, not copied.
+
+    Raises:
+        CorruptPayload: a name that stands twice, or is no name of extra tensors.
+    """
+    found: dict[str, bytes | memoryview] = {}
+    for _, record in array_records(message):
+        for key, array in record.items():
+            if array.stype == EXTRA_STYPE:
+                name = key.partition("/")[2]
+                if not is_extra(key) or name in found:
+                    raise CorruptPayload(f"extra tensors {key[:40]!r}: not a name, or there twice")
+                found[name] = array.data
+    return found
+
+
 def _arrays(message: RecordDict, stype: str) -> list[bytes | memoryview]:
     return [array.data for _, record in array_records(message) for array in record.values() if array.stype == stype]
 
@@ -297,10 +330,11 @@ def task_content(
     frozen: Frozen | None = None,
     broadcast: BroadcastHeader | None = None,
     curves: CurveRequest | None = None,
+    extra: Mapping[str, bytes] | None = None,
 ) -> RecordDict:
-    """Build the message of a task whose parameters and mask are encoded in `data`."""
+    """Build the message of a task whose parameters and mask are encoded in `data`, its extra tensors in `extra`."""
     header = TaskHeader(task.round, task.seed, broadcast, curves)
-    return content(data, frozen=frozen, header=header, config=task.config)
+    return content(data, frozen=frozen, header=header, config=task.config, extra=extra)
 
 
 def read_header(message: RecordDict) -> TaskHeader:
@@ -330,9 +364,9 @@ def read_config(message: RecordDict) -> dict[str, Scalar]:
     return found
 
 
-def update_content(update: Update, data: bytes) -> RecordDict:
-    """The message of an update whose parameters and mask are encoded in `data`."""
-    return content(data, metrics={**update.metrics, NUM_EXAMPLES: update.num_examples})
+def update_content(update: Update, data: bytes, extra: Mapping[str, bytes] | None = None) -> RecordDict:
+    """The message of an update whose parameters and mask are encoded in `data`, its extra tensors in `extra`."""
+    return content(data, metrics={**update.metrics, NUM_EXAMPLES: update.num_examples}, extra=extra)
 
 
 def read_metrics(message: RecordDict) -> tuple[int, dict[str, float]]:

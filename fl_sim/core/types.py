@@ -230,6 +230,8 @@ class Task:
         config: the user's own scalars, for instance `{"mu": 0.01}`; the framework adds none.
         seed: the run's seed, the same for every client and round. What clients draw in common starts from it; a client's
             own random numbers come from `ctx.rng`.
+        extra: name -> tensors that the method sends beside the parameters (`fl_sim.communication.extra`), for instance
+            the control variate of SCAFFOLD; this client's own copies.
     """
 
     round: int
@@ -237,6 +239,7 @@ class Task:
     mask: Mask | None = None
     config: Mapping[str, Scalar] = field(default_factory=dict)
     seed: int = 0
+    extra: Mapping[str, Params] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,12 +252,14 @@ class Update:
         mask: the upload mask; None sends everything. A prunable coordinate outside it does not travel, whatever `params`
             holds there.
         metrics: scalars for the log, whose example-weighted mean is in the round's row as `train_NAME`.
+        extra: name -> tensors that the client sends beside the parameters; it declares them (`fl_sim.communication.extra`).
     """
 
     params: Params
     num_examples: int
     mask: Mask | None = None
     metrics: Metrics = field(default_factory=dict)
+    extra: Mapping[str, Params] = field(default_factory=dict)
 
 
 MaskRule = Callable[[int, Mask | None, Params, Grads | None], Mask | None]

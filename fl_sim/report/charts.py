@@ -20,11 +20,11 @@ SYMBOLS = {"circle": "●", "square": "■", "diamond": "◆", "triangle-up": "�
 TRAFFIC_COLOURS = dict(
     zip(
         TRAFFIC_KINDS,
-        ("#0072B2", "#D55E00", "#56B4E9", "#009E73", "#CC79A7", "#6b7280", "#E69F00", "#F0E442"),
+        ("#0072B2", "#D55E00", "#56B4E9", "#009E73", "#CC79A7", "#6b7280", "#882255", "#E69F00", "#F0E442"),
         strict=True,
     )
 )
-PATTERNS = dict(zip(TRAFFIC_KINDS, ("", ".", "/", "x", "-", "+", "|", "\\"), strict=True))
+PATTERNS = dict(zip(TRAFFIC_KINDS, ("", ".", "/", "x", "-", "+", "/", "|", "\\"), strict=True))
 """Part -> plotly's name of its hatching: colour is never the only cue."""
 COLUMNS = 160
 """Columns that a heat map has at most."""

@@ -5,18 +5,19 @@ A ledger of 1,000 rounds of 1,000 clients has 8 million rows; no column of it is
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_sim.codecs.sections import BOOKED
+from fl_sim.codecs.sections import BOOKED, EXTRA, is_extra
 from fl_sim.communication.ledger import CODES, WORDS, Ledger
 from fl_sim.communication.virtual_clock import Link
 
-TRAFFIC_KINDS = (*BOOKED, "evaluation", "waste")
-"""Sections of the training messages that counted; evaluation traffic; training messages that led to no accepted update."""
+TRAFFIC_KINDS = (*BOOKED, EXTRA, "evaluation", "waste")
+"""Sections of the training messages that counted, extra tensors as one; evaluation traffic; training messages that led to
+no accepted update."""
 SHOWN_WITH = {"config": "auxiliary", "metrics": "auxiliary"}
 """Sections that foreign Flower apps alone have."""
 TRAIN, UP, OK = CODES["phase"]["train"], CODES["direction"]["up"], CODES["status"]["ok"]
@@ -49,7 +50,7 @@ class Flows:
         answered = keys[sums[4] > 0]
         counts = np.zeros(2 * len(TRAFFIC_KINDS), np.int64)
         for block in ledger.blocks():
-            places, size = _places(block, answered), block["payload_bytes"]
+            places, size = _places(block, answered, ledger.words["section"]), block["payload_bytes"]
             counts += [int(size[places == place].sum()) for place in range(len(counts))]
         names = [(way, part) for way in WORDS["direction"] for part in TRAFFIC_KINDS]
         parts = dict(zip(names, counts.tolist(), strict=True))
@@ -100,11 +101,10 @@ def _merged(pieces: Iterator[tuple[Numbers, Numbers]] | Iterable[tuple[Numbers, 
     return keys, sums
 
 
-def _places(block: NDArray[np.void], answered: Numbers) -> Numbers:
+def _places(block: NDArray[np.void], answered: Numbers, sections: Sequence[str]) -> Numbers:
     """Where each row counts: its direction and part."""
-    part = np.array([TRAFFIC_KINDS.index(SHOWN_WITH.get(section, section)) for section in WORDS["section"]])[
-        block["section"]
-    ]
+    shown = [EXTRA if is_extra(section) else SHOWN_WITH.get(section, section) for section in sections]
+    part = np.array([TRAFFIC_KINDS.index(kind) for kind in shown])[block["section"]]
     train = block["phase"] == TRAIN
     counted = _are_in(answered, _keys(block))
     part = np.where(train, np.where(counted, part, TRAFFIC_KINDS.index("waste")), TRAFFIC_KINDS.index("evaluation"))

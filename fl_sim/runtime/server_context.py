@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -27,7 +27,7 @@ class ServerSnapshot:
         round: rounds finished.
         params: global parameters.
         mask: global mask, or None while the model is dense.
-        memory: tensors of the server optimizer.
+        memory: tensors that the server optimizer keeps, of any names, shapes and dtypes.
         held_masks: client -> the pruning mask that it holds.
         answered: clients that have answered since they last failed, so that they know the frozen weights.
         simulated_s: seconds on the virtual clock.
@@ -56,6 +56,7 @@ class Sampling:
         cohort_size: clients that train in a round.
         seed: seed of the run.
         members: partitions that may be drawn; None = all.
+        sizes: training samples of each client of the federation, by partition; empty = not known.
         evaluate_size: clients that evaluate the new model after each round; 0 = none.
         faults: how many clients of a cohort may fail.
         world: hashes of what the server has built, which foreign nodes are compared with.
@@ -67,6 +68,12 @@ class Sampling:
     evaluate_size: int = 0
     faults: Faults = field(default_factory=Faults)
     world: World = field(default_factory=dict)
+    sizes: Sequence[int] = ()
+
+    @property
+    def clients(self) -> int:
+        """Number of clients that may be drawn; 0 = not known."""
+        return len(self.sizes) if self.members is None else len(self.members)
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,8 @@ def fingerprint(
 def _model(initial: Params, exchange: Exchange) -> Iterator[bytes]:
     yield from (Frozen.digest_of(initial), exchange.schema.hash)
     yield b"" if exchange.frozen is None else exchange.frozen.encode()
+    if exchange.extra:
+        yield exchange.extra.hash
 
 
 def require_same(expected: World, found: World, who: str, whose: str = "the server") -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from safetensors.numpy import save as write_arrays
 from safetensors.torch import load as read_tensors
 
@@ -37,10 +38,6 @@ def read_snapshot(get: Callable[[str], bytes], number: int, record: ServerRecord
     """
     tensors = read_tensors(get(record.tensors))
     memory = {n.removeprefix(MEMORY): value for n, value in tensors.items() if n.startswith(MEMORY)}
-    if memory and memory.keys() != set(schema.names):
-        raise ValueError(
-            "the server optimizer keeps more than one vector of the model's layout, which cannot be resumed"
-        )
     held_masks = {
         client: _mask(read_tensors(get(name)), schema) for name, clients in record.held.items() for client in clients
     }
@@ -48,7 +45,7 @@ def read_snapshot(get: Callable[[str], bytes], number: int, record: ServerRecord
         number,
         _params({n.removeprefix(PARAMS): value for n, value in tensors.items() if n.startswith(PARAMS)}, schema),
         _mask(tensors, schema) if MASK in tensors else None,
-        _params(memory, schema) if memory else {},
+        _memory(memory, schema),
         held_masks,
         frozenset(record.answered),
         record.simulated_s,
@@ -60,7 +57,7 @@ def read_snapshot(get: Callable[[str], bytes], number: int, record: ServerRecord
 
 def _put_tensors(put: Put, saved: ServerSnapshot) -> str:
     arrays = {PARAMS + name: value.numpy() for name, value in saved.params.items()}
-    arrays |= {MEMORY + name: value.numpy() for name, value in saved.memory.items()}
+    arrays |= {MEMORY + name: value.detach().contiguous().numpy() for name, value in saved.memory.items()}
     arrays |= {PUBLISHED + name: value.numpy() for name, value in saved.published.items()}
     if saved.mask is not None:
         arrays[MASK] = pack_mask(saved.mask).numpy()
@@ -75,6 +72,16 @@ def _put_held(put: Put, saved: ServerSnapshot) -> dict[str, list[int]]:
             names[id(mask)] = put(write_arrays({MASK: pack_mask(mask).numpy()}))
         held.setdefault(names[id(mask)], []).append(client)
     return held
+
+
+def _memory(tensors: Params, schema: Schema) -> Params:
+    """What the server optimizer keeps: flat where it is one vector of the model's layout, else by name, in order."""
+    rows = zip(schema.names, schema.shapes, strict=True)
+    if tensors.keys() == set(schema.names) and all(
+        tensors[n].shape == s and tensors[n].dtype == torch.float32 for n, s in rows
+    ):
+        return _params(tensors, schema)
+    return dict(sorted(tensors.items()))
 
 
 def _params(tensors: Params, schema: Schema) -> Params:

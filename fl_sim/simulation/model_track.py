@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from fl_sim.communication import messages as wire
+from fl_sim.communication.extra import declared
 from fl_sim.config.experiment import Experiment
 from fl_sim.core.types import FlatParams, Params, UserError
 from fl_sim.data import Data, Split
@@ -91,7 +92,8 @@ class ModelTrack:
         """
         model, gating = make_model(experiment, data, experiment.seed, weights)
         given = {} if weights is None else entries_for(model, weights)
-        exchange = make_exchange(experiment, model, given)
+        client = experiment.client.build({"training": experiment.local_training, "gating": gating})
+        exchange = make_exchange(experiment, model, given, declared(client))
         schema = exchange.schema
         initial = schema.view(schema.flat(snapshot(model)))
         start = schema.view(schema.flat({**initial, **{n: p for n, p in given.items() if n in initial}}))

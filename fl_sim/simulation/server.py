@@ -134,6 +134,7 @@ def _context(federation: Federation, track: ModelTrack, accounting: Accounting) 
             evaluate_size=experiment.evaluate.clients,
             faults=experiment.faults,
             world=federation.world,
+            sizes=federation.sizes,
         ),
         accounting=accounting,
         start=track.start,

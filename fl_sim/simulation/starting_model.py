@@ -10,6 +10,7 @@ from torch import nn
 
 from fl_sim import codecs, models
 from fl_sim.communication import messages as wire
+from fl_sim.communication.extra import Extra
 from fl_sim.config.experiment import Experiment
 from fl_sim.core.seeding import Purpose, derive
 from fl_sim.core.types import Params, UserError
@@ -20,6 +21,8 @@ from fl_sim.models.parameters import frozen, load, snapshot
 from fl_sim.training.model_file import Stored, read
 from fl_sim.training.recalibration import measurable
 from fl_sim.training.starting_weights import entries_for
+
+NO_EXTRA = Extra()
 
 
 def plain_model(experiment: Experiment, data: Data, seed: int) -> nn.Module:
@@ -92,8 +95,11 @@ def _travelling(experiment: Experiment, model: nn.Module) -> list[str]:
     return [n for n in snapshot(model) if (named[n].requires_grad and n not in own if n in named else averaged)]
 
 
-def make_exchange(experiment: Experiment, model: nn.Module, given: Collection[str] = ()) -> wire.Exchange:
-    """Choose what travels: trainable parameters that no client keeps for itself, and averaged BatchNorm statistics.
+def make_exchange(
+    experiment: Experiment, model: nn.Module, given: Collection[str] = (), extra: Extra = NO_EXTRA
+) -> wire.Exchange:
+    """Choose what travels: trainable parameters that no client keeps for itself, averaged BatchNorm statistics, and the
+    extra tensors that the client declares.
 
     Entries that never travel but come from a file (`given`) are sent to each client once, at its first contact.
     """
@@ -109,6 +115,7 @@ def make_exchange(experiment: Experiment, model: nn.Module, given: Collection[st
         experiment.wire.downlink,
         experiment.wire.error_feedback,
         personal=(*models.personal_names(model, experiment.model.personal), *kept),
+        extra=extra.of(schema),
     )
     base = {name: value for name, value in untravelled(model, exchange).items() if name in given}
     if not fixed and not base:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MessageType, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from torch import Tensor, nn
 
@@ -119,7 +119,13 @@ class ClientHost:
         received = self._model(data, header.broadcast, context)
         if received.mask is not None:
             _keep(context, MASK, {MASK: wire.pack_mask(received.mask)})
-        return Task(header.round, received.params, received.mask, config, header.seed)
+        extra = self._extra(message, received) if message.metadata.message_type == MessageType.TRAIN else {}
+        return Task(header.round, received.params, received.mask, config, header.seed, extra)
+
+    def _extra(self, message: Message, received: Received) -> dict[str, Params]:
+        """The extra tensors of a training task, this client's own copies."""
+        extra = self.exchange.extra
+        return extra.decode(extra.down, wire.extra_payloads(message.content), received.mask)
 
     def _receive_frozen(self, message: Message, context: Context) -> None:
         """Put the frozen weights in place that the message names, or that this client was told of earlier."""
@@ -205,13 +211,15 @@ class ClientHost:
         self._require_untouched(client_task)
         fit = self.measure(task.round, int(context.node_config[PARTITION]), self.model)
         personal = self._resident.leave()
-        update, state = checked(update, self.exchange.schema, self._known), kept(ctx.state)
+        update = checked(update, self.exchange.schema, self._known, self.exchange.extra.up)
+        state = kept(ctx.state)
         encoded, left_out = self._encoded(client_task, update)
+        extra = self.exchange.encode_extra_up(update, task, seed=ctx.seed) if update.extra else {}
         _keep(context, STATE, state)
         _keep(context, PERSONAL, personal)
         _keep(context, RESIDUAL, left_out)
         answer = update if not fit else replace(update, metrics={**update.metrics, **fit})
-        return reply_to(message, wire.update_content(answer, encoded))
+        return reply_to(message, wire.update_content(answer, encoded, extra))
 
     def _look_at_what_is_kept(self) -> None:
         """Say once in a process that the client keeps something between calls, outside of what is saved and sent."""

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fl_sim.codecs import Schema
+from fl_sim.communication.extra import problem
 from fl_sim.communication.messages import NUM_EXAMPLES
 from fl_sim.core.types import FlatMask, FlatParams, Mask, Metrics, Params, Update
 from fl_sim.models.parameters import snapshot
@@ -54,16 +55,21 @@ def _each(convert: Callable[[str, object], Tensor], what: str, given: object) ->
     return made
 
 
-def checked(update: object, schema: Schema, known: Callable[[], Collection[str]]) -> Update:
+def checked(
+    update: object, schema: Schema, known: Callable[[], Collection[str]], extra: Mapping[str, Schema] | None = None
+) -> Update:
     """The update in the form that is encoded; the same object where it has that form already.
 
     `known` names the entries of the model: those that do not travel may be in the update, and stay with the client.
+    `extra` are the schemas of the extra tensors that the client declares.
 
     Raises:
         BadUpdate: it is no update of this federation; says which part, and what is allowed.
     """
     if not isinstance(update, Update):
         raise BadUpdate(f"the client returned {type(update).__name__}, not an fl_sim.Update")
+    if (update.extra or extra) and (wrong := problem(extra or {}, update.extra)):
+        raise BadUpdate(f"{wrong}; the client's attribute extra declares them")
     count, metrics = examples(update.num_examples), numbers(update.metrics)
     params, mask = _params(update.params, schema, known), _mask(update.mask, schema)
     same = count is update.num_examples and metrics is update.metrics

@@ -5,7 +5,7 @@ client = LocalClient(training=Training(lr=0.1, epochs=2), upload=TopK(0.1))
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol, runtime_checkable
@@ -13,6 +13,7 @@ from typing import ClassVar, Protocol, runtime_checkable
 import torch
 from torch import nn
 
+from fl_sim.communication.extra import NO_EXTRA, Extra
 from fl_sim.core.types import Mask, Metrics, Params, Task, Update, UserError
 from fl_sim.models import prunable_names
 from fl_sim.models.parameters import load, snapshot
@@ -35,6 +36,11 @@ Setting = Callable[[Task, ClientContext], AbstractContextManager[None]]
 Retain = Callable[[Task, ClientContext], Mask | None]
 """(task, context after training) -> retained mask by parameter name. False: the coordinate is reset to the received value
 and not uploaded. Parameters without an entry are retained; None retains all."""
+Finish = Callable[[Params, Metrics], Mapping[str, Params]]
+"""(parameters after training, metrics of the training) -> the update's extra tensors."""
+Report = Callable[[Task, ClientContext], Finish]
+"""(task, context whose model holds the received parameters) -> what follows the training: keeps what the client needs in its
+next round in `ctx.state`, and gives the extra tensors to send."""
 
 Fit = Callable[[Trains, Task, ClientContext, Loss], Metrics]
 """(training, task, context whose model holds the received parameters, loss) -> metrics of the training, which it does."""
@@ -92,6 +98,11 @@ def no_setting(task: Task, ctx: ClientContext) -> AbstractContextManager[None]:
 def fit_all(training: Trains, task: Task, ctx: ClientContext, loss: Loss) -> Metrics:
     """Train everything that is trained together."""
     return training.fit(ctx.model, ctx.data, loss, mask=task.mask, rng=ctx.rng)
+
+
+def no_report(task: Task, ctx: ClientContext) -> Finish:
+    """Keep and send nothing more."""
+    return lambda params, metrics: {}
 
 
 def retain_all(task: Task, ctx: ClientContext) -> Mask | None:
@@ -176,6 +187,10 @@ class LocalClient:
         fit: trains, in one step or in several.
         before_evaluation: makes a received model the client's own before the client evaluates it; None = it is.
         keeps: what a client of this method must keep for itself, or must not (`fl_sim.training.client.KEEPS`).
+
+
+        report: keeps and sends what a method needs beside the parameters.
+        extra: declares the extra tensors that tasks and updates carry.
     """
 
     training: Trains
@@ -193,6 +208,9 @@ class LocalClient:
                 "training.cut_channels: the loss of this client compares weights or layers with those of the whole model; "
                 "allowed: losses of the outputs alone, as in fedavg, adaptive_pruning, distillation"
             )
+
+    report: Report = no_report
+    extra: Extra = NO_EXTRA
 
     def plain_training(self) -> Training | None:
         """The hyper-parameters where training is SGD on the task's loss in a setting that all clients of a round share, and
@@ -225,17 +243,19 @@ class LocalClient:
         model = load(ctx.model, task.params)
         loss = self.loss(task, ctx)
         own = _own(loss, ctx.state)
+        finish = self.report(task, ctx)
         with self.setting(task, ctx):
             metrics = self.fit(self.training.at(task.round), task, ctx, loss)
         ctx.state.update(own)
         params = snapshot(model, task.params)
+        extra = finish(params, metrics)
         prunable = {name: params[name] for name in prunable_names(model) if name in params}
         # With error feedback, what earlier uploads left out competes with what this round learnt.
         candidates = ctx.corrected(prunable)
         retained_mask = self.retain(task, ctx)
         if retained_mask is None:
-            return Update(params, ctx.num_examples, self.upload(task, candidates), metrics)
+            return Update(params, ctx.num_examples, self.upload(task, candidates), metrics, extra)
         _restore(params, task.params, retained_mask)
         _restore(candidates, task.params, {name: kept for name, kept in retained_mask.items() if name in candidates})
         upload_mask = _within(self.upload(task, candidates), retained_mask, prunable)
-        return Update(params, ctx.num_examples, upload_mask, metrics)
+        return Update(params, ctx.num_examples, upload_mask, metrics, extra)

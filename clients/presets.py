@@ -9,6 +9,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
+from clients.contrast import ModelContrast, remember
+from clients.corrections import (
+    ALPHA,
+    CONTROL,
+    LOSS,
+    STEPS,
+    ControlVariate,
+    DynamicRegulariser,
+    EffectiveSteps,
+    received_loss,
+    require_plain,
+)
 from clients.distillation import LearnFeatures, LearnLogits
 from clients.distillation import teacher as teacher_of
 from clients.local import Always, LocalClient, ProximalLoss, Retain, TopK, Upload, task_loss, upload_all
@@ -67,6 +79,71 @@ def fedprox(*, training: Training, mu: float = 0.01) -> Client:
         mu: weight of the proximal term, at least 0; 0 is FedAvg.
     """
     return LocalClient(training, loss=ProximalLoss(mu))
+
+
+def scaffold(*, training: Training, option: int = 2) -> Client:
+    """SCAFFOLD (Karimireddy et al., 2020, algorithm 1): local steps corrected by control variates, which double the bytes.
+
+    Goes with `strategies.presets:scaffold`. Local training is SGD without momentum.
+
+    Args:
+        training: the config's `[training]` table.
+        option: of equation 4: 1, the gradient of all samples at the received model (one more pass over the data); 2, the
+            mean of the local steps.
+    """
+    require_plain(training, "clients.presets:scaffold")
+    if option not in (1, 2):
+        raise UserError(f"client.option = {option}: allowed: 1, 2")
+    control = ControlVariate(training.lr, option)
+    return LocalClient(training, loss=control.loss, report=control.report, extra=CONTROL)
+
+
+def feddyn(*, training: Training) -> Client:
+    """FedDyn (Acar et al., 2021, algorithm 1): dynamic regularisation; each client keeps a gradient, and sends nothing more.
+
+    Goes with `strategies.presets:feddyn`, which sends alpha.
+
+    Args:
+        training: the config's `[training]` table.
+    """
+    dynamic = DynamicRegulariser()
+    return LocalClient(training, loss=dynamic.loss, report=dynamic.report, extra=ALPHA)
+
+
+@_stateless
+def fednova(*, training: Training) -> Client:
+    """FedNova's client (Wang et al., 2020): FedAvg that also reports its effective number of local steps.
+
+    Goes with `strategies.presets:fednova`. Local training is SGD, with momentum or without.
+
+    Args:
+        training: the config's `[training]` table.
+    """
+    require_plain(training, "clients.presets:fednova", momentum=True)
+    return LocalClient(training, report=EffectiveSteps(training.momentum), extra=STEPS)
+
+
+@_stateless
+def qfedavg(*, training: Training) -> Client:
+    """q-FedAvg's client (Li et al., 2020): FedAvg that also reports the loss of the received model on its samples.
+
+    Goes with `strategies.presets:qfedavg`.
+
+    Args:
+        training: the config's `[training]` table.
+    """
+    return LocalClient(training, report=received_loss, extra=LOSS)
+
+
+def moon(*, training: Training, mu: float = 1.0, temperature: float = 0.5) -> Client:
+    """MOON (Li, He and Song, 2021): representations near the received model's, far from the client's previous one (eq. 3, 4).
+
+    Args:
+        training: the config's `[training]` table.
+        mu: weight of the contrastive term, at least 0; 0 is FedAvg.
+        temperature: temperature of the contrastive term, above 0.
+    """
+    return LocalClient(training, loss=ModelContrast(mu, temperature), report=remember)
 
 
 @_stateless

@@ -27,6 +27,7 @@ from torch import Tensor
 from fl_sim.codecs import Schema
 from fl_sim.core.kernels import add_scaled, add_sent, add_squares
 from fl_sim.core.types import Params, Update
+from strategies.reading import ReadOnce
 from strategies.server_step import Aggregate, ServerState
 
 log = logging.getLogger("fl_sim")
@@ -125,6 +126,17 @@ def zero_fill(state: ServerState, updates: Iterable[Update]) -> Params:
     return _finish(sums, sums.total.div_(sums.weight))
 
 
+@dataclass(frozen=True)
+class EqualWeights:
+    """Every client counts the same, however many examples it has; then another rule."""
+
+    aggregate: Aggregate = mean
+
+    def __call__(self, state: ServerState, updates: Iterable[Update]) -> Params:
+        return self.aggregate(state, ReadOnce(replace(update, num_examples=1) for update in updates))
+
+
+EQUAL = EqualWeights()
 CONSERVING: tuple[Aggregate, ...] = (zero_fill,)
 """Rules that apply each change once, whichever clients send it: sum of n_k changes sent = sum of n_k x change of the model."""
 

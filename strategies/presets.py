@@ -34,10 +34,13 @@ from fl_sim.sparsity import (
 )
 from fl_sim.sparsity.bit_allocation import TYPES, LayerAdaptive
 from fl_sim.sparsity.curves import MeasureCurves
+from fl_sim.training.loop import Training
 from fl_sim.training.losses import Distillation
-from strategies.aggregation import coverage_mean, mean, zero_fill
+from strategies.adaptive import Adaptive, adagrad, adam, yogi
+from strategies.aggregation import EQUAL, coverage_mean, mean, zero_fill
 from strategies.base import Method
 from strategies.calibration import SOURCES, PruneByDistortion
+from strategies.corrections import ControlVariates, DynamicRegularisation, FairMean, NormalisedMean
 from strategies.distillation import (
     LearnFromAll,
     ServerDistillation,
@@ -124,6 +127,81 @@ def fedexp(*, epsilon: float = 1e-3) -> Method:
             experiments use 0.001.
     """
     return Method(aggregate=Extrapolated(epsilon))
+
+
+def fedavgm(*, lr: float = 1.0, momentum: float = 0.9) -> Method:
+    """FedAvgM (Hsu et al., 2019): server momentum. BatchNorm statistics take the mean; they are no parameters.
+
+    Args:
+        lr: server learning rate, above 0.
+        momentum: server momentum, from 0 to below 1.
+    """
+    return Method(optimise=Momentum(lr, momentum))
+
+
+def fedadam(*, lr: float = 0.01, beta1: float = 0.9, beta2: float = 0.99, tau: float = 1e-3) -> Method:
+    """FedAdam (Reddi et al., 2021, algorithm 2): Adam on the server, on the clients' mean change.
+
+    Args:
+        lr: server learning rate, above 0; about the size of a weight's step in a round.
+        beta1: decay of the first moment, from 0 to below 1.
+        beta2: decay of the second moment, from 0 to below 1.
+        tau: smallest denominator, above 0.
+    """
+    return Method(optimise=Adaptive(adam, lr, beta1, beta2, tau))
+
+
+def fedyogi(*, lr: float = 0.01, beta1: float = 0.9, beta2: float = 0.99, tau: float = 1e-3) -> Method:
+    """FedYogi (Reddi et al., 2021, algorithm 2): Yogi on the server, on the clients' mean change.
+
+    Args:
+        lr, beta1, beta2, tau: as in `fedadam`.
+    """
+    return Method(optimise=Adaptive(yogi, lr, beta1, beta2, tau))
+
+
+def fedadagrad(*, lr: float = 0.01, beta1: float = 0.0, tau: float = 1e-3) -> Method:
+    """FedAdagrad (Reddi et al., 2021, algorithm 2): Adagrad on the server, on the clients' mean change.
+
+    Args:
+        lr, beta1, tau: as in `fedadam`.
+    """
+    return Method(optimise=Adaptive(adagrad, lr, beta1, 0.0, tau))
+
+
+def scaffold(*, lr: float = 1.0) -> Method:
+    """SCAFFOLD (Karimireddy et al., 2020, algorithm 1): control variates travel both ways. Goes with `clients.presets:scaffold`.
+
+    Args:
+        lr: global learning rate, above 0; 1 takes the clients' unweighted mean.
+    """
+    control = ControlVariates(lr)
+    return Method(aggregate=EQUAL, optimise=control, send=control.send, takes=("control",))
+
+
+def feddyn(*, alpha: float = 0.01) -> Method:
+    """FedDyn (Acar et al., 2021, algorithm 1): dynamic regularisation. Goes with `clients.presets:feddyn`.
+
+    Args:
+        alpha: weight of the regularisation, above 0; the clients are sent it.
+    """
+    dynamic = DynamicRegularisation(alpha)
+    return Method(aggregate=EQUAL, optimise=dynamic, send=dynamic.send)
+
+
+def fednova() -> Method:
+    """FedNova (Wang et al., 2020, eq. 6 and 7): averages changes per local step. Goes with `clients.presets:fednova`."""
+    return Method(aggregate=NormalisedMean(), takes=("steps",))
+
+
+def qfedavg(*, training: Training, q: float = 1.0) -> Method:
+    """q-FedAvg (Li et al., 2020, algorithm 2): clients with a larger loss weigh more. Goes with `clients.presets:qfedavg`.
+
+    Args:
+        training: the config's `[training]` table, whose learning rate gives the Lipschitz constant 1 / lr.
+        q: fairness, from 0 to 100; 0 weighs all clients alike.
+    """
+    return Method(aggregate=FairMean(q, training.lr), takes=("loss",))
 
 
 def private(

@@ -70,9 +70,11 @@ class Extra:
 
     def of(self, model: Schema) -> ExtraSchemas:
         """The schemas for one model."""
-        return ExtraSchemas(
-            *({name: layout(model) for name, layout in way.items()} for way in (self.down, self.up)), model=model
-        )
+        down, up = ({name: layout(model) for name, layout in way.items()} for way in (self.down, self.up))
+        return ExtraSchemas(down, up, model)
+
+
+NO_EXTRA = Extra()
 
 
 def declared(client: object) -> Extra:
@@ -82,7 +84,7 @@ def declared(client: object) -> Extra:
         UserError: the attribute is something else.
     """
     # A function with options of its own is a `functools.partial` around the function that was declared.
-    found = getattr(client, "extra", None) or getattr(getattr(client, "func", None), "extra", None) or Extra()
+    found = getattr(client, "extra", None) or getattr(getattr(client, "func", None), "extra", None) or NO_EXTRA
     if not isinstance(found, Extra):
         raise UserError(
             f"client: its attribute extra is a {type(found).__name__}; needed: fl_sim.communication.extra.Extra"
@@ -162,6 +164,9 @@ class ExtraSchemas:
                 raise CorruptPayload(f"extra tensors {name!r}: {error}") from error
             made[name] = schema.view(schema.flat(tensors).clone())
         return made
+
+
+NO_SCHEMAS = ExtraSchemas()
 
 
 def _names(way: Mapping[str, Schema], found: Mapping[str, object]) -> str:

@@ -22,7 +22,7 @@ from torch import Tensor
 from fl_sim import codecs
 from fl_sim.codecs import CorruptPayload, Opened, Schema
 from fl_sim.codecs.sections import extra_section, is_extra
-from fl_sim.communication.extra import ExtraSchemas
+from fl_sim.communication.extra import NO_SCHEMAS, ExtraSchemas
 from fl_sim.communication.flower_private import array_of, filled
 from fl_sim.communication.task_header import BroadcastHeader, CurveRequest, TaskHeader
 from fl_sim.core.types import FlatMask, FlatParams, Mask, Params, Scalar, Task, Update, UserError
@@ -187,7 +187,7 @@ class Exchange:
     frozen: Frozen | None = None
     personal: tuple[str, ...] = ()
     base: Schema | None = None
-    extra: ExtraSchemas = field(default_factory=ExtraSchemas)
+    extra: ExtraSchemas = NO_SCHEMAS
 
     def decode_base(self, frozen: Frozen) -> Params:
         """The entries of a file that the first contact carries.

@@ -100,14 +100,20 @@ def head_names(model: nn.Module) -> list[str]:
 
     Linear layers inside a module with `beside_the_path = True`, as gates are, come last in module order and are no head.
     """
+    head = head_module(model)
+    if head is None:
+        return []
+    parts = [part for part, _ in model.get_submodule(head).named_parameters()]
+    return as_entries(model, [f"{head}.{part}".removeprefix(".") for part in parts])
+
+
+def head_module(model: nn.Module) -> str | None:
+    """Name of the last linear layer, as `head_names` finds it; None where a model has none."""
     beside = tuple(f"{name}." for name, module in model.named_modules() if getattr(module, "beside_the_path", False))
     linear = [
         name for name, module in model.named_modules() if isinstance(module, nn.Linear) and not name.startswith(beside)
     ]
-    if not linear:
-        return []
-    parts = [part for part, _ in model.get_submodule(linear[-1]).named_parameters()]
-    return as_entries(model, [f"{linear[-1]}.{part}".removeprefix(".") for part in parts])
+    return linear[-1] if linear else None
 
 
 def disabled_features(model: nn.Module, threshold: float = 0.01) -> dict[str, float]:

@@ -16,8 +16,8 @@ from fl_sim.communication.ledger import CODES, WORDS, Ledger
 from fl_sim.communication.virtual_clock import Link
 
 TRAFFIC_KINDS = (*BOOKED, EXTRA, "evaluation", "waste")
-"""Sections of the training messages that counted, extra tensors as one; evaluation traffic; training messages that led to
-no accepted update."""
+"""Sections of the training messages that counted, extra tensors as one; evaluation traffic; training messages that led to no
+accepted update."""
 SHOWN_WITH = {"config": "auxiliary", "metrics": "auxiliary"}
 """Sections that foreign Flower apps alone have."""
 TRAIN, UP, OK = CODES["phase"]["train"], CODES["direction"]["up"], CODES["status"]["ok"]

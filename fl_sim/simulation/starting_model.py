@@ -10,7 +10,7 @@ from torch import nn
 
 from fl_sim import codecs, models
 from fl_sim.communication import messages as wire
-from fl_sim.communication.extra import Extra
+from fl_sim.communication.extra import NO_EXTRA, Extra
 from fl_sim.config.experiment import Experiment
 from fl_sim.core.seeding import Purpose, derive
 from fl_sim.core.types import Params, UserError
@@ -21,8 +21,6 @@ from fl_sim.models.parameters import frozen, load, snapshot
 from fl_sim.training.model_file import Stored, read
 from fl_sim.training.recalibration import measurable
 from fl_sim.training.starting_weights import entries_for
-
-NO_EXTRA = Extra()
 
 
 def plain_model(experiment: Experiment, data: Data, seed: int) -> nn.Module:

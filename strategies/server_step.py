@@ -137,7 +137,8 @@ def server_step(
     once = ReadOnce(map(arrived.add, updates))
     aggregated_params = _parameters(state.schema, aggregate(_lent(state), once))
     once.finish()
-    params, memory = optimise(replace(state, arrived=arrived), aggregated_params)
+    optimised, memory = optimise(replace(state, arrived=arrived), aggregated_params)
+    params = _parameters(state.schema, optimised, "the server optimizer")
     aggregated = replace(state, round=state.round + 1, params=params, memory=_memory(memory))
     pseudo = {name: state.params[name] - params[name] for name in state.schema.prunable}
     new = masked(aggregated, pseudo, adjust_mask=adjust_mask, calibrate=calibrate)
@@ -172,7 +173,7 @@ def _laid_out(name: str, value: Tensor, mask: Mask) -> bool:
 
 def _memory(memory: Params) -> Params:
     """Check what an optimiser keeps. Its order is that of a checkpoint, whatever the order in which it was made."""
-    if isinstance(memory, FlatParams):
+    if isinstance(memory, FlatParams) and memory.flat.dtype == torch.float32:
         return memory
     if not isinstance(memory, Mapping):
         raise UserError(f"the server optimizer keeps a {type(memory).__name__}; needed: tensors by name")
@@ -222,20 +223,21 @@ def _masked(schema: Schema, params: Params, mask: Mask | None) -> Params:
     return params if mask is None else schema.view(schema.flat(apply_mask(params, mask)))
 
 
-def _parameters(schema: Schema, aggregated: Params) -> Params:
-    """Check that an aggregation rule returned parameters of this model."""
-    if isinstance(aggregated, FlatParams) and aggregated.names == schema.names:
+def _parameters(schema: Schema, aggregated: Params, who: str = "the aggregation rule") -> Params:
+    """Check that a rule returned parameters of this model; they are float32 from here on, as in a payload and a checkpoint."""
+    flat = aggregated.flat.dtype if isinstance(aggregated, FlatParams) and aggregated.names == schema.names else None
+    if flat == torch.float32:
         return aggregated
     if not isinstance(aggregated, Mapping):
-        raise UserError(f"the aggregation rule returned {type(aggregated).__name__}, not parameters by name")
+        raise UserError(f"{who} returned {type(aggregated).__name__}, not parameters by name")
     for name, shape in zip(schema.names, schema.shapes, strict=True):
         if name not in aggregated:
-            raise UserError(f"the aggregation rule returned no parameter {name!r}; start from state.params")
+            raise UserError(f"{who} returned no parameter {name!r}; start from state.params")
         if (got := getattr(aggregated[name], "shape", None)) != shape:
-            raise UserError(f"the aggregation rule returned {name!r} of shape {got}; needed: {tuple(shape)}")
+            raise UserError(f"{who} returned {name!r} of shape {got}; needed: {tuple(shape)}")
     if len(aggregated) > len(schema.names):
         unknown = min(map(repr, aggregated.keys() - set(schema.names)))
-        raise UserError(f"the aggregation rule returned {unknown}, which the model lacks")
+        raise UserError(f"{who} returned {unknown}, which the model lacks")
     return schema.view(schema.flat(aggregated))
 
 

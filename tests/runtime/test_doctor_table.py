@@ -41,7 +41,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
 
 
 def test_the_tables_are_whole() -> None:
-    assert len(CLIENTS) == 34
+    assert len(CLIENTS) == 36
     assert {kind.replace("-", "_") for kind, _, _ in PARTS} == set(CHECKS)
     assert len(PARTS) == 17
 

@@ -41,6 +41,7 @@ from fl_sim.runtime.client.doctor_update_checks import (
     returns_parameters,
     runs,
     same_dtypes,
+    sends_what_it_declares,
     trains_statistics,
 )
 from fl_sim.runtime.client.trial import Examination
@@ -85,6 +86,7 @@ def examine(client: Client, *, model: str = "cnn_bn", config: Mapping[str, Scala
 Check = Callable[[Examination], str]
 NEEDED: tuple[Check, ...] = (runs, complete, finite)
 CHECKS: tuple[Check, ...] = (
+    sends_what_it_declares,
     no_counters,
     same_dtypes,
     learns,

@@ -75,6 +75,16 @@ def finite(e: Examination) -> str:
     return f"NaN or infinite values in {listed(bad)}; lower the learning rate" if bad else ""
 
 
+def sends_what_it_declares(e: Examination) -> str:
+    """It sends the extra tensors that it declares."""
+    update = e.plain.update
+    try:
+        e.extra.encode(e.extra.up, update.extra, update.mask, values="float32", seed=0)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
 def returns_parameters(e: Examination) -> str:
     """It returns parameters, not differences."""
     got, received = (_flat(e, params) for params in (e.plain.update.params, e.plain.received))

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from fl_sim import models
+from fl_sim.codecs import Schema
+from fl_sim.communication.extra import ExtraSchemas, declared
 from fl_sim.core.process_state import seeded
 from fl_sim.core.types import Mask, Params, Scalar, Task, Update
 from fl_sim.data import Split
@@ -73,7 +75,8 @@ class Examination:
         """
         given = snapshot(self.model) if start is None else start
         params = dict(given) if mask is None else apply_mask(given, mask)
-        task = Task(1, {name: value.clone() for name, value in params.items()}, mask, self.config)
+        extra = {name: schema.view(torch.zeros(schema.size)) for name, schema in self.extra.down.items()}
+        task = Task(1, {name: value.clone() for name, value in params.items()}, mask, self.config, extra=extra)
         generator = torch.Generator().manual_seed(client)
         data = self.samples if samples is None else samples
         context = ClientContext(model=model, data=data, rng=generator, state={}, seed=client)
@@ -92,6 +95,11 @@ class Examination:
     def fresh(self) -> nn.Module:
         """A copy of the model."""
         return copy.deepcopy(self.model)
+
+    @cached_property
+    def extra(self) -> ExtraSchemas:
+        """The extra tensors that the client declares; those of a task are zero."""
+        return declared(self.client).of(Schema.of(snapshot(self.model), models.prunable_names(self.model)))
 
     @cached_property
     def plain(self) -> Attempt:

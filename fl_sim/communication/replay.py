@@ -6,7 +6,8 @@ server with the other coding would have: values, mask, dense tensors, buffers an
 round. From recorded masks (`wire.record_masks`) only the masks can be encoded in another way.
 
 What a replay cannot know: under a lossy codec clients receive and train other models, so the tensors of later rounds
-differ a little from those of a run that used the codec from the start.
+differ a little from those of a run that used the codec from the start. Extra tensors of a method are not recorded and count as
+measured.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from fl_sim import codecs
 from fl_sim.codecs import CorruptPayload, Opened, Schema
+from fl_sim.codecs.sections import is_extra
 from fl_sim.communication.ledger import Ledger
 from fl_sim.communication.mask_log import Bits
 from fl_sim.communication.messages import CONTENTS, Coding, Exchange
@@ -276,11 +278,14 @@ def replay(ledger: Ledger, folder: Path, links: Sequence[Link], recoding: Recodi
             row = {section: int(each["payload_bytes"]) for section, each in rows.popleft().items()}
             encoded = one.sections(message)
             rest = {section: size - encoded.before.get(section, 0) for section, size in row.items()}
-            if any(size for section, size in rest.items() if section != "auxiliary") or min(rest.values()) < 0:
+            besides = (size for section, size in rest.items() if section != "auxiliary" and not is_extra(section))
+            if any(besides) or min(rest.values()) < 0:
                 raise UserError(f"{path}: the payload of client {message.client} is not the one that was booked")
             _add(measured, message.direction, row)
             _add(replayed, message.direction, encoded.after)
-            _add(replayed, message.direction, rest)  # what names the frozen weights, at the first contact
+            _add(
+                replayed, message.direction, rest
+            )  # what names the frozen weights, at the first contact; extra tensors
     for left in (message for messages in booked.values() for message in messages):
         row, direction = {name: int(each["payload_bytes"]) for name, each in left.items()}, left["header"]["direction"]
         _require_recorded(left, links, folder)

@@ -115,6 +115,14 @@ class Ledger:
         self._count += len(rows)
         self._totals[direction] += sum(description.sections.values())
 
+    def cut(self, count: int) -> None:
+        """Keep the first `count` rows only: those of a round that was undone were never booked."""
+        for (way,), size in self.total(by=("direction",), start=count).items():
+            self._totals[str(way)] -= size
+        self._rows.seek(count * ROW.itemsize)
+        self._rows.truncate()
+        self._count = min(count, self._count)
+
     @property
     def words(self) -> Mapping[str, Sequence[str]]:
         """See the class."""

@@ -30,6 +30,7 @@ from fl_sim.config.sections import (
     StudySection,
     WireSection,
 )
+from fl_sim.config.stop import Stop
 from fl_sim.config.target import FEDAVG, FEDAVG_CLIENT, Target, or_preset
 from fl_sim.config.toml import apply_override, explain, plain, text_of
 from fl_sim.core.errors import in_one_line
@@ -57,7 +58,7 @@ class Experiment(Section):
         description="name of the run and start of its folder's name: letters, digits, `.`, `_`, `-`, at most 64",
     )
     seed: int = Field(0, ge=0, lt=2**31, description="seed of every random draw, from 0 to below 2^31")
-    rounds: int = Field(10, ge=1, description="number of federated rounds, at least 1")
+    rounds: int = Field(10, ge=1, description="number of federated rounds, at least 1; `[stop]` may end a run earlier")
     task: str = Field(
         "classification", description="what is learnt: " + ", ".join(TASKS) + ", or `module:task` of your own"
     )
@@ -79,6 +80,7 @@ class Experiment(Section):
         description="further models: a list of tables with `name`, `width` (1.0) and `share` of the clients (0.5)",
     )
     study: StudySection | None = None
+    stop: Stop | None = None
     cohort: CohortSection = CohortSection()
     training: Training = Field(default_factory=Training)
     evaluate: EvaluateSection = EvaluateSection()
@@ -110,6 +112,14 @@ class Experiment(Section):
     def learning(self) -> LearningTask:
         """The task, with the further metrics that evaluations measure."""
         return with_further(learning_task(self.task), self.evaluate.metrics)
+
+    @model_validator(mode="after")
+    def _stop_can_come(self) -> Self:
+        if self.stop is not None and ":" not in self.task:
+            self.stop.require_metrics(learning_task(self.task))
+        if self.stop is not None and self.stop.seconds is not None and not self.network.links:
+            raise ValueError("stop.seconds: without network.links there is no virtual clock; needed: network.links")
+        return self
 
     @model_validator(mode="after")
     def _cohort_fits(self) -> Self:

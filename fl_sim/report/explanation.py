@@ -15,8 +15,9 @@ def explanation(report: Report) -> list[str]:
         UserError: a file of the run folder is damaged.
     """
     r, told = report.results, facts(report)
+    ended = f"; stopped {r.stopped}" if r.stopped else ""
     return [
-        f"run        {r.name} ({r.id}), seed {r.seed}: {told['cohort']}, engine {r.engine}, {r.wall_s:.1f} s",
+        f"run        {r.name} ({r.id}), seed {r.seed}: {told['cohort']}, engine {r.engine}, {r.wall_s:.1f} s{ended}",
         f"data       {told['data']}; {told['partition']}; hash {told['data hash']}",
         f"model      {told['model']}",
         f"clients    {told['client']}; {told['training']}; code {told['code']}",

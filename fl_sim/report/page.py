@@ -215,6 +215,7 @@ def _runs(groups: Sequence[Group]) -> Sheet:
         "seed",
         "engine",
         "rounds",
+        "ended",
         "clients",
         "parameters",
         "precision",
@@ -224,6 +225,16 @@ def _runs(groups: Sequence[Group]) -> Sheet:
     rows = []
     for report in (report for group in groups for report in group.reports):
         s = report.results
-        cells = (s.seed, s.engine, s.rounds, s.num_clients, s.params, s.precision, s.wall_s, s.failed)
+        cells = (
+            s.seed,
+            s.engine,
+            s.rounds,
+            s.stopped or "as configured",
+            s.num_clients,
+            s.params,
+            s.precision,
+            s.wall_s,
+            s.failed,
+        )
         rows.append([report.folder.name, *map(str, cells)])
     return Sheet(headings, rows)

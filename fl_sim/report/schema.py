@@ -132,6 +132,9 @@ class Summary(_Strict):
     seed: int = Field(description="seed of the run", ge=-(2**63), lt=2**63)
     engine: Word = Field(description="runtime that trained the clients")
     rounds: Count = Field(description="rounds that were run")
+    stopped: Word | None = Field(
+        None, description="why the run ended before the last round of its config; null: it did not"
+    )
     num_clients: Count = Field(description="clients of the federation")
     metric: Score | None = Field(
         None, description="what the task is measured by; null in folders of versions that knew accuracy alone"

@@ -246,6 +246,7 @@ def summarise(
     precision: str,
     wall_s: float,
     training_s: float,
+    stopped: str | None = None,
 ) -> dict[str, Json]:
     """The content of `summary.json`.
 
@@ -271,6 +272,7 @@ def summarise(
         seed=experiment.seed,
         engine=experiment.engine,
         rounds=len(rows),
+        stopped=stopped,
         num_clients=experiment.data.clients,
         metric=score,
         metrics={name: _finite(evaluated[-1].get(name, math.nan)) for name in experiment.evaluate.metrics},

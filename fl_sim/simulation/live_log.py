@@ -77,7 +77,8 @@ class LiveLog(logging.Handler):
         self._soon()
 
     def say(self, line: str) -> None:
-        """Hand on."""
+        """Keep a word about the run, and hand it on."""
+        self._messages.append(line[:500])
         self._observer.say(line)
 
     def reply(self, answered: int, cohort: int) -> None:
@@ -103,6 +104,9 @@ class LiveLog(logging.Handler):
         if not self._works:
             return
         self._written = self._clock()
+        if self._booked > len(self._ledger):  # a round was undone
+            self._booked = 0
+            self._sections.clear()
         for (way, section), size in self._ledger.total(by=("direction", "section"), start=self._booked).items():
             self._sections[f"{way} {section}"] += size
         self._booked = len(self._ledger)

@@ -41,6 +41,7 @@ from fl_sim.simulation.results import finish
 from fl_sim.simulation.round_hooks import Evaluation, Hook, RoundsFile, Row, client_options, round_row
 from fl_sim.simulation.run_folder import RunFolder, claimed, saved_params
 from fl_sim.simulation.server import build_server
+from fl_sim.simulation.stopping import ByteBudget, Stopping
 from fl_sim.training.precision import PRECISIONS
 from fl_sim.training.tasks import learning_task
 
@@ -132,10 +133,15 @@ def serve(
     payloads = _payloads(federation.experiment, folder)
     server = build_server(federation, ledger, recorder, payloads)
     dense = dense_payloads(federation)
+    stopping, budget = Stopping(federation.experiment), ByteBudget(federation.experiment, server, ledger, recorder)
     checkpoint = CheckpointHook(folder, federation, server, ledger, rows, recorder)
     if isinstance(grid, LocalGrid):
         grid.contexts = states = ClientStates(grid.contexts.nodes, folder.path)
         checkpoint.attach(grid, states)
+    elif budget.limit is not None:
+        raise UserError(
+            "stop.mb: clients of this runtime really run, so that a round cannot be undone; use an engine here"
+        )
     if resume:
         checkpoint.restore()
     else:
@@ -154,13 +160,21 @@ def serve(
         live_log = LiveLog(folder.path, ledger, rounds, observer, metric)
         with RoundsFile(folder.path, rows) as rounds_file, live_log as live:
             measuring = Evaluation(federation, server, ledger, dense)
-            hooks: list[Hook] = [measuring, rounds_file, *recording, checkpoint, live]
-            for number in range(len(rows) + 1, rounds + 1):
-                started = time.perf_counter()
-                server.round(grid, options, live.reply)
-                row = round_row(number, time.perf_counter() - started, server, ledger)
-                for hook in hooks:
-                    hook.round(row)
+            hooks: list[Hook] = [measuring, stopping, rounds_file, *recording, checkpoint, live]
+            for row in rows:
+                stopping.round(row)
+            while stopping.reason is None and len(rows) < rounds:
+                started, number = time.perf_counter(), len(rows) + 1
+                stopping.reason = budget.fits(number, lambda: server.round(grid, options, live.reply))
+                if stopping.reason is None:
+                    row = round_row(number, time.perf_counter() - started, server, ledger)
+                    for hook in hooks:
+                        hook.round(row)
+            if stopping.reason is not None:
+                live.say(f"stopped {stopping.reason}")
+            if metric.name not in rows[-1]:  # the round that turned out to be the last was not due for an evaluation
+                measuring.complete(rows[-1])
+                rounds_file.rewrite()
         return finish(
             federation,
             server,
@@ -169,6 +183,7 @@ def serve(
             rows=rows,
             recorder=recorder,
             dense=dense,
+            stopped=stopping.reason,
             training_s=checkpoint.seconds,
             wall_s=checkpoint.wall_s,
         )

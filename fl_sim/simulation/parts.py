@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from fl_sim.config.experiment import Experiment
+from fl_sim.config.stop import Stop
 from fl_sim.core.given import MAIN
 from fl_sim.core.lookup import imported, takes
 from fl_sim.core.types import UserError
@@ -33,6 +34,15 @@ def check(experiment: Experiment) -> None:
         UserError: names the part, and what is allowed.
     """
     _importable(experiment)
+    if experiment.stop == Stop():
+        log.warning(
+            "[stop] is empty: the run ends after its last round; keys: a metric of the task, mb, seconds, patience"
+        )
+    elif experiment.stop is not None:
+        try:
+            experiment.stop.require_metrics(experiment.learning)
+        except ValueError as error:
+            raise UserError(str(error)) from error
     _client(experiment)
     _rules(experiment)
 

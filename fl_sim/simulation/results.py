@@ -27,10 +27,11 @@ def finish(
     rows: Sequence[Row],
     recorder: MaskRecorder | None,
     dense: DensePayloads,
+    stopped: str | None,
     training_s: float,
     wall_s: float,
 ) -> Report:
-    """Write the results of a run; where `summary.json` is, the run is complete.
+    """Write the results of a run, and `stopped`, why it ended before its last round; where `summary.json` is, the run is complete.
 
     Raises:
         OSError: the folder cannot be written.
@@ -44,6 +45,7 @@ def finish(
         rows=rows,
         ledger=ledger,
         facts=model_facts(federation, server, dense),
+        stopped=stopped,
         wall_s=wall_s,
         training_s=training_s,
     )

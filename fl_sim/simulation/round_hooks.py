@@ -67,8 +67,12 @@ class Evaluation:
     def round(self, row: Row) -> None:
         """See `Hook`."""
         number, experiment = int(row["round"]), self.federation.experiment
-        if number % experiment.evaluate.every and number != experiment.rounds:
-            return
+        if number % experiment.evaluate.every == 0 or number == experiment.rounds:
+            self.complete(row)
+
+    def complete(self, row: Row) -> None:
+        """Measure, and complete the row of the last round that was run."""
+        number, experiment = int(row["round"]), self.federation.experiment
         row |= self._measure(number) if experiment.model.personal is None else self._of_clients(row)
         dense, moved = against_dense(self.ledger, self.dense.first, self.dense.others, start=self._weighed)
         self._weighed, self._saved = len(self.ledger), self._saved + dense - moved
@@ -126,6 +130,13 @@ class RoundsFile:
         """See `Hook`."""
         self.rows.append(row)
         self._write(row)
+
+    def rewrite(self) -> None:
+        """Write the file again: the last row was completed."""
+        self._file.seek(0)
+        self._file.truncate()
+        for row in self.rows:
+            self._write(row)
 
     def _write(self, row: Mapping[str, float]) -> None:
         self._file.write((as_json(row) + "\n").encode())

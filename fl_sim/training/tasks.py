@@ -69,6 +69,7 @@ class LearningTask:
         metrics: further metrics from those sums.
         further: metrics by name that need all outputs (N, K) and targets as arrays; None where the samples do not define one.
         class_scores: whether outputs (B, classes) are scores of one class each, which distillation and label smoothing need.
+        beside: what `metrics` gives beside `metric`; `stop` may name these.
     """
 
     targets: Targets
@@ -78,7 +79,14 @@ class LearningTask:
     metrics: MetricsOf = no_further
     class_scores: bool = False
     further: Mapping[str, FurtherMetric] = field(default_factory=dict, hash=False)
+    beside: tuple[Metric, ...] = ()
     weighs: ClassVar[bool] = True
+
+    @property
+    def measures(self) -> dict[str, Metric]:
+        """Every metric of an evaluation by its name, the one that counts first."""
+        asked = [Metric(name, higher=True, percent=True) for name in self.further]
+        return {each.name: each for each in (self.metric, *self.beside, *asked, Metric("loss", higher=False))}
 
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
         """The loss of one batch."""
@@ -174,10 +182,22 @@ CLASSIFICATION = LearningTask(
 )
 TASKS: Mapping[str, LearningTask] = {
     "classification": CLASSIFICATION,
-    "regression": LearningTask(Targets.NUMBERS, _squared_error, Metric("rmse", higher=False), _error_sums, _errors),
+    "regression": LearningTask(
+        Targets.NUMBERS,
+        _squared_error,
+        Metric("rmse", higher=False),
+        _error_sums,
+        _errors,
+        beside=(Metric("mae", higher=False), Metric("r2", higher=True)),
+    ),
     "multilabel": LearningTask(Targets.LABELS, _each_label, Metric("f1", True, True), _label_sums, _f1),
     "next_token": LearningTask(
-        Targets.TOKENS, cross_entropy_of, Metric("perplexity", higher=False), _token_sums, _perplexity
+        Targets.TOKENS,
+        cross_entropy_of,
+        Metric("perplexity", higher=False),
+        _token_sums,
+        _perplexity,
+        beside=(Metric("accuracy", True, True),),
     ),
 }
 WORDS: Mapping[str, str] = {

@@ -72,7 +72,8 @@ def test_every_default_in_the_template_can_be_switched_on() -> None:
     switched = Experiment.from_tree(tomllib.loads("\n".join(lines)))
     wire = switched.wire.model_copy(update={"broadcast": None})
     model = switched.model.model_copy(update={"adapter": None})
-    assert switched.model_copy(update={"gating": None, "study": None, "wire": wire, "model": model}) == Experiment()
+    off = {"gating": None, "study": None, "stop": None, "wire": wire, "model": model}
+    assert switched.model_copy(update=off) == Experiment()
 
 
 def test_every_name_has_its_line_and_key() -> None:

@@ -39,6 +39,7 @@ SMALL = {"name": "resnet8", "width": 0.125}
 NEEDED: Mapping[str, Tree] = {
     "gating": GATED,
     "study": {"study": {}},
+    "stop": {"stop": {}, "network": {"links": {"3G": 1}}},
     "wire.broadcast": {"wire": {"broadcast": {}}},
     "network": {"network": {"links": {"3G": 1}}},
     "clients.presets:feature_distillation": {"client": {"stages": ["2"]}, "model": {"name": "cnn_bn", "width": 0.25}},

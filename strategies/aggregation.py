@@ -59,10 +59,10 @@ class Sums:
         total, squares = (torch.zeros(size, dtype=torch.float64) for size in (schema.size, len(means)))
         return cls(schema, means, total, squares)
 
-    def add(self, update: Update) -> None:
-        """Fold one update, in the order of the calls."""
+    def add(self, update: Update, weight: float | None = None) -> None:
+        """Fold one update, in the order of the calls; None = its number of examples is its weight."""
         values, total = self.schema.flat(update.params).numpy(), self.total.numpy()
-        weight, count = float(update.num_examples), self.schema.prunable_size
+        weight, count = float(update.num_examples) if weight is None else weight, self.schema.prunable_size
         if update.mask is None:
             add_scaled(total, values, weight)
             if self.covered is not None:
@@ -116,7 +116,11 @@ def mean(state: ServerState, updates: Iterable[Update]) -> Params:
 
 def zero_fill(state: ServerState, updates: Iterable[Update]) -> Params:
     """Mean over all clients; a coordinate that a client did not send counts as unchanged by it."""
-    sums = _folded(state, updates)
+    return zero_filled(state, _folded(state, updates))
+
+
+def zero_filled(state: ServerState, sums: Sums) -> Params:
+    """The mean of what was folded; a coordinate that a client did not send counts as unchanged by it."""
     if sums.weight == 0:
         return state.params
     if sums.covered is not None:

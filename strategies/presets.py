@@ -52,6 +52,7 @@ from strategies.downlink_types import Adapted
 from strategies.extrapolation import Extrapolated
 from strategies.privacy import Accountant, PrivateMean
 from strategies.robust import ClipNorm, Trimmed, coordinate_median
+from strategies.robust_distance import Krum, geometric_median
 from strategies.server_step import Aggregate, Momentum, Optimise, replace_params
 
 log = logging.getLogger("fl_sim")
@@ -71,6 +72,7 @@ AGGREGATES: Mapping[str, Aggregate] = {
     "coverage": coverage_mean,
     "zero_fill": zero_fill,
     "median": coordinate_median,
+    "geometric_median": geometric_median,
 }
 
 
@@ -88,7 +90,9 @@ def fedavg(
     momentum: float = 0.0,
     aggregate: str = "mean",
     trim: float = 0.1,
+    byzantine: float = 0.2,
     clip: float | None = None,
+    cohort_size: int | None = None,
     mask_rule: str | None = None,
     distil: Table | None = None,
 ) -> Method:
@@ -99,14 +103,24 @@ def fedavg(
         momentum: server momentum, from 0 to below 1.
         aggregate: aggregation rule. "coverage": weighted mean over the clients that sent a coordinate. "zero_fill": over all
             clients of the round. "mean": zero_fill with `wire.error_feedback`, else coverage. "median" and "trimmed":
-            coordinate-wise, robust to bad clients. Or `module:function`, (state, updates) -> parameters.
+            coordinate-wise, robust to bad clients. "krum", "multi_krum", "geometric_median": by distances between updates. Or
+            `module:function`, (state, updates) -> parameters.
         trim: share of the values that "trimmed" leaves out at each end, from 0 to below 0.5.
+        byzantine: share of a cohort that "krum" and "multi_krum" count as bad, from 0 to below 0.5.
+        cohort_size: of the run.
         clip: largest L2 norm of a client's change, above 0; longer changes are scaled down. Unset = no clipping.
         mask_rule: pruning mask of your own: `module:function`, (round, mask, parameters, pseudo-gradient) -> mask.
         distil: server-side distillation after aggregation, see `[strategy.distil]`.
     """
-    table: Mapping[str, Aggregate] = {**AGGREGATES, "trimmed": Trimmed(trim)}
+    table: Mapping[str, Aggregate] = {
+        **AGGREGATES,
+        "trimmed": Trimmed(trim),
+        "krum": Krum(byzantine),
+        "multi_krum": Krum(byzantine, many=True),
+    }
     chosen = find("strategy.aggregate", aggregate, table)
+    if isinstance(chosen, Krum) and cohort_size is not None:
+        chosen.require_enough(cohort_size)
     return Method(
         aggregate=chosen if clip is None else ClipNorm(clip, chosen),
         adjust_mask=None if mask_rule is None else cast("MaskRule", imported("strategy.mask_rule = ", mask_rule)),

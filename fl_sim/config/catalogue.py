@@ -53,6 +53,11 @@ def _schedules() -> dict[str, str]:
     return {n: first_line(c) for n, c in found if c.__module__ == module.__name__ and not n.startswith("_")}
 
 
+def _attacks() -> Mapping[str, object]:
+    found: Mapping[str, object] = importlib.import_module("clients.attacks").ATTACKS
+    return found
+
+
 def _prune_methods() -> dict[str, str]:
     """By what each differs from the others: its score, or how it allocates what stays."""
     lines: dict[str, object] = dict(METHODS)
@@ -68,6 +73,7 @@ def catalogue() -> Mapping[str, Mapping[str, str]]:
     return {
         "clients": _lines(functions("clients.presets")),
         "strategies": _lines(functions("strategies.presets")),
+        "attacks": _lines(_attacks()),
         "tasks": WORDS,
         "models": _lines(models.MODELS),
         "data": {**_lines(ARRAYS), **TEXTS},
@@ -87,6 +93,7 @@ def catalogue() -> Mapping[str, Mapping[str, str]]:
 KEYS = {
     "clients": "client",
     "strategies": "strategy",
+    "attacks": "attack.kind",
     "tasks": "task",
     "models": "model.name",
     "data": "data.source",

@@ -19,6 +19,7 @@ from pydantic import Field, ValidationError, model_validator
 from fl_sim.communication.virtual_clock import Network
 from fl_sim.config.overrides import quoted, require_tables
 from fl_sim.config.sections import (
+    AttackSection,
     ByName,
     Capacity,
     CheckpointOptions,
@@ -81,6 +82,7 @@ class Experiment(Section):
     )
     study: StudySection | None = None
     stop: Stop | None = None
+    attack: AttackSection | None = None
     cohort: CohortSection = CohortSection()
     training: Training = Field(default_factory=Training)
     evaluate: EvaluateSection = EvaluateSection()

@@ -212,6 +212,24 @@ class StudySection(Section):
     )
 
 
+class AttackSection(Section):
+    """Attackers: a share of the clients, drawn once from the seed, that do not send what they learnt."""
+
+    kind: str = Field(
+        "sign_flip",
+        description="what an attacker sends: sign_flip, label_flip, scaled, gaussian, alie, colluding, or `module:function`, "
+        "(client, task, context, attackers) -> update; see docs/robustness.md",
+    )
+    share: float = Field(0.2, gt=0, le=1, description="share of the clients that attack, above 0")
+    scale: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="strength of the attack, above 0; unset = its own: sign_flip and colluding 1, scaled and gaussian 10, alie as "
+        "much as hides in a cohort",
+    )
+
+
 class CohortSection(Section):
     """Client sampling: how many clients train in a round."""
 

@@ -31,6 +31,7 @@ class Purpose(IntEnum):
     CALIBRATION = 11
     PRIVACY = 12
     SHARED_MASK = 13
+    ATTACK = 21
 
 
 def derive(*key: int) -> int:

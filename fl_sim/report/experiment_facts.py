@@ -60,7 +60,7 @@ def facts(report: Report) -> dict[str, str]:
         "model": f"{config.text('model.name')}, {report.results.params:,} parameters{_listed(_model(config))}",
         "cohort": f"{config.text('cohort.size')} of {config.text('data.clients')} clients a round, "
         f"{report.results.rounds} rounds",
-        "client": _target(config, "client"),
+        "client": _target(config, "client") + _attack(config),
         "training": _training(config),
         "strategy": _target(config, "strategy"),
         "codecs": _codecs(config),
@@ -106,6 +106,11 @@ def _model(config: Config) -> list[str]:
 
 def _target(config: Config, table: str) -> str:
     return config.text(f"{table}.target") + config.options(table)
+
+
+def _attack(config: Config) -> str:
+    """What a share of the clients does instead; empty where all are honest."""
+    return f"; attack: {config.under('attack')}" if config.is_set("attack.kind") else ""
 
 
 def _training(config: Config) -> str:

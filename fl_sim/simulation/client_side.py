@@ -13,6 +13,7 @@ from torch import nn
 
 from fl_sim.communication.messages import PARTITION
 from fl_sim.config.experiment import Experiment
+from fl_sim.core.lookup import imported
 from fl_sim.core.seeding import Purpose, numpy_generator
 from fl_sim.core.types import Params
 from fl_sim.data import CropFlip, Split, matching
@@ -40,7 +41,21 @@ def client_of(track: ModelTrack) -> Client:
         UserError: no such client, or not with these options.
     """
     experiment = track.experiment
-    return cast(Client, experiment.client.build({"training": experiment.local_training, "gating": track.gating}))
+    client = cast(Client, experiment.client.build({"training": experiment.local_training, "gating": track.gating}))
+    if experiment.attack is None:
+        return client
+    attacked = cast("Callable[..., Client]", imported("", "clients.attacks:attacked"))
+    classes = track.data.num_classes if learning_task(experiment.task).class_scores else 0
+    run = {"seed": experiment.seed, "num_clients": experiment.data.clients, "cohort_size": experiment.cohort.size}
+    return attacked(client, **dict(experiment.attack), **run, classes=classes)
+
+
+def attackers_of(experiment: Experiment) -> tuple[int, ...]:
+    """Numbers of the clients that attack; empty without `[attack]`."""
+    if experiment.attack is None:
+        return ()
+    drawn = cast("Callable[..., tuple[int, ...]]", imported("", "clients.attacks:attackers_of"))
+    return drawn(share=experiment.attack.share, seed=experiment.seed, num_clients=experiment.data.clients)
 
 
 def host_of(federation: Federation, track: ModelTrack) -> ClientHost:

@@ -30,6 +30,7 @@ from fl_sim.report.progress import shown
 from fl_sim.runtime.grids.base import LocalGrid
 from fl_sim.runtime.state.client_states import ClientStates
 from fl_sim.simulation.checkpointing import CheckpointHook
+from fl_sim.simulation.client_side import attackers_of
 from fl_sim.simulation.earlier_runs import already_there, finished, prepare, require_same
 from fl_sim.simulation.engines import open_grid, settled
 from fl_sim.simulation.federation import Federation
@@ -154,6 +155,9 @@ def serve(
                 "from the seed; a round's metrics are those of the clients' own models",
                 personal,
             )
+        if attackers := attackers_of(federation.experiment):
+            told = ", ".join(map(str, attackers[:10])) + (", ..." if len(attackers) > 10 else "")
+            log.warning("attack: %d of %d clients attack: %s", len(attackers), len(federation.partitions), told)
         folder.write_inputs(federation.label_counts, identity)
         recording = [] if payloads is None else [payloads]
         metric = learning_task(federation.experiment.task).metric

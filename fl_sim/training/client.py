@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from fl_sim.core.types import Params, Task, Update
+from fl_sim.core.types import Params, Task, Update, UserError
 from fl_sim.data.split import Split
 from fl_sim.training.tasks import CLASSIFICATION, LearningTask
 
@@ -16,6 +16,11 @@ from fl_sim.training.tasks import CLASSIFICATION, LearningTask
 def as_they_are(params: Params) -> Params:
     """Parameters as they are: there is no error feedback."""
     return params
+
+
+def alone(client: int) -> Split:
+    """A context that was made by hand knows no other client. Raises UserError."""
+    raise UserError(f"ctx.peer({client}): this context knows no other clients")
 
 
 @dataclass(slots=True)
@@ -33,6 +38,9 @@ class ClientContext:
             were trained, and make the upload mask from `corrected(params)`. Without error feedback it changes nothing.
         loss: the loss of the config's `task`, for the training loop; `evaluate(model, data, ctx.loss)` measures the task.
         personal: names of the model's entries that this client keeps for itself (`model.personal`).
+        client: number of this client, its partition.
+        peer: number of a client -> that client's training samples, for attackers that collude (`clients.attacks`). An honest
+            client has no business with them.
     """
 
     model: nn.Module
@@ -43,6 +51,8 @@ class ClientContext:
     corrected: Callable[[Params], Params] = as_they_are
     loss: LearningTask = CLASSIFICATION
     personal: Collection[str] = ()
+    client: int = 0
+    peer: Callable[[int], Split] = alone
 
     @property
     def num_examples(self) -> int:

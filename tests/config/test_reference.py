@@ -72,7 +72,7 @@ def test_every_default_in_the_template_can_be_switched_on() -> None:
     switched = Experiment.from_tree(tomllib.loads("\n".join(lines)))
     wire = switched.wire.model_copy(update={"broadcast": None})
     model = switched.model.model_copy(update={"adapter": None})
-    off = {"gating": None, "study": None, "stop": None, "wire": wire, "model": model}
+    off = {"gating": None, "study": None, "stop": None, "attack": None, "wire": wire, "model": model}
     assert switched.model_copy(update=off) == Experiment()
 
 

@@ -185,6 +185,8 @@ class ClientHost:
             corrected=as_they_are if feedback is None else feedback.corrected,
             loss=self.learning,
             personal=self.exchange.personal,
+            client=partition,
+            peer=self.split_of,
             use=self._resident.isolation.use,
         )
         return ClientTask(task, ctx, _tensors(context, PERSONAL), shared, loan, feedback)

@@ -13,7 +13,7 @@ from fl_sim.core.process_state import generators, seeded, settings, unchanged_se
 from fl_sim.core.types import FlatMask, FlatParams, Mask, Params, Task, Update
 from fl_sim.data.split import Split
 from fl_sim.models.module_state import ModuleState
-from fl_sim.training.client import Client, ClientContext, as_they_are
+from fl_sim.training.client import Client, ClientContext, alone, as_they_are
 from fl_sim.training.tasks import CLASSIFICATION, LearningTask
 
 
@@ -32,11 +32,13 @@ class LentContext(ClientContext):
         corrected: Callable[[Params], Params] = as_they_are,
         loss: LearningTask = CLASSIFICATION,
         personal: Collection[str] = (),
+        client: int = 0,
+        peer: Callable[[int], Split] = alone,
         *,
         use: Callable[[], None] = lambda: None,
     ) -> None:
         self._use = use
-        super().__init__(model, data, rng, state, seed, corrected, loss, personal)
+        super().__init__(model, data, rng, state, seed, corrected, loss, personal, client, peer)
 
     @property
     def model(self) -> nn.Module:

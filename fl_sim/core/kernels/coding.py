@@ -1,0 +1,40 @@
+"""The codecs' loops: compiled where there was a C compiler at installation, else NumPy; both give the same bytes."""
+
+from fl_sim.core.kernels import coding_reference as reference
+
+try:
+    from fl_sim.core.kernels._coding import (
+        count_symbols,
+        float_join,
+        float_split,
+        pack_bits,
+        rans_decode,
+        rans_encode,
+        unpack_bits,
+    )
+
+    FORM = "compiled"
+except ImportError:
+    from fl_sim.core.kernels.coding_reference import (
+        count_symbols,
+        float_join,
+        float_split,
+        pack_bits,
+        rans_decode,
+        rans_encode,
+        unpack_bits,
+    )
+
+    FORM = "NumPy"
+
+__all__ = [
+    "FORM",
+    "count_symbols",
+    "float_join",
+    "float_split",
+    "pack_bits",
+    "rans_decode",
+    "rans_encode",
+    "reference",
+    "unpack_bits",
+]

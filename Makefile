@@ -9,7 +9,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 .PHONY: demo comparison figures report-picture test test-all lint bench docs audit
 
 # What runs need; the tests' and linters' packages come on top, so that a first demo does not wait for them.
-$(VENV)/ready: pyproject.toml constraints.txt fl_sim/core/kernels/_compiled.c
+$(VENV)/ready: pyproject.toml constraints.txt $(wildcard fl_sim/core/kernels/_*.[ch])
 	@echo "Setting up $(VENV): PyTorch, Ray, Flower and others, some GB; this takes minutes, once."
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(INSTALL) -e .

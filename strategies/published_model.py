@@ -96,7 +96,10 @@ class SparseBroadcastServer:
         self._encoded.clear()
         self._forget_old()
 
-    def _largest(self, new: Params, old: Params) -> Mask:
+    def _largest(self, new: Params, old: Params) -> Mask | None:
+        """The coordinates that are published; None = all, where what did not change costs next to nothing."""
+        if self.rule.density == 1 and codecs.is_relative(self.rule.values):
+            return None
         moved = {name: new[name] - old[name] for name in self._part.names}
         largest = topk_mask(magnitude(moved), global_topk(magnitude(moved), self.rule.density))
         return {name: keep & (moved[name] != 0) for name, keep in largest.items()}
@@ -140,7 +143,7 @@ class SparseBroadcastServer:
         schema = self.exchange.schema
         other = schema.other_part.view(self.model[schema.prunable_size :])
         rest = REST.encode(other, None, other, schema=schema.other_part, held_mask=None, seed=0)
-        masks = [codecs.decode(delta.data, schema=self._part)[1] for delta in deltas]
+        masks = [codecs.opened(delta.data, schema=self._part).mask() for delta in deltas]
         travelled = torch.zeros(schema.prunable_size, dtype=torch.bool)
         for mask in masks:
             travelled |= True if mask is None else self._part.flat_mask(mask)

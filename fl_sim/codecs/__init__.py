@@ -16,9 +16,10 @@ from fl_sim.codecs.mask_coding import mask_hash
 from fl_sim.codecs.payload import Opened, decode, describe, encode, opened
 from fl_sim.codecs.schema import Schema
 from fl_sim.codecs.tensor_coding import finite
-from fl_sim.codecs.value_coding import VALUES
+from fl_sim.codecs.value_coding import LOSSLESS, VALUES, is_relative
 
 __all__ = [
+    "LOSSLESS",
     "VALUES",
     "CorruptPayload",
     "Description",
@@ -28,6 +29,7 @@ __all__ = [
     "describe",
     "encode",
     "finite",
+    "is_relative",
     "mask_hash",
     "opened",
 ]

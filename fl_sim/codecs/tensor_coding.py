@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fl_sim.codecs.errors import CorruptPayload
+from fl_sim.codecs.plane_coding import raw as raw_bytes
+from fl_sim.codecs.plane_coding import shuffled, unshuffled
 from fl_sim.codecs.schema import Schema
 from fl_sim.codecs.sections import KINDS, SECTION_OF
-from fl_sim.codecs.value_coding import EXACT, VALUES, ValueCoder, shuffled, unshuffled
-from fl_sim.codecs.value_coding import raw as raw_bytes
+from fl_sim.codecs.value_coder import ValueCoder
+from fl_sim.codecs.value_coding import EXACT, VALUES, fitted
 from fl_sim.core.kernels import all_finite
 from fl_sim.core.types import Params
 
@@ -37,8 +39,16 @@ def swept(check: xxhash.xxh3_64, values: NDArray[np.float32]) -> bool:
     return fine
 
 
-def encode(params: Params, alive: Tensor | None, *, schema: Schema, coder: ValueCoder, seed: int) -> list[Buffer]:
-    """The four sections' bytes.
+def encode(
+    params: Params,
+    alive: Tensor | None,
+    *,
+    schema: Schema,
+    coder: ValueCoder,
+    seed: int,
+    others: NDArray[np.float32] | None = None,
+) -> list[Buffer]:
+    """The four sections' bytes; `others`: the receiver's values of what is not prunable, where the coder codes against them.
 
     Raises:
         ValueError: a value that is not finite, with its tensor's name.
@@ -50,20 +60,30 @@ def encode(params: Params, alive: Tensor | None, *, schema: Schema, coder: Value
         refuse(params, schema)
     flat = tensor.numpy()
     count = schema.prunable_size
-    values = flat[:count] if alive is None else _gathered(flat[:count], alive.numpy())
+    values = flat[:count] if alive is None else gathered(flat[:count], alive.numpy())
     parts: list[Buffer] = [coder.encode(values, seed)]
     at = count
     for kind in KINDS[1:]:
         size = schema.section_bytes[kind] // 4
-        parts.append(_exact(raw_bytes(flat[at : at + size]), 4, coder) if size else b"")
+        part = flat[at : at + size]
+        if size and others is not None:
+            parts.append(_delta(kind, schema, others[at - schema.prunable_size :][:size]).encode(part, seed))
+        else:
+            parts.append(_exact(raw_bytes(part), 4, coder) if size else b"")
         at += size
     return parts
+
+
+def _delta(kind: str, schema: Schema, base: NDArray[np.float32]) -> ValueCoder:
+    """How a section that is not prunable travels beside values that code against the held model: exactly, as they do."""
+    counts = tuple(size for size, other in zip(schema.numels, schema.kinds, strict=True) if other == kind)
+    return fitted("float32-delta", counts, base)
 
 
 CHUNK, PIECE = 1 << 18, 1 << 16
 
 
-def _gathered(flat: NDArray[np.float32], alive: NDArray[np.bool_]) -> NDArray[np.float32]:
+def gathered(flat: NDArray[np.float32], alive: NDArray[np.bool_]) -> NDArray[np.float32]:
     """`flat[alive]`, in pieces that stay in the cache; by positions, which beats a mask two to four times at half density."""
     pieces = [np.compress(alive[i : i + CHUNK], flat[i : i + CHUNK]) for i in range(0, len(flat), CHUNK)]
     return np.concatenate(pieces) if pieces else flat
@@ -100,7 +120,13 @@ def _restored(data: memoryview, width: int, size: int, coder: ValueCoder) -> Buf
 
 
 def decode(
-    sections: dict[str, memoryview], alive: NDArray[np.bool_] | None, *, schema: Schema, coder: ValueCoder, count: int
+    sections: dict[str, memoryview],
+    alive: NDArray[np.bool_] | None,
+    *,
+    schema: Schema,
+    coder: ValueCoder,
+    count: int,
+    others: NDArray[np.float32] | None = None,
 ) -> Params:
     """Invert `encode`; `count` values are due."""
     if not schema.is_flat:
@@ -115,7 +141,12 @@ def decode(
     at = schema.prunable_size
     for kind in KINDS[1:]:
         size = schema.section_bytes[kind] // 4
-        array[at : at + size] = np.frombuffer(_restored(sections[kind], 4, 4 * size, coder), dtype="<f4")
+        if size and others is not None:
+            array[at : at + size] = _delta(kind, schema, others[at - schema.prunable_size :][:size]).decode(
+                sections[kind], size
+            )
+        else:
+            array[at : at + size] = np.frombuffer(_restored(sections[kind], 4, 4 * size, coder), dtype="<f4")
         at += size
     if not finite(flat):
         raise CorruptPayload("a value is NaN or infinite")

@@ -68,7 +68,8 @@ class Coding:
     """Encoding of one direction: the value type (`fl_sim.codecs.VALUES`) and the meaning of the values (`CONTENTS`).
 
     Attributes:
-        values: value type: float32, float32-zstd, float16, bfloat16, int8, int4, int2, top25-int8, top10-int8.
+        values: value type: float32, float32-zstd, float32-delta, float16, float16-delta, bfloat16, bfloat16-delta, int8, int4,
+            int2, sign, top25-int8, top10-int8, top10-ternary, top1-ternary.
         content: "parameters", or their "difference" to the model that the receiver holds.
     """
 
@@ -82,6 +83,11 @@ class Coding:
         ):
             if value not in allowed:
                 raise UserError(f"wire: unknown {what} {value!r}; allowed: {', '.join(allowed)}")
+        if codecs.is_relative(self.values) and self.content != "parameters":
+            raise UserError(
+                f"wire: {self.values} codes the parameters against the model that the receiver holds; "
+                f"content = {self.content!r}: allowed: parameters"
+            )
 
     def encode(
         self,
@@ -101,7 +107,13 @@ class Coding:
         if outgoing := CONTENTS[self.content].outgoing:
             params = schema.view(outgoing(schema.flat(params), schema.flat(reference)))
         return codecs.encode(
-            params, sent_mask, schema=schema, held_mask=held_mask, values=types or self.values, seed=seed
+            params,
+            sent_mask,
+            schema=schema,
+            held_mask=held_mask,
+            values=types or self.values,
+            seed=seed,
+            base=reference,
         )
 
     def decode(
@@ -116,7 +128,7 @@ class Coding:
 
     def restore(self, payload: Opened, reference: Params) -> tuple[Params, Mask | None]:
         """`decode` of a payload that was opened."""
-        params, mask = payload.decoded()
+        params, mask = payload.decoded(reference)
         incoming, schema = CONTENTS[self.content].incoming, payload.schema
         if incoming is None:
             return params, mask

@@ -32,8 +32,6 @@ from fl_sim.core.lookup import find
 from fl_sim.core.seeding import Purpose, derive
 from fl_sim.core.types import FlatMask, Params, UserError
 
-EXACT = ("float32", "float32-zstd")
-"""Value types that lose nothing: what they carried can be encoded as any other type."""
 OURS = "fl_sim"
 Sections = dict[tuple[str, str], int]
 """(direction, section) -> bytes."""
@@ -202,7 +200,7 @@ class _Round:
 
     def _require_exact(self, payload: Opened, new: Coding, direction: str) -> None:
         """Refuse to encode values that were rounded before; float32 takes four bytes whatever the values are."""
-        if payload.values not in EXACT and new.values != "float32":
+        if payload.values not in codecs.LOSSLESS and new.values != "float32":
             raise UserError(
                 f"{self.where}: the {direction}link moved {payload.values}, and what that rounded away was not recorded; "
                 f"record a run with wire.{direction}link.values = 'float32', allowed here: the run's own type or float32"

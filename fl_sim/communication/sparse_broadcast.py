@@ -52,12 +52,12 @@ class SparseBroadcast:
     def __post_init__(self) -> None:
         if not 0 < self.density <= 1:
             raise UserError(f"wire.broadcast.density = {self.density}: must be above 0 and at most 1")
-        Coding(self.values, "difference")
+        Coding(self.values)
 
     @property
     def coding(self) -> Coding:
-        """Of the published changes."""
-        return Coding(self.values, "difference")
+        """Of the published changes; types that code against the held model do so without a difference."""
+        return Coding(self.values, "parameters" if codecs.is_relative(self.values) else "difference")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fl_sim.codecs import CorruptPayload, Schema, decode, describe, encode
-from fl_sim.codecs.value_coding import BLOCK
+from fl_sim.codecs.integer_coding import BLOCK
 from fl_sim.core.types import Mask, Params
 
 SHAPES = {"tiny": (40,), "empty": (0, 3), "long": (BLOCK + 5,), "last": (3, 700)}
@@ -90,5 +90,5 @@ def test_version_two_whose_scales_crossed_tensors_is_refused() -> None:
     case = payloads.case(None, values="int8")
     data = bytearray(case.encode())
     data[4] = 2
-    with pytest.raises(CorruptPayload, match="version 3"):
+    with pytest.raises(CorruptPayload, match="version 4"):
         decode(bytes(data), schema=case.schema)

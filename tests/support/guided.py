@@ -26,7 +26,7 @@ with atheris.instrument_imports(include=["fl_sim"]):
     from images_in_parquet import PARQUET
 
     from fl_sim import Experiment, Report
-    from fl_sim.codecs import CorruptPayload, decode
+    from fl_sim.codecs import CorruptPayload
     from fl_sim.codecs.payload import CHECK
     from fl_sim.communication.ledger import Ledger
     from fl_sim.communication.mask_log import MaskRecorder
@@ -58,7 +58,7 @@ def payload_target(place: Path) -> Target:
         case = cases[data[0] % len(cases)] if data else cases[0]
         body = data[1:]
         whole = body + CHECK.pack(xxhash.xxh3_64_intdigest(body) & 0xFFFFFFFF)
-        return decode(whole, schema=case.schema, held_mask=case.held_mask)
+        return case.decode(whole)
 
     starts = [bytes([i]) + case.encode()[: -CHECK.size] for i, case in enumerate(cases)]
     return refusing(read, CorruptPayload), [start for start in starts if len(start) < 4000]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from fl_sim.codecs import Schema, encode
+from fl_sim.codecs import VALUES, Schema, decode, encode
 from fl_sim.core.types import Mask, Params
 
 
@@ -101,15 +101,35 @@ class Case:
     held_mask: Mask | None
     values: str | tuple[str, ...]
     schema: Schema
+    base: Params | None = None
 
     def encode(self) -> bytes:
-        return encode(self.params, self.mask, schema=self.schema, held_mask=self.held_mask, values=self.values, seed=7)
+        return encode(
+            self.params,
+            self.mask,
+            schema=self.schema,
+            held_mask=self.held_mask,
+            values=self.values,
+            seed=7,
+            base=self.base,
+        )
+
+    def decode(self, data: bytes) -> tuple[Params, Mask | None]:
+        return decode(data, schema=self.schema, held_mask=self.held_mask, base=self.base)
 
 
 def case(mask: Mask | None, *, held_mask: Mask | None = None, values: str | tuple[str, ...] = "float32") -> Case:
-    """A small payload with all five sections."""
+    """A small payload with all five sections; the receiver holds a model that is close to it."""
     params = params_of({**SMALL, **OTHERS}, seed=3)
-    return Case(params, mask, held_mask, values, Schema.of(params, SMALL, auxiliary=["curve"]))
+    return Case(
+        params, mask, held_mask, values, Schema.of(params, SMALL, auxiliary=["curve"]), near(params, 0.01, seed=4)
+    )
+
+
+def near(params: Params, distance: float, *, seed: int = 0) -> Params:
+    """Parameters of which a random change of this size makes `params`."""
+    changes = params_of({name: value.shape for name, value in params.items()}, seed)
+    return {name: value + distance * changes[name] for name, value in params.items()}
 
 
 MODES: Mapping[str, Callable[[], Case]] = {
@@ -123,9 +143,7 @@ MODES: Mapping[str, Callable[[], Case]] = {
 }
 CASES: Mapping[str, Callable[[], Case]] = {
     **MODES,
-    **{
-        f"values-{v}": lambda v=v: case(bernoulli(SMALL, 0.4), values=v)
-        for v in ("float32-zstd", "float16", "bfloat16", "int8", "int4", "int2", "top25-int8", "top10-int8")
-    },
+    **{f"values-{v}": lambda v=v: case(bernoulli(SMALL, 0.4), values=v) for v in VALUES if v != "float32"},
     "values-mixed": lambda: case(bernoulli(SMALL, 0.4), values=("int4", "float32")),
+    "values-mixed-delta": lambda: case(bernoulli(SMALL, 0.4), values=("float32-delta", "sign")),
 }

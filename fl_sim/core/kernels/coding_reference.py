@@ -20,7 +20,9 @@ SYMBOLS, CONTEXTS, LANES, LOWEST = 256, 64, 256, 1 << 16
 def _checked(tables: Tables, contexts: Bytes, bits: int, lanes: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """(slots, first slot) of each context's symbols, shape (contexts, 256)."""
     count = len(tables) // SYMBOLS
-    if len(tables) % SYMBOLS or not (1 <= count <= CONTEXTS and 8 <= bits <= 14 and lanes in (1 << k for k in range(9))):
+    if len(tables) % SYMBOLS or not (
+        1 <= count <= CONTEXTS and 8 <= bits <= 14 and lanes in (1 << k for k in range(9))
+    ):
         raise ValueError("1 to 64 tables of 256, 8 to 14 bits, a power of two of at most 256 lanes")
     if len(contexts) and contexts.max() >= count:
         raise ValueError("a context without a table")

@@ -1,0 +1,153 @@
+"""Floats as differences to the floats that the receiver holds, in units in the last place: exact for every float.
+
+    scale of each tensor u8 | code of the lengths, LEB128 of its bytes before it | bits of the differences
+
+Floats are compared as integers in the order of their values, so that a difference of n says that n - 1 floats lie between.
+`w0 + (w1 - w0)` misses up to some percent of the float32 values `w1`; an integer difference misses none, NaN and -0
+included. A difference is cut into the length of its magnitude, which is entropy-coded, and its sign and the bits below the
+leading one, which are as good as random and travel as they are.
+
+What predicts the length: a change of size 2**s has about 2**(s - e) units in the last place where the base has the exponent
+e. The changes of one tensor have about one size, so a length is coded in the context of (scale of its tensor - exponent of
+its base).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fl_sim.codecs import symbol_coding
+from fl_sim.codecs.bits import Reader, varint
+from fl_sim.codecs.errors import CorruptPayload
+from fl_sim.codecs.symbol_coding import Bytes
+from fl_sim.codecs.value_coder import Counts, Values
+from fl_sim.core.kernels.coding import float_join, float_split, pack_bits, unpack_bits
+
+Words = NDArray[np.uint32]
+SMALLEST = -4
+"""The first context is for lengths of this prediction, and for what is shorter; the others are one bit of length apart."""
+
+
+class Format(NamedTuple):
+    """A float: its bits, the bits below its exponent, and its dtype in PyTorch."""
+
+    width: int
+    mantissa: int
+    dtype: torch.dtype
+
+    @property
+    def contexts(self) -> int:
+        """Number of contexts: up to the longest differences that are probable."""
+        return min(32, self.width + 4)
+
+    def words(self, values: Values) -> Words:
+        """Values rounded to this format, as their bits in 32."""
+        if self.width == 32:
+            return np.ascontiguousarray(values, dtype="<f4").view(np.uint32)
+        short = torch.from_numpy(np.array(values, dtype=np.float32)).to(self.dtype)
+        return short.view(torch.int16).numpy().view(np.uint16).astype(np.uint32)
+
+    def values(self, words: Words) -> Values:
+        """Invert `words`."""
+        if self.width == 32:
+            return words.view("<f4")
+        return torch.from_numpy(words.astype(np.uint16).view(np.int16)).view(self.dtype).float().numpy()
+
+
+FLOAT32, FLOAT16, BFLOAT16 = (
+    Format(32, 23, torch.float32),
+    Format(16, 10, torch.float16),
+    Format(16, 7, torch.bfloat16),
+)
+
+
+@dataclass(frozen=True)
+class Delta:
+    """Difference to the held values, in units in the last place of a float format, lossless but for the rounding to it.
+
+    Attributes:
+        id: number on the wire.
+        format: the floats.
+        counts: values of each tensor, known to both ends; empty = all values are one tensor's.
+        base: the receiver's values at the same coordinates.
+    """
+
+    id: int
+    format: Format
+    counts: Counts = ()
+    base: Values = field(default_factory=lambda: np.zeros(0, dtype=np.float32), compare=False)
+
+    def _tensors(self, count: int) -> Iterator[slice]:
+        at = 0
+        for size in self.counts or (count,):
+            yield slice(at, at + size)
+            at += size
+
+    def encode(self, values: Values, seed: int) -> bytes:
+        if not len(values):
+            return b""
+        width, mantissa, dtype = self.format
+        size = len(values)
+        words = self.format.words(values)
+        if width < 32 and not np.isfinite(self.format.values(words)).all():
+            raise ValueError(f"a value is beyond the range of {dtype}: {float(np.abs(values).max()):.6g}")
+        lengths, contexts, extra = np.empty(size, np.uint8), np.empty(size, np.uint8), np.empty(size, np.uint32)
+        float_split(words, self.format.words(self.base), width, mantissa, lengths, contexts, extra)
+        scales = bytearray()
+        for tensor in self._tensors(size):
+            scale = _scale(lengths[tensor], contexts[tensor])
+            scales.append(scale)
+            contexts[tensor] = _contexts(scale, contexts[tensor], self.format.contexts)
+        code = symbol_coding.encode(lengths, contexts, self.format.contexts)
+        out = np.empty(4 * size, dtype=np.uint8)
+        return b"".join([bytes(scales), varint(len(code)), code, out[: pack_bits(extra, lengths, out)].tobytes()])
+
+    def decode(self, data: memoryview, count: int) -> Values:
+        if not count:
+            if len(data):
+                raise CorruptPayload("values where none are due")
+            return np.zeros(0, dtype=np.float32)
+        tensors = list(self._tensors(count))
+        reader = Reader(data, len(tensors))
+        end = reader.varint(len(data)) + reader.at
+        base = self.format.words(self.base)
+        width, mantissa, _ = self.format
+        contexts = np.empty(count, dtype=np.uint8)
+        for scale, tensor in zip(data, tensors, strict=False):
+            exponents = (base[tensor] >> mantissa).astype(np.uint8)
+            exponents &= (1 << (width - 1 - mantissa)) - 1
+            contexts[tensor] = _contexts(scale, exponents, self.format.contexts)
+        lengths = symbol_coding.decode(data[reader.at : end], contexts, self.format.contexts)
+        if lengths.max() > width:
+            raise CorruptPayload("a difference is longer than its floats")
+        stream = np.frombuffer(data[end:], dtype=np.uint8)
+        total = int(lengths.sum(dtype=np.int64))
+        if len(stream) != -(-total // 8) or (total % 8 and stream[-1] >> total % 8):
+            raise CorruptPayload("the bits of the differences have another length")
+        words = np.empty(count, dtype=np.uint32)
+        at = 0
+        for tensor in tensors:
+            unpack_bits(stream, at, lengths[tensor], words[tensor])
+            at += int(lengths[tensor].sum(dtype=np.int64))
+        float_join(words, base, lengths, width)
+        return self.format.values(words)
+
+
+def _scale(lengths: Bytes, exponents: Bytes) -> int:
+    """Mean of (length + exponent of the base) over what changed: the logarithm of the typical change."""
+    changed = int(np.count_nonzero(lengths))
+    total = int(lengths.sum(dtype=np.int64)) + int(exponents.sum(dtype=np.int64, where=lengths > 0))
+    return min(255, (2 * total + changed) // (2 * changed)) if changed else 0
+
+
+def _contexts(scale: int, exponents: Bytes, count: int) -> Bytes:
+    """Context of each length: the length that its tensor's scale predicts."""
+    table = np.clip(scale - np.arange(256) - SMALLEST, 0, count - 1).astype(np.uint8)
+    contexts: Bytes = table[exponents]
+    return contexts

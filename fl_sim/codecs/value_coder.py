@@ -1,0 +1,34 @@
+"""What a value type does: bytes of the sparse values, and back."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Values = NDArray[np.float32]
+Counts = tuple[int, ...]
+"""Values of each tensor, one after the other."""
+
+
+class ValueCoder(Protocol):
+    """A value type: encodes and decodes the sparse values. `id` is its number in the payload."""
+
+    @property
+    def id(self) -> int:
+        """Number on the wire."""
+
+    def encode(self, values: Values, seed: int) -> bytes | memoryview:
+        """Bytes of 1-D finite float32 values; `seed` feeds stochastic rounding.
+
+        Raises:
+            ValueError: a value that this type cannot hold.
+        """
+
+    def decode(self, data: memoryview, count: int) -> Values:
+        """`count` values; `count` is known to the receiver.
+
+        Raises:
+            CorruptPayload: the bytes do not hold exactly that many.
+        """

@@ -21,7 +21,7 @@ from fl_sim.core.types import Mask, Params, Task, UserError
 from fl_sim.runtime.server_context import ServerContext, ServerSnapshot
 from strategies.booking import Booking
 from strategies.cohorts import Cohort
-from strategies.downlink_types import Downlink
+from strategies.downlink_types import Downlink, configured_types
 from strategies.held_masks import ClientMasks
 from strategies.published_model import SparseBroadcastServer
 from strategies.round_log import RoundLog
@@ -65,6 +65,11 @@ class DownlinkSender:
 
     def __init__(self, context: ServerContext, downlink: Downlink) -> None:
         self.context, self.downlink, self.exchange = context, downlink, context.exchange
+        if codecs.is_relative(self.exchange.uplink.values) and downlink is not configured_types:
+            raise UserError(
+                f"wire.uplink.values = {self.exchange.uplink.values!r} codes against the model that clients received, and "
+                "this strategy's downlink rounds it; allowed: a strategy that leaves the downlink to wire.downlink"
+            )
         self.booking = Booking(context.accounting, context.exchange.schema)
         self.client_masks = ClientMasks()
         first = context.exchange.schema.flat(context.initial)

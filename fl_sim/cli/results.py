@@ -110,8 +110,8 @@ def replay(
     values: Annotated[
         str | None,
         typer.Option(
-            help="of both directions: float32, float32-zstd, float16, bfloat16, int8, int4, int2, top25-int8, "
-            "top10-int8"
+            help="of both directions: float32, float32-zstd, float32-delta, float16, float16-delta, bfloat16, "
+            "bfloat16-delta, int8, int4, int2, sign, top25-int8, top10-int8, top10-ternary, top1-ternary"
         ),
     ] = None,
     mask: Annotated[str, typer.Option(help="mask codec: fl_sim, coo, bitmap, free")] = "fl_sim",
@@ -119,7 +119,7 @@ def replay(
     """Encode again what a finished run moved, under other codecs, without training again.
 
     Every number is the length of encoded bytes. Recorded masks alone allow other mask codecs; other value types need the
-    recorded payloads of a run whose own values are exact (float32, float32-zstd).
+    recorded payloads of a run whose own values are exact (float32, float32-zstd, float32-delta).
 
     Example: fl-sim replay runs/quickstart-bc58d0c5 wire.uplink.values=int8 wire.uplink.content=difference --mask coo
     """

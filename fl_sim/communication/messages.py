@@ -89,6 +89,11 @@ class Coding:
                 f"content = {self.content!r}: allowed: parameters"
             )
 
+    @property
+    def is_exact(self) -> bool:
+        """Whether the receiver decodes the sender's parameters bit for bit."""
+        return self.values in codecs.LOSSLESS and self.content == "parameters"
+
     def encode(
         self,
         params: Params,

@@ -185,16 +185,19 @@ class _Round:
         else:
             was, new, reference = link.exchange.downlink, self.recoding.downlink, link.initial
             seed = derive(link.seed, self.number, Purpose.ENCODING)
-            wanted = self.recoding.uplink.content != link.exchange.uplink.content
+            up = self.recoding.uplink
+            wanted = up.content != link.exchange.uplink.content or codecs.is_relative(up.values)
             params = was.restore(payload, link.initial)[0] if wanted else None
         after = before
         if new != was:
             self._require_exact(payload, new, message.direction)
             schema, held = link.exchange.schema, _mask(message.held, link.exchange.schema)
-            values, mask = payload.decoded()
+            values, mask = payload.decoded(reference)
             if was.content != new.content:
                 values = schema.view(_meaning(schema.flat(values), schema.flat(reference), was.content, new.content))
-            data = codecs.encode(values, mask, schema=schema, held_mask=held, values=new.values, seed=seed)
+            data = codecs.encode(
+                values, mask, schema=schema, held_mask=held, values=new.values, seed=seed, base=reference
+            )
             after = dict(codecs.describe(data, schema=schema, held_mask=held).sections)
         return _Encoded(before, self._with_mask(after, payload), params)
 
@@ -209,7 +212,7 @@ class _Round:
     def _with_mask(self, sections: dict[str, int], payload: Opened) -> dict[str, int]:
         if self.recoding.mask == OURS or not sections.get("mask"):
             return sections
-        mask = payload.decoded()[1]
+        mask = payload.mask()
         assert mask is not None
         bits = payload.schema.flat_mask(mask).numpy()
         return {**sections, "mask": MASKS[self.recoding.mask](bits, sections["mask"])}

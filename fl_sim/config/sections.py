@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from fl_sim.codecs import LOSSLESS, is_relative
 from fl_sim.communication.messages import Coding
 from fl_sim.communication.sparse_broadcast import SparseBroadcast
 from fl_sim.core.given import path_of
@@ -289,3 +290,14 @@ class WireSection(Section):
         gt=0,
         description="saved payloads take at most so much disk; the first round beyond it ends the recording",
     )
+
+    @model_validator(mode="after")
+    def _uplink_codes_against_what_clients_hold(self) -> Self:
+        down = self.downlink
+        if is_relative(self.uplink.values) and self.broadcast is None and not down.is_exact:
+            raise ValueError(
+                f"uplink.values = {self.uplink.values!r} codes against the model that clients received, bit for bit, and the "
+                f"downlink ({down.values}, {down.content}) rounds; allowed there: {', '.join(LOSSLESS)} of parameters, or "
+                "a broadcast"
+            )
+        return self

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fl_sim import codecs
-from fl_sim.codecs import VALUES, Schema
+from fl_sim.codecs import VALUES, Schema, is_relative
 from fl_sim.codecs.mixed_coding import tensor_seed
 from fl_sim.core.types import Mask, Params, UserError
 from fl_sim.models.modes import evaluating, restored
@@ -26,7 +26,7 @@ from fl_sim.models.partial_forward import resumed
 from fl_sim.sparsity import min_distortion
 from fl_sim.sparsity.curves import squared_error
 
-TYPES = ("float32-zstd", "bfloat16", "int8", "int4", "int2", "top25-int8", "top10-int8")
+TYPES = ("float32-zstd", "bfloat16", "int8", "int4", "int2", "top25-int8", "top10-int8", "top10-ternary")
 SLACK = 3
 """Bytes of padding by which a header may grow."""
 
@@ -46,6 +46,10 @@ class LayerAdaptive:
     def __post_init__(self) -> None:
         if unknown := set(self.types) - VALUES.keys():
             raise UserError(f"types: unknown {', '.join(sorted(unknown))}; allowed: {', '.join(VALUES)}")
+        if relative := sorted(name for name in self.types if is_relative(name)):
+            raise UserError(
+                f"types: {', '.join(relative)}: codes against a model that the receiver holds, which no budget knows"
+            )
         if not self.types:
             raise UserError(f"types: none given; allowed: {', '.join(VALUES)}")
 

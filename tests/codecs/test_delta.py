@@ -1,0 +1,115 @@
+"""Values coded against the model that the receiver holds: exact for every float, small for small changes, never silent."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import payloads
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fl_sim.codecs import CorruptPayload, Schema, decode, describe, encode
+from fl_sim.codecs.delta_coding import Delta
+from fl_sim.codecs.value_coding import VALUES, fitted
+
+PRECISION = {"float32-delta": torch.float32, "float16-delta": torch.float16, "bfloat16-delta": torch.bfloat16}
+
+
+def coder(base: np.ndarray, counts: tuple[int, ...] = ()) -> Delta:
+    made = VALUES["float32-delta"]
+    assert isinstance(made, Delta)
+    return replace(made, counts=counts, base=base)
+
+
+@given(bits=st.lists(st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1)), max_size=40))
+@settings(deadline=None)
+def test_every_float32_comes_back_nan_and_minus_zero_included(bits: list[tuple[int, int]]) -> None:
+    special = [(0x80000000, 0), (0, 0x80000000), (0x7FC00001, 0x7F800000), (0xFFFFFFFF, 0x00000001)]
+    values, base = np.array([*special, *bits], dtype=np.uint32).T.copy().view(np.float32)
+    counts = (3, 0, len(values) - 3)
+    data = coder(base, counts).encode(values, 0)
+    assert coder(base, counts).decode(memoryview(data), len(values)).tobytes() == values.tobytes()
+
+
+@pytest.mark.parametrize("values", PRECISION)
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_model_comes_back_in_its_precision_and_the_rest_exactly(values: str, masked: bool) -> None:
+    case = payloads.case(payloads.bernoulli(payloads.SMALL, 0.4) if masked else None, values=values)
+    got, mask = case.decode(case.encode())
+    for name, value in case.params.items():
+        expected = value.to(PRECISION[values]).float() if name in payloads.SMALL else value
+        if mask is not None and name in payloads.SMALL:
+            expected = expected * mask[name]
+        assert torch.equal(got[name], expected), name
+
+
+def test_a_small_change_costs_what_it_changes() -> None:
+    """Gaussian weights moved by a tenth: the noise of the change, and none of what both ends know."""
+    params = {"w": torch.randn(50_000), "v": 0.01 * torch.randn(50_000)}
+    schema = Schema.of(params, params)
+    near = payloads.near(params, 0.0, seed=1)
+    sizes = {}
+    for values in ("float32-zstd", *PRECISION):
+        base = {name: value * (1 + 2.0**-10 * torch.randn(50_000)) for name, value in near.items()}
+        data = encode(params, None, schema=schema, values=values, base=base)
+        sizes[values] = describe(data, schema=schema).sections["values"] / 100_000
+        same = describe(encode(params, None, schema=schema, values=values, base=params), schema=schema)
+        assert values == "float32-zstd" or same.sections["values"] < 600
+    assert sizes["float32-zstd"] > 3.2
+    assert sizes["float32-delta"] < 2.0
+    assert sizes["bfloat16-delta"] < 0.25
+    assert sizes["float16-delta"] < 0.5
+
+
+@pytest.mark.parametrize("values", [*PRECISION, ("float32-delta", "int8")])
+def test_another_model_or_none_is_refused(values: str | tuple[str, ...]) -> None:
+    case = payloads.case(payloads.bernoulli(payloads.SMALL, 0.4), values=values)
+    data = case.encode()
+    with pytest.raises(CorruptPayload, match="none is held"):
+        decode(data, schema=case.schema)
+    with pytest.raises(CorruptPayload, match="another model"):
+        decode(data, schema=case.schema, base=case.params)
+    with pytest.raises(ValueError, match=r"delta codes against the model .* none is given"):
+        replace(case, base=None).encode()
+    unnamed = bytearray(data)
+    unnamed[7] = 0
+    with pytest.raises(CorruptPayload):
+        case.decode(bytes(unnamed))
+
+
+def test_only_what_is_sent_has_to_be_held() -> None:
+    case = payloads.case(payloads.bernoulli(payloads.SMALL, 0.4), values="float32-delta")
+    assert case.base is not None
+    assert case.mask is not None
+    other = {n: torch.where(case.mask[n], v, v + 1) if n in case.mask else v for n, v in case.base.items()}
+    assert torch.equal(
+        decode(case.encode(), schema=case.schema, base=other)[0].flat, case.decode(case.encode())[0].flat
+    )
+
+
+def test_a_flag_without_a_type_that_needs_it_is_refused() -> None:
+    case = payloads.case(None, values="int8")
+    data = bytearray(case.encode())
+    data[7] = 1
+    with pytest.raises(CorruptPayload, match="does not code against"):
+        case.decode(bytes(data))
+    data[7] = 2
+    with pytest.raises(CorruptPayload, match="version 4"):
+        case.decode(bytes(data))
+
+
+def test_other_dtypes_travel_exactly_and_name_no_model() -> None:
+    params = {"w": torch.randn(40).double(), "n": torch.arange(5)}
+    schema = Schema.of(params, ["w"])
+    data = encode(params, None, schema=schema, values="float32-delta", base=params)
+    got, _ = decode(data, schema=schema)
+    assert all(torch.equal(got[name], value) for name, value in params.items())
+
+
+def test_a_value_beyond_float16_is_refused() -> None:
+    zeros = np.zeros(2, np.float32)
+    with pytest.raises(ValueError, match="range"):
+        fitted("float16-delta", (2,), zeros).encode(np.array([1.0, 1e6], np.float32), 0)

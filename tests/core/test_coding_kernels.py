@@ -1,0 +1,145 @@
+"""The codecs' loops: the compiled form and NumPy write the same bytes, invert what they wrote, and stay in their buffers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fl_sim.core import kernels
+from fl_sim.core.kernels import coding
+from fl_sim.core.kernels import coding_reference as reference
+
+FORMS = (coding, reference)
+
+
+def test_both_modules_of_the_package_are_compiled_or_neither_is() -> None:
+    assert coding.FORM == kernels.FORM
+
+
+def table(counts: np.ndarray, bits: int) -> np.ndarray:
+    """Slots that sum to 2**bits, at least one for every symbol that occurs."""
+    slots = np.where(counts > 0, 1 + counts * ((1 << bits) - 256) // max(1, counts.sum()), 0)
+    slots[np.argmax(slots)] += ((1 << bits) - slots.sum()) * bool(slots.any())
+    return slots.astype(np.uint16)
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    size=st.integers(0, 600),
+    kinds=st.integers(1, 5),
+    bits=st.integers(8, 14),
+    lanes=st.sampled_from([1, 2, 16, 256]),
+    spread=st.sampled_from([0.01, 2.0, 60.0]),
+)
+@settings(deadline=None, max_examples=60)
+def test_symbols_come_back_from_the_same_bytes(seed, size, kinds, bits, lanes, spread) -> None:
+    rng = np.random.default_rng(seed)
+    symbols = np.minimum(np.abs(rng.normal(0, spread, size)), 255).astype(np.uint8)
+    contexts = rng.integers(0, kinds, size).astype(np.uint8)
+    counts = [np.zeros(256 * kinds, np.int64) for _ in FORMS]
+    codes = []
+    for form, found in zip(FORMS, counts, strict=True):
+        form.count_symbols(symbols, contexts, found)
+        tables = np.concatenate([table(row, bits) for row in found.reshape(kinds, 256)])
+        out = np.zeros(2 * size + 4 * lanes, np.uint8)
+        codes.append(out[form.rans_encode(symbols, contexts, tables, bits, lanes, out) :])
+    assert codes[0].tobytes() == codes[1].tobytes()
+    assert counts[0].tolist() == counts[1].tolist()
+    assert counts[0].sum() == size
+    damaged = codes[0].copy()
+    damaged[-1] ^= 1
+    for form in FORMS:
+        back = np.zeros(size, np.uint8)
+        assert form.rans_decode(codes[0], contexts, tables, bits, lanes, back) == 1
+        assert back.tolist() == symbols.tolist()
+        assert form.rans_decode(damaged, contexts, tables, bits, lanes, back) == 0
+        assert form.rans_decode(codes[0][:-2], contexts, tables, bits, lanes, back) == 0
+        assert form.rans_decode(np.append(codes[0], np.zeros(2, np.uint8)), contexts, tables, bits, lanes, back) == 0
+
+
+@given(seed=st.integers(0, 2**32 - 1), size=st.integers(0, 200), most=st.integers(0, 32))
+@settings(deadline=None, max_examples=60)
+def test_bits_of_any_width_come_back(seed: int, size: int, most: int) -> None:
+    rng = np.random.default_rng(seed)
+    widths = rng.integers(0, most + 1, size).astype(np.uint8)
+    values = rng.integers(0, 2**32, size, dtype=np.uint32)
+    kept = [value & ((1 << width) - 1) for value, width in zip(values.tolist(), widths.tolist(), strict=True)]
+    half, streams = size // 2, []
+    for form in FORMS:
+        out = np.zeros(4 * size, np.uint8)
+        streams.append(out[: form.pack_bits(values, widths, out)])
+    assert streams[0].tobytes() == streams[1].tobytes()
+    for form in FORMS:
+        back = np.zeros(size, np.uint32)
+        form.unpack_bits(streams[0], 0, widths, back)
+        assert back.tolist() == kept
+        form.unpack_bits(streams[0], int(widths[:half].sum()), widths[half:], back[half:])
+        assert back.tolist() == kept
+
+
+@pytest.mark.parametrize(("width", "mantissa"), [(32, 23), (16, 10), (16, 7)])
+def test_differences_of_floats_are_exact_and_count_the_floats_between(width: int, mantissa: int) -> None:
+    rng = np.random.default_rng(width + mantissa)
+    sign, top = 1 << (width - 1), (1 << (width - 1 - mantissa)) - 1 << mantissa
+    special = [0, sign, 1, sign | 1, top, sign | top, top | 1, 2 * sign - 1, sign - 1]
+    values = np.array([*special, *rng.integers(0, 2 * sign, 500)], dtype=np.uint32)
+    base = np.where(rng.random(len(values)) < 0.3, values, rng.permutation(values)).astype(np.uint32)
+    made = []
+    for form in FORMS:
+        lengths, exponents, extra = (np.zeros(len(values), t) for t in (np.uint8, np.uint8, np.uint32))
+        form.float_split(values, base, width, mantissa, lengths, exponents, extra)
+        made.append((lengths.tolist(), exponents.tolist(), extra.tolist()))
+        form.float_join(extra, base, lengths, width)
+        assert extra.tolist() == values.tolist()
+    assert made[0] == made[1]
+    one = np.array([sign | 0], np.uint32), np.array([0], np.uint32)  # -0 is one below 0
+    coding.float_split(*one, width, mantissa, lengths[:1], exponents[:1], extra[:1])
+    assert (lengths[0], extra[0]) == (1, 1)
+
+
+def refused(form) -> None:
+    u8, u16, u32, i64 = (lambda n, t=t: np.zeros(n, t) for t in (np.uint8, np.uint16, np.uint32, np.int64))
+    full = u16(256)
+    full[0] = 256
+    for call in (
+        lambda: form.rans_encode(u8(3), u8(2), full, 8, 1, u8(99)),
+        lambda: form.rans_encode(u8(3), u8(3), full, 8, 1, u8(9)),
+        lambda: form.rans_encode(u8(3), u8(3) + np.uint8(1), full, 8, 1, u8(99)),
+        lambda: form.rans_encode(u8(3), u8(3), full + np.uint16(1), 8, 1, u8(99)),
+        lambda: form.rans_encode(u8(3) + np.uint8(1), u8(3), full, 8, 1, u8(99)),
+        lambda: form.rans_encode(u8(3), u8(3), full[:255], 8, 1, u8(99)),
+        lambda: form.rans_encode(u8(3), u8(3), full, 15, 1, u8(99)),
+        lambda: form.rans_encode(u8(3), u8(3), full, 8, 3, u8(99)),
+        lambda: form.rans_decode(u8(9), u8(2), full, 8, 1, u8(3)),
+        lambda: form.rans_decode(u8(9), u8(3) + np.uint8(1), full, 8, 1, u8(3)),
+        lambda: form.rans_decode(u8(9), u8(3), full, 8, 512, u8(3)),
+        lambda: form.count_symbols(u8(3), u8(3) + np.uint8(1), i64(256)),
+        lambda: form.count_symbols(u8(3), u8(3), i64(255)),
+        lambda: form.pack_bits(u32(2), u8(2) + np.uint8(33), u8(99)),
+        lambda: form.pack_bits(u32(2), u8(2) + np.uint8(8), u8(1)),
+        lambda: form.unpack_bits(u8(2), 1, u8(2) + np.uint8(8), u32(2)),
+        lambda: form.unpack_bits(u8(2), -1, u8(2), u32(2)),
+        lambda: form.unpack_bits(u8(2), 2**62, u8(2), u32(2)),
+        lambda: form.float_split(u32(2), u32(3), 32, 23, u8(2), u8(2), u32(2)),
+        lambda: form.float_split(u32(2), u32(2), 64, 52, u8(2), u8(2), u32(2)),
+        lambda: form.float_join(u32(2), u32(2), u8(2) + np.uint8(17), 16),
+    ):
+        with pytest.raises(ValueError):
+            call()
+
+
+@pytest.mark.parametrize("form", FORMS, ids=["chosen", "NumPy"])
+def test_what_would_leave_a_buffer_is_refused(form) -> None:
+    refused(form)
+    empty = np.zeros(256, np.uint16)
+    assert form.rans_decode(np.zeros(9, np.uint8), np.zeros(3, np.uint8), empty, 8, 1, np.zeros(3, np.uint8)) == 0
+
+
+@pytest.mark.skipif(coding.FORM != "compiled", reason="no C compiler here")
+def test_other_element_types_are_refused() -> None:
+    with pytest.raises(ValueError, match="expected aligned arrays"):
+        coding.count_symbols(np.zeros(3, np.int16), np.zeros(3, np.uint8), np.zeros(256, np.int64))
+    with pytest.raises((BufferError, ValueError), match="contiguous"):
+        coding.pack_bits(np.zeros(3, np.uint32)[::2], np.zeros(2, np.uint8), np.zeros(9, np.uint8))

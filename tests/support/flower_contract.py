@@ -5,10 +5,12 @@ Nothing here knows which runtime it is run by.
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
@@ -16,7 +18,8 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 NODES = 4
-SLOW_S = 1.0
+LIMIT_S = 0.75
+"""What a ServerApp waits for quick clients beside one that never ends by itself."""
 
 client_app = ClientApp()
 
@@ -51,7 +54,16 @@ def count(message: Message, context: Context) -> Message:
 
 @client_app.train("slow")
 def slow(message: Message, context: Context) -> Message:
-    time.sleep(float(message.content["ask"].get("seconds", 0.0)))
+    """Work until a file is there, so that a slow client costs no more time than the question needs."""
+    end = time.monotonic() + 30
+    while not Path(message.content["ask"]["until"]).exists() and time.monotonic() < end:
+        time.sleep(0.01)
+    return error_line(message, times=_count(context))
+
+
+@client_app.train("pause")
+def pause(message: Message, context: Context) -> Message:
+    time.sleep(0.25)
     return error_line(message, times=_count(context))
 
 
@@ -123,11 +135,20 @@ def evaluate(message: Message, context: Context) -> Message:
 
 @dataclass(frozen=True)
 class Asker:
-    """The server's side: `nodes` in the order of their partitions."""
+    """The server's side: `nodes` in the order of their partitions; slow clients work until the file `gate` is there."""
 
     grid: Grid
     context: Context
     nodes: Sequence[int]
+    gate: Path
+
+    def slow(self, **options: object) -> Message:
+        """A message that keeps the first node at work until `open`."""
+        self.gate.unlink(missing_ok=True)
+        return self.message(self.nodes[0], "slow", values={"until": str(self.gate)}, **options)
+
+    def open(self) -> None:
+        self.gate.touch()
 
     def message(self, node: int, action: str, **options: object) -> Message:
         values = options.pop("values", {})
@@ -177,21 +198,22 @@ def never_pulled(ask: Asker) -> object:
 
 def polled(ask: Asker) -> object:
     """What is finished comes first, while a slow client is still at work."""
-    slow = ask.message(ask.nodes[0], "slow", values={"seconds": SLOW_S})
-    ids = list(ask.grid.push_messages([slow, ask.message(ask.nodes[1], "count")]))
+    ids = list(ask.grid.push_messages([ask.slow(), ask.message(ask.nodes[1], "count")]))
     end, first = time.monotonic() + 30, []
     while not first and time.monotonic() < end:
         first = list(ask.grid.pull_messages(ids))
         time.sleep(0.02)
     quick = [reply.metadata.src_node_id == ask.nodes[1] for reply in first]
+    ask.open()
     rest = ask.gather(set(ids) - {reply.metadata.reply_to_message_id for reply in first})
     return quick, times(rest)
 
 
 def pulled_before_it_is_finished(ask: Asker) -> object:
     """Nothing is there yet."""
-    ids = list(ask.grid.push_messages([ask.message(ask.nodes[0], "slow", values={"seconds": SLOW_S})]))
+    ids = list(ask.grid.push_messages([ask.slow()]))
     before = len(list(ask.grid.pull_messages(ids)))
+    ask.open()
     return before, times(ask.gather(ids))
 
 
@@ -211,13 +233,13 @@ def pulled_one_of_two(ask: Asker) -> object:
 
 def timeout(ask: Asker) -> object:
     """One client takes longer than `timeout`."""
-    messages = [ask.message(ask.nodes[0], "slow", values={"seconds": 2 * SLOW_S})]
-    messages += [ask.message(node, "count") for node in ask.nodes[1:]]
+    messages = [ask.slow(), *(ask.message(node, "count") for node in ask.nodes[1:])]
     start = time.monotonic()
-    replies = ask.ask(messages, timeout=SLOW_S)
+    replies = ask.ask(messages, timeout=LIMIT_S)
     seconds = time.monotonic() - start
+    ask.open()
     late = ask.gather([messages[0].metadata.message_id])
-    return times(replies), seconds < 2 * SLOW_S, times(late)
+    return times(replies), LIMIT_S <= seconds < LIMIT_S + 5, times(late)
 
 
 def no_time(ask: Asker) -> object:
@@ -229,9 +251,12 @@ def no_time(ask: Asker) -> object:
 
 def ttl(ask: Asker) -> object:
     """A client takes longer than the message lives: error 3, and what it did to its state stays."""
-    message = ask.message(ask.nodes[0], "slow", values={"seconds": 1.0}, ttl=0.5)
+    message = ask.slow(ttl=LIMIT_S)
     replies = ask.ask([message, ask.message(ask.nodes[1], "count")])
-    time.sleep(1.0)
+    ask.open()
+    end = time.monotonic() + 30
+    while ask.states()[0][1] == 0 and time.monotonic() < end:
+        time.sleep(0.02)
     errors = [
         (code(r), r.metadata.reply_to_message_id == message.metadata.message_id) for r in replies if r.has_error()
     ]
@@ -258,7 +283,7 @@ def two_to_one_node(ask: Asker) -> object:
 
 def in_order(ask: Asker) -> object:
     """A slow message to a node, then a quick one: the second waits for the first."""
-    first = ask.message(ask.nodes[0], "slow", values={"seconds": 0.5})
+    first = ask.message(ask.nodes[0], "pause")
     second = ask.message(ask.nodes[0], "count")
     replies = {r.metadata.reply_to_message_id: r for r in ask.ask([first, second])}
     return times([replies[first.metadata.message_id], replies[second.metadata.message_id]])
@@ -479,12 +504,13 @@ def server_app(found: dict[str, object]) -> ServerApp:
         ids = list(grid.get_node_ids())
         replies = grid.send_and_receive(Message(RecordDict(), node, "query") for node in ids)
         partition = {r.metadata.src_node_id: r.content["told"]["partition"] for r in replies}
-        asker = Asker(grid, context, sorted(ids, key=partition.__getitem__))
-        for row in ROWS:
-            asker.reset()
-            try:
-                found[row.__name__] = row(asker)
-            except Exception as error:
-                found[row.__name__] = f"{type(error).__name__}: {error}"
+        with tempfile.TemporaryDirectory() as folder:
+            asker = Asker(grid, context, sorted(ids, key=partition.__getitem__), Path(folder, "gate"))
+            for row in ROWS:
+                asker.reset()
+                try:
+                    found[row.__name__] = row(asker)
+                except Exception as error:
+                    found[row.__name__] = f"{type(error).__name__}: {error}"
 
     return app

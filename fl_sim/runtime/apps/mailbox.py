@@ -14,7 +14,7 @@ from flwr.app import Message
 POLLED_S = 0.25
 """A ServerApp that polls is told of quick clients although a slow one is at work; this long a client counts as quick."""
 SHARE = 4
-"""A client is slow when it has taken this part of the time that a ServerApp waits for replies."""
+"""A client is slow when it has taken this part of the time that a ServerApp waits for replies, or that a message lives."""
 
 MOST_S = 3600.0
 """The longest wait at a time: the system's timers do not take any number."""
@@ -71,7 +71,8 @@ class Mailbox:
         self._busy: set[int] = set()
         self._closed = False
         self._broken: BaseException | None = None
-        self._patience = math.inf
+        self._polled = math.inf  # seconds of patience of a ServerApp that polls
+        self._limits: list[float] = []  # and of each caller that waits
         self._since = math.inf  # when the one lane of the inline engine took what it is at
 
     def put(self, letters: Sequence[Letter]) -> None:
@@ -111,7 +112,7 @@ class Mailbox:
     def _patience_left(self) -> float:
         """Seconds until the ServerApp has none left with the client that is at work."""
         at_work = 0.0 if self._since == math.inf else time.monotonic() - self._since
-        return self._patience - at_work
+        return min((self._polled, *self._limits)) - at_work
 
     def finish(self, letter: Letter, reply: Message, *, spare: bool = False) -> None:
         """Put the reply to a letter that was taken; its node is free."""
@@ -136,12 +137,16 @@ class Mailbox:
             waiting = Waiting(len(pending))
             for letter in pending:
                 letter.waiting = waiting
-            before, self._patience = self._patience, (seconds or math.inf) / SHARE
+            lives = (letter.expires - time.time() for letter in pending)
+            limit = min((seconds or math.inf, *lives)) / SHARE
+            self._limits.append(limit)
+            self._polled = math.inf
             self._changed.notify_all()
         try:
             self._wait(pending, waiting, end)
         finally:
-            self._patience = before
+            with self._changed:
+                self._limits.remove(limit)
         self.raise_broken()
 
     def _wait(self, pending: Sequence[Letter], waiting: Waiting, end: float | None) -> None:
@@ -164,8 +169,8 @@ class Mailbox:
             expired = letter is not None and letter.expires <= time.time()
             if letter is not None and (expired or letter.reply is not None):
                 del self._letters[message_id]
-            elif letter is not None and polled and self._patience > POLLED_S:
-                self._patience = POLLED_S
+            elif letter is not None and polled and self._polled > POLLED_S:
+                self._polled = POLLED_S
                 self._changed.notify_all()
             return None if expired else letter
 

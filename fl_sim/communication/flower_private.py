@@ -18,7 +18,7 @@ from flwr.app.message.arraychunk import ArrayChunk
 from flwr.app.message.message import make_message
 from flwr.app.metadata import Metadata
 from flwr.clientapp import ClientApp
-from flwr.common.constant import FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE
+from flwr.common.constant import FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE, MESSAGE_TTL_TOLERANCE
 from flwr.common.serde import message_to_proto
 from flwr.proto.fleet_pb2 import (
     PullMessagesRequest,
@@ -29,7 +29,7 @@ from flwr.proto.fleet_pb2 import (
 )
 from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.proto.message_pb2 import ObjectTree
-from flwr.proto.node_pb2 import Node
+from flwr.proto.node_pb2 import Node, NodeInfo
 from flwr.serverapp import ServerApp
 from flwr.serverapp.strategy import Strategy
 from flwr.supercore.inflatable.inflatable_object import (
@@ -49,6 +49,9 @@ __all__ = [
     "MESSAGE_UNAVAILABLE",
     "RUN_ID",
     "SERVER_NODE",
+    "TTL_TOLERANCE_S",
+    "Metadata",
+    "NodeInfo",
     "Run",
     "adopt_identity",
     "array_of",
@@ -84,6 +87,8 @@ CLIENT_ANSWERED_NONSENSE = 100
 """Ours, no code of Flower's: the client function returned something that is no update."""
 CLIENT_APP_CRASHED = 0
 """`flwr.common.constant.ErrorCode.UNKNOWN`: Flower's code for a client whose process is gone."""
+TTL_TOLERANCE_S = MESSAGE_TTL_TOLERANCE
+"""Seconds by which a reply may outlive the message that it answers."""
 SERVER_NODE = 1
 """`flwr.common.constant.SUPERLINK_NODE_ID`: the node that a ServerApp's messages come from."""
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
@@ -78,6 +78,23 @@ def break_(message: Message, context: Context) -> Message:
     _count(context)
     context.state["rubbish"] = MetricRecord({"x": 1})
     raise ValueError("by design")
+
+
+@client_app.train("own_error")
+def own_error(message: Message, context: Context) -> Message:
+    _count(context)
+    return Message(Error(77, "my own"), reply_to=message)
+
+
+@client_app.train("unfit")
+def unfit(message: Message, context: Context) -> Message:
+    """Answer as somebody else, or for longer than the message lives."""
+    if message.content["ask"]["as"] == "another":
+        message.metadata.dst_node_id = 5
+        return error_line(message)
+    reply = error_line(message)
+    reply.metadata.ttl = 1e6
+    return reply
 
 
 @client_app.train("consume")
@@ -301,6 +318,21 @@ def state_of_a_client_that_raises(ask: Asker) -> object:
     return [code(r) for r in replies], "by design" in replies[0].error.reason, ask.states()[0]
 
 
+def error_of_the_clients_own(ask: Asker) -> object:
+    """A client may answer with an error: its code and reason arrive, and what it kept stays kept."""
+    (reply,) = ask.ask([ask.message(ask.nodes[0], "own_error")])
+    return code(reply), reply.error.reason, ask.states()[0]
+
+
+def unfit_replies(ask: Asker) -> object:
+    """Replies that a SuperLink does not take."""
+    messages = [
+        ask.message(node, "unfit", values={"as": kind}, ttl=LIMIT_S)
+        for node, kind in zip(ask.nodes, ("another", "itself"), strict=False)
+    ]
+    return [code(reply) for reply in ask.ask(messages)]
+
+
 def consumed_records(ask: Asker) -> object:
     """Each client has its own copy, the server keeps its own."""
     content = RecordDict(
@@ -427,12 +459,14 @@ def what_replies_carry(ask: Asker) -> object:
         meta.group_id,
         meta.message_type,
         0 < meta.ttl <= sent.ttl,
+        meta.delivered_at != "",
     )
 
 
 def nodes(ask: Asker) -> object:
     ids = list(ask.grid.get_node_ids())
-    return len(set(ids)), 0 in ids, {info.node_id for info in ask.grid.get_nodes()} == set(ids)
+    infos = list(ask.grid.get_nodes())
+    return len(set(ids)), 0 in ids, {info.node_id for info in infos} == set(ids), {info.status for info in infos}
 
 
 def changed_after_the_reply(ask: Asker) -> object:
@@ -467,6 +501,8 @@ ROWS: dict[Callable[[Asker], object], object] = {
     in_order: [1, 2],
     emptied_state: ([], 0),
     state_of_a_client_that_raises: ([2], True, (["seen"], 1)),
+    error_of_the_clients_own: (77, "my own", (["seen"], 1)),
+    unfit_replies: [2, 2],
     consumed_records: (True, TOOK, ["arrays", "ask", "metrics"], 2, [1, 2], ["list"]),
     consumed_replies: [(1, [1, 2])] * 2,
     changed_run_config: ([0], True, ([], 0)),
@@ -479,8 +515,8 @@ ROWS: dict[Callable[[Asker], object], object] = {
     nothing: ([], [], []),
     generators: [1] * NODES,
     what_clients_read: READ,
-    what_replies_carry: (True, True, 1, True, True, "7", "train.count", True),
-    nodes: (NODES, False, True),
+    what_replies_carry: (True, True, 1, True, True, "7", "train.count", True, True),
+    nodes: (NODES, False, True, {"online"}),
     changed_after_the_reply: [1, 2],
     run_id: (True, True),
 }
@@ -488,6 +524,7 @@ ROWS: dict[Callable[[Asker], object], object] = {
 FLOWERS: dict[Callable[[Asker], object], Sequence[object]] = {
     in_order: ([1, 1], [1, 2]),  # two messages of a node may run at once, and the state of one of them is lost
     consumed_replies: ([(1, [1, 2]), (0, [1, 2, 3])],),  # the server's change reaches the client's state
+    unfit_replies: ([3, 3],),  # when the messages' life is over
     pushed_twice_at_once: ("accepted", "ValueError"),  # as fast as a node takes the first one
 }
 """Rows in which we differ on purpose -> what is observed in Flower's simulation."""

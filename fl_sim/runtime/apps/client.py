@@ -10,7 +10,14 @@ from typing import Protocol
 import torch
 from flwr.app import Context, Error, Message
 
-from fl_sim.communication.flower_private import CLIENT_APP_CRASHED, CLIENT_APP_RAISED, copied, with_content
+from fl_sim.communication.flower_private import (
+    CLIENT_APP_CRASHED,
+    CLIENT_APP_RAISED,
+    TTL_TOLERANCE_S,
+    Metadata,
+    copied,
+    with_content,
+)
 from fl_sim.communication.messages import PARTITION
 from fl_sim.core.process_state import seeded, unchanged_settings
 from fl_sim.runtime.grids.base import execute
@@ -44,19 +51,33 @@ def call(app: Call, message: Message, context: Context, seed: int) -> Outcome:
     gradient mode, default dtype, working folder or environment variable. What it did to its context counts only if it
     answers, and never with a changed `run_config`.
     """
-    configured = dict(context.run_config)
+    configured, asked, given = dict(context.run_config), copy.copy(message.metadata), []
+
+    def answered(message: Message, context: Context) -> Message:
+        given.append(reply := app(message, context))
+        return reply
+
     with unchanged_settings(), seeded(seed):
-        reply = execute(app, message, context)
-    if reply.has_error():
+        reply = execute(answered, message, context)
+    if not given or given[0] is not reply:  # it raised, or returned no Message
         return Outcome(reply)
-    if reply.metadata.reply_to_message_id != message.metadata.message_id:
-        return _refused(
-            message, context, CLIENT_APP_RAISED, "the ClientApp returned a Message that is no reply to its task"
-        )
+    if why := _unfit(reply.metadata, asked):
+        return _refused(message, context, CLIENT_APP_RAISED, f"the ClientApp returned {why}")
     if context.run_config != configured:
         return _refused(message, context, CLIENT_APP_CRASHED, "a client must not change context.run_config")
-    reply.content = copied(reply.content)  # it may have sent what it keeps
+    if reply.has_content():
+        reply.content = copied(reply.content)  # it may have sent what it keeps
     return Outcome(reply, context)
+
+
+def _unfit(reply: Metadata, asked: Metadata) -> str | None:
+    """What a SuperLink would drop a reply for; the ServerApp would wait for it until the message's life is over."""
+    if reply.reply_to_message_id != asked.message_id or reply.src_node_id != asked.dst_node_id:
+        return "a Message that is no reply to its task"
+    most = asked.created_at + asked.ttl - reply.created_at
+    return (
+        f"a reply with ttl = {reply.ttl:g}; allowed: up to {most:.1f} s" if reply.ttl > most + TTL_TOLERANCE_S else None
+    )
 
 
 def _refused(message: Message, context: Context, code: int, why: str) -> Outcome:

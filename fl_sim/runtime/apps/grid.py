@@ -18,6 +18,7 @@ from flwr.serverapp import Grid
 
 from fl_sim.communication.flower_private import (
     SERVER_NODE,
+    NodeInfo,
     Run,
     copied,
     mark_sent,
@@ -89,6 +90,9 @@ class AppGrid(Grid):
     def get_node_ids(self) -> Iterable[int]:
         return list(self._nodes)
 
+    def get_nodes(self) -> Iterable[NodeInfo]:
+        return [NodeInfo(node_id=node, status="online") for node in self._nodes]
+
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         return [letter.message.metadata.message_id for letter in self._push(messages)]
 
@@ -103,6 +107,7 @@ class AppGrid(Grid):
             if letter is None:
                 replies.append(unavailable(message_id, self._run.run_id))
             elif letter.reply is not None:
+                mark_sent(letter.reply)
                 replies.append(letter.reply)
         return replies
 
@@ -191,6 +196,10 @@ class AppGrid(Grid):
         if outcome.context is not None:
             self.contexts[node] = outcome.context
         reply = outcome.reply
+        if (
+            reply.has_error() and outcome.context is None
+        ):  # answered for; a client may have changed its message's metadata
+            reply = Message(reply.error, reply_to=letter.message)
         set_message_id(reply, self._identity(letter.number, "1"))
         if reply.has_error():
             self._report(reply.error.reason or f"client {client}: error {reply.error.code}")

@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from fl_sim.cli.advise import advise
 from fl_sim.cli.bench import bench
 from fl_sim.cli.flower import flower
 from fl_sim.cli.results import compare, explain, replay, report
@@ -27,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for command in (run, flower, sweep, watch, report, explain, compare, replay, prune, doctor, init):
+for command in (run, flower, sweep, watch, report, explain, compare, replay, advise, prune, doctor, init):
     app.command()(command)
 app.command(name="list")(list_)
 app.add_typer(bench, name="bench")

@@ -15,6 +15,7 @@ from fl_sim import Report
 
 PAGE = Path("docs/tutorial.md").read_text(encoding="utf-8")
 FILES = re.findall(r"Save this as `(\w+\.py)`:\n\n```python\n(.*?)```", PAGE, re.DOTALL)
+ADVISE = "advise configs/quickstart.toml rounds=3 --budget 4MB"
 COMMANDS = re.findall(r"^\$ fl-sim (.*)$", PAGE, re.MULTILINE)
 
 
@@ -37,7 +38,12 @@ def test_the_tasks_work_in_their_order(
     sweep = next(text for command, text in said.items() if command.startswith("sweep"))
     assert sweep.count("already there") == 1
     runs = [Report.load(folder) for folder in sorted((tmp_path / "runs").iterdir())]
-    assert sorted(run.results.name for run in runs) == ["mine", *["quickstart"] * 3, "stripes", *["topk"] * 4]
+    names = ["mine", *["quickstart"] * 3, "quickstart-rounded", "stripes", *["topk"] * 4]
+    assert sorted(run.results.name for run in runs) == names
+    (advised,) = (run.results for run in runs if run.results.name == "quickstart-rounded")
+    predicted = re.search(r"^ *1 +rounded +3 .* (\d+\.\d+) +\d+\.\d +\d+\.\d+ *$", said[ADVISE], re.MULTILINE)
+    assert predicted is not None
+    assert float(predicted[1]) == pytest.approx(advised.total_bytes / 1e6, rel=0.03)
     assert max(run.results.rounds for run in runs) == 5
     assert all((run.folder / "report.html").stat().st_size < 1_000_000 for run in runs)
     for page in ("comparison.html", "to-share.html"):

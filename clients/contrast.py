@@ -13,10 +13,11 @@ from clients.corrections import keep
 from clients.distillation import frozen
 from clients.local import Finish
 from fl_sim.core.types import Metrics, Params, Task, UserError
+from fl_sim.data.weights import Batch
 from fl_sim.models.layers import head_module
 from fl_sim.models.parameters import load
 from fl_sim.training.client import ClientContext
-from fl_sim.training.losses import Batch, Loss
+from fl_sim.training.losses import Loss
 
 PREVIOUS = "previous"
 

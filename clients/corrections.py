@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from clients.local import Finish
 from fl_sim.communication.extra import Extra, Fixed, parameters
 from fl_sim.core.types import Metrics, Params, Task, UserError
+from fl_sim.data.weights import Batch
 from fl_sim.training.client import ClientContext
 from fl_sim.training.loop import Training, evaluate
-from fl_sim.training.losses import Batch, Loss, Proximal
+from fl_sim.training.losses import Loss, Proximal
 
 CONTROL = Extra(down={"control": parameters}, up={"control": parameters})
 ALPHA = Extra(down={"alpha": Fixed({"alpha": (1,)})})

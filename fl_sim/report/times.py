@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -49,8 +50,8 @@ class SecondsTo:
     def __call__(self, report: Report) -> float | None:
         places, score = self.axis(report), report.results.score
         rows = [row for row in report.rounds if score.name in row]
-        better = (lambda value: value >= self.level) if score.higher else (lambda value: value <= self.level)
-        reached = (int(row["round"]) for row in rows if better(row[score.name]))
+        better = operator.ge if score.higher else operator.le
+        reached = (int(row["round"]) for row in rows if better(row[score.name], self.level))
         return next((places[number] for number in reached if number in places), None)
 
 

@@ -49,6 +49,17 @@ def layer_macs(
     A weight that several layers share has one entry, with the MACs of all its uses. What no weight takes part in is the
     entry `ACTIVATIONS`.
     """
+    try:
+        return _counted(model, input_shape, mask, 1, tokens=tokens)
+    except ValueError:  # BatchNorm without statistics needs several samples; of two and three the difference is one
+        fewer, more = (_counted(model, input_shape, mask, samples, tokens=tokens) for samples in (2, 3))
+        return {name: count - fewer[name] for name, count in more.items()}
+
+
+def _counted(
+    model: nn.Module, input_shape: tuple[int, ...], mask: Mask | None, samples: int, *, tokens: bool
+) -> dict[str, int]:
+    """MACs by weight of a pass over so many samples."""
     probe = copy.deepcopy(model).cpu().eval()
     for tensor in (*probe.parameters(), *probe.buffers()):  # each in memory of its own, by which it is known
         tensor.data = tensor.data.clone()
@@ -60,7 +71,7 @@ def layer_macs(
         for path, module in probe.named_modules():
             counter.learn(path, _computed(module))
         with counter:
-            probe(torch.zeros(1, *input_shape, dtype=torch.int64 if tokens else None))
+            probe(torch.zeros(samples, *input_shape, dtype=torch.int64 if tokens else None))
     return counter.macs
 
 

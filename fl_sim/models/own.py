@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fl_sim.core.errors import UserError, error_line
+from fl_sim.core.process_changes import observed
 from fl_sim.models.interface import Interface
 from fl_sim.models.module_state import ModuleState
 from fl_sim.models.parameters import CONSTANT, COUNTER, FLOATS, RUNNING
@@ -29,7 +30,7 @@ def detach_computed(model: nn.Module) -> None:
 
 
 def prepare(name: str, model: nn.Module, interface: Interface, samples: int = 2) -> None:
-    """Run one training pass on a copy of the model, and mark the persistent buffers that the pass left alone as constant.
+    """Run one training pass on a copy of the model, look at what it leaves, and mark the buffers that it left alone as constant.
 
     Constant buffers do not travel: every process builds them alike. Those that share their memory with nothing else but are
     expanded get memory of their own, so that they can be written to.
@@ -41,21 +42,21 @@ def prepare(name: str, model: nn.Module, interface: Interface, samples: int = 2)
         samples: of a batch.
 
     Raises:
-        UserError: the training pass fails, or changes a floating-point buffer that float32 does not hold.
+        UserError: the model cannot be copied; the training pass fails, changes the process, makes, replaces, frees or freezes
+            a parameter, or changes a floating-point buffer that float32 does not hold.
     """
     candidates = {path: _candidates(module) for path, module in model.named_modules()}
-    if not any(candidates.values()):
-        return
-    probe = copy.deepcopy(model).train()
-    built = ModuleState(probe)
+    probe = _copied(name, model).train()
+    built, before = ModuleState(probe), _parameters(probe)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), observed() as changed:
             probe(interface.random(samples))  # zeros would leave a running mean of zero alone
     except Exception as error:  # the user's own, whatever it is
         shape = (samples, *interface.input_shape)
         raise UserError(
             f"model.name = {name!r}: in training, on {interface.called} of {shape}, it raised {error_line(error)}"
         ) from error
+    _check_leftovers(f"model.name = {name!r}: its forward pass", changed, before, _parameters(probe))
     for path, names in candidates.items():
         module, after = model.get_submodule(path), probe.get_submodule(path)._buffers
         constant = {n for n in names if _same(module._buffers[n], after.get(n))}
@@ -73,6 +74,43 @@ def prepare(name: str, model: nn.Module, interface: Interface, samples: int = 2)
         if constant:
             module.__dict__[CONSTANT] = frozenset(constant)
     built.put_back()  # what the copy shares with the model, such as attributes of its class
+
+
+def _copied(name: str, model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:  # whatever a part of the user's model says
+        hint = "keep what cannot be copied, such as a lock or a file, outside of the model"
+        raise UserError(f"model.name = {name!r}: cannot be copied: {error_line(error)}; {hint}") from error
+
+
+def _parameters(model: nn.Module) -> dict[str, tuple[nn.Parameter, bool]]:
+    """Every name of every parameter, with the object itself and whether it is trained."""
+    return {name: (p, p.requires_grad) for name, p in model.named_parameters(remove_duplicate=False)}
+
+
+def _check_leftovers(
+    what: str,
+    changed: list[str],
+    before: dict[str, tuple[nn.Parameter, bool]],
+    after: dict[str, tuple[nn.Parameter, bool]],
+) -> None:
+    """Complain of a forward pass that changes the process, or which parameters there are: nobody would train or send those."""
+    if changed:
+        raise UserError(f"{what} changes {changed[0]} for all that runs after it")
+    for name in [*before, *after]:
+        then, now = before.get(name), after.get(name)
+        if then is None:
+            raise UserError(
+                f"{what} makes the parameter {name!r}; make it in __init__, or use a lazy module of torch.nn"
+            )
+        if now is None or now[0] is not then[0]:
+            does = "removes" if now is None else "replaces"
+            raise UserError(
+                f"{what} {does} the parameter {name!r}, which is trained and sent; change its values in place"
+            )
+        if now[1] != then[1]:
+            raise UserError(f"{what} {'frees' if now[1] else 'freezes'} {name!r}; do that in __init__")
 
 
 def _candidates(module: nn.Module) -> set[str]:

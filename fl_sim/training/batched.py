@@ -84,31 +84,52 @@ def obstacle(model: nn.Module, training: Training) -> str | None:
 
 
 def failure(model: nn.Module, data: Split, training: Training, criterion: Criterion = cross_entropy) -> str | None:
-    """Train two clients for one step as a batch, on a copy of the model; why that fails, or None.
+    """Train two clients for one step as a batch, on a copy of the model; why that fails or gives other values, or None.
 
     A forward pass that counts or remembers is one pass of all clients here, and one of each client elsewhere.
-    `vmap` has no rule for some operations (LSTM), and cannot run what looks into a value (`.item()`).
+    `vmap` has no rule for some operations (LSTM), and cannot run what looks into a value (`.item()`). A buffer that the
+    forward pass replaces, rather than writes into, stays as it was.
     """
     probe = copy.deepcopy(model)
     built = ModuleState(probe)
     start = {n: v.detach() for n, v in entries(probe).items() if v.requires_grad or not isinstance(v, nn.Parameter)}
-    few = data.subset(np.arange(min(len(data), 2)))
+    start = {name: value.clone() for name, value in start.items()}
+    few, once = data.subset(np.arange(min(len(data), 2))), replace(training, steps=1)
     members = [Member(few, None, torch.Generator().manual_seed(0)) for _ in range(2)]
     try:
-        fit(
-            probe,
-            [{n: v.clone() for n, v in start.items()} for _ in members],
-            members,
-            replace(training, steps=1),
-            criterion,
-        )
+        together = fit(probe, [start for _ in members], members, once, criterion)
         load(probe, start)  # a module under two names keeps the tensors of the batch
     except Exception as error:  # whatever PyTorch says of a model that is the user's own
         return f"torch.func.vmap cannot run this model ({in_one_line(error)})"
     finally:
         left_something = not isinstance(probe, Gated) and not built.is_as_built()  # gates remember their last mask
         built.put_back()
-    return "its forward pass leaves something on the model" if left_something else None
+    if left_something:
+        return "its forward pass leaves something on the model"
+    if isinstance(probe, Gated):
+        return None  # what its gates are set to is known where it trains
+    try:
+        once.fit(
+            probe, few, lambda own, batch: criterion(own(batch[0]), batch[1]), rng=torch.Generator().manual_seed(0)
+        )
+    except Exception as error:  # each client will say so
+        return f"a step of one client alone fails ({in_one_line(error)})"
+    differing = _differing(start, together[0].entries, entries(probe))
+    return f"{differing!r} comes out otherwise when clients train together" if differing else None
+
+
+TOLERANCE = 0.05
+"""Of the largest change of an entry: what two orders of summation may differ in after a step on two samples, and more."""
+
+
+def _differing(start: Params, together: Params, alone: Params) -> str | None:
+    """The first entry whose values after a step differ by more than rounding."""
+    for name, before in start.items():
+        one, other = together[name].to(before.device).double(), alone[name].detach().double()
+        largest = (other - before).abs().max() if before.numel() else torch.tensor(0.0)
+        if not torch.allclose(one, other, rtol=1e-4, atol=1e-6 + TOLERANCE * float(largest), equal_nan=True):
+            return name
+    return None
 
 
 def fitting(model: nn.Module, data: Split, training: Training) -> int:

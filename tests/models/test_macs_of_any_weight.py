@@ -168,3 +168,15 @@ def test_distortion_is_measured_for_recurrent_and_attention_weights() -> None:
         curves = MeasureCurves(levels=3)(model, images)
         assert set(curves) == set(prunable_names(model))
         assert all(max(row) > 0 for row in curves.values())
+
+
+def test_batchnorm_that_needs_several_samples_counts_as_one_that_does_not() -> None:
+    """Of two and three samples the difference is one: PyTorch refuses a batch of one without statistics."""
+    models = [
+        nn.Sequential(
+            nn.Conv2d(1, 4, 3), norm, nn.Flatten(), nn.BatchNorm1d(144, track_running_stats=kept), nn.Linear(144, 10)
+        )
+        for norm, kept in ((nn.BatchNorm2d(4), True), (nn.BatchNorm2d(4, track_running_stats=False), False))
+    ]
+    usual, other = (count_macs(model, (1, 8, 8)) for model in models)
+    assert usual == other == 4 * 9 * 36 + 144 * 10

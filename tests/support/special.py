@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Callable, Mapping
 from typing import cast
 
@@ -245,6 +247,51 @@ def aliased_buffer() -> nn.Module:
     return model
 
 
+class Replacing(nn.Module):
+    """Keeps a mean in a buffer that each pass replaces, rather than writes into."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(HIDDEN))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.mean = 0.9 * cast(Tensor, self.mean) + 0.1 * x.detach().mean(0)
+        return x - cast(Tensor, self.mean)
+
+
+class Does(nn.Module):
+    """Does something to itself or to the process in each pass."""
+
+    def __init__(self, act: Callable[[nn.Linear], object]) -> None:
+        super().__init__()
+        self.inner, self.act = nn.Linear(HIDDEN, HIDDEN), act
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.inner(x)
+        if self.training:
+            self.act(self.inner)
+        return cast(Tensor, out)
+
+
+def _grow(layer: nn.Linear) -> None:
+    layer.extra = nn.Linear(2, 2)
+
+
+def _rebuild(layer: nn.Linear) -> None:
+    layer.weight = nn.Parameter(layer.weight.detach() * 0.9)
+
+
+def _drop(layer: nn.Linear) -> None:
+    layer.bias = None
+
+
+def locked() -> nn.Module:
+    model = Net()
+    model.lock = threading.Lock()
+    return model
+
+
 class Unused(Net):
     """Has a layer that no forward pass takes."""
 
@@ -302,6 +349,8 @@ RUNS: Mapping[str, Callable[[], nn.Module]] = {
             nn.Unflatten(1, (4, 4)), nn.InstanceNorm1d(4, affine=True, track_running_stats=True), nn.Flatten()
         )
     ),
+    "norm_without_statistics": lambda: Net(nn.BatchNorm1d(HIDDEN, track_running_stats=False)),
+    "replaced_buffer": lambda: Net(Replacing()),
     "frozen_backbone": frozen_backbone,
     "evaluating_norm": evaluating_norm,
     "transposed": transposed,
@@ -338,6 +387,22 @@ REFUSED: Mapping[str, tuple[Callable[[], nn.Module], str]] = {
     "overlapping_rows": (overlapping_rows, "'first.weight' is expanded"),
     "aliased_buffer": (aliased_buffer, "lie in the same memory"),
     "nan": (with_nan, "'first.weight' holds NaN or infinity"),
+    "grows": (lambda: Net(Does(_grow)), "its forward pass makes the parameter 'middle.inner.extra.weight'"),
+    "rebuilds": (lambda: Net(Does(_rebuild)), "its forward pass replaces the parameter 'middle.inner.weight'"),
+    "drops": (lambda: Net(Does(_drop)), "its forward pass removes the parameter 'middle.inner.bias'"),
+    "freezes": (
+        lambda: Net(Does(lambda layer: layer.requires_grad_(False))),
+        "its forward pass freezes 'middle.inner.weight'",
+    ),
+    "changes_the_default": (
+        lambda: Net(Does(lambda layer: torch.set_default_dtype(torch.float64))),
+        "its forward pass changes the default dtype (torch.set_default_dtype) for all that runs after it",
+    ),
+    "changes_the_folder": (
+        lambda: Net(Does(lambda layer: os.chdir("/"))),
+        "its forward pass changes the working folder",
+    ),
+    "locked": (locked, "cannot be copied: TypeError: cannot pickle '_thread.lock' object"),
     "all_frozen": (all_frozen, "model.trainable = 'all': the model's builder froze all that 'all' selects"),
 }
 

@@ -1,42 +1,16 @@
-"""Leftovers of a client beside its update: on the model, and in the process that the next client shares."""
+"""Leftovers of a client on the model, beside its update."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fl_sim.core.process_state import entered_modes, global_hooks, unchanged_settings
 from fl_sim.models.parameters import COUNTER
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-PROCESS: Mapping[str, Callable[[], object]] = {
-    "the working folder (os.chdir)": os.getcwd,
-    "the grad mode (torch.set_grad_enabled)": torch.is_grad_enabled,
-    "the default dtype (torch.set_default_dtype)": torch.get_default_dtype,
-    "the number of threads (torch.set_num_threads)": torch.get_num_threads,
-    "how NumPy reports floating-point errors (np.seterr)": np.geterr,
-    "a PyTorch mode (__enter__ of a TorchDispatchMode or TorchFunctionMode)": entered_modes,
-    "the hooks of all modules or optimizers (register_module_forward_hook, for instance)": global_hooks,
-}
-"""What of a process a client must leave as it was -> how it is read."""
-
-
-@contextmanager
-def observed() -> Iterator[list[str]]:
-    """Names of what the block changes in the process, in a list that is filled at its end; everything is put back."""
-    before = {name: read() for name, read in PROCESS.items()}
-    changed: list[str] = []
-    with unchanged_settings():
-        try:
-            yield changed
-        finally:
-            changed += [name for name, read in PROCESS.items() if read() != before[name]]
 
 
 @dataclass(frozen=True)

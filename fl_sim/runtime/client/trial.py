@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from fl_sim import models
 from fl_sim.codecs import Schema
 from fl_sim.communication.extra import ExtraSchemas, declared
+from fl_sim.core.process_changes import observed
 from fl_sim.core.process_state import seeded
 from fl_sim.core.types import Mask, Params, Scalar, Task, Update
 from fl_sim.data import Split
 from fl_sim.models.parameters import load, snapshot
-from fl_sim.runtime.client.leftovers import Shape, observed
+from fl_sim.runtime.client.leftovers import Shape
 from fl_sim.runtime.client.update_validation import as_taken
 from fl_sim.sparsity import apply_mask, global_topk, magnitude, topk_mask
 from fl_sim.training.client import Client, ClientContext

@@ -61,17 +61,17 @@ def _measure() -> float:
     from fl_sim.simulation.engines import open_grid
     from fl_sim.simulation.federation import Federation
 
-    before = _status_kb("VmRSS")
+    before = status_kb("VmRSS")
     experiment = workloads.no_op("inline", data="small_shape", cohort=300)
     federation = Federation.build(experiment)
     with open_grid(federation) as grid:
         one_round = rounds(federation, grid)
         one_round()
         one_round()
-    return (_status_kb("VmHWM") - before) * 1024 / 1e6
+    return (status_kb("VmHWM") - before) * 1024 / 1e6
 
 
-def _status_kb(field: str) -> int:
+def status_kb(field: str) -> int:
     """Read a field of /proc/self/status, in kB. getrusage's peak would include that of the parent process."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))

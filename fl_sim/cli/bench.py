@@ -19,7 +19,9 @@ def engine(
     as_markdown: Annotated[bool, typer.Option("--table", help="print a Markdown table")] = False,
     only: Annotated[
         str,
-        typer.Option(help="parts, comma-separated: b0, small, resnet32, overhead, rates, idle, memory, start, flower"),
+        typer.Option(
+            help="parts, comma-separated: b0, small, resnet32, overhead, rates, idle, memory, start, tasks, flower"
+        ),
     ] = "",
     with_flower: Annotated[
         bool, typer.Option("--with-flower", help="also Flower's own simulation of the same apps")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fl_sim import models
-from fl_sim.bench import contest, engine, flower
+from fl_sim.bench import contest, engine, flower, tasks
 from fl_sim.bench.bare import Bare, spread
 from fl_sim.bench.idle import idle_shares
 from fl_sim.bench.show import markdown
@@ -44,6 +44,21 @@ def test_bare_steps_are_those_of_sgd() -> None:
     finally:
         torch.nn.Conv2d.forward = forward  # type: ignore[method-assign]
     assert [shape[0] for shape in seen] == [4] * (2 * 3)
+
+
+def test_tokens_beside_a_bare_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contest, "TURN_S", 0.01)
+    monkeypatch.setattr(tasks, "STEPS", 2)
+    found = tasks.tokens_over_bare("transformer", repeats=2)
+    assert found.keys() == with_quartiles("tokens_transformer_seconds_over_bare")
+    assert all(isinstance(value, float) and value > 0 for value in found.values())
+
+
+@pytest.mark.slow
+def test_a_tables_building_is_measured_in_a_process_of_its_own() -> None:
+    seconds, share = tasks.table_built(rows=20_000, clients=100)
+    assert 0 < seconds < 60
+    assert share > 0.5
 
 
 def test_parts_are_chosen_and_unknown_ones_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,9 @@ Named = Annotated[str, BeforeValidator(path_of)]
 """A name, an import path, or, in Python, the function itself."""
 
 
+Pixels = Annotated[int, Field(ge=1, le=2048)]
+
+
 class Section(BaseModel):
     """A table of the config: frozen, and strict about its keys."""
 
@@ -67,6 +70,10 @@ class DataSection(Section):
     )
     context: int | None = Field(
         None, ge=1, le=4096, description="characters of a text that a model sees at once; unset = 64"
+    )
+    resize: Pixels | tuple[Pixels, Pixels] | None = Field(
+        None,
+        description="pixels a side that the images of a folder are brought to, or [height, width]; unset = all have one size",
     )
     clients: int = Field(20, ge=1, description="number of clients; each has one part of the training set")
     partition: Named = Field(
@@ -122,7 +129,8 @@ class DataSection(Section):
     def columns(self) -> Columns:
         """What of a table or a text is read."""
         target = (self.target,) if isinstance(self.target, str) else self.target or ()
-        return Columns(self.input, target, self.group, self.weight, self.test, self.context)
+        resize = (self.resize, self.resize) if isinstance(self.resize, int) else self.resize
+        return Columns(self.input, target, self.group, self.weight, self.test, self.context, resize)
 
 
 class ModelSection(Section):

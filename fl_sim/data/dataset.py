@@ -8,13 +8,13 @@ from typing import cast
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from torch import Tensor
 
-from fl_sim.core.seeding import Purpose, numpy_generator
 from fl_sim.core.types import UserError
 from fl_sim.data.arrays import Array, as_groups, as_inputs, as_targets, check_classes
 from fl_sim.data.kinds import Inputs, Targets, described, input_kind, target_kind
+from fl_sim.data.sampling import strata, stratified, whole_parts
 from fl_sim.data.split import Split
 from fl_sim.data.weights import as_weights, by_class, combined
 
@@ -66,51 +66,60 @@ class Data:
     @classmethod
     def of(
         cls,
-        inputs: ArrayLike,
-        targets: ArrayLike,
+        inputs: object,
+        targets: object = None,
         *,
-        test_inputs: ArrayLike,
-        test_targets: ArrayLike,
+        test_inputs: object = None,
+        test_targets: object = None,
+        test: float | None = None,
         num_classes: int | None = None,
         vocabulary: int | None = None,
-        groups: ArrayLike | None = None,
-        test_groups: ArrayLike | None = None,
-        weights: ArrayLike | None = None,
+        groups: object = None,
+        test_groups: object = None,
+        weights: object = None,
         standardise: bool = False,
         validation: float = 0.1,
         proxy: float = 0.0,
     ) -> Data:
-        """Split training samples into train, validation and proxy, stratified by group, else by class; seed 0 always.
+        """Split samples into train, validation, test and proxy, stratified by group, else by class; seed 0 always.
 
-            Arrays, tensors on the CPU and nested lists are taken. Inputs: uint8 images (N, C, H, W), which are normalised by
-            the mean and deviation of each channel; floating-point tables and signals (N, ...); integer tokens (N, ...). Targets:
-            an integer each is a class, integers in the shape of token inputs are next tokens, bool (N, K) are several labels
-            each, floating-point (N,) or (N, K) are numbers.
+        Arrays, tensors on the CPU and nested lists are taken, and data frames (pandas, polars, Arrow), of which `targets`,
+        `groups` and `weights` may name columns. Inputs: uint8 images (N, C, H, W), which are normalised by
+        the mean and deviation of each channel; floating-point tables and signals (N, ...); integer tokens (N, ...). Targets:
+        an integer each is a class, integers in the shape of token inputs are next tokens, bool (N, K) are several labels
+        each, floating-point (N,) or (N, K) are numbers.
 
-            Args:
-                inputs, targets: of the training set.
-                test_inputs, test_targets: of the test set.
-                num_classes: of integer targets; None = as many as the training targets have.
-                vocabulary: number of tokens, which inputs that are tokens need unless their targets are next tokens.
-                groups, test_groups: an integer or name for each sample: its writer, user or site.
-        weights: a number above 0 for each training sample, how much it counts in the loss; evaluation counts all alike.
-                standardise: give numbers mean 0 and deviation 1, feature by feature (axis 1), as the training part has them.
-                validation, proxy: shares of the training samples.
+        Args:
+            inputs, targets: of the training set; tokens without targets (N, T + 1) are sequences whose next tokens are learnt.
+            test_inputs, test_targets: of the test set; None = a share of the samples tests.
+            test: that share; None = 0.2.
+            num_classes: of integer targets; None = as many as the training targets have.
+            vocabulary: number of tokens, which inputs that are tokens need unless their targets are next tokens.
+            groups, test_groups: an integer or name for each sample: its writer, user or site.
+            weights: a number above 0 for each training sample, how much it counts in the loss; evaluation counts all alike.
+            standardise: give numbers mean 0 and deviation 1, feature by feature (axis 1), as the training part has them.
+            validation, proxy: shares of the training samples.
 
-            Raises:
-                UserError: other arrays, one shape in training and another in test, missing or infinite numbers, a class or token
-                    beyond what there is, or shares that leave nothing to train on.
+        Raises:
+            UserError: other arrays, one shape in training and another in test, missing or infinite numbers, a class or token
+                beyond what there is, or shares that leave nothing to train on.
         """
         if not (validation >= 0 and proxy >= 0 and validation + proxy < 1):
             raise UserError(f"data: validation = {validation}, proxy = {proxy}; needed: shares of 1 that leave some")
-        made, tested = as_inputs(inputs, "inputs"), as_inputs(test_inputs, "test_inputs")
+        parts = whole_parts(
+            {"inputs": inputs, "targets": targets, "groups": groups, "weights": weights},
+            {"inputs": test_inputs, "targets": test_targets, "groups": test_groups},
+            test,
+        )
+        groups, test_groups, weights = (parts.get(name) for name in ("groups", "test_groups", "weights"))
+        made, tested = as_inputs(parts["inputs"], "inputs"), as_inputs(parts["test_inputs"], "test_inputs")
         if made.shape[1:] != tested.shape[1:] or made.dtype != tested.dtype:
             both = f"inputs are {made.dtype} {made.shape[1:]} each, test_inputs {tested.dtype} {tested.shape[1:]}"
             raise UserError(f"data: {both}; needed: one shape and dtype")
         asked = num_classes if num_classes is not None else vocabulary
         wanted, wanted_tested = (
-            as_targets(targets, made, "targets", asked),
-            as_targets(test_targets, tested, "test_targets", asked),
+            as_targets(parts["targets"], made, "targets", asked),
+            as_targets(parts["test_targets"], tested, "test_targets", asked),
         )
         if wanted.dtype != wanted_tested.dtype or wanted.shape[1:] != wanted_tested.shape[1:]:
             both = (
@@ -181,32 +190,6 @@ def _vocabulary(inputs: Array, tested: Array, targets: Array, vocabulary: int | 
                 f"allowed: 0 to {known - 1}"
             )
     return int(known)
-
-
-def strata(targets: Array, groups: Labels | None) -> Labels:
-    """Number what shares are taken of, each alike: groups, else classes, else everything."""
-    if groups is not None:
-        return groups
-    is_class = target_kind(torch.from_numpy(targets[:0])) is Targets.CLASSES
-    return cast(Labels, targets) if is_class else np.zeros(len(targets), dtype=np.int64)
-
-
-def stratified(strata: Labels, validation: float, proxy: float) -> list[Labels]:
-    """Draw samples from each stratum alike: sorted positions of those to train on, held out, and of the server's."""
-    rng = numpy_generator(0, Purpose.DATA)
-    parts: tuple[list[Labels], ...] = ([], [], [])
-    for members in _members(strata):
-        drawn = rng.permutation(members)
-        first, second = round(validation * len(drawn)), round((validation + proxy) * len(drawn))
-        for part, taken in zip(parts, (drawn[second:], drawn[:first], drawn[first:second]), strict=True):
-            part.append(taken)
-    return [np.sort(np.concatenate(part)) for part in parts]
-
-
-def _members(strata: Labels) -> Sequence[Labels]:
-    """Positions of each stratum's samples, ascending, in the order of the strata."""
-    order = np.argsort(strata, kind="stable")
-    return np.split(order, np.flatnonzero(np.diff(strata[order])) + 1)
 
 
 def _statistics(train: Tensor, *, standardise: bool) -> tuple[Tensor | None, Tensor | None]:

@@ -11,12 +11,12 @@ import numpy as np
 from fl_sim.core.files import read_plain
 from fl_sim.core.types import UserError
 from fl_sim.data.cache import Arrays, cached, content_key
-from fl_sim.data.images import Images, decode
-from fl_sim.data.listing import entries, hidden, listed, part_missing, shown, unread
+from fl_sim.data.found import TESTS, TRAIN
+from fl_sim.data.images import Images, Size, decode
+from fl_sim.data.listing import entries, hidden, listed, shown, unread
 from fl_sim.data.spellings import alike
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".ppm")
-PARTS = ("train", "test")
 
 
 @dataclass(frozen=True)
@@ -27,22 +27,22 @@ class Part:
     unread: Sequence[Path]
 
 
-def read_image_folder(root: Path) -> tuple[Arrays, list[str]]:
+def read_image_folder(root: Path, resize: Size | None = None) -> tuple[Arrays, list[str]]:
     """Decode an image folder, or take it from the cache. Classes are numbered in the order of their names.
+
+    The test set is test/, else validation/, valid/ or val/; there may be none. `resize` is the size that all images get.
 
     Hidden files and folders, empty class folders and files with another suffix are not read.
 
     Returns:
-        images, labels, test_images and test_labels; and a note on what is not read.
+        images, labels, and test_images and test_labels where there is a test set; and notes on what is not read.
 
     Raises:
         UserError: a part is missing, a class folder holds files of which none is read, or the classes of the parts differ.
         OSError: a file that cannot be read.
     """
-    for part in PARTS:
-        if not (root / part).is_dir():
-            raise part_missing(root, f"folder {part}/")
-    parts = {part: _part(root, part) for part in PARTS}
+    held = [part for part in TESTS if (root / part).is_dir()][:1]
+    parts = {part: _part(root, part) for part in (TRAIN, *held)}
     _check_classes(root, {name: list(part.classes) for name, part in parts.items()})
     files = {name: [path for of in part.classes.values() for path in of] for name, part in parts.items()}
     numbers = {
@@ -51,17 +51,22 @@ def read_image_folder(root: Path) -> tuple[Arrays, list[str]]:
     }
 
     def read_all() -> Arrays:
-        return {
-            "images": _read(root, files["train"]),
-            "labels": numbers["train"].astype(np.int64),
-            "test_images": _read(root, files["test"]),
-            "test_labels": numbers["test"].astype(np.int64),
-        }
+        arrays: Arrays = {}
+        notes = list[str]()
+        for start, part in zip(("", "test_"), parts, strict=False):
+            arrays[f"{start}images"], said = _read(root, files[part], resize)
+            arrays[f"{start}labels"] = numbers[part].astype(np.int64)
+            notes += said
+        return {**arrays, "notes": np.array(list(dict.fromkeys(notes)))} if notes else arrays
 
-    beside = [path for path in entries(root) if path.name not in PARTS]
+    beside = [path for path in entries(root) if path.name not in parts]
     passed_over = [*beside, *(path for part in parts.values() for path in part.unread)]
-    key = content_key("folder/2", root, [*files["train"], *files["test"]])
-    return cached(key, read_all), unread(passed_over, root, f"train/<class>/ and test/<class>/, {', '.join(SUFFIXES)}")
+    kind = "folder/2" if resize is None else f"folder/3 {resize}"
+    arrays = dict(cached(content_key(kind, root, [path for part in files.values() for path in part]), read_all))
+    notes = [str(note) for note in arrays.pop("notes", ())]
+    told = [f"the test set is the split {part!r}" for part in held if part != TESTS[0]]
+    allowed = f"train/<class>/ and test/<class>/, {', '.join(SUFFIXES)}"
+    return arrays, [*unread(passed_over, root, allowed), *told, *notes]
 
 
 def _part(root: Path, part: str) -> Part:
@@ -104,15 +109,19 @@ def _check_classes(root: Path, classes: Mapping[str, Sequence[str]]) -> None:
     for part, names in classes.items():
         if pair := alike(names):
             raise UserError(f"{where}: classes of {part}/ that differ only in writing: {pair[0]!a} and {pair[1]!a}")
-    train, test = (set(classes[part]) for part in PARTS)
+    if len(classes) < 2:
+        return
+    (first, second), (train, test) = classes, (set(names) for names in classes.values())
     if train != test:
-        only = {"train": sorted(train - test), "test": sorted(test - train)}
+        only = {first: sorted(train - test), second: sorted(test - train)}
         said = "; ".join(
             f"only in {part}/: {listed([ascii(n) for n in names])}" for part, names in only.items() if names
         )
-        raise UserError(f"{where}: train/ and test/ have other classes: {said}")
+        raise UserError(f"{where}: {first}/ and {second}/ have other classes: {said}")
 
 
-def _read(root: Path, files: Sequence[Path]) -> Images:
+def _read(root: Path, files: Sequence[Path], resize: Size | None) -> tuple[Images, list[str]]:
     encoded = [read_plain(path) for path in files]
-    return decode(encoded, stored=sum(map(len, encoded)), where=lambda number: shown(files[number], root))
+    return decode(
+        encoded, stored=sum(map(len, encoded)), where=lambda number: shown(files[number], root), resize=resize
+    )

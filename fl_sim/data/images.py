@@ -49,13 +49,26 @@ PIECE = 256
 """Images that a thread decodes before it asks for more."""
 
 
-def decode(encoded: Sequence[bytes | None], *, stored: int, where: Callable[[int], str]) -> Images:
-    """Compressed images -> uint8 (N, C, H, W); all must have one size and one number of channels.
+Size = tuple[int, int]
+"""(height, width)."""
+
+
+class _Colours(Exception):
+    """Colour images among those that were taken for grey, because the first is."""
+
+
+def decode(
+    encoded: Sequence[bytes | None], *, stored: int, where: Callable[[int], str], resize: Size | None = None
+) -> tuple[Images, list[str]]:
+    """Decode compressed images: uint8 (N, C, H, W), and notes on what was changed.
+
+    Grey images among colour ones get three equal channels.
 
     Args:
         encoded: the bytes of each image file.
         stored: length of the files that held them.
         where: number of an image -> its file, for messages.
+        resize: bring all to this size, bilinear over the area of a pixel; None = all must have one size.
 
     Raises:
         UserError: names the image that is missing, damaged, of another size, or not grey or RGB of 8 bits a channel; 16-bit
@@ -63,12 +76,26 @@ def decode(encoded: Sequence[bytes | None], *, stored: int, where: Callable[[int
     """
     if not encoded:
         raise UserError("data.source: no images")
-    shape = _shape(_opened(encoded[0], where(0)))
+    shape = _shape(_opened(encoded[0], where(0)), resize)
+    try:
+        return _decoded(encoded, shape, stored, where, resize)
+    except _Colours:
+        return _decoded(encoded, (CHANNELS["RGB"], *shape[1:]), stored, where, resize)
+
+
+def _decoded(
+    encoded: Sequence[bytes | None],
+    shape: tuple[int, int, int],
+    stored: int,
+    where: Callable[[int], str],
+    resize: Size | None,
+) -> tuple[Images, list[str]]:
     expanded, most = len(encoded) * math.prod(shape), FREE_BYTES + MOST_PER_BYTE * stored
     if expanded > most:
         raise UserError(f"data.source: images of {stored} bytes that expand to {expanded}; allowed: {most}")
     images = np.empty((len(encoded), *shape), dtype=np.uint8)
     wide: dict[int, int] = {}  # number of a 16-bit image -> its largest pixel
+    grey, resized = list[int](), list[int]()
 
     def put(start: int) -> None:
         for number in range(start, min(start + PIECE, len(encoded))):
@@ -76,10 +103,20 @@ def decode(encoded: Sequence[bytes | None], *, stored: int, where: Callable[[int
             if pixels.dtype != np.uint8:
                 wide[number] = int(pixels.max())
                 pixels = scaled(pixels)
-            if pixels.shape != shape:
-                sizes = f"{where(0)} has {shape}, {where(number)} has {pixels.shape}"
-                raise UserError(f"data.source: images must have one (channels, height, width): {sizes}")
-            images[number] = pixels
+            if resize is not None and pixels.shape[1:] != resize:
+                resized.append(number)
+                pixels = _resized(pixels, resize)
+            if pixels.shape[0] > shape[0]:
+                raise _Colours
+            if pixels.shape[0] < shape[0]:
+                grey.append(number)
+            if pixels.shape[1:] != shape[1:]:
+                first = _shape(_opened(encoded[0], where(0)), None)
+                sizes = f"{where(0)} has {first}, {where(number)} has {pixels.shape}"
+                raise UserError(
+                    f"data.source: images must have one (channels, height, width): {sizes}; data.resize gives them one"
+                )
+            images[number] = pixels  # a single channel fills all three
 
     with ThreadPoolExecutor() as pool:
         for _ in pool.map(put, range(0, len(encoded), PIECE)):
@@ -89,7 +126,18 @@ def decode(encoded: Sequence[bytes | None], *, stored: int, where: Callable[[int
         raise UserError(
             f"{first} (largest pixel {max(wide.values())}); scale them to the range 0 to {FULL}, or to 8 bits"
         )
-    return images
+    notes = [f"{len(grey)} of {len(images)} images are grey, among colour ones: they get three equal channels"]
+    size = f"{shape[1]} x {shape[2]} pixels"
+    return images, notes * bool(grey) + [f"{len(resized)} of {len(images)} images are resized to {size}"] * bool(
+        resized
+    )
+
+
+def _resized(pixels: Images | NDArray[np.uint16], size: Size) -> Images:
+    from PIL import Image
+
+    planes = [Image.fromarray(plane).resize((size[1], size[0]), Image.Resampling.BILINEAR) for plane in pixels]
+    return np.stack([np.asarray(plane) for plane in planes])
 
 
 def scaled(pixels: Images | NDArray[np.uint16]) -> Images:
@@ -125,9 +173,9 @@ def _opened(data: bytes | None, name: str) -> Image.Image:
     return image
 
 
-def _shape(image: Image.Image) -> tuple[int, int, int]:
+def _shape(image: Image.Image, resize: Size | None) -> tuple[int, int, int]:
     """(channels, height, width)."""
-    return CHANNELS[_read_as(image)], image.height, image.width
+    return (CHANNELS[_read_as(image)], *(resize or (image.height, image.width)))
 
 
 def _read_as(image: Image.Image) -> str:

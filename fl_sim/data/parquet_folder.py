@@ -1,4 +1,4 @@
-"""Parquet folders in the layout of Hugging Face: train-*.parquet and test-*.parquet, compressed images and their labels."""
+"""Parquet folders in the layouts of Hugging Face: compressed images, their labels, and their groups where a column is named."""
 
 from __future__ import annotations
 
@@ -8,24 +8,28 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fl_sim.core.errors import in_one_line
+from fl_sim.core.lookup import nearest
 from fl_sim.core.parquet import read_schema, read_table
 from fl_sim.core.types import UserError
 from fl_sim.data.arrays import MOST_CLASSES, Labels
 from fl_sim.data.cache import Arrays, cached, content_key
-from fl_sim.data.images import Images, decode
-from fl_sim.data.listing import entries, listed, part_missing, shown, unread
+from fl_sim.data.found import TRAIN, find_parts
+from fl_sim.data.images import Size, decode
+from fl_sim.data.listing import listed, part_missing, shown
+from fl_sim.data.table import Columns, values
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-PARTS = ("train", "test")
+ALL = Columns()
+"""No column is named: the usual names are looked for."""
 IMAGE = ("img", "image")
 LABEL = ("label", "labels", "fine_label")
 SHARD = re.compile(r"-(\d+)-of-(\d+)\b")
@@ -36,49 +40,75 @@ IMAGES_PER_BYTE = 0.1
 
 
 @dataclass(frozen=True)
-class Columns:
+class ImageColumns:
     """The columns that are read, those that are not, and the names of the classes where the file says them."""
 
     image: str
     label: str
+    group: str | None
     others: tuple[str, ...]
     classes: tuple[str, ...]
+    named: bool = False
 
     @property
     def notes(self) -> list[str]:
         """Remarks on the choice of columns that a user may not expect."""
-        labels = [] if self.label == LABEL[0] else [f"the classes are those of column {self.label!r}"]
+        labels = [] if self.named or self.label == LABEL[0] else [f"the classes are those of column {self.label!r}"]
         return labels + ([f"columns that are not read: {listed(self.others)}"] if self.others else [])
 
 
-def read_parquet_folder(root: Path) -> tuple[Arrays, list[str]]:
+READ = "train-*.parquet and test-*.parquet, or train/*.parquet and test/*.parquet (validation and valid for test)"
+
+
+def holds_images(path: Path) -> bool:
+    """Whether a parquet file has a column of compressed images. False where it is no parquet file."""
+    import pyarrow as pa
+
+    try:
+        kinds = [field.type for field in read_schema(path)]
+    except (pa.ArrowException, OSError, ValueError):
+        return False
+    inside = [
+        kind.field("bytes").type for kind in kinds if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
+    ]
+    return any(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) for kind in (*kinds, *inside))
+
+
+def read_parquet_folder(root: Path, columns: Columns = ALL, resize: Size | None = None) -> tuple[Arrays, list[str]]:
     """Decode a parquet folder, or take it from the cache.
 
+    Args:
+        root: holds the files of each split, or one folder that does.
+        columns: `input` is the column of the images, `target` of the classes, `group` of the groups, where they are named.
+        resize: size that all images are brought to.
+
     Returns:
-        images, labels, test_images and test_labels; and notes on what is not read.
+        images, labels, and groups where they are named, each with `test_` before its name too where there is a test split; and
+        notes on what is not read.
 
     Raises:
         UserError: no files of a part, one of its files missing or there twice, or files that are not what they should be.
         OSError: a file that cannot be read.
     """
-    inside = entries(root)
-    parts = {part: [path for path in inside if fnmatchcase(path.name, f"{part}-*.parquet")] for part in PARTS}
-    for part, files in parts.items():
-        if not files:
-            raise part_missing(root, f"file {part}-*.parquet")
+    found = find_parts(root, (".parquet",))
+    if found is None:
+        raise part_missing(root, "file train-*.parquet")
+    for part, files in zip((TRAIN, found.split or ""), found.parts.values(), strict=False):
         _check_complete(root, part, files)
-    used = [path for files in parts.values() for path in files]
 
     def read_all() -> Arrays:
-        chosen = choose_columns(root, used)
-        train, test = (read_parquet(root, files, chosen) for files in parts.values())
-        arrays: Arrays = {"images": train[0], "labels": train[1], "test_images": test[0], "test_labels": test[1]}
-        return {**arrays, "notes": np.array(chosen.notes)} if chosen.notes else arrays
+        chosen = choose_columns(root, found.files, columns)
+        parts = {part: read_parquet(root, files, chosen, resize) for part, files in found.parts.items()}
+        arrays: Arrays = {f"{part}{name}": array for part, read in parts.items() for name, array in read.items()}
+        notes = [str(note) for part in found.parts for note in arrays.pop(f"{part}notes", ())]
+        notes = list(dict.fromkeys([*chosen.notes, *notes]))
+        return {**arrays, "notes": np.array(notes)} if notes else arrays
 
-    arrays = dict(cached(content_key("parquet/2", root, used), read_all))
+    asked = (columns.input, columns.target, columns.group, resize)
+    key = "parquet/2" if not any(asked) else f"parquet/3 {asked}"
+    arrays = dict(cached(content_key(key, root, found.files), read_all))
     notes = [str(note) for note in arrays.pop("notes", ())]
-    beside = sorted(set(inside) - set(used))
-    return arrays, unread(beside, root, "train-*.parquet and test-*.parquet") + notes
+    return arrays, found.notes(READ) + notes
 
 
 def _check_complete(root: Path, part: str, files: Sequence[Path]) -> None:
@@ -97,13 +127,13 @@ def _check_complete(root: Path, part: str, files: Sequence[Path]) -> None:
         raise UserError(f"{where}: not all {total} files are here: {names}")
 
 
-def choose_columns(root: Path, files: Sequence[Path]) -> Columns:
-    """Choose the columns of images and labels, which are the same in every file.
+def choose_columns(root: Path, files: Sequence[Path], asked: Columns = ALL) -> ImageColumns:
+    """Choose the columns of images and labels, which are the same in every file; those that are asked for by name, if any.
 
     Raises:
         UserError: none, more than one of a kind, other columns in another file, or no parquet file.
     """
-    found = {path: _columns(root, path) for path in files}
+    found = {path: _columns(root, path, asked) for path in files}
     first, chosen = next(iter(found.items()))
     for path, columns in found.items():
         if (columns.image, columns.label) != (chosen.image, chosen.label):
@@ -115,18 +145,25 @@ def choose_columns(root: Path, files: Sequence[Path]) -> Columns:
     return chosen
 
 
-def _columns(root: Path, path: Path) -> Columns:
+def _columns(root: Path, path: Path, asked: Columns) -> ImageColumns:
     with _named(root, path):
         schema = read_schema(path)
     names = schema.names
-    images, labels = ([name for name in kind if name in names] for kind in (IMAGE, LABEL))
+    for key, wanted in (("input", asked.input), ("target", asked.target), ("group", filter(None, (asked.group,)))):
+        for name in wanted:
+            if name not in names:
+                raise UserError(f"data.{key}: {shown(path, root)} has no column {name!r}{nearest(name, names)}")
+    images, labels = (
+        [name for name in kind if name in names] for kind in (asked.input or IMAGE, asked.target or LABEL)
+    )
     if len(images) != 1 or len(labels) != 1:
         raise UserError(
             f"data.source: {shown(path, root)} has the columns {names}; "
-            f"needed: one of {', '.join(IMAGE)}, and one of {', '.join(LABEL)}"
+            f"needed: one of {', '.join(IMAGE)}, and one of {', '.join(LABEL)}; or name them: data.input, data.target"
         )
-    others = tuple(name for name in names if name not in (images[0], labels[0]))
-    return Columns(images[0], labels[0], others, _class_names(schema, labels[0]))
+    others = tuple(name for name in names if name not in (images[0], labels[0], asked.group))
+    classes = _class_names(schema, labels[0])
+    return ImageColumns(images[0], labels[0], asked.group, others, classes, named=bool(asked.target))
 
 
 def _class_names(schema: pa.Schema, label: str) -> tuple[str, ...]:
@@ -149,20 +186,22 @@ def _named(root: Path, path: Path) -> Iterator[None]:
         raise UserError(f"data.source: {shown(path, root)}: unreadable parquet file: {in_one_line(error)}") from error
 
 
-def read_parquet(root: Path, files: Sequence[Path], columns: Columns) -> tuple[Images, Labels]:
-    """Decode the rows of all files, in order: images uint8 (N, C, H, W), labels int64 (N,).
+def read_parquet(
+    root: Path, files: Sequence[Path], columns: ImageColumns, resize: Size | None = None
+) -> dict[str, NDArray[np.generic]]:
+    """Decode the rows of all files, in order: images uint8 (N, C, H, W), labels int64 (N,), groups (N,), and notes.
 
     Raises:
         UserError: names the file and, where one is to blame, the row.
     """
     encoded: list[bytes | None] = []
-    labels, starts = [], []
+    labels, groups, starts = list[Labels](), list[NDArray[np.generic]](), []
     for path in files:
         with _named(root, path):
             # Compressed images hardly shrink.
             table = read_table(
                 path,
-                [columns.image, columns.label],
+                [columns.image, columns.label, *filter(None, (columns.group,))],
                 free_rows=FREE_IMAGES,
                 rows_per_byte=IMAGES_PER_BYTE,
                 bytes_per_byte=10,
@@ -170,12 +209,16 @@ def read_parquet(root: Path, files: Sequence[Path], columns: Columns) -> tuple[I
         starts.append(len(encoded))
         encoded += _images(table[columns.image], f"{shown(path, root)}: column {columns.image!r}")
         labels.append(_labels(table[columns.label], f"{shown(path, root)}: column {columns.label!r}"))
+        groups += [] if columns.group is None else [values(table[columns.group], path, columns.group)]
 
     def where(number: int) -> str:
         file = bisect_right(starts, number) - 1
         return f"{shown(files[file], root)}, row {number - starts[file]}"
 
-    return decode(encoded, stored=sum(path.stat().st_size for path in files), where=where), np.concatenate(labels)
+    images, notes = decode(encoded, stored=sum(path.stat().st_size for path in files), where=where, resize=resize)
+    arrays: dict[str, NDArray[np.generic]] = {"images": images, "labels": np.concatenate(labels)}
+    arrays |= {"groups": np.concatenate(groups)} if groups else {}
+    return arrays | ({"notes": np.array(notes)} if notes else {})
 
 
 def _images(column: pa.ChunkedArray, where: str) -> list[bytes | None]:

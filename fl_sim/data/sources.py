@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -18,15 +18,14 @@ from fl_sim.core.seeding import Purpose, numpy_generator
 from fl_sim.core.types import UserError
 from fl_sim.data.arrays import Labels
 from fl_sim.data.cache import Arrays, folder
-from fl_sim.data.dataset import Data, strata, stratified
-from fl_sim.data.image_folder import read_image_folder
+from fl_sim.data.dataset import Data
 from fl_sim.data.images import Images
 from fl_sim.data.kinds import Targets
+from fl_sim.data.layouts import FILES, KEY_OF, layout_of
 from fl_sim.data.own import load_own
-from fl_sim.data.parquet_folder import read_parquet_folder
 from fl_sim.data.remarks import remarks
-from fl_sim.data.table import READERS, TEST, Columns, is_table
-from fl_sim.data.table import read as read_rows
+from fl_sim.data.sampling import TEST, with_test
+from fl_sim.data.table import Columns
 from fl_sim.data.text import CONTEXT, TEXTS, characters, read_text
 
 log = logging.getLogger("fl_sim")
@@ -145,19 +144,20 @@ def load(
     path, notes = _expanded(name_or_path), list[str]()
     where = f"data.source = {name_or_path!r}"
     embedded = name_or_path in SOURCES and not path.is_dir()
-    tabular = is_table(path, columns)
-    may = () if not embedded else ("data.context",) if name_or_path in TEXTS else ("data.test",)
-    if wrong := [key for key in columns.asked if (key == "data.context" or not tabular) and key not in may]:
-        kind = "texts" if wrong[0] == "data.context" else "tables (CSV or parquet files)"
-        raise UserError(f"{wrong[0]} is for {kind}; {where} is none")
     try:
-        if tabular:
-            arrays, notes = read_rows(path, columns, targets)
-        elif path.is_dir():
-            arrays, notes = (read_image_folder if (path / "train").is_dir() else read_parquet_folder)(path)
+        layout = None if embedded else layout_of(path, columns)
+        may: Collection[str] = layout.keys if layout is not None else ()
+        if embedded:
+            may = ("data.context",) if name_or_path in TEXTS else ("data.test",)
+        if wrong := [key for key in columns.asked if key not in may]:
+            kind = KEY_OF.get(wrong[0], "tables (CSV or parquet files)")
+            raise UserError(f"{wrong[0]} is for {kind}; {where} is none")
+        if layout is not None:
+            arrays, notes = layout.read(path, columns, targets)
             notes = ["the folder of this name is read, not the data set"] * (name_or_path in SOURCES) + notes
         elif embedded and name_or_path in TEXTS:
             arrays, notes = read_text(name_or_path, columns.context or CONTEXT)
+            arrays = {**arrays, "vocabulary": np.array(len(characters(name_or_path)))}
         elif embedded:
             arrays = ARRAYS[name_or_path](name_or_path)
         else:
@@ -165,15 +165,17 @@ def load(
     except OSError as error:
         raise UserError(f"{where}: {error}") from error
     if arrays:
-        vocabulary = len(characters(name_or_path)) if embedded and name_or_path in TEXTS else None
-        data, said = _split(name_or_path, arrays, columns.test, validation, proxy, vocabulary)
+        if path.is_dir() and not {"test_images", "test_inputs"} & arrays.keys():
+            share = TEST if columns.test is None else columns.test
+            notes.append(f"no test files: {share:g} of the samples test (data.test)")
+        data, said = _split(name_or_path, arrays, columns.test, validation, proxy)
         notes += said
     elif ":" in name_or_path and not path.exists():
         data, notes = load_own(name_or_path, validation=validation, proxy=proxy)
     else:
         known = ", ".join(SOURCES)
         there = "is a file, not a folder or a table" if path.exists() else "no such folder or file"
-        raise UserError(f"{where}: {there}; allowed: a folder, a file {' or '.join(READERS)}, or one of {known}")
+        raise UserError(f"{where}: {there}; allowed: a folder, a file {', '.join(FILES)}, or one of {known}")
     if not quiet:
         for note in (*notes, *remarks(data)):
             log.warning("data.source = %r: %s", name_or_path, note)
@@ -188,15 +190,18 @@ def _expanded(path: str) -> Path:
         return Path(path)
 
 
-def _split(
-    name: str, arrays: Arrays, test: float | None, validation: float, proxy: float, vocabulary: int | None
-) -> tuple[Data, list[str]]:
+def _split(name: str, arrays: Arrays, test: float | None, validation: float, proxy: float) -> tuple[Data, list[str]]:
     """Data of the arrays of a source, and notes on what became of them. Numbers are normalised, targets too."""
-    parts = _with_test({NAMES.get(key, key): array for key, array in arrays.items()}, test)
+    named = {NAMES.get(key, key): array for key, array in arrays.items()}
+    vocabulary = int(known) if (known := named.pop("vocabulary", None)) is not None else None
     notes = list[str]()
+    if vocabulary is None and named["inputs"].dtype.kind in "iu" and named["inputs"].dtype != np.uint8:
+        vocabulary = 1 + max(int(named[key].max()) for key in named if key.removeprefix("test_") == "inputs")
+        notes.append(f"integer inputs are taken for tokens, {vocabulary} of them; a table of numbers is floating-point")
+    parts = with_test(named, test)
     if np.issubdtype(parts["targets"].dtype, np.floating):
-        notes = _standardise(parts)
-    elif vocabulary is None:
+        notes += _standardise(parts)
+    elif vocabulary is None and parts["targets"].dtype.kind in "iu":
         last, last_tested = int(parts["targets"].max()), int(parts["test_targets"].max())
         if last_tested > last:
             raise UserError(
@@ -221,24 +226,6 @@ def _split(
 
 NAMES = {"images": "inputs", "labels": "targets", "test_images": "test_inputs", "test_labels": "test_targets"}
 """Arrays of image sources -> those of all sources."""
-
-
-def _with_test(parts: Arrays, test: float | None) -> Arrays:
-    """The arrays of a training and a test set; a share of the rows is the test set where the source has none."""
-    if "test_inputs" in parts:
-        if test is not None:
-            raise UserError(f"data.test = {test:g}: the source has a test set of its own; leave data.test out")
-        return parts
-    targets, groups = parts["targets"], parts.get("groups")
-    numbered = None if groups is None else np.unique(groups, return_inverse=True)[1].astype(np.int64)
-    rest, held, _ = stratified(strata(targets, numbered), TEST if test is None else test, 0.0)
-    for rows, part, share in ((held, "test", "larger"), (rest, "training", "smaller")):
-        if not len(rows):
-            left = f"data.test: {len(targets)} rows leave none for the {part} set"
-            raise UserError(f"{left}; needed: more rows, or a {share} share")
-    return {
-        f"{part}{name}": array[rows] for part, rows in (("", rest), ("test_", held)) for name, array in parts.items()
-    }
 
 
 def _standardise(parts: Arrays) -> list[str]:

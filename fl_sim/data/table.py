@@ -16,20 +16,20 @@ from fl_sim.core.errors import in_one_line
 from fl_sim.core.lookup import nearest
 from fl_sim.core.parquet import read_schema, read_table
 from fl_sim.core.types import UserError
-from fl_sim.data.arrays import MOST_CLASSES, Labels, check_rounding
+from fl_sim.data.arrays import MOST_CLASSES, Array, Labels, check_rounding
 from fl_sim.data.cache import Arrays, cached, content_key
 from fl_sim.data.csv_file import read_csv
+from fl_sim.data.found import find_parts
 from fl_sim.data.kinds import Targets
-from fl_sim.data.listing import entries, listed, part_missing, unread
+from fl_sim.data.listing import listed, part_missing
 from fl_sim.data.spellings import alike, merged_numbers
 from fl_sim.data.weights import POSITIVE
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-PARTS = ("train", "test")
-TEST = 0.2
-"""Share of a table's rows for its test set, where nobody says another."""
+FRAME = "the frame"
+"""What messages call a data frame, which has no file."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,9 @@ class Columns:
         target: the column, or columns, to predict; empty where the source is no table.
         group: the column of each row's group, such as its user or site; None = there are none.
         weight: the column of each training row's weight in the loss; None = all count alike.
-        test: share of the rows for the test set, where the table has no file of its own for it; None = `TEST`.
+        test: share of the rows for the test set, where the table has no file of its own for it; None = `fl_sim.data.sampling.TEST`.
         context: characters of a text that a model sees at once; None = `fl_sim.data.text.CONTEXT`.
+        resize: (height, width) that images are brought to; None = all must have one size.
     """
 
     input: tuple[str, ...] = ()
@@ -51,6 +52,7 @@ class Columns:
     weight: str | None = None
     test: float | None = None
     context: int | None = None
+    resize: tuple[int, int] | None = None
 
     @property
     def asked(self) -> list[str]:
@@ -68,11 +70,6 @@ class Chosen:
     weight: str | None
 
 
-def is_table(path: Path, columns: Columns) -> bool:
-    """Whether a path is read as a table: a CSV or parquet file, or a folder where a target column is named."""
-    return (path.suffix.lower() in READERS and path.is_file()) or (path.is_dir() and bool(columns.target))
-
-
 def read(path: Path, columns: Columns, targets: Targets) -> tuple[Arrays, list[str]]:
     """Read a table, or take it from the cache: inputs float32 (N, features), targets of this kind, and groups.
 
@@ -86,13 +83,16 @@ def read(path: Path, columns: Columns, targets: Targets) -> tuple[Arrays, list[s
     """
     if targets not in TARGETS:
         raise UserError(f"data.source: {path.name} is a table; it has no targets of this kind: {targets.value}")
-    files = _files(path) if path.is_dir() else {"": [path]}
-    if path.is_dir() and columns.test is not None:
+    found = find_parts(path, tuple(READERS)) if path.is_dir() else None
+    if path.is_dir() and found is None:
+        raise part_missing(path, "file train*.csv or train*.parquet")
+    files: Mapping[str, Sequence[Path]] = {"": [path]} if found is None else found.parts
+    if found is not None and found.split is not None and columns.test is not None:
         raise UserError(f"data.test = {columns.test:g}: {path} has test files of its own; leave data.test out")
     used = [file for part in files.values() for file in part]
     chosen = [_chosen(file, columns) for file in used]
-    for file, found in zip(used, chosen, strict=True):
-        if found != chosen[0]:
+    for file, other in zip(used, chosen, strict=True):
+        if other != chosen[0]:
             raise UserError(f"data.source: {used[0].name} and {file.name} have other columns")
     key = json.dumps(["table/3", targets.name, asdict(columns)])
 
@@ -105,19 +105,7 @@ def read(path: Path, columns: Columns, targets: Targets) -> tuple[Arrays, list[s
     root = path if path.is_dir() else path.parent
     arrays = dict(cached(content_key(key, root, used), decode))
     notes = [str(note) for note in arrays.pop("notes", ())]
-    if path.is_dir():
-        notes = unread(sorted(set(entries(path)) - set(used)), path, "train*.csv and test*.csv, or .parquet") + notes
-    return arrays, notes
-
-
-def _files(folder: Path) -> Mapping[str, Sequence[Path]]:
-    """Prefix of the arrays' names -> files of that part."""
-    inside = [path for path in entries(folder) if path.suffix.lower() in READERS and path.is_file()]
-    parts = {part: [path for path in inside if path.name.startswith(part)] for part in PARTS}
-    for part, files in parts.items():
-        if not files:
-            raise part_missing(folder, f"file {part}*.csv or {part}*.parquet")
-    return {"": parts["train"], "test_": parts["test"]}
+    return arrays, notes if found is None else found.notes("train*.csv and test*.csv, or .parquet") + notes
 
 
 @contextmanager
@@ -174,7 +162,7 @@ def _part(files: Sequence[Path], chosen: Chosen, targets: Targets) -> Arrays:
     at = 0
     for path, table in zip(files, tables, strict=True):
         for number, name in enumerate(chosen.inputs):
-            inputs[at : at + len(table), number] = _numbers(table[name], path, name)
+            inputs[at : at + len(table), number] = numbers(table[name], path, name)
         at += len(table)
     found = [
         np.concatenate([TARGETS[targets](t[name], p, name) for p, t in zip(files, tables, strict=True)])
@@ -185,7 +173,7 @@ def _part(files: Sequence[Path], chosen: Chosen, targets: Targets) -> Arrays:
     one = found[0] if len(found) == 1 and targets is not Targets.LABELS else np.stack(found, axis=1)
     arrays: Arrays = {"inputs": inputs, "targets": one}
     if chosen.group is not None:
-        groups = [_values(table[chosen.group], path, chosen.group) for path, table in zip(files, tables, strict=True)]
+        groups = [values(table[chosen.group], path, chosen.group) for path, table in zip(files, tables, strict=True)]
         arrays["groups"] = np.concatenate(groups)
     if chosen.weight is not None:
         arrays["weights"] = _weights(files, tables, chosen.weight)
@@ -193,11 +181,22 @@ def _part(files: Sequence[Path], chosen: Chosen, targets: Targets) -> Arrays:
 
 
 def _weights(files: Sequence[Path], tables: Sequence[pa.Table], name: str) -> NDArray[np.float32]:
-    weights = np.concatenate([_numbers(table[name], path, name) for path, table in zip(files, tables, strict=True)])
+    weights = np.concatenate([numbers(table[name], path, name) for path, table in zip(files, tables, strict=True)])
     if not (weights > 0).all():
         row = int((weights <= 0).argmax())
         raise UserError(f"data.weight: {name!r} is {weights[row]:g} in row {row}; needed: {POSITIVE}")
     return weights
+
+
+def _of(path: Path) -> str:
+    return f"data: {FRAME}" if path.name == FRAME else f"data.source: {path.name}"
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether an Arrow type is text, in any of its three layouts."""
+    import pyarrow as pa
+
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
 def _there(column: pa.ChunkedArray, path: Path, name: str) -> pa.ChunkedArray:
@@ -207,22 +206,22 @@ def _there(column: pa.ChunkedArray, path: Path, name: str) -> pa.ChunkedArray:
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     missing = column.is_null().to_numpy()
-    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+    if is_text(column.type):
         missing = np.array([value is None or not value.strip() for value in column.to_pylist()], dtype=bool)
     if missing.any():
         raise UserError(
-            f"data.source: {path.name}: column {name!r}: {missing.sum()} values are missing, the first in row {missing.argmax()}; "
+            f"{_of(path)}: column {name!r}: {missing.sum()} values are missing, the first in row {missing.argmax()}; "
             "fill them in, or leave the rows out"
         )
     return column
 
 
-def _numbers(column: pa.ChunkedArray, path: Path, name: str) -> NDArray[np.float32]:
+def numbers(column: pa.ChunkedArray, path: Path, name: str) -> NDArray[np.float32]:
     """float32 numbers."""
     import pyarrow as pa
 
     column = _there(column, path, name)
-    where, kind = f"data.source: {path.name}: column {name!r}", column.type
+    where, kind = f"{_of(path)}: column {name!r}", column.type
     if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
         raise UserError(f"{where} holds {_told(column)}; needed: numbers, in every row")
     with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused below
@@ -237,9 +236,8 @@ def _numbers(column: pa.ChunkedArray, path: Path, name: str) -> NDArray[np.float
 
 def _told(column: pa.ChunkedArray) -> str:
     """The type of a column that is not what it should be; of text, the first value that is no number."""
-    import pyarrow as pa
 
-    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+    if not (is_text(column.type)):
         return str(column.type)
     for row, value in enumerate(column.to_pylist()):
         try:
@@ -249,7 +247,7 @@ def _told(column: pa.ChunkedArray) -> str:
     return "text"
 
 
-def _values(column: pa.ChunkedArray, path: Path, name: str) -> NDArray[np.generic]:
+def values(column: pa.ChunkedArray, path: Path, name: str) -> NDArray[np.generic]:
     """Integers or names, one a row: classes or groups."""
     import pyarrow as pa
 
@@ -257,23 +255,23 @@ def _values(column: pa.ChunkedArray, path: Path, name: str) -> NDArray[np.generi
     if pa.types.is_boolean(column.type) or pa.types.is_integer(column.type):
         integers: Labels = column.to_numpy().astype(np.int64)
         return integers
-    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+    if is_text(column.type):
         return np.array(column.to_pylist(), dtype=str)
-    raise UserError(f"data.source: {path.name}: column {name!r} holds {kind}; needed: integers or names")
+    raise UserError(f"{_of(path)}: column {name!r} holds {kind}; needed: integers or names")
 
 
-def _labels(column: pa.ChunkedArray, path: Path, name: str) -> NDArray[np.bool_]:
+def labels(column: pa.ChunkedArray, path: Path, name: str) -> NDArray[np.bool_]:
     """Truth values, also written as 0 and 1."""
-    numbers = _numbers(column, path, name)
-    if wrong := [float(value) for value in np.unique(numbers) if value not in (0, 1)]:
-        raise UserError(f"data.source: {path.name}: column {name!r} holds {wrong[0]:g}; needed: 0 and 1")
-    return numbers.astype(np.bool_)
+    found = numbers(column, path, name)
+    if wrong := [float(value) for value in np.unique(found) if value not in (0, 1)]:
+        raise UserError(f"{_of(path)}: column {name!r} holds {wrong[0]:g}; needed: 0 and 1")
+    return found.astype(np.bool_)
 
 
 TARGETS: Mapping[Targets, Callable[[pa.ChunkedArray, Path, str], NDArray[np.generic]]] = {
-    Targets.CLASSES: _values,
-    Targets.NUMBERS: _numbers,
-    Targets.LABELS: _labels,
+    Targets.CLASSES: values,
+    Targets.NUMBERS: numbers,
+    Targets.LABELS: labels,
 }
 """Kind of targets -> how a target column is read; a table holds no sequences of tokens."""
 
@@ -297,11 +295,12 @@ def _numbered(arrays: Arrays, targets: Targets, chosen: Chosen) -> Arrays:
     """The arrays with classes as numbers, in the order of their values; and notes on that. `Data.of` numbers groups."""
     made, notes = dict(arrays), []
     if targets is Targets.CLASSES:
-        notes = _number(made, "targets", f"classes of column {chosen.targets[0]!r}")
+        notes = number_classes(made, "targets", f"classes of column {chosen.targets[0]!r}")
     return {**made, "notes": np.array(notes)} if notes else made
 
 
-def _number(arrays: Arrays, name: str, what: str) -> list[str]:
+def number_classes(arrays: dict[str, Array], name: str, what: str) -> list[str]:
+    """Number the values of an array and of that of the test set, in their order, in place; returns a note where they change."""
     parts = [key for key in (name, f"test_{name}") if key in arrays]
     values, numbers = np.unique(np.concatenate([arrays[key] for key in parts]), return_inverse=True)
     if values.dtype.kind == "U" and (pair := alike(map(str, values))):

@@ -222,7 +222,10 @@ REFUSED_FOLDERS: Mapping[str, tuple[Callable[[Path], None], list[str]]] = {
         _renamed(("train/dog", "train/dog_/images"), ("train/dog_", "train/dog")),
         ["train/dog/images/"],
     ),
-    "no test": (_renamed(("test", "val")), ["no folder test/", "there: train/, val/"]),
+    "other classes to validate": (
+        _renamed(("test/dog", "test/wolf"), ("test", "val")),
+        ["val/ have other classes", "in val/: 'wolf'"],
+    ),
     "Train/": (_renamed(("train", "Train"), ("test", "Test")), ["no file train-*.parquet", "there: Test/, Train/"]),
     "a broken link": (lambda root: (root / "train/cat/x.png").symlink_to("nowhere"), ["train/cat/x.png"]),
     "a pipe": (lambda root: os.mkfifo(root / "train/cat/x.png"), ["not a plain file", "train/cat/x.png"]),
@@ -236,16 +239,11 @@ def test_other_folders_are_refused_by_name(pets: Path, kind: str) -> None:
     refused(pets, *words)
 
 
-def test_parquet_files_in_part_folders_are_explained(table: Path) -> None:
-    for part in ("train", "test"):
-        (table / part).mkdir()
-        (table / f"{part}-0.parquet").rename(table / part / "0000.parquet")
-    refused(table, "train/0000.parquet", "parquet files named train-*.parquet in a folder without train/")
-
-
 def test_a_file_is_no_folder_and_a_tilde_is_the_home(pets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (pets / "x.npz").write_bytes(b"")
-    refused(pets / "x.npz", "is a file, not a folder")
+    refused(pets / "x.npz", "x.npz: unreadable arrays: File is not a zip file")
+    (pets / "x.txt").write_bytes(b"")
+    refused(pets / "x.txt", "is a file, not a folder")
     monkeypatch.setenv("HOME", str(pets.parent))
     assert load("~/pets").num_classes == 2
     refused(Path("~nobody_here/pets"), "no such folder")

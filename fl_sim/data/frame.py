@@ -96,9 +96,21 @@ def _arrow(frame: object) -> pa.Table:
         raise UserError(f"data: {FRAME}: {in_one_line(error)}; needed: one type in a column") from error
     count = len(getattr(frame, "columns", table.column_names))  # an index of pandas comes after the columns
     table = table.select(range(count))
+    table = pa.table([_castable(column) for column in table.columns], table.column_names)
     if twice := sorted({name for name in table.column_names if table.column_names.count(name) > 1}):
         raise UserError(f"data: {FRAME} has several columns {twice[0]!r}")
     return table
+
+
+def _castable(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The column; categories of polars, whose texts Arrow cannot cast where they are in a dictionary, as Arrow's own."""
+    import pyarrow as pa
+
+    kind = column.type
+    if not (pa.types.is_dictionary(kind) and pa.types.is_string_view(kind.value_type)):
+        return column
+    chunks = [(chunk.indices, chunk.dictionary.cast(pa.large_string())) for chunk in column.chunks]
+    return pa.chunked_array([pa.DictionaryArray.from_arrays(*chunk) for chunk in chunks])
 
 
 def _targets(table: pa.Table, names: Sequence[str]) -> Array:

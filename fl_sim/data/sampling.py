@@ -97,7 +97,12 @@ def whole_parts(train: Mapping[str, object], tested: Mapping[str, object], test:
     if test is not None and not 0 < test < 1:
         raise UserError(f"data: test = {test}; needed: a share between 0 and 1")
     arrays = {name: as_array(value, name) for name, value in given.items()}
-    lengths = {name: len(array) if array.ndim else None for name, array in arrays.items()}
+    if single := [name for name, array in arrays.items() if not array.ndim]:
+        told = f"a {type(given[single[0]]).__name__}"
+        raise UserError(
+            f"data: {single[0]} are {told}; needed: an array or a frame (names of columns only beside a frame)"
+        )
+    lengths = {name: len(array) for name, array in arrays.items()}
     if len(set(lengths.values())) > 1:
         raise UserError(
             f"data: {', '.join(f'{count} {name}' for name, count in lengths.items())}; needed: as many of each"

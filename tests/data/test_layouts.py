@@ -448,6 +448,8 @@ def test_tokens_without_targets_are_sequences_whose_next_tokens_are_learnt() -> 
         (lambda: Data.of(X, Y[:7]), "data: 30 inputs, 7 targets; needed: as many of each"),
         (lambda: Data.of(X, Y, test_targets=Y), "test_targets without test_inputs; needed: both, or neither"),
         (lambda: Data.of(X, Y, test_inputs=X, test_targets=Y, test=0.1), "test = 0.1, and test_inputs are given"),
+        (lambda: Data.of(X, "kind"), "data: targets are a str; needed: an array or a frame"),
+        (lambda: Data.of(object(), Y), "data: inputs are a object; needed: an array or a frame"),
         (lambda: Data.of(X, Y, test=1.5), "test = 1.5; needed: a share between 0 and 1"),
     ],
 )

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from images_in_parquet import IMAGES, LABELS, table_bytes
 
 from fl_sim import Experiment, Report, run
 from fl_sim.training import learning_task
@@ -28,7 +31,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         rows.append(f"{age},{weight:.3f},{2 * weight + age:.3f},{'abc'[number % 3]},{'cat' if weight > 4 else 'dog'}")
     (tmp_path / "cats.csv").write_text("\n".join(rows) + "\n")
     (tmp_path / "my_tasks.py").write_text(PYTHON[0])
-    (tmp_path / "my_data.py").write_text(PYTHON[1])
+    (tmp_path / "my_data.py").write_text(PYTHON[1] + PYTHON[2])
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("FL_SIM_CACHE", str(tmp_path / "cache"))
@@ -51,6 +54,21 @@ def test_an_mlp_on_a_table(here: Path) -> None:
     assert lines(CONFIGS["cats"]) <= 12
 
 
+def test_a_frame(here: Path) -> None:
+    data = importlib.import_module("my_data").cats()
+    assert (data.shape, data.num_classes, data.groups) == ((2,), 2, ("a", "b", "c"))
+    assert (len(data.train), len(data.validation), len(data.test)) == (87, 9, 24)
+
+
+def test_femnist_as_it_is_on_hugging_face(here: Path) -> None:
+    (here / "femnist" / "data").mkdir(parents=True)
+    writers = pa.array([f"f{i % 5}" for i in range(40)])
+    file = table_bytes(image=pa.array(IMAGES), writer_id=writers, character=pa.array(LABELS))
+    (here / "femnist" / "data" / "train-00000-of-00001.parquet").write_bytes(file)
+    report = ran("femnist", here, "rounds=1", "data.clients=5", "cohort.size=5")
+    assert [sum(row) for row in report.label_counts] == [5] * 5  # eight of each writer: two test, one validates
+
+
 def test_one_client_a_site(here: Path) -> None:
     report = ran("sites", here, "rounds=10")
     assert report.results.score.name == "rmse"
@@ -61,7 +79,7 @@ def test_one_client_a_site(here: Path) -> None:
 def test_a_transformer_on_sequences(here: Path) -> None:
     report = ran("counting", here)
     assert report.rounds[-1]["perplexity"] < 5 < 10  # 10 is what knows nothing
-    assert lines(PYTHON[1]) + lines(CONFIGS["counting"]) <= 32
+    assert lines(PYTHON[2]) + lines(CONFIGS["counting"]) <= 22
 
 
 def test_fedper_keeps_its_heads(here: Path) -> None:

@@ -17,7 +17,7 @@ from fl_sim.data.weights import Batch
 from fl_sim.models.layers import head_module
 from fl_sim.models.parameters import load
 from fl_sim.training.client import ClientContext
-from fl_sim.training.losses import Loss
+from fl_sim.training.losses import Loss, weighs
 
 PREVIOUS = "previous"
 
@@ -45,6 +45,11 @@ class Contrastive:
     received: nn.Module = field(repr=False)
     previous: nn.Module = field(repr=False)
     loss: Loss
+
+    @property
+    def weighs(self) -> bool:
+        """Whether the loss that the term is added to uses weights of samples; the term counts each sample alike."""
+        return weighs(self.loss)
 
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
         value, own = with_representation(model, self.head, lambda: self.loss(model, batch))

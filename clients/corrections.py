@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from clients.local import Finish
 from fl_sim.communication.extra import Extra, Fixed, parameters
 from fl_sim.core.types import Metrics, Params, Task, UserError
-from fl_sim.data.weights import Batch
+from fl_sim.data.weights import Batch, weights_of
 from fl_sim.training.client import ClientContext
 from fl_sim.training.loop import Training, evaluate
-from fl_sim.training.losses import Loss, Proximal
+from fl_sim.training.losses import Loss, Proximal, weighs
 
 CONTROL = Extra(down={"control": parameters}, up={"control": parameters})
 ALPHA = Extra(down={"alpha": Fixed({"alpha": (1,)})})
@@ -39,6 +39,11 @@ class Tilted:
 
     tilt: Params = field(repr=False)
     loss: Loss
+
+    @property
+    def weighs(self) -> bool:
+        """Whether the loss that the term is added to uses weights of samples."""
+        return weighs(self.loss)
 
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
         value = self.loss(model, batch)
@@ -77,13 +82,17 @@ def full_gradient(model: nn.Module, ctx: ClientContext, names: Mapping[str, Tens
     """Gradient of the task's mean loss over all samples of the client, by parameter name; the model stays as it is."""
     model = copy.deepcopy(model).train()
     total: Params = {name: torch.zeros_like(value) for name, value in names.items()}
-    for batch in ctx.data.batches(512):
+    counted = 0.0
+    for batch in ctx.data.augmented(None).batches(512):
+        weights = weights_of(batch)
+        count = len(batch[1]) if weights is None else float(weights.sum())
         model.zero_grad()
         ctx.loss(model, batch).backward()
+        counted += count
         for name, parameter in model.named_parameters():
             if name in total and parameter.grad is not None:
-                total[name].add_(parameter.grad.detach().cpu(), alpha=len(batch[1]) / len(ctx.data))
-    return total
+                total[name].add_(parameter.grad.detach().cpu(), alpha=count)
+    return {name: value / counted for name, value in total.items()}
 
 
 @dataclass(frozen=True)
@@ -91,12 +100,12 @@ class ControlVariate:
     """The client of SCAFFOLD (Karimireddy et al., 2020, algorithm 1): each step takes `g - c_i + c` for the gradient g.
 
     Attributes:
-        lr: the local learning rate of option II.
+        training: local SGD, whose learning rate of the round option II divides by.
         option: equation 4: I, c_i is the gradient of the client's loss at the received model; II, the mean gradient of the
             local steps, `c_i - c + (x - y_i) / (K lr)`.
     """
 
-    lr: float
+    training: Training
     option: int = 2
 
     def loss(self, task: Task, ctx: ClientContext) -> Loss:
@@ -114,7 +123,7 @@ class ControlVariate:
         def finish(params: Params, metrics: Metrics) -> Mapping[str, Params]:
             new = gradient
             if new is None:
-                scale = 1 / (metrics["steps"] * self.lr)
+                scale = 1 / (metrics["steps"] * self.training.at(task.round).lr)
                 new = {n: own[n] - c + scale * (task.params[n] - params[n]) for n, c in common.items()}
             keep(ctx, "control", new)
             return {"control": {name: value - own[name] for name, value in new.items()}}

@@ -94,7 +94,7 @@ def scaffold(*, training: Training, option: int = 2) -> Client:
     require_plain(training, "clients.presets:scaffold")
     if option not in (1, 2):
         raise UserError(f"client.option = {option}: allowed: 1, 2")
-    control = ControlVariate(training.lr, option)
+    control = ControlVariate(training, option)
     return LocalClient(training, loss=control.loss, report=control.report, extra=CONTROL)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fl_sim.communication.extra import parameters
 from fl_sim.core.types import Params, Update, UserError
+from fl_sim.training.loop import Training
 from strategies.aggregation import EQUAL, mean
 from strategies.reading import ReadOnce
 from strategies.robust import is_statistic
@@ -115,11 +116,11 @@ class FairMean:
     """q-FedAvg (Li et al., 2020, algorithm 2): `w - sum(D_i) / sum(h_i)`, `D_i = L F_i^q (w - w_i)`.
 
     `h_i = q F_i^(q-1) ||L (w - w_i)||^2 + L F_i^q`. F_i, the extra tensor "loss", is the client's loss of the received model,
-    and `L = 1 / lr` of the local learning rate. Every client counts once; the norm is over parameters, statistics left out.
+    and `L = 1 / lr` of the round's local learning rate. Every client counts once; the norm is over parameters, statistics left out.
     """
 
     q: float
-    lr: float
+    training: Training
     aggregate: Aggregate = EQUAL
 
     def __post_init__(self) -> None:
@@ -127,7 +128,7 @@ class FairMean:
             raise UserError(f"strategy.q = {self.q}: must be from 0 to 100")
 
     def __call__(self, state: ServerState, updates: Iterable[Update]) -> Params:
-        lipschitz, total, clients = 1 / self.lr, 0.0, 0
+        lipschitz, total, clients = 1 / self.training.at(state.round + 1).lr, 0.0, 0
         counted = ~is_statistic(state.schema)
         old = state.schema.flat(state.params)
 

@@ -215,7 +215,7 @@ def qfedavg(*, training: Training, q: float = 1.0) -> Method:
         training: the config's `[training]` table, whose learning rate gives the Lipschitz constant 1 / lr.
         q: fairness, from 0 to 100; 0 weighs all clients alike.
     """
-    return Method(aggregate=FairMean(q, training.lr), takes=("loss",))
+    return Method(aggregate=FairMean(q, training), takes=("loss",))
 
 
 def private(

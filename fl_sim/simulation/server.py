@@ -82,7 +82,7 @@ def build_server(
         "num_clients": len(federation.partitions),
         "cohort_size": experiment.cohort.size,
         "kept": kept_by_clients(federation),
-        "training": experiment.training,
+        "training": experiment.local_training,
     }
     method = experiment.strategy.build(run)
     if not hasattr(method, "server"):

@@ -5,7 +5,7 @@ Clients take whole-batch steps, so that the order of the samples plays no part; 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -44,14 +44,14 @@ def fedopt(second: Callable[[Array, Array], Array], beta1: float) -> Reference:
     return algorithm
 
 
-def scaffold(option: int) -> Reference:
+def scaffold(option: int, rates: Sequence[float] = (1, 1, 1, 1)) -> Reference:
     def algorithm(x: Array, cohorts: list[list[int]]) -> Array:
         c, own = np.zeros_like(x), [np.zeros_like(x) for _ in SIZES]
-        for cohort in cohorts:
-            moved, changed = [], []
+        for cohort, rate in zip(cohorts, rates, strict=True):
+            moved, changed, lr = [], [], rate * LR
             for i in cohort:
-                y = local(x, i, lambda _, i=i, c=c: c - own[i])
-                new = gradient(x, i) if option == 1 else own[i] - c + (x - y) / (2 * LR)
+                y = local(x, i, lambda _, i=i, c=c: c - own[i], lr=lr)
+                new = gradient(x, i) if option == 1 else own[i] - c + (x - y) / (2 * lr)
                 moved.append(y - x)
                 changed.append(new - own[i])
                 own[i] = new
@@ -116,7 +116,7 @@ METHODS: Mapping[str, tuple[Reference, str, str, tuple[str, ...]]] = {
     "FedYogi": (fedopt(lambda v, s: v - 0.01 * s * np.sign(v - s), 0.9), "fedavg", "fedyogi", ("strategy.lr=0.05",)),
     "FedAdagrad": (fedopt(lambda v, s: v + s, 0.0), "fedavg", "fedadagrad", ("strategy.lr=0.05",)),
     "SCAFFOLD I": (scaffold(1), "scaffold", "scaffold", ("client.option=1",)),
-    "SCAFFOLD II": (scaffold(2), "scaffold", "scaffold", ()),
+    "SCAFFOLD II": (scaffold(2, (1 / 3, 2 / 3, 1, 1)), "scaffold", "scaffold", ("training.warmup=2",)),
     "FedDyn": (feddyn, "feddyn", "feddyn", ("strategy.alpha=0.1",)),
     "FedProx": (fedprox, "fedprox", "fedavg", ("client.mu=0.5",)),
     "FedNova": (fednova, "fednova", "fednova", (*SHORT, "data.source=softmax_federation:one_sample_each")),

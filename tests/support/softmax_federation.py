@@ -93,11 +93,17 @@ def softmax(z: Array) -> Array:
 
 
 def local(
-    w: Array, client: int, correction: Callable[[Array], Array] = lambda y: np.zeros_like(y), steps: int = 2
+    w: Array,
+    client: int,
+    correction: Callable[[Array], Array] = lambda y: np.zeros_like(y),
+    *,
+    steps: int = 2,
+    lr: float = LR,
 ) -> Array:
+    """A client's parameters after whole-batch steps of gradient descent, each gradient plus a correction."""
     y = w
     for _ in range(steps):
-        y = y - LR * (gradient(y, client) + correction(y))
+        y = y - lr * (gradient(y, client) + correction(y))
     return y
 
 

@@ -54,6 +54,10 @@ class Outgoing:
             entry()
 
 
+Encode = Callable[[Cohort, RoundLog], Outgoing]
+"""(clients, log that their bytes are added to) -> messages of one task."""
+
+
 class DownlinkSender:
     """Encodes the tasks of one model.
 
@@ -85,33 +89,43 @@ class DownlinkSender:
 
         The bytes for each client are added to `log`. `curves` asks for distortion curves.
         """
+        return self.encoder(task, kind, curves=curves)(cohort, log)
+
+    def encoder(self, task: Task, kind: str, *, curves: CurveRequest | None = None) -> Encode:
+        """`outgoing` for several cohorts of one task, whose clients share payloads too."""
         prepared: dict[tuple[int, wire.Frozen | None], tuple[RecordDict, Description, Form]] = {}
         schema, encoded_for = self.exchange.schema, self._encoder(task, kind)
         extra = self._extra(task) if kind == MessageType.TRAIN else {}
-        messages: list[Message] = []
-        entries: list[Callable[[], None]] = []
         blank = Message(RecordDict(), 0, kind, group_id=str(task.round))
-        for client, node in cohort:
-            held_mask = self.client_masks.held_mask(client) if task.mask is not None else None
-            frozen = None if self.client_masks.has_frozen(client) else self.exchange.frozen
-            encoded = encoded_for(client, held_mask)
-            key = id(encoded), frozen
-            if key not in prepared:
-                described = encoded.described(schema, held_mask)
-                if frozen is not None:
-                    described = described.plus("auxiliary", frozen.size)
-                for name, payload in extra.items():
-                    described = described.plus(extra_section(name), len(payload))
-                data, header = bytes(encoded.data), encoded.header
-                content = wire.task_content(task, data, frozen=frozen, broadcast=header, curves=curves, extra=extra)
-                prepared[key] = content, described, Form.of(content)
-            content, described, form = prepared[key]
-            messages.append(renewed(blank, content))
-            messages[-1].metadata.dst_node_id = node
-            log.down_bytes[client] = sum(described.sections.values())
-            message = messages[-1]
-            entries.append(partial(self._book, kind, task.round, client, message, described, form, encoded, held_mask))
-        return Outgoing(cohort, messages, entries)
+
+        def outgoing(cohort: Cohort, log: RoundLog) -> Outgoing:
+            messages: list[Message] = []
+            entries: list[Callable[[], None]] = []
+            for client, node in cohort:
+                held_mask = self.client_masks.held_mask(client) if task.mask is not None else None
+                frozen = None if self.client_masks.has_frozen(client) else self.exchange.frozen
+                encoded = encoded_for(client, held_mask)
+                key = id(encoded), frozen
+                if key not in prepared:
+                    described = encoded.described(schema, held_mask)
+                    if frozen is not None:
+                        described = described.plus("auxiliary", frozen.size)
+                    for name, payload in extra.items():
+                        described = described.plus(extra_section(name), len(payload))
+                    data, header = bytes(encoded.data), encoded.header
+                    content = wire.task_content(task, data, frozen=frozen, broadcast=header, curves=curves, extra=extra)
+                    prepared[key] = content, described, Form.of(content)
+                content, described, form = prepared[key]
+                message = renewed(blank, content)
+                message.metadata.dst_node_id = node
+                log.down_bytes[client] = sum(described.sections.values())
+                messages.append(message)
+                entries.append(
+                    partial(self._book, kind, task.round, client, message, described, form, encoded, held_mask)
+                )
+            return Outgoing(cohort, messages, entries)
+
+        return outgoing
 
     def _extra(self, task: Task) -> dict[str, bytes]:
         """The payloads of a task's extra tensors, the same for every client.

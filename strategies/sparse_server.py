@@ -23,7 +23,7 @@ from fl_sim import codecs
 from fl_sim.codecs import Description
 from fl_sim.communication import messages as wire
 from fl_sim.core.seeding import Purpose
-from fl_sim.core.types import Mask, MaskRule, Params, Scalar, Task
+from fl_sim.core.types import Mask, MaskRule, Params, Scalar, Task, Update
 from fl_sim.runtime.server_context import ServerContext, ServerSnapshot
 from fl_sim.sparsity.curves import Curves, MeasureCurves
 from strategies.aggregation import settled
@@ -118,14 +118,17 @@ class SparseServer:
 
     def configure_train(self, grid: Grid, options: Mapping[str, Scalar]) -> Outgoing:
         """Sample the next round's cohort and encode its tasks; `options` travel in `task.config`."""
+        task = self.begin(grid, options)
+        return self.sender.outgoing(task, self._cohort(grid, task.round), MessageType.TRAIN, self.round_log)
+
+    def begin(self, grid: Grid, options: Mapping[str, Scalar]) -> Task:
+        """Begin the next round; returns its task. Before the first one the rule may prune the initial model."""
         self.round_log = RoundLog()
         if self.state.round == 0:
             self.state = masked(self.state, None, adjust_mask=self.slots.adjust_mask, calibrate=self._calibrate(grid))
-        number = self.state.round + 1
         config = {**self.slots.config, **options}
-        extra = self.slots.send(self.state)
-        task = Task(number, self.state.params, self.state.mask, config, self.context.seed, extra)
-        return self.sender.outgoing(task, self._cohort(grid, number), MessageType.TRAIN, self.round_log)
+        number, extra = self.state.round + 1, self.slots.send(self.state)
+        return Task(number, self.state.params, self.state.mask, config, self.context.seed, extra)
 
     def aggregate_train(self, grid: Grid, sent: Outgoing, replies: Iterable[Message], on_reply: OnReply) -> None:
         """Book what was sent, decode the replies one at a time, aggregate them, prune.
@@ -136,7 +139,14 @@ class SparseServer:
         sent.book()
         self._cohort(grid, self.state.round + 2)  # drawn while clients train, not when they wait for the next round
         start = replace(self.state, params=self.sender.start(self.state.params))
-        arriving = self.receiver.updates(start, sent.cohort, replies, self.round_log, on_reply)
+        self.fold(grid, start, self.receiver.updates(start, sent.cohort, replies, self.round_log, on_reply))
+
+    def fold(self, grid: Grid, start: ServerState, arriving: Iterable[Update]) -> None:
+        """Aggregate updates of clients that started from `start`, and prune.
+
+        Raises:
+            RoundFailed: too few usable updates, or the aggregate overflows.
+        """
         updates, refine = self.slots.distil(self.context, start, arriving)
         self.state = server_step(
             start,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from functools import partial
 
 from flwr.app import Message
 
@@ -40,7 +41,7 @@ class UplinkReceiver:
     def __init__(self, context: ServerContext, cohorts: Cohorts, sender: DownlinkSender) -> None:
         self.context, self.cohorts, self.sender, self.booking = context, cohorts, sender, sender.booking
         network = context.accounting.network
-        self.network = network if network.links else None
+        self.network = network if network.links or context.devices is not None else None
         self.simulated_s = 0.0
         self.failures = dict.fromkeys(KINDS, 0)
 
@@ -67,7 +68,8 @@ class UplinkReceiver:
         answered = itertools.count(1)
         for client, reply in self.cohorts.in_order(replies, cohort):
             try:
-                update = self._update(start, client, reply, round_log)
+                is_late = partial(self._is_late, client, round_log)
+                update = self.update(start, client, reply, round_log, number=number, is_late=is_late)
             except Unusable as problem:
                 self.failed(number, client, problem, round_log)
             else:
@@ -89,14 +91,31 @@ class UplinkReceiver:
         round_log.failed(client, problem)
         log.warning("round %d: %s", number, problem)
 
-    def _update(self, start: ServerState, client: int, reply: Message, round_log: RoundLog) -> Update:
-        """Decode and book one reply.
+    def update(
+        self,
+        start: ServerState,
+        client: int,
+        reply: Message,
+        round_log: RoundLog,
+        *,
+        number: int,
+        is_late: Callable[[Description, float], bool],
+    ) -> Update:
+        """Decode one reply, and book it in round `number`.
+
+        Args:
+            start: the state that the client started from.
+            client: its number.
+            reply: its message.
+            round_log: of the round.
+            number: the round that the update counts in.
+            is_late: (sizes of the reply, samples that the client took) -> whether it comes too late.
 
         Raises:
             Unusable: the client failed, dropped out or was late, or its bytes are no update of this federation.
         """
-        number, held_mask = start.round + 1, start.mask
-        if self.network is not None and self.network.drops(client=client, round=number, seed=self.context.seed):
+        held_mask = start.mask
+        if self.drops(start, client):
             raise Unusable("lost", f"client {client}: dropped out of the simulated network", is_fault=False)
         require_content(client, reply)
         exchange, described = self.context.exchange, None
@@ -111,17 +130,23 @@ class UplinkReceiver:
             whole = described or Description.opaque(wire.array_bytes(reply.content))
             self.booking.book("up", number, client, reply, whole, phase="train", status="rejected")
             raise Unusable("rejected", f"client {client}: rejected update: {error}") from error
-        late = self._is_late(client, described, round_log, samples=metrics.get("examples", count))
+        late = is_late(described, metrics.get("examples", count))
         self.booking.book("up", number, client, reply, described, phase="train", status="late" if late else "ok")
         self.booking.record("up", number, client, described, upload_mask)
         self.booking.keep("up", number, client, payload.data, held_mask, phase="train")
         if late:
-            raise Unusable("late", f"client {client}: later than the deadline", is_fault=False)
+            raise Unusable("late", f"client {client}: its update came too late to be used", is_fault=False)
         if upload_mask is not None and described.mask_mode != "held":
             round_log.chosen.append(layer_densities(upload_mask))
         return Update(params, count, upload_mask, metrics, extra)
 
-    def _is_late(self, client: int, described: Description, round_log: RoundLog, *, samples: float) -> bool:
+    def drops(self, start: ServerState, client: int) -> bool:
+        """Whether a client that started from this state never answers in the simulated network."""
+        return self.network is not None and self.network.drops(
+            client=client, round=start.round + 1, seed=self.context.seed
+        )
+
+    def _is_late(self, client: int, round_log: RoundLog, described: Description, samples: float) -> bool:
         """Ask the clock, where there is one."""
         if self.network is None:
             return False

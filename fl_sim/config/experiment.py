@@ -16,6 +16,7 @@ from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, ValidationError, model_validator
 
+from fl_sim.communication.schedule import KINDS, Schedule
 from fl_sim.communication.virtual_clock import Network
 from fl_sim.config.overrides import quoted, require_tables
 from fl_sim.config.sections import (
@@ -88,6 +89,7 @@ class Experiment(Section):
     evaluate: EvaluateSection = EvaluateSection()
     wire: WireSection = WireSection()
     network: Network = Field(default_factory=Network)
+    schedule: Schedule = Field(default_factory=Schedule)
     faults: Faults = Field(default_factory=Faults)
     checkpoint: CheckpointOptions = Field(default_factory=CheckpointOptions)
     workers: WorkersOptions = Field(default_factory=WorkersOptions)
@@ -118,9 +120,37 @@ class Experiment(Section):
     @model_validator(mode="after")
     def _stop_can_come(self) -> Self:
         if self.stop is not None and ":" not in self.task:
-            self.stop.require_metrics(learning_task(self.task))
-        if self.stop is not None and self.stop.seconds is not None and not self.network.links:
+            self.stop.require_metrics(self.learning)
+        if (
+            self.stop is not None
+            and self.stop.seconds is not None
+            and not (self.network.links or self.schedule.devices)
+        ):
             raise ValueError("stop.seconds: without network.links there is no virtual clock; needed: network.links")
+        return self
+
+    @model_validator(mode="after")
+    def _schedule_has_a_clock(self) -> Self:
+        kind, network = self.schedule.kind, self.network
+        if self.schedule.in_rounds:
+            if self.schedule != Schedule():
+                raise ValueError(f"schedule: rounds have no further keys; name a kind: {', '.join(list(KINDS)[1:])}")
+            return self
+        if not network.links and self.schedule.devices is None:
+            raise ValueError(f"schedule.kind = {kind!r} needs a virtual clock: network.links or schedule.devices")
+        if kind == "deadline" and network.deadline_s is None:
+            raise ValueError("schedule.kind = 'deadline' needs network.deadline_s: seconds between two steps")
+        if kind != "deadline" and network.deadline_s is not None:
+            raise ValueError(f"network.deadline_s: not with schedule.kind = {kind!r}; allowed: 'rounds', 'deadline'")
+        alone = {
+            "capacities": self.capacities,
+            "wire.broadcast": self.wire.broadcast,
+            "wire.record_masks": self.wire.record_masks,
+            "wire.record_payloads": self.wire.record_payloads,
+            "evaluate.clients": self.evaluate.clients,
+        }
+        if refused := [key for key, value in alone.items() if value]:
+            raise ValueError(f"{refused[0]}: not with schedule.kind = {kind!r}; allowed: 'rounds'")
         return self
 
     @model_validator(mode="after")

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from fl_sim.communication.schedule import ROUNDS
 from fl_sim.config.toml import Json
 from fl_sim.report.groups import Group, resolved
 from fl_sim.report.summary import Report
@@ -64,7 +65,7 @@ def facts(report: Report) -> dict[str, str]:
         "training": _training(config),
         "strategy": _target(config, "strategy"),
         "codecs": _codecs(config),
-        "network": config.under("network") if config.under("network.links") else "no virtual clock",
+        "network": _network(config),
         **_identity(report),
     }
 
@@ -106,6 +107,13 @@ def _model(config: Config) -> list[str]:
 
 def _target(config: Config, table: str) -> str:
     return config.text(f"{table}.target") + config.options(table)
+
+
+def _network(config: Config) -> str:
+    rounds = config.values.get("schedule.kind", ROUNDS) == ROUNDS
+    if not config.under("network.links") and rounds:
+        return "no virtual clock"
+    return config.under("network") + ("" if rounds else f"; schedule: {config.under('schedule')}")
 
 
 def _attack(config: Config) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fl_sim.communication.schedule import ROUNDS
 from fl_sim.communication.virtual_clock import Link
 from fl_sim.report.groups import Group, Spread
 from fl_sim.report.summary import Report
@@ -34,12 +35,18 @@ def at_clock(report: Report) -> dict[int, float]:
 
 @dataclass(frozen=True)
 class BehindLink:
-    """Seconds when every client sits behind `link`."""
+    """Seconds when every client sits behind `link`; of runs in rounds only, because others would have had other steps."""
 
     link: Link
 
     def __call__(self, report: Report) -> dict[int, float]:
-        return report.flows.seconds(self.link)
+        return report.flows.seconds(self.link) if in_rounds(report) else {}
+
+
+def in_rounds(report: Report) -> bool:
+    """Whether the server of a run waited for a cohort (`schedule.kind`)."""
+    schedule = report.config.get("schedule")
+    return not isinstance(schedule, dict) or schedule.get("kind", ROUNDS) == ROUNDS
 
 
 Value = Callable[[Mapping[str, float]], float | None]

@@ -35,7 +35,8 @@ def by_time(groups: Sequence[Group], band: str) -> Figure:
     without = f"Without one: {', '.join(clockless)}. " if clockless else ""
     caption = (
         f"{band}{own}{without}Under a link's name: the time that the encoded bytes take over it (Mbit/s, one-way latency: "
-        f"{links}). Every client has its own link, a round lasts as long as its slowest client, and computing takes no time."
+        f"{links}). Every client has its own link, a round lasts as long as its slowest client, and computing takes no time. "
+        "Runs without rounds have no such time."
     )
     return Figure(f"{score_of(groups).title} by simulated time", caption, views, "groups")
 

@@ -11,12 +11,37 @@ from fl_sim.communication.ledger import Ledger
 from fl_sim.communication.mask_log import MaskRecorder
 from fl_sim.communication.messages import Exchange
 from fl_sim.communication.payload_log import PayloadRecorder
+from fl_sim.communication.schedule import Schedule
 from fl_sim.communication.sparse_broadcast import SparseBroadcast
+from fl_sim.communication.traces import Availability, Device
 from fl_sim.communication.virtual_clock import Network
 from fl_sim.core.types import FlatParams, Mask, Params
 from fl_sim.data import Split
 from fl_sim.runtime.grids.faults import Faults
 from fl_sim.runtime.worlds import World
+
+
+@dataclass(frozen=True)
+class FlightSnapshot:
+    """A client that trains while the server is saved: an update that is still under way in virtual time.
+
+    Attributes:
+        client: its number.
+        version: rounds that were finished when it was sent its model.
+        order: number of its task among all tasks.
+        sent_s: virtual time at which its task was sent.
+        down_bytes: payload bytes of the task.
+        message_id: of the task.
+        reply: what the client will answer, with its payload.
+    """
+
+    client: int
+    version: int
+    order: int
+    sent_s: float
+    down_bytes: int
+    message_id: str
+    reply: bytes
 
 
 @dataclass(frozen=True)
@@ -34,6 +59,9 @@ class ServerSnapshot:
         failures: failed client tasks so far, by kind.
         published: tensors of a sparse broadcast (`strategies.published_model.SparseBroadcastServer`).
         client_versions: client -> version of the published model that it holds.
+        flights: updates under way, where the server does not wait for a cohort.
+        bases: version -> parameters and mask that some of them started from.
+        dispatched: tasks sent so far.
     """
 
     round: int
@@ -46,6 +74,9 @@ class ServerSnapshot:
     failures: Mapping[str, int] = field(default_factory=dict)
     published: Params = field(default_factory=dict)
     client_versions: Mapping[int, int] = field(default_factory=dict)
+    flights: Sequence[FlightSnapshot] = ()
+    bases: Mapping[int, tuple[Params, Mask | None]] = field(default_factory=dict)
+    dispatched: int = 0
 
 
 @dataclass(frozen=True)
@@ -109,6 +140,9 @@ class ServerContext:
         precision: a name of `fl_sim.training.precision.PRECISIONS`, for algorithms that compute.
         broadcast: sends clients only what changed; None sends the whole model.
         label: name of the model where a federation has several.
+        schedule: when clients train and the server steps.
+        availability: when each client is reachable; None = always.
+        devices: client -> its link and speed; None = as `accounting.network` draws them.
     """
 
     exchange: Exchange
@@ -121,6 +155,9 @@ class ServerContext:
     precision: str = "float32"
     broadcast: SparseBroadcast | None = None
     label: str = ""
+    schedule: Schedule = field(default_factory=Schedule)
+    availability: Availability | None = None
+    devices: Sequence[Device] | None = None
 
     @property
     def seed(self) -> int:

@@ -10,9 +10,9 @@ from safetensors.torch import load as read_tensors
 
 from fl_sim.codecs import Schema
 from fl_sim.communication.messages import pack_mask, unpack_mask
-from fl_sim.core.types import FlatMask, Params
-from fl_sim.runtime.server_context import ServerSnapshot
-from fl_sim.simulation.checkpoint_store import Put, ServerRecord
+from fl_sim.core.types import FlatMask, Mask, Params
+from fl_sim.runtime.server_context import FlightSnapshot, ServerSnapshot
+from fl_sim.simulation.checkpoint_store import FlightRecord, Put, ServerRecord
 
 PARAMS, MEMORY, PUBLISHED, MASK = "params.", "memory.", "published.", "mask"
 """Names of tensors in an object, or their prefixes."""
@@ -27,6 +27,9 @@ def put_snapshot(put: Put, saved: ServerSnapshot) -> ServerRecord:
         holders=dict(saved.client_versions),
         simulated_s=saved.simulated_s,
         failures=dict(saved.failures),
+        flights=[FlightRecord(**{**vars(flight), "reply": put(flight.reply)}) for flight in saved.flights],
+        bases={version: _put_base(put, params, mask) for version, (params, mask) in saved.bases.items()},
+        dispatched=saved.dispatched,
     )
 
 
@@ -52,7 +55,20 @@ def read_snapshot(get: Callable[[str], bytes], number: int, record: ServerRecord
         record.failures,
         {n.removeprefix(PUBLISHED): value for n, value in tensors.items() if n.startswith(PUBLISHED)},
         record.holders,
+        [FlightSnapshot(**{**dict(flight), "reply": get(flight.reply)}) for flight in record.flights],
+        {version: _read_base(read_tensors(get(name)), schema) for version, name in record.bases.items()},
+        record.dispatched,
     )
+
+
+def _put_base(put: Put, params: Params, mask: Mask | None) -> str:
+    arrays = {PARAMS + name: value.numpy() for name, value in params.items()}
+    return put(write_arrays(arrays if mask is None else {**arrays, MASK: pack_mask(mask).numpy()}))
+
+
+def _read_base(tensors: Params, schema: Schema) -> tuple[Params, Mask | None]:
+    params = {n.removeprefix(PARAMS): value for n, value in tensors.items() if n.startswith(PARAMS)}
+    return _params(params, schema), _mask(tensors, schema) if MASK in tensors else None
 
 
 def _put_tensors(put: Put, saved: ServerSnapshot) -> str:

@@ -65,6 +65,18 @@ class Chunk(_Record):
     stop: Count
 
 
+class FlightRecord(_Record):
+    """A `FlightSnapshot`; `reply` is the object that holds its bytes."""
+
+    client: Count
+    version: Count
+    order: Count
+    sent_s: Seconds
+    down_bytes: Count
+    message_id: Annotated[str, StringConstraints(pattern=r"^[0-9]{1,18}$")]
+    reply: ObjectName
+
+
 class ServerRecord(_Record):
     """The server's side of one model: a `ServerSnapshot` without its round.
 
@@ -73,6 +85,8 @@ class ServerRecord(_Record):
         held: object of a pruning mask -> clients that hold the mask.
         answered, simulated_s, failures: as in `ServerSnapshot`.
         holders: client -> version, `ServerSnapshot.client_versions`.
+        flights: updates under way. bases: version -> object of the parameters and mask that some of them started from.
+        dispatched: tasks sent so far, where there are flights.
     """
 
     tensors: ObjectName
@@ -81,6 +95,14 @@ class ServerRecord(_Record):
     holders: dict[Count, Count]
     simulated_s: Seconds
     failures: dict[str, Count]
+    flights: list[FlightRecord] = Field(default_factory=list)
+    bases: dict[Count, ObjectName] = Field(default_factory=dict)
+    dispatched: Count = 0
+
+    @property
+    def objects(self) -> set[str]:
+        """Every object that it names."""
+        return {self.tensors, *self.held, *self.bases.values(), *(flight.reply for flight in self.flights)}
 
 
 class Manifest(_Record):
@@ -115,7 +137,7 @@ class Manifest(_Record):
         """Every object that this checkpoint needs."""
         chunks = [chunk.name for log_ in (self.ledger, self.rounds, self.masks) for chunk in log_]
         kept = [name for records in self.clients.values() for name in records.values()]
-        servers = [name for model in self.models for name in (model.tensors, *model.held)]
+        servers = [name for model in self.models for name in model.objects]
         return {*servers, *chunks, *kept}
 
 

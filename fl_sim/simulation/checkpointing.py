@@ -248,6 +248,7 @@ class CheckpointHook:
             raise ValueError("the rounds and the ledger count different bytes")
         known = range(len(self.clients))
         named = {client for side in manifest.models for client in (*side.answered, *side.holders)}
+        named |= {flight.client for side in manifest.models for flight in side.flights}
         if any(
             client not in known for client in named.union(*(c for side in manifest.models for c in side.held.values()))
         ):

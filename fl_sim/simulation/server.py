@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from typing import Protocol, cast
+from pathlib import Path
+from typing import Protocol, TypeVar, cast
 
 from flwr.serverapp import Grid
 from torch import nn
@@ -13,12 +14,15 @@ from torch import nn
 from fl_sim.communication.ledger import Ledger
 from fl_sim.communication.mask_log import MaskRecorder
 from fl_sim.communication.payload_log import PayloadRecorder
+from fl_sim.communication.traces import read_availability, read_devices
 from fl_sim.core.types import Mask, Params, Scalar, UserError
 from fl_sim.models.module_state import ModuleState
 from fl_sim.models.parameters import load
 from fl_sim.runtime.server_context import Accounting, Sampling, ServerContext, ServerSnapshot
 from fl_sim.simulation.federation import Federation
 from fl_sim.simulation.model_track import ModelTrack
+
+T = TypeVar("T")
 
 
 class GlobalModel(Protocol):
@@ -92,7 +96,9 @@ def build_server(
             f"model.adapter: not with a strategy that prunes, {experiment.strategy.target!r}: B starts at zero, so that a mask "
             "would keep it there; allowed: fedavg, and uploads of client = 'clients.presets:topk'"
         )
+    schedule = experiment.schedule
     alone = {"network.links": experiment.network.links, "wire.record_masks": experiment.wire.record_masks}
+    alone["schedule.kind"] = not schedule.in_rounds
     if len(federation.tracks) > 1 and (refused := [key for key, value in alone.items() if value]):
         raise UserError(f"{refused[0]}: not with capacities; allowed with one model only")
     accounting = Accounting(ledger, experiment.network, recorder, payloads)
@@ -143,7 +149,15 @@ def _context(federation: Federation, track: ModelTrack, accounting: Accounting) 
         precision=experiment.training.precision,
         broadcast=experiment.wire.broadcast,
         label=track.label,
+        schedule=experiment.schedule,
+        availability=_traced(read_availability, experiment.schedule.availability, federation),
+        devices=_traced(read_devices, experiment.schedule.devices, federation),
     )
+
+
+def _traced(read: Callable[[Path, int], T], file: str | None, federation: Federation) -> T | None:
+    """What a trace says of the federation's clients; None without one."""
+    return None if file is None else read(Path(file), len(federation.partitions))
 
 
 def _servers_own(track: ModelTrack) -> Callable[[Params], nn.Module]:

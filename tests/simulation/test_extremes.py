@@ -41,6 +41,7 @@ NEEDED: Mapping[str, Tree] = {
     "study": {"study": {}},
     "stop": {"stop": {}, "network": {"links": {"3G": 1}}},
     "attack": {"attack": {"share": 0.5}},
+    "schedule": {"schedule": {"kind": "fedbuff"}, "network": {"links": {"3G": 1}}, "evaluate": {"clients": 0}},
     "wire.broadcast": {"wire": {"broadcast": {}}},
     "network": {"network": {"links": {"3G": 1}}},
     "clients.presets:feature_distillation": {"client": {"stages": ["2"]}, "model": {"name": "cnn_bn", "width": 0.25}},

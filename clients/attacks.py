@@ -208,10 +208,10 @@ def attackers_of(*, share: float, seed: int, num_clients: int) -> tuple[int, ...
     """The numbers of the attackers: a share of the clients, drawn once from the seed.
 
     Raises:
-        UserError: the share is that of no client.
+        UserError: a share above 0 that is that of no client.
     """
     count = round(share * num_clients)
-    if count < 1:
+    if share > 0 and count < 1:
         raise UserError(
             f"attack.share = {share} of {num_clients} clients is no client; needed: at least {1 / num_clients:g}"
         )
@@ -238,4 +238,8 @@ def attacked(
     if kind in NEED_CLASSES and not classes:
         raise UserError(f"attack.kind = {kind!r}: flips labels; allowed: task = 'classification'")
     members = attackers_of(share=share, seed=seed, num_clients=num_clients)
-    return Attacked(honest, attack, Attackers(members, cohort_size, num_clients, classes, scale))
+    return (
+        honest
+        if not members
+        else Attacked(honest, attack, Attackers(members, cohort_size, num_clients, classes, scale))
+    )

@@ -1,22 +1,41 @@
-"""Asynchronous federations of clients that do nothing: what the event queue, the codecs and the ledger cost an update."""
+"""Asynchronous federations of clients that do next to nothing: what event queue, codecs and ledger cost an update."""
 
 from __future__ import annotations
 
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import xxhash
 
-from fl_sim.bench.contest import Flat
-from fl_sim.bench.workloads import ECHO, Workload
+from fl_sim.bench.workloads import NUDGE, Workload
 from fl_sim.communication.ledger import Ledger
 from fl_sim.config.experiment import Experiment
 from fl_sim.core.observer import SILENT
 from fl_sim.simulation.loop import run
 
-MODEL = Workload("cnn", clients=10_000, cohort=1000, width=0.178, client=ECHO)
+MODEL = Workload("cnn", clients=10_000, cohort=1000, width=0.178, client=NUDGE)
 """10,000 clients of five samples each, 50,624 parameters."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One engine: seconds of the whole run and updates a second of its steps; the rest is the same on all engines."""
+
+    engine: str
+    seconds: float
+    updates_per_s: float
+    updates: int
+    staleness: float
+    simulated_s: float
+    params: str
+    ledger: str
+
+    @property
+    def result(self) -> tuple[object, ...]:
+        """What engines must agree on."""
+        return self.updates, self.staleness, self.simulated_s, self.params, self.ledger
 
 
 def federation(engine: str, *, updates: int, buffer: int, concurrency: int, workers: int, out: str) -> Experiment:
@@ -34,8 +53,8 @@ def federation(engine: str, *, updates: int, buffer: int, concurrency: int, work
     return Experiment.from_tree(given)
 
 
-def measure(engines: Sequence[str], *, updates: int, buffer: int, concurrency: int) -> Iterator[Flat]:
-    """For each engine, such as "inline" or "workers:2": seconds, and hashes of what must be the same on all."""
+def measure(engines: Sequence[str], *, updates: int, buffer: int, concurrency: int) -> Iterator[Measured]:
+    """Run the federation on each engine, such as "inline" or "workers:2"."""
     for asked in engines:
         engine, _, count = asked.partition(":")
         with tempfile.TemporaryDirectory() as out:
@@ -44,18 +63,29 @@ def measure(engines: Sequence[str], *, updates: int, buffer: int, concurrency: i
             )
             started = time.perf_counter()
             report = run(experiment, SILENT)
-            wall_s = time.perf_counter() - started
-            rounds_s = sum(row["seconds"] for row in report.rounds)
-            yield {
-                "engine": asked,
-                "updates": sum(int(row["clients"]) for row in report.rounds),
-                "seconds": round(wall_s, 1),
-                "updates_per_s": round(updates / rounds_s, 1),
-                "staleness_mean": round(sum(row["staleness"] for row in report.rounds) / len(report.rounds), 3),
-                "simulated_s": float(report.rounds[-1]["simulated_s"]),
-                "params": report.results.params_sha256[:16],
-                "ledger": _hash(report.ledger),
-            }
+            seconds = time.perf_counter() - started
+            done = sum(int(row["clients"]) for row in report.rounds)
+            yield Measured(
+                engine=asked,
+                seconds=round(seconds, 1),
+                updates_per_s=round(done / sum(row["seconds"] for row in report.rounds), 1),
+                updates=done,
+                staleness=round(sum(row["staleness"] for row in report.rounds) / len(report.rounds), 6),
+                simulated_s=float(report.rounds[-1]["simulated_s"]),
+                params=report.results.params_sha256[:16],
+                ledger=_hash(report.ledger),
+            )
+
+
+def require_equal(rows: Sequence[Measured]) -> None:
+    """Complain of an engine whose result differs from the first one's.
+
+    Raises:
+        RuntimeError: names the engine.
+    """
+    for row in rows[1:]:
+        if row.result != rows[0].result:
+            raise RuntimeError(f"{row.engine} gave {row.result}, {rows[0].engine} gave {rows[0].result}")
 
 
 def _hash(ledger: Ledger) -> str:

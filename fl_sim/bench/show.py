@@ -18,10 +18,19 @@ from rich.table import Table
 from fl_sim.core import kernels
 
 if TYPE_CHECKING:
-    from fl_sim.bench import additivity, codec, cohort, density, inference, pruning
+    from fl_sim.bench import additivity, asynchrony, codec, cohort, density, inference, pruning
     from fl_sim.bench import capacity_study as study
 
-    Rows = Sequence[codec.Row | cohort.Row | density.Row | pruning.Row | additivity.Row | inference.Row | study.Row]
+    Rows = Sequence[
+        asynchrony.Measured
+        | codec.Row
+        | cohort.Row
+        | density.Row
+        | pruning.Row
+        | additivity.Row
+        | inference.Row
+        | study.Row
+    ]
 
 
 def header() -> dict[str, str]:

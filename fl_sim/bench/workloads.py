@@ -9,7 +9,7 @@ import numpy as np
 
 from fl_sim.config.experiment import Experiment
 from fl_sim.core.seeding import Purpose, numpy_generator
-from fl_sim.core.types import Task, Update
+from fl_sim.core.types import FlatParams, Task, Update
 from fl_sim.data import Data
 from fl_sim.training.client import ClientContext
 
@@ -36,6 +36,14 @@ def _random(count: int, shape: tuple[int, int, int]) -> Data:
 def echo(task: Task, ctx: ClientContext) -> Update:
     """A client that does nothing: it returns what it received."""
     return Update(task.params, ctx.num_examples)
+
+
+def nudge(task: Task, ctx: ClientContext) -> Update:
+    """A client that does next to nothing: it adds a number of its own to all that it received."""
+    assert isinstance(task.params, FlatParams)
+    shapes = tuple(value.shape for value in task.params.values())
+    moved = task.params.flat + (ctx.seed % 1000) / 1e6
+    return Update(FlatParams.view(moved, task.params.names, shapes), ctx.num_examples)
 
 
 @dataclass(frozen=True)
@@ -85,7 +93,7 @@ class Workload:
         )
 
 
-ECHO = "fl_sim.bench.workloads:echo"
+ECHO, NUDGE = "fl_sim.bench.workloads:echo", "fl_sim.bench.workloads:nudge"
 B0 = Workload("cnn", clients=1000, cohort=10, steps=5)
 """CIFAR shape, 1,000 clients x 50 samples, 10 a round, one epoch in batches of 10, 1,626,442 parameters."""
 B0_SMALL = Workload("cnn", clients=1000, cohort=10, steps=5, width=0.178)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fl_sim.cli.screen import console
+from fl_sim.cli.screen import console, wide
 
 bench = typer.Typer(no_args_is_help=True, help="Benchmarks that anyone can rerun. Run them on an idle machine.")
 AS_JSON = Annotated[bool, typer.Option("--json", help="print one JSON object instead of a table")]
@@ -205,3 +205,27 @@ def soak(
 
     for table in measured.results(engines.split(","), rounds=rounds, clients=clients, cohort=cohort):
         show(console, table, as_json=as_json)
+
+
+@bench.command(name="async")
+def async_(
+    as_json: AS_JSON = False,
+    updates: Annotated[int, typer.Option(min=1, help="updates that arrive at the server")] = 100_000,
+    buffer: Annotated[int, typer.Option(min=1, help="updates of a server step")] = 100,
+    concurrency: Annotated[int, typer.Option(min=1, help="clients that train at a time, of 10,000")] = 1000,
+    engines: Annotated[
+        str, typer.Option(help="comma-separated; workers:2: two")
+    ] = "inline,workers:1,workers:2,workers:3",
+) -> None:
+    """An asynchronous federation of 10,000 clients that do next to nothing, of a model of 50,624 parameters: FedBuff.
+
+    Parameters, ledger and clock are the same on all engines, which the command checks.
+
+    Example: fl-sim bench async --updates 1000 --engines inline,workers:2
+    """
+    from fl_sim.bench import asynchrony as measured
+    from fl_sim.bench.show import show_rows
+
+    rows = list(measured.measure(engines.split(","), updates=updates, buffer=buffer, concurrency=concurrency))
+    show_rows(wide(130), rows, as_json=as_json)
+    measured.require_equal(rows)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import bisect
 import csv
+import hashlib
 import io
 import itertools
 import json
@@ -121,6 +122,15 @@ def read_devices(path: Path, clients: int) -> Sequence[Device]:
         every = list(tree.items())
         return [_fedscale_device(where, *every[client % len(every)]) for client in range(clients)]
     return [_device(where, client, _mapping(where, entry), names) for client, entry in enumerate(own)]
+
+
+def trace_hash(key: str, path: Path) -> str:
+    """SHA-256 of a trace, as hexadecimal digits. Raises UserError where `key` of the config names no file."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{key} = {str(path)!r}: {error.strerror or error}") from error
 
 
 def _tree(path: Path, where: str, header: Sequence[str]) -> list[list[str]] | Mapping[object, object]:

@@ -17,6 +17,7 @@ from typing import Annotated, Literal, Self, get_args
 from pydantic import Field, ValidationError, model_validator
 
 from fl_sim.communication.schedule import KINDS, Schedule
+from fl_sim.communication.traces import trace_hash
 from fl_sim.communication.virtual_clock import Network
 from fl_sim.config.overrides import quoted, require_tables
 from fl_sim.config.sections import (
@@ -216,14 +217,17 @@ class Experiment(Section):
     def id(self) -> str:
         """Eight hex digits of what determines the result: every non-default key but those of `INDIFFERENT`.
 
-        Weights to start from count by their content, not by their path.
+        Weights to start from, and traces, count by their content, not by their path.
 
         Raises:
-            UserError: there are no such weights.
+            UserError: there is no such file.
         """
         tree = self.model_dump(mode="json", exclude_defaults=True, exclude=set(INDIFFERENT))
         if self.model.weights is not None:
             tree["model"]["weights"] = content_hash(Path(self.model.weights))
+        for key in ("availability", "devices"):
+            if (file := getattr(self.schedule, key)) is not None:
+                tree["schedule"][key] = trace_hash(f"schedule.{key}", Path(file))
         return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:8]
 
     def to_toml(self) -> str:

@@ -229,7 +229,7 @@ class AttackSection(Section):
         description="what an attacker sends: sign_flip, label_flip, scaled, gaussian, alie, colluding, or `module:function`, "
         "(client, task, context, attackers) -> update; see docs/robustness.md",
     )
-    share: float = Field(0.2, gt=0, le=1, description="share of the clients that attack, above 0")
+    share: float = Field(0.2, ge=0, le=1, description="share of the clients that attack; 0 = all are honest")
     scale: float | None = Field(
         None,
         gt=0,

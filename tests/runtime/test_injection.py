@@ -242,10 +242,8 @@ def _saved(folder: Path) -> int:
     return max((int(p.stem.removeprefix("round-")) for p in (folder / "checkpoint").glob("round-*.json")), default=0)
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_kill_9_at_any_moment(tmp_path: Path, whole: Callable[[str], Report], seed: int) -> None:
-    rng, method = drawn(4000 + seed)
-    undisturbed, asked = whole(method), experiment(tmp_path, method)
+def _killed(asked: Experiment, rng: np.random.Generator) -> Path:
+    """Run in a process that is killed at some moment of some round; returns the run's folder."""
     child = mp.get_context("spawn").Process(target=_child, args=(asked.model_dump(mode="json", exclude_none=True),))
     child.start()
     folder, deadline = run_folder(asked), time.monotonic() + LIMIT_S
@@ -255,6 +253,32 @@ def test_kill_9_at_any_moment(tmp_path: Path, whole: Callable[[str], Report], se
     time.sleep(float(rng.uniform(0, 0.05)))
     child.kill()
     child.join()
+    return folder
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_kill_9_while_updates_are_under_way(tmp_path: Path, seed: int) -> None:
+    """A federation without rounds: the checkpoint holds the updates that have not arrived, and what they started from."""
+    rng = np.random.default_rng(6000 + seed)
+    kind = ("fedbuff", "fedasync", "deadline")[seed % 3]
+    tree: dict[str, object] = {
+        "rounds": 8,
+        "network": {"links": {"3G": 1, "4G": 1}, "speed_spread": 1.0, "dropout": 0.1},
+        "schedule": {"kind": kind, "buffer": 3},
+    }
+    if kind == "deadline":
+        tree["network"] = {"links": {"3G": 1}, "speed_spread": 3.0, "deadline_s": 0.5}
+    undisturbed = run(experiment(tmp_path / "whole", "pruned", **tree))
+    asked = experiment(tmp_path / "killed", "pruned", **tree)
+    _killed(asked, rng)
+    same(undisturbed, resume(asked))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_kill_9_at_any_moment(tmp_path: Path, whole: Callable[[str], Report], seed: int) -> None:
+    rng, method = drawn(4000 + seed)
+    undisturbed, asked = whole(method), experiment(tmp_path, method)
+    folder = _killed(asked, rng)
     reached = _saved(folder)
     over = (folder / "summary.json").exists()
     same(undisturbed, resume(asked))

@@ -127,6 +127,15 @@ def test_clients_that_leave_are_lost_and_those_away_get_no_task(tmp_path: Path) 
     assert report.rounds[0]["simulated_s"] < 100
 
 
+def test_a_trace_counts_by_its_content(tmp_path: Path) -> None:
+    asked = experiment(tmp_path, "schedule.kind=fedbuff", _trace(tmp_path, "0,0,5"))
+    before = asked.id
+    _trace(tmp_path, "0,0,6")
+    assert asked.id != before
+    with pytest.raises(UserError, match=r"schedule\.devices = 'none.csv': No such file"):
+        _ = experiment(tmp_path, "schedule.kind=fedbuff", "schedule.devices=none.csv").id
+
+
 def test_the_server_waits_until_somebody_is_reachable(tmp_path: Path) -> None:
     lines = [f"{c},50,{60 if c else 1000}" for c in range(12)]
     kind = ("schedule.kind=fedasync", "network.dropout=0", "rounds=2")

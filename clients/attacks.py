@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fl_sim.core.lookup import find
 from fl_sim.core.process_state import seeded
@@ -177,6 +177,8 @@ ATTACKS: Mapping[str, Attack] = {
     "alie": alie,
     "colluding": colluding,
 }
+DECLARED = frozenset(("class_scores", "require", "extra", "before_evaluation", "keeps", "weighs", "training"))
+"""Attributes of a client that tell the framework about it. How to train several as one batch is not among them."""
 NEED_CLASSES = ("label_flip",)
 
 
@@ -188,15 +190,11 @@ class Attacked:
     attack: Attack
     attackers: Attackers
 
-    @property
-    def class_scores(self) -> bool:
-        """As of the honest client."""
-        return bool(getattr(self.honest, "class_scores", False))
-
-    def require(self, model: nn.Module, image: Tensor) -> None:
-        """Complain where the honest client does. Raises UserError."""
-        if (require := getattr(self.honest, "require", None)) is not None:
-            require(model, image)
+    def __getattr__(self, name: str) -> object:
+        """What the honest client declares of itself, such as extra tensors."""
+        if name in DECLARED:
+            return getattr(self.honest, name)
+        raise AttributeError(name)
 
     def __call__(self, task: Task, ctx: ClientContext) -> Update:
         if ctx.client not in self.attackers.members:

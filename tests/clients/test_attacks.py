@@ -127,3 +127,11 @@ def test_an_attack_that_cannot_be_is_one_line(tmp_path: Path, keys: list[str], s
 def test_labels_are_flipped_where_there_are_classes_only() -> None:
     with pytest.raises(UserError, match=r"attack\.kind = 'label_flip': flips labels; allowed: task = 'classification'"):
         attacked(learns, kind="label_flip", share=0.5, scale=None, seed=0, num_clients=4, cohort_size=2, classes=0)
+
+
+def test_what_the_honest_client_declares_stays(tmp_path: Path) -> None:
+    extra = ("client.target=clients.presets:scaffold", "strategy.target=strategies.presets:scaffold")
+    client = client_of(Federation.build(tiny(tmp_path, *SMALL, *extra)).first)
+    assert client.extra.up.keys() == {"control"}
+    assert not hasattr(client, "plain_training")
+    assert run_tiny(tmp_path, *SMALL, *extra, "rounds=1").summary["failures"]["raised"] == 0

@@ -12,7 +12,7 @@ from functools import partial
 import torch
 
 from fl_sim import models
-from fl_sim.bench import flower, processes, tasks, workloads
+from fl_sim.bench import apps, flower, processes, tasks, workloads
 from fl_sim.bench.bare import Bare, spread
 from fl_sim.bench.contest import Flat, alternate, federation_rounds, over, spread_of
 from fl_sim.bench.idle import idle_shares
@@ -160,7 +160,7 @@ PARTS: Mapping[str, Part] = {
     "start": start,
     "tasks": tasks.results,
 }
-OPTIONAL: Mapping[str, Part] = {"flower": with_flower}
+OPTIONAL: Mapping[str, Part] = {"flower": with_flower, "app": apps.beside_flower}
 """Measured only when asked for."""
 
 

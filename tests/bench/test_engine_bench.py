@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fl_sim import models
-from fl_sim.bench import contest, engine, flower, tasks
+from fl_sim.bench import apps, contest, engine, flower, tasks
 from fl_sim.bench.bare import Bare, spread
 from fl_sim.bench.idle import idle_shares
 from fl_sim.bench.show import markdown
@@ -64,7 +64,7 @@ def test_a_tables_building_is_measured_in_a_process_of_its_own() -> None:
 def test_parts_are_chosen_and_unknown_ones_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "PARTS", {"a": lambda n: {"a": n}, "b": lambda n: {"b": 1.0}})
     assert engine.results(["a", "a"], repeats=3) == {"a": 3}
-    with pytest.raises(UserError, match="--only 'c': allowed: a, b, flower"):
+    with pytest.raises(UserError, match="--only 'c': allowed: a, b, flower, app"):
         engine.results(["c"], repeats=3)
 
 
@@ -88,3 +88,11 @@ def test_flowers_own_simulation_runs_the_same_apps() -> None:
     with spread(Bare.of(TINY), 2) as limit:
         measured = flower.beside(TINY.on("flower"), {"limit2": limit}, repeats=2)
     assert {name: len(m.seconds) for name, m in measured.items()} == {"limit2": 2, "flower": 2}
+
+
+@pytest.mark.slow
+def test_the_same_app_in_flowers_simulation_and_here() -> None:
+    found = apps.beside_flower(2, clients=2, sizes={"tiny": (10, "inline")})
+    parts = ("app_tiny_flower_s_per_round", "app_tiny_inline_s_per_round")
+    assert found.keys() == {"app_tiny_inline_over_flower"} | set().union(*map(with_quartiles, parts))
+    assert all(isinstance(value, float) and value > 0 for value in found.values())

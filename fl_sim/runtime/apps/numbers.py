@@ -37,8 +37,12 @@ def curves(result: object) -> Curves:
 
 
 def _add(found: dict[str, dict[int, float]], name: str, number: int, value: object) -> None:
+    """Add a number, or each number of a list under its place."""
     if isinstance(value, (int, float)):
         found.setdefault(name, {})[number] = float(value)
+    elif isinstance(value, (list, tuple)):
+        for place, one in enumerate(value):
+            _add(found, f"{name}[{place}]", number, one)
 
 
 def traffic(ledger: Ledger) -> Iterable[tuple[str, str, int, int, int, int, int]]:

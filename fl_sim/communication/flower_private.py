@@ -104,14 +104,21 @@ def adopt_identity(run_id: int = RUN_ID) -> None:
 
 
 @contextmanager
-def identified(run_id: int) -> Iterator[None]:
-    """Give this process the identity of a run's ServerApp for the block, then the one that it had."""
+def _identity_kept() -> Iterator[None]:
+    """Give this process its identity back after the block."""
     before = TaskIdentity._task_id, TaskIdentity._run_id, TaskIdentity._node_id
-    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, run_id, SERVER_NODE
     try:
         yield
     finally:
         TaskIdentity._task_id, TaskIdentity._run_id, TaskIdentity._node_id = before
+
+
+@contextmanager
+def identified(run_id: int) -> Iterator[None]:
+    """Give this process the identity of a run's ServerApp for the block, then the one that it had."""
+    with _identity_kept():
+        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, run_id, SERVER_NODE
+        yield
 
 
 def mark_sent(message: Message) -> None:
@@ -319,4 +326,5 @@ def simulate(server_app: ServerApp, client_app: ClientApp, *, nodes: int, worker
     from flwr.simulation import run_simulation  # imports Ray
 
     resources = {"init_args": {"num_cpus": workers}, "client_resources": {"num_cpus": 1, "num_gpus": 0.0}}
-    run_simulation(server_app, client_app, nodes, backend_config=resources)  # type: ignore[arg-type]
+    with _identity_kept():
+        run_simulation(server_app, client_app, nodes, backend_config=resources)  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 
 import numpy as np
@@ -191,6 +192,30 @@ def test_client_side_differential_privacy_with_its_mod() -> None:
 def test_an_unknown_engine_is_the_users_error() -> None:
     with pytest.raises(UserError, match="inline, workers, ray"):
         run(FedAvg(), engine="rya")
+
+
+@pytest.mark.parametrize("engine", ["inline", "workers"])
+def test_garbage_collections_of_a_client_pass_over_what_was_there_before(engine: str) -> None:
+    app, found = ClientApp(), []
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        return Message(RecordDict({"c": ConfigRecord({"seen": len(gc.get_objects())})}), reply_to=message)
+
+    server = ServerApp()
+
+    @server.main()
+    def main(grid: Grid, context: Context) -> None:
+        (reply,) = grid.send_and_receive([Message(RecordDict(), 1000, "train")])
+        found.append(reply.content["c"]["seen"])
+
+    gc.unfreeze()
+    try:
+        run_apps(server, app, num_clients=1, engine=engine)
+        assert gc.get_freeze_count() == 0
+        assert found[0] < len(gc.get_objects()) / 10
+    finally:
+        gc.freeze()  # as the test session had it
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import sys
 from collections.abc import Iterator, Sequence
@@ -40,6 +41,7 @@ class _Actor:
         logging.getLogger("flwr").setLevel(logging.WARNING)
         adopt_identity(run_id)
         self._app = cast(Call, fetched(app))
+        gc.freeze()  # what is imported is no garbage, and Flower's records start full collections
 
     def run(self, message: Message, context: Context, seed: int) -> Outcome:
         return call(self._app, message, context, seed)

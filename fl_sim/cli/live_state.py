@@ -10,9 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
+from typing import TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from fl_sim.core.files import open_plain, read_plain
 
+T = TypeVar("T")
 Tree = Mapping[str, object]
 POINTS = 300
 """Points of a run's curve that the page gets."""
@@ -79,13 +83,16 @@ class RunView:
             "round": self.rows[-1][0] if self.rows else 0,
             "rounds": total,
             "eta": _left(live, total) if running else None,
-            "answered": live.get("answered", 0),
-            "cohort": live.get("cohort", 0),
+            "answered": _typed(live.get("answered"), _COUNT, 0),
+            "cohort": _typed(live.get("cohort"), _COUNT, 0),
             "up": self.rows[-1][3] if self.rows else 0,
             "down": self.rows[-1][4] if self.rows else 0,
             "failed": self.rows[-1][5] if self.rows else 0,
-            "sections": live.get("sections", {}),
-            "messages": live.get("messages", []),
+            "sections": _typed(live.get("sections"), _SECTIONS, {}),
+            "clients": _typed(live.get("clients"), _CLIENTS, []),
+            "states": _typed(live.get("states"), _SECTIONS, {}),
+            "failures": _typed(live.get("failures"), _FAILURES, []),
+            "messages": _typed(live.get("messages"), _MESSAGES, []),
             "metric": self.metric,
             "percent": self.percent,
             "curve": [*measured[:-1:step], *measured[-1:]],
@@ -153,6 +160,21 @@ def _row(line: bytes, metric: str) -> tuple[float | None, ...] | None:
         return None
     names = (COLUMNS[0], metric, *COLUMNS[1:])
     return tuple(value if isinstance(value := row.get(name), (int, float)) else None for name in names)
+
+
+_COUNT: TypeAdapter[int] = TypeAdapter(int)
+_SECTIONS: TypeAdapter[dict[str, int]] = TypeAdapter(dict[str, int])
+_CLIENTS: TypeAdapter[list[tuple[int, str]]] = TypeAdapter(list[tuple[int, str]])
+_FAILURES: TypeAdapter[list[tuple[int, int]]] = TypeAdapter(list[tuple[int, int]])
+_MESSAGES: TypeAdapter[list[str]] = TypeAdapter(list[str])
+
+
+def _typed(value: object, kind: TypeAdapter[T], otherwise: T) -> T:
+    """A value of a file that anybody may have written; `otherwise` where it is of another type, so that the page goes on."""
+    try:
+        return kind.validate_python(value)
+    except ValidationError:
+        return otherwise
 
 
 def _json(path: Path) -> Tree:

@@ -217,6 +217,7 @@ def require_plain(experiment: Experiment) -> None:
         is not None,
         "capacities: not with several models; needed: one": bool(experiment.capacities),
         "study: has no federation": experiment.study is not None,
+        "stop: nobody knows in which round it ends a run; needed: none": experiment.stop is not None,
         "gating: the share of channels changes with the rounds; needed: none": experiment.gating is not None,
     }
     for reason, holds in refused.items():

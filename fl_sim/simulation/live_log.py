@@ -17,6 +17,7 @@ from typing import Self
 
 from fl_sim.communication.ledger import Ledger
 from fl_sim.core.observer import Observer
+from fl_sim.simulation.live_clients import LiveClients
 from fl_sim.training.tasks import Metric
 
 LIVE = "live.json"
@@ -55,6 +56,7 @@ class LiveLog(logging.Handler):
         self._messages: deque[str] = deque(maxlen=MESSAGES)
         self._sections: Counter[str] = Counter()
         self._booked, self._written, self._works = 0, 0.0, True
+        self._clients = LiveClients(ledger)
 
     def __enter__(self) -> Self:
         self._state |= {"started": self._clock(), "done_before": None}
@@ -73,7 +75,9 @@ class LiveLog(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep a warning, for instance which client failed and why."""
-        self._messages.append(record.getMessage()[:500])
+        message = record.getMessage()
+        self._messages.append(message[:500])
+        self._clients.warned(message)
         self._soon()
 
     def say(self, line: str) -> None:
@@ -94,6 +98,7 @@ class LiveLog(logging.Handler):
         if self._state["done_before"] is None:
             self._state["done_before"] = number - 1
         self._state |= {"round": number, "answered": 0}
+        self._clients.round()
         self._soon()
 
     def _soon(self) -> None:
@@ -110,7 +115,8 @@ class LiveLog(logging.Handler):
         for (way, section), size in self._ledger.total(by=("direction", "section"), start=self._booked).items():
             self._sections[f"{way} {section}"] += size
         self._booked = len(self._ledger)
-        text = json.dumps({**self._state, "sections": self._sections, "messages": [*self._messages]})
+        told = self._state | self._clients.told() | {"sections": self._sections, "messages": [*self._messages]}
+        text = json.dumps(told)
         beside = self._path.with_suffix(".tmp")
         try:
             beside.unlink(missing_ok=True)

@@ -23,18 +23,23 @@ from fl_sim import Report
 from fl_sim.cli import live_state
 from fl_sim.cli.live_server import LiveServer
 from fl_sim.cli.live_state import POINTS, RunView, Watch
+from fl_sim.codecs.description import Description
 from fl_sim.communication.ledger import Ledger
 from fl_sim.core.observer import Silent
+from fl_sim.simulation.live_clients import SHOWN, LiveClients
 from fl_sim.simulation.live_log import INTERVAL_S, LiveLog
 from fl_sim.training.tasks import Metric
 
 ACCURACY = Metric("accuracy", higher=True, percent=True)
+WRONG = '{"clients": 3, "messages": [1], "sections": {"a": "b"}, "cohort": "x"}'
 ROW = {"round": 1, "uplink_bytes": 5, "downlink_bytes": 7, "accuracy": 0.5, "loss": 1.0}
 
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
-    return run_tiny(tmp_path_factory.mktemp("runs"), "model.name=mlp")
+    """A run in which some clients drop out of the simulated network."""
+    network = ("network.links.4G=1", "network.dropout=0.6")
+    return run_tiny(tmp_path_factory.mktemp("runs"), "model.name=mlp", *network)
 
 
 @contextmanager
@@ -103,13 +108,24 @@ def test_rows_come_as_they_are_written_and_a_run_that_starts_over_is_seen(tmp_pa
 
 @pytest.mark.parametrize("name", ["rounds.jsonl", "live.json", "config.toml"])
 @pytest.mark.parametrize(
-    "text", ["", "[", "null", "[1]", '{"round": "x"}\n', '{"pid": -1, "rounds": 1e99}', "\x00\xff"]
+    "text",
+    [
+        "",
+        "[",
+        "null",
+        "[1]",
+        '{"clients": 3, "messages": [1], "sections": {"a": "b"}, "cohort": "x"}',
+        '{"round": "x"}\n',
+        '{"pid": -1, "rounds": 1e99}',
+        "\x00\xff",
+    ],
 )
 def test_damaged_files_stop_no_page(name: str, text: str, tmp_path: Path) -> None:
     started(tmp_path / "a", [ROW])
     (tmp_path / "a" / name).write_text(text)
     (run,) = Watch([tmp_path]).state()["runs"]  # type: ignore[misc]
     assert run["name"] == "a"
+    assert (run["clients"], run["messages"], run["sections"], run["cohort"]) == ([], [], {}, 0)
     json.dumps(run)
 
 
@@ -150,6 +166,53 @@ def test_the_log_of_a_run_is_small_and_seldom(tmp_path: Path) -> None:
         assert run["eta"] is not None
     (run,) = Watch([tmp_path]).state()["runs"]  # type: ignore[misc]
     assert run["status"] == "stopped"
+
+
+def test_the_newest_round_s_clients_are_shown_as_the_ledger_has_them(report: Report) -> None:
+    (run,) = Watch([report.folder]).state()["runs"]  # type: ignore[misc]
+    rows = report.ledger.to_table().to_pylist()
+    ways = {
+        way: {row["client"] for row in rows if row["round"] == 2 and row["direction"] == way} for way in ("up", "down")
+    }
+    lost = ways["down"] - ways["up"]
+    assert lost
+    assert run["clients"] == [(c, "failed" if c in lost else "answered") for c in sorted(ways["down"])]
+    assert run["states"] == {"answered": len(ways["up"]), "failed": len(lost)}
+    assert sum(times for _, times in run["failures"]) == sum(row["failures"] for row in report.rounds)
+
+
+def test_states_change_as_replies_are_booked(tmp_path: Path) -> None:
+    ledger = Ledger()
+    live = LiveClients(ledger)
+
+    def book(direction: str, client: int, status: str = "ok", phase: str = "train") -> None:
+        ledger.book(
+            round=1, direction=direction, phase=phase, client=client, protocol_bytes=9, status=status,
+            description=Description.opaque(5),
+        )  # fmt: skip
+
+    assert live.told() == {"clients": [], "states": {}, "failures": []}
+    for client in range(5):
+        book("down", client)
+    assert live.told()["states"] == {"training": 5}
+    book("up", 3)
+    book("up", 1, "late")
+    book("up", 4, "rejected")
+    live.warned("round 1: client 0: KeyError: 'x' (my_client.py:3)")
+    live.warned("no client in this one")
+    now = [[0, "failed"], [1, "late"], [2, "training"], [3, "answered"], [4, "rejected"]]
+    assert live.told()["clients"] == now
+    live.round()  # client 2 never answered
+    assert live.told()["clients"] == [*now[:2], [2, "failed"], *now[3:]]
+    book("down", 2, phase="evaluate")
+    assert live.told()["clients"] == []
+    book("down", 0)
+    assert (live.told()["clients"], live.told()["failures"]) == ([[0, "training"]], [(0, 1)])
+    ledger.cut(0)
+    assert live.told()["clients"] == []
+    for client in range(SHOWN + 1):
+        book("down", client)
+    assert (live.told()["clients"], live.told()["states"]) == ([], {"training": SHOWN + 1})
 
 
 def test_a_stopped_run_says_why(tmp_path: Path) -> None:

@@ -107,6 +107,7 @@ def test_a_small_budget_gets_fewer_rounds_and_one_below_a_round_is_refused(tmp_p
         ("strategy=strategies.presets:global_magnitude", "chooses itself what is sent"),
         ("wire.broadcast={density=0.1}", "wire.broadcast"),
         ('capacities=[{name="mlp"}]', "capacities"),
+        ("stop.mb=3", "stop"),
         ("client=clients.presets:topk", "uploads a part of its weights in round 1"),
     ],
 )

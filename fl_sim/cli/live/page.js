@@ -23,9 +23,12 @@
   const card = (name) => {
     const box = make("article", root, "run");
     const made = { box, title: make("h2", box), bar: make("progress", box), line: make("p", box),
-      clients: make("p", box, "clients"), parts: make("div", box), messages: make("pre", box) };
+      clients: make("p", box), cohort: make("ul", box, "cohort"), parts: make("div", box), messages: make("pre", box) };
     made.bar.setAttribute("aria-label", `rounds of ${name}`);
+    made.cohort.setAttribute("aria-label", `clients of the newest round of ${name}`);
     made.messages.tabIndex = 0;
+    made.messages.setAttribute("role", "log");
+    made.messages.setAttribute("aria-label", `warnings of ${name}`);
     cards.set(name, made);
     return made;
   };
@@ -49,6 +52,27 @@
     }
   };
 
+  // Each client of the newest round: its state as a mark, a colour and a word.
+  const STATES = { training: "○", answered: "●", late: "◐", rejected: "✖", failed: "✖" };
+  const clients = (view, run) => {
+    const counts = Object.keys(STATES).filter((state) => run.states[state]).map((state) => `${run.states[state]} ${state}`);
+    const often = run.failures.map(([client, times]) => `client ${client}${times > 1 ? ` (${times} times)` : ""}`);
+    const number = run.status === "running" && run.states.training ? run.round + 1 : run.round;
+    view.clients.textContent = (counts.length ? `clients of round ${number}: ${counts.join(", ")}` : "")
+      + (often.length ? `${counts.length ? "; " : ""}failed so far: ${often.join(", ")}` : "");
+    const now = JSON.stringify(run.clients);
+    if (view.cohort.dataset.now === now) return;
+    view.cohort.dataset.now = now;
+    view.cohort.replaceChildren(...run.clients.map(([client, state]) => {
+      const mark = document.createElement("li");
+      mark.textContent = `${STATES[state] ?? "?"} ${client}`;
+      mark.dataset.state = state;
+      mark.title = `client ${client}: ${state}`;
+      mark.setAttribute("aria-label", mark.title);
+      return mark;
+    }));
+  };
+
   const valued = (run, value) => run.percent ? `${(100 * value).toFixed(2)} %` : Number(value.toPrecision(4)).toString();
 
   const show = (run) => {
@@ -61,10 +85,7 @@
     const left = run.eta !== null && run.eta !== undefined ? `, about ${time(run.eta)} left` : "";
     const failed = run.failed ? `, ${run.failed} clients failed in the last round` : "";
     view.line.textContent = `round ${run.round} of ${run.rounds ?? "?"}${measured}${failed}, up ${mb(run.up)}, down ${mb(run.down)}${left}`;
-    const waiting = Math.max(0, run.cohort - run.answered);
-    const marks = run.cohort <= 200 ? ` ${"●".repeat(run.answered)}${"○".repeat(waiting)}` : "";
-    view.clients.textContent = run.status === "running" && run.cohort
-      ? `clients: ${run.answered} of ${run.cohort} have answered${marks}` : "";
+    clients(view, run);
     bytes(view.parts, run.sections);
     const told = run.messages.join("\n");
     if (view.messages.textContent !== told) {

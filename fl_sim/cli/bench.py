@@ -229,3 +229,21 @@ def async_(
     rows = list(measured.measure(engines.split(","), updates=updates, buffer=buffer, concurrency=concurrency))
     show_rows(wide(130), rows, as_json=as_json)
     measured.require_equal(rows)
+
+
+@bench.command()
+def watch(
+    config: Annotated[Path, typer.Argument(help="experiment as TOML; a run of it should take ten seconds or more")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="alternated repetitions")] = 5,
+    as_json: AS_JSON = False,
+) -> None:
+    """What an open live page costs: runs with one that asks once a second, and runs without, in turn.
+
+    Example: fl-sim bench watch configs/quickstart.toml rounds=100
+    """
+    from fl_sim.bench.show import show
+    from fl_sim.cli.watch_cost import cost
+    from fl_sim.config.experiment import Experiment
+
+    show(console, cost(Experiment.load(config, overrides or []), repeats=repeats), as_json=as_json)

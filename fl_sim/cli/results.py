@@ -48,6 +48,12 @@ def compare(
     baseline: Annotated[
         str | None, typer.Option(help="run beside which the others stand, seed by seed: bytes to what it reached")
     ] = None,
+    small: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="run of a smaller dense model, to set beside runs of as many bytes; may be given several times"
+        ),
+    ] = None,
 ) -> None:
     """Compare finished runs in one table; runs that differ only by their seed become one line with an interval.
 
@@ -56,10 +62,22 @@ def compare(
     Example: fl-sim compare runs/quickstart-* --baseline quickstart --html comparison.html
     """
     from fl_sim.core.lookup import find
-    from fl_sim.report import FORMATS, against, beside, comparison, grouped, over_seeds, write_page
+    from fl_sim.report import (
+        FORMATS,
+        against,
+        beside,
+        comparison,
+        grouped,
+        over_seeds,
+        require_small,
+        small_models,
+        small_table,
+        write_page,
+    )
 
-    reports = _finished(runs)
+    reports = _finished([*runs, *(small or [])])
     groups = grouped(reports)
+    require_small(groups, small or [])
     if page is not None:
         write_page(reports, page)
     if as_text is not None:
@@ -71,6 +89,8 @@ def compare(
         wide(150).print(beside(groups, baseline))  # nine columns
     elif any(len(group.reports) > 1 for group in groups):
         show(over_seeds(groups))
+    if small_models(groups):
+        wide(110).print(small_table(groups))  # seven columns
     if page is not None:
         console.print(str(page), highlight=False)
 

@@ -6,6 +6,7 @@ from fl_sim.report.export import FORMATS
 from fl_sim.report.groups import grouped
 from fl_sim.report.page import write_page, write_report
 from fl_sim.report.pruned import effect, pruned_table
+from fl_sim.report.small_models import require_small, small_models, small_table
 from fl_sim.report.summary import ModelFacts, Report, Unfinished, against_dense, summarise
 from fl_sim.report.table import comparison, estimates, floors, over_seeds, per_run, replayed
 
@@ -27,6 +28,9 @@ __all__ = [
     "per_run",
     "pruned_table",
     "replayed",
+    "require_small",
+    "small_models",
+    "small_table",
     "summarise",
     "write_page",
     "write_report",

@@ -36,6 +36,7 @@ from fl_sim.report.numbers import (
     densities,
     pareto,
 )
+from fl_sim.report.small_models import is_dense
 from fl_sim.report.summary import Report
 from fl_sim.report.times import by_time
 
@@ -138,6 +139,11 @@ def front(groups: Sequence[Group]) -> Figure:
     line: Chart = {"color": "#8a8f98", "width": 1.5, "shape": "hv", "dash": "dot"}
     edge: Chart = {"mode": "lines", "line": line, "hoverinfo": "skip", "showlegend": False}
     data.insert(0, {**edge, "x": [c for c, _ in best], "y": [g for _, g in best]})
+    dense = sorted(mean for mean, group in zip(means, groups, strict=True) if is_dense(group))
+    steps = [(cost, sign * max(sign * gain for least, gain in dense if least <= cost)) for cost, _ in dense]
+    if len(steps) > 1:
+        small: Chart = {"color": "#8a8f98", "width": 1.5, "shape": "hv", "dash": "dash"}
+        data.insert(0, {**edge, "line": small, "x": [c for c, _ in steps], "y": [g for _, g in steps]})
     views: dict[str, Chart] = {}
     for name, scale in (("linear", "linear"), ("logarithmic", "log")):
         x: Chart = {"title": {"text": "total traffic [MB]"}, "type": scale}
@@ -146,6 +152,9 @@ def front(groups: Sequence[Group]) -> Figure:
             "layout": {"xaxis": x, "yaxis": {"title": {"text": f"final test {score.heading}"}}},
         }
     caption = "Large: mean over the seeds; small: single seeds. The dotted line joins what no other beats in both."
+    caption += (
+        " The dashed steps are the best dense model that was run for at most so many bytes." if len(steps) > 1 else ""
+    )
     return Figure(f"{score.title} and traffic: the Pareto front", caption, views, "groups")
 
 

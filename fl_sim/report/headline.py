@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fl_sim.report.groups import Group, Spread
-from fl_sim.report.measures import LAST, SAVING, TOTAL, Measure, score_of
+from fl_sim.report.measures import LAST, SAVING, TOTAL, Measure, paired, score_of
 from fl_sim.report.schema import Score
 from fl_sim.report.sizes import size
 
@@ -41,7 +41,7 @@ def headline(groups: Sequence[Group]) -> str:
     less = 100 * (1 - _mean(TOTAL, best) / _mean(TOTAL, reference)) if _mean(TOTAL, reference) else 0.0
     return (
         f"{best.name} encoded {_size(best)} instead of the {_size(reference)} of {reference.name}, "
-        f"{abs(less):.1f} % {'less' if less >= 0 else 'more'}, and {_verdict(_change(best, reference), score)} "
+        f"{abs(less):.1f} % {'less' if less >= 0 else 'more'}, and {_verdict(paired(best, reference), score)} "
         f"({score.text(_mean(LAST, best))} instead of {score.text(_mean(LAST, reference))}, mean of the last ten rounds)."
     )
 
@@ -69,9 +69,3 @@ def _verdict(change: Spread, score: Score) -> str:
             f"no difference in test {score.name} shows: {points:+.2f} ± {change.ci:.2f}{unit} over {change.seeds} seeds"
         )
     return f"{'gained' if (points > 0) is score.higher else 'lost'} {told}"
-
-
-def _change(best: Group, reference: Group) -> Spread:
-    """Difference of the accuracies, seed by seed, as `compare --baseline` has it: a seed shares data and cohorts."""
-    score = [{r.results.seed: LAST.of(r) or 0.0 for r in group.reports} for group in (best, reference)]
-    return Spread.of(score[0][seed] - score[1][seed] for seed in score[0] if seed in score[1])

@@ -72,6 +72,12 @@ LAST = Measure("last ten rounds", "%", last_ten)
 """What runs are compared by: the task's metric."""
 
 
+def paired(group: Group, other: Group) -> Spread:
+    """Difference of their metrics, seed by seed, as `compare --baseline` has it: a seed shares data and cohorts."""
+    first, second = ({r.results.seed: LAST.of(r) or 0.0 for r in each.reports} for each in (group, other))
+    return Spread.of(first[seed] - second[seed] for seed in first if seed in second)
+
+
 def score_of(groups: Sequence[Group]) -> Score:
     """What all runs are measured by.
 

@@ -29,6 +29,7 @@ from fl_sim.report.headline import headline
 from fl_sim.report.legends import keys
 from fl_sim.report.measures import MEASURES, TOTAL, Measure, claims, named, score_of, targets
 from fl_sim.report.overfitting import overfitting
+from fl_sim.report.small_models import table_of
 from fl_sim.report.summary import Report
 from fl_sim.report.times import time_to_accuracy
 
@@ -82,6 +83,7 @@ def page(groups: Sequence[Group]) -> str:
             differing=Sheet(["what", *(group.name for group in groups)], differing),
             measured=_measured(groups),
             times=Sheet(*time_to_accuracy(groups)),
+            small=Sheet(*table_of(groups)),
             figures=[(_drawable(figure), keys(figure, groups)) for figure in _figures(groups)],
             targets=_targets(groups),
             formulas=_formulas(groups),

@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -213,6 +214,28 @@ def test_states_change_as_replies_are_booked(tmp_path: Path) -> None:
     for client in range(SHOWN + 1):
         book("down", client)
     assert (live.told()["clients"], live.told()["states"]) == ([], {"training": SHOWN + 1})
+
+
+def test_a_version_of_the_log_takes_less_than_a_hundredth_of_the_time_between_two(tmp_path: Path) -> None:
+    """With a cohort of a thousand clients, of which all have answered."""
+    ledger, seconds = Ledger(), []
+    for client in range(1000):
+        for way in ("down", "up"):
+            ledger.book(
+                round=1,
+                direction=way,
+                phase="train",
+                client=client,
+                protocol_bytes=9,
+                description=Description.opaque(5),
+            )
+    with LiveLog(tmp_path, ledger, 9, Silent(), ACCURACY) as live:
+        live.reply(1000, 1000)
+        for _ in range(5):
+            started = time.process_time()
+            live._write()
+            seconds.append(time.process_time() - started)
+    assert min(seconds) < INTERVAL_S / 100
 
 
 def test_a_stopped_run_says_why(tmp_path: Path) -> None:

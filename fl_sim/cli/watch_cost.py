@@ -1,0 +1,95 @@
+"""What an open live page costs the run that it shows: rounds with one and without, in turn."""
+
+from __future__ import annotations
+
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from subprocess import PIPE, Popen
+from sys import executable
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+from fl_sim.config.experiment import Experiment
+from fl_sim.core.observer import SILENT
+from fl_sim.simulation.live_log import LiveLog
+from fl_sim.simulation.loop import run
+
+
+@contextmanager
+def open_page(folder: Path) -> Iterator[None]:
+    """`fl-sim watch FOLDER` in a process of its own, and somebody who asks it once a second, as the page does."""
+    process = Popen([executable, "-m", "fl_sim.cli", "watch", str(folder)], stdout=PIPE, text=True)
+    assert process.stdout is not None
+    address = process.stdout.readline().split()[-1]
+    over = threading.Event()
+
+    def ask() -> None:
+        while not over.wait(1.0):
+            with urllib.request.urlopen(address + "state.json", timeout=10) as answer:
+                answer.read()
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        yield
+    finally:
+        over.set()
+        asking.join()
+        process.terminate()
+        process.wait()
+
+
+def cost(experiment: Experiment, *, repeats: int) -> Mapping[str, float]:
+    """Ratio of the seconds of a run with an open page to those without, and the share of it that live.json takes.
+
+    Returns:
+        `watched_over_alone`, the median of paired repetitions, its quartiles, and `live_log_share`.
+    """
+    alone, watched, inside = [], [], []
+    with TemporaryDirectory() as place:
+        for number in range(repeats):
+            for page in (False, True) if number % 2 else (True, False):
+                out = Path(place) / f"{number}-{page}"
+                out.mkdir()
+                asked = experiment.model_copy(update={"out": str(out)})
+                if page:
+                    with open_page(out), timed_log() as spent:
+                        watched.append(_seconds(asked))
+                        inside.append(spent[0] / watched[-1])
+                else:
+                    alone.append(_seconds(asked))
+    ratios = np.array(watched) / np.array(alone)
+    low, middle, high = np.percentile(ratios, [25, 50, 75]).tolist()
+    return {
+        "alone_s": float(np.median(alone)),
+        "watched_over_alone": middle,
+        "watched_over_alone_q1": low,
+        "watched_over_alone_q3": high,
+        "live_log_share": float(np.median(inside)),
+    }
+
+
+def _seconds(experiment: Experiment) -> float:
+    return run(experiment, SILENT).results.wall_s
+
+
+@contextmanager
+def timed_log() -> Iterator[list[float]]:
+    """A list whose one entry is the seconds that were spent on writing live.json."""
+    spent, write = [0.0], LiveLog._write
+
+    def timed(log: LiveLog) -> None:
+        started = time.perf_counter()
+        write(log)
+        spent[0] += time.perf_counter() - started
+
+    LiveLog._write = timed  # type: ignore[method-assign]
+    try:
+        yield spent
+    finally:
+        LiveLog._write = write  # type: ignore[method-assign]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from fl_sim.communication.schedule import ROUNDS
 from fl_sim.config.toml import Json
-from fl_sim.report.groups import Group, resolved
+from fl_sim.report.groups import Group, defaults, resolved
 from fl_sim.report.summary import Report
 
 PARTITION_KEYS: Mapping[str, tuple[str, ...]] = {"dirichlet": ("alpha",), "quantity": ("alpha",), "shards": ("shards",)}
@@ -30,9 +30,13 @@ class Config:
         value = self.values.get(key)
         return str(value) if not isinstance(value, float) else f"{value:g}"
 
-    def under(self, table: str, skip: Iterable[str] = ()) -> str:
+    def under(self, table: str) -> str:
         """`key = value, ...` of a table's keys that are set."""
-        return ", ".join(self._pairs(table, skip, self.is_set))
+        return ", ".join(self._pairs(table, (), self.is_set))
+
+    def changed(self, table: str, skip: Iterable[str]) -> str:
+        """`key = value, ...` of a table's keys that are not at their default."""
+        return ", ".join(self._pairs(table, skip, self.differs))
 
     def options(self, table: str) -> str:
         """`, key = value` for every option of a target, as the user gave it."""
@@ -42,6 +46,10 @@ class Config:
         start = table + "."
         keys = [key for key in self.values if key.startswith(start) and key.removeprefix(start) not in skip]
         return [f"{key.removeprefix(start)} = {self.text(key)}" for key in keys if wanted(key)]
+
+    def differs(self, key: str) -> bool:
+        """Whether a key has a value other than its default, nothing, no and 0."""
+        return self.is_set(key) and self.values.get(key) != defaults().get(key)
 
     def is_set(self, key: str) -> bool:
         """Whether a key has a value other than nothing, no and 0."""
@@ -125,7 +133,7 @@ def _training(config: Config) -> str:
     epochs, steps = config.values.get("training.epochs"), config.values.get("training.steps")
     count, unit = (steps, "step") if steps else (epochs, "epoch")
     length = f"{count} {unit}{'' if count == 1 else 's'}"
-    others = config.under(
+    others = config.changed(
         "training", skip=("lr", "epochs", "steps", "batch_size", "optimizer", "precision", "clip", "schedule")
     )
     return (

@@ -126,14 +126,14 @@ def families(groups: Sequence[Group], of: Callable[[Group], float]) -> list[Fami
 
 def resolved(report: Report) -> dict[str, Json]:
     """The run's config by dotted key, with defaults for keys that older runs did not have."""
-    return {**_defaults(), **dict(flat(report.config))}
+    return {**defaults(), **dict(flat(report.config))}
 
 
 def _relevant(report: Report) -> dict[str, Json]:
     given = dict(flat({key: value for key, value in report.config.items() if key not in SAME}))
     if isinstance(path := given.get(WEIGHTS), str):
         given[WEIGHTS] = _content(path)
-    return {**_defaults(), **given}
+    return {**defaults(), **given}
 
 
 @cache
@@ -146,7 +146,7 @@ def _content(path: str) -> str:
 
 
 @cache
-def _defaults() -> Mapping[str, Json]:
+def defaults() -> Mapping[str, Json]:
     """Defaults for keys that older runs did not have."""
     default = tomllib.loads(Experiment.from_tree({}).to_toml())
     return dict(flat({key: value for key, value in default.items() if key not in SAME}))

@@ -19,9 +19,11 @@ from fl_sim.report.measures import LAST, SAVING, TOTAL, paired, score_of
 
 NOTHING_LEFT_OUT = 1.0
 """Saving in percent up to which a run counts as dense."""
+SLACK = 1.05
+"""How many times a run's bytes a smaller dense model may move to be set beside it; what it moves more is in its favour."""
 SAME = ("data.source", "task")
 """Config keys that two runs must share, or their accuracies say nothing of each other."""
-HEADINGS = ("run", "MB", "parameters for its bytes", "width", "dense run of at most its MB", "its MB", "beyond it")
+HEADINGS = ("run", "MB", "parameters for its bytes", "width", "best dense run here for them", "its MB", "beyond it")
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class SmallModel:
         group: what saves.
         params: parameters of a dense float32 model whose messages, as many as the group's, take its bytes.
         width: the channel multiplier of such a model, where parameters grow with its square.
-        measured: of the dense groups of fewer parameters and at most its bytes, the best; None where there is none.
+        measured: of the dense groups of fewer parameters and at most `SLACK` times its bytes, the best; None where there is none.
         beyond: difference of their metrics, seed by seed.
     """
 
@@ -89,7 +91,7 @@ def _beside(group: Group, groups: Sequence[Group]) -> SmallModel:
         for other in groups
         if is_dense(other)
         and other.reports[0].results.params < report.results.params
-        and (TOTAL.spread(other).mean or 0.0) <= bytes_
+        and (TOTAL.spread(other).mean or 0.0) <= SLACK * bytes_
         and all(resolved(other.reports[0]).get(key) == config.get(key) for key in SAME)
     ]
     best = max(smaller, key=lambda other: _rank(other, sign), default=None)
@@ -110,7 +112,7 @@ def table_of(groups: Sequence[Group]) -> tuple[list[str], list[list[str]]]:
     score = score_of(groups)
     rows = []
     for each in small_models(groups):
-        beside = ["none was given", "", ""]
+        beside = ["none", "", ""]
         if each.measured is not None and each.beyond is not None:
             unit = " points" if score.percent else ""
             beside = [each.measured.name, TOTAL.text(each.measured), f"{each.beyond.text(2)}{unit}"]

@@ -88,7 +88,7 @@ def timed_log() -> Iterator[list[float]]:
         write(log)
         spent[0] += time.perf_counter() - started
 
-    LiveLog._write = timed  # type: ignore[method-assign]
+    LiveLog._write = timed  # type: ignore[method-assign, assignment]
     try:
         yield spent
     finally:

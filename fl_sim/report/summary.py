@@ -366,8 +366,15 @@ def passed(metric: Metric, evaluated: Sequence[Mapping[str, float]]) -> list[flo
 def bytes_to(
     evaluated: Sequence[Mapping[str, float]], target: float, metric: str = "accuracy", *, higher: bool = True
 ) -> int | None:
-    """Bytes of both directions until the test metric of the evaluated rounds first reached `target`; None = not reached."""
+    """Bytes of both directions until the test metric of the evaluated rounds first reached `target`; None = not reached.
+
+    Raises:
+        UserError: the round that reached it has no number of bytes, as in a damaged rounds.jsonl.
+    """
     for row in evaluated:
         if row[metric] >= target if higher else row[metric] <= target:
-            return int(row["uplink_bytes"] + row["downlink_bytes"])
+            moved = row["uplink_bytes"] + row["downlink_bytes"]
+            if not math.isfinite(moved):
+                raise UserError(f"rounds.jsonl: round {row['round']}: uplink_bytes, downlink_bytes: not numbers")
+            return int(moved)
     return None

@@ -143,7 +143,8 @@ class Sizes:
         clients, cohort, evaluate = experiment.data.clients, experiment.cohort.size, experiment.evaluate.clients
         dense = len(encoder.download(last.sent, last.number, setting.down))
         new, held = (
-            len(encoder.download(last.sent, last.number, setting.down, mask=mask, held=holds)) for holds in (None, mask)
+            len(encoder.download(last.sent, last.number, setting.down, sent_mask=mask, held_mask=holds))
+            for holds in (None, mask)
         )
         absent = (1 - cohort / clients) ** more * (1 - min(1, evaluate / clients)) ** setting.rounds
         pruned = last.tasks * more + first.evaluations + last.evaluations * more
@@ -158,7 +159,7 @@ class Sizes:
         def choose(received: Params, trained: Params) -> Mask | None:
             return mask if setting.share == 1 else largest_changes(received, trained, setting.share, self._prunable)
 
-        return list(self.encoder.uploads(each, setting.up, choose, held=mask))
+        return list(self.encoder.uploads(each, setting.up, choose, held_mask=mask))
 
     @property
     def _prunable(self) -> tuple[str, ...]:

@@ -103,15 +103,21 @@ class Encoder:
     seed: int
 
     def download(
-        self, params: Params, number: int, coding: Coding, *, mask: Mask | None = None, held: Mask | None = None
+        self,
+        params: Params,
+        number: int,
+        coding: Coding,
+        *,
+        sent_mask: Mask | None = None,
+        held_mask: Mask | None = None,
     ) -> bytes:
-        """A message of round `number` to a client that holds the pruning mask `held`."""
+        """A message of round `number` to a client that holds the pruning mask `held_mask`."""
         seed = derive(self.seed, number, Purpose.ENCODING)
         schema = self.track.exchange.schema
-        return coding.encode(params, mask, self.track.initial, schema=schema, held_mask=held, seed=seed)
+        return coding.encode(params, sent_mask, self.track.initial, schema=schema, held_mask=held_mask, seed=seed)
 
     def uploads(
-        self, each: RecordedRound, coding: Coding, choose: Choose, *, held: Mask | None = None
+        self, each: RecordedRound, coding: Coding, choose: Choose, *, held_mask: Mask | None = None
     ) -> Sequence[bytes]:
         """Messages of the clients whose updates are known."""
         schema = self.track.exchange.schema
@@ -121,7 +127,7 @@ class Encoder:
                 choose(each.sent, params),
                 each.sent,
                 schema=schema,
-                held_mask=held,
+                held_mask=held_mask,
                 seed=derive(self.seed, each.number, client, Purpose.CLIENT),
             )
             for client, params in each.updates.items()
@@ -140,7 +146,7 @@ class Encoder:
             params, chosen = up.decode(data, each.sent, schema=schema, held_mask=mask)
             change += _within(schema.flat(params) - sent, chosen, schema) / len(uploads)
         model = schema.view(_within(sent + change, mask, schema))
-        data = self.download(model, each.number + 1, down, mask=mask, held=mask)
+        data = self.download(model, each.number + 1, down, sent_mask=mask, held_mask=mask)
         params, _ = down.decode(data, self.track.initial, schema=schema, held_mask=mask)
         return schema.view(_within(schema.flat(params), mask, schema))
 

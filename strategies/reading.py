@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator
 
+import torch
+
 from fl_sim.core.types import Update, UserError
 
 log = logging.getLogger("fl_sim")
@@ -30,7 +32,11 @@ class ReadOnce(Iterator[Update]):
 
     def __next__(self) -> Update:
         try:
-            return next(self._updates)
+            if torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
+                return next(self._updates)
+            # A rule that reads them without gradients: on some engines the next client trains inside this call.
+            with torch.inference_mode(False), torch.enable_grad():
+                return next(self._updates)
         except StopIteration:
             self._ended = True
             raise

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fl_sim.codecs import Schema
+from fl_sim.core.process_state import unchanged_settings
 from fl_sim.core.types import FlatMask, FlatParams, Grads, Mask, MaskRule, Params, Update, UserError
 from fl_sim.runtime.client.update_validation import KEPT
 from fl_sim.sparsity import apply_mask
@@ -131,8 +132,23 @@ def server_step(
 
     `adjust_mask` receives the round just finished, the current mask, the prunable parameters and the pseudo-gradient
     `old - new` of the prunable parameters. `calibrate` takes its place: it makes the rule from the aggregated state, whose
-    mask is still the old one. `refine` has the last word on the parameters.
+    mask is still the old one. `refine` has the last word on the parameters. What any of them changes in the process, such as
+    the grad mode, is put back.
     """
+    with unchanged_settings():
+        return _stepped(state, updates, aggregate, adjust_mask, calibrate, optimise, refine, members)
+
+
+def _stepped(
+    state: ServerState,
+    updates: Iterable[Update],
+    aggregate: Aggregate,
+    adjust_mask: MaskRule | None,
+    calibrate: Callable[[ServerState], MaskRule] | None,
+    optimise: Optimise,
+    refine: Refine,
+    members: int,
+) -> ServerState:
     arrived = Arrived(members)
     once = ReadOnce(map(arrived.add, updates))
     aggregated_params = _parameters(state.schema, aggregate(_lent(state), once))
@@ -160,7 +176,8 @@ def masked(
     if calibrate is not None:
         adjust_mask = calibrate(replace(state, params=_masked(state.schema, state.params, mask)))
     if adjust_mask is not None:
-        mask = _decided(state, grads, adjust_mask)
+        with unchanged_settings():
+            mask = _decided(state, grads, adjust_mask)
     memory = state.memory
     if memory and mask is not None:
         memory = {**memory, **apply_mask({n: v for n, v in memory.items() if _laid_out(n, v, mask)}, mask)}

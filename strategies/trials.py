@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fl_sim.codecs import Schema
 from fl_sim.core.errors import error_line
+from fl_sim.core.process_state import unchanged_settings
 from fl_sim.core.types import MaskRule, Params, Update, UserError
 from fl_sim.sparsity import magnitude
 from strategies.server_step import ServerState, masked, server_step
@@ -33,7 +34,8 @@ def attempt(rules: Mapping[str, object], schema: Schema, start: Params) -> None:
     """
     for key, rule in rules.items():
         if key in TRIED:
-            TRIED[key](f"strategy.{key}", cast("Callable[..., object]", rule), schema, start)
+            with unchanged_settings():
+                TRIED[key](f"strategy.{key}", cast("Callable[..., object]", rule), schema, start)
 
 
 def _try_aggregate(where: str, rule: Callable[..., object], schema: Schema, start: Params) -> None:

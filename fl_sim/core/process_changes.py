@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from fl_sim.core.process_state import entered_modes, global_hooks, unchanged_settings
+from fl_sim.core.process_state import entered_modes, global_hooks, interpreter, unchanged_settings
 
 PROCESS: Mapping[str, Callable[[], object]] = {
     "the working folder (os.chdir)": os.getcwd,
@@ -18,6 +18,7 @@ PROCESS: Mapping[str, Callable[[], object]] = {
     "the number of threads (torch.set_num_threads)": torch.get_num_threads,
     "how NumPy reports floating-point errors (np.seterr)": np.geterr,
     "a PyTorch mode (__enter__ of a TorchDispatchMode or TorchFunctionMode)": entered_modes,
+    "what Python itself is set to (gc, sys.setrecursionlimit, logging.disable, sys.stdout)": interpreter,
     "the hooks of all modules or optimizers (register_module_forward_hook, for instance)": global_hooks,
 }
 """What of a process a client or a model must leave as it was -> how it is read."""

@@ -9,6 +9,8 @@ Random numbers: `seeded(seed)` gives a client global generators of its own, and 
 
 from __future__ import annotations
 
+import gc
+import logging
 import os
 import random
 import sys
@@ -17,6 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from typing import TextIO
 
 import numpy as np
 import torch
@@ -159,6 +162,18 @@ def _set_path(before: list[str]) -> None:
     sys.path[:] = before
 
 
+def interpreter() -> tuple[object, ...]:
+    """What Python itself is set to: garbage collection, recursion limit, logging that is off for all, the two streams."""
+    return gc.isenabled(), sys.getrecursionlimit(), logging.root.manager.disable, sys.stdout, sys.stderr
+
+
+def _set_interpreter(before: tuple[bool, int, int, TextIO, TextIO]) -> None:
+    collects, depth, disabled, sys.stdout, sys.stderr = before
+    (gc.enable if collects else gc.disable)()
+    sys.setrecursionlimit(depth)
+    logging.disable(disabled)
+
+
 SETTINGS: tuple[Setting, ...] = (
     Setting(entered_modes, _leave_modes),  # first: a mode sees what is called to put the others back
     Setting(torch.is_inference_mode_enabled, _set_inference_mode),  # before gradients: it decides on them too
@@ -178,6 +193,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(_environment, _set_environment),
     Setting(lambda: list(warnings.filters), _set_filters),
     Setting(lambda: list(sys.path), _set_path),
+    Setting(interpreter, _set_interpreter),
 )
 READ = [setting.read for setting in SETTINGS]
 

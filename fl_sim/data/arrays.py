@@ -28,7 +28,11 @@ def check_classes(where: str, number: object, what: str = "num_classes") -> None
 
 
 def as_array(value: object, name: str) -> Array:
-    """An array of a user's value. Raises UserError where it is none."""
+    """An array of a user's value. Raises UserError where it is none, or some of its values are masked."""
+    if np.ma.is_masked(value):
+        raise UserError(
+            f"data: {name} hold masked values, which NumPy would show; fill them in, or leave the samples out"
+        )
     try:
         return np.asarray(value)
     except (ValueError, TypeError, RuntimeError) as error:  # ragged lists; tensors of a GPU or with gradients

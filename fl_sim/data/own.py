@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fl_sim.core.errors import error_line
 from fl_sim.core.lookup import accepts, imported
+from fl_sim.core.process_state import unchanged_settings
 from fl_sim.core.types import UserError
 from fl_sim.data.arrays import NEEDED, check_classes
 from fl_sim.data.dataset import Data
@@ -42,7 +43,8 @@ def load_own(path: str, *, validation: float, proxy: float) -> tuple[Data, list[
     taken = {name: share for name, share in asked.items() if name in _parameters(make)}
     accepts(where, make, **taken)
     try:
-        made = make(**taken)
+        with unchanged_settings():
+            made = make(**taken)
     except UserError:
         raise
     except Exception as error:  # the user's own function, whatever it raises

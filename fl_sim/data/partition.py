@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from fl_sim.core.errors import error_line, in_one_line
 from fl_sim.core.lookup import find
+from fl_sim.core.process_state import unchanged_settings
 from fl_sim.core.seeding import Purpose, numpy_generator
 from fl_sim.core.types import UserError
 
@@ -187,7 +188,8 @@ def _of_ones_own(kind: str, rule: Callable[..., object], labels: Labels, request
     except ValueError:  # built in: it says nothing of itself
         pass
     try:
-        return rule(labels.copy(), request)
+        with unchanged_settings():
+            return rule(labels.copy(), request)
     except UserError:
         raise
     except Exception as error:  # the user's own function, whatever it raises
@@ -218,6 +220,8 @@ def _checked(kind: str, parts: object, samples: int, num_clients: int, *, overla
 
 def _positions(where: str, number: int, part: object) -> NDArray[np.int64]:
     """Check one client's positions and sort them: an array, a tensor or a list of integers."""
+    if np.ma.is_masked(part):
+        raise UserError(f"{where}: part {number} holds masked positions; leave them out: part.compressed()")
     try:
         array = np.asarray(part)
     except (ValueError, TypeError, RuntimeError) as error:  # ragged lists; tensors of a GPU

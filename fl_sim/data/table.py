@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 FRAME = "the frame"
 """What messages call a data frame, which has no file."""
+COUNTING = 0.99
+"""Share of the rows in which a number is one more than in the row before, from which a column counts them."""
 
 
 @dataclass(frozen=True)
@@ -94,11 +96,11 @@ def read(path: Path, columns: Columns, targets: Targets) -> tuple[Arrays, list[s
     for file, other in zip(used, chosen, strict=True):
         if other != chosen[0]:
             raise UserError(f"data.source: {used[0].name} and {file.name} have other columns")
-    key = json.dumps(["table/3", targets.name, asdict(columns)])
+    key = json.dumps(["table/4", targets.name, asdict(columns)])
 
     def decode() -> Arrays:
-        _check_spellings(used, chosen[0], targets)
         parts = {part: _part(some, chosen[0], targets) for part, some in files.items()}
+        _check_spellings(used, chosen[0], targets)
         arrays: Arrays = {f"{part}{name}": array for part, read in parts.items() for name, array in read.items()}
         return _numbered(arrays, targets, chosen[0])
 
@@ -253,7 +255,10 @@ def values(column: pa.ChunkedArray, path: Path, name: str) -> NDArray[np.generic
 
     column, kind = _there(column, path, name), column.type
     if pa.types.is_boolean(column.type) or pa.types.is_integer(column.type):
-        integers: Labels = column.to_numpy().astype(np.int64)
+        given = column.to_numpy()
+        if given.dtype == np.uint64 and len(given) and given.max() > np.iinfo(np.int64).max:
+            raise UserError(f"data.source: {path.name}: column {name!r} holds {given.max()}; needed: integers of int64")
+        integers: Labels = given.astype(np.int64)
         return integers
     if is_text(column.type):
         return np.array(column.to_pylist(), dtype=str)
@@ -296,7 +301,16 @@ def _numbered(arrays: Arrays, targets: Targets, chosen: Chosen) -> Arrays:
     made, notes = dict(arrays), []
     if targets is Targets.CLASSES:
         notes = number_classes(made, "targets", f"classes of column {chosen.targets[0]!r}")
+    counting = [name for name, column in zip(chosen.inputs, made["inputs"].T, strict=True) if _counts_rows(column)]
+    notes += [
+        f"column {name!r} counts the rows, and is an input; data.input names the columns to read" for name in counting
+    ]
     return {**made, "notes": np.array(notes)} if notes else made
+
+
+def _counts_rows(column: NDArray[np.generic]) -> bool:
+    """Whether numbers go up by one from row to row, as an index does; in each of several files from its start."""
+    return len(column) > 2 and bool((np.diff(column) == 1).mean() > COUNTING)
 
 
 def number_classes(arrays: dict[str, Array], name: str, what: str) -> list[str]:

@@ -6,6 +6,7 @@ model = build("resnet20", num_classes=10, in_channels=3, seed=0)
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 
 import torch
 from torch import nn
@@ -13,7 +14,7 @@ from torch.nn.parameter import is_lazy
 
 from fl_sim.core.errors import UserError, error_line
 from fl_sim.core.lookup import accepts, find
-from fl_sim.core.process_state import seeded
+from fl_sim.core.process_state import seeded, unchanged_settings
 from fl_sim.models.adapters import Adapter, adapt
 from fl_sim.models.fastgrnn import fastgrnn
 from fl_sim.models.interface import Interface, arguments
@@ -116,7 +117,8 @@ def build_for(name: str, interface: Interface, *, seed: int = 0, width: float = 
         asked = arguments(name, builder, interface, width)
         accepts(f"model.name = {name!r}", builder, **asked)
         with seeded(seed):
-            model = builder(**asked)
+            with nullcontext() if name in MODELS else unchanged_settings():
+                model = builder(**asked)
             if name not in MODELS:
                 torch.set_default_dtype(dtype)
                 _look_over(name, model, interface.square if "image_size" in asked else interface)

@@ -93,6 +93,8 @@ REFUSED: Mapping[str, tuple[Mapping[str, object], str]] = {
     "other test channels": ({"test_inputs": np.repeat(IMAGES[:12], 3, 1)}, "test_inputs uint8 (3, 8, 8)"),
     "ragged lists": ({"inputs": [[1], [1, 2]]}, "inputs are no array"),
     "gradients": ({"targets": torch.ones(60, requires_grad=True)}, "targets are no array"),
+    "masked pixels": ({"inputs": np.ma.masked_array(IMAGES, IMAGES > 200)}, "inputs hold masked values"),
+    "masked labels": ({"targets": np.ma.masked_array(LABELS, LABELS == 1)}, "targets hold masked values"),
     "words": ({"targets": ["cat"] * 60}, "targets are <U3"),
     "fractions for labels": ({"targets": LABELS / 1}, "targets are float64"),
     "truth values": ({"targets": LABELS > 1}, "targets are bool"),
@@ -325,6 +327,7 @@ REFUSED_PARTS: Mapping[str, tuple[Maker, str]] = {
     "fractions": (lambda labels, request: [part / 1 for part in in_turn(60, 4)], "part 0 is float64 (15,)"),
     "masks": (lambda labels, request: [labels == client for client in range(4)], "part 0 is bool (60,)"),
     "counted from the end": (lambda labels, request: [part - 1 for part in in_turn(60, 4)], "holds position -1; there are 60"),
+    "masked positions": (lambda labels, request: [np.ma.masked_array(p, p > 50) for p in in_turn(60, 4)], "holds masked positions"),
     "an empty part": (lambda labels, request: [[], *in_turn(60, 3)], "a client got 0 samples"),
     "a sample twice": (lambda labels, request: [[0, 0], *in_turn(60, 3)], "sample 0 is in 3 parts"),
 }  # fmt: skip

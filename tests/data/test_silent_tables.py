@@ -58,9 +58,14 @@ REFUSED: Mapping[str, tuple[dict[str, list[object]], Columns, Targets, str]] = {
     "no rows": ({"a": [], "y": []}, Y, CLASSES, "t.csv: no rows"),
     "a class in two numbers": ({"y": ["01", "1"] * 20}, Y, CLASSES, "'y': '01' and '1' would be one class"),
     "a class behind a blank": ({"y": [" 1", "1"] * 20}, Y, CLASSES, "would be one class"),
-    "a class with a sign": ({"y": ["+1", "1", "2", "2"] * 10}, Y, CLASSES, "would be one class"),
+    "a class with a sign": (
+        {"y": ["+1", "1", "2", "2"] * 10},
+        Y,
+        CLASSES,
+        "'y' holds double; needed: integers or names",
+    ),
     "a truth in two words": ({"y": ["true", "True"] * 20}, Y, CLASSES, "'true' and 'True' would be one class"),
-    "a class with a fraction": ({"y": ["1.0", "1"] * 20}, Y, CLASSES, "'1.0' and '1' would be one class"),
+    "a class with a fraction": ({"y": ["1.0", "1"] * 20}, Y, CLASSES, "'y' holds double; needed: integers or names"),
     "a class in two cases": ({"y": ["dog", "Dog"] * 20}, Y, CLASSES, "differ only in writing: 'Dog' and 'dog'"),
     "a class and a blank": ({"y": ["dog ", "dog"] * 20}, Y, CLASSES, "differ only in writing: 'dog' and 'dog '"),
     "a user in two numbers": (
@@ -105,6 +110,21 @@ def test_numbers_of_the_test_file_are_compared_with_those_of_the_training_file(t
         (tmp_path / f"{part}.csv").write_text("\n".join(["a,y", *rows]) + "\n")
     with pytest.raises(UserError, match="column 'y': '1' and '01' would be one class"):
         load(str(tmp_path), columns=Y)
+
+
+@pytest.mark.parametrize(("name", "said"), [("", True), ("id", True), ("half", False)])
+def test_a_column_that_counts_the_rows_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, said: bool
+) -> None:
+    numbers: list[object] = [7 + i if said else 0.5 * i for i in ROWS]
+    load(written(tmp_path, **{name: numbers, "b": [i % 5 for i in ROWS], "y": NUMBERS["y"]}), columns=Y)
+    assert (f"column {name!r} counts the rows, and is an input" in caplog.text) is said
+
+
+def test_what_is_no_text_is_one_line_that_names_the_file(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_bytes(b"a,y\n" + b"".join(b"%d,\xe9\n" % i for i in ROWS))
+    with pytest.raises(UserError, match=r"t\.csv: column 'y' holds binary; needed: integers or names"):
+        load(str(tmp_path / "t.csv"), columns=Y)
 
 
 @pytest.mark.parametrize("value", [0.1, 3.3, 1_700_000_001, 1e30])

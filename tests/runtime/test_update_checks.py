@@ -230,6 +230,8 @@ def test_what_is_clear_is_kept_as_tensors() -> None:
         ({"w": torch.ones(2).to_sparse()}, "ctx.state['w'] is torch.float32, torch.sparse_coo"),
         ({"w": np.array(["a"])}, "ctx.state['w'] is a ndarray"),
         ({"n": 2**70}, "ctx.state['n'] is int"),
+        ({"w": np.ma.masked_array(np.ones(3), [0, 1, 0])}, "ctx.state['w'] is"),
+        ({"n": np.ma.masked}, "ctx.state['n'] is"),
         ({3: torch.ones(1)}, "ctx.state has the key 3"),
         (None, "ctx.state is None"),
     ],
@@ -334,3 +336,20 @@ def test_a_run_says_in_one_line_which_client_and_what(own: Callable[..., Report]
 def test_a_tensor_is_not_copied() -> None:
     own: Tensor = torch.ones(3)
     assert kept({"w": own})["w"] is own
+
+
+@pytest.mark.parametrize("where", ["params", "mask", "metrics"])
+def test_masked_values_are_not_shown_as_values(where: str) -> None:
+    """`np.asarray` drops a mask, and `np.ma.masked.item()` is 0.0."""
+    model = build("mlp", num_classes=10, in_channels=1, image_size=8)
+    own = snapshot(model)
+    name = next(iter(own))
+    masked = np.ma.masked_array(np.ones(own[name].shape), mask=np.eye(*own[name].shape, dtype=bool))
+    parts: dict[str, object] = {
+        "params": {**own, name: masked},
+        "mask": {name: masked},
+        "metrics": {"auc": np.ma.masked},
+    }
+    update = replace(Update(own, 10), **{where: parts[where]})
+    with pytest.raises(BadUpdate, match=r"(?i)masked"):
+        checked(update, Schema.of(own, prunable_names(model)), model.state_dict)

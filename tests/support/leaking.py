@@ -3,8 +3,12 @@
 
 from __future__ import annotations
 
+import gc
+import io
+import logging
 import os
 import random
+import sys
 import warnings
 from collections.abc import Callable
 
@@ -368,7 +372,17 @@ LEAVING = (
     "meta_device",
     "folder_and_environment",
     "hooks_of_all_modules",
+    "python_itself",
 )
+
+
+def python_itself(task: Task, ctx: ClientContext) -> Update:
+    update = _train(task, ctx)
+    gc.disable()
+    sys.setrecursionlimit(2500)
+    logging.disable(logging.CRITICAL)
+    sys.stdout = io.StringIO()
+    return update
 
 
 def writes_into_task(task: Task, ctx: ClientContext) -> Update:

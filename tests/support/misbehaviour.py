@@ -20,6 +20,10 @@ def memory(update: Update) -> object:
     raise MemoryError("no more")
 
 
+def no_exception(update: Update) -> object:
+    raise GeneratorExit("what `except Exception` does not catch")
+
+
 def hang(update: Update) -> object:
     time.sleep(3600)
     return update
@@ -47,6 +51,7 @@ def poisoned(value: float) -> Callable[[Update], object]:
 FAULTS: Mapping[str, Callable[[Update], object]] = {
     "raises": raises,
     "memory": memory,
+    "no exception": no_exception,
     "returns a number": lambda update: 3,
     "returns nothing": lambda update: None,
     "no parameters": lambda update: replace(update, params={}),

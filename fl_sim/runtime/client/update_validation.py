@@ -88,6 +88,8 @@ def _described(value: object) -> str:
 
 def _number(value: object) -> object:
     """The Python number in a NumPy scalar, a 0-d tensor or a 0-d array; anything else as it is."""
+    if value is np.ma.masked:  # its item() is 0.0
+        return None
     scalar = isinstance(value, np.generic) or (isinstance(value, (Tensor, np.ndarray)) and value.ndim == 0)
     return cast("np.generic", value).item() if scalar else value
 
@@ -171,6 +173,8 @@ def _tensor(where: str, value: object) -> Tensor:
     """A tensor, or a NumPy array as one; no copy where there need be none."""
     if isinstance(value, Tensor):
         return value
+    if np.ma.is_masked(value):
+        raise BadUpdate(f"{where} is {_described(value)} with masked values, which would show; fill them in")
     if isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in "fiub":
         own = np.ascontiguousarray(value).reshape(value.shape)
         own = own.astype(own.dtype.newbyteorder("="), copy=False)

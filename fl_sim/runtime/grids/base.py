@@ -59,7 +59,9 @@ def execute(app: Callable[[Message, Context], Message], message: Message, contex
         if not isinstance(reply, Message):
             raise TypeError(f"the ClientApp returned {type(reply).__name__}, not a Message")
         return reply
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a client may raise what is no Exception, such as SystemExit
         where = f" ({line})" if (line := users_line(error)) else ""
         reason = f"client {context.node_config[PARTITION]}: {type(error).__name__}: {in_one_line(error)}{where}"
         log.debug("%s", reason, exc_info=True)

@@ -1,0 +1,117 @@
+"""What a rule of the server changes in the process reaches neither the next client nor the rest of the program."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from federation import run_tiny, same
+from updates import mask, params, state
+
+from fl_sim.core.process_state import settings
+from fl_sim.core.types import Params, Update
+from fl_sim.data import Data, partition
+from fl_sim.data.own import load_own
+from strategies.server_step import ServerState, server_step
+from strategies.trials import attempt
+
+CHANGES: dict[str, Callable[[], object]] = {
+    "gradients": lambda: torch.set_grad_enabled(False),
+    "dtype": lambda: torch.set_default_dtype(torch.float64),
+    "folder": lambda: os.chdir("/"),
+    "environment": lambda: os.environ.update(LEFT="1"),
+    "collector": gc.disable,
+    "log": lambda: logging.disable(logging.CRITICAL),
+    "recursion": lambda: sys.setrecursionlimit(3000),
+    "errors of numpy": lambda: np.seterr(all="ignore"),
+}
+
+
+def average(state: ServerState, updates: Iterable[Update]) -> Params:
+    arrived = [update.params for update in updates]
+    return {name: torch.stack([each[name] for each in arrived]).mean(dim=0) for name in state.params}
+
+
+@torch.no_grad()
+def without_gradients(state: ServerState, updates: Iterable[Update]) -> Params:
+    return average(state, updates)
+
+
+def in_inference(state: ServerState, updates: Iterable[Update]) -> Params:
+    with torch.inference_mode():
+        made = average(state, updates)
+    return {name: value.clone() for name, value in made.items()}
+
+
+@contextmanager
+def nothing_left() -> Iterator[None]:
+    before = settings()
+    yield
+    assert settings() == before
+
+
+each_change = pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+
+
+@each_change
+def test_aggregation_and_mask_rule(change: Callable[[], object]) -> None:
+    def aggregate(state: ServerState, updates: Iterable[Update]) -> Params:
+        change()
+        return average(state, updates)
+
+    def adjust(number: int, old: object, weights: Params, grads: object) -> object:
+        change()
+        return mask(1)
+
+    updates = [Update(params(1), 1), Update(params(2), 1)]
+    with nothing_left():
+        server_step(state(), iter(updates), aggregate=aggregate, adjust_mask=adjust)  # type: ignore[arg-type]
+    with nothing_left():
+        attempt({"aggregate": aggregate, "mask_rule": adjust}, state().schema, state().params)
+
+
+@each_change
+def test_partition_and_data_source(change: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = np.arange(40) % 2
+
+    def split(labels: object, request: object) -> list[object]:
+        change()
+        return [np.arange(20), np.arange(20, 40)]
+
+    def source() -> Data:
+        change()
+        images = np.zeros((40, 1, 8, 8), dtype=np.uint8)
+        return Data.of(images, labels, test_inputs=images, test_targets=labels)
+
+    monkeypatch.setattr(sys.modules[__name__], "PARTS", (split, source), raising=False)
+    with nothing_left():
+        partition(labels, 2, kind=f"{__name__}:the_split", min_size=1)
+    with nothing_left():
+        load_own(f"{__name__}:the_source", validation=0.1, proxy=0.0)
+
+
+def the_split(labels: object, request: object) -> object:
+    return PARTS[0](labels, request)  # type: ignore[name-defined]  # noqa: F821
+
+
+def the_source() -> object:
+    return PARTS[1]()  # type: ignore[name-defined]  # noqa: F821
+
+
+@pytest.mark.parametrize("rule", ["average", "without_gradients", "in_inference"])
+def test_a_rule_without_gradients_reads_clients_that_train(tmp_path: Path, rule: str) -> None:
+    """On the inline engine, the next client trains while the rule waits for its update."""
+    same(
+        *(
+            run_tiny(tmp_path / engine, f"strategy.aggregate={__name__}:{rule}", "rounds=1", "model.name=mlp", *options)
+            for engine, options in (("inline", ()), ("workers", ("engine=workers", "workers.count=1")))
+        )
+    )

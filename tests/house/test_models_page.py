@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import re
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from torch import nn
 
 from fl_sim import Experiment, Report, run
 from fl_sim.config.catalogue import functions
+from fl_sim.models.interface import Interface, arguments
 from fl_sim.training.further_metrics import FURTHER
 
 PAGE = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
@@ -18,6 +23,16 @@ CONFIGS = {re.search(r'name = "(.*)"', text)[1]: text for text in re.findall(r"`
 
 def ran(name: str, out: Path) -> Report:
     return run(Experiment.from_tree(tomllib.loads(CONFIGS[name]), [f'out="{out}"']))
+
+
+def test_the_builder_takes_what_a_builder_is_given() -> None:
+    """The packages that it imports are not among the project's: the block is read, not run."""
+    (block,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    tree, found = ast.parse(block), dict[str, Callable[..., nn.Module]]()
+    tree.body = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+    exec(compile(tree, "docs/models.md", "exec"), found)
+    given = arguments("my_gpt2:build", found["build"], Interface((4,), 9, vocabulary=9, each_token=True), 1.0)
+    assert given.keys() == inspect.signature(found["build"]).parameters.keys()
 
 
 def test_lora_on_text(tmp_path: Path) -> None:

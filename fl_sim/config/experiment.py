@@ -158,6 +158,11 @@ class Experiment(Section):
     def _cohort_fits(self) -> Self:
         if self.cohort.size > self.data.clients:
             raise ValueError(f"cohort.size = {self.cohort.size} is more than data.clients = {self.data.clients}")
+        if self.data.client_test and not (self.evaluate.clients or self.evaluate.fit):
+            raise ValueError(
+                f"data.client_test = {self.data.client_test:g}: nobody would measure on these samples; needed: evaluate.clients or "
+                "evaluate.fit above 0"
+            )
         if self.model.personal is not None and not self.evaluate.clients:
             raise ValueError(
                 f"model.personal = {self.model.personal!r}: the server holds no trained personal parts, so that clients measure; "

@@ -78,8 +78,18 @@ class DataSection(Section):
     clients: int = Field(20, ge=1, description="number of clients; each has one part of the training set")
     partition: Named = Field(
         "dirichlet",
-        description="how samples are split over the clients: iid, dirichlet, shards, quantity, natural (by group), or "
-        "`module:function`",
+        description="how samples are split over the clients: iid, dirichlet, shards, quantity, natural (by group), a "
+        "partitioner of flwr_datasets by its class name, or `module:function`",
+    )
+    partitioner: dict[str, object] = Field(
+        {}, description="options of a partitioner of flwr_datasets, such as `{ num_classes_per_partition = 2 }`"
+    )
+    client_test: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of each client's own samples that it does not train on and evaluates on (evaluate.clients, "
+        "evaluate.fit), instead of samples of the test set; 0 = none",
     )
     overlap: bool = Field(
         False, description="whether a partition of your own may give a sample to several clients, or to none"

@@ -18,6 +18,7 @@ from fl_sim.core.lookup import find
 from fl_sim.core.process_state import unchanged_settings
 from fl_sim.core.seeding import Purpose, numpy_generator
 from fl_sim.core.types import UserError
+from fl_sim.data.flower_partitioners import flower_parts, is_flowers
 
 Labels = NDArray[np.int64]
 Parts = list[NDArray[np.int64]]
@@ -34,6 +35,7 @@ class Request:
     min_size: int
     rng: np.random.Generator
     groups: Labels | None = None
+    seed: int = 0
 
 
 Partition = Callable[[Labels, Request], Parts]
@@ -129,13 +131,14 @@ def partition(
     min_size: int | None = None,
     groups: Labels | None = None,
     overlap: bool = False,
+    options: Mapping[str, object] | None = None,
 ) -> Parts:
     """Spread samples over clients.
 
     Args:
         labels: targets, (N,) or (N, ...); classes, int64 (N,), for the partitions `BY_CLASS`.
         num_clients: number of parts.
-        kind: a name of `PARTITIONS`, or `module:function` of your own.
+        kind: a name of `PARTITIONS`, a partitioner of `flwr_datasets` by its class name, or `module:function` of your own.
         alpha: Dirichlet concentration; smaller is more skewed.
         seed: determines the result.
         shards: shards per client, for "shards".
@@ -143,6 +146,7 @@ def partition(
             natural partition is as it is: by default 1.
         groups: int64 (N,), the group of each sample, for "natural" and for partitions of your own.
         overlap: whether a partition of your own may give a sample to several clients, or to none.
+        options: of a partitioner of `flwr_datasets`: its keyword arguments.
 
     Returns:
         `num_clients` sorted index arrays (int64), disjoint and covering all samples unless `overlap`.
@@ -164,14 +168,23 @@ def partition(
         raise UserError(
             f"data.overlap = true: {kind!r} never overlaps; allowed: a partition of your own, module:function"
         )
-    request = Request(num_clients, alpha, shards, min_size, numpy_generator(seed, Purpose.DATA), groups)
-    rule = find("data.partition", kind, PARTITIONS)
-    made: object = rule(labels, request) if kind in PARTITIONS else _of_ones_own(kind, rule, labels, request)
+    request = Request(num_clients, alpha, shards, min_size, numpy_generator(seed, Purpose.DATA), groups, seed)
+    made: object = _dealt(kind, labels, request, options or {})
     parts = _checked(kind, made, len(labels), num_clients, overlap=overlap)
     smallest = min(map(len, parts))
     if smallest < min_size:
         raise UserError(f"data.partition = {kind!r}: a client got {smallest} samples, fewer than min_size = {min_size}")
     return parts
+
+
+def _dealt(kind: str, labels: Labels, request: Request, options: Mapping[str, object]) -> object:
+    """What the rule of this name returns."""
+    if is_flowers(kind):
+        return flower_parts(kind, options, labels, request)
+    if options:
+        raise UserError(f"data.partitioner: options are for partitioners of flwr_datasets; data.partition = {kind!r}")
+    rule = find("data.partition", kind, PARTITIONS)
+    return rule(labels, request) if kind in PARTITIONS else _of_ones_own(kind, rule, labels, request)
 
 
 def _of_ones_own(kind: str, rule: Callable[..., object], labels: Labels, request: Request) -> object:

@@ -73,6 +73,8 @@ def host_of(federation: Federation, track: ModelTrack) -> ClientHost:
     def test_of(partition: int) -> Split:
         kind = federation.data.train.labels.numpy()[federation.partitions[partition]]
         rng = numpy_generator(experiment.seed, partition, Purpose.EVALUATION)
+        if federation.held is not None:
+            return federation.data.train.subset(federation.held[partition]).to(device)
         if natural:
             return test.subset(federation.own_tests[partition]).to(device)
         return test.subset(matching(test.labels.numpy(), kind, size=TEST_SIZE, rng=rng)).to(device)

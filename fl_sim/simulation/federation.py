@@ -13,7 +13,7 @@ import torch
 from fl_sim.config.experiment import Experiment
 from fl_sim.core.given import MAIN
 from fl_sim.core.process_state import seeded
-from fl_sim.core.seeding import Purpose, generator
+from fl_sim.core.seeding import Purpose, generator, numpy_generator
 from fl_sim.core.types import UserError
 from fl_sim.data import Data, Split, label_counts
 from fl_sim.data import partition as make_partition
@@ -39,12 +39,15 @@ class Federation:
         data: training, validation, test and proxy samples.
         partitions: for each client, positions of its training samples.
         tracks: the models, `[model]` first, then one for each of `[[capacities]]`.
+        held: for each client, positions of its own samples that it evaluates on (`data.client_test`); None = those of the
+            test set.
     """
 
     experiment: Experiment
     data: Data
     partitions: list[np.ndarray]
     tracks: tuple[ModelTrack, ...]
+    held: list[np.ndarray] | None = None
 
     @classmethod
     def build(cls, experiment: Experiment, *, precision: str | None = None, quiet: bool = False) -> Federation:
@@ -60,13 +63,13 @@ class Federation:
         """
         torch.set_num_threads(1)
         data = _load(experiment, quiet)
-        partitions = _partitions(experiment, data)
+        partitions, held = _with_tests_apart(experiment, _partitions(experiment, data))
         tracks = _tracks(experiment, data, quiet)
         if experiment.training.precision == "auto":
             chosen = precision or _probed(experiment, tracks[0])
             experiment = _computing_in(chosen, experiment)
             tracks = tuple(replace(each, experiment=_computing_in(chosen, each.experiment)) for each in tracks)
-        return cls(experiment, data, partitions, tracks)
+        return cls(experiment, data, partitions, tracks, held)
 
     @property
     def first(self) -> ModelTrack:
@@ -168,7 +171,30 @@ def _partitions(experiment: Experiment, data: Data) -> list[np.ndarray]:
             seed=experiment.seed,
             groups=groups,
             overlap=section.overlap,
+            options=section.partitioner,
         )
+
+
+def _with_tests_apart(
+    experiment: Experiment, partitions: list[np.ndarray]
+) -> tuple[list[np.ndarray], list[np.ndarray] | None]:
+    """What each client trains on, and the share of its samples that it evaluates on; None where they are of the test set."""
+    share = experiment.data.client_test
+    if not share:
+        return partitions, None
+    kept, held = [], []
+    for client, positions in enumerate(partitions):
+        rng = numpy_generator(experiment.seed, client, Purpose.EVALUATION)
+        count = max(1, round(share * len(positions)))
+        if count >= len(positions):
+            raise UserError(
+                f"data.client_test = {share:g}: client {client} has {len(positions)} samples, which leave none to train on; "
+                "raise data.min_size, or lower the share"
+            )
+        drawn = rng.permutation(positions)
+        kept.append(np.sort(drawn[count:]))
+        held.append(np.sort(drawn[:count]))
+    return kept, held
 
 
 def _tracks(experiment: Experiment, data: Data, quiet: bool) -> tuple[ModelTrack, ...]:

@@ -75,7 +75,11 @@ def check_built(federation: Federation) -> None:
         _fits(track)
     check_batches(federation)
     experiment = federation.experiment
-    if experiment.data.partition == "natural" and (experiment.evaluate.clients or experiment.evaluate.fit):
+    if (
+        experiment.data.partition == "natural"
+        and federation.held is None
+        and (experiment.evaluate.clients or experiment.evaluate.fit)
+    ):
         federation.own_tests  # noqa: B018 - a client without a test sample is said before round 1
     own = {key: imported("", path) for key in RULES if (path := _own_rule(experiment, key)) is not None}
     if own:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 from images_in_parquet import IMAGES, LABELS, table_bytes
 
-from fl_sim import Experiment, Report, run
+from fl_sim import Experiment, Report, UserError, run
 from fl_sim.training import learning_task
 
 PAGE = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
@@ -67,6 +67,13 @@ def test_femnist_as_it_is_on_hugging_face(here: Path) -> None:
     (here / "femnist" / "data" / "train-00000-of-00001.parquet").write_bytes(file)
     report = ran("femnist", here, "rounds=1", "data.clients=5", "cohort.size=5")
     assert [sum(row) for row in report.label_counts] == [5] * 5  # eight of each writer: two test, one validates
+
+
+def test_flowers_partitioners_are_an_extra(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the extra installed, each of the ten clients has two classes (flwr-datasets 0.6.1)."""
+    monkeypatch.setitem(sys.modules, "flwr_datasets.partitioner", None)
+    with pytest.raises(UserError, match=r"pip install 'fl-sim\[flwr-datasets\]'"):
+        ran("pathological", here)
 
 
 def test_one_client_a_site(here: Path) -> None:

@@ -30,6 +30,7 @@ from fl_sim.runtime.server_context import ServerContext, ServerSnapshot
 from strategies.flights import Flight, Flights
 from strategies.free_clients import FreeClients
 from strategies.round_log import RoundFailed, Unusable, require_content
+from strategies.selection import uniform
 from strategies.server_step import ServerState
 from strategies.slots import Slots, no_metrics
 from strategies.sparse_server import SparseServer
@@ -288,6 +289,7 @@ def _require_possible(slots: Slots, context: ServerContext) -> None:
     """Complain of what needs rounds. Raises UserError."""
     needs = {
         "extra tensors": bool(context.exchange.extra),
+        "the strategy's selection of clients": slots.select is not uniform,
         "the strategy's calibration on clients": slots.calibrate is not None,
         "the strategy's accounting of rounds": slots.account is not no_metrics,
     }

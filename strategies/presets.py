@@ -53,6 +53,8 @@ from strategies.extrapolation import Extrapolated
 from strategies.privacy import Accountant, PrivateMean
 from strategies.robust import ClipNorm, Trimmed, coordinate_median
 from strategies.robust_distance import Krum, geometric_median
+from strategies.selection import PowerOfChoice, Select, by_size
+from strategies.selection import uniform as uniform_clients
 from strategies.server_step import Aggregate, Momentum, Optimise, replace_params
 
 log = logging.getLogger("fl_sim")
@@ -73,7 +75,9 @@ AGGREGATES: Mapping[str, Aggregate] = {
     "zero_fill": zero_fill,
     "median": coordinate_median,
     "geometric_median": geometric_median,
+    "equal": EQUAL,
 }
+SELECTIONS: Mapping[str, Select] = {"uniform": uniform_clients, "by_size": by_size}
 
 
 def _teach(table: Table | None, at: int = 1) -> ServerDistillation:
@@ -93,6 +97,7 @@ def fedavg(
     byzantine: float = 0.2,
     clip: float | None = None,
     cohort_size: int | None = None,
+    select: str = "uniform",
     mask_rule: str | None = None,
     distil: Table | None = None,
 ) -> Method:
@@ -103,12 +108,14 @@ def fedavg(
         momentum: server momentum, from 0 to below 1.
         aggregate: aggregation rule. "coverage": weighted mean over the clients that sent a coordinate. "zero_fill": over all
             clients of the round. "mean": zero_fill with `wire.error_feedback`, else coverage. "median" and "trimmed":
-            coordinate-wise, robust to bad clients. "krum", "multi_krum", "geometric_median": by distances between updates. Or
-            `module:function`, (state, updates) -> parameters.
+            coordinate-wise, robust to bad clients. "krum", "multi_krum", "geometric_median": by distances between updates.
+            "equal": every client counts once. Or `module:function`, (state, updates) -> parameters.
         trim: share of the values that "trimmed" leaves out at each end, from 0 to below 0.5.
         byzantine: share of a cohort that "krum" and "multi_krum" count as bad, from 0 to below 0.5.
         cohort_size: of the run.
         clip: largest L2 norm of a client's change, above 0; longer changes are scaled down. Unset = no clipping.
+        select: which clients train in a round. "uniform": each with the same probability. "by_size": in proportion to its
+            samples, which goes with aggregate = "equal". Or `module:function`, a `strategies.selection.Request` -> clients.
         mask_rule: pruning mask of your own: `module:function`, (round, mask, parameters, pseudo-gradient) -> mask.
         distil: server-side distillation after aggregation, see `[strategy.distil]`.
     """
@@ -125,8 +132,20 @@ def fedavg(
         aggregate=chosen if clip is None else ClipNorm(clip, chosen),
         adjust_mask=None if mask_rule is None else cast("MaskRule", imported("strategy.mask_rule = ", mask_rule)),
         optimise=_step(lr, momentum),
+        select=find("strategy.select", select, SELECTIONS),
         distil=_teach(distil),
     )
+
+
+def power_of_choice(*, candidates: int = 10) -> Method:
+    """FedAvg of the clients with the largest loss among candidates (Cho, Wang and Joshi, 2020, section 3).
+
+    Each candidate is sent the model and answers its loss: these bytes are booked in the phase `query`.
+
+    Args:
+        candidates: d of the paper, at least the size of a cohort.
+    """
+    return Method(aggregate=EQUAL, select=PowerOfChoice(candidates))
 
 
 def _step(lr: float, momentum: float) -> Optimise:

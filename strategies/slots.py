@@ -12,6 +12,7 @@ from strategies.aggregation import mean
 from strategies.calibration import Calibrate
 from strategies.distillation import CoupleModels, ServerDistillation, no_distillation, no_exchange
 from strategies.downlink_types import Downlink, configured_types
+from strategies.selection import Select, uniform
 from strategies.server_step import Aggregate, Optimise, ServerState, replace_params
 
 SendExtra = Callable[[ServerState], Mapping[str, Params]]
@@ -45,6 +46,7 @@ class Slots:
         calibrate: makes the mask rule anew after each round, from measurements; it takes the place of `adjust_mask`.
         downlink: chooses the value type of each tensor that is sent.
         account: further numbers for the round's log.
+        select: chooses the clients of a round.
         send: extra tensors of the tasks.
         takes: names of the extra tensors of the updates that this algorithm uses; a client that sends others, or lacks one,
             is refused before round 1.
@@ -60,6 +62,7 @@ class Slots:
     calibrate: Calibrate | None = None
     downlink: Downlink = configured_types
     account: RoundMetrics = no_metrics
+    select: Select = uniform
     send: SendExtra = send_nothing
     takes: Sequence[str] = ()
     config: Mapping[str, Scalar] = field(default_factory=dict)

@@ -22,15 +22,16 @@ from flwr.serverapp import Grid
 from fl_sim import codecs
 from fl_sim.codecs import Description
 from fl_sim.communication import messages as wire
-from fl_sim.core.seeding import Purpose
+from fl_sim.core.seeding import Purpose, numpy_generator
 from fl_sim.core.types import Mask, MaskRule, Params, Scalar, Task, Update
 from fl_sim.runtime.server_context import ServerContext, ServerSnapshot
 from fl_sim.sparsity.curves import Curves, MeasureCurves
 from strategies.aggregation import settled
 from strategies.cohorts import Cohort, Cohorts
 from strategies.downlink_sender import DownlinkSender, Outgoing
-from strategies.queries import CurveQuery
+from strategies.queries import Query
 from strategies.round_log import RoundFailed, RoundLog
+from strategies.selection import Request, checked, uniform
 from strategies.server_step import ServerState, masked, server_step
 from strategies.slots import Slots, require_extra
 from strategies.uplink_receiver import OnReply, UplinkReceiver
@@ -119,7 +120,7 @@ class SparseServer:
     def configure_train(self, grid: Grid, options: Mapping[str, Scalar]) -> Outgoing:
         """Sample the next round's cohort and encode its tasks; `options` travel in `task.config`."""
         task = self.begin(grid, options)
-        return self.sender.outgoing(task, self._cohort(grid, task.round), MessageType.TRAIN, self.round_log)
+        return self.sender.outgoing(task, self._selected(grid, task.round), MessageType.TRAIN, self.round_log)
 
     def begin(self, grid: Grid, options: Mapping[str, Scalar]) -> Task:
         """Begin the next round; returns its task. Before the first one the rule may prune the initial model."""
@@ -137,7 +138,8 @@ class SparseServer:
             RoundFailed: too few usable updates, or the aggregate overflows.
         """
         sent.book()
-        self._cohort(grid, self.state.round + 2)  # drawn while clients train, not when they wait for the next round
+        if self.slots.select is uniform:  # drawn while clients train, not when they wait for the next round
+            self._selected(grid, self.state.round + 2)
         start = replace(self.state, params=self.sender.start(self.state.params))
         self.fold(grid, start, self.receiver.updates(start, sent.cohort, replies, self.round_log, on_reply))
 
@@ -163,8 +165,18 @@ class SparseServer:
                 f"round {self.state.round}: the aggregate overflows; strategy.clip bounds what clients can do"
             )
 
-    def _cohort(self, grid: Grid, number: int) -> Cohort:
-        return self.cohorts.cohort(grid, number, Purpose.COHORT, self.context.sampling.cohort_size)
+    def _selected(self, grid: Grid, number: int) -> Cohort:
+        """The clients that train in a round."""
+        sampling, nodes = self.context.sampling, self.cohorts.nodes(grid)
+        if self.slots.select is uniform:
+            return self.cohorts.cohort(grid, number, Purpose.COHORT, sampling.cohort_size)
+        clients = np.array(list(nodes), dtype=np.int64)
+        sizes = np.array([sampling.sizes[client] for client in nodes] if sampling.sizes else [0] * len(nodes))
+        rng = numpy_generator(self.context.seed, number, Purpose.COHORT)
+        query = Query(grid, self.receiver, self.round_log)
+        count = min(sampling.cohort_size, len(clients))
+        request = Request(number, clients, sizes, count, rng, partial(query.losses, self.state))
+        return [(client, nodes[client]) for client in checked(self.slots.select(request), request)]
 
     def _calibrate(self, grid: Grid) -> Callable[[ServerState], MaskRule] | None:
         """The algorithm's measurement in this round; None where it has none."""
@@ -173,7 +185,7 @@ class SparseServer:
         return partial(self.slots.calibrate, self.context, partial(self._ask, grid))
 
     def _ask(self, grid: Grid, state: ServerState, measure: MeasureCurves, images: int) -> list[tuple[Curves, int]]:
-        return CurveQuery(grid, self.receiver, self.round_log)(state, measure, images)
+        return Query(grid, self.receiver, self.round_log).curves(state, measure, images)
 
     def _optimise(self, start: ServerState, aggregated: Params) -> tuple[Params, Params]:
         """The server optimizer's step from what the clients started from, with the residual of a sparse broadcast."""

@@ -178,5 +178,6 @@ RULES: Mapping[str, tuple[Sequence[str], Mapping[str, object]]] = {
     "aggregate": (("state", "updates"), {}),
     "mask_rule": (("round", "mask", "params", "grads"), {}),
     "allocate": (("scores", "density"), {"min_keep": 0}),
+    "select": (("request",), {}),
 }
 """Option of a strategy that names a rule of the user's -> what the rule is called with."""

@@ -21,6 +21,7 @@ METHODS = {
     "fednova": ("client=clients.presets:fednova", "strategy=strategies.presets:fednova", "training.batch_size=8"),
     "qfedavg": ("client=clients.presets:qfedavg", "strategy=strategies.presets:qfedavg"),
     "moon": ("client=clients.presets:moon", "model.name=mlp", "model.width=0.1"),
+    "power_of_choice": ("strategy=strategies.presets:power_of_choice", "strategy.candidates=4"),
     "fedavgm": ("strategy=strategies.presets:fedavgm",),
     "fedadam": ("strategy=strategies.presets:fedadam",),
     "fedyogi": ("strategy=strategies.presets:fedyogi",),

@@ -23,7 +23,7 @@ from fl_sim.sparsity.curves import MeasureCurves, calibration, pooled
 from fl_sim.training import load
 from strategies.calibration import FromServer, PruneByDistortion
 from strategies.presets import rate_distortion
-from strategies.queries import CurveQuery
+from strategies.queries import Query
 from strategies.sparse_server import SparseServer
 
 PRUNING = ["strategy.target=strategies.presets:rate_distortion", "strategy.density=0.2", "strategy.levels=6"]
@@ -41,7 +41,7 @@ def test_curves_of_clients_pool_to_those_of_all_their_images(tmp_path: Path) -> 
     server = build_server(federation, ledger).models[0]
     assert isinstance(server, SparseServer)
     with open_grid(federation) as grid:
-        answers = CurveQuery(grid, server.receiver, server.round_log)(server.state, measure, 9)
+        answers = Query(grid, server.receiver, server.round_log).curves(server.state, measure, 9)
     cohort = server.cohorts.draw(0, Purpose.CALIBRATION, 4, np.arange(6))
     images = torch.cat([calibration(federation.data.train.subset(federation.partitions[p]), 9) for p in cohort])
     counts = [count for _, count in answers]

@@ -17,6 +17,7 @@ from flwr.clientapp import ClientApp
 from torch import Tensor, nn
 
 from fl_sim.codecs import CorruptPayload
+from fl_sim.communication import loss_query
 from fl_sim.communication import messages as wire
 from fl_sim.communication.error_feedback import ErrorFeedback
 from fl_sim.communication.flower_private import reply_to
@@ -306,6 +307,18 @@ class ClientHost:
         answer = wire.content(measuring.encode_curves(measured), metrics={wire.NUM_EXAMPLES: len(images)})
         return Message(answer, reply_to=message)
 
+    def losses(self, message: Message, context: Context) -> Message:
+        """Measure the mean loss of the received model on this client's training samples, not augmented."""
+        task = self._receive(message, context)
+        own = self.split_of(partition := int(context.node_config[PARTITION])).augmented(None)
+        self._resident.place(_tensors(context, PERSONAL))
+        model = unit_singular_vectors(load(self.model, task.params))
+        with unchanged_settings(), seeded(_seed(task, partition)):
+            self.settle(model, own)
+            measured = evaluate(model, own, self.learning)
+        answer = wire.content(loss_query.encode_loss(measured["loss"]), metrics={wire.NUM_EXAMPLES: len(own)})
+        return Message(answer, reply_to=message)
+
     def query(self, message: Message, context: Context) -> Message:
         """Tell which partition this node holds, as foreign runtimes number their nodes at random, and what it has built."""
         answer = ConfigRecord({PARTITION: int(context.node_config[PARTITION]), **self.world})
@@ -331,6 +344,10 @@ def client_app(host: Callable[[Context], ClientHost]) -> ClientApp:
     @app.query(measuring.ACTION)
     def curves(message: Message, context: Context) -> Message:
         return host(context).curves(message, context)
+
+    @app.query(loss_query.ACTION)
+    def losses(message: Message, context: Context) -> Message:
+        return host(context).losses(message, context)
 
     return app
 

@@ -1,0 +1,119 @@
+"""Runs every algorithm on two tasks under three seeds and writes the tables of docs/algorithms.md.
+
+    python docs/figures/algorithms.py runs/algorithms
+
+`make algorithms` does that. A run that is finished is read and not run again.
+"""
+
+from __future__ import annotations
+
+import datetime
+import re
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from fl_sim import Experiment, Report, run
+
+PAGE = Path(__file__).parents[1] / "algorithms.md"
+SEEDS = (0, 1, 2)
+DIGITS: Mapping[str, object] = {
+    "rounds": 30,
+    "data": {"source": "digits", "clients": 20, "partition": "dirichlet", "alpha": 0.1},
+    "model": {"name": "cnn_bn"},
+    "cohort": {"size": 5},
+    "training": {"lr": 0.1, "epochs": 2, "batch_size": 32},
+    "evaluate": {"every": 10},
+}
+TEXT: Mapping[str, object] = {
+    "rounds": 12,
+    "task": "next_token",
+    "data": {"source": "coriolanus", "partition": "natural", "clients": 32},
+    "model": {"name": "lstm"},
+    "cohort": {"size": 8},
+    "training": {"lr": 3.0, "steps": 8, "batch_size": 8},
+    "evaluate": {"every": 12},
+}
+TASKS = {"digits": (DIGITS, "accuracy %"), "text": (TEXT, "perplexity")}
+METHODS: Mapping[str, Sequence[str]] = {
+    "FedAvg": (),
+    "FedAvgM": ("strategy=strategies.presets:fedavgm", "strategy.momentum=0.5"),
+    "FedAdagrad": ("strategy=strategies.presets:fedadagrad", "strategy.lr=0.03"),
+    "FedAdam": ("strategy=strategies.presets:fedadam", "strategy.lr=0.03"),
+    "FedYogi": ("strategy=strategies.presets:fedyogi", "strategy.lr=0.03"),
+    "FedProx": ("client=clients.presets:fedprox", "client.mu=0.01"),
+    "MOON": ("client=clients.presets:moon",),
+    "SCAFFOLD, option I": (
+        "client=clients.presets:scaffold",
+        "client.option=1",
+        "strategy=strategies.presets:scaffold",
+    ),
+    "SCAFFOLD, option II": ("client=clients.presets:scaffold", "strategy=strategies.presets:scaffold"),
+    "FedDyn": ("client=clients.presets:feddyn", "strategy=strategies.presets:feddyn", "strategy.alpha=0.1"),
+    "FedNova": ("client=clients.presets:fednova", "strategy=strategies.presets:fednova"),
+    "q-FedAvg": ("client=clients.presets:qfedavg", "strategy=strategies.presets:qfedavg", "strategy.q=1.0"),
+    "FedAvg, clients by size": ("strategy.select=by_size", "strategy.aggregate=equal"),
+    "FedAvg, power-of-choice": ("strategy=strategies.presets:power_of_choice", "strategy.candidates=10"),
+}
+"""Name -> what differs from FedAvg."""
+
+
+def measured(out: Path, task: str, name: str) -> list[Report]:
+    """One run for each seed."""
+    tree, _ = TASKS[task]
+    label = re.sub(r"[^a-z0-9]+", "-", name.lower())
+    asked = [f'out="{out}"', f"name={task}-{label}", *METHODS[name]]
+    return [run(Experiment.from_tree(tree, [*asked, f"seed={seed}"]), quiet=True) for seed in SEEDS]
+
+
+def row(name: str, reports: Sequence[Report]) -> str:
+    """Mean and range of the seeds; MB are means."""
+    scores = [r.results.score.scale * (r.results.score.final or float("nan")) for r in reports]
+    sizes = [r.ledger.total(by=("direction", "section")) for r in reports]
+
+    def mb(way: str, extra: bool | None = None) -> float:
+        kept = [
+            sum(
+                size
+                for (to, part), size in each.items()
+                if to == way and extra in (None, str(part).startswith("extra/"))
+            )
+            for each in sizes
+        ]
+        return statistics.mean(kept) / 1e6
+
+    options = " ".join(f"`{option}`" for option in METHODS[name]) or "(the defaults)"
+    score = f"{statistics.mean(scores):.1f} ({min(scores):.1f} to {max(scores):.1f})"
+    return f"| {name} | {score} | {mb('up'):.3f} | {mb('down'):.3f} | {mb('up', True) + mb('down', True):.3f} | {options} |"
+
+
+def table(out: Path, task: str) -> str:
+    head = f"| algorithm | {TASKS[task][1]} | MB up | MB down | of both: extra MB | beside FedAvg |"
+    rows = [row(name, measured(out, task, name)) for name in METHODS]
+    return "\n".join([head, "|---|---|---|---|---|---|", *rows])
+
+
+def main(out: Path) -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout
+    blocks = {task: table(out, task) for task in TASKS}
+    versions = run(
+        Experiment.from_tree(DIGITS, [f'out="{out}"', "name=digits-fedavg", "seed=0"]), quiet=True
+    ).results.versions
+    used = ", ".join(f"{name} {versions[name]}" for name in ("python", "torch", "numpy", "flwr"))
+    blocks["versions"] = (
+        f"Measured {datetime.datetime.now(datetime.UTC).date()} at commit `{commit.strip()}` with {used}."
+    )
+    for block, content in blocks.items():
+        before, after = f"<!-- {block} -->", f"<!-- /{block} -->"
+        head, found, rest = text.partition(before)
+        _, ended, tail = rest.partition(after)
+        assert found and ended, block
+        text = f"{head}{before}\n{content}\n{after}{tail}"
+    PAGE.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -110,7 +110,8 @@ def main(out: Path) -> None:
         before, after = f"<!-- {block} -->", f"<!-- /{block} -->"
         head, found, rest = text.partition(before)
         _, ended, tail = rest.partition(after)
-        assert found and ended, block
+        assert found, block
+        assert ended, block
         text = f"{head}{before}\n{content}\n{after}{tail}"
     PAGE.write_text(text, encoding="utf-8")
 

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Protocol, TypeVar, cast
 
 from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
 from torch import nn
 
 from fl_sim.communication.ledger import Ledger
 from fl_sim.communication.mask_log import MaskRecorder
 from fl_sim.communication.payload_log import PayloadRecorder
 from fl_sim.communication.traces import read_availability, read_devices
+from fl_sim.core.lookup import imported
 from fl_sim.core.types import Mask, Params, Scalar, UserError
 from fl_sim.models.module_state import ModuleState
 from fl_sim.models.parameters import load
@@ -89,6 +91,9 @@ def build_server(
         "training": experiment.local_training,
     }
     method = experiment.strategy.build(run)
+    if isinstance(method, Strategy):
+        adapted = cast("Callable[..., object]", imported("", "strategies.flower_method:method_of"))
+        method = adapted(method, experiment.strategy.target, experiment.strategy.options)
     if not hasattr(method, "server"):
         raise UserError(f"strategy {experiment.strategy.target!r} made a {type(method).__name__}, not a Method")
     if experiment.model.adapter is not None and _prunes(method):

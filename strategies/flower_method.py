@@ -1,0 +1,188 @@
+"""Flower's own strategies as server algorithms, over our payloads: `[strategy] target = "flwr.serverapp.strategy:FedAdam"`.
+
+Of a strategy, `configure_train` is called for what it remembers, and `aggregate_train` for what it computes. Cohorts, payloads
+and the ledger are ours. Two things differ from a ServerApp of Flower: BatchNorm statistics take the clients' weighted mean and
+are never shown to the strategy, and a coordinate that a client did not send counts as unchanged by it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import cast
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+from torch import Tensor
+
+from fl_sim.communication.extra import parameters
+from fl_sim.communication.messages import NUM_EXAMPLES
+from fl_sim.core.errors import error_line
+from fl_sim.core.types import Params, Update, UserError
+from strategies.aggregation import Sums, mean
+from strategies.base import Method
+from strategies.server_step import ServerState, with_statistics
+
+OURS = ("fraction_train", "fraction_evaluate", "min_train_nodes", "min_evaluate_nodes", "min_available_nodes")
+"""Options of Flower's strategies in whose place `[cohort]` and `[evaluate]` stand."""
+CURRENT = "current_arrays"
+"""Attribute in which Flower's strategies remember the global parameters; `configure_train` sets it."""
+
+
+@dataclass(frozen=True)
+class _Nodes:
+    """A Grid of as many nodes as a strategy waits for; what it would send to them is dropped."""
+
+    count: int
+
+    def get_node_ids(self) -> Iterable[int]:
+        return range(self.count)
+
+
+def method_of(strategy: Strategy, target: str, options: Mapping[str, object]) -> Method:
+    """The method of a run whose config names a strategy of Flower.
+
+    Raises:
+        UserError: an option of the strategy that has no effect here.
+    """
+    if idle := [key for key in options if key in OURS]:
+        raise UserError(f"strategy.{idle[0]}: has no effect on {target!r}; needed: cohort.size, evaluate.clients")
+    rule = FlowerRule(strategy, target)
+    return Method(aggregate=rule.aggregate, optimise=rule.optimise)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Flower logs lines in every round, which our log says too."""
+    log = logging.getLogger("flwr")
+    level = log.level
+    log.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+
+
+@dataclass
+class FlowerRule:
+    """Aggregation by a strategy of Flower; what it remembers is the memory of the server, so that it is saved and resumed."""
+
+    strategy: Strategy
+    target: str
+    _memory: Params = field(default_factory=dict)
+
+    def aggregate(self, state: ServerState, updates: Iterable[Update]) -> Params:
+        """Aggregate the updates of a round by the strategy.
+
+        Raises:
+            UserError: the strategy raised, needs clients of its own, or keeps something that a checkpoint cannot hold.
+        """
+        schema, shown = state.schema, parameters(state.schema)
+        old = schema.flat(state.params)
+        statistics, replies = Sums.zeros(schema), []
+        for update in updates:
+            statistics.add(update)
+            values = schema.flat(update.params)
+            if update.mask is not None:
+                values = values.clone()
+                sent = schema.flat_mask(update.mask)
+                values[: len(sent)] = torch.where(sent, values[: len(sent)], old[: len(sent)])
+            replies.append(_reply(schema.view(values), shown.names, update))
+        if not replies:
+            return state.params
+        given = _record({name: state.params[name] for name in shown.names})
+        self._restore(state.memory)
+        before = dict(vars(self.strategy))
+        try:
+            with _quiet():
+                found = self._called(state.round + 1, given, replies)
+        except Exception as error:  # Flower's or the user's own, whatever it is
+            if isinstance(error, UserError):
+                raise
+            raise UserError(
+                f"strategy = {self.target!r}: round {state.round + 1}: it raised {error_line(error)}"
+            ) from error
+        self._memory = self._kept(before)
+        if found is None or set(found) != set(shown.names):
+            raise UserError(f"strategy = {self.target!r}: it returned no parameters by the model's names")
+        averaged = mean(state, [Update(schema.view(statistics.total.div(statistics.weight).float()), 1)])
+        made = {name: torch.from_numpy(np.array(found[name].numpy(), dtype=np.float32)) for name in shown.names}
+        return with_statistics(schema, schema.flat({**averaged, **made}), averaged)
+
+    def optimise(self, state: ServerState, aggregated: Params) -> tuple[Params, Params]:
+        """Take what `aggregate` made, with what the strategy remembers now."""
+        return aggregated, self._memory
+
+    def _called(self, number: int, given: ArrayRecord, replies: list[Message]) -> ArrayRecord | None:
+        config = ConfigRecord()
+        awaited = max(int(getattr(self.strategy, key, 1)) for key in OURS if key.startswith("min_"))
+        self.strategy.configure_train(number, given, config, cast(Grid, _Nodes(awaited)))
+        if foreign := sorted(set(config) - {"server-round"}):
+            raise UserError(
+                f"strategy = {self.target!r}: tells its clients {foreign[0]!r}, which clients here do not read; needed: a "
+                "client with that option, for instance clients.presets:fedprox with client.mu"
+            )
+        return self.strategy.aggregate_train(number, replies)[0]
+
+    def _kept(self, before: Mapping[str, object]) -> Params:
+        """What the strategy remembers, as tensors by name.
+
+        Raises:
+            UserError: something that changed in this round and is no number or array.
+        """
+        made: Params = {}
+        for name, value in vars(self.strategy).items():
+            if name == CURRENT or isinstance(value, (bool, str)):
+                continue
+            entries = _entries(value)
+            if entries is not None:
+                made |= {f"{name}.{key}" if key else name: torch.from_numpy(np.array(v)) for key, v in entries.items()}
+            elif value is not before.get(name):
+                raise UserError(
+                    f"strategy = {self.target!r}: keeps {name!r} as {type(value).__name__}, which a checkpoint cannot hold"
+                )
+        return made
+
+    def _restore(self, memory: Params) -> None:
+        """Give the strategy what it remembered after the last round."""
+        if CURRENT in vars(self.strategy):
+            vars(self.strategy)[CURRENT] = None
+        tables: dict[str, dict[str, Tensor]] = {}
+        for name, value in memory.items():
+            attribute, dot, key = name.partition(".")
+            if dot:
+                tables.setdefault(attribute, {})[key] = value
+            else:
+                own = value.numpy()
+                vars(self.strategy)[attribute] = own.item() if own.ndim == 0 else own.copy()
+        for attribute, entries in tables.items():
+            arrays = {key: value.numpy().copy() for key, value in entries.items()}
+            places = all(key.startswith("#") for key in arrays)
+            vars(self.strategy)[attribute] = [arrays[key] for key in sorted(arrays)] if places else arrays
+
+
+def _entries(value: object) -> dict[str, object] | None:
+    """A number or array under no key, a dict or list of arrays by key or place; None for anything else."""
+    if isinstance(value, (int, float, np.ndarray)):
+        return {"": value}
+    if isinstance(value, dict) and value and all(isinstance(v, np.ndarray) for v in value.values()):
+        return {str(key): each for key, each in value.items()}
+    if isinstance(value, list) and value and all(isinstance(v, np.ndarray) for v in value):
+        return {f"#{place:06}": each for place, each in enumerate(value)}
+    return None
+
+
+def _record(params: Params) -> ArrayRecord:
+    return ArrayRecord({name: Array(value.numpy().copy()) for name, value in params.items()})
+
+
+def _reply(params: Params, names: Iterable[str], update: Update) -> Message:
+    """An update as the reply that Flower's strategies read."""
+    arrays = _record({name: params[name] for name in names})
+    metrics = MetricRecord({**update.metrics, NUM_EXAMPLES: update.num_examples})
+    return Message(RecordDict({"arrays": arrays, "metrics": metrics}), 0, MessageType.TRAIN)

@@ -1,0 +1,59 @@
+"""Flower's own strategies over our payloads: their equations, their memory, and what of them cannot work here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from federation import same
+from interruption import KillAfter, Killed
+from softmax_federation import Array, experiment, joined, weighted
+
+from fl_sim import Report, UserError, run
+from fl_sim.simulation import resume
+from fl_sim.simulation.federation import Federation
+
+FLOWER = "strategy.target=flwr.serverapp.strategy:"
+
+
+def cohorts(report: Report) -> list[list[int]]:
+    rows, clients = report.ledger.column("round"), report.ledger.column("client")
+    return [sorted(set(clients[rows == number].tolist())) for number in range(1, 5)]
+
+
+def test_fedadam_of_flower_is_adam_with_bias_correction_over_our_payloads(tmp_path: Path) -> None:
+    asked = experiment(tmp_path, f"{FLOWER}FedAdam", "strategy.eta=0.05", "strategy.beta_2=0.9")
+    report, w = run(asked, quiet=True), joined(Federation.build(asked, quiet=True).first.start)
+    m, v = np.zeros_like(w), np.zeros_like(w)
+    for number, cohort in enumerate(cohorts(report), start=1):
+        delta: Array = weighted(w, cohort) - w
+        m, v = 0.9 * m + 0.1 * delta, 0.9 * v + 0.1 * delta**2
+        rate = 0.05 * np.sqrt(1 - 0.9 ** (number + 1)) / (1 - 0.9 ** (number + 1))
+        w = w + rate * m / (np.sqrt(v) + 1e-3)
+    np.testing.assert_allclose(joined(report.params), w, atol=2e-5)
+    assert report.ledger.sent == run(experiment(tmp_path / "fedavg"), quiet=True).ledger.sent, "FedAvg's bytes"
+
+
+@pytest.mark.parametrize("name", ["FedAvgM", "FedYogi"])
+def test_what_a_strategy_remembers_is_saved_and_resumed(name: str, tmp_path: Path) -> None:
+    options = (f"{FLOWER}{name}", *(["strategy.server_momentum=0.9"] if name == "FedAvgM" else []))
+    whole = run(experiment(tmp_path / "whole", *options), quiet=True)
+    with pytest.raises(Killed):
+        run(experiment(tmp_path / "parts", *options), KillAfter(2, 1))
+    same(whole, resume(experiment(tmp_path / "parts", *options), quiet=True))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("FedAvg", "strategy.fraction_train=0.5"), r"strategy\.fraction_train: has no effect .* needed: cohort\.size"),
+        (("FedProx", "strategy.proximal_mu=0.1"), "tells its clients 'proximal-mu', which clients here do not read"),
+        (("FedAdam", "strategy.gamma=0.1"), "has no option 'gamma'"),
+        (("FedXgbBagging",), "round 1: it raised"),
+    ],
+)
+def test_what_cannot_work_is_one_line(options: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=said) as caught:
+        run(experiment(tmp_path, FLOWER + options[0], *options[1:]), quiet=True)
+    assert "\n" not in str(caught.value)

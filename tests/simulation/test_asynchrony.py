@@ -101,6 +101,17 @@ def test_any_number_of_workers_gives_the_same(
     same(run(of_kind(tmp_path, kind, "engine=workers", f"workers.count={workers}")), whole[kind])
 
 
+def test_clients_of_several_rounds_are_no_batch(tmp_path: Path) -> None:
+    """The cohort engine trains clients with one learning rate, which rises from step to step here."""
+    kind = ("schedule.kind=fedbuff", "schedule.buffer=3", "schedule.concurrency=6", "network.dropout=0")
+    rises = ("training.warmup=5", "checkpoint.every=0")
+    inline = run(experiment(tmp_path / "inline", *kind, *rises))
+    batched = run(experiment(tmp_path / "cohort", *kind, *rises, "engine=cohort"))
+    assert inline.ledger.to_table().equals(batched.ledger.to_table())
+    assert inline.rounds[-1]["staleness_max"] > 0
+    assert all(torch.allclose(inline.params[name], batched.params[name], atol=1e-5) for name in inline.params)
+
+
 def test_a_byte_budget_holds_between_steps_too(tmp_path: Path, whole: dict[str, Report]) -> None:
     row = whole["fedbuff"].rounds[2]
     budget = (row["uplink_bytes"] + row["downlink_bytes"]) / 1e6

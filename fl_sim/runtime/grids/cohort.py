@@ -6,6 +6,7 @@ the steps themselves are taken together. What cannot be batched runs one client 
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -83,7 +84,10 @@ class CohortGrid(LocalGrid):
         at = 0
         while at < len(messages):
             host = self._hosts(self.contexts[messages[at].metadata.dst_node_id])
-            part = messages[at : at + self._size(host)]
+            # A batch has one learning rate and one setting, those of its round: without rounds, tasks of several may be here.
+            number = messages[at].metadata.group_id
+            sized = messages[at : at + self._size(host)]
+            part = list(itertools.takewhile(lambda message, n=number: message.metadata.group_id == n, sized))
             yield from self._train_together(part)
             at += len(part)
 

@@ -1,4 +1,4 @@
-"""Masks as bytes. Six ways; the encoder takes the smallest for the mask at hand.
+"""Masks as bytes. Seven ways; the encoder takes the smallest for the mask at hand.
 
 | mode  | codes                                                       | wins for                              |
 |-------|-------------------------------------------------------------|---------------------------------------|
@@ -8,8 +8,10 @@
 | split | the bits where the held mask is set, then those where not   | a few swaps against a sparse mask     |
 | xor   | the bits that differ from the held mask                     | a few swaps against a dense mask      |
 | gaps  | distances between ones, by power-of-two class               | clustered masks of top-k updates      |
+| contexts | each bit given its row, channel, kernel and neighbours   | the same, in fewer bytes, not as fast |
 
-All but `held` start with the number of ones of every coded segment (LEB128), from which both ends build their models.
+`contexts` takes some ten times as long as the others and is tried only where it is asked for. All
+but `held` start with the number of ones of every coded segment (LEB128), from which both ends build their models.
 """
 
 from __future__ import annotations
@@ -21,13 +23,13 @@ import numpy as np
 import xxhash
 from torch import Tensor
 
-from fl_sim.codecs import bits, gap_coding
+from fl_sim.codecs import bits, context_coding, gap_coding
 from fl_sim.codecs.bits import Bits, Reader, floor_bits
 from fl_sim.codecs.errors import CorruptPayload
 from fl_sim.core.types import FlatMask, Mask
 
-Layout = tuple[tuple[int, int], ...]
-"""(rows, elements) of each prunable tensor; rows = output channels."""
+Layout = tuple[tuple[int, int, int], ...]
+"""(rows, elements, elements of a kernel) of each prunable tensor; rows = output channels."""
 
 
 def mask_hash(mask: Mask) -> bytes:
@@ -42,7 +44,7 @@ def flat_hash(flat: Tensor) -> bytes:
 
 def _tensors(flat: Bits, layout: Layout) -> Iterator[Bits]:
     at = 0
-    for _, size in layout:
+    for _, size, _ in layout:
         yield flat[at : at + size]
         at += size
 
@@ -74,7 +76,7 @@ def _whole_decode(reader: Reader, layout: Layout, held: Bits | None) -> Bits:
 
 
 def _whole_segments(reader: Reader, layout: Layout, held: Bits | None) -> Iterator[tuple[int, int]]:
-    return ((_count(reader, size), size) for _, size in layout)
+    return ((_count(reader, size), size) for _, size, _ in layout)
 
 
 # -- rows --------------------------------------------------------------------------------------------------------------
@@ -89,7 +91,7 @@ def _row_parts(part: Bits, rows: int) -> tuple[Bits, Bits, Bits]:
 
 
 def _rows_encode(flat: Bits, layout: Layout, held: Bits | None) -> bytes:
-    parts = [_row_parts(p, rows) for p, (rows, size) in zip(_tensors(flat, layout), layout, strict=True) if size]
+    parts = [_row_parts(p, rows) for p, (rows, size, _) in zip(_tensors(flat, layout), layout, strict=True) if size]
     live_counts, live_words = bits.encode(live for live, _, _ in parts)
     full = sum(int(np.count_nonzero(full)) for _, full, _ in parts)
     if full == sum(len(full) for _, full, _ in parts):
@@ -106,7 +108,7 @@ def _rows_counts(reader: Reader, layout: Layout) -> list[RowCounts]:
 
     Channel masks have full rows only: one number says so, and nothing more is counted. Otherwise all counts follow.
     """
-    tensors = [(rows, size) for rows, size in layout if size]
+    tensors = [(rows, size) for rows, size, _ in layout if size]
     live = [reader.varint(rows) for rows, _ in tensors]
     if reader.varint(sum(live)) == sum(live):
         return [((k, rows), (k, k), (0, 0)) for k, (rows, _) in zip(live, tensors, strict=True)]
@@ -123,7 +125,7 @@ def _rows_decode(reader: Reader, layout: Layout, held: Bits | None) -> Bits:
     segments = list(_rows_segments(reader, layout, held))
     decoded = bits.decode(reader.rest(), segments)
     parts = []
-    tensors = (entry for entry in layout if entry[1])
+    tensors = (entry[:2] for entry in layout if entry[1])
     for (rows, size), live, full, mixed in zip(tensors, decoded[0::3], decoded[1::3], decoded[2::3], strict=True):
         table = np.zeros((rows, size // rows), dtype=np.bool_)
         chosen = np.flatnonzero(live)
@@ -196,11 +198,34 @@ def _gaps_encode(flat: Bits, layout: Layout, held: Bits | None) -> bytes:
 
 
 def _gaps_decode(reader: Reader, layout: Layout, held: Bits | None) -> Bits:
-    ones = [_count(reader, size) for _, size in layout]
-    flat = gap_coding.decode(reader, size=sum(size for _, size in layout), ones=sum(ones))
+    ones = [_count(reader, size) for _, size, _ in layout]
+    flat = gap_coding.decode(reader, size=sum(size for _, size, _ in layout), ones=sum(ones))
     if [int(np.count_nonzero(part)) for part in _tensors(flat, layout)] != ones:
         raise CorruptPayload("gaps do not land in the tensors they say")
     return flat
+
+
+# -- contexts ----------------------------------------------------------------------------------------------------------
+
+
+def _shapes(layout: Layout) -> context_coding.Shapes:
+    return tuple((rows, size // (rows * kernel) if size else 0, kernel) for rows, size, kernel in layout)
+
+
+def smaller(flat: Bits, layout: Layout, than: int) -> bytes | None:
+    """The mask in mode `contexts` if that takes less than so many bytes, else None."""
+    return context_coding.encode(flat, _shapes(layout), than - 1) if than else None
+
+
+def _contexts_encode(flat: Bits, layout: Layout, held: Bits | None) -> bytes:
+    # Half a byte a bit and some for each tensor: more than the coder can write.
+    code = context_coding.encode(flat, _shapes(layout), 4 * len(flat) + 16 * len(layout) + 16)
+    assert code is not None
+    return code
+
+
+def _contexts_decode(reader: Reader, layout: Layout, held: Bits | None) -> Bits:
+    return context_coding.decode(reader, _shapes(layout))
 
 
 # -- the table, and the choice -----------------------------------------------------------------------------------------
@@ -224,12 +249,14 @@ class Mode:
     segments: Callable[[Reader, Layout, Bits | None], Iterator[tuple[int, int]]]
 
 
+CONTEXTS = "contexts"
 MODES: Mapping[str, Mode] = {
     "whole": Mode(2, False, _whole_encode, _whole_decode, _whole_segments),
     "rows": Mode(3, False, _rows_encode, _rows_decode, _rows_segments),
     "split": Mode(4, True, _split_encode, _split_decode, _split_segments),
     "xor": Mode(5, True, _xor_encode, _xor_decode, _whole_segments),
     "gaps": Mode(6, False, _gaps_encode, _gaps_decode, _whole_segments),
+    CONTEXTS: Mode(7, False, _contexts_encode, _contexts_decode, _whole_segments),
 }
 
 
@@ -237,7 +264,7 @@ def choose(flat: Bits, layout: Layout, held: Bits | None) -> str:
     """The mode with the fewest predicted bytes; predictions need popcounts only, gaps a histogram."""
     tensors = list(_tensors(flat, layout))
     ones = [int(np.count_nonzero(part)) for part in tensors]
-    sizes = [size for _, size in layout]
+    sizes = [size for _, size, _ in layout]
     costs = {"whole": _cost(zip(ones, sizes, strict=True))}
     costs["rows"] = _rows_cost(tensors, ones, layout)
     if held is not None:
@@ -261,7 +288,7 @@ def _clustered(flat: Bits, ones: list[int], sizes: list[int]) -> bool:
 
 def _rows_cost(tensors: list[Bits], ones: list[int], layout: Layout) -> float:
     total, useful = 0.0, False
-    for part, k, (rows, size) in zip(tensors, ones, layout, strict=True):
+    for part, k, (rows, size, _) in zip(tensors, ones, layout, strict=True):
         if size:
             table, width = part.reshape(rows, -1), size // rows
             live, full = int(np.count_nonzero(table.any(axis=1))), int(np.count_nonzero(table.all(axis=1)))

@@ -54,7 +54,7 @@ TYPES = {**BY_ID, Mixed.id: MIXED}
 def _layout(schema: Schema) -> Layout:
     count = len(schema.prunable)
     return tuple(
-        (shape[0] if len(shape) else 1, size)
+        (shape[0] if len(shape) else 1, size, shape[2:].numel())
         for shape, size in zip(schema.shapes[:count], schema.numels[:count], strict=True)
     )
 
@@ -68,6 +68,7 @@ def encode(
     values: str | Sequence[str] = "float32",
     seed: int = 0,
     base: Params | None = None,
+    contexts: bool = False,
 ) -> bytes:
     """Encode parameters.
 
@@ -80,6 +81,7 @@ def encode(
             other dtypes travel exactly, whatever the value type; a run has none, because its entries travel as float32.
         seed: feeds the stochastic rounding of integers.
         base: the model that the receiver holds, bit for bit, for the value types that code against it.
+        contexts: whether the mask is also coded in contexts, which takes longer, and sent so where that is smaller.
 
     Raises:
         ValueError: NaN or infinity (named), a value beyond the value type's range, a name or shape not in the schema, or a
@@ -91,7 +93,7 @@ def encode(
     known = HeldModel.of(base, alive, schema) if relative and base is not None else None
     coder = _coder(values, alive, schema, known) if isinstance(values, str) else _mixed(alive, schema, known, types)
     before = None if held_mask is None else schema.flat_mask(held_mask)
-    mode, mask_bytes = _encode_mask(alive, before, schema)
+    mode, mask_bytes = _encode_mask(alive, before, schema, contexts)
     head = HEAD.pack(MAGIC, VERSION, coder.id, mode, 0 if known is None else AGAINST_BASE, schema.hash)
     if before is not None and _is_relative(mode):
         head += mask_coding.flat_hash(before)
@@ -158,7 +160,7 @@ def _coder(values: str, alive: Tensor | None, schema: Schema, known: HeldModel |
     return fitted(values, _counts(alive, schema), None if known is None else known.sent)
 
 
-def _encode_mask(alive: Tensor | None, before: Tensor | None, schema: Schema) -> tuple[int, bytes]:
+def _encode_mask(alive: Tensor | None, before: Tensor | None, schema: Schema, contexts: bool) -> tuple[int, bytes]:
     if alive is None:
         return NONE, b""
     if before is not None and torch.equal(alive, before):
@@ -166,7 +168,10 @@ def _encode_mask(alive: Tensor | None, before: Tensor | None, schema: Schema) ->
     flat, held = alive.numpy(), None if before is None else before.numpy()
     layout = _layout(schema)
     name = mask_coding.choose(flat, layout, held)
-    return MODES[name].id, MODES[name].encode(flat, layout, held)
+    data = MODES[name].encode(flat, layout, held)
+    if contexts and (smaller := mask_coding.smaller(flat, layout, len(data))) is not None:
+        return MODES[mask_coding.CONTEXTS].id, smaller
+    return MODES[name].id, data
 
 
 @dataclass(frozen=True)

@@ -63,23 +63,31 @@ CONTENTS: Mapping[str, Content] = {
 }
 
 
+MASK_CODINGS: Mapping[str, bool] = {"fast": False, "smallest": True}
+"""How masks are coded -> whether contexts are tried."""
+
+
 @dataclass(frozen=True)
 class Coding:
-    """Encoding of one direction: the value type (`fl_sim.codecs.VALUES`) and the meaning of the values (`CONTENTS`).
+    """Encoding of one direction: the value type (`fl_sim.codecs.VALUES`), the meaning of the values (`CONTENTS`), masks.
 
     Attributes:
         values: value type: float32, float32-zstd, float32-delta, float16, float16-delta, bfloat16, bfloat16-delta, int8, int4,
             int2, sign, top25-int8, top10-int8, top10-ternary, top1-ternary.
         content: "parameters", or their "difference" to the model that the receiver holds.
+        masks: how masks are coded: "fast", or "smallest", which also tries contexts: for clustered masks of top-k updates, at
+            some 200 MB of model a second.
     """
 
     values: str = "float32"
     content: str = "parameters"
+    masks: str = "fast"
 
     def __post_init__(self) -> None:
         for what, value, allowed in (
             ("values", self.values, codecs.VALUES),
             ("content", self.content, CONTENTS),
+            ("masks", self.masks, MASK_CODINGS),
         ):
             if value not in allowed:
                 raise UserError(f"wire: unknown {what} {value!r}; allowed: {', '.join(allowed)}")
@@ -119,6 +127,7 @@ class Coding:
             values=types or self.values,
             seed=seed,
             base=reference,
+            contexts=MASK_CODINGS[self.masks],
         )
 
     def decode(

@@ -26,7 +26,7 @@ from fl_sim.codecs import CorruptPayload, Opened, Schema
 from fl_sim.codecs.sections import is_extra
 from fl_sim.communication.ledger import Ledger
 from fl_sim.communication.mask_log import Bits
-from fl_sim.communication.messages import CONTENTS, Coding, Exchange
+from fl_sim.communication.messages import CONTENTS, MASK_CODINGS, Coding, Exchange
 from fl_sim.communication.payload_log import Recorded, read_round, recorded_files
 from fl_sim.core.lookup import find
 from fl_sim.core.seeding import Purpose, derive
@@ -196,7 +196,14 @@ class _Round:
             if was.content != new.content:
                 values = schema.view(_meaning(schema.flat(values), schema.flat(reference), was.content, new.content))
             data = codecs.encode(
-                values, mask, schema=schema, held_mask=held, values=new.values, seed=seed, base=reference
+                values,
+                mask,
+                schema=schema,
+                held_mask=held,
+                values=new.values,
+                seed=seed,
+                base=reference,
+                contexts=MASK_CODINGS[new.masks],
             )
             after = dict(codecs.describe(data, schema=schema, held_mask=held).sections)
         return _Encoded(before, self._with_mask(after, payload), params)

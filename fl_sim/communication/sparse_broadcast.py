@@ -44,20 +44,22 @@ class SparseBroadcast:
         density: share of the prunable weights whose change is sent in a round, above 0 and at most 1; the largest changes
             over all layers.
         values: value type of the changes, as in `[wire.uplink]`.
+        masks: how it is coded which weights change, as in `[wire.uplink]`.
     """
 
     density: float = 0.1
     values: str = "float32"
+    masks: str = "fast"
 
     def __post_init__(self) -> None:
         if not 0 < self.density <= 1:
             raise UserError(f"wire.broadcast.density = {self.density}: must be above 0 and at most 1")
-        Coding(self.values)
+        Coding(self.values, masks=self.masks)
 
     @property
     def coding(self) -> Coding:
         """Of the published changes; types that code against the held model do so without a difference."""
-        return Coding(self.values, "parameters" if codecs.is_relative(self.values) else "difference")
+        return Coding(self.values, "parameters" if codecs.is_relative(self.values) else "difference", self.masks)
 
 
 @dataclass(frozen=True)

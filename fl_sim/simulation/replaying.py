@@ -13,7 +13,7 @@ from fl_sim.core.types import UserError
 from fl_sim.report import Report
 from fl_sim.simulation.federation import Federation
 
-KEYS = tuple(f"wire.{way}.{key}" for way in ("uplink", "downlink") for key in ("values", "content"))
+KEYS = tuple(f"wire.{way}.{key}" for way in ("uplink", "downlink") for key in ("values", "content", "masks"))
 """Keys of the config that a replay may change."""
 
 

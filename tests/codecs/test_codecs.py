@@ -160,6 +160,29 @@ def test_clustered_masks_go_below_the_floor_of_independent_bits() -> None:
     assert mask_bytes(mask) < 0.9 * floor_bytes(mask)
 
 
+@pytest.mark.parametrize("density", [0.02, 0.1])
+def test_contexts_are_smaller_for_masks_of_kernels_and_never_larger(density: float) -> None:
+    shapes = payloads.resnet_shapes(8)
+    params = payloads.params_of(shapes)
+    schema = Schema.of(params, shapes)
+    for mask, ratio in ((payloads.kernels(shapes, density), 0.9), (payloads.bernoulli(shapes, density), 1.0)):
+        sizes, modes = [], []
+        for contexts in (False, True):
+            described = describe(encode(params, mask, schema=schema, contexts=contexts), schema=schema)
+            sizes.append(described.sections["mask"])
+            modes.append(described.mask_mode)
+        assert sizes[1] <= ratio * sizes[0]
+        assert (modes[1] == "contexts") == (sizes[1] < sizes[0])
+
+
+def test_contexts_of_a_mask_that_is_held_cost_nothing() -> None:
+    mask = payloads.bernoulli(payloads.SMALL, 0.3)
+    params = payloads.params_of(payloads.SMALL)
+    schema = Schema.of(params, params)
+    data = encode(params, mask, schema=schema, held_mask=mask, contexts=True)
+    assert describe(data, schema=schema, held_mask=mask).mask_mode == "held"
+
+
 def test_dense_payloads_have_one_size_and_no_overhead_per_tensor() -> None:
     shapes = payloads.resnet_shapes()
     sizes = set()

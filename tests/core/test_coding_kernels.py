@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fl_sim.codecs import context_coding
 from fl_sim.core import kernels
-from fl_sim.core.kernels import coding
-from fl_sim.core.kernels import coding_reference as reference
+from fl_sim.core.kernels import coding, coding_reference, mask_reference
 
+reference = SimpleNamespace(**{**vars(coding_reference), **vars(mask_reference)})
 FORMS = (coding, reference)
 
 
@@ -143,3 +146,59 @@ def test_other_element_types_are_refused() -> None:
         coding.count_symbols(np.zeros(3, np.int16), np.zeros(3, np.uint8), np.zeros(256, np.int64))
     with pytest.raises((BufferError, ValueError), match="contiguous"):
         coding.pack_bits(np.zeros(3, np.uint32)[::2], np.zeros(2, np.uint8), np.zeros(9, np.uint8))
+
+
+@given(
+    shapes=st.lists(st.tuples(st.integers(0, 5), st.integers(0, 4), st.sampled_from([1, 3, 9])), max_size=3),
+    density=st.sampled_from([0.0, 0.02, 0.3, 1.0]),
+    seed=st.integers(0, 99),
+)
+@settings(deadline=None, max_examples=40)
+def test_masks_come_back_from_the_same_bytes(shapes, density: float, seed: int) -> None:
+    squash, stretch = context_coding._logistic()
+    sizes = [int(np.prod(shape)) for shape in shapes]
+    bits = (np.random.default_rng(seed).random(sum(sizes)) < density).astype(np.uint8)
+    ones = np.array([part.sum() for part in np.split(bits, np.cumsum(sizes)[:-1])] if sizes else [], np.int64)
+    told, codes = np.array(shapes, np.int64).reshape(-1), []
+    for form in FORMS:
+        out = np.zeros(4 * len(bits) + 9, np.uint8)
+        codes.append(out[: form.mask_encode(bits, told, ones, squash, stretch, out)])
+        assert form.mask_encode(bits, told, ones, squash, stretch, out[: len(codes[-1])]) == len(codes[-1])
+        assert form.mask_encode(bits, told, ones, squash, stretch, out[: len(codes[-1]) - 1]) == -1
+    assert codes[0].tobytes() == codes[1].tobytes()
+    partly = np.concatenate([np.full(n, 0 < k < n) for n, k in zip(sizes, ones.tolist(), strict=True)] or [bits > 1])
+    for form in FORMS:
+        back = np.zeros(len(bits), np.uint8)
+        assert form.mask_decode(codes[0], told, ones, squash, stretch, back) == 1
+        assert back.tolist() == (bits * partly).tolist()
+        assert form.mask_decode(codes[0][:-1], told, ones, squash, stretch, back) == 0
+        assert form.mask_decode(np.append(codes[0], np.uint8(0)), told, ones, squash, stretch, back) == 0
+
+
+@pytest.mark.parametrize("form", FORMS, ids=["chosen", "NumPy"])
+def test_masks_that_do_not_fit_their_shapes_are_refused(form) -> None:
+    squash, stretch = context_coding._logistic()
+    bits, out = np.zeros(6, np.uint8), np.zeros(99, np.uint8)
+    for shape, ones in (
+        ([2, 3], [1]),
+        ([2, 3, 2], [1]),
+        ([-2, -3, 1], [1]),
+        ([2, 3, 1], [7]),
+        ([2**40, 2**40, 0], [0]),
+    ):
+        given = np.array(shape, np.int64), np.array(ones, np.int64)
+        with pytest.raises(ValueError):
+            form.mask_encode(bits, *given, squash, stretch, out)
+        with pytest.raises(ValueError):
+            form.mask_decode(out, *given, squash, stretch, bits)
+    with pytest.raises(ValueError):
+        form.mask_encode(bits, np.array([2, 3, 1]), np.array([1]), squash[1:], stretch, out)
+
+
+def test_the_logistic_function_and_its_inverse_are_those_of_mathematics() -> None:
+    squash, stretch = context_coding._logistic()
+    logits = np.arange(-3072, 3073) / 256
+    assert np.abs(squash - (65536 / (1 + np.exp(-logits))).clip(1, 65535)).max() <= 1
+    missed = squash[stretch + 3072].astype(np.int64) - (16 * np.arange(4096) + 8)
+    assert missed.min() >= 0
+    assert missed.max() <= 64  # a step of the logit where the function is steepest

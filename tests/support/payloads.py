@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -69,6 +69,18 @@ def clustered(shapes: Mapping[str, torch.Size], density: float, *, seed: int = 0
     return made
 
 
+def kernels(shapes: Mapping[str, torch.Size], density: float, *, seed: int = 0) -> Mask:
+    """Ones in whole kernels of a convolution, of rows and channels that differ in how many they have."""
+    rng = np.random.default_rng(seed)
+    made = {}
+    for name, shape in shapes.items():
+        rows, channels = rng.exponential(size=(shape[0], 1)), rng.exponential(size=(1, shape[1]))
+        live = torch.from_numpy(rng.random(tuple(shape[:2])) < density * rows * channels)
+        inside = torch.from_numpy(rng.random(tuple(shape)) < 0.9)
+        made[name] = inside & live.view(*shape[:2], *[1] * (len(shape) - 2))
+    return made
+
+
 def swapped(mask: Mask, share: float, *, seed: int = 0) -> Mask:
     """The same mask with a share of its ones moved elsewhere."""
     rng = np.random.default_rng(seed)
@@ -102,6 +114,7 @@ class Case:
     values: str | tuple[str, ...]
     schema: Schema
     base: Params | None = None
+    contexts: bool = False
 
     def encode(self) -> bytes:
         return encode(
@@ -112,6 +125,7 @@ class Case:
             values=self.values,
             seed=7,
             base=self.base,
+            contexts=self.contexts,
         )
 
     def decode(self, data: bytes) -> tuple[Params, Mask | None]:
@@ -140,6 +154,7 @@ MODES: Mapping[str, Callable[[], Case]] = {
     "split": lambda: case(swapped(bernoulli(SMALL, 0.1), 0.3), held_mask=bernoulli(SMALL, 0.1)),
     "xor": lambda: case(swapped(bernoulli(SMALL, 0.5), 0.02), held_mask=bernoulli(SMALL, 0.5)),
     "gaps": lambda: case(clustered(SMALL, 0.1)),
+    "contexts": lambda: replace(case(kernels(SMALL, 0.1)), contexts=True),
 }
 CASES: Mapping[str, Callable[[], Case]] = {
     **MODES,

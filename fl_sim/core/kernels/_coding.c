@@ -1,7 +1,9 @@
-/* The innermost loops of the codecs; `coding_reference.py` says what they compute. All arithmetic is on integers. */
+/* The innermost loops of the codecs; `coding_reference.py` and `mask_reference.py` say what they compute. All arithmetic is on
+   integers. */
 
-#define EXPECTED "bytes as uint8, tables and words as uint16, floats' bits and extra bits as uint32, counts as int64"
+#define EXPECTED "bytes as uint8, tables as uint16 or int16, bits of floats as uint32, counts and shapes as int64"
 #include "_buffers.h"
+#include "_mask_model.h"
 
 enum { SYMBOLS = 256, CONTEXTS = 64, LANES = 256, LOWEST = 1 << 16 };
 
@@ -415,10 +417,108 @@ static PyObject *float_join(PyObject *Py_UNUSED(module), PyObject *args)
     return done(&all);
 }
 
+/* ---- masks ---- */
+
+/* Take bits, shapes, ones and tables; -1 with an exception set where they do not fit each other. */
+static int take_mask(Buffers *all, Model *model, PyObject *const *given, int flags)
+{
+    if (take(all, given[0], 'B', flags) < 0 || take(all, given[1], 'q', 0) < 0 || take(all, given[2], 'q', 0) < 0 ||
+        take(all, given[3], 'H', 0) < 0 || take(all, given[4], 'h', 0) < 0)
+        return -1;
+    const Py_buffer *views = all->views;
+    *model = (Model){.shapes = views[1].buf, .ones = views[2].buf, .squash = views[3].buf, .stretch = views[4].buf,
+                     .tensors = length(&views[2])};
+    int64_t left = length(&views[0]);
+    int fits = length(&views[1]) == 3 * model->tensors;
+    for (Py_ssize_t t = 0; fits && t < model->tensors; t++) {
+        const int64_t *shape = model->shapes + 3 * t;
+        fits = shape[0] >= 0 && shape[1] >= 0 && shape[2] >= 0;
+        int64_t size = fits ? shape[0] : 0;
+        for (int i = 1; fits && i < 3; i++) {
+            fits = !size || shape[i] <= left / size;
+            size = fits ? size * shape[i] : 0;
+        }
+        fits = fits && size <= left && model->ones[t] >= 0 && model->ones[t] <= size;
+        left -= size;
+    }
+    if (!fits || left) {
+        PyErr_SetString(PyExc_ValueError, "three numbers and a count for each tensor, and as many bits as they say");
+        return -1;
+    }
+    if (length(&views[3]) != 2 * SPAN + 1 || length(&views[4]) != STEPS) {
+        PyErr_SetString(PyExc_ValueError, "tables of another length");
+        return -1;
+    }
+    return 0;
+}
+
+static PyObject *mask_encode(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    PyObject *given[5], *out;
+    Model model;
+    Buffers all = {.taken = 0};
+    Py_ssize_t size = -1;
+    if (!PyArg_ParseTuple(args, "OOOOOO:mask_encode", given, given + 1, given + 2, given + 3, given + 4, &out))
+        return NULL;
+    if (take_mask(&all, &model, given, 0) < 0 || take(&all, out, 'B', PyBUF_WRITABLE) < 0)
+        return done(&all);
+    /* The coder writes each bit back as it was. */
+    uint8_t *bits = PyMem_Malloc((size_t)length(&all.views[0]) + 1), *to = all.views[5].buf;
+    if (!bits)
+        PyErr_NoMemory();
+    else {
+        int wrong;
+        Coder coder = {.low = 0, .high = UINT32_MAX, .out = to, .end = to + length(&all.views[5])};
+        Py_BEGIN_ALLOW_THREADS
+        memcpy(bits, all.views[0].buf, (size_t)length(&all.views[0]));
+        wrong = code_mask(&model, &coder, bits);
+        Py_END_ALLOW_THREADS
+        if (wrong == -2)
+            PyErr_NoMemory();
+        else if (!wrong && coder.end - coder.out >= 4) {
+            for (int i = 0; i < 4; i++)
+                *coder.out++ = (uint8_t)(coder.low >> (24 - 8 * i));
+            size = coder.out - to;
+        }
+    }
+    PyMem_Free(bits);
+    return answer(&all, size);
+}
+
+static PyObject *mask_decode(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    PyObject *data, *given[5];
+    Model model;
+    Buffers all = {.taken = 0};
+    int fine = 0;
+    if (!PyArg_ParseTuple(args, "OOOOOO:mask_decode", &data, given + 1, given + 2, given + 3, given + 4, given))
+        return NULL;
+    if (take_mask(&all, &model, given, PyBUF_WRITABLE) < 0 || take(&all, data, 'B', 0) < 0)
+        return done(&all);
+    const uint8_t *from = all.views[5].buf;
+    const Py_ssize_t size = length(&all.views[5]);
+    if (size >= 4) {
+        int wrong;
+        Coder coder = {.low = 0, .high = UINT32_MAX, .in = from + 4, .end = from + size};
+        for (int i = 0; i < 4; i++)
+            coder.code = coder.code << 8 | from[i];
+        Py_BEGIN_ALLOW_THREADS
+        memset(all.views[0].buf, 0, (size_t)length(&all.views[0]));
+        wrong = code_mask(&model, &coder, all.views[0].buf);
+        Py_END_ALLOW_THREADS
+        if (wrong == -2)
+            PyErr_NoMemory();
+        fine = !wrong && coder.in == coder.end && coder.low == coder.code;
+    }
+    return answer(&all, fine);
+}
+
 static PyMethodDef methods[] = {
     {"count_symbols", count_symbols, METH_VARARGS, NULL},
     {"float_join", float_join, METH_VARARGS, NULL},
     {"float_split", float_split, METH_VARARGS, NULL},
+    {"mask_decode", mask_decode, METH_VARARGS, NULL},
+    {"mask_encode", mask_encode, METH_VARARGS, NULL},
     {"pack_bits", pack_bits, METH_VARARGS, NULL},
     {"rans_decode", rans_decode, METH_VARARGS, NULL},
     {"rans_encode", rans_encode, METH_VARARGS, NULL},

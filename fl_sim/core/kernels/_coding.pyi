@@ -5,3 +5,5 @@ from fl_sim.core.kernels.coding_reference import pack_bits as pack_bits
 from fl_sim.core.kernels.coding_reference import rans_decode as rans_decode
 from fl_sim.core.kernels.coding_reference import rans_encode as rans_encode
 from fl_sim.core.kernels.coding_reference import unpack_bits as unpack_bits
+from fl_sim.core.kernels.mask_reference import mask_decode as mask_decode
+from fl_sim.core.kernels.mask_reference import mask_encode as mask_encode

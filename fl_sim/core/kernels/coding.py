@@ -7,6 +7,8 @@ try:
         count_symbols,
         float_join,
         float_split,
+        mask_decode,
+        mask_encode,
         pack_bits,
         rans_decode,
         rans_encode,
@@ -24,6 +26,7 @@ except ImportError:
         rans_encode,
         unpack_bits,
     )
+    from fl_sim.core.kernels.mask_reference import mask_decode, mask_encode
 
     FORM = "NumPy"
 
@@ -32,6 +35,8 @@ __all__ = [
     "count_symbols",
     "float_join",
     "float_split",
+    "mask_decode",
+    "mask_encode",
     "pack_bits",
     "rans_decode",
     "rans_encode",

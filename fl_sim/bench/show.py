@@ -18,7 +18,7 @@ from rich.table import Table
 from fl_sim.core import kernels
 
 if TYPE_CHECKING:
-    from fl_sim.bench import additivity, asynchrony, codec, cohort, density, inference, pruning
+    from fl_sim.bench import additivity, asynchrony, codec, cohort, density, inference, pruning, recorded
     from fl_sim.bench import capacity_study as study
 
     Rows = Sequence[
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         | pruning.Row
         | additivity.Row
         | inference.Row
+        | recorded.Row
         | study.Row
     ]
 

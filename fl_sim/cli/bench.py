@@ -66,12 +66,27 @@ def cohort_(
 
 
 @bench.command()
-def codec(as_json: AS_JSON = False) -> None:
-    """Payload sizes against the entropy floor, and speeds, beside COO, bitmaps and npz."""
+def codec(
+    as_json: AS_JSON = False,
+    updates: Annotated[
+        Path | None,
+        typer.Option(help="folder of a run with wire.record_payloads = 1: its updates instead of drawn ones"),
+    ] = None,
+) -> None:
+    """Payload sizes against the entropy floor, and speeds, beside COO, bitmaps and npz.
+
+    Example: fl-sim bench codec --updates runs/quickstart-bc58d0c5
+    """
     from fl_sim.bench import codec as measured
     from fl_sim.bench.show import show_rows
 
-    show_rows(console, measured.measure(), as_json=as_json)
+    if updates is None:
+        show_rows(console, measured.measure(), as_json=as_json)
+        return
+    from fl_sim.bench import recorded
+    from fl_sim.report import Report
+
+    show_rows(console, recorded.measure(Report.load(updates)), as_json=as_json)
 
 
 @bench.command()

@@ -13,7 +13,8 @@ alone.
 from fl_sim.codecs.description import Description
 from fl_sim.codecs.errors import CorruptPayload
 from fl_sim.codecs.mask_coding import mask_hash
-from fl_sim.codecs.payload import Opened, decode, describe, encode, opened
+from fl_sim.codecs.payload import encode
+from fl_sim.codecs.payload_reading import Opened, decode, describe, opened
 from fl_sim.codecs.schema import Schema
 from fl_sim.codecs.tensor_coding import finite
 from fl_sim.codecs.value_coding import LOSSLESS, VALUES, is_relative

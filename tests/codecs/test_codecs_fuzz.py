@@ -12,7 +12,7 @@ import torch
 import xxhash
 
 from fl_sim.codecs import CorruptPayload, describe
-from fl_sim.codecs.payload import CHECK
+from fl_sim.codecs.payload_format import CHECK
 
 
 def repaired(data: bytearray) -> bytes:

@@ -27,7 +27,7 @@ with atheris.instrument_imports(include=["fl_sim"]):
 
     from fl_sim import Experiment, Report
     from fl_sim.codecs import CorruptPayload
-    from fl_sim.codecs.payload import CHECK
+    from fl_sim.codecs.payload_format import CHECK
     from fl_sim.communication.ledger import Ledger
     from fl_sim.communication.mask_log import MaskRecorder
     from fl_sim.core.types import UserError

@@ -93,7 +93,7 @@ def found(name: str, engine: str) -> list[object]:
     one_ray.start(engine)
     server, client = APPS[name]
     values: list[object] = []
-    run_apps(server(values), client, num_clients=CLIENTS, engine=engine)
+    run_apps(server(values), client, num_clients=CLIENTS, engine=engine, seed=0)
     return values
 
 

@@ -6,7 +6,7 @@ FL := $(BIN)/fl-sim
 
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo comparison comparison-tasks figures report-picture test test-all lint bench docs audit
+.PHONY: demo comparison comparison-tasks figures report-picture test test-all test-newest lint bench docs audit
 
 # What runs need; the tests' and linters' packages come on top, so that a first demo does not wait for them.
 $(VENV)/ready: pyproject.toml constraints.txt $(wildcard fl_sim/core/kernels/_*.[ch])

@@ -23,7 +23,7 @@ SLACK = 1.05
 """How many times a run's bytes a smaller dense model may move to be set beside it; what it moves more is in its favour."""
 SAME = ("data.source", "task")
 """Config keys that two runs must share, or their accuracies say nothing of each other."""
-HEADINGS = ("run", "MB", "parameters for its bytes", "width", "best dense run here for them", "its MB", "beyond it")
+HEADINGS = ("run", "MB", "parameters for its bytes", "width", "smaller dense run here", "its MB", "beyond it")
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,7 @@
     view.bar.value = run.round;
     const measured = last ? `, test ${run.metric} ${valued(run, last[1])} (round ${last[0]})` : "";
     const left = run.eta !== null && run.eta !== undefined ? `, about ${time(run.eta)} left` : "";
-    const failed = run.failed ? `, ${run.failed} clients failed in the last round` : "";
+    const failed = run.failed ? `, ${run.failed} client${run.failed === 1 ? "" : "s"} failed in the last round` : "";
     view.line.textContent = `round ${run.round} of ${run.rounds ?? "?"}${measured}${failed}, up ${mb(run.up)}, down ${mb(run.down)}${left}`;
     clients(view, run);
     bytes(view.parts, run.sections);

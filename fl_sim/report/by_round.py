@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from fl_sim.report.charts import ROUND, Chart, Figure, Quantity, lines
-from fl_sim.report.groups import Group
+from fl_sim.report.groups import Group, resolved
 from fl_sim.report.measures import metric_axis, score_of
 from fl_sim.report.numbers import at_round, curve
 from fl_sim.report.overfitting import Column
@@ -38,12 +38,18 @@ def _of_metric(groups: Sequence[Group]) -> Views:
     }
 
 
-LOSSES: Views = {
-    "test": (Quantity("test loss", "nats", 3), Column("loss")),
-    "validation": (Quantity("validation loss", "nats", 3), Column("validation_loss")),
-    "training": (Quantity("clients' training loss", "nats", 3), Column("train_loss")),
-    "clients, mean": (Quantity("clients' mean loss", "nats", 3), Column("clients_loss")),
-}
+IN_NATS = ("classification", "multilabel", "next_token")
+"""Tasks whose loss is a cross-entropy; that of any other has no unit that this page would know."""
+
+
+def _of_loss(groups: Sequence[Group]) -> Views:
+    unit = "nats" if all(resolved(group.reports[0]).get("task") in IN_NATS for group in groups) else ""
+    return {
+        "test": (Quantity("test loss", unit, 3), Column("loss")),
+        "validation": (Quantity("validation loss", unit, 3), Column("validation_loss")),
+        "training": (Quantity("clients' training loss", unit, 3), Column("train_loss")),
+        "clients, mean": (Quantity("clients' mean loss", unit, 3), Column("clients_loss")),
+    }
 
 
 def accuracy_by_round(groups: Sequence[Group], band: str) -> Figure:
@@ -53,7 +59,7 @@ def accuracy_by_round(groups: Sequence[Group], band: str) -> Figure:
 
 def loss_by_round(groups: Sequence[Group], band: str) -> Figure | None:
     """Losses, as far as the runs recorded them; None without any."""
-    figure = _figure("Loss by round", groups, LOSSES, band)
+    figure = _figure("Loss by round", groups, _of_loss(groups), band)
     return figure if figure.views else None
 
 

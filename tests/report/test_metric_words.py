@@ -68,6 +68,9 @@ def test_no_text_says_accuracy(reports: list[Report], tmp_path: Path) -> None:
     for line in [text.getvalue(), *told]:
         assert "accura" not in line.lower(), line
     assert reports[0].results.score.name in text.getvalue()
+    # A cross-entropy is in nats, a squared error is not.
+    whole = (tmp_path / "page.html").read_text()
+    assert ("test loss [nats]" in whole, "test loss" in whole) == (reports[0].config["task"] == "multilabel", True)
 
 
 @pytest.mark.parametrize(

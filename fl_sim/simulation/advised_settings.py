@@ -216,6 +216,7 @@ def require_plain(experiment: Experiment) -> None:
         ),
         "wire.broadcast: its sizes depend on which clients were absent; needed: none": experiment.wire.broadcast
         is not None,
+        f"schedule.kind = {experiment.schedule.kind!r}: has no rounds; needed: rounds": not experiment.schedule.in_rounds,
         "capacities: not with several models; needed: one": bool(experiment.capacities),
         "study: has no federation": experiment.study is not None,
         "stop: nobody knows in which round it ends a run; needed: none": experiment.stop is not None,

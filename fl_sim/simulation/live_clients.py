@@ -67,8 +67,6 @@ class LiveClients:
         running = len(self.ledger) > self._begun
         rows = slice(self._begun, len(self.ledger)) if running else self._before
         found = states(self.ledger, rows, self._failed[running])
-        if not running:  # nobody is waited for any more
-            found = {client: FAILED if state == TRAINING else state for client, state in found.items()}
         single = [[client, state] for client, state in sorted(found.items())] if len(found) <= SHOWN else []
         return {
             "clients": single,

@@ -203,8 +203,8 @@ def test_states_change_as_replies_are_booked(tmp_path: Path) -> None:
     live.warned("no client in this one")
     now = [[0, "failed"], [1, "late"], [2, "training"], [3, "answered"], [4, "rejected"]]
     assert live.told()["clients"] == now
-    live.round()  # client 2 never answered
-    assert live.told()["clients"] == [*now[:2], [2, "failed"], *now[3:]]
+    live.round()
+    assert live.told()["clients"] == now  # until there is something newer
     book("down", 2, phase="evaluate")
     assert live.told()["clients"] == []
     book("down", 0)

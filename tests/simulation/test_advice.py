@@ -108,12 +108,13 @@ def test_a_small_budget_gets_fewer_rounds_and_one_below_a_round_is_refused(tmp_p
         ("wire.broadcast={density=0.1}", "wire.broadcast"),
         ('capacities=[{name="mlp"}]', "capacities"),
         ("stop.mb=3", "stop"),
+        ('schedule={kind="fedbuff"}', "schedule.kind"),
         ("client=clients.presets:topk", "uploads a part of its weights in round 1"),
     ],
 )
 def test_what_cannot_be_predicted_is_refused(override: str, reason: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=reason):
-        advise(tiny(tmp_path, "model.name=mlp", override), BUDGET, SILENT)
+        advise(tiny(tmp_path, "model.name=mlp", "network.links.4G=1", override), BUDGET, SILENT)
 
 
 def test_a_config_keeps_its_own_client_and_says_so(tmp_path: Path) -> None:

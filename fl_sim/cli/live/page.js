@@ -55,19 +55,21 @@
   // Each client of the newest round: its state as a mark, a colour and a word.
   const STATES = { training: "○", answered: "●", late: "◐", rejected: "✖", failed: "✖" };
   const clients = (view, run) => {
-    const counts = Object.keys(STATES).filter((state) => run.states[state]).map((state) => `${run.states[state]} ${state}`);
+    // Nobody trains any more once the run is over.
+    const word = (state) => state === "training" && run.status !== "running" ? "without an answer" : state;
+    const counts = Object.keys(STATES).filter((state) => run.states[state]).map((state) => `${run.states[state]} ${word(state)}`);
     const often = run.failures.map(([client, times]) => `client ${client}${times > 1 ? ` (${times} times)` : ""}`);
     const number = run.status === "running" && run.states.training ? run.round + 1 : run.round;
     view.clients.textContent = (counts.length ? `clients of round ${number}: ${counts.join(", ")}` : "")
       + (often.length ? `${counts.length ? "; " : ""}failed so far: ${often.join(", ")}` : "");
-    const now = JSON.stringify(run.clients);
+    const now = JSON.stringify([run.status, run.clients]);
     if (view.cohort.dataset.now === now) return;
     view.cohort.dataset.now = now;
     view.cohort.replaceChildren(...run.clients.map(([client, state]) => {
       const mark = document.createElement("li");
       mark.textContent = `${STATES[state] ?? "?"} ${client}`;
       mark.dataset.state = state;
-      mark.title = `client ${client}: ${state}`;
+      mark.title = `client ${client}: ${word(state)}`;
       mark.setAttribute("aria-label", mark.title);
       return mark;
     }));

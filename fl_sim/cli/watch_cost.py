@@ -11,6 +11,7 @@ from pathlib import Path
 from subprocess import PIPE, Popen
 from sys import executable
 from tempfile import TemporaryDirectory
+from unittest.mock import patch
 
 import numpy as np
 
@@ -88,8 +89,5 @@ def timed_log() -> Iterator[list[float]]:
         write(log)
         spent[0] += time.perf_counter() - started
 
-    LiveLog._write = timed  # type: ignore[method-assign, assignment]
-    try:
+    with patch.object(LiveLog, "_write", timed):
         yield spent
-    finally:
-        LiveLog._write = write  # type: ignore[method-assign]

@@ -68,7 +68,7 @@ def facts(report: Report) -> dict[str, str]:
         "partition": f"{config.text('data.clients')} clients, {_partition(config)}",
         "model": f"{config.text('model.name')}, {report.results.params:,} parameters{_listed(_model(config))}",
         "cohort": f"{config.text('cohort.size')} of {config.text('data.clients')} clients a round, "
-        f"{report.results.rounds} rounds",
+        f"{report.results.rounds} round{'' if report.results.rounds == 1 else 's'}",
         "client": _target(config, "client") + _attack(config),
         "training": _training(config),
         "strategy": _target(config, "strategy"),

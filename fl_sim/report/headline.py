@@ -50,9 +50,12 @@ def _alone(group: Group) -> str:
     score = score_of([group])
     reached = f"{LAST.text(group)} {score.unit}".rstrip() + f" test {score.name}"
     seeds = "one seed" if len(group.reports) == 1 else f"{len(group.reports)} seeds"
+    saved = round(_mean(SAVING, group), 1)
+    beside = f"{abs(saved)} % {'less' if saved > 0 else 'more'} than" if saved else "as much as"
+    cost = "; what that saving cost shows beside a dense run" if saved > 0 else ""
     return (
-        f"{group.name} encoded {_size(group)}, {_mean(SAVING, group):.1f} % less than the same messages sent dense, "
-        f"and reached {reached} (mean of the last ten rounds, {seeds}); what that saving cost shows beside a dense run."
+        f"{group.name} encoded {_size(group)}, {beside} the same messages sent dense, and reached {reached} (mean of the last "
+        f"ten rounds, {seeds}){cost}."
     )
 
 

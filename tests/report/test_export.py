@@ -20,7 +20,7 @@ from fl_sim.report import FORMATS, against, grouped
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory: pytest.TempPathFactory) -> list[Report]:
     out = tmp_path_factory.mktemp("runs")
-    return [run_tiny(out, f"seed={seed}") for seed in (0, 1)]
+    return [run_tiny(out, "model.name=mlp", f"seed={seed}") for seed in (0, 1)]
 
 
 def test_csv_holds_the_summaries_exactly(reports: list[Report]) -> None:
@@ -73,7 +73,7 @@ def test_a_loaded_report_has_the_same_frame(reports: list[Report], tmp_path: Pat
 
 
 def test_beside_a_baseline_seeds_are_paired(reports: list[Report], tmp_path: Path) -> None:
-    topk = ("name=topk", "client=clients.presets:topk", "wire.error_feedback=true", "rounds=4")
+    topk = ("model.name=mlp", "name=topk", "client=clients.presets:topk", "wire.error_feedback=true", "rounds=4")
     sparse = [run_tiny(tmp_path, f"seed={seed}", *topk) for seed in (0, 1)]
     groups = grouped([*reports, *sparse, run_tiny(tmp_path, "seed=2", *topk)])
     columns = {measure.name: measure.spread(groups[1]) for measure in against(groups, "tiny")}

@@ -54,9 +54,18 @@ def test_a_gain_or_loss_is_claimed_only_beyond_its_interval(name: str, tmp_path:
     assert "last ten rounds" in text
 
 
+@pytest.mark.parametrize(
+    ("megabytes", "said"), [(40, ", 60.0 % less than the"), (100, ", as much as the"), (101, ", 1.0 % more than the")]
+)
+def test_a_run_alone_is_beside_its_own_messages(megabytes: float, said: str, tmp_path: Path) -> None:
+    text = headline([group("alone", DENSE, megabytes, tmp_path)])
+    assert f"{said} same messages sent dense, and reached 75.00 ± " in text
+    assert text.endswith("shows beside a dense run.") == (megabytes < 100)
+
+
 def test_the_headline_has_the_number_of_compare(tmp_path: Path) -> None:
     runs = [
-        run_tiny(tmp_path, f"seed={seed}", *extra)
+        run_tiny(tmp_path, "model.name=mlp", f"seed={seed}", *extra)
         for extra in ((), ("name=topk", "client=clients.presets:topk", "client.density=0.05"))
         for seed in (0, 1)
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -76,7 +77,8 @@ def _written(advice: Advice, out: Path, budget: int) -> list[Path]:
     made: list[Path] = []
     for number, proposal in enumerate(advice.proposals, start=1):
         tree = proposal.experiment.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
-        head = f"# fl-sim advise, {_mb(budget)} MB: {_mb(proposal.predicted.total)} MB are predicted.\n# {proposal.reason}.\n"
+        reason = " ".join(proposal.reason.split())  # a layer's name may hold a line break
+        head = f"# fl-sim advise, {_mb(budget)} MB: {_mb(proposal.predicted.total)} MB are predicted.\n# {reason}.\n"
         text = head + tomli_w.dumps(tree)
         path = out / f"{proposal.experiment.name}-{number}.toml"
         try:
@@ -117,7 +119,7 @@ def _show(experiment: Experiment, advice: Advice, files: list[Path], budget: int
         "To measure it:",
     ):
         console.print(line, highlight=False, soft_wrap=True)
-    again = " ".join([typed(), "sweep", *map(str, files)])
+    again = shlex.join([typed(), "sweep", *map(str, files)])
     console.print(f"  {again}", highlight=False, soft_wrap=True, markup=False)
 
 

@@ -87,6 +87,7 @@ class Sizes:
     first: RecordedRound
     last: RecordedRound
     _masks: dict[float, Mask] = field(default_factory=dict)
+    _sizes: dict[tuple[int, Setting], float] = field(default_factory=dict)
 
     @cached_property
     def encoder(self) -> Encoder:
@@ -151,9 +152,15 @@ class Sizes:
         return dense * (first.tasks + cohort) + held * pruned + (new - held) * clients * (1 - absent)
 
     def _upload(self, each: RecordedRound, setting: Setting, mask: Mask | None = None) -> float:
-        """Mean size of an upload."""
-        sizes = [len(data) for data in self._uploads(each, setting, mask)]
-        return sum(sizes) / len(sizes)
+        """Mean size of an upload; it depends on neither the downlink nor the number of rounds, so it is encoded once."""
+        key = (
+            each.number,
+            Setting("", 1, up=setting.up, share=setting.share, density=1.0 if mask is None else setting.density),
+        )
+        if key not in self._sizes:
+            sizes = [len(data) for data in self._uploads(each, setting, mask)]
+            self._sizes[key] = sum(sizes) / len(sizes)
+        return self._sizes[key]
 
     def _uploads(self, each: RecordedRound, setting: Setting, mask: Mask | None) -> list[bytes]:
         def choose(received: Params, trained: Params) -> Mask | None:

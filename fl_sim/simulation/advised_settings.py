@@ -131,7 +131,16 @@ class Sizes:
         else:
             down = self._downloads(first, setting.down) + self._downloads(last, setting.down) * more
             up += self._upload(last, setting) * last.uploads * more
-        return Predicted(up, down, first.others + last.others * more)
+        frozen = self.federation.first.exchange.frozen
+        contacts = 0.0 if frozen is None else frozen.size * self._reached(setting.rounds, setting.rounds)
+        return Predicted(up, down, first.others + last.others * more + contacts)
+
+    def _reached(self, rounds: int, evaluations: int) -> float:
+        """Expected number of clients that are drawn at least once in so many rounds and evaluations."""
+        experiment = self.federation.experiment
+        clients, evaluate = experiment.data.clients, min(experiment.evaluate.clients, experiment.data.clients)
+        absent = (1 - experiment.cohort.size / clients) ** rounds * (1 - evaluate / clients) ** evaluations
+        return clients * (1 - absent)
 
     def _downloads(self, each: RecordedRound, coding: Coding) -> float:
         sent, after = (len(self.encoder.download(params, each.number, coding)) for params in (each.sent, each.after))
@@ -140,16 +149,14 @@ class Sizes:
     def _pruned_downloads(self, setting: Setting) -> float:
         """Dense tasks and a question for curves in the first round; then masks at first contacts, and values alone."""
         encoder, first, last, mask = self.encoder, self.first, self.last, self.mask(setting.density)
-        experiment, more = self.federation.experiment, setting.rounds - 1
-        clients, cohort, evaluate = experiment.data.clients, experiment.cohort.size, experiment.evaluate.clients
+        more, cohort = setting.rounds - 1, self.federation.experiment.cohort.size
         dense = len(encoder.download(last.sent, last.number, setting.down))
         new, held = (
             len(encoder.download(last.sent, last.number, setting.down, sent_mask=mask, held_mask=holds))
             for holds in (None, mask)
         )
-        absent = (1 - cohort / clients) ** more * (1 - min(1, evaluate / clients)) ** setting.rounds
         pruned = last.tasks * more + first.evaluations + last.evaluations * more
-        return dense * (first.tasks + cohort) + held * pruned + (new - held) * clients * (1 - absent)
+        return dense * (first.tasks + cohort) + held * pruned + (new - held) * self._reached(more, setting.rounds)
 
     def _upload(self, each: RecordedRound, setting: Setting, mask: Mask | None = None) -> float:
         """Mean size of an upload; it depends on neither the downlink nor the number of rounds, so it is encoded once."""

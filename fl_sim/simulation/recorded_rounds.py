@@ -36,7 +36,7 @@ class RecordedRound:
         updates: client -> the model that it uploaded, of up to `UPLOADS` clients.
         after: the model that clients evaluated after the round; `sent` where none did.
         tasks, evaluations, uploads: how many messages carried these.
-        others: bytes of everything else, such as answers of clients that evaluated.
+        others: bytes of everything else, such as answers of clients that evaluated, but for what first contacts get.
     """
 
     number: int
@@ -65,7 +65,8 @@ class RecordedRound:
             raise UserError(f"round {number}: no client took part, so that nothing can be predicted")
         places = range(min(len(ups), UPLOADS))
         some = [ups[place * len(ups) // len(places)] for place in places]
-        others = ledger.total(where={"round": number})[()] - sum(len(each.payload) for each in messages)
+        booked = ledger.total(where={"round": number})[()] - sum(len(each.payload) for each in messages)
+        contacts = ledger.total(where={"round": number, "direction": "down", "section": "auxiliary"})[()]
         return cls(
             number,
             sent=_dense(tasks[0], number, schema),
@@ -74,7 +75,7 @@ class RecordedRound:
             tasks=len(tasks),
             evaluations=len(down) - len(tasks),
             uploads=len(ups),
-            others=others,
+            others=booked - contacts,
         )
 
 

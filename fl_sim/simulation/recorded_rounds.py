@@ -90,8 +90,14 @@ def _dense(message: Recorded, number: int, schema: codecs.Schema) -> Params:
 
 
 def first_and_last(folder: Path, ledger: Ledger, schema: codecs.Schema) -> tuple[RecordedRound, RecordedRound]:
-    """The first and the last recorded round; the same where one alone was recorded."""
+    """The first and the last recorded round; the same where one alone was recorded.
+
+    Raises:
+        UserError: none was recorded, since its payloads were too large.
+    """
     files = recorded_files(folder)
+    if not files:
+        raise UserError("advise: the payloads of one round are too large to be recorded; allowed: a smaller cohort")
     first, last = (RecordedRound.of(path, number, ledger, schema) for number, path in (files[0], files[-1]))
     return first, last
 

@@ -117,6 +117,12 @@ def test_what_cannot_be_predicted_is_refused(override: str, reason: str, tmp_pat
         advise(tiny(tmp_path, "model.name=mlp", "network.links.4G=1", override), BUDGET, SILENT)
 
 
+def test_payloads_beyond_the_disk_that_is_allowed_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fl_sim.simulation.advice.RECORDED_MEGABYTES", 0.01)
+    with pytest.raises(UserError, match="too large to be recorded"):
+        advise(tiny(tmp_path, "model.name=mlp"), BUDGET, SILENT)
+
+
 def test_a_config_keeps_its_own_client_and_says_so(tmp_path: Path) -> None:
     found = advise(tiny(tmp_path, "model.name=mlp", "rounds=3", "client=clients.presets:fedprox"), BUDGET, SILENT)
     assert "sparse" not in {each.setting.kind for each in found.proposals}

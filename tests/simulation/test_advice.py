@@ -55,7 +55,9 @@ def test_a_run_moves_what_was_predicted_within_three_percent(advice: Advice) -> 
         assert each.predicted.total <= BUDGET * (1 - RESERVE)
         moved = run(each.experiment, quiet=True).results
         assert each.predicted.total == pytest.approx(moved.total_bytes, rel=0.03)
-        assert each.predicted.down == pytest.approx(moved.downlink_bytes, rel=0.03)
+        # Of a pruned model only the first contacts are an expectation.
+        share = 0.005 if each.setting.kind == "pruned" else 0.03
+        assert each.predicted.down == pytest.approx(moved.downlink_bytes, rel=share)
         assert moved.total_bytes <= BUDGET
 
 

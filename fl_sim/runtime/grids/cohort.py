@@ -6,7 +6,6 @@ the steps themselves are taken together. What cannot be batched runs one client 
 
 from __future__ import annotations
 
-import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -87,7 +86,8 @@ class CohortGrid(LocalGrid):
             # A batch has one learning rate and one setting, those of its round: without rounds, tasks of several may be here.
             number = messages[at].metadata.group_id
             sized = messages[at : at + self._size(host)]
-            part = list(itertools.takewhile(lambda message, n=number: message.metadata.group_id == n, sized))
+            others = (i for i, message in enumerate(sized) if message.metadata.group_id != number)
+            part = sized[: next(others, len(sized))]
             yield from self._train_together(part)
             at += len(part)
 

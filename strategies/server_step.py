@@ -8,14 +8,17 @@ the old parameters towards them; `adjust_mask` decides the next global mask from
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import logging
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from fl_sim.codecs import Schema
-from fl_sim.core.process_state import unchanged_settings
+from fl_sim.core.process_state import seeded, unchanged_settings
 from fl_sim.core.types import FlatMask, FlatParams, Grads, Mask, MaskRule, Params, Update, UserError
 from fl_sim.runtime.client.update_validation import KEPT
 from fl_sim.sparsity import apply_mask
@@ -73,6 +76,11 @@ Optimise = Callable[[ServerState, Params], tuple[Params, Params]]
 """(state, aggregated parameters) -> (new parameters, new memory)."""
 Refine = Callable[[ServerState, Params], Params]
 """(new state, its parameters before the mask was applied) -> parameters, zero where the mask is."""
+
+
+SEEDING = 1024
+"""Parameters from whose values, and the round, the global generators of a rule are seeded: another experiment has others."""
+log = logging.getLogger("fl_sim")
 
 
 def replace_params(state: ServerState, aggregated: Params) -> tuple[Params, Params]:
@@ -133,10 +141,25 @@ def server_step(
     `adjust_mask` receives the round just finished, the current mask, the prunable parameters and the pseudo-gradient
     `old - new` of the prunable parameters. `calibrate` takes its place: it makes the rule from the aggregated state, whose
     mask is still the old one. `refine` has the last word on the parameters. What any of them changes in the process, such as
-    the grad mode, is put back.
+    the grad mode, is put back, and global generators are seeded for them.
     """
-    with unchanged_settings():
+    with _apart(state):
         return _stepped(state, updates, aggregate, adjust_mask, calibrate, optimise, refine, members)
+
+
+@contextmanager
+def _apart(state: ServerState) -> Iterator[None]:
+    """Context manager for rules: they leave the process as it was, and global generators give the same on every engine.
+
+    Raises:
+        RuntimeError: a rule called `sys.exit`.
+    """
+    drawn = state.schema.flat(state.params)[:SEEDING].cpu().numpy().tobytes()
+    try:
+        with unchanged_settings(), seeded(zlib.crc32(drawn, state.round)):
+            yield
+    except SystemExit as error:
+        raise RuntimeError(f"a rule of the server called sys.exit({error.code!r})") from error
 
 
 def _stepped(
@@ -176,7 +199,7 @@ def masked(
     if calibrate is not None:
         adjust_mask = calibrate(replace(state, params=_masked(state.schema, state.params, mask)))
     if adjust_mask is not None:
-        with unchanged_settings():
+        with _apart(state):
             mask = _decided(state, grads, adjust_mask)
     memory = state.memory
     if memory and mask is not None:
@@ -233,6 +256,8 @@ def _decided(state: ServerState, grads: Grads | None, adjust_mask: MaskRule) -> 
     if before != [state.params[name]._version for name in schema.prunable]:
         raise UserError("the mask rule changed the parameters in place; it decides the mask alone: clone() them first")
     same = mask is not None and new is not None and torch.equal(schema.flat_mask(mask), schema.flat_mask(new))
+    if not same and new is not None and schema.prunable_size and not bool(schema.flat_mask(new).any()):
+        log.warning("round %d: the mask leaves no weight alive", state.round)
     return mask if same else new
 
 

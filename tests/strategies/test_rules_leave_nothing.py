@@ -17,7 +17,7 @@ from federation import run_tiny, same
 from updates import mask, params, state
 
 from fl_sim.core.process_state import settings
-from fl_sim.core.types import Params, Update
+from fl_sim.core.types import Params, Update, UserError
 from fl_sim.data import Data, partition
 from fl_sim.data.own import load_own
 from strategies.server_step import ServerState, server_step
@@ -115,3 +115,35 @@ def test_a_rule_without_gradients_reads_clients_that_train(tmp_path: Path, rule:
             for engine, options in (("inline", ()), ("workers", ("engine=workers", "workers.count=1")))
         )
     )
+
+
+def test_a_rule_that_draws_from_global_generators_draws_the_same_in_every_run() -> None:
+    def noisy(state: ServerState, updates: Iterable[Update]) -> Params:
+        noise = float(np.random.rand())  # noqa: NPY002 - what a user may write
+        return {name: value + torch.rand_like(value) + noise for name, value in average(state, updates).items()}
+
+    def drawn(seed: int) -> ServerState:
+        torch.manual_seed(int(gc.get_count()[0]))
+        return server_step(state(seed), iter([Update(params(1), 1)]), aggregate=noisy)
+
+    one, again, other = drawn(99), drawn(99), drawn(98)
+    assert torch.equal(one.params["conv.weight"], again.params["conv.weight"])
+    assert not torch.equal(one.params["conv.weight"], other.params["conv.weight"])
+
+
+def test_a_rule_that_exits_is_an_error_of_the_run() -> None:
+    def leaves(state: ServerState, updates: Iterable[Update]) -> Params:
+        sys.exit(3)
+
+    with pytest.raises(RuntimeError, match=r"a rule of the server called sys.exit\(3\)"):
+        server_step(state(), iter([]), aggregate=leaves)
+    with pytest.raises(UserError, match=r"strategy.aggregate: on two updates .* SystemExit"):
+        attempt({"aggregate": leaves}, state().schema, state().params)
+
+
+def test_a_mask_without_a_weight_alive_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    def nothing(number: int, old: object, weights: Params, grads: object) -> object:
+        return {name: torch.zeros_like(value, dtype=torch.bool) for name, value in weights.items()}
+
+    server_step(state(), iter([Update(params(1), 1)]), aggregate=average, adjust_mask=nothing)  # type: ignore[arg-type]
+    assert "round 1: the mask leaves no weight alive" in caplog.text

@@ -24,6 +24,7 @@ from fl_sim.codecs import Description
 from fl_sim.communication import messages as wire
 from fl_sim.core.seeding import Purpose, numpy_generator
 from fl_sim.core.types import Mask, MaskRule, Params, Scalar, Task, Update
+from fl_sim.runtime.client.kept_between_calls import RULE, Watch
 from fl_sim.runtime.server_context import ServerContext, ServerSnapshot
 from fl_sim.sparsity.curves import Curves, MeasureCurves
 from strategies.aggregation import settled
@@ -59,6 +60,8 @@ class SparseServer:
         self.receiver = UplinkReceiver(context, self.cohorts, self.sender)
         self.round_log = RoundLog()
         self._evaluated: Mapping[str, float] = {}
+        watched = (Watch.of(rule, role=RULE) for rule in (slots.aggregate, slots.adjust_mask) if rule is not None)
+        self._watches = [watch for watch in watched if watch is not None]
         require_extra(self.slots, self.state, context)
 
     @property
@@ -160,6 +163,9 @@ class SparseServer:
             refine=refine,
             members=self.context.sampling.clients,
         )
+        for watch in self._watches:
+            if not watch.done and (said := watch.called()):
+                log.warning("strategy: %s", said)
         if not _finite(self.state):
             raise RoundFailed(
                 f"round {self.state.round}: the aggregate overflows; strategy.clip bounds what clients can do"

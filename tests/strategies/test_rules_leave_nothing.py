@@ -106,6 +106,23 @@ def the_source() -> object:
     return PARTS[1]()  # type: ignore[name-defined]  # noqa: F821
 
 
+ROUNDS: list[int] = []
+
+
+def counting(state: ServerState, updates: Iterable[Update]) -> Params:
+    ROUNDS.append(state.round)
+    return average(state, updates)
+
+
+def test_what_a_rule_keeps_between_rounds_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run_tiny(tmp_path, f"strategy.aggregate={__name__}:counting", "rounds=4", "model.name=mlp", "training.steps=1")
+    said = f"strategy: {__name__}.ROUNDS is another one after each call of a rule of the server"
+    assert [record.getMessage().startswith(said) for record in caplog.records].count(True) == 1
+    caplog.clear()
+    run_tiny(tmp_path, f"strategy.aggregate={__name__}:average", "rounds=2", "model.name=mlp", "training.steps=1")
+    assert "another one" not in caplog.text
+
+
 @pytest.mark.parametrize("rule", ["average", "without_gradients", "in_inference"])
 def test_a_rule_without_gradients_reads_clients_that_train(tmp_path: Path, rule: str) -> None:
     """On the inline engine, the next client trains while the rule waits for its update."""

@@ -40,6 +40,14 @@ ATOMS = (bool, int, float, complex, str, bytes, type(None))
 UNREADABLE = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, NotImplementedError, RecursionError)
 """What reading an object of the user's may raise: its own properties, hashes and iterators run."""
 
+CLIENT, RULE = "client", "rule of the server"
+LOST: Mapping[str, str] = {
+    CLIENT: "what is kept outside of ctx.state reaches the next client of the same process, other engines and resumed runs do "
+    "not have it",
+    RULE: "what it keeps in a module or on itself, a resumed run does not have",
+}
+"""What is called -> what becomes of what it keeps."""
+
 Look = Mapping[str, object]
 """Where something is kept -> what stands for its value."""
 
@@ -52,19 +60,21 @@ class Watch:
         client: the client.
         homes: names of the modules in which the user's model is written; their globals are looked at too.
         calls: calls so far.
+        role: what is called, a key of `LOST`.
     """
 
     client: object
     homes: frozenset[str] = frozenset()
     calls: int = 0
+    role: str = CLIENT
     _last: Look = field(default_factory=dict)
 
     @classmethod
-    def of(cls, client: object, model: nn.Module | None = None) -> Watch | None:
+    def of(cls, client: object, model: nn.Module | None = None, role: str = CLIENT) -> Watch | None:
         """Watch a client and the modules in which its model is written; None where all is this package's or PyTorch's."""
         kinds = () if model is None else map(type, model.modules())
         homes = frozenset(h for h in map(_home, kinds) if _is_users(h) and h.partition(".")[0] not in LIBRARIES)
-        return cls(client, homes) if homes or any(_is_users(name) for name in _modules(client)) else None
+        return cls(client, homes, role=role) if homes or any(_is_users(name) for name in _modules(client)) else None
 
     @property
     def done(self) -> bool:
@@ -86,10 +96,7 @@ class Watch:
         if not changed:
             return ""
         self.calls = CALLS
-        return (
-            f"{changed[0]} is another one after each call of a client: what is kept outside of ctx.state reaches the next "
-            "client of the same process, other engines and resumed runs do not have it"
-        )
+        return f"{changed[0]} is another one after each call of a {self.role}: {LOST[self.role]}"
 
 
 def _is_users(module: str) -> bool:

@@ -101,11 +101,11 @@ def metric_axis(groups: Sequence[Group], words: str = "test") -> Quantity:
 def named(measures: Sequence[Measure], groups: Sequence[Group]) -> list[Measure]:
     """The measures, with the metric of these runs under its own name and unit."""
     score = score_of(groups)
-    names = {
-        ACCURACY: replace(ACCURACY, name=score.name, unit=score.unit, short=f"{score.name} {score.unit}".rstrip()),
-        LAST: replace(LAST, unit=score.unit),
+    names = {  # by identity: beside a baseline a measure holds reports, which have no hash
+        id(ACCURACY): replace(ACCURACY, name=score.name, unit=score.unit, short=f"{score.name} {score.unit}".rstrip()),
+        id(LAST): replace(LAST, unit=score.unit),
     }
-    return [names.get(measure, measure) for measure in measures]
+    return [names.get(id(measure), measure) for measure in measures]
 
 
 @dataclass(frozen=True)

@@ -113,6 +113,7 @@ def test_dittos_personal_model_is_the_papers_step(mu: float, tmp_path: Path) -> 
     for number in (1, 2):
         received = snapshot(build("mlp", in_channels=1, image_size=8, seed=number))
         update = client(Task(number, received, None), ctx)
+        assert all(torch.equal(value, update.params[name]) for name, value in snapshot(ctx.model).items())
         trained = load(build("mlp", in_channels=1, image_size=8), received)
         step(trained, samples(federation, 0), 0.1)
         assert all(torch.allclose(value, update.params[n], atol=1e-6) for n, value in trained.named_parameters())

@@ -99,5 +99,7 @@ def test_beside_a_baseline_seeds_are_paired(reports: list[Report], tmp_path: Pat
     assert {len(columns[name].values) for name in ("beyond", "bytes")} == {2}
     assert len(columns["last ten rounds"].values) == 3
     assert {m.name: m.spread(groups[0]).mean for m in against(groups, "tiny")}["bytes"] == 100.0
+    for form in FORMATS.values():  # measures beside a baseline hold its runs, which have no hash
+        assert "to its end less a point" in form(groups, against(groups, "tiny"))
     with pytest.raises(UserError, match=r"--baseline 'dense': no such run; allowed: tiny, topk"):
         against(groups, "dense")

@@ -40,6 +40,24 @@ def read_schema(path: Path) -> pa.Schema:
         return pq.ParquetFile(stream, pre_buffer=False).schema_arrow
 
 
+def release_unused() -> None:
+    """Give the memory that Arrow keeps for its next table back to the system."""
+    import pyarrow as pa
+
+    pa.default_memory_pool().release_unused()
+
+
+def count_rows(path: Path) -> int:
+    """Rows of one plain file, as it says itself; reading its columns checks that. Raises as `read_table` does."""
+    import pyarrow.parquet as pq
+
+    with open_plain(path) as stream:
+        file, size = pq.ParquetFile(stream, pre_buffer=False), os.fstat(stream.fileno()).st_size
+        if (rows := int(file.metadata.num_rows)) > (allowed := int(FREE_ROWS + 100 * size)):
+            raise ValueError(f"{rows} rows in {size} bytes; allowed: {allowed}")
+        return rows
+
+
 def read_table(
     path: Path,
     columns: Sequence[str],

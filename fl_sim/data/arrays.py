@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
@@ -18,6 +19,26 @@ MOST_CLASSES = 1 << 16
 NEEDED = "; ".join(kind.value for kind in Inputs)
 COARSE = 0.01
 """Rounding to float32 may move numbers by this share of their range."""
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Some rows of an array that lies in a mapped file; they are not copied, so that all parts share the file's memory."""
+
+    whole: Array
+    at: Labels
+
+
+LEAST_MAPPED = 1 << 25
+"""Bytes from which on an array stays in its mapped file: smaller ones are copied, which takes no time."""
+
+
+def stays_mapped(array: Array) -> bool:
+    """Whether an array is large, and its memory is a mapped file."""
+    base: object = array
+    while isinstance(base, np.ndarray) and not isinstance(base, np.memmap):
+        base = base.base
+    return isinstance(base, np.memmap) and array.nbytes >= LEAST_MAPPED
 
 
 def check_classes(where: str, number: object, what: str = "num_classes") -> None:

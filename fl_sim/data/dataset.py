@@ -12,13 +12,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fl_sim.core.types import UserError
-from fl_sim.data.arrays import Array, as_groups, as_inputs, as_targets, check_classes
+from fl_sim.data.arrays import Array, Rows, as_groups, as_inputs, as_targets, check_classes, stays_mapped
 from fl_sim.data.kinds import Inputs, Targets, described, input_kind, target_kind
 from fl_sim.data.sampling import strata, stratified, whole_parts
 from fl_sim.data.split import Split
 from fl_sim.data.weights import as_weights, by_class, combined
 
 Labels = NDArray[np.int64]
+BLOCK = 1 << 21
+"""Numbers of a mapped file that are copied at once, to measure their mean and deviation."""
 STATISTICS = 5000
 """Images over which the mean and deviation of each channel are measured."""
 
@@ -112,7 +114,8 @@ class Data:
             test,
         )
         groups, test_groups, weights = (parts.get(name) for name in ("groups", "test_groups", "weights"))
-        made, tested = as_inputs(parts["inputs"], "inputs"), as_inputs(parts["test_inputs"], "test_inputs")
+        whole, rows, tested_whole, tested_rows = _inputs(parts["inputs"], parts["test_inputs"])
+        made, tested = _as_many(whole, rows), _as_many(tested_whole, tested_rows)
         if made.shape[1:] != tested.shape[1:] or made.dtype != tested.dtype:
             both = f"inputs are {made.dtype} {made.shape[1:]} each, test_inputs {tested.dtype} {tested.shape[1:]}"
             raise UserError(f"data: {both}; needed: one shape and dtype")
@@ -127,26 +130,50 @@ class Data:
             )
             raise UserError(f"data: {both}; needed: one kind")
         outputs = _outputs(wanted, wanted_tested, num_classes, vocabulary)
-        tokens = _vocabulary(made, tested, wanted, vocabulary, outputs)
+        tokens = _vocabulary(whole, tested_whole, wanted, vocabulary, outputs)
         names, of_each, of_tested = as_groups(groups, test_groups, len(made), len(tested))
         counted = None if weights is None else as_weights(weights, len(made))
         chosen = stratified(strata(wanted, of_each), validation, proxy)
-        train = made[chosen[0]]  # memory-mapped arrays: the one copy is the training part, resident anyway
-        mean, std = _statistics(torch.from_numpy(train), standardise=standardise)
+        train = _stored(whole, rows, chosen[0])
+        mean, std = _statistics(*train, standardise=standardise)
 
-        def split(some: Array, theirs: Array, whose: Labels | None) -> Split:
+        def split(some: tuple[Tensor, Tensor | None], theirs: Array, whose: Labels | None) -> Split:
             groups = None if whose is None else torch.from_numpy(whose)
-            return Split(torch.from_numpy(some), torch.from_numpy(theirs), mean, std, groups=groups)
+            return Split(some[0], torch.from_numpy(theirs), mean, std, positions=some[1], groups=groups)
 
         def part(number: int) -> Split:
-            some = train if number == 0 else made[chosen[number]]
+            some = train if number == 0 else _stored(whole, rows, chosen[number])
             return split(some, wanted[chosen[number]], None if of_each is None else of_each[chosen[number]])
 
         held = part(2) if proxy > 0 else None
         trained = part(0)
         if counted is not None:
             trained = replace(trained, weights=torch.from_numpy(as_weights(counted[chosen[0]], len(chosen[0]))))
-        return cls(trained, part(1), split(tested, wanted_tested, of_tested), outputs, held, tokens, names)
+        tests = split(_stored(tested_whole, tested_rows, None), wanted_tested, of_tested)
+        return cls(trained, part(1), tests, outputs, held, tokens, names)
+
+
+def _inputs(train: object, tested: object) -> tuple[Array, Labels | None, Array, Labels | None]:
+    """(whole training inputs, rows of them; the same of the test set): rows are None where all are meant."""
+    if isinstance(train, Rows) and isinstance(tested, Rows) and train.whole is tested.whole:
+        whole = as_inputs(train.whole, "inputs")
+        return whole, train.at, whole, tested.at
+    return as_inputs(train, "inputs"), None, as_inputs(tested, "test_inputs"), None
+
+
+def _as_many(whole: Array, rows: Labels | None) -> Array:
+    """What stands for some rows of an array where only their number, shape and dtype are asked for."""
+    return whole if rows is None else np.broadcast_to(whole[:1], (len(rows), *whole.shape[1:]))
+
+
+def _stored(whole: Array, rows: Labels | None, chosen: Labels | None) -> tuple[Tensor, Tensor | None]:
+    """Inputs of a part, and where in them its samples are: those of a mapped file stay there, others are copied."""
+    at = chosen if rows is None else rows if chosen is None else rows[chosen]
+    if at is None:
+        return torch.from_numpy(whole), None
+    if stays_mapped(whole):
+        return torch.from_numpy(whole), torch.from_numpy(at)
+    return torch.from_numpy(whole[at]), None
 
 
 def _outputs(targets: Array, tested: Array, num_classes: int | None, vocabulary: int | None) -> int:
@@ -192,17 +219,28 @@ def _vocabulary(inputs: Array, tested: Array, targets: Array, vocabulary: int | 
     return int(known)
 
 
-def _statistics(train: Tensor, *, standardise: bool) -> tuple[Tensor | None, Tensor | None]:
+def _statistics(stored: Tensor, positions: Tensor | None, *, standardise: bool) -> tuple[Tensor | None, Tensor | None]:
     """Mean and deviation of each channel of images, or of each feature of numbers where that is asked for."""
-    kind = input_kind(train)
+    kind = input_kind(stored)
+    count = len(stored) if positions is None else len(positions)
     if kind is Inputs.IMAGES:
-        few = train if len(train) <= STATISTICS else train[:: max(1, len(train) // STATISTICS)]
+        step = 1 if count <= STATISTICS else max(1, count // STATISTICS)
+        few = stored[::step] if positions is None else stored[positions[::step]]
         level = few.float().div_(255)
         return level.mean(dim=(0, 2, 3)), level.std(dim=(0, 2, 3)).clamp_(min=1e-3)
     if not standardise:
         return None, None
     if kind is Inputs.TOKENS:
         raise UserError("data: standardise = True, but inputs are tokens; allowed: numbers")
+    if positions is None:
+        return _spread(stored)
+    width = max(1, BLOCK * stored.shape[1] // (count * stored.shape[1:].numel()))
+    some = [_spread(block.index_select(0, positions)) for block in stored.split(width, dim=1)]
+    return torch.cat([mean for mean, _ in some]), torch.cat([std for _, std in some])
+
+
+def _spread(train: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of each feature."""
     axes = (0, *range(2, train.dim()))
     lowest, highest, std = train.amin(dim=axes), train.amax(dim=axes), train.std(dim=axes)
     same = lowest == highest

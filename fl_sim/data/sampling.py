@@ -10,7 +10,7 @@ import torch
 
 from fl_sim.core.seeding import Purpose, numpy_generator
 from fl_sim.core.types import UserError
-from fl_sim.data.arrays import Array, Labels, as_array
+from fl_sim.data.arrays import Array, Labels, Rows, as_array, stays_mapped
 from fl_sim.data.kinds import Targets, target_kind
 
 TEST = 0.2
@@ -43,8 +43,10 @@ def _members(strata: Labels) -> Sequence[Labels]:
     return np.split(order, np.flatnonzero(np.diff(strata[order])) + 1)
 
 
-def with_test(parts: Mapping[str, Array], test: float | None) -> dict[str, Array]:
+def with_test(parts: Mapping[str, Array], test: float | None) -> dict[str, Array | Rows]:
     """The arrays of a training and a test set; a share of the samples is the test set where there is none.
+
+    Inputs in a mapped file stay there.
 
     Raises:
         UserError: a share of data that have a test set, or one that leaves no samples of a part.
@@ -61,7 +63,9 @@ def with_test(parts: Mapping[str, Array], test: float | None) -> dict[str, Array
             left = f"data.test: {len(targets)} rows leave none for the {part} set"
             raise UserError(f"{left}; needed: more rows, or a {share} share")
     return {
-        f"{part}{name}": array[rows] for part, rows in (("", rest), ("test_", held)) for name, array in parts.items()
+        f"{part}{name}": Rows(array, rows) if name == "inputs" and stays_mapped(array) else array[rows]
+        for part, rows in (("", rest), ("test_", held))
+        for name, array in parts.items()
     }
 
 

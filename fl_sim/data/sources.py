@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Collection, Mapping
 from functools import cache
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -198,7 +199,7 @@ def _split(name: str, arrays: Arrays, test: float | None, validation: float, pro
     if vocabulary is None and named["inputs"].dtype.kind in "iu" and named["inputs"].dtype != np.uint8:
         vocabulary = 1 + max(int(named[key].max()) for key in named if key.removeprefix("test_") == "inputs")
         notes.append(f"integer inputs are taken for tokens, {vocabulary} of them; a table of numbers is floating-point")
-    parts = with_test(named, test)
+    parts = cast("Arrays", with_test(named, test))  # inputs of a large file are rows of it, which `Data.of` takes
     if np.issubdtype(parts["targets"].dtype, np.floating):
         notes += _standardise(parts)
     elif vocabulary is None and parts["targets"].dtype.kind in "iu":
@@ -207,7 +208,7 @@ def _split(name: str, arrays: Arrays, test: float | None, validation: float, pro
             raise UserError(
                 f"data.source = {name!r}: test samples of class {last_tested}, training samples up to {last}"
             )
-    numbers = np.issubdtype(parts["inputs"].dtype, np.floating)
+    numbers = np.issubdtype(named["inputs"].dtype, np.floating)
     data = Data.of(
         parts["inputs"],
         parts["targets"],

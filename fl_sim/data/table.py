@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fl_sim.core.errors import in_one_line
 from fl_sim.core.lookup import nearest
-from fl_sim.core.parquet import read_schema, read_table
+from fl_sim.core.parquet import count_rows, read_schema, read_table, release_unused
 from fl_sim.core.types import UserError
 from fl_sim.data.arrays import MOST_CLASSES, Array, Labels, check_rounding
 from fl_sim.data.cache import Arrays, cached, content_key
@@ -101,6 +101,7 @@ def read(path: Path, columns: Columns, targets: Targets) -> tuple[Arrays, list[s
     def decode() -> Arrays:
         parts = {part: _part(some, chosen[0], targets) for part, some in files.items()}
         _check_spellings(used, chosen[0], targets)
+        release_unused()
         arrays: Arrays = {f"{part}{name}": array for part, read in parts.items() for name, array in read.items()}
         return _numbered(arrays, targets, chosen[0])
 
@@ -152,22 +153,16 @@ def _chosen(path: Path, columns: Columns) -> Chosen:
 
 def _part(files: Sequence[Path], chosen: Chosen, targets: Targets) -> Arrays:
     """The rows of all files, in order; classes and groups as values, which are numbered later."""
-    tables = []
-    for path in files:
-        wanted = [*chosen.inputs, *chosen.targets, *filter(None, (chosen.group, chosen.weight))]
-        with _named(path):
-            tables.append(READERS[path.suffix.lower()].read(path, list(dict.fromkeys(wanted))))
-    rows = sum(len(table) for table in tables)
-    if not rows:
+    tables = {path: _opened(path, chosen) for path in files}
+    rows = [tables[path].rows for path in files]
+    if not sum(rows):
         raise UserError(f"data.source: {files[0].name}: no rows")
-    inputs = np.empty((rows, len(chosen.inputs)), dtype=np.float32)
-    at = 0
-    for path, table in zip(files, tables, strict=True):
-        for number, name in enumerate(chosen.inputs):
-            inputs[at : at + len(table), number] = numbers(table[name], path, name)
-        at += len(table)
+    inputs = np.empty((sum(rows), len(chosen.inputs)), dtype=np.float32)
+    for number, name in enumerate(chosen.inputs):
+        for path, end, count in zip(files, np.cumsum(rows), rows, strict=True):
+            inputs[end - count : end, number] = numbers(tables[path].column(name), path, name)
     found = [
-        np.concatenate([TARGETS[targets](t[name], p, name) for p, t in zip(files, tables, strict=True)])
+        np.concatenate([TARGETS[targets](table.column(name), path, name) for path, table in tables.items()])
         for name in chosen.targets
     ]
     if len(found) > 1 and targets is Targets.CLASSES:
@@ -175,15 +170,40 @@ def _part(files: Sequence[Path], chosen: Chosen, targets: Targets) -> Arrays:
     one = found[0] if len(found) == 1 and targets is not Targets.LABELS else np.stack(found, axis=1)
     arrays: Arrays = {"inputs": inputs, "targets": one}
     if chosen.group is not None:
-        groups = [values(table[chosen.group], path, chosen.group) for path, table in zip(files, tables, strict=True)]
+        groups = [values(table.column(chosen.group), path, chosen.group) for path, table in tables.items()]
         arrays["groups"] = np.concatenate(groups)
     if chosen.weight is not None:
-        arrays["weights"] = _weights(files, tables, chosen.weight)
+        arrays["weights"] = _weights(tables, chosen.weight)
     return arrays
 
 
-def _weights(files: Sequence[Path], tables: Sequence[pa.Table], name: str) -> NDArray[np.float32]:
-    weights = np.concatenate([numbers(table[name], path, name) for path, table in zip(files, tables, strict=True)])
+@dataclass(frozen=True)
+class Opened:
+    """A file: the number of its rows, and its columns, each of which is read or given once."""
+
+    rows: int
+    column: Callable[[str], pa.ChunkedArray]
+
+
+def _opened(path: Path, chosen: Chosen) -> Opened:
+    """A file whose columns are read one at a time, where its format allows that."""
+    wanted = [*chosen.inputs, *chosen.targets, *filter(None, (chosen.group, chosen.weight))]
+    reader = READERS[path.suffix.lower()]
+
+    def alone(name: str) -> pa.ChunkedArray:
+        with _named(path):
+            return reader.read(path, [name])[name]
+
+    if reader.rows is not None:
+        with _named(path):
+            return Opened(reader.rows(path), alone)
+    with _named(path):
+        table = reader.read(path, list(dict.fromkeys(wanted)))
+    return Opened(len(table), table.column)
+
+
+def _weights(tables: Mapping[Path, Opened], name: str) -> NDArray[np.float32]:
+    weights = np.concatenate([numbers(table.column(name), path, name) for path, table in tables.items()])
     if not (weights > 0).all():
         row = int((weights <= 0).argmax())
         raise UserError(f"data.weight: {name!r} is {weights[row]:g} in row {row}; needed: {POSITIVE}")
@@ -330,13 +350,17 @@ def number_classes(arrays: dict[str, Array], name: str, what: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Reader:
-    """Reader of one file format: the names of its columns, and some of its columns as a table."""
+    """Reader of one file format: the names of its columns, some of its columns as a table, and the number of its rows where
+    columns lie apart, so that each can be read alone."""
 
     names: Callable[[Path], list[str]]
     read: Callable[[Path, list[str]], pa.Table]
+    rows: Callable[[Path], int] | None = None
 
 
 READERS: Mapping[str, Reader] = {
     ".csv": Reader(lambda path: list(read_csv(path, None).schema.names), read_csv),
-    ".parquet": Reader(lambda path: list(read_schema(path).names), lambda path, columns: read_table(path, columns)),
+    ".parquet": Reader(
+        lambda path: list(read_schema(path).names), lambda path, columns: read_table(path, columns), count_rows
+    ),
 }

@@ -75,6 +75,29 @@ def test_a_table_is_normalised_and_its_classes_and_groups_are_numbered(
     assert data.train.stored.data_ptr() == data.train.subset(np.arange(3)).stored.data_ptr()
 
 
+def test_a_large_table_stays_in_its_mapped_file_and_is_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = str(written(tmp_path, "t.parquet"))
+    copied = load(path, columns=BY_KIND, proxy=0.1)
+    monkeypatch.setattr("fl_sim.data.arrays.LEAST_MAPPED", 0)
+    mapped = load(path, columns=BY_KIND, proxy=0.1)
+    assert torch.equal(mapped.train.mean, copied.train.mean)  # type: ignore[arg-type]
+    assert torch.equal(mapped.train.std, copied.train.std)  # type: ignore[arg-type]
+    for part in ("train", "validation", "test", "proxy"):
+        ours, theirs = getattr(mapped, part), getattr(copied, part)
+        assert ours.stored.data_ptr() == mapped.train.stored.data_ptr()
+        assert len(ours.stored) == ROWS
+        assert torch.equal(ours.images, theirs.images)
+        assert torch.equal(ours.labels, theirs.labels)
+        assert torch.equal(ours.groups, theirs.groups)
+        for one, other in zip(ours.batches(7), theirs.batches(7), strict=True):
+            assert torch.equal(one[0], other[0])
+    monkeypatch.setattr("fl_sim.data.dataset.BLOCK", 1)
+    apart = load(path, columns=BY_KIND, proxy=0.1)
+    torch.testing.assert_close(apart.train.std, copied.train.std)
+
+
 def test_numbers_and_several_labels_are_targets_too(tmp_path: Path) -> None:
     path = str(written(tmp_path, "t.csv"))
     numbers = load(path, columns=Columns(("age",), ("score",)), targets=Targets.NUMBERS)

@@ -6,7 +6,7 @@ FL := $(BIN)/fl-sim
 
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo comparison comparison-tasks figures report-picture test test-all test-newest lint bench docs audit
+.PHONY: demo comparison comparison-tasks algorithms figures report-picture test test-all test-newest lint bench docs audit
 
 # What runs need; the tests' and linters' packages come on top, so that a first demo does not wait for them.
 $(VENV)/ready: pyproject.toml constraints.txt $(wildcard fl_sim/core/kernels/_*.[ch])
@@ -45,6 +45,10 @@ figures: $(VENV)/ready report-picture
 	$(BIN)/python docs/figures/collect.py runs/figures
 	$(BIN)/python docs/figures/tables.py runs/figures runs/comparison
 	for name in accuracy_by_traffic bytes_by_section one_round packages; do $(BIN)/python docs/figures/$$name.py; done
+
+# The tables of docs/algorithms.md: every algorithm on two tasks under three seeds. What is finished is not run again.
+algorithms: $(VENV)/ready
+	$(BIN)/python docs/figures/algorithms.py runs/algorithms
 
 # docs/figures/report.png: the report page of a run, photographed by Chromium.
 report-picture: $(VENV)/ready

@@ -162,7 +162,8 @@ def settled(aggregate: Aggregate, *, error_feedback: bool) -> Aggregate:
     A rule that was chosen stays. Where it is not known to go with error feedback, the log says so in one line.
     """
     chosen = _fitting(aggregate, zero_fill if error_feedback else coverage_mean)
-    if error_feedback and not any(chosen is rule for rule in CONSERVING):
+    inner = chosen.aggregate if isinstance(chosen, EqualWeights) else chosen
+    if error_feedback and not any(inner is rule for rule in CONSERVING):
         name = getattr(chosen, "__name__", type(chosen).__name__)
         log.warning(
             "wire.error_feedback with the aggregation rule %s: clients send later what they left out, and this rule is not "

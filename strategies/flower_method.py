@@ -75,6 +75,10 @@ class FlowerRule:
     strategy: Strategy
     target: str
     _memory: Params = field(default_factory=dict)
+    _first: dict[str, object] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._first = dict(vars(self.strategy))
 
     def aggregate(self, state: ServerState, updates: Iterable[Update]) -> Params:
         """Aggregate the updates of a round by the strategy.
@@ -149,9 +153,9 @@ class FlowerRule:
         return made
 
     def _restore(self, memory: Params) -> None:
-        """Give the strategy what it remembered after the last round."""
-        if CURRENT in vars(self.strategy):
-            vars(self.strategy)[CURRENT] = None
+        """Give the strategy what it remembered of this model after the last round, and nothing else."""
+        vars(self.strategy).clear()
+        vars(self.strategy).update(self._first)
         tables: dict[str, dict[str, Tensor]] = {}
         for name, value in memory.items():
             attribute, dot, key = name.partition(".")

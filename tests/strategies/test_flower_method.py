@@ -6,13 +6,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from federation import same
+from flwr.serverapp.strategy import FedYogi
 from interruption import KillAfter, Killed
 from softmax_federation import Array, experiment, joined, weighted
 
-from fl_sim import Report, UserError, run
+from fl_sim import Report, Update, UserError, run
+from fl_sim.codecs import Schema
 from fl_sim.simulation import resume
 from fl_sim.simulation.federation import Federation
+from strategies.flower_method import FlowerRule
+from strategies.server_step import ServerState
 
 FLOWER = "strategy.target=flwr.serverapp.strategy:"
 
@@ -42,6 +47,24 @@ def test_what_a_strategy_remembers_is_saved_and_resumed(name: str, tmp_path: Pat
     with pytest.raises(Killed):
         run(experiment(tmp_path / "parts", *options), KillAfter(2, 1))
     same(whole, resume(experiment(tmp_path / "parts", *options), quiet=True))
+
+
+def test_two_models_share_a_strategy_and_none_of_its_memory() -> None:
+    rule = FlowerRule(FedYogi(), "flwr.serverapp.strategy:FedYogi")
+
+    def moved(size: int) -> list[torch.Tensor]:
+        schema = Schema.of({"w": torch.zeros(size)}, ["w"])
+        state, seen = ServerState(schema, schema.view(torch.zeros(size))), []
+        for _ in range(2):
+            update = Update(schema.view(torch.linspace(0.1, 1.0, size)), 3)
+            params, memory = rule.optimise(state, rule.aggregate(state, iter([update])))
+            state = ServerState(schema, params, state.round + 1, memory=memory)
+            seen.append(params["w"].clone())
+        return seen
+
+    alone = moved(2)
+    moved(3)
+    assert all(torch.equal(a, b) for a, b in zip(alone, moved(2), strict=True))
 
 
 @pytest.mark.parametrize(

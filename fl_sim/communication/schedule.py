@@ -46,7 +46,8 @@ class Schedule:
         max_staleness: older updates are late: booked, not used. 0 = no client is given a model that will be stale. Unset = any.
         mixing: share of the model that an update replaces in "fedasync", above 0 and at most 1.
         availability: file that says when each client is reachable, see docs/asynchrony.md. Unset = always.
-        devices: file with each client's link and speed; it takes the place of `network.links` and `samples_per_s`.
+        devices: file with each client's link and speed; it takes the place of `links`, `samples_per_s` and `speed_spread` of
+            `[network]`.
     """
 
     kind: str = ROUNDS

@@ -53,8 +53,8 @@ class Network:
             link with these weights. Empty = no clock.
         samples_per_s: training samples per second of a device of speed 1, above 0.
         speed_spread: each client's speed is drawn log-uniformly from 1/(1+spread) to 1+spread; 0 = equal speeds.
-        deadline_s: simulated seconds after which a client is late: its bytes are booked, its update is not used. Needs
-            `links`. Unset = the server waits for all.
+        deadline_s: simulated seconds after which a client is late: its bytes are booked, its update is not used. Unset = the
+            server waits for all.
         dropout: probability that a client receives its task and never answers, from 0 to below 1.
     """
 
@@ -80,8 +80,6 @@ class Network:
             raise UserError(
                 f"network: dropout = {self.dropout} must be in [0, 1), speed_spread = {self.speed_spread} at least 0"
             )
-        if self.deadline_s is not None and not self.links:
-            raise UserError("network.deadline_s needs network.links: without links there is no clock")
 
     def profile(self, client: int, *, seed: int) -> tuple[Link, float]:
         """(link, speed) of a client; a function of the seed."""

@@ -131,6 +131,15 @@ class Experiment(Section):
         return self
 
     @model_validator(mode="after")
+    def _network_has_links(self) -> Self:
+        """Without links nobody would read the other keys of the table."""
+        if not self.network.links and self.schedule.devices is None:
+            for key, default in vars(Network()).items():
+                if getattr(self.network, key) != default:
+                    raise ValueError(f"network.{key} needs network.links: without links there is no simulated network")
+        return self
+
+    @model_validator(mode="after")
     def _schedule_has_a_clock(self) -> Self:
         kind, network = self.schedule.kind, self.network
         if self.schedule.in_rounds:

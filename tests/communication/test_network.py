@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from federation import run_tiny
+from federation import run_tiny, tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -101,7 +101,6 @@ def test_time_to_accuracy() -> None:
     "bad",
     [
         {"links": {"5G": 1}},
-        {"deadline_s": 3.0},
         {"links": {"4G": 1}, "deadline_s": 0.0},
         {"dropout": 1.0},
         {"links": {"4G": -1}},
@@ -114,3 +113,10 @@ def test_time_to_accuracy() -> None:
 def test_wrong_networks_are_refused(bad: dict[str, object]) -> None:
     with pytest.raises(UserError, match="network"):
         Network(**bad)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("key", ["deadline_s=3", "dropout=0.1", "samples_per_s=5", "speed_spread=1"])
+def test_keys_that_no_clock_would_read_are_refused(tmp_path: Path, key: str) -> None:
+    with pytest.raises(UserError, match=rf"network\.{key.partition('=')[0]} needs network\.links"):
+        tiny(tmp_path, f"network.{key}")
+    tiny(tmp_path, f"network.{key}", 'network.links={"4G" = 1}')

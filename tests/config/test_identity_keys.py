@@ -26,7 +26,7 @@ OVERRIDES = {
     "rounds": "rounds=9",
     "training": "training.lr=0.7",
     "wire": "wire.error_feedback=true",
-    "network": "network.dropout=0.1",
+    "network": "network.links.4G=1",
 }
 
 

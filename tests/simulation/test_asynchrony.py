@@ -168,6 +168,12 @@ def test_clients_that_all_fail_stop_the_run(tmp_path: Path) -> None:
         run(experiment(tmp_path, *kind))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["fedbuff", "sparse"])
+def test_ray_gives_the_same(tmp_path: Path, whole: dict[str, Report], kind: str) -> None:
+    same(run(of_kind(tmp_path, kind, "engine=ray", "ray.workers=2")), whole[kind])
+
+
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
@@ -178,7 +184,7 @@ def test_clients_that_all_fail_stop_the_run(tmp_path: Path) -> None:
         (["schedule.buffer=3"], "schedule: rounds have no further keys"),
         (["schedule.kind=deadline"], "needs network.deadline_s"),
         (["schedule.kind=fedbuff", "network.deadline_s=3"], "network.deadline_s: not with schedule.kind = 'fedbuff'"),
-        (["schedule.kind=fedbuff", "network.links={}"], "needs a virtual clock: network.links or schedule.devices"),
+        (["schedule.kind=fedbuff", "network={}"], "needs a virtual clock: network.links or schedule.devices"),
         (["schedule.kind=fedbuff", "evaluate.clients=2"], "evaluate.clients: not with schedule.kind = 'fedbuff'"),
         (["schedule.kind=fedbuff", "wire.record_payloads=1"], "wire.record_payloads: not with schedule.kind"),
     ],

@@ -14,27 +14,24 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cache
 from typing import Self
 
-import torch
 from flwr.app import MessageType
 from flwr.serverapp import Grid
 
-from fl_sim.communication.traces import Device
 from fl_sim.core.types import Mask, Params, Scalar, Update, UserError
 from fl_sim.runtime.grids.base import FIRST_NODE, LocalGrid
 from fl_sim.runtime.server_context import ServerContext, ServerSnapshot
-from strategies.flights import Flight, Flights
+from strategies.flights import Flight, Flights, devices_of
 from strategies.free_clients import FreeClients
 from strategies.round_log import RoundFailed, Unusable, require_content
 from strategies.selection import uniform
 from strategies.server_step import ServerState
 from strategies.slots import Slots, no_metrics
 from strategies.sparse_server import SparseServer
-from strategies.staleness import Refresh
+from strategies.staleness import Refresh, same_mask
 from strategies.uplink_receiver import OnReply
 
 log = logging.getLogger("fl_sim")
@@ -58,7 +55,7 @@ class AsyncServer:
         self.server, self.context, self.schedule = SparseServer(slots, context), context, context.schedule
         self.concurrency = self.schedule.concurrency or context.sampling.cohort_size
         self.refresh = Refresh(self.schedule, context.exchange.schema)
-        self.flights, self.now = Flights(_devices(context), context.availability), 0.0
+        self.flights, self.now = Flights(devices_of(context), context.availability), 0.0
         self._bases: dict[int, ServerState] = {}
         self._buffer: list[Flight] = []
         self._stale: list[tuple[int, bool]] = []
@@ -225,7 +222,7 @@ class AsyncServer:
                 receiver.failed(number, flight.client, problem, round_log)
                 continue
             self.server.sender.received(flight.client, base.mask)
-            self._stale.append((stale, not _same(base, current)))
+            self._stale.append((stale, not same_mask(base, current)))
             round_log.add(update.num_examples, update.metrics)
             yield self.refresh(update, base, current, stale)
         count = len(self._buffer) + len([each for each in round_log.failures if each.kind != "late"])
@@ -261,28 +258,6 @@ class AsyncServer:
             number: ServerState(schema, params, number, mask) for number, (params, mask) in saved.bases.items()
         }
         self.flights.restore(saved.flights, saved.dispatched, lambda client: FIRST_NODE + client)
-
-
-def _same(base: ServerState, current: ServerState) -> bool:
-    """Whether two versions of the model have the same pruning mask."""
-    if base.mask is None or current.mask is None or base.mask is current.mask:
-        return base.mask is current.mask
-    flat = base.schema.flat_mask
-    return torch.equal(flat(base.mask), flat(current.mask))
-
-
-def _devices(context: ServerContext) -> Callable[[int], Device]:
-    """Client -> link and speed: of the trace, or drawn once by the network."""
-    if (devices := context.devices) is not None:
-        return devices.__getitem__
-    network = context.accounting.network
-
-    @cache
-    def drawn(client: int) -> Device:
-        link, speed = network.profile(client, seed=context.seed)
-        return Device(link, network.samples_per_s * speed)
-
-    return drawn
 
 
 def _require_possible(slots: Slots, context: ServerContext) -> None:

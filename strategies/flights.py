@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 
 from flwr.app import Error, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
@@ -19,7 +20,7 @@ from fl_sim.codecs import CorruptPayload
 from fl_sim.communication import messages as wire
 from fl_sim.communication.flower_private import reply_to, set_message_id
 from fl_sim.communication.traces import Availability, Device
-from fl_sim.runtime.server_context import FlightSnapshot
+from fl_sim.runtime.server_context import FlightSnapshot, ServerContext
 
 
 @dataclass(eq=False)
@@ -154,6 +155,20 @@ class Flights:
             flight.message_id = each.message_id
             self.flying[each.client] = flight
             self._landed(flight, _unpacked(each, nodes(each.client)))
+
+
+def devices_of(context: ServerContext) -> Callable[[int], Device]:
+    """Client -> link and speed: of the trace, or drawn once by the network."""
+    if (devices := context.devices) is not None:
+        return devices.__getitem__
+    network = context.accounting.network
+
+    @cache
+    def drawn(client: int) -> Device:
+        link, speed = network.profile(client, seed=context.seed)
+        return Device(link, network.samples_per_s * speed)
+
+    return drawn
 
 
 def _work(reply: Message) -> tuple[int, float]:

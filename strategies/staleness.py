@@ -49,3 +49,11 @@ class Refresh:
 
     def _view(self, flat: Tensor) -> FlatParams:
         return self.schema.view(flat)
+
+
+def same_mask(base: ServerState, current: ServerState) -> bool:
+    """Whether two versions of the model have the same pruning mask."""
+    if base.mask is None or current.mask is None or base.mask is current.mask:
+        return base.mask is current.mask
+    flat = base.schema.flat_mask
+    return torch.equal(flat(base.mask), flat(current.mask))

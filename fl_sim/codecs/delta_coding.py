@@ -123,9 +123,7 @@ class Delta:
             exponents = (base[tensor] >> mantissa).astype(np.uint8)
             exponents &= (1 << (width - 1 - mantissa)) - 1
             contexts[tensor] = _contexts(scale, exponents, self.format.contexts)
-        lengths = symbol_coding.decode(data[reader.at : end], contexts, self.format.contexts)
-        if lengths.max() > width:
-            raise CorruptPayload("a difference is longer than its floats")
+        lengths = symbol_coding.decode(data[reader.at : end], contexts, self.format.contexts, width + 1)
         stream = np.frombuffer(data[end:], dtype=np.uint8)
         total = int(lengths.sum(dtype=np.int64))
         if len(stream) != -(-total // 8) or (total % 8 and stream[-1] >> total % 8):

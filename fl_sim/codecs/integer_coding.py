@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from fl_sim.codecs import bits, symbol_coding
 from fl_sim.codecs.errors import CorruptPayload
-from fl_sim.codecs.symbol_coding import Bytes
+from fl_sim.codecs.symbol_coding import Bytes, Code
 from fl_sim.codecs.value_coder import Counts, Values
 
 BLOCK = 4096
@@ -53,32 +53,33 @@ def _classes(symbols: Bytes, sizes: NDArray[np.int64]) -> Bytes:
 
 def _encode_symbols(symbols: Bytes, sizes: NDArray[np.int64]) -> bytes:
     """classes u8 | with several, the class of each block u8 | code of the symbols, a table for each class."""
-    classes, size = _classes(symbols, sizes), len(symbols)
-    kinds = int(classes.max()) + 1
-    contexts = symbol_coding.by_block(classes, sizes)
-    counts = symbol_coding.counted(symbols, contexts, kinds)
-    tables = symbol_coding.tables_of(counts, size)
-    if kinds > 1:
+    size = len(symbols)
+    whole = symbol_coding.single(size)
+    if len(sizes) > 1:
+        classes = _classes(symbols, sizes)
+        kinds, contexts = int(classes.max()) + 1, symbol_coding.by_block(classes, sizes)
+        counts = symbol_coding.counted(symbols, contexts, kinds)
         together = counts.sum(axis=0, keepdims=True)
-        one = symbol_coding.tables_of(together, size)
-        several = symbol_coding.cost_bits(counts, tables) + 8 * len(sizes)
-        if symbol_coding.cost_bits(together, one) > several:
-            return bytes([kinds]) + classes.tobytes() + symbol_coding.encode(symbols, contexts, kinds, tables)
-        tables = one
-    return b"\1" + symbol_coding.encode(symbols, symbol_coding.single(size), 1, tables)
+        one = Code.of(together)
+        if kinds > 1:
+            several = Code.of(counts)
+            if several.cost_bits(counts) + 8 * len(sizes) < one.cost_bits(together):
+                return bytes([kinds]) + classes.tobytes() + symbol_coding.encode(symbols, contexts, kinds, several)
+        return b"\1" + symbol_coding.encode(symbols, whole, 1, one)
+    return b"\1" + symbol_coding.encode(symbols, whole, 1)
 
 
-def _decode_symbols(data: memoryview, sizes: NDArray[np.int64]) -> Bytes:
-    """Invert `_encode_symbols`. Raises CorruptPayload."""
+def _decode_symbols(data: memoryview, sizes: NDArray[np.int64], top: int) -> Bytes:
+    """Invert `_encode_symbols` for integers -top..top. Raises CorruptPayload."""
     kinds = data[0] if len(data) else 0
     if not 1 <= kinds <= MOST_CLASSES:
         raise CorruptPayload("an impossible number of classes of blocks")
     if kinds == 1:
-        return symbol_coding.decode(data[1:], symbol_coding.single(int(sizes.sum())), 1)
+        return symbol_coding.decode(data[1:], symbol_coding.single(int(sizes.sum())), 1, 2 * top + 1)
     classes = np.frombuffer(data[1 : 1 + len(sizes)], dtype=np.uint8)
     if len(classes) < len(sizes) or classes.max() >= kinds:
         raise CorruptPayload("the classes of blocks are cut off, or one does not exist")
-    return symbol_coding.decode(data[1 + len(sizes) :], symbol_coding.by_block(classes, sizes), kinds)
+    return symbol_coding.decode(data[1 + len(sizes) :], symbol_coding.by_block(classes, sizes), kinds, 2 * top + 1)
 
 
 def _folded(whole: NDArray[np.int8]) -> Bytes:
@@ -124,9 +125,7 @@ class Rounded:
             return _nothing(data)
         sizes = _block_sizes(self.counts or (count,))
         scales = _scales(data, len(sizes))
-        symbols = _decode_symbols(data[4 * len(sizes) :], sizes)
-        if symbols.max() > 2 * self.top:
-            raise CorruptPayload(f"a rounded value is beyond {self.top}")
+        symbols = _decode_symbols(data[4 * len(sizes) :], sizes, self.top)
         return _scaled(_unfolded(symbols), scales, sizes)
 
 
@@ -169,9 +168,7 @@ class Signs:
             return _nothing(data)
         sizes = self._sizes(count)
         scales = _scales(data, len(sizes))
-        symbols = _decode_symbols(data[4 * len(sizes) :], sizes)
-        if symbols.max() > 2:
-            raise CorruptPayload("a sign is neither -1, 0 nor 1")
+        symbols = _decode_symbols(data[4 * len(sizes) :], sizes, 1)
         return _scaled(_unfolded(symbols), scales, sizes)
 
 

@@ -1,23 +1,24 @@
 """Symbols 0..255 near their order-0 entropy: an rANS coder with one static table for each context.
 
-    alphabet of each context (LEB128: symbols up to the last one that occurs) | slots of its symbols, Elias gamma, zero bits
-    up to a byte | code
+    precision u8 | first and last symbol of each context, u8 each | bit lengths of the slots, 4 bits each, zeros up to a byte |
+    the slots' bits below their leading ones, zeros up to a byte | code
 
-Both ends know the number of symbols and each one's context. A table's slots are the counts scaled to `2**bits`, with at
-least one slot for whatever occurs; `bits` and the number of lanes follow from the number of symbols, so that few symbols
-have a short table. A context that does not occur has an alphabet of 0.
+Both ends know the number of symbols and each one's context. A table's slots are the counts scaled to `2**precision`, with at
+least one slot for whatever occurs: few symbols have coarse and therefore short tables. A context that does not occur has a
+first symbol of 1 and a last of 0. Where all this is no shorter than the symbols as bytes, a precision of 0 says that those follow.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_sim.codecs.bits import Reader, varint
+from fl_sim.codecs.bits import Reader
 from fl_sim.codecs.errors import CorruptPayload
-from fl_sim.core.kernels.coding import count_symbols, rans_decode, rans_encode
+from fl_sim.core.kernels.coding import count_symbols, pack_bits, rans_decode, rans_encode, unpack_bits
 
 Bytes = NDArray[np.uint8]
 Counts = NDArray[np.int64]
@@ -25,10 +26,19 @@ Tables = NDArray[np.uint16]
 ALPHABET = 256
 SYMBOLS_PER_LANE = 4096
 MOST_LANES, MOST_BITS, FEWEST_BITS = 256, 14, 8
+RAW = 0
 
 
-def _precision(count: int) -> int:
-    return min(MOST_BITS, max(FEWEST_BITS, count.bit_length()))
+def _precision(counts: Counts) -> int:
+    """Bits of a table at which what rounding loses and what the tables take are about least together."""
+    used = counts > 0
+    size, kinds, rare = (
+        int(counts.sum()),
+        int(used.sum()),
+        int((used & (counts * 512 < counts.sum(axis=1)[:, None])).sum()),
+    )
+    best = (size * (kinds + 8 * rare)) ** 0.5 / 2
+    return min(MOST_BITS, max(FEWEST_BITS, int(best).bit_length()))
 
 
 def _lanes(count: int) -> int:
@@ -56,79 +66,111 @@ def _slots(counts: Counts, bits: int) -> Counts:
     return slots
 
 
-def tables_of(counts: Counts, size: int) -> Tables:
-    """Slots of each context for a code of `size` symbols."""
-    return np.stack([_slots(row, _precision(size)) for row in counts]).astype(np.uint16)
+@dataclass(frozen=True)
+class Code:
+    """Tables of slots for each context, (contexts, 256), that sum to `2**precision`."""
 
+    precision: int
+    tables: Tables
 
-def cost_bits(counts: Counts, tables: Tables) -> float:
-    """Predicted size of code and tables, in bits."""
-    used = counts > 0
-    precision = np.log2(np.maximum(tables.sum(axis=1, keepdims=True), 1))
-    code = float((counts * (precision - np.log2(np.where(used, tables, 1))))[used].sum())
-    lengths = [_alphabet(row) for row in tables]
-    gamma = sum(
-        2 * (int(slots) + 1).bit_length() - 1 for row, n in zip(tables, lengths, strict=True) for slots in row[:n]
-    )
-    return code + gamma + 8.0 * len(tables)
+    @classmethod
+    def of(cls, counts: Counts) -> Code:
+        """Tables for symbols that occur so often in each context."""
+        precision = _precision(counts)
+        return cls(precision, np.stack([_slots(row, precision) for row in counts]).astype(np.uint16))
 
+    def cost_bits(self, counts: Counts) -> float:
+        """Predicted size of tables and code, in bits."""
+        used = counts > 0
+        code = float((counts[used] * (self.precision - np.log2(self.tables[used]))).sum())
+        return code + 8.0 * len(self.written())
 
-def _alphabet(slots: Tables) -> int:
-    used = np.flatnonzero(slots)
-    return int(used[-1]) + 1 if len(used) else 0
+    def written(self) -> bytes:
+        """The tables as bytes."""
+        ends = np.array([_ends(row) for row in self.tables], dtype=np.uint8)
+        slots = self.tables[_listed(ends)].astype(np.uint32)
+        lengths = np.frexp(slots.astype(np.float64))[1].astype(np.uint8)
+        parts = []
+        for values, widths in ((lengths.astype(np.uint32), np.full(len(slots), 4, np.uint8)), (slots, _below(lengths))):
+            out = np.empty(2 * len(slots) + 8, dtype=np.uint8)
+            parts.append(out[: pack_bits(values, widths, out)].tobytes())
+        return bytes([self.precision]) + ends.tobytes() + b"".join(parts)
 
+    @classmethod
+    def read(cls, reader: Reader, kinds: int, alphabet: int) -> Code:
+        """Invert `written`.
 
-def _written(tables: Tables) -> bytes:
-    lengths = [_alphabet(row) for row in tables]
-    stream = "".join(
-        "0" * (value.bit_length() - 1) + f"{value:b}"
-        for row, length in zip(tables, lengths, strict=True)
-        for value in (row[:length] + np.uint16(1)).tolist()
-    )
-    size = -(-len(stream) // 8)
-    return b"".join(map(varint, lengths)) + int(stream.ljust(8 * size, "0") or "0", 2).to_bytes(size, "big")
-
-
-def _read(reader: Reader, kinds: int, bits: int) -> Tables:
-    """The tables of `kinds` contexts.
-
-    Raises:
-        CorruptPayload: they are cut off, or one does not sum to `2**bits`.
-    """
-    lengths = [reader.varint(ALPHABET) for _ in range(kinds)]
-    longest = 2 * bits + 1
-    rest = reader.rest()[: -(-sum(lengths) * longest // 8)]
-    stream = f"{int.from_bytes(rest, 'big'):b}".zfill(8 * len(rest)) if len(rest) else ""
-    tables, at = np.zeros((kinds, ALPHABET), dtype=np.uint16), 0
-    for row, length in zip(tables, lengths, strict=True):
-        for symbol in range(length):
-            zeros = stream.find("1", at, at + bits + 1) - at
-            if zeros < 0 or at + 2 * zeros + 1 > len(stream):
-                raise CorruptPayload("a table of symbols is cut off")
-            row[symbol] = int(stream[at + zeros : at + 2 * zeros + 1], 2) - 1  # at most 2 * 2**bits
-            at += 2 * zeros + 1
-        if length and (row.sum() != 1 << bits or not row[length - 1]):
+        Raises:
+            CorruptPayload: the tables are cut off, or one does not sum to its precision.
+        """
+        data = np.frombuffer(reader.rest(), dtype=np.uint8)
+        if len(data) < 1 + 2 * kinds or not FEWEST_BITS <= data[0] <= MOST_BITS:
+            raise CorruptPayload("tables of symbols are cut off, or of an impossible precision")
+        ends = data[1 : 1 + 2 * kinds].reshape(kinds, 2)
+        if (ends[:, 1] >= alphabet).any():
+            raise CorruptPayload("a table of symbols that do not exist")
+        precision, listed = int(data[0]), _listed(ends)
+        count, at = int(np.count_nonzero(listed)), 1 + 2 * kinds
+        lengths, at = _unpacked(data, at, np.full(count, 4, np.uint8))
+        widths = _below(lengths.astype(np.uint8))
+        slots, at = _unpacked(data, at, widths)
+        slots |= np.where(lengths > 0, np.uint32(1) << widths.astype(np.uint32), np.uint32(0))
+        tables = np.zeros((kinds, ALPHABET), dtype=np.uint16)
+        tables[listed] = slots
+        # Reductions over a table of bools or short integers go through a buffer that is larger than the table.
+        until = np.cumsum(np.maximum(0, ends[:, 1].astype(np.int64) - ends[:, 0] + 1))
+        sums = np.diff(np.append(0, np.cumsum(slots, dtype=np.int64))[np.append(0, until)])
+        if ((sums != 0) & (sums != 1 << precision)).any() or (slots > 1 << MOST_BITS).any():
             raise CorruptPayload("a table of symbols does not sum to its precision")
-    if "1" in stream[at : -(-at // 8) * 8]:
-        raise CorruptPayload("a table of symbols is not padded with zeros")
-    reader.at += -(-at // 8)
-    return tables
+        reader.at += at
+        return cls(precision, tables)
 
 
-def encode(symbols: Bytes, contexts: Bytes, kinds: int, tables: Tables | None = None) -> bytes:
-    """Code symbols, each in one of `kinds` contexts, at most 64; `tables` as `tables_of` made them."""
+def _ends(slots: Tables) -> tuple[int, int]:
+    """First and last symbol that a table has; (1, 0) where it has none."""
+    used = np.flatnonzero(slots)
+    return (int(used[0]), int(used[-1])) if len(used) else (1, 0)
+
+
+def _listed(ends: Bytes) -> NDArray[np.bool_]:
+    """The symbols that are written, (contexts, 256)."""
+    symbols = np.arange(ALPHABET, dtype=np.uint8)
+    return (symbols >= ends[:, :1]) & (symbols <= ends[:, 1:])
+
+
+def _below(lengths: Bytes) -> Bytes:
+    """Bits below the leading one."""
+    return np.where(lengths > 0, lengths - (lengths > 0), 0).astype(np.uint8)
+
+
+def _unpacked(data: Bytes, at: int, widths: Bytes) -> tuple[NDArray[np.uint32], int]:
+    """(values of these widths from byte `at` on, where they end). Raises CorruptPayload."""
+    total = int(widths.sum(dtype=np.int64))
+    end = at + -(-total // 8)
+    if end > len(data) or (total % 8 and data[end - 1] >> total % 8):
+        raise CorruptPayload("a table of symbols is cut off, or not padded with zeros")
+    out = np.empty(len(widths), dtype=np.uint32)
+    unpack_bits(data[at:end], 0, widths, out)
+    return out, end
+
+
+def encode(symbols: Bytes, contexts: Bytes, kinds: int, code: Code | None = None) -> bytes:
+    """Code symbols, each in one of `kinds` contexts, at most 64; `code` where their tables were made before."""
     if not len(symbols):
         return b""
     size = len(symbols)
-    tables = tables_of(counted(symbols, contexts, kinds), size) if tables is None else tables
+    code = Code.of(counted(symbols, contexts, kinds)) if code is None else code
     lanes = _lanes(size)
     out = np.empty(2 * size + 4 * lanes, dtype=np.uint8)
-    start = rans_encode(symbols, contexts, tables.reshape(-1), _precision(size), lanes, out)
-    return _written(tables) + out[start:].tobytes()
+    start = rans_encode(symbols, contexts, code.tables.reshape(-1), code.precision, lanes, out)
+    written = code.written()
+    if len(written) + len(out) - start > size:
+        return bytes([RAW]) + symbols.tobytes()
+    return written + out[start:].tobytes()
 
 
-def decode(data: memoryview, contexts: Bytes, kinds: int) -> Bytes:
-    """Invert `encode` for as many symbols as there are contexts; `data` ends with them.
+def decode(data: memoryview, contexts: Bytes, kinds: int, alphabet: int = ALPHABET) -> Bytes:
+    """Invert `encode` for as many symbols below `alphabet` as there are contexts; `data` ends with them.
 
     Raises:
         CorruptPayload: the bytes are no code of so many symbols.
@@ -139,10 +181,15 @@ def decode(data: memoryview, contexts: Bytes, kinds: int) -> Bytes:
         if len(data):
             raise CorruptPayload("symbols where none are due")
         return symbols
-    reader, bits = Reader(data), _precision(size)
-    tables = _read(reader, kinds, bits)
-    code = np.frombuffer(reader.rest(), dtype=np.uint8)
-    if not rans_decode(code, contexts, tables.reshape(-1), bits, _lanes(size), symbols):
+    if len(data) == 1 + size and data[0] == RAW:
+        symbols[:] = np.frombuffer(data[1:], dtype=np.uint8)
+        if symbols.max() >= alphabet:
+            raise CorruptPayload("a symbol that does not exist")
+        return symbols
+    reader = Reader(data)
+    code = Code.read(reader, kinds, alphabet)
+    words = np.frombuffer(reader.rest(), dtype=np.uint8)
+    if not rans_decode(words, contexts, code.tables.reshape(-1), code.precision, _lanes(size), symbols):
         raise CorruptPayload("the code of the symbols is damaged")
     return symbols
 

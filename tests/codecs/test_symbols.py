@@ -45,6 +45,16 @@ def test_a_code_is_within_one_percent_of_its_entropy(spread: float, size: int) -
     )  # lanes, and the table of 256 symbols
 
 
+@pytest.mark.parametrize("size", [1, 40, 300])
+def test_few_symbols_take_no_more_than_their_bytes(size: int) -> None:
+    symbols = np.random.default_rng(0).integers(0, 256, size).astype(np.uint8)
+    data = symbol_coding.encode(symbols, single(size), 1)
+    assert len(data) == 1 + size
+    assert symbol_coding.decode(memoryview(data), single(size), 1).tolist() == symbols.tolist()
+    with pytest.raises(CorruptPayload):
+        symbol_coding.decode(memoryview(data[:-1]), single(size), 1)
+
+
 def tensors(size: int) -> Params:
     rng = torch.Generator().manual_seed(0)
     peaked = torch.randn(size, generator=rng) ** 3

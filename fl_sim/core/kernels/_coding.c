@@ -170,7 +170,7 @@ static int got(const uint8_t *restrict data, Py_ssize_t size, const uint8_t *res
             if (!words && low)
                 return -1;
             const uint32_t word = words ? (uint32_t)fetch(at, 2) : 0;
-            state = low ? state << 16 | word : state;
+            state = state << 16 * low | (word & (0u - low)); /* at random: a branch would be mispredicted */
             at += 2 * low;
             states[i & (lanes - 1)] = state;
             symbols[i] = symbol;

@@ -1,6 +1,7 @@
 """Floats as differences to the floats that the receiver holds, in units in the last place: exact for every float.
 
-    scale of each tensor u8 | code of the lengths, LEB128 of its bytes before it | bits of the differences
+    scale of each tensor u8 | code of the lengths, LEB128 of its bytes before it | bits of the differences, of at most 65,536
+    values of one tensor together, zeros up to a byte
 
 Floats are compared as integers in the order of their values, so that a difference of n says that n - 1 floats lie between.
 `w0 + (w1 - w0)` misses up to some percent of the float32 values `w1`; an integer difference misses none, NaN and -0
@@ -32,6 +33,9 @@ from fl_sim.core.kernels.coding import float_join, float_split, pack_bits, unpac
 Words = NDArray[np.uint32]
 SMALLEST = -4
 """The first context is for lengths of this prediction, and for what is shorter; the others are one bit of length apart."""
+
+
+PIECE = 1 << 16
 
 
 class Format(NamedTuple):
@@ -83,58 +87,66 @@ class Delta:
     counts: Counts = ()
     base: Values = field(default_factory=lambda: np.zeros(0, dtype=np.float32), compare=False)
 
-    def _tensors(self, count: int) -> Iterator[slice]:
-        at = 0
-        for size in self.counts or (count,):
-            yield slice(at, at + size)
-            at += size
+    def _tensors(self, count: int) -> list[slice]:
+        ends = np.cumsum(self.counts or (count,)).tolist()
+        return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
 
     def encode(self, values: Values, seed: int) -> bytes:
         if not len(values):
             return b""
         width, mantissa, dtype = self.format
         size = len(values)
-        words = self.format.words(values)
+        words, base = self.format.words(values), self.format.words(self.base)
         if width < 32 and not np.isfinite(self.format.values(words)).all():
             raise ValueError(f"a value is beyond the range of {dtype}: {float(np.abs(values).max()):.6g}")
-        lengths, contexts, extra = np.empty(size, np.uint8), np.empty(size, np.uint8), np.empty(size, np.uint32)
-        float_split(words, self.format.words(self.base), width, mantissa, lengths, contexts, extra)
-        scales = bytearray()
+        lengths, contexts, extra = np.empty(size, np.uint8), np.empty(size, np.uint8), np.empty(PIECE, np.uint32)
+        scales, out, at = bytearray(), np.empty(4 * size, dtype=np.uint8), 0
         for tensor in self._tensors(size):
-            scale = _scale(lengths[tensor], contexts[tensor])
-            scales.append(scale)
-            contexts[tensor] = _contexts(scale, contexts[tensor], self.format.contexts)
+            for piece in _pieces(tensor):
+                part = extra[: piece.stop - piece.start]
+                float_split(words[piece], base[piece], width, mantissa, lengths[piece], contexts[piece], part)
+                at += pack_bits(part, lengths[piece], out[at:])
+            scales.append(_scale(lengths[tensor], contexts[tensor]))
+            contexts[tensor] = _contexts(scales[-1], contexts[tensor], self.format.contexts)
         code = symbol_coding.encode(lengths, contexts, self.format.contexts)
-        out = np.empty(4 * size, dtype=np.uint8)
-        return b"".join([bytes(scales), varint(len(code)), code, out[: pack_bits(extra, lengths, out)].tobytes()])
+        return b"".join([scales, varint(len(code)), code, out[:at].data])
 
     def decode(self, data: memoryview, count: int) -> Values:
         if not count:
             if len(data):
                 raise CorruptPayload("values where none are due")
             return np.zeros(0, dtype=np.float32)
-        tensors = list(self._tensors(count))
+        tensors = self._tensors(count)
         reader = Reader(data, len(tensors))
         end = reader.varint(len(data)) + reader.at
         base = self.format.words(self.base)
         width, mantissa, _ = self.format
         contexts = np.empty(count, dtype=np.uint8)
         for scale, tensor in zip(data, tensors, strict=False):
-            exponents = (base[tensor] >> mantissa).astype(np.uint8)
-            exponents &= (1 << (width - 1 - mantissa)) - 1
-            contexts[tensor] = _contexts(scale, exponents, self.format.contexts)
+            for piece in _pieces(tensor):
+                exponents = (base[piece] >> mantissa).astype(np.uint8)
+                exponents &= (1 << (width - 1 - mantissa)) - 1
+                contexts[piece] = _contexts(scale, exponents, self.format.contexts)
         lengths = symbol_coding.decode(data[reader.at : end], contexts, self.format.contexts, width + 1)
-        stream = np.frombuffer(data[end:], dtype=np.uint8)
-        total = int(lengths.sum(dtype=np.int64))
-        if len(stream) != -(-total // 8) or (total % 8 and stream[-1] >> total % 8):
-            raise CorruptPayload("the bits of the differences have another length")
+        stream, at = np.frombuffer(data[end:], dtype=np.uint8), 0
         words = np.empty(count, dtype=np.uint32)
-        at = 0
-        for tensor in tensors:
-            unpack_bits(stream, at, lengths[tensor], words[tensor])
-            at += int(lengths[tensor].sum(dtype=np.int64))
-        float_join(words, base, lengths, width)
+        for piece in (piece for tensor in tensors for piece in _pieces(tensor)):
+            total = int(lengths[piece].sum(dtype=np.int64))
+            until = at + -(-total // 8)
+            if until > len(stream) or (total % 8 and stream[until - 1] >> total % 8):
+                raise CorruptPayload("the bits of the differences are cut off, or not padded with zeros")
+            unpack_bits(stream[at:until], 0, lengths[piece], words[piece])
+            float_join(words[piece], base[piece], lengths[piece], width)
+            at = until
+        if at != len(stream):
+            raise CorruptPayload("the bits of the differences have another length")
         return self.format.values(words)
+
+
+def _pieces(tensor: slice) -> Iterator[slice]:
+    """Parts of a tensor that stay in the cache from one loop to the next."""
+    for start in range(tensor.start, tensor.stop, PIECE):
+        yield slice(start, min(tensor.stop, start + PIECE))
 
 
 def _scale(lengths: Bytes, exponents: Bytes) -> int:

@@ -166,7 +166,7 @@ def encode(symbols: Bytes, contexts: Bytes, kinds: int, code: Code | None = None
     written = code.written()
     if len(written) + len(out) - start > size:
         return bytes([RAW]) + symbols.tobytes()
-    return written + out[start:].tobytes()
+    return b"".join([written, out[start:].data])
 
 
 def decode(data: memoryview, contexts: Bytes, kinds: int, alphabet: int = ALPHABET) -> Bytes:

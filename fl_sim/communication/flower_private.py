@@ -135,16 +135,19 @@ def with_content(message: Message, content: RecordDict) -> Message:
 
 def copied(content: RecordDict) -> RecordDict:
     """A content of which nothing that can change is shared with the other; the arrays' bytes, which cannot, are."""
-    twin = content.copy()  # a record's own copy does not check its items again
-    for key, record in content.items():
-        twin[key] = other = record.copy()
-        items = other.__dict__["_data"]
-        for name, value in record.items():
-            if isinstance(value, Array):
-                items[name] = array = Array.__new__(Array)
-                array.__dict__.update(value.__dict__)
-            elif isinstance(value, list):
-                items[name] = list(value)
+    return filled(RecordDict, {key: _copied_record(record) for key, record in content.items()})
+
+
+def _copied_record(record: ArrayRecord | ConfigRecord | MetricRecord) -> ArrayRecord | ConfigRecord | MetricRecord:
+    """A record's own copy, which does not check its items again, with arrays and lists of its own."""
+    twin = record.copy()
+    items = vars(twin)["_data"]
+    for name, value in items.items():
+        if isinstance(value, Array):
+            items[name] = array = object.__new__(Array)
+            vars(array).update(vars(value))
+        elif isinstance(value, list):
+            items[name] = list(value)
     return twin
 
 

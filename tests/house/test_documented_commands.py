@@ -33,7 +33,12 @@ OF_THE_READER = {"my_parts.toml", "advised/quickstart-rounded-1.toml"}
 """Configs that a page lets its reader save, or a command write."""
 NOT_RUN = {"$ pip install ."}
 """It downloads PyTorch, Ray and Flower."""
-STAND_IN = "#!{python} -S\nimport json, sys\nopen({log!r}, 'a').write(json.dumps(sys.argv[1:]) + '\\n')\n"
+STAND_IN = "#!{python} -S\nimport json, sys\nopen({log!r}, 'a').write(json.dumps(sys.argv{after}) + '\\n')\n"
+FLOWERS = ("flwr", "flower-superlink", "flower-supernode")
+"""Flower's own programs, which the slow tests start."""
+STARTED = "".join(
+    Path("tests", name).read_text("utf-8") for name in ("support/superlink.py", "runtime/test_superlink.py")
+)
 SHELL = [
     pytest.param(block, id=f"{page.name}-{number}")
     for page, text in TEXTS.items()
@@ -87,22 +92,39 @@ def require_options(experiment: Experiment) -> None:
         assert not unknown or "ctx" in parameters, f"{target.target}: {unknown}"
 
 
+def require_started(program: str, arguments: list[str]) -> None:
+    """Raises for an option that no test gives to a program of Flower's, and for paths that are not there."""
+    assert f'"{program}"' in STARTED
+    for option in (word for word in arguments if word.startswith("--")):
+        assert f'"{option}"' in STARTED, f"{program} {option}"
+    if program == "flwr":
+        assert (ROOT / arguments[1] / "pyproject.toml").exists(), arguments[1]
+        configs = re.findall(r"config='([^']+)'", " ".join(arguments))
+        assert configs
+        assert all(Path(config).exists() for config in configs), configs
+
+
 @pytest.mark.parametrize("block", SHELL)
 def test_the_commands_of_a_shell_block_are_valid(block: str, tmp_path: Path) -> None:
-    log, program = tmp_path / "log", tmp_path / "fl-sim"
-    program.write_text(STAND_IN.format(python=sys.executable, log=str(log)))
-    program.chmod(0o755)
+    log, flowers = tmp_path / "log", tmp_path / "flowers-log"
+    for name, file, after in (("fl-sim", log, "[1:]"), *((name, flowers, "") for name in FLOWERS)):
+        file.touch()
+        (tmp_path / name).write_text(STAND_IN.format(python=sys.executable, log=str(file), after=after))
+        (tmp_path / name).chmod(0o755)
     study = tmp_path / "runs/kd-capacity-study"  # a block looks for a model there
     study.mkdir(parents=True)
     (study / "resnet20-0.safetensors").touch()
-    script = f"set -u; PATH={shlex.quote(str(tmp_path))}:$PATH\n{block}"
+    script = f"set -u; PATH={shlex.quote(str(tmp_path))}:$PATH\n{block}\nwait"
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
     assert "unbound" not in done.stderr
     assert "command not found" not in done.stderr
     called = [json.loads(line) for line in log.read_text().splitlines()]
-    assert called
+    of_flower = [json.loads(line) for line in flowers.read_text().splitlines()]
+    assert called or of_flower
     for arguments in called:
         require_valid(arguments)
+    for command in of_flower:
+        require_started(Path(command[0]).name, command[1:])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=str)

@@ -11,8 +11,10 @@ import re
 import tempfile
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
+from fl_sim.communication.ledger import Ledger
 from fl_sim.communication.messages import Coding
 from fl_sim.communication.payload_log import FOLDER
 from fl_sim.config.experiment import Experiment
@@ -21,7 +23,9 @@ from fl_sim.core.types import UserError
 from fl_sim.simulation.advised_settings import EXACT, Predicted, Setting, Sizes, left_out, require_plain
 from fl_sim.simulation.federation import Federation
 from fl_sim.simulation.loop import run
+from fl_sim.simulation.parts import check
 from fl_sim.simulation.recorded_rounds import first_and_last
+from fl_sim.simulation.server import build_server
 
 RECORDED = 3
 """Rounds of the short run, where the experiment has as many."""
@@ -148,10 +152,32 @@ class _Search:
     def fits(self, setting: Setting) -> bool:
         return self.sizes.of(setting).total <= self.room
 
-    @property
+    @cached_property
     def impossible(self) -> Mapping[str, str]:
-        """Kinds that this config cannot have, with the reason."""
-        return left_out(self.experiment, self.sizes.federation.first.exchange.schema.prunable_size)
+        """Kinds that this config cannot have, with the reason: left out by rule, or refused as a run would refuse them."""
+        rounds = self.experiment.rounds
+        tried = (
+            Setting("rounded", rounds, *PAIRS[-1]),
+            Setting("sparse", rounds, *PAIRS[-1], share=SHARES[-1]),
+            Setting("pruned", rounds, density=LEAST_DENSITY),
+        )
+        reasons = left_out(self.experiment, self.sizes.federation.first.exchange.schema.prunable_size)
+        refused = {each.kind: reason for each in tried if (reason := self._refused(each)) is not None}
+        return refused | reasons
+
+    def _refused(self, setting: Setting) -> str | None:
+        """Why a run with this setting stops before its first round; None where it does not."""
+        try:
+            experiment = self._config(setting)
+            check(experiment)
+            build_server(replace(self.sizes.federation, experiment=experiment), Ledger())
+        except UserError as error:
+            return f"{setting.kind}: {error}"
+        return None
+
+    def _config(self, setting: Setting) -> Experiment:
+        name = f"{self.experiment.name}-{setting.kind}"[-64:]
+        return changed(self.experiment, f"name={name}", *setting.overrides)
 
     def settings(self) -> list[Setting]:
         """The best of each kind, then the next ones, until there are `PROPOSALS`."""
@@ -216,10 +242,8 @@ class _Search:
 
     def proposal(self, setting: Setting) -> Proposal:
         """The setting as a config, with its numbers."""
-        name = f"{self.experiment.name}-{setting.kind}"[-64:]
-        experiment = changed(self.experiment, f"name={name}", *setting.overrides)
         reason = self._reasons[setting.kind](setting)
-        return Proposal(setting, experiment, self.sizes.of(setting), self.sizes.change(setting), reason)
+        return Proposal(setting, self._config(setting), self.sizes.of(setting), self.sizes.change(setting), reason)
 
     @property
     def _reasons(self) -> Mapping[str, Callable[[Setting], str]]:

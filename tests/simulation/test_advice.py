@@ -119,6 +119,14 @@ def test_what_cannot_be_predicted_is_refused(override: str, reason: str, tmp_pat
         advise(tiny(tmp_path, "model.name=mlp", "network.links.4G=1", override), BUDGET, SILENT)
 
 
+def test_a_kind_that_the_run_would_refuse_is_left_out_with_its_reason(tmp_path: Path) -> None:
+    adapted = tiny(tmp_path, "model.name=mlp", "model.adapter={rank=2}", "rounds=2")
+    found = advise(adapted, 10**9, SILENT)
+    assert {each.setting.kind for each in found.proposals} == {"rounded", "sparse"}
+    (reason,) = found.left_out
+    assert reason.startswith("pruned: model.adapter: not with a strategy that prunes")
+
+
 def test_payloads_beyond_the_disk_that_is_allowed_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fl_sim.simulation.advice.RECORDED_MEGABYTES", 0.01)
     with pytest.raises(UserError, match="too large to be recorded"):

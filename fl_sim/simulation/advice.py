@@ -127,7 +127,7 @@ def advise(experiment: Experiment, budget: int, observer: Observer) -> Advice:
     sizes = Sizes(federation, *rounds)
     search = _Search(experiment, sizes, budget * (1 - RESERVE))
     own = Setting("as it is", experiment.rounds, experiment.wire.downlink, experiment.wire.uplink)
-    found = [search.proposal(setting) for setting in search.settings()]
+    found = search.proposals()
     if not found:
         raise UserError(
             f"--budget {budget / 1e6:g}MB: one round with the smallest value types moves {search.least / 1e6:.3f} MB; needed: "
@@ -240,16 +240,21 @@ class _Search:
             if name not in self.impossible and name != "shorter" and next(kind(), None) is None:
                 yield f"{name}: no setting of {self.experiment.rounds} rounds fits"
 
-    def proposal(self, setting: Setting) -> Proposal:
-        """The setting as a config, with its numbers."""
-        reason = self._reasons[setting.kind](setting)
+    def proposals(self) -> list[Proposal]:
+        """The chosen settings as configs; of a second one of a kind the reason says that it is the next best."""
+        chosen = self.settings()
+        kinds = [setting.kind for setting in chosen]
+        return [self._proposal(setting, again=setting.kind in kinds[:at]) for at, setting in enumerate(chosen)]
+
+    def _proposal(self, setting: Setting, *, again: bool) -> Proposal:
+        reason = ("the next best: " if again else "") + self._reasons[setting.kind](setting)
         return Proposal(setting, self._config(setting), self.sizes.of(setting), self.sizes.change(setting), reason)
 
     @property
     def _reasons(self) -> Mapping[str, Callable[[Setting], str]]:
         return {
             "rounded": lambda s: (
-                f"every weight travels, {_types(s)}: of the value types that fit, these move the outputs least"
+                f"every weight travels, {_types(s)}: value types are chosen by how little they move the outputs"
             ),
             "sparse": lambda s: (
                 f"each client uploads the {100 * s.share:g} % of its weights that changed most, {_types(s)}; they hold "

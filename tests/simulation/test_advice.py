@@ -122,7 +122,9 @@ def test_what_cannot_be_predicted_is_refused(override: str, reason: str, tmp_pat
 def test_a_kind_that_the_run_would_refuse_is_left_out_with_its_reason(tmp_path: Path) -> None:
     adapted = tiny(tmp_path, "model.name=mlp", "model.adapter={rank=2}", "rounds=2")
     found = advise(adapted, 10**9, SILENT)
-    assert {each.setting.kind for each in found.proposals} == {"rounded", "sparse"}
+    assert [each.setting.kind for each in found.proposals] == ["rounded", "sparse", "rounded"]
+    assert [each.reason.startswith("the next best: ") for each in found.proposals] == [False, False, True]
+    assert found.proposals[0].change <= found.proposals[2].change
     (reason,) = found.left_out
     assert reason.startswith("pruned: model.adapter: not with a strategy that prunes")
 

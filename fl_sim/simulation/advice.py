@@ -10,7 +10,7 @@ import itertools
 import re
 import tempfile
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -133,7 +133,7 @@ def advise(experiment: Experiment, budget: int, observer: Observer) -> Advice:
             f"--budget {budget / 1e6:g}MB: one round with the smallest value types moves {search.least / 1e6:.3f} MB; needed: "
             f"at least {search.least / (1 - RESERVE) / 1e6:.3f}MB"
         )
-    return Advice(recorded, sizes.of(own), tuple(found), tuple(search.missing()))
+    return Advice(recorded, sizes.of(own), tuple(found), tuple(search.missing(found)))
 
 
 def changed(experiment: Experiment, *overrides: str) -> Experiment:
@@ -233,11 +233,12 @@ class _Search:
         """Bytes of one round with the shortest numbers."""
         return self.sizes.of(Setting("shorter", 1, *SHORTEST)).total
 
-    def missing(self) -> Iterator[str]:
+    def missing(self, found: Collection[Proposal]) -> Iterator[str]:
         """Why a kind has no proposal."""
         yield from dict.fromkeys(self.impossible.values())
+        asked = {"shorter", *self.impossible, *(each.setting.kind for each in found)}
         for name, kind in self.kinds.items():
-            if name not in self.impossible and name != "shorter" and next(kind(), None) is None:
+            if name not in asked and next(kind(), None) is None:
                 yield f"{name}: no setting of {self.experiment.rounds} rounds fits"
 
     def proposals(self) -> list[Proposal]:

@@ -12,7 +12,6 @@ statistics included, and no weight decay reaches it.
 from __future__ import annotations
 
 import copy
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,38 +19,16 @@ from typing import cast
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
-from fl_sim.core.types import Mask, UserError
+from fl_sim.core.types import Mask
+from fl_sim.gating.cut_places import Place, places_of
 from fl_sim.gating.gates import Gate
-from fl_sim.gating.graph import is_channelwise, top_channels
-from fl_sim.gating.model import Gated
-from fl_sim.gating.salience import FilterWeight
-from fl_sim.models.channels import inner_channels
-from fl_sim.models.graph import modules_of
+from fl_sim.gating.graph import top_channels
 
 SHAPES_KEPT = 8
 """Sub-models that a model remembers, one for each choice of how many channels stay."""
-MIXING = (nn.Dropout, nn.Dropout2d, nn.Flatten, nn.AdaptiveAvgPool2d)
-"""Channel by channel, but other numbers are drawn for fewer channels, or what follows is no convolution."""
 ROWS, COLUMNS = 0, 1
-
-
-@dataclass(frozen=True)
-class Place:
-    """Channels that can be cut out, by module path.
-
-    Attributes:
-        conv, norm: the convolution that makes them and the BatchNorm behind it.
-        gate: the gate behind the BatchNorm; None = a pruning mask alone switches channels off.
-        readers: the convolutions that read these channels, if nothing else does; empty = the cut ends at the gate, which
-            puts zeros where the other channels were.
-    """
-
-    conv: str
-    norm: str
-    gate: str | None
-    readers: tuple[str, ...]
 
 
 class _Through(nn.Module):
@@ -179,66 +156,10 @@ def submodel(model: nn.Module, mask: Mask | None = None) -> Iterator[SubModel | 
     sub.put_back(model)
 
 
-def places_of(model: nn.Module) -> list[Place]:
-    """Where channels of a model can be cut out.
-
-    Raises:
-        UserError: gates that choose for each sample, or no such place.
-    """
-    if not isinstance(model, Gated):
-        found = [Place(inner.conv, inner.norm, None, (inner.reader,)) for inner in inner_channels(model)]
-    else:
-        per_sample = [g for g in model.gates.values() if not isinstance(g.salience, FilterWeight) or not g.silences]
-        if per_sample:
-            raise UserError(
-                "training.cut_channels: the gates choose channels for each sample; it takes gating.salience = 'weight' "
-                "and gating.masking = 'both_ways'"
-            )
-        found = _gated_places(model)
-    if not found:
-        raise UserError(
-            f"training.cut_channels: {type(model).__name__} has no channels between a convolution with BatchNorm and "
-            "convolutions that alone read them"
-        )
-    return found
-
-
 def _remembered(model: nn.Module) -> tuple[list[Place], dict[tuple[int, ...], SubModel]]:
     if model not in _REMEMBERED:
         _REMEMBERED[model] = places_of(model), {}
     return _REMEMBERED[model]
-
-
-def _gated_places(model: Gated) -> list[Place]:
-    called = modules_of(model.net)
-    runs = Counter(str(node.target) for node in called)
-    found = []
-    for conv, (norm, key) in model._layers.items():
-        made = cast(nn.Conv2d, model.net.get_submodule(conv))
-        (node,) = (n for n, module in called.items() if module is model.net.get_submodule(f"gates.{key}"))
-        if made.groups == 1 and runs[conv] == runs[norm] == 1:
-            readers = _readers(node, called, runs)
-            path = tuple(f"net.{reader}" for reader in readers)
-            found.append(Place(f"net.{conv}", f"net.{norm}", f"net.gates.{key}", path))
-    return found
-
-
-def _readers(gate: fx.Node, called: Mapping[fx.Node, nn.Module], runs: Counter[str]) -> tuple[str, ...]:
-    """The convolutions that alone read a gate's channels; empty where anything else reads them too."""
-    found, open_nodes = [], [gate]
-    while open_nodes:
-        node = open_nodes.pop()
-        for user in node.users:
-            module = called.get(user)
-            if isinstance(module, nn.Conv2d) and module.groups == 1 and runs[str(user.target)] == 1:
-                found.append(str(user.target))
-            elif isinstance(module, Gate) and user.args[1] is not node:
-                continue  # it ranks by filters, and does not look at its convolution's input
-            elif user.op != "call_method" and is_channelwise(user, called) and not isinstance(module, MIXING):
-                open_nodes.append(user)
-            else:
-                return ()
-    return tuple(found)
 
 
 def _scores(model: nn.Module, places: Sequence[Place]) -> dict[Place, Tensor]:

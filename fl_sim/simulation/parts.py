@@ -15,7 +15,7 @@ from fl_sim.config.stop import Stop
 from fl_sim.core.given import MAIN
 from fl_sim.core.lookup import imported, takes
 from fl_sim.core.types import UserError
-from fl_sim.gating.cutting import places_of
+from fl_sim.gating.cut_places import places_of
 from fl_sim.models import batchnorm_names
 from fl_sim.simulation.batch_checks import check_batches
 from fl_sim.simulation.client_side import client_of

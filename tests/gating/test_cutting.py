@@ -15,7 +15,8 @@ from fl_sim import Experiment, run
 from fl_sim.core.types import Mask, UserError
 from fl_sim.data import load as load_data
 from fl_sim.gating import Gated, gate
-from fl_sim.gating.cutting import places_of, submodel
+from fl_sim.gating.cut_places import places_of
+from fl_sim.gating.cutting import submodel
 from fl_sim.gating.graph import top_channels
 from fl_sim.models import build
 from fl_sim.training.loop import Training

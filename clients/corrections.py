@@ -19,7 +19,8 @@ from fl_sim.communication.extra import Extra, Fixed, parameters
 from fl_sim.core.types import Metrics, Params, Task, UserError
 from fl_sim.data.weights import Batch, weights_of
 from fl_sim.training.client import ClientContext
-from fl_sim.training.loop import Training, evaluate
+from fl_sim.training.evaluation import evaluate
+from fl_sim.training.loop import Training
 from fl_sim.training.losses import Loss, Proximal, weighs
 
 CONTROL = Extra(down={"control": parameters}, up={"control": parameters})

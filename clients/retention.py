@@ -19,7 +19,7 @@ from fl_sim.data import Split
 from fl_sim.gating import Gated, Gating, Keep, keeping
 from fl_sim.gating.graph import kept_channels, top_channels
 from fl_sim.training.client import Client, ClientContext
-from fl_sim.training.loop import evaluate
+from fl_sim.training.evaluation import evaluate
 from fl_sim.training.losses import weighs
 
 KEEP = "gating.keep"

@@ -20,7 +20,8 @@ if typing.TYPE_CHECKING:
     from fl_sim.report import Report
     from fl_sim.simulation.loop import run
     from fl_sim.training.client import Client, ClientContext
-    from fl_sim.training.loop import evaluate, local_sgd
+    from fl_sim.training.evaluation import evaluate
+    from fl_sim.training.loop import local_sgd
     from fl_sim.training.losses import cross_entropy
 
 __all__ = [
@@ -52,7 +53,8 @@ _HOMES = {
     "report": ["Report"],
     "simulation": ["run"],
     "training.client": ["Client", "ClientContext"],
-    "training.loop": ["evaluate", "local_sgd"],
+    "training.evaluation": ["evaluate"],
+    "training.loop": ["local_sgd"],
     "training.losses": ["cross_entropy"],
 }
 

@@ -22,7 +22,8 @@ from fl_sim.core.types import Params, Update, UserError
 from fl_sim.data import Split
 from fl_sim.models.parameters import snapshot
 from fl_sim.runtime.server_context import ServerContext
-from fl_sim.training.loop import Training, logits
+from fl_sim.training.evaluation import logits
+from fl_sim.training.loop import Training
 from fl_sim.training.losses import Distillation, FromLogits
 from fl_sim.training.model_file import read_model, require
 from strategies.server_step import Refine, ServerState, no_refinement

@@ -37,8 +37,9 @@ from fl_sim.models.parameters import snapshot
 from fl_sim.simulation.client_side import AUGMENT
 from fl_sim.simulation.federation import Federation
 from fl_sim.simulation.identity import IDENTITY, Identity, hash_of, recorded
+from fl_sim.training.evaluation import evaluate, logits
 from fl_sim.training.feature_loss import feature_loss
-from fl_sim.training.loop import Training, evaluate, logits
+from fl_sim.training.loop import Training
 from fl_sim.training.losses import Distillation, FeatureDistillation, FromTeacher, Loss, cross_entropy
 from fl_sim.training.model_file import read_model, write_model
 

@@ -20,7 +20,8 @@ from fl_sim.core.types import UserError
 from fl_sim.data import Data
 from fl_sim.sparsity.curves import MeasureCurves, calibration
 from fl_sim.sparsity.one_model import METHODS, PruneModel, Request, layer_rows, support
-from fl_sim.training.loop import Training, evaluate
+from fl_sim.training.evaluation import evaluate
+from fl_sim.training.loop import Training
 from fl_sim.training.model_file import data_for, open_saved
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from fl_sim.data import Data
 from fl_sim.sparsity.one_model import Row
-from fl_sim.training.loop import evaluate
+from fl_sim.training.evaluation import evaluate
 from fl_sim.training.tasks import Metric, task_for
 
 

@@ -20,7 +20,7 @@ from fl_sim.simulation.federation import Federation
 from fl_sim.simulation.model_facts import DensePayloads
 from fl_sim.simulation.server import Server
 from fl_sim.sparsity import density, layer_densities
-from fl_sim.training.loop import evaluate
+from fl_sim.training.evaluation import evaluate
 
 Row = dict[str, float]
 """One line of rounds.jsonl, by column."""

@@ -7,7 +7,8 @@ params = snapshot(model)
 
 from fl_sim.models.parameters import entries, load, snapshot
 from fl_sim.training.client import Client, ClientContext
-from fl_sim.training.loop import CLIPS, OPTIMIZERS, SCHEDULES, Training, TrainingDiverged, evaluate, local_sgd, logits
+from fl_sim.training.evaluation import evaluate, logits
+from fl_sim.training.loop import CLIPS, OPTIMIZERS, SCHEDULES, Training, TrainingDiverged, local_sgd
 from fl_sim.training.tasks import TASKS, LearningTask, Metric, learning_task
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""The one training loop, evaluation, and the way parameters enter and leave a model.
+"""The one training loop: hyper-parameters, and the steps of a client.
 
 model = load(ctx.model, task.params)
 metrics = local_sgd(model, ctx.data, lr=0.1, epochs=2, mask=task.mask, rng=ctx.rng)
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -18,15 +17,14 @@ from torch import Tensor, nn
 
 from fl_sim.core.types import Mask, Metrics, UserError
 from fl_sim.data import Split
-from fl_sim.data.kinds import described, target_kind
 from fl_sim.data.weights import Batch, parts_of, weights_of
 from fl_sim.gating.cutting import submodel
 from fl_sim.training.losses import Loss, cross_entropy, weighs
 from fl_sim.training.optimizers import SGD, AdamW, Optimizer
 from fl_sim.training.passes import refuses_batch_of_one, samples_of_a_pass
 from fl_sim.training.precision import PRECISIONS
+from fl_sim.training.preparation import dropout_from, projection, trained_alone
 from fl_sim.training.rates import DECAYS, rate_over_rounds
-from fl_sim.training.tasks import CLASSIFICATION, LearningTask
 
 Schedule = Callable[[float], float]
 """Progress through this call's steps, 0..1 -> factor of the learning rate."""
@@ -180,7 +178,7 @@ class Training:
         """Train with these hyper-parameters; see `local_sgd`."""
         if not self.cut_channels:
             return _descend(self, model, data, loss, mask, rng, trainable)
-        _projection(model, mask)()  # what is cut out is pruned too
+        projection(model, mask)()  # what is cut out is pruned too
         with submodel(model, mask) as sub:
             if sub is None:
                 return _descend(self, model, data, loss, mask, rng, trainable)
@@ -211,44 +209,6 @@ def _adamw(parameters: list[nn.Parameter], options: Training) -> Optimizer:
 
 
 OPTIMIZERS: Mapping[str, Callable[[list[nn.Parameter], Training], Optimizer]] = {"sgd": _sgd, "adamw": _adamw}
-
-
-@contextmanager
-def _dropout_from(rng: torch.Generator | None) -> Iterator[None]:
-    """Dropout has no generator argument: seed the global one for the block from `rng`, then put it back as it was."""
-    if rng is None:
-        yield
-        return
-    seed = int(torch.randint(2**62, (), generator=rng))
-    # Not `torch.manual_seed`: where CUDA has not started, it writes down a stack trace for each backend, at every call.
-    used = [torch.default_generator, *(torch.cuda.default_generators if torch.cuda.is_initialized() else ())]
-    before = [generator.get_state() for generator in used]
-    for generator in used:
-        generator.manual_seed(seed)
-    try:
-        yield
-    finally:
-        for generator, state in zip(used, before, strict=True):
-            generator.set_state(state)
-
-
-@contextmanager
-def _only(model: nn.Module, trainable: Iterable[str] | None) -> Iterator[list[nn.Parameter]]:
-    """Require gradients of the named parameters alone; all others are restored to what they were afterwards."""
-    named = dict(model.named_parameters())
-    unfrozen = {name for name, parameter in named.items() if parameter.requires_grad}
-    chosen = unfrozen if trainable is None else set(trainable)
-    if unknown := chosen - named.keys():
-        raise ValueError(f"no such parameters to train: {', '.join(sorted(unknown))}")
-    before = {name: p.requires_grad for name, p in named.items()}
-    for name, parameter in named.items():
-        parameter.requires_grad_(name in chosen)
-    try:
-        yield [p for name, p in named.items() if name in chosen]
-    finally:
-        for name, parameter in named.items():
-            parameter.requires_grad_(before[name])
-            parameter.grad = None
 
 
 def local_sgd(
@@ -307,10 +267,10 @@ def _descend(
     extra = [p for p in loss.parameters() if p.requires_grad] if isinstance(loss, nn.Module) else []
     total = torch.zeros((), device=next(model.parameters()).device)
     seen, counted = 0, 0.0
-    with precision.training(model), _dropout_from(rng), _only(model, trainable) as own:
+    with precision.training(model), dropout_from(rng), trained_alone(model, trainable) as own:
         trained = own + extra
         optimizer = OPTIMIZERS[settings.optimizer](trained, settings)
-        project = _projection(model, mask)
+        project = projection(model, mask)
         project()
         schedule = SCHEDULES[settings.schedule]
         batches = endless(data, settings, whole, rng, precision.layout)
@@ -375,65 +335,3 @@ def endless(
     limit = None if samples == len(data) else samples
     while True:
         yield from data.batches(size, rng=rng, layout=layout, samples=limit)
-
-
-def _projection(model: nn.Module, mask: Mask | None) -> Callable[[], None]:
-    """A function that zeroes pruned coordinates, in place."""
-    if not mask:
-        return lambda: None
-    named = dict(model.named_parameters())
-    weights = [named[name].detach() for name in mask]
-    # Multiplying would turn a pruned -x into -0.0, which counts as a value in a sparse payload.
-    dead = [~alive.to(weight.device) for alive, weight in zip(mask.values(), weights, strict=True)]
-
-    def project() -> None:
-        for weight, pruned in zip(weights, dead, strict=True):
-            weight.masked_fill_(pruned, 0.0)
-
-    return project
-
-
-def logits(model: nn.Module, data: Split, *, batch_size: int = 512, precision: str = "float32") -> Tensor:
-    """Logits (N, K), float32, in the order of the data; the model is left in evaluation mode."""
-    chosen = PRECISIONS[precision]
-    chosen.place(model.eval())
-    with torch.no_grad(), chosen.context(next(model.parameters()).device):
-        return torch.cat([model(images).float() for images, _ in data.batches(batch_size, layout=chosen.layout)])
-
-
-def evaluate(
-    model: nn.Module,
-    data: Split,
-    task: LearningTask = CLASSIFICATION,
-    *,
-    batch_size: int = 512,
-    precision: str = "float32",
-) -> Metrics:
-    """Mean loss and metrics of a task in evaluation mode, on the model's device; the mode is restored.
-
-    Returns:
-        `loss`, the task's metrics such as `accuracy` (0..1), and `examples`, the number of samples.
-
-    Raises:
-        UserError: no samples, or targets that are not of the task.
-    """
-    if not len(data):
-        raise UserError("evaluate: no samples; needed: at least one")
-    if target_kind(data.labels) is not task.targets:
-        raise UserError(f"evaluate: targets are {described(data.labels)}; the task needs {task.targets.value}")
-    was_training, chosen = model.training, PRECISIONS[precision]
-    model.eval()
-    chosen.place(model)
-    device = next(model.parameters()).device
-    totals: dict[str, Tensor] = {}
-    kept: list[tuple[Tensor, Tensor]] = []
-    with torch.inference_mode(), chosen.context(device):
-        for inputs, targets in data.batches(batch_size, layout=chosen.layout):
-            outputs = model(inputs).float()
-            if task.further:
-                kept.append((outputs, targets))
-            for name, value in task.added(outputs, targets).items():
-                totals[name] = totals.get(name, torch.zeros((), dtype=torch.float64)).to(value.device) + value
-    model.train(was_training)
-    sums = {name: float(total) for name, total in totals.items()}
-    return {"loss": sums["loss"] / sums["count"], **task.metrics(sums), **task.measured(kept), "examples": len(data)}

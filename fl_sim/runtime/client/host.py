@@ -41,7 +41,7 @@ from fl_sim.sparsity import curve_messages as measuring
 from fl_sim.sparsity.curve_cache import cached_curves
 from fl_sim.sparsity.curves import MeasureCurves, calibration
 from fl_sim.training.client import Client, ClientContext, as_they_are
-from fl_sim.training.loop import evaluate
+from fl_sim.training.evaluation import evaluate
 from fl_sim.training.tasks import CLASSIFICATION, LearningTask
 
 log = logging.getLogger("fl_sim")

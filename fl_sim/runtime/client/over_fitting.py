@@ -11,7 +11,7 @@ from torch import nn
 from fl_sim.core.seeding import Purpose, numpy_generator
 from fl_sim.core.types import Metrics
 from fl_sim.data import Split
-from fl_sim.training.loop import evaluate
+from fl_sim.training.evaluation import evaluate
 from fl_sim.training.tasks import CLASSIFICATION, LearningTask
 
 MeasureFit = Callable[[int, int, nn.Module], Metrics]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fl_sim.core.errors import in_one_line
 from fl_sim.core.lookup import nearest
-from fl_sim.core.parquet import count_rows, read_schema, read_table, release_unused
+from fl_sim.core.parquet import array_of, count_rows, read_schema, read_table, release_unused
 from fl_sim.core.types import UserError
 from fl_sim.data.arrays import MOST_CLASSES, Array, Labels, check_rounding
 from fl_sim.data.cache import Arrays, cached, content_key
@@ -227,9 +227,12 @@ def _there(column: pa.ChunkedArray, path: Path, name: str) -> pa.ChunkedArray:
 
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
-    missing = column.is_null().to_numpy()
     if is_text(column.type):
         missing = np.array([value is None or not value.strip() for value in column.to_pylist()], dtype=bool)
+    elif column.null_count:
+        missing = column.is_null().to_numpy()
+    else:
+        return column
     if missing.any():
         raise UserError(
             f"{_of(path)}: column {name!r}: {missing.sum()} values are missing, the first in row {missing.argmax()}; "
@@ -247,7 +250,7 @@ def numbers(column: pa.ChunkedArray, path: Path, name: str) -> NDArray[np.float3
     if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
         raise UserError(f"{where} holds {_told(column)}; needed: numbers, in every row")
     with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused below
-        given = column.to_numpy()
+        given = column.to_numpy() if pa.types.is_boolean(kind) else array_of(column)
         numbers: NDArray[np.float32] = given.astype(np.float32)
     if not (finite := np.isfinite(numbers)).all():
         row = int((~finite).argmax())
@@ -275,7 +278,7 @@ def values(column: pa.ChunkedArray, path: Path, name: str) -> NDArray[np.generic
 
     column, kind = _there(column, path, name), column.type
     if pa.types.is_boolean(column.type) or pa.types.is_integer(column.type):
-        given = column.to_numpy()
+        given = column.to_numpy() if pa.types.is_boolean(column.type) else array_of(column)
         if given.dtype == np.uint64 and len(given) and given.max() > np.iinfo(np.int64).max:
             raise UserError(f"data.source: {path.name}: column {name!r} holds {given.max()}; needed: integers of int64")
         integers: Labels = given.astype(np.int64)

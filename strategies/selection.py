@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from fl_sim.core.errors import error_line
 from fl_sim.core.types import UserError
 
 AskLosses = Callable[[Sequence[int]], Mapping[int, float]]
@@ -84,18 +85,33 @@ class PowerOfChoice:
         return sorted(losses, key=lambda client: (-losses[client], client))[: request.count]
 
 
-def checked(drawn: object, request: Request) -> list[int]:
+def drawn(select: Select, request: Request) -> list[int]:
+    """The clients that a rule draws, ascending.
+
+    Raises:
+        UserError: it raises, or they are not distinct clients of the request, none or too many.
+    """
+    try:
+        found: object = select(request)
+    except (UserError, RuntimeError):  # too few answers to a question are no fault of the rule
+        raise
+    except Exception as error:  # the user's own, whatever it is
+        raise UserError(f"strategy: the selection rule raised {error_line(error)}") from error
+    return checked(found, request)
+
+
+def checked(found: object, request: Request) -> list[int]:
     """The clients that a rule drew, ascending.
 
     Raises:
         UserError: they are not distinct clients of the request, none or too many.
     """
-    if not isinstance(drawn, (Sequence, np.ndarray)) or isinstance(drawn, str):
-        raise UserError(f"strategy: the selection rule returned {type(drawn).__name__}; needed: a list of clients")
-    unknown = [client for client in drawn if client not in request.clients]
-    if unknown or len(set(drawn)) != len(drawn) or not 1 <= len(drawn) <= request.count:
+    if not isinstance(found, (Sequence, np.ndarray)) or isinstance(found, str):
+        raise UserError(f"strategy: the selection rule returned {type(found).__name__}; needed: a list of clients")
+    unknown = [client for client in found if client not in request.clients]
+    if unknown or len(set(found)) != len(found) or not 1 <= len(found) <= request.count:
         wrong = (
-            f"{unknown[0]!r}, which is no client" if unknown else f"{len(set(drawn))} clients in {len(drawn)} entries"
+            f"{unknown[0]!r}, which is no client" if unknown else f"{len(set(found))} clients in {len(found)} entries"
         )
         raise UserError(f"strategy: the selection rule returned {wrong}; needed: 1 to {request.count} distinct clients")
-    return sorted(int(client) for client in drawn)
+    return sorted(int(client) for client in found)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fl_sim.communication.extra import problem
+from fl_sim.core.errors import error_line
 from fl_sim.core.types import MaskRule, Params, Scalar, UserError
 from fl_sim.runtime.server_context import ServerContext
 from strategies.aggregation import mean
@@ -82,7 +83,11 @@ def require_extra(slots: Slots, state: ServerState, context: ServerContext) -> N
         UserError: a name or a shape that the two do not share.
     """
     extra = context.exchange.extra
-    if wrong := problem(extra.down, slots.send(state)):
+    try:
+        sent = slots.send(state)
+    except Exception as error:  # the user's own, whatever it is
+        raise UserError(f"strategy: what gives the extra tensors of a task raised {error_line(error)}") from error
+    if wrong := problem(extra.down, sent):
         raise UserError(f"strategy: what it sends is not what the client declares (client.extra.down): {wrong}")
     if set(slots.takes) != extra.up.keys():
         given = f"the client declares {', '.join(extra.up) or 'none'} (client.extra.up)"

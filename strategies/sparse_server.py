@@ -32,7 +32,7 @@ from strategies.cohorts import Cohort, Cohorts
 from strategies.downlink_sender import DownlinkSender, Outgoing
 from strategies.queries import Query
 from strategies.round_log import RoundFailed, RoundLog
-from strategies.selection import Request, checked, uniform
+from strategies.selection import Request, drawn, uniform
 from strategies.server_step import ServerState, masked, server_step
 from strategies.slots import Slots, require_extra
 from strategies.uplink_receiver import OnReply, UplinkReceiver
@@ -182,7 +182,7 @@ class SparseServer:
         query = Query(grid, self.receiver, self.round_log)
         count = min(sampling.cohort_size, len(clients))
         request = Request(number, clients, sizes, count, rng, partial(query.losses, self.state))
-        return [(client, nodes[client]) for client in checked(self.slots.select(request), request)]
+        return [(client, nodes[client]) for client in drawn(self.slots.select, request)]
 
     def _calibrate(self, grid: Grid) -> Callable[[ServerState], MaskRule] | None:
         """The algorithm's measurement in this round; None where it has none."""

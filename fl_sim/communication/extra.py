@@ -47,7 +47,8 @@ class Fixed:
     shapes: Mapping[str, Sequence[int]]
 
     def __call__(self, model: Schema) -> Schema:
-        return Schema.of({name: torch.empty(tuple(shape)) for name, shape in self.shapes.items()}, [], buffers=[])
+        given = {name: torch.empty(tuple(shape), device="meta") for name, shape in self.shapes.items()}
+        return Schema.of(given, [], buffers=[])
 
 
 @dataclass(frozen=True)

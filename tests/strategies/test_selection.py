@@ -10,7 +10,7 @@ from softmax_federation import SIZES, experiment, joined, loss
 
 from fl_sim import Report, UserError, run
 from fl_sim.simulation.federation import Federation
-from strategies.selection import PowerOfChoice, Request, by_size, checked
+from strategies.selection import PowerOfChoice, Request, by_size, checked, drawn
 
 HERE = Path(__file__).stem
 
@@ -45,8 +45,8 @@ def test_power_of_choice_takes_the_candidates_with_the_largest_loss_and_books_th
 
 def test_candidates_are_drawn_by_size_and_a_client_that_does_not_answer_is_passed_over() -> None:
     rng = np.random.default_rng(0)
-    drawn = np.bincount([by_size(request(rng, 1))[0] for _ in range(4000)], minlength=4) / 4000
-    np.testing.assert_allclose(drawn, np.array(SIZES) / sum(SIZES), atol=0.03)
+    shares = np.bincount([by_size(request(rng, 1))[0] for _ in range(4000)], minlength=4) / 4000
+    np.testing.assert_allclose(shares, np.array(SIZES) / sum(SIZES), atol=0.03)
     rule = PowerOfChoice(4)
     assert rule(request(rng, 2, lambda clients: {c: float(c % 2) for c in clients})) == [1, 3]
     assert rule(request(rng, 2, lambda clients: {c: 0.0 for c in clients if c != 0})) == [1, 2]
@@ -55,7 +55,7 @@ def test_candidates_are_drawn_by_size_and_a_client_that_does_not_answer_is_passe
 
 
 @pytest.mark.parametrize(
-    ("drawn", "said"),
+    ("found", "said"),
     [
         ([0, 7], "returned 7, which is no client; needed: 1 to 3 distinct clients"),
         ([1, 1], "returned 1 clients in 2 entries"),
@@ -64,14 +64,19 @@ def test_candidates_are_drawn_by_size_and_a_client_that_does_not_answer_is_passe
         (None, "returned NoneType; needed: a list of clients"),
     ],
 )
-def test_what_is_no_cohort_is_one_line(drawn: object, said: str) -> None:
+def test_what_is_no_cohort_is_one_line(found: object, said: str) -> None:
     with pytest.raises(UserError, match=f"^strategy: the selection rule {said}"):
-        checked(drawn, request(np.random.default_rng(0), 3))
+        checked(found, request(np.random.default_rng(0), 3))
 
 
 def last_ones(request: Request) -> list[int]:
     """A rule of one's own."""
     return [int(client) for client in request.clients[-request.count + 1 :]]
+
+
+def test_a_rule_that_raises_is_one_line() -> None:
+    with pytest.raises(UserError, match=r"^strategy: the selection rule raised ZeroDivisionError: division by zero"):
+        drawn(lambda request: [1 // 0], request(np.random.default_rng(0), 3))
 
 
 def test_a_rule_of_one_s_own_is_named_in_the_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,8 @@ from fl_sim.codecs.value_coder import Counts, Values
 
 BLOCK = 4096
 MOST_CLASSES = 8
+FEWEST = 8 * BLOCK
+"""Fewer values are not worth more than one table, nor the time to find that out."""
 
 
 def _block_sizes(counts: Counts) -> NDArray[np.int64]:
@@ -55,7 +57,7 @@ def _encode_symbols(symbols: Bytes, sizes: NDArray[np.int64]) -> bytes:
     """classes u8 | with several, the class of each block u8 | code of the symbols, a table for each class."""
     size = len(symbols)
     whole = symbol_coding.single(size)
-    if len(sizes) > 1:
+    if size >= FEWEST:
         classes = _classes(symbols, sizes)
         kinds, contexts = int(classes.max()) + 1, symbol_coding.by_block(classes, sizes)
         counts = symbol_coding.counted(symbols, contexts, kinds)

@@ -28,6 +28,7 @@ from fl_sim.communication.messages import PARTITION
 from fl_sim.core.errors import in_one_line, users_line
 from fl_sim.runtime.client.host import BadUpdate
 from fl_sim.runtime.grids.allocator import keep_freed_memory
+from fl_sim.runtime.grids.faults import Overdue
 from fl_sim.runtime.state.contexts import Contexts
 
 FIRST_NODE = 1000
@@ -59,7 +60,7 @@ def execute(app: Callable[[Message, Context], Message], message: Message, contex
         if not isinstance(reply, Message):
             raise TypeError(f"the ClientApp returned {type(reply).__name__}, not a Message")
         return reply
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Overdue):
         raise
     except BaseException as error:  # a client may raise what is no Exception, such as SystemExit
         where = f" ({line})" if (line := users_line(error)) else ""

@@ -127,4 +127,4 @@ def _build(path: str, clients: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(json.dumps(_measure(*sys.argv[1:3], *map(int, sys.argv[3:]))))
+    sys.stdout.write(json.dumps(_measure(sys.argv[1], sys.argv[2], *map(int, sys.argv[3:]))))

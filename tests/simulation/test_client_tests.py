@@ -35,6 +35,7 @@ def test_a_quarter_of_each_client_is_its_own_test_set(tmp_path: Path) -> None:
     assert federation.sizes == [len(part) for part in federation.partitions]
 
 
+@pytest.mark.slow
 def test_engines_agree(tmp_path: Path) -> None:
     inline = run(asked(tmp_path / "inline"))
     assert "clients_accuracy" in inline.rounds[-1]

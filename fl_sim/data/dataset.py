@@ -92,7 +92,8 @@ class Data:
         each, floating-point (N,) or (N, K) are numbers.
 
         Args:
-            inputs, targets: of the training set; tokens without targets (N, T + 1) are sequences whose next tokens are learnt.
+            inputs, targets: of the training set; tokens without targets (N, T + 1) are sequences whose next tokens are learnt;
+                a map-style `torch.utils.data.Dataset` of pairs has its own targets.
             test_inputs, test_targets: of the test set; None = a share of the samples tests.
             test: that share; None = 0.2.
             num_classes: of integer targets; None = as many as the training targets have.

@@ -12,6 +12,7 @@ from fl_sim.core.seeding import Purpose, numpy_generator
 from fl_sim.core.types import UserError
 from fl_sim.data.arrays import Array, Labels, Rows, as_array, stays_mapped
 from fl_sim.data.kinds import Targets, target_kind
+from fl_sim.data.torch_dataset import is_dataset, read_dataset
 
 TEST = 0.2
 """Share of the samples that tests, where nobody says another."""
@@ -80,6 +81,8 @@ def whole_parts(train: Mapping[str, object], tested: Mapping[str, object], test:
     made = dict(train)
     if is_frame(train["inputs"]):
         made = read_frame(train["inputs"], train["targets"], train["groups"], train["weights"])
+    elif is_dataset(train["inputs"]) and train["targets"] is None:
+        made |= read_dataset(train["inputs"], "inputs")
     elif train["targets"] is None:
         made |= _next_tokens(train["inputs"], "inputs")
     parts = {name: value for name, value in made.items() if value is not None}
@@ -89,6 +92,8 @@ def whole_parts(train: Mapping[str, object], tested: Mapping[str, object], test:
         if is_frame(tested["inputs"]):
             answers, groups = (tested[n] if tested[n] is not None else train[n] for n in ("targets", "groups"))
             ours = read_frame(tested["inputs"], answers, groups, None, columns)
+        elif is_dataset(tested["inputs"]) and tested["targets"] is None:
+            ours |= read_dataset(tested["inputs"], "test_inputs")
         elif tested["targets"] is None:
             ours |= _next_tokens(tested["inputs"], "test_inputs")
         if test is not None:

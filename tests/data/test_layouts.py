@@ -6,7 +6,7 @@ import io
 import json
 import logging
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import Dataset
 
 from fl_sim.core.types import UserError
 from fl_sim.data import Data, load
@@ -456,3 +457,29 @@ def test_tokens_without_targets_are_sequences_whose_next_tokens_are_learnt() -> 
 def test_half_a_data_set_is_one_line(make: Callable[[], Data], words: str) -> None:
     with pytest.raises(UserError, match=words):
         make()
+
+
+class Pairs(Dataset[tuple[object, object]]):
+    def __init__(self, inputs: Sequence[object], targets: Sequence[object]) -> None:
+        self.inputs, self.targets = inputs, targets
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def __getitem__(self, number: int) -> tuple[object, object]:
+        return self.inputs[number], self.targets[number]
+
+
+def test_a_dataset_of_pytorch_is_read_once() -> None:
+    tensors = Data.of(Pairs(torch.from_numpy(X).float(), Y.tolist()), validation=0)  # type: ignore[arg-type]
+    assert (tensors.shape, tensors.num_classes, len(tensors.train), len(tensors.test)) == ((4,), 3, 24, 6)
+    pictures = [Image.fromarray(image) for image in GREY]
+    data = Data.of(Pairs(pictures[:20], Y.tolist()), test_inputs=Pairs(pictures[20:], Y.tolist()), validation=0)
+    assert torch.equal(data.train.images[:, 0], torch.from_numpy(GREY[:20]))
+    assert len(data.test) == 10
+    colour = Data.of(Pairs([Image.new("RGB", (6, 5))] * 30, Y.tolist()))
+    assert colour.shape == (3, 5, 6)
+    with pytest.raises(UserError, match=r"sample 20 of the Dataset raised IndexError: .*"):
+        Data.of(Pairs(list(X), Y[:20].tolist()))
+    with pytest.raises(UserError, match=r"inputs have the shapes \(2,\), \(4,\); needed: one shape"):
+        Data.of(Pairs([*X[:29], X[0][:2]], Y.tolist()))

@@ -14,6 +14,7 @@ from softmax_federation import Array, experiment, joined, weighted
 
 from fl_sim import Report, Update, UserError, run
 from fl_sim.codecs import Schema
+from fl_sim.communication.flower_private import RUN_ID, identified
 from fl_sim.simulation import resume
 from fl_sim.simulation.federation import Federation
 from strategies.flower_method import FlowerRule
@@ -62,9 +63,9 @@ def test_two_models_share_a_strategy_and_none_of_its_memory() -> None:
             seen.append(params["w"].clone())
         return seen
 
-    alone = moved(2)
-    moved(3)
-    assert all(torch.equal(a, b) for a, b in zip(alone, moved(2), strict=True))
+    with identified(RUN_ID):
+        alone, _, again = moved(2), moved(3), moved(2)
+    assert all(torch.equal(a, b) for a, b in zip(alone, again, strict=True))
 
 
 @pytest.mark.parametrize(

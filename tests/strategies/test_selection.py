@@ -75,7 +75,7 @@ def last_ones(request: Request) -> list[int]:
 
 
 def test_a_rule_that_raises_is_one_line() -> None:
-    with pytest.raises(UserError, match=r"^strategy: the selection rule raised ZeroDivisionError: division by zero"):
+    with pytest.raises(UserError, match=r"^strategy: the selection rule raised ZeroDivisionError: "):
         drawn(lambda request: [1 // 0], request(np.random.default_rng(0), 3))
 
 

@@ -206,6 +206,7 @@ class AsyncServer:
                 "round %d: a step of %d instead of %d updates: no other client can be sent a task", number, have, wanted
             )
         self.server.receiver.simulated_s = self.now
+        self.flights.start(grid)  # workers train while this process folds
         self.server.fold(grid, self.server.state, self._arriving(self.server.state))
         self._buffer = []
         used = {flight.version for flight in self.flights.flying.values()}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -79,6 +79,7 @@ class Flights:
     flying: dict[int, Flight] = field(default_factory=dict)
     _queue: list[tuple[float, int, int, Flight]] = field(default_factory=list)
     _waiting: list[Flight] = field(default_factory=list)
+    _running: tuple[list[Flight], Iterable[Message]] | None = None
     _pushed: int = 0
 
     def __len__(self) -> int:
@@ -110,15 +111,23 @@ class Flights:
         """Take a flight out."""
         del self.flying[flight.client]
 
+    def start(self, grid: Grid) -> None:
+        """Hand the clients that were sent a task to the engine, whose workers begin; `run` takes the results."""
+        messages = [flight.message for flight in self._waiting if flight.message is not None]
+        if self._running is None and messages:
+            self._running = self._waiting, grid.send_and_receive(messages)
+            self._waiting = []
+
     def run(self, grid: Grid) -> None:
-        """Run all clients that were sent a task and have not run."""
-        waiting, self._waiting = self._waiting, []
-        by_node = {flight.message.metadata.dst_node_id: flight for flight in waiting if flight.message is not None}
-        messages = [flight.message for flight in waiting if flight.message is not None]
-        for reply in grid.send_and_receive(messages) if messages else ():
-            flight = by_node[reply.metadata.src_node_id]
-            flight.message_id = reply.metadata.reply_to_message_id
-            self._landed(flight, reply)
+        """Take the results of the clients that were started, or else start those that were sent a task and take theirs."""
+        self.start(grid)
+        if self._running is not None:
+            (running, replies), self._running = self._running, None
+            by_node = {flight.message.metadata.dst_node_id: flight for flight in running if flight.message is not None}
+            for reply in replies:
+                flight = by_node[reply.metadata.src_node_id]
+                flight.message_id = reply.metadata.reply_to_message_id
+                self._landed(flight, reply)
 
     def _landed(self, flight: Flight, reply: Message) -> None:
         flight.reply, flight.message = reply, None
@@ -138,7 +147,8 @@ class Flights:
 
     def saved(self, grid: Grid) -> list[FlightSnapshot]:
         """All flights; clients that have not run do so now, which changes nothing of what they will have sent or when."""
-        self.run(grid)
+        while self._waiting or self._running:
+            self.run(grid)
         return [
             FlightSnapshot(f.client, f.version, f.order, f.sent_s, f.down_bytes, f.message_id, _packed(f.reply))
             for f in sorted(self.flying.values(), key=lambda flight: flight.order)
@@ -147,7 +157,7 @@ class Flights:
 
     def restore(self, saved: Sequence[FlightSnapshot], dispatched: int, nodes: Callable[[int], int]) -> None:
         """Go on with the flights of a snapshot."""
-        self.dispatched, self.flying, self._queue, self._waiting = dispatched, {}, [], []
+        self.dispatched, self.flying, self._queue, self._waiting, self._running = dispatched, {}, [], [], None
         for each in saved:
             until = math.inf if self.availability is None else self.availability.until(each.client, each.sent_s)
             leaves_s = each.sent_s if until is None else until

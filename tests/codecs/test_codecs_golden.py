@@ -1,7 +1,9 @@
-"""Frozen bytes: what version 4 wrote must decode for ever. `python tests/test_codecs_golden.py` writes missing files."""
+"""Frozen bytes: what version 4 wrote must decode for ever. `python tests/codecs/test_codecs_golden.py` writes missing files."""
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -31,6 +33,25 @@ def test_golden_bytes_decode_and_are_still_written(name: str) -> None:
 
 def test_there_is_no_golden_file_without_a_case() -> None:
     assert {p.stem for p in GOLDEN.glob("*.bin")} == set(payloads.CASES)
+
+
+@pytest.mark.slow
+def test_without_a_compiler_the_bytes_are_the_same() -> None:
+    program = """
+import sys
+sys.modules["fl_sim.core.kernels._coding"] = None
+from pathlib import Path
+import payloads
+from fl_sim.core.kernels import coding
+assert coding.FORM == "NumPy"
+for name, make in payloads.CASES.items():
+    case = make()
+    data = case.encode()
+    assert data == Path(sys.argv[1], f"{name}.bin").read_bytes(), name
+    case.decode(data)
+"""
+    path = os.pathsep.join([str(Path(payloads.__file__).parent), os.environ.get("PYTHONPATH", "")])
+    subprocess.run([sys.executable, "-c", program, str(GOLDEN)], check=True, env={**os.environ, "PYTHONPATH": path})
 
 
 if __name__ == "__main__":

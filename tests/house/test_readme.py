@@ -17,9 +17,17 @@ from fl_sim.cli import main
 ROOT = Path.cwd()
 PAGES = [Path("README.md"), Path("CONTRIBUTING.md"), *sorted(Path("docs").glob("*.md"))]
 README = Path("README.md").read_text(encoding="utf-8")
-ELSEWHERE = {"docs/plugging_in.md", "docs/adaptive_pruning.md", "docs/doctor.md", "docs/tutorial.md", "docs/data.md"}
-"""Pages whose Python needs a folder of its own: test_plugging_in.py, test_doctor_table.py, test_skipping.py, test_tutorial.py,
-test_data_page.py."""
+ELSEWHERE = {
+    "docs/plugging_in.md",
+    "docs/adaptive_pruning.md",
+    "docs/doctor.md",
+    "docs/tutorial.md",
+    "docs/data.md",
+    "docs/models.md",
+    "docs/algorithms.md",
+}
+"""Pages whose Python needs a folder or packages of its own: test_plugging_in.py, test_doctor_table.py, test_skipping.py,
+test_tutorial.py, test_data_page.py, test_models_page.py, test_algorithms_page.py."""
 
 
 def blocks(page: Path, language: str) -> list[str]:

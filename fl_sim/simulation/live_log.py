@@ -1,6 +1,6 @@
 """`live.json` of a run folder: how far the run is, its bytes by section, its warnings. `fl-sim watch` reads it.
 
-The file is replaced at most twice a second, so that it stays small and costs a run nothing that can be measured.
+The file is replaced at most twice a second, and less often where the disk is slow, so that it costs a run half a percent at most.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from fl_sim.training.tasks import Metric
 
 LIVE = "live.json"
 INTERVAL_S = 0.5
-"""Seconds between two versions of the file."""
+"""Seconds between two versions of the file, at least."""
+REST = 200
+"""Times as long as writing one version took, nothing is written: half a percent of a run, however slow its disk is."""
 MESSAGES = 50
 """Newest warnings that are kept."""
 log = logging.getLogger("fl_sim")
@@ -55,7 +57,7 @@ class LiveLog(logging.Handler):
         self._state |= {"metric": metric.name, "percent": metric.percent}
         self._messages: deque[str] = deque(maxlen=MESSAGES)
         self._sections: Counter[str] = Counter()
-        self._booked, self._written, self._works = 0, 0.0, True
+        self._booked, self._written, self._took, self._works = 0, 0.0, 0.0, True
         self._clients = LiveClients(ledger)
 
     def __enter__(self) -> Self:
@@ -102,7 +104,7 @@ class LiveLog(logging.Handler):
         self._soon()
 
     def _soon(self) -> None:
-        if self._clock() - self._written >= INTERVAL_S:
+        if self._clock() - self._written >= max(INTERVAL_S, REST * self._took):
             self._write()
 
     def _write(self) -> None:
@@ -123,6 +125,7 @@ class LiveLog(logging.Handler):
             with beside.open("x", encoding="utf-8") as file:
                 file.write(text)
             beside.replace(self._path)
+            self._took = self._clock() - self._written
         except OSError as error:
             self._works = False  # nobody can watch; the run itself goes on
             log.warning("%s: %s; `fl-sim watch` sees nothing of this run from here on", self._path, error.strerror)

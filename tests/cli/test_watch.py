@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -236,6 +237,23 @@ def test_a_version_of_the_log_takes_less_than_a_hundredth_of_the_time_between_tw
             live._write()
             seconds.append(time.process_time() - started)
     assert min(seconds) < INTERVAL_S / 100
+
+
+def test_a_slow_disk_is_written_to_less_often(tmp_path: Path) -> None:
+    """Of a hundred seconds with replies all the time, at most one goes into the log."""
+    now, spent = [100.0], [0.0]
+
+    class Slow(Ledger):
+        def total(self, *words: Any, **options: Any) -> Any:
+            now[0] += 0.05
+            spent[0] += 0.05
+            return super().total(*words, **options)
+
+    with LiveLog(tmp_path, Slow(), 9, Silent(), ACCURACY, clock=lambda: now[0]) as live:
+        while now[0] < 200:
+            now[0] += 0.01
+            live.reply(1, 2)
+    assert 0 < spent[0] < 1.0
 
 
 def test_a_stopped_run_says_why(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 from flwr.serverapp import Grid
@@ -22,6 +22,8 @@ Flat = dict[str, float | str]
 """What a benchmark reports: measure -> number, or a word. `x_q1` and `x_q3` are the quartiles of `x`."""
 
 
+START_S, START_ROUNDS = 5.0, 10
+"""A contestant that is started for its turn alone runs so long, or so many rounds, whatever takes less, once it is warm."""
 TURN_S = 0.5
 """Rounds of a contestant's turn last so long together. After the others' turns its first one finds the caches cold, as no
 round but the first of a real run does."""
@@ -39,6 +41,11 @@ class Measured:
         """Median seconds."""
         return statistics.median(self.seconds)
 
+    @property
+    def best(self) -> float:
+        """The fewest seconds: what a limit is able to do."""
+        return min(self.seconds)
+
 
 def alternate(contestants: Mapping[str, Callable[[], None]], *, repeats: int, warmup: int = 2) -> dict[str, Measured]:
     """Time every contestant once per repetition, in turn: seconds of a round, the mean of a turn's rounds."""
@@ -47,6 +54,23 @@ def alternate(contestants: Mapping[str, Callable[[], None]], *, repeats: int, wa
     for _ in range(repeats):
         for name, one_round in contestants.items():
             times[name].append(_seconds(one_round, turn[name]) / turn[name])
+    return {name: Measured(name, tuple(seconds)) for name, seconds in times.items()}
+
+
+def each_alone(
+    contestants: Mapping[str, Callable[[], AbstractContextManager[Callable[[], None]]]], *, starts: int, warmup: int = 3
+) -> dict[str, Measured]:
+    """Start every contestant in turn, time it while no other one is there, and end it: seconds of a round of each start.
+
+    Contestants that idle beside the one that runs hold memory and caches: with them a bare loop took half as long again.
+    """
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    for _ in range(starts):
+        for name, opened_one in contestants.items():
+            with opened_one() as one_round:
+                quickest = min(_seconds(one_round) for _ in range(warmup))
+                count = max(1, min(START_ROUNDS, math.ceil(START_S / quickest)))
+                times[name].append(_seconds(one_round, count) / count)
     return {name: Measured(name, tuple(seconds)) for name, seconds in times.items()}
 
 

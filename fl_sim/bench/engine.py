@@ -1,6 +1,7 @@
 """Engine benchmark: speed beside a bare PyTorch loop, overhead of clients that do nothing, and time to start.
 
-Ratios are medians of paired repetitions with their quartiles. Every part can be measured alone.
+Ratios are medians with their quartiles: over starts where contestants are started alone, else over paired repetitions. Every
+part can be measured alone.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 from fl_sim import models
 from fl_sim.bench import apps, flower, processes, tasks, workloads
 from fl_sim.bench.bare import Bare, spread
-from fl_sim.bench.contest import Flat, alternate, federation_rounds, over, spread_of
+from fl_sim.bench.contest import Flat, alternate, each_alone, federation_rounds, over, spread_of
 from fl_sim.bench.idle import idle_shares
 from fl_sim.bench.workloads import Workload
 from fl_sim.config.experiment import Experiment
@@ -32,18 +33,23 @@ LOCAL = ("inline", "workers")
 def beside_limit(
     name: str, work: Workload, *, repeats: int, suffix: str = "", precision: str = "float32", engines: Sequence[str]
 ) -> Flat:
-    """The engines (two processes each) and their limits, in turn: ratios, and client fits a second of each."""
+    """The engines (two processes each) and their limits, each started alone in turn: ratios, and client fits a second of each.
+
+    The limit is the fastest of the bare loop's starts; fits a second are medians, the bare loop's too.
+    """
     torch.set_num_threads(1)
     bare, asked = Bare.of(work), {ENGINES[engine] for engine in engines}
-    with ExitStack() as stack:
-        contestants = {
-            **{limit: stack.enter_context(spread(bare, count)) for limit, count in LIMITS.items() if limit in asked},
-            **{e: stack.enter_context(federation_rounds(work.on(e, precision=precision))) for e in engines},
-        }
-        measured = alternate(contestants, repeats=repeats)
+    measured = each_alone(
+        {
+            **{limit: partial(spread, bare, count) for limit, count in LIMITS.items() if limit in asked},
+            **{e: partial(federation_rounds, work.on(e, precision=precision)) for e in engines},
+        },
+        starts=max(2, repeats // 3),
+    )
     flat: Flat = {}
     for engine in engines:
-        flat |= over(f"{engine}{suffix}_over_limit", measured[ENGINES[engine]], measured[engine])
+        limit = measured[ENGINES[engine]].best
+        flat |= spread_of(f"{engine}{suffix}_over_limit", [limit / seconds for seconds in measured[engine].seconds])
     return flat | {f"{name}_fits_per_s_{who}{suffix}": work.cohort / m.median for who, m in measured.items()}
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
 import pytest
 import torch
 
@@ -21,11 +25,27 @@ def with_quartiles(name: str) -> set[str]:
 
 
 def test_an_engine_beside_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(contest, "TURN_S", 0.01)
+    monkeypatch.setattr(contest, "START_S", 0.01)
     found = engine.beside_limit("tiny", TINY, repeats=2, suffix="_x", engines=["inline"])
     rates = {f"tiny_fits_per_s_{who}_x" for who in ("limit1", "inline")}
     assert found.keys() == rates | with_quartiles("inline_x_over_limit")
     assert all(isinstance(value, float) and value > 0 for value in found.values())
+
+
+def test_a_contestant_is_alone_while_it_is_timed() -> None:
+    seen: list[str] = []
+
+    @contextmanager
+    def opened(name: str) -> Iterator[Callable[[], None]]:
+        seen.append(f"start {name}")
+        yield lambda: seen.append(name)
+        seen.append(f"end {name}")
+
+    found = contest.each_alone({name: partial(opened, name) for name in "ab"}, starts=2, warmup=1)
+    turns = [word for word in seen if " " in word]
+    assert turns == [f"{what} {name}" for _ in range(2) for name in "ab" for what in ("start", "end")]
+    assert seen.count("a") == seen.count("b") == 2 * (1 + contest.START_ROUNDS)
+    assert all(len(one.seconds) == 2 and one.best == min(one.seconds) for one in found.values())
 
 
 def test_the_workloads_are_what_they_are_called() -> None:

@@ -30,6 +30,10 @@ Holders = list[tuple[nn.Module, str]]
 """Modules that use one weight, each with the attribute by which it does."""
 
 
+LEAST_ALPHA, MOST_ALPHA = 1e-6, 1e6
+"""Beyond, the product vanishes beside the weight in float32, or is all of it."""
+
+
 @dataclass(frozen=True)
 class Adapter:
     """Low-rank adapters beside frozen weights (LoRA): only they are trained and sent.
@@ -54,8 +58,8 @@ class Adapter:
             raise UserError(f"model.adapter.kind = {self.kind!r}: allowed: {', '.join(KINDS)}")
         if self.rank < 1:
             raise UserError(f"model.adapter.rank = {self.rank}: must be at least 1")
-        if self.alpha is not None and not 0 < self.alpha < math.inf:
-            raise UserError(f"model.adapter.alpha = {self.alpha}: must be above 0")
+        if self.alpha is not None and not LEAST_ALPHA <= self.alpha <= MOST_ALPHA:
+            raise UserError(f"model.adapter.alpha = {self.alpha}: must be from {LEAST_ALPHA:g} to {MOST_ALPHA:g}")
         if self.train == "all":
             raise UserError("model.adapter.train = 'all': leaves nothing for adapters; allowed: head, norm, a glob")
 

@@ -125,7 +125,7 @@ def test_what_travels_in_full_has_no_adapter() -> None:
     [
         ({"rank": 0}, "model.adapter.rank = 0: must be at least 1"),
         ({"kind": "dora"}, "model.adapter.kind = 'dora': allowed: lora"),
-        ({"alpha": 0.0}, "model.adapter.alpha = 0.0: must be above 0"),
+        ({"alpha": 0.0}, "model.adapter.alpha = 0.0: must be from 1e-06 to 1e+06"),
         ({"train": "all"}, "leaves nothing for adapters"),
         ({"train": "tail"}, "model.adapter.train = 'tail': 'tail' selects no parameter"),
         ({"rank": 9}, "'attention.in_proj_weight' has shape (24, 8), of rank at most 8"),

@@ -36,6 +36,8 @@ GATED: Tree = {
     "gating": {},
 }
 SMALL = {"name": "resnet8", "width": 0.125}
+PAIRED = ("scaffold", "feddyn", "fednova", "qfedavg")
+"""Methods of a strategy and the client of the same name."""
 NEEDED: Mapping[str, Tree] = {
     "gating": GATED,
     "study": {"study": {}},
@@ -45,6 +47,7 @@ NEEDED: Mapping[str, Tree] = {
     "wire.broadcast": {"wire": {"broadcast": {}}},
     "network": {"network": {"links": {"3G": 1}}},
     "clients.presets:feature_distillation": {"client": {"stages": ["2"]}, "model": {"name": "cnn_bn", "width": 0.25}},
+    **{f"strategies.presets:{name}": {"client": {"target": f"clients.presets:{name}"}} for name in PAIRED},
     "strategies.presets:layer_adaptive": {"strategy": {"kilobytes": 50}, "data": {"proxy": 0.1}},
     "strategies.presets:rate_distortion": {"strategy": {"levels": 3, "images": 4}},
     "strategies.presets:mixed_capacities": {

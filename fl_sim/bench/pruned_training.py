@@ -17,9 +17,17 @@ ADAPTIVE = "clients.presets:adaptive_pruning"
 
 
 def measure(
-    *, budgets: Sequence[float], precisions: Sequence[str], repeats: int, work: Workload = WORK, engine: str = "inline"
+    *,
+    budgets: Sequence[float],
+    precisions: Sequence[str],
+    repeats: int,
+    gates: str = "*",
+    work: Workload = WORK,
+    engine: str = "inline",
 ) -> Flat:
     """Whole rounds in turn: dense, masked and cut at each share of the MACs, in each precision.
+
+    `gates` is the pattern of the gated layers.
 
     Returns:
         Seconds of a round by name, and how many times as fast the cut clients are as the masked and as the dense ones:
@@ -34,7 +42,7 @@ def measure(
         with ExitStack() as stack:
             running: Mapping[str, Callable[[], None]] = {
                 name: stack.enter_context(federation_rounds(experiment))
-                for name, experiment in _contestants(work, engine, precision, budgets).items()
+                for name, experiment in _contestants(work, engine, precision, budgets, gates).items()
             }
             found = alternate(running, repeats=repeats)
         for name, one in found.items():
@@ -46,10 +54,13 @@ def measure(
     return flat
 
 
-def _contestants(work: Workload, engine: str, precision: str, budgets: Sequence[float]) -> dict[str, Experiment]:
+def _contestants(
+    work: Workload, engine: str, precision: str, budgets: Sequence[float], pattern: str
+) -> dict[str, Experiment]:
     found: dict[str, list[str]] = {"dense": []}
     for budget in budgets:
         gates = [f"client.target={ADAPTIVE}", "gating.salience=weight", f"gating.macs_budget={budget:g}"]
+        gates.append(f'gating.keep={{"{pattern}" = 0.5}}')
         found[f"masked_{budget:g}"] = gates
         found[f"cut_{budget:g}"] = [*gates, "training.cut_channels=true"]
     return {name: work.on(engine, workers=1, precision=precision, overrides=keys) for name, keys in found.items()}

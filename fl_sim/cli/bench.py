@@ -118,6 +118,7 @@ def pruned_training(
     precisions: Annotated[
         str, typer.Option(help="float32, channels_last, bfloat16")
     ] = "float32,channels_last,bfloat16",
+    gates: Annotated[str, typer.Option(help="gated layers, a pattern")] = "*",
     repeats: Annotated[int, typer.Option(min=2, help="alternated repetitions")] = 9,
 ) -> None:
     """Rounds whose clients cut off channels out before they train, beside masked and dense training.
@@ -134,6 +135,7 @@ def pruned_training(
         budgets=decimals("--budgets", budgets),
         precisions=precisions.split(","),
         repeats=repeats,
+        gates=gates,
         work=replace(measured.WORK, model=model),
     )
     show(console, found, as_json=as_json)

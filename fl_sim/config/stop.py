@@ -45,12 +45,14 @@ class Stop(Section):
         return self.__pydantic_extra__ or {}
 
     def require_metrics(self, learning: LearningTask) -> None:
-        """Complain of a key that is no metric of the task.
+        """Complain of a key that is no metric of the task, and of a share that no model reaches.
 
         Raises:
             ValueError: names the key, and what is allowed.
         """
         known = [*learning.measures, *Stop.model_fields]
-        for name in self.targets:
+        for name, target in self.targets.items():
             if name not in known:
                 raise ValueError(f"unknown key 'stop.{name}'{nearest(name, known)}")
+            if learning.measures[name].percent and not 0 <= target <= 1:
+                raise ValueError(f"stop.{name} = {target:g}: a share, not percent; allowed: 0 to 1")

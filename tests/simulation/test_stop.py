@@ -111,6 +111,7 @@ def test_patience_is_a_number_of_evaluations_without_a_new_best(values: list[flo
     [
         (["stop.acuracy=0.8"], "unknown key 'stop.acuracy'; did you mean 'accuracy'?"),
         (["stop.rmse=0.8"], "unknown key 'stop.rmse'"),
+        (["stop.accuracy=80"], "stop.accuracy = 80: a share, not percent; allowed: 0 to 1"),
         (["stop.mb=0"], "stop.mb = 0: input should be greater than 0"),
         (["stop.patience=0"], "stop.patience = 0"),
         (["stop.accuracy=high"], "stop.accuracy = 'high'"),

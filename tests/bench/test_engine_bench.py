@@ -24,6 +24,7 @@ def with_quartiles(name: str) -> set[str]:
     return {name, f"{name}_q1", f"{name}_q3"}
 
 
+@pytest.mark.slow
 def test_an_engine_beside_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(contest, "START_S", 0.01)
     found = engine.beside_limit("tiny", TINY, repeats=2, suffix="_x", engines=["inline"])

@@ -40,6 +40,11 @@ def commands() -> Iterator[str]:
     yield from (line.removeprefix("$ .venv/bin/") for line in dict.fromkeys(lines) if line.startswith("$ .venv/bin/"))
 
 
+def _asked(command: str) -> object:
+    """A command as a test's parameter; one that starts Ray is slow, as test_ray.py runs Ray for all else."""
+    return pytest.param(command, id=command, marks=[pytest.mark.slow] if "--engine ray" in command else [])
+
+
 CLIENT = next(block for block in blocks(Path("README.md"), "python") if "def proximal_client" in block)
 (PARTS, _), (CONFIG,) = (blocks(Path("docs/plugging_in.md"), language) for language in ("python", "toml"))
 WITH_A_FAULT = {
@@ -86,7 +91,7 @@ def test_the_python_runs(program: str, capsys: pytest.CaptureFixture[str]) -> No
     assert capsys.readouterr().out, "it prints nothing"
 
 
-@pytest.mark.parametrize("command", list(commands()))
+@pytest.mark.parametrize("command", [_asked(command) for command in commands()])
 def test_the_commands_run(command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     words = command.split()
     assert words[0] == "fl-sim"

@@ -79,7 +79,10 @@ def statuses(done: subprocess.CompletedProcess[str]) -> list[int]:
     return [int(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("status ")]
 
 
-@pytest.mark.parametrize("init", [None, "from_init = 1\n"], ids=["no __init__", "__init__"])
+@pytest.mark.parametrize(
+    "init",
+    [pytest.param(None, marks=pytest.mark.slow, id="no __init__"), pytest.param("from_init = 1\n", id="__init__")],
+)
 def test_a_users_own_clients_and_strategies_are_found_beside_ours(here: Path, init: str | None) -> None:
     (here / "clients").mkdir()
     (here / "clients" / "mine.py").write_text(CLIENT)

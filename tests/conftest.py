@@ -15,6 +15,8 @@ from federation import run_tiny
 
 from fl_sim import Report
 
+gc.disable()  # while tests are collected: a quarter of that time went into collections of what pytest keeps
+
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Deselect the tests that need a GPU where there is none."""
@@ -38,6 +40,7 @@ def _imported_modules_are_not_searched() -> None:
     """A full garbage collection takes seconds where it searches all imported modules, and some test pays for it."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)

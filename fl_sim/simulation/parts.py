@@ -97,7 +97,7 @@ def _fits(track: ModelTrack) -> None:
             f"'classification', not {track.experiment.task!r}"
         )
     if track.experiment.training.cut_channels:
-        places_of(track.model)  # complains where nothing can be cut
+        _cuts(track)
     if track.data.train.weights is not None:
         _weighs(client, track.experiment.client.target)
     require = getattr(client, "require", None)
@@ -120,6 +120,17 @@ def _keeps(track: ModelTrack, client: Client) -> None:
     if getattr(client, "before_evaluation", None) is not None and not asked.evaluate.clients:
         raise UserError(
             f"client = {asked.client.target!r}: clients alone can measure their own models; needed: evaluate.clients above 0"
+        )
+
+
+def _cuts(track: ModelTrack) -> None:
+    """Check that channels can be cut out of the model, and say where a pruning mask alone will do that."""
+    if track.experiment.model.adapter is not None:
+        raise UserError("training.cut_channels: not with model.adapter; allowed with models whose convolutions train")
+    places_of(track.model)  # complains where nothing can be cut
+    if track.gating is None:
+        log.warning(
+            "training.cut_channels: the model has no gates, so that only channels are cut that a pruning mask removes whole"
         )
 
 

@@ -141,6 +141,7 @@ def test_bad_input_is_one_line_before_round_1(tmp_path: Path) -> None:
         ): "takes gating.salience = 'weight' and gating.masking = 'both_ways'",
         ("model.name=mlp",): "has no channels between a convolution with BatchNorm",
         ("client.target=clients.presets:fedprox",): "the loss of this client compares weights or layers",
+        ('model.adapter={train = "head"}',): "not with model.adapter",
     }
     for overrides, said in cases.items():
         with pytest.raises(UserError, match=r"training\.cut_channels") as caught:
@@ -159,3 +160,10 @@ def test_a_federation_ends_in_the_same_bits_on_other_engines(tmp_path: Path) -> 
     ]
     same(*reports[:2])
     same(*reports[1:])
+
+
+def test_a_model_without_gates_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    keys = ["training.cut_channels=true", "training.steps=1", "rounds=1"]
+    model = {"name": "resnet8", "width": 0.25}
+    run(Experiment.from_tree({**TINY, "model": model}, [f'out="{tmp_path}"', *keys]))
+    assert "only channels are cut that a pruning mask removes whole" in caplog.text

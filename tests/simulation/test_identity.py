@@ -24,6 +24,13 @@ from fl_sim.simulation.identity import Identity, hash_of
 from fl_sim.simulation.sweep import sweep, told_apart
 from fl_sim.simulation.user_code import code_of
 
+
+@pytest.fixture(autouse=True)
+def _no_bytecode(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that changes twice in a second, and not in size, is not read again where Python has cached its bytecode."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+
+
 SMALL = {
     **TINY,
     "data": {"source": "digits", "clients": 2, "partition": "iid"},

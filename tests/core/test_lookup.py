@@ -14,8 +14,8 @@ from fl_sim.core.lookup import imported, nearest
 @pytest.mark.parametrize(
     ("path", "said"),
     [
-        ("clients:nope", "it is a package, and its functions are in clients."),
-        ("strategies:fedavg", "its functions are in strategies."),
+        ("clients:nope", "it is a package, and its functions are in clients.attacks, clients."),
+        ("strategies:fedavg", "strategies.aggregation, strategies."),
         ("xml:nope", "its functions are in xml.dom, xml.etree,"),
         ("fl_sim.cli:maim", "did you mean 'main'?"),
         ("clients.presets:fedprocks", "did you mean 'fedprox'?"),

@@ -137,7 +137,7 @@ def long_run(source: Path, folder: Path, rounds: int, clients: int) -> None:
 
 def test_a_page_grows_little_with_rounds_and_clients(tmp_path: Path) -> None:
     small = run_tiny(tmp_path, "model.name=mlp", "rounds=1").folder
-    long_run(small, tmp_path / "long", 200, 200)
+    long_run(small, tmp_path / "long", 500, 300)
     write_page([Report.load(tmp_path / "long")], tmp_path / "x.html")
     text = (tmp_path / "x.html").read_text()
     assert len(text) < 1_000_000

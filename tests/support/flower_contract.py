@@ -24,7 +24,7 @@ LIMIT_S = 0.75
 client_app = ClientApp()
 
 
-def error_line(message: Message, **values: object) -> Message:
+def answer(message: Message, **values: object) -> Message:
     """A reply with these values."""
     return Message(RecordDict({"told": ConfigRecord(values)}), reply_to=message)
 
@@ -37,19 +37,19 @@ def _count(context: Context) -> int:
 
 @client_app.query()
 def who(message: Message, context: Context) -> Message:
-    return error_line(message, partition=context.node_config["partition-id"])
+    return answer(message, partition=context.node_config["partition-id"])
 
 
 @client_app.query("state")
 def state(message: Message, context: Context) -> Message:
-    return error_line(
+    return answer(
         message, keys=sorted(context.state), times=context.state["seen"]["times"] if "seen" in context.state else 0
     )
 
 
 @client_app.train("count")
 def count(message: Message, context: Context) -> Message:
-    return error_line(message, times=_count(context))
+    return answer(message, times=_count(context))
 
 
 @client_app.train("slow")
@@ -58,19 +58,19 @@ def slow(message: Message, context: Context) -> Message:
     end = time.monotonic() + 30
     while not Path(message.content["ask"]["until"]).exists() and time.monotonic() < end:
         time.sleep(0.01)
-    return error_line(message, times=_count(context))
+    return answer(message, times=_count(context))
 
 
 @client_app.train("pause")
 def pause(message: Message, context: Context) -> Message:
     time.sleep(0.25)
-    return error_line(message, times=_count(context))
+    return answer(message, times=_count(context))
 
 
 @client_app.train("forget")
 def forget(message: Message, context: Context) -> Message:
     context.state.clear()
-    return error_line(message)
+    return answer(message)
 
 
 @client_app.train("break")
@@ -91,8 +91,8 @@ def unfit(message: Message, context: Context) -> Message:
     """Answer as somebody else, or for longer than the message lives."""
     if message.content["ask"]["as"] == "another":
         message.metadata.dst_node_id = 5
-        return error_line(message)
-    reply = error_line(message)
+        return answer(message)
+    reply = answer(message)
     reply.metadata.ttl = 1e6
     return reply
 
@@ -106,14 +106,14 @@ def consume(message: Message, context: Context) -> Message:
     found["ask"]["list"].append(9)
     found["ask"]["new"] = 1
     del found["metrics"]
-    return error_line(message, items=items, keys=keys, arrays=len(arrays), left=len(found["arrays"]))
+    return answer(message, items=items, keys=keys, arrays=len(arrays), left=len(found["arrays"]))
 
 
 @client_app.train("run_config")
 def run_config(message: Message, context: Context) -> Message:
     _count(context)
     context.run_config["of"] = "the client"
-    return error_line(message)
+    return answer(message)
 
 
 @client_app.train("share")
@@ -129,7 +129,7 @@ def share(message: Message, context: Context) -> Message:
 @client_app.train("metadata")
 def metadata(message: Message, context: Context) -> Message:
     meta = message.metadata
-    return error_line(
+    return answer(
         message,
         run=meta.run_id,
         context_run=context.run_id,
@@ -147,7 +147,7 @@ def metadata(message: Message, context: Context) -> Message:
 
 @client_app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
-    return error_line(message, done=True)
+    return answer(message, done=True)
 
 
 @dataclass(frozen=True)

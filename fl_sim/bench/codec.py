@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import time
 import tracemalloc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import torch
 import zstandard
 from numpy.typing import NDArray
 
+from fl_sim.bench.contest import quickest
 from fl_sim.codecs import Schema, decode, encode
 from fl_sim.core.seeding import Purpose, numpy_generator
 from fl_sim.core.types import FlatMask, FlatParams
@@ -138,15 +138,6 @@ CODECS: Mapping[str, Coder] = {
 }
 
 
-def _seconds(action: Callable[[], object], repeats: int) -> float:
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        action()
-        times.append(time.perf_counter() - start)
-    return min(times)
-
-
 def measure(
     *, models: Mapping[str, Shapes] = MODELS, densities: Sequence[float] = DENSITIES, repeats: int = 5
 ) -> list[Row]:
@@ -161,7 +152,7 @@ def measure(
                 times = 1 if name == "np.savez_compressed" else repeats
                 data = write(s)
                 megabytes = 4 * len(s.mask) / 1e6
-                encoding, decoding = _seconds(lambda: write(s), times), _seconds(lambda: read(data, s), times)  # noqa: B023
+                encoding, decoding = quickest(lambda: write(s), times), quickest(lambda: read(data, s), times)  # noqa: B023
                 tracemalloc.start()
                 read(write(s), s)
                 peak = tracemalloc.get_traced_memory()[1] / 1e6

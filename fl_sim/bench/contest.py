@@ -68,13 +68,17 @@ def each_alone(
     for _ in range(starts):
         for name, opened_one in contestants.items():
             with opened_one() as one_round:
-                quickest = min(_seconds(one_round) for _ in range(warmup))
-                count = max(1, min(START_ROUNDS, math.ceil(START_S / quickest)))
+                count = max(1, min(START_ROUNDS, math.ceil(START_S / quickest(one_round, warmup))))
                 times[name].append(_seconds(one_round, count) / count)
     return {name: Measured(name, tuple(seconds)) for name, seconds in times.items()}
 
 
-def _seconds(one_round: Callable[[], None], rounds: int = 1) -> float:
+def quickest(action: Callable[[], object], repeats: int) -> float:
+    """The fewest seconds of several calls."""
+    return min(_seconds(action) for _ in range(repeats))
+
+
+def _seconds(one_round: Callable[[], object], rounds: int = 1) -> float:
     start = time.perf_counter()
     for _ in range(rounds):
         one_round()

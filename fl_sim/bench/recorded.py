@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +13,7 @@ import torch
 import zstandard
 from numpy.typing import NDArray
 
+from fl_sim.bench.contest import quickest
 from fl_sim.codecs import VALUES, decode, describe, encode, is_relative
 from fl_sim.codecs.bits import floor_bits
 from fl_sim.codecs.integer_coding import BLOCK, Rounded, Signs
@@ -99,22 +99,13 @@ def _row(rounds: str, what: str, codec: str, against: str, tried: Sequence[Tried
     return Row(rounds, what, codec, against, ratio, 1 / writing, 1 / reading)
 
 
-def _seconds(action: Callable[[], object], repeats: int) -> float:
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        action()
-        times.append(time.perf_counter() - start)
-    return min(times)
-
-
 def _ours(update: RecordedUpdate, values: str, repeats: int) -> Tried:
     schema, base = update.schema, update.received if is_relative(values) else None
     write = partial(encode, update.sent, None, schema=schema, values=values, base=base)
     data = write()
     megabytes = 4 * schema.size / 1e6
-    reading = _seconds(lambda: decode(data, schema=schema, base=base), repeats)
-    return len(data) / (4 * schema.size), _seconds(write, repeats) / megabytes, reading / megabytes
+    reading = quickest(lambda: decode(data, schema=schema, base=base), repeats)
+    return len(data) / (4 * schema.size), quickest(write, repeats) / megabytes, reading / megabytes
 
 
 def _change(update: RecordedUpdate) -> torch.Tensor:
@@ -135,8 +126,8 @@ def _integers(update: RecordedUpdate, values: str, repeats: int) -> Tried:
     counts = np.unique(np.concatenate(whole), return_counts=True)[1]
     entropy = float(-(counts * np.log2(counts / counts.sum())).sum()) / 8
     size = describe(data, schema=schema).sections["values"]
-    reading = _seconds(lambda: decode(data, schema=schema), repeats)
-    return size / entropy, _seconds(write, repeats) / megabytes, reading / megabytes
+    reading = quickest(lambda: decode(data, schema=schema), repeats)
+    return size / entropy, quickest(write, repeats) / megabytes, reading / megabytes
 
 
 def _mask(update: RecordedUpdate, density: float, contexts: bool, repeats: int) -> Tried:
@@ -147,8 +138,8 @@ def _mask(update: RecordedUpdate, density: float, contexts: bool, repeats: int) 
     data, megabytes = write(), 4 * schema.size / 1e6
     floor = sum(floor_bits(int(part.count_nonzero()), part.numel()) for part in mask.values()) / 8
     size = describe(data, schema=schema).sections["mask"]
-    reading = _seconds(lambda: decode(data, schema=schema), repeats)
-    return size / floor, _seconds(write, repeats) / megabytes, reading / megabytes
+    reading = quickest(lambda: decode(data, schema=schema), repeats)
+    return size / floor, quickest(write, repeats) / megabytes, reading / megabytes
 
 
 # -- other packages ----------------------------------------------------------------------------------------------------
@@ -159,7 +150,7 @@ Coder = tuple[Callable[[Floats], bytes], Callable[[bytes], object]]
 def _other(values: Floats, coder: Coder, repeats: int) -> Tried:
     write, read = coder
     data, megabytes = write(values), values.nbytes / 1e6
-    writing, reading = _seconds(lambda: write(values), repeats), _seconds(lambda: read(data), repeats)
+    writing, reading = quickest(lambda: write(values), repeats), quickest(lambda: read(data), repeats)
     return len(data) / values.nbytes, writing / megabytes, reading / megabytes
 
 

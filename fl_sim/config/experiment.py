@@ -157,6 +157,7 @@ class Experiment(Section):
             "wire.broadcast": self.wire.broadcast,
             "wire.record_masks": self.wire.record_masks,
             "wire.record_payloads": self.wire.record_payloads,
+            "model.personal": self.model.personal,
             "evaluate.clients": self.evaluate.clients,
         }
         if refused := [key for key, value in alone.items() if value]:

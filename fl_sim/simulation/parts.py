@@ -43,8 +43,22 @@ def check(experiment: Experiment) -> None:
             experiment.stop.require_metrics(experiment.learning)
         except ValueError as error:
             raise UserError(str(error)) from error
+    _tell_coarse(experiment)
     _client(experiment)
     _rules(experiment)
+
+
+def _tell_coarse(experiment: Experiment) -> None:
+    """Say where whole parameters travel as signs or three values, which leaves little of a model."""
+    for direction in ("uplink", "downlink"):
+        coding = getattr(experiment.wire, direction)
+        if coding.content == "parameters" and (coding.values == "sign" or coding.values.endswith("ternary")):
+            log.warning(
+                "wire.%s.values = %r: the parameters themselves travel so coarsely; usual: wire.%s.content = 'difference'",
+                direction,
+                coding.values,
+                direction,
+            )
 
 
 def _importable(experiment: Experiment) -> None:
@@ -118,6 +132,11 @@ def _keeps(track: ModelTrack, client: Client) -> None:
     if not met.get(keeps, True):  # a user's client may use the word for something else
         raise UserError(f"client = {asked.client.target!r}: needs {KEEPS[keeps]}")
     if getattr(client, "before_evaluation", None) is not None and not asked.evaluate.clients:
+        if not asked.schedule.in_rounds:
+            raise UserError(
+                f"client = {asked.client.target!r}: clients alone can measure their own models, and do so in rounds only; "
+                f"allowed: schedule.kind = 'rounds', not {asked.schedule.kind!r}"
+            )
         raise UserError(
             f"client = {asked.client.target!r}: clients alone can measure their own models; needed: evaluate.clients above 0"
         )

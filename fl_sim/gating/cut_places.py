@@ -17,8 +17,8 @@ from fl_sim.gating.salience import FilterWeight
 from fl_sim.models.channels import inner_channels
 from fl_sim.models.graph import modules_of
 
-MIXING = (nn.Dropout, nn.Dropout2d, nn.Flatten, nn.AdaptiveAvgPool2d)
-"""Channel by channel, but other numbers are drawn for fewer channels, or what follows is no convolution."""
+DRAWING = (nn.Dropout, nn.Dropout2d)
+"""Channel by channel, but other numbers are drawn for fewer channels."""
 
 
 @dataclass(frozen=True)
@@ -85,9 +85,9 @@ def _readers(gate: fx.Node, called: Mapping[fx.Node, nn.Module], runs: Counter[s
             module = called.get(user)
             if isinstance(module, nn.Conv2d) and module.groups == 1 and runs[str(user.target)] == 1:
                 found.append(str(user.target))
-            elif isinstance(module, Gate) and user.args[1] is not node:
+            elif isinstance(module, Gate):
                 continue  # it ranks by filters, and does not look at its convolution's input
-            elif user.op != "call_method" and is_channelwise(user, called) and not isinstance(module, MIXING):
+            elif user.op != "call_method" and is_channelwise(user, called) and not isinstance(module, DRAWING):
                 open_nodes.append(user)
             else:
                 return ()

@@ -109,6 +109,33 @@ def test_channels_that_a_pruning_mask_removes_are_cut_and_the_rest_is_masked(mak
     assert all(not cut[name][~alive].any() for name, alive in mask.items())
 
 
+def test_a_layer_that_the_mask_removes_whole_keeps_one_dead_channel() -> None:
+    model = plain()
+    first, second = (f"{path}.weight" for path in ("0", "3"))
+    weights = dict(model.named_parameters())
+    mask = {name: torch.zeros_like(weights[name], dtype=torch.bool) for name in (first, second)}
+    with submodel(copy.deepcopy(model), mask) as sub:
+        assert sub is not None
+        assert sub.model.get_submodule("0").out_channels == 1
+    cut, whole = trained(CUT, copy.deepcopy(model), mask), trained(TRAINING, copy.deepcopy(model), mask)
+    for name in cut:
+        if "running" not in name:
+            torch.testing.assert_close(cut[name], whole[name], rtol=1e-4, atol=1e-6)
+
+
+def test_dropout_draws_for_all_channels_so_that_a_cut_ends_before_it() -> None:
+    layers: list[nn.Module] = [nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8), nn.Dropout(0.5)]
+    layers += [nn.ReLU(), nn.Conv2d(8, 6, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 10)]
+    model = gate(lively(nn.Sequential(*layers)), 0.5, "weight")
+    assert [place.readers for place in places_of(model)] == [()]
+    masked = copy.deepcopy(model)
+    masked.net.set_submodule("gates.2", _Fixed(largest(model)["2"]))
+    cut, whole = trained(CUT, model), trained(TRAINING, masked)
+    for name in cut:
+        if "running" not in name:
+            torch.testing.assert_close(cut[name], whole[name], rtol=1e-4, atol=1e-6)
+
+
 def test_a_smaller_model_that_was_used_before_holds_nothing_of_it() -> None:
     model = gate(resnet(), 0.5, "weight")
     first = {k: v.clone() for k, v in model.state_dict().items()}

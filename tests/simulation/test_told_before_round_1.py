@@ -17,7 +17,9 @@ BUFFERED = ("schedule.kind=fedbuff", "network.links.4G=1")
 
 
 @pytest.mark.parametrize("values", ["sign", "top1-ternary"])
-def test_parameters_that_travel_as_signs_are_said(values: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_parameters_that_travel_as_signs_are_said(
+    values: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.WARNING, "fl_sim"):
         check(tiny(tmp_path, f"wire.uplink.values={values}", "wire.uplink.content=difference"))
         check(tiny(tmp_path, "wire.uplink.values=int8"))

@@ -103,6 +103,7 @@ MOVED: Mapping[str, str] = {
 SPLIT: Mapping[str, str] = {
     "types": "fl_sim.training.client",
     "curves": "fl_sim.models.modes",
+    "wire": "fl_sim.communication.exchange",
 }
 """Old name -> the module that holds the rest of its contents."""
 

@@ -12,6 +12,7 @@ from fl_sim import codecs
 from fl_sim.codecs import Description
 from fl_sim.codecs.sections import extra_section
 from fl_sim.communication import messages as wire
+from fl_sim.communication.exchange import Frozen
 from fl_sim.communication.flower_private import renewed
 from fl_sim.communication.flower_traffic import Form
 from fl_sim.communication.sparse_broadcast import EncodedModel
@@ -93,7 +94,7 @@ class DownlinkSender:
 
     def encoder(self, task: Task, kind: str, *, curves: CurveRequest | None = None) -> Encode:
         """`outgoing` for several cohorts of one task, whose clients share payloads too."""
-        prepared: dict[tuple[int, wire.Frozen | None], tuple[RecordDict, Description, Form]] = {}
+        prepared: dict[tuple[int, Frozen | None], tuple[RecordDict, Description, Form]] = {}
         schema, encoded_for = self.exchange.schema, self._encoder(task, kind)
         extra = self._extra(task) if kind == MessageType.TRAIN else {}
         blank = Message(RecordDict(), 0, kind, group_id=str(task.round))

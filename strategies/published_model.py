@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fl_sim import codecs
 from fl_sim.codecs import Schema
-from fl_sim.communication.messages import Exchange
+from fl_sim.communication.exchange import Exchange
 from fl_sim.communication.sparse_broadcast import (
     REST,
     WHOLE,

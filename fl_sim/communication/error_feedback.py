@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from fl_sim.communication.messages import Exchange
+from fl_sim.communication.exchange import Exchange
 from fl_sim.core.types import FlatParams, Params, Task, Update
 
 

@@ -9,262 +9,26 @@ header holds the protocol's scalars (`TaskHeader`), the config the user's; a tas
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from struct import Struct
-from typing import ClassVar
+from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
-import xxhash
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 
-from fl_sim import codecs
-from fl_sim.codecs import CorruptPayload, Opened, Schema
+from fl_sim.codecs import CorruptPayload, Schema
 from fl_sim.codecs.sections import extra_section, is_extra
-from fl_sim.communication.extra import NO_SCHEMAS, ExtraSchemas
+from fl_sim.communication.exchange import FROZEN_STYPE, Frozen
 from fl_sim.communication.flower_private import array_of, filled
 from fl_sim.communication.task_header import BroadcastHeader, CurveRequest, TaskHeader
-from fl_sim.core.types import FlatMask, FlatParams, Mask, Params, Scalar, Task, Update, UserError
+from fl_sim.core.types import FlatMask, Mask, Scalar, Task, Update
 
-STYPE, FROZEN_STYPE, BASE_STYPE = "fl_sim.update/1", "fl_sim.frozen/1", "fl_sim.base/1"
+STYPE, BASE_STYPE = "fl_sim.update/1", "fl_sim.base/1"
 EXTRA_STYPE = "fl_sim.extra/1"
 PAYLOAD, HEADER, CONFIG, METRICS = "payload", "header", "config", "metrics"
 NUM_EXAMPLES = "num-examples"
 PARTITION = "partition-id"
 """Key of a node's configuration: which partition of the data it holds."""
-
-
-@dataclass(frozen=True)
-class Content:
-    """Meaning of a payload's values, as two functions that invert each other.
-
-    Both take (flat values, flat reference), 1-D float32 in schema order, and return new flat values. Sender and receiver
-    have the same reference.
-
-    Attributes:
-        summary: one line for `fl-sim list` and the docs.
-        outgoing: applied before encoding; None = the values travel as they are.
-        incoming: applied after decoding; None likewise.
-    """
-
-    summary: str
-    outgoing: Callable[[Tensor, Tensor], Tensor] | None = None
-    incoming: Callable[[Tensor, Tensor], Tensor] | None = None
-
-
-CONTENTS: Mapping[str, Content] = {
-    "parameters": Content("The parameters themselves, bit for bit."),
-    # What lossy value types need: a client's change is small beside its weights. `w0 + (w1 - w0) == w1` holds for about
-    # 99.5 % of float32 values, so even float32 differences restore a few coordinates one unit in the last place off.
-    "difference": Content(
-        "Their change against what the receiver knows: what lossy value types need.", torch.sub, torch.add
-    ),
-}
-
-
-MASK_CODINGS: Mapping[str, bool] = {"fast": False, "smallest": True}
-"""How masks are coded -> whether contexts are tried."""
-
-
-@dataclass(frozen=True)
-class Coding:
-    """Encoding of one direction: the value type (`fl_sim.codecs.VALUES`), the meaning of the values (`CONTENTS`), masks.
-
-    Attributes:
-        values: value type: float32, float32-zstd, float32-delta, float16, float16-delta, bfloat16, bfloat16-delta, int8, int4,
-            int2, sign, top25-int8, top10-int8, top10-ternary, top1-ternary.
-        content: "parameters", or their "difference" to the model that the receiver holds.
-        masks: how masks are coded: "fast", or "smallest", which also tries contexts: for clustered masks of top-k updates, at
-            some 200 MB of model a second.
-    """
-
-    values: str = "float32"
-    content: str = "parameters"
-    masks: str = "fast"
-
-    def __post_init__(self) -> None:
-        for what, value, allowed in (
-            ("values", self.values, codecs.VALUES),
-            ("content", self.content, CONTENTS),
-            ("masks", self.masks, MASK_CODINGS),
-        ):
-            if value not in allowed:
-                raise UserError(f"wire: unknown {what} {value!r}; allowed: {', '.join(allowed)}")
-        if codecs.is_relative(self.values) and self.content != "parameters":
-            raise UserError(
-                f"wire: {self.values} codes the parameters against the model that the receiver holds; "
-                f"content = {self.content!r}: allowed: parameters"
-            )
-
-    @property
-    def is_exact(self) -> bool:
-        """Whether the receiver decodes the sender's parameters bit for bit."""
-        return self.values in codecs.LOSSLESS and self.content == "parameters"
-
-    def encode(
-        self,
-        params: Params,
-        sent_mask: Mask | None,
-        reference: Params,
-        *,
-        schema: Schema,
-        held_mask: Mask | None,
-        seed: int,
-        types: Sequence[str] | None = None,
-    ) -> bytes:
-        """Encode parameters of `schema`, relative to `reference` where this coding says so.
-
-        `types`, a value type for each prunable tensor, takes the place of this coding's one.
-        """
-        if outgoing := CONTENTS[self.content].outgoing:
-            params = schema.view(outgoing(schema.flat(params), schema.flat(reference)))
-        return codecs.encode(
-            params,
-            sent_mask,
-            schema=schema,
-            held_mask=held_mask,
-            values=types or self.values,
-            seed=seed,
-            base=reference,
-            contexts=MASK_CODINGS[self.masks],
-        )
-
-    def decode(
-        self, data: bytes | memoryview, reference: Params, *, schema: Schema, held_mask: Mask | None
-    ) -> tuple[Params, Mask | None]:
-        """Invert `encode`. Coordinates outside the returned mask hold no information.
-
-        Raises:
-            CorruptPayload: the bytes are no payload of `schema`, or name a mask that is not `held_mask`.
-        """
-        return self.restore(codecs.opened(data, schema=schema, held_mask=held_mask), reference)
-
-    def restore(self, payload: Opened, reference: Params) -> tuple[Params, Mask | None]:
-        """`decode` of a payload that was opened."""
-        params, mask = payload.decoded(reference)
-        incoming, schema = CONTENTS[self.content].incoming, payload.schema
-        if incoming is None:
-            return params, mask
-        values = incoming(schema.flat(params), schema.flat(reference))
-        if not codecs.finite(values):
-            raise CorruptPayload("a value overflows once it is added to what it differs from")
-        return schema.view(values), mask
-
-
-@dataclass(frozen=True)
-class Frozen:
-    """Weights that do not travel in a round: every party makes them from `seed`, and `digest` proves that they came out the
-    same. `base` holds those that come from a file, encoded; a client gets them once."""
-
-    seed: int
-    digest: bytes
-    base: bytes | memoryview = field(default=b"", compare=False, repr=False)
-    FORM: ClassVar[Struct] = Struct("<Q8s")
-
-    @property
-    def size(self) -> int:
-        """Bytes of a client's first contact: seed, hash and base."""
-        return self.FORM.size + len(self.base)
-
-    def encode(self) -> bytes:
-        """Sixteen bytes: seed, hash."""
-        return self.FORM.pack(self.seed, self.digest)
-
-    @classmethod
-    def decode(cls, data: bytes | memoryview) -> Frozen:
-        """Invert `encode`.
-
-        Raises:
-            CorruptPayload: not sixteen bytes.
-        """
-        if len(data) != cls.FORM.size:
-            raise CorruptPayload(f"{FROZEN_STYPE} takes {cls.FORM.size} bytes, not {len(data)}")
-        return cls(*cls.FORM.unpack(data))
-
-    @staticmethod
-    def digest_of(params: Params) -> bytes:
-        """Eight bytes over names, shapes and bits, in each tensor's dtype, whatever the memory layout and device."""
-        check = xxhash.xxh3_64()
-        for name, value in params.items():
-            check.update(f"{name}{tuple(value.shape)}".encode())
-            check.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-        return check.digest()
-
-
-@dataclass(frozen=True)
-class Exchange:
-    """Exchange of a federation: the schema that both ends hold, and the coding of each direction.
-
-    Attributes:
-        schema: the tensors that travel.
-        uplink, downlink: how each direction is encoded.
-        error_feedback: whether clients keep what an upload left out (`fl_sim.communication.error_feedback`).
-        frozen: what stands for the weights that never travel; None when there are none.
-        base: the entries that never travel but come from a file, so that `frozen` carries them; None when there are none.
-        personal: names of entries that each client keeps for itself.
-        extra: schemas of the extra tensors of both directions.
-    """
-
-    schema: Schema
-    uplink: Coding = Coding()
-    downlink: Coding = Coding()
-    error_feedback: bool = False
-    frozen: Frozen | None = None
-    personal: tuple[str, ...] = ()
-    base: Schema | None = None
-    extra: ExtraSchemas = NO_SCHEMAS
-
-    def decode_base(self, frozen: Frozen) -> Params:
-        """The entries of a file that the first contact carries.
-
-        Raises:
-            CorruptPayload: the bytes are no payload of these entries.
-        """
-        return {} if self.base is None else codecs.decode(frozen.base, schema=self.base)[0]
-
-    def encode_up(self, update: Update, task: Task, *, seed: int) -> bytes:
-        """The payload of an update, for a server that sent `task`."""
-        return self.uplink.encode(
-            update.params, update.mask, task.params, schema=self.schema, held_mask=task.mask, seed=seed
-        )
-
-    def decode_up(self, data: bytes | memoryview, task: Task) -> tuple[Params, Mask | None]:
-        """Invert `encode_up`; raises as `Coding.decode` does."""
-        return self.uplink.decode(data, task.params, schema=self.schema, held_mask=task.mask)
-
-    def encode_down(
-        self, task: Task, reference: Params, *, held_mask: Mask | None, seed: int, types: Sequence[str] | None = None
-    ) -> bytes:
-        """The payload of a task, for a client that holds the pruning mask `held_mask`; `types` as in `Coding.encode`."""
-        return self.downlink.encode(
-            task.params, task.mask, reference, schema=self.schema, held_mask=held_mask, seed=seed, types=types
-        )
-
-    def decode_down(
-        self, data: bytes | memoryview, reference: Params, *, held_mask: Mask | None
-    ) -> tuple[Params, Mask | None]:
-        """Invert `encode_down`; raises as `Coding.decode` does."""
-        return self.downlink.decode(data, reference, schema=self.schema, held_mask=held_mask)
-
-    def encode_extra_up(self, update: Update, task: Task, *, seed: int) -> dict[str, bytes]:
-        """The payloads of an update's extra tensors; raises as `ExtraSchemas.encode` does."""
-        return self.extra.encode(self.extra.up, update.extra, task.mask, values=self.uplink.values, seed=seed)
-
-    def encode_extra_down(self, task: Task, *, seed: int) -> dict[str, bytes]:
-        """The payloads of a task's extra tensors; raises as `ExtraSchemas.encode` does."""
-        return self.extra.encode(self.extra.down, task.extra, task.mask, values=self.downlink.values, seed=seed)
-
-    def reconstructed(self, sent: Params, upload_mask: Mask | None, received: Params) -> FlatParams:
-        """The client's parameters as the server now knows them: `sent` where it travelled, else what was `received`."""
-        flat = self.schema.flat(sent)
-        if upload_mask is not None:
-            known = flat.clone()
-            count = self.schema.prunable_size
-            alive = self.schema.flat_mask(upload_mask)
-            torch.where(alive, flat[:count], self.schema.flat(received)[:count], out=known[:count])
-            flat = known
-        return self.schema.view(flat)
 
 
 def content(

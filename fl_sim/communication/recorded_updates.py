@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fl_sim import codecs
 from fl_sim.codecs import CorruptPayload, Schema
-from fl_sim.communication.messages import Exchange
+from fl_sim.communication.exchange import Exchange
 from fl_sim.communication.payload_log import read_round, recorded_files
 from fl_sim.core.types import FlatParams, Params, UserError
 

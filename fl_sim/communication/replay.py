@@ -24,9 +24,9 @@ from torch import Tensor
 from fl_sim import codecs
 from fl_sim.codecs import CorruptPayload, Opened, Schema
 from fl_sim.codecs.sections import is_extra
+from fl_sim.communication.exchange import CONTENTS, MASK_CODINGS, Coding, Exchange
 from fl_sim.communication.ledger import Ledger
 from fl_sim.communication.mask_log import Bits
-from fl_sim.communication.messages import CONTENTS, MASK_CODINGS, Coding, Exchange
 from fl_sim.communication.payload_log import Recorded, read_round, recorded_files
 from fl_sim.core.lookup import find
 from fl_sim.core.seeding import Purpose, derive

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from fl_sim import codecs
 from fl_sim.codecs import CorruptPayload, Description, Schema
-from fl_sim.communication.messages import Coding, Exchange
+from fl_sim.communication.exchange import Coding, Exchange
 from fl_sim.communication.task_header import BroadcastHeader
 from fl_sim.core.types import Mask, UserError
 

@@ -23,7 +23,7 @@ class BroadcastHeader:
     Attributes:
         version: number of the published model.
         base: version that the payload's deltas change; None = the payload is the whole model.
-        content: meaning of the values, a name of `fl_sim.communication.messages.CONTENTS`.
+        content: meaning of the values, a name of `fl_sim.communication.CONTENTS`.
         masks: one byte for each delta, 1 where the delta brings a new pruning mask.
         start: hash of the seeded model (8 bytes), for a client that starts from it; else empty.
     """

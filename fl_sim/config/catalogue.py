@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 
 from fl_sim import codecs, models
 from fl_sim.communication.estimates import ESTIMATES
-from fl_sim.communication.messages import CONTENTS
+from fl_sim.communication.exchange import CONTENTS
 from fl_sim.communication.replay import MASKS
 from fl_sim.communication.virtual_clock import PRESETS
 from fl_sim.data import PARTITIONS

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from fl_sim.codecs import LOSSLESS, is_relative
-from fl_sim.communication.messages import Coding
+from fl_sim.communication.exchange import Coding
 from fl_sim.communication.sparse_broadcast import SparseBroadcast
 from fl_sim.core.given import path_of
 from fl_sim.data.table import Columns

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from fl_sim.communication.exchange import Exchange
 from fl_sim.communication.ledger import Ledger
 from fl_sim.communication.mask_log import MaskRecorder
-from fl_sim.communication.messages import Exchange
 from fl_sim.communication.payload_log import PayloadRecorder
 from fl_sim.communication.schedule import Schedule
 from fl_sim.communication.sparse_broadcast import SparseBroadcast

@@ -16,7 +16,7 @@ import xxhash
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fl_sim.communication.messages import Exchange, Frozen
+from fl_sim.communication.exchange import Exchange, Frozen
 from fl_sim.core.types import Params, UserError
 from fl_sim.data import Data, Split
 

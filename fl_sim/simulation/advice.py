@@ -14,8 +14,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from fl_sim.communication.exchange import Coding
 from fl_sim.communication.ledger import Ledger
-from fl_sim.communication.messages import Coding
 from fl_sim.communication.payload_log import FOLDER
 from fl_sim.config.experiment import Experiment
 from fl_sim.core.observer import Observer

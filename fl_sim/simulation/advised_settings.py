@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from fl_sim.communication.messages import Coding
+from fl_sim.communication.exchange import Coding
 from fl_sim.config.experiment import Experiment
 from fl_sim.config.target import FEDAVG, FEDAVG_CLIENT
 from fl_sim.core.types import Mask, Params, UserError

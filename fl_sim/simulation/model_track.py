@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 import torch
 from torch import nn
 
-from fl_sim.communication import messages as wire
+from fl_sim.communication.exchange import Exchange
 from fl_sim.communication.extra import declared
 from fl_sim.config.experiment import Experiment
 from fl_sim.core.types import FlatParams, Params, UserError
@@ -68,7 +68,7 @@ class ModelTrack:
     model: nn.Module
     initial: FlatParams
     start: FlatParams
-    exchange: wire.Exchange
+    exchange: Exchange
     built: ModuleState
     gating: Gating | None = None
     weights: Stored | None = None

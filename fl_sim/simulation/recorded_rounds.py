@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from fl_sim import codecs
+from fl_sim.communication.exchange import Coding
 from fl_sim.communication.ledger import Ledger
-from fl_sim.communication.messages import Coding
 from fl_sim.communication.payload_log import Recorded, read_round, recorded_files
 from fl_sim.core.seeding import Purpose, derive
 from fl_sim.core.types import Mask, Params, UserError

@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from fl_sim import codecs, models
-from fl_sim.communication import messages as wire
+from fl_sim.communication.exchange import Exchange, Frozen
 from fl_sim.communication.extra import NO_EXTRA, Extra
 from fl_sim.config.experiment import Experiment
 from fl_sim.core.seeding import Purpose, derive
@@ -95,7 +95,7 @@ def _travelling(experiment: Experiment, model: nn.Module) -> list[str]:
 
 def make_exchange(
     experiment: Experiment, model: nn.Module, given: Collection[str] = (), extra: Extra = NO_EXTRA
-) -> wire.Exchange:
+) -> Exchange:
     """Choose what travels: trainable parameters that no client keeps for itself, averaged BatchNorm statistics, and the
     extra tensors that the client declares.
 
@@ -107,7 +107,7 @@ def make_exchange(
     prunable = [name for name in models.prunable_names(model) if name in travelling]
     schema = codecs.Schema.of(travelling, prunable, buffers=[name for name in statistics if name in travelling])
     kept = statistics if experiment.model.statistics == "local" else []
-    exchange = wire.Exchange(
+    exchange = Exchange(
         schema,
         experiment.wire.uplink,
         experiment.wire.downlink,
@@ -120,11 +120,11 @@ def make_exchange(
         return exchange
     base_schema = codecs.Schema.of(base, [], buffers=[]) if base else None
     encoded = b"" if base_schema is None else codecs.encode(base, None, schema=base_schema)
-    frozen_weights = wire.Frozen(experiment.seed, wire.Frozen.digest_of(fixed), encoded)
+    frozen_weights = Frozen(experiment.seed, Frozen.digest_of(fixed), encoded)
     return replace(exchange, frozen=frozen_weights, base=base_schema)
 
 
-def untravelled(model: nn.Module, exchange: wire.Exchange) -> Params:
+def untravelled(model: nn.Module, exchange: Exchange) -> Params:
     """Frozen weights and personal entries of a model: what a client holds and no payload carries."""
     own = snapshot(model)
     return {**frozen(model), **{name: own[name] for name in exchange.personal}}

@@ -14,7 +14,7 @@ from fl_sim import codecs
 from fl_sim.bench import engine, soak
 from fl_sim.cli.app import app
 from fl_sim.communication.estimates import ESTIMATES
-from fl_sim.communication.messages import Coding
+from fl_sim.communication.exchange import Coding
 from fl_sim.communication.replay import MASKS
 from fl_sim.config.catalogue import ENGINES, catalogue
 from fl_sim.config.experiment import Engine

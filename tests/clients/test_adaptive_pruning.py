@@ -24,7 +24,7 @@ from clients.retention import (
     salience,
 )
 from fl_sim import Experiment, Report, count_macs
-from fl_sim.communication import messages as wire
+from fl_sim.communication.exchange import Coding
 from fl_sim.core.seeding import Purpose, generator, numpy_generator
 from fl_sim.core.types import Task, Update, UserError
 from fl_sim.gating import Gated, Gating, keeping
@@ -56,7 +56,7 @@ def test_upload_is_the_local_model_on_retained_coordinates_and_the_received_one_
     federation, task, update, ctx = upload(tmp_path, f"gating.salience={salience}", "client.keep_up=0.3")
     trained = snapshot(ctx.model)
     schema = federation.first.exchange.schema
-    coding, ends = wire.Coding(), {"schema": schema, "held_mask": None}
+    coding, ends = Coding(), {"schema": schema, "held_mask": None}
     sent = coding.encode(update.params, update.mask, task.params, seed=0, **ends)
     arrived = federation.first.exchange.reconstructed(*coding.decode(sent, task.params, **ends), task.params)
     for name, value in arrived.items():

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from fl_sim.codecs import Schema
 from fl_sim.communication import messages as wire
+from fl_sim.communication.exchange import Coding, Exchange
 from fl_sim.communication.flower_private import adopt_identity
-from fl_sim.communication.messages import PARTITION, Coding, Exchange
+from fl_sim.communication.messages import PARTITION
 from fl_sim.core.types import FlatParams, Mask, Params, Task, Update
 from fl_sim.data import Split
 from fl_sim.models.parameters import snapshot

@@ -10,8 +10,8 @@ import torch
 from fl_sim import codecs
 from fl_sim.codecs import Schema
 from fl_sim.codecs.sections import BODY, BOOKED, HEADER, KINDS, SECTION_OF
+from fl_sim.communication.exchange import CONTENTS, Coding
 from fl_sim.communication.ledger import WORDS
-from fl_sim.communication.messages import CONTENTS, Coding
 from fl_sim.config.catalogue import catalogue
 from fl_sim.config.reference import documented
 from fl_sim.report.charts import TRAFFIC_COLOURS

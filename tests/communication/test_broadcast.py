@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fl_sim.codecs import CorruptPayload, Schema
-from fl_sim.communication.messages import Exchange
+from fl_sim.communication.exchange import Exchange
 from fl_sim.communication.sparse_broadcast import SparseBroadcast, join_framed, received, split_framed
 from fl_sim.communication.task_header import BroadcastHeader
 from fl_sim.core.types import FlatParams, Mask, UserError

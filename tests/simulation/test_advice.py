@@ -10,7 +10,7 @@ import pytest
 from federation import run_tiny, tiny
 
 from fl_sim import Experiment, Report, UserError, run
-from fl_sim.communication.messages import Coding
+from fl_sim.communication.exchange import Coding
 from fl_sim.communication.payload_log import FOLDER
 from fl_sim.communication.replay import Recoding
 from fl_sim.core.observer import SILENT

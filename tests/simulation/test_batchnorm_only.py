@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from fl_sim import Report, codecs, models
-from fl_sim.communication.messages import Exchange, Frozen
+from fl_sim.communication.exchange import Exchange, Frozen
 from fl_sim.core.types import Params, Task, Update, UserError
 from fl_sim.data import load as load_data
 from fl_sim.runtime.client.fixed_weights import Resident, WrongFrozenWeights

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from fl_sim.communication.messages import Exchange, Frozen
+from fl_sim.communication.exchange import Exchange, Frozen
 from fl_sim.core.types import Params
 from fl_sim.models.module_state import ModuleState
 from fl_sim.models.parameters import entries, load

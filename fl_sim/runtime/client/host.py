@@ -20,6 +20,7 @@ from fl_sim.codecs import CorruptPayload
 from fl_sim.communication import loss_query
 from fl_sim.communication import messages as wire
 from fl_sim.communication.error_feedback import ErrorFeedback
+from fl_sim.communication.exchange import Exchange, Frozen
 from fl_sim.communication.flower_private import reply_to
 from fl_sim.communication.messages import PARTITION
 from fl_sim.communication.sparse_broadcast import received
@@ -96,7 +97,7 @@ class ClientHost:
     model: nn.Module
     split_of: Callable[[int], Split]
     test_of: Callable[[int], Split]
-    exchange: wire.Exchange
+    exchange: Exchange
     reference: Params
     rebuild: Callable[[int], Params]
     measure: MeasureFit = no_measurement
@@ -131,7 +132,7 @@ class ClientHost:
     def _receive_frozen(self, message: Message, context: Context) -> None:
         """Put the frozen weights in place that the message names, or that this client was told of earlier."""
         known_bytes = _tensors(context, FROZEN).get(FROZEN)
-        known = None if known_bytes is None else wire.Frozen.decode(known_bytes.numpy().tobytes())
+        known = None if known_bytes is None else Frozen.decode(known_bytes.numpy().tobytes())
         frozen = self._resident.receive(wire.frozen(message.content), known)
         if frozen != known:
             _keep(context, FROZEN, {FROZEN: torch.frombuffer(bytearray(frozen.encode()), dtype=torch.uint8)})

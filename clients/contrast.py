@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -73,6 +74,7 @@ class ModelContrast:
 
     mu: float
     temperature: float
+    weighs: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not self.mu >= 0 or not self.temperature > 0:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from clients.local import Finish
+from clients.local import Finish, weighing
 from fl_sim.communication.extra import Extra, Fixed, parameters
 from fl_sim.core.types import Metrics, Params, Task, UserError
 from fl_sim.data.weights import Batch, weights_of
@@ -109,6 +109,7 @@ class ControlVariate:
     training: Training
     option: int = 2
 
+    @weighing
     def loss(self, task: Task, ctx: ClientContext) -> Loss:
         """The task's loss, tilted by `c - c_i`."""
         common = task.extra["control"]
@@ -139,6 +140,7 @@ class DynamicRegulariser:
     the minimum.
     """
 
+    @weighing
     def loss(self, task: Task, ctx: ClientContext) -> Loss:
         """The task's loss with both terms."""
         named = dict(ctx.model.named_parameters())

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import nn
@@ -20,12 +20,13 @@ from fl_sim.models.parameters import load, snapshot
 from fl_sim.sparsity import global_topk, intersect, magnitude, topk_mask
 from fl_sim.training.client import ANYTHING, Client, ClientContext
 from fl_sim.training.loop import Training, Trains
-from fl_sim.training.losses import CrossEntropy, Loss, Proximal
+from fl_sim.training.losses import CrossEntropy, Loss, Proximal, weighs
 
 OWN = "loss."
 """Prefix of a client's kept tensors that belong to its loss, for instance projections."""
 
 
+Marked = TypeVar("Marked", bound=Callable[..., Loss])
 LossFor = Callable[[Task, ClientContext], Loss]
 """(task, context whose model holds the received parameters) -> the loss of this round."""
 Upload = Callable[[Task, Params], Mask | None]
@@ -66,6 +67,13 @@ class NeedsModel(Protocol):
         """Raise UserError unless it can be computed on this model, for an image (1, C, H, W)."""
 
 
+def weighing(loss_for: Marked) -> Marked:
+    """Say that the losses of a `LossFor` use the weights of samples (`data.weight`, `data.class_weights`)."""
+    loss_for.weighs = True  # type: ignore[attr-defined]
+    return loss_for
+
+
+@weighing
 def task_loss(task: Task, ctx: ClientContext) -> Loss:
     """The loss of the config's `task`: cross-entropy of a classification."""
     return ctx.loss
@@ -80,6 +88,11 @@ class Always:
 
     loss: Loss
     reads_outputs_alone: ClassVar[bool] = True
+
+    @property
+    def weighs(self) -> bool:
+        """Whether the loss uses the weights of samples."""
+        return weighs(self.loss)
 
     @property
     def class_scores(self) -> bool:
@@ -115,6 +128,7 @@ class ProximalLoss:
     """The task's loss plus mu/2 ||w - w_global||^2 (FedProx; Li et al., 2020, equation 2)."""
 
     mu: float
+    weighs: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not self.mu >= 0:
@@ -228,7 +242,7 @@ class LocalClient:
     @property
     def weighs(self) -> bool:
         """Whether the loss uses the weights of samples."""
-        return self.loss is task_loss or isinstance(self.loss, (Always, ProximalLoss))
+        return weighs(self.loss)
 
     def require(self, model: nn.Module, image: torch.Tensor) -> None:
         """Complain of a model that the loss cannot be computed on, before anything is trained. Raises UserError."""

@@ -72,6 +72,10 @@ def test_beside_it_stands_the_best_dense_run_of_fewer_parameters_and_at_most_its
     assert row.measured == TINY
     assert row.beyond is not None
     assert row.beyond.mean == pytest.approx((5 + 3 + 6) / 3)
+    (cells,) = table_of([LARGE, HALF, DENSE, SPARSE, TINY])[1]
+    assert cells[:5] == ["sparse", "25.000 ± 0.000", "250,000", "0.50", "tiny"]
+    assert cells[6].startswith("4.67 ±")
+    assert cells[6].endswith(" points")
     (row,) = small_models([SPARSE, HALF, group("diverged", [None], 1, params=5)])
     assert row.measured == HALF
 

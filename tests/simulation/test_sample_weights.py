@@ -147,6 +147,15 @@ def test_engines_weigh_alike_and_clients_count_by_choice(tmp_path: Path, caplog:
     assert counted.summary["params_sha256"] != plain.summary["params_sha256"]
 
 
+@pytest.mark.parametrize("method", ["fedprox", "scaffold", "feddyn", "moon"])
+def test_a_loss_with_a_term_of_its_own_uses_the_weights(tmp_path: Path, method: str) -> None:
+    named = [f"client.target=clients.presets:{method}"]
+    if method in ("scaffold", "feddyn"):
+        named.append(f"strategy.target=strategies.presets:{method}")
+    even, weighed = (federated(tmp_path / w, *named, f"data.class_weights=[1.0, {w}]") for w in ("1.0", "3.0"))
+    assert even.summary["params_sha256"] != weighed.summary["params_sha256"]
+
+
 def negative() -> Data:
     inputs, classes = rows()
     return Data.of(
@@ -163,6 +172,10 @@ def negative() -> Data:
         ),
         (f"data.source={__name__}:negative", "data: weights: -1.0 of sample 7; needed: numbers above 0, none missing"),
         ("data.class_weights=[1.0]", "data.class_weights = [1.0]: needed: numbers above 0, one for each of 2 classes"),
+        (
+            "data.class_weights=[1.0, 0.0]",
+            "data.class_weights = [1.0, 0.0]: needed: numbers above 0, one for each of 2",
+        ),
         ("data.class_weights=even", "data.class_weights = 'even': allowed: 'balanced', or a list"),
     ],
 )

@@ -5,9 +5,8 @@ from __future__ import annotations
 import ast
 import importlib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
-
-import pytest
 
 from fl_sim._moved import MOVED, SPLIT
 
@@ -36,8 +35,13 @@ def _module(path: Path) -> str:
     return ".".join(path.with_suffix("").parts).removesuffix(".__init__")
 
 
-def _imports(path: Path) -> Iterator[str]:
+@cache
+def _imports(path: Path) -> tuple[str, ...]:
     """Everything a module imports, `if TYPE_CHECKING` blocks left out."""
+    return tuple(_names_imported(path))
+
+
+def _names_imported(path: Path) -> Iterator[str]:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     typing_only = {
         id(node)
@@ -66,18 +70,25 @@ def _layer(module: str) -> int | None:
     return next((level for level, names in enumerate(LAYERS) if _package(module) in names), None)
 
 
-@pytest.mark.parametrize("path", FILES, ids=_module)
-def test_imports_point_down(path: Path) -> None:
-    module = _module(path)
-    own = _layer(module)
-    assert own is not None, f"{module} has no layer"
-    for imported in _imports(path):
-        level = _layer(imported)
-        if level is None or imported == "fl_sim" or _package(imported) == _package(module):
-            continue
-        assert level < own, f"{module} (layer {own}) imports {imported} (layer {level})"
-        if module.startswith("fl_sim"):
-            assert imported.split(".")[0] not in ("strategies", "clients"), f"{module} imports {imported} statically"
+def test_every_module_has_a_layer() -> None:
+    assert not [module for module in map(_module, FILES) if _layer(module) is None]
+    assert len(FILES) > 300
+
+
+def test_imports_point_down() -> None:
+    wrong = []
+    for path in FILES:
+        module = _module(path)
+        own = _layer(module) or 0
+        for imported in _imports(path):
+            level = _layer(imported)
+            if level is None or imported == "fl_sim" or _package(imported) == _package(module):
+                continue
+            if level >= own:
+                wrong.append(f"{module} (layer {own}) imports {imported} (layer {level})")
+            if module.startswith("fl_sim") and imported.split(".")[0] in ("strategies", "clients"):
+                wrong.append(f"{module} imports {imported} statically")
+    assert not wrong
 
 
 def test_no_module_lies_outside_the_packages() -> None:
@@ -99,18 +110,23 @@ def test_old_import_paths_lead_to_the_same_modules() -> None:
             assert found is home, old
 
 
-@pytest.mark.parametrize("path", FILES, ids=_module)
-def test_ray_and_private_flower_have_one_home(path: Path) -> None:
+def test_ray_and_private_flower_have_one_home() -> None:
     public = ("flwr.app", "flwr.serverapp", "flwr.clientapp")
-    module = _module(path)
-    for imported in _imports(path):
+    homes: dict[str, set[str]] = {"ray": set(), "private names of Flower": set()}
+    touching = set()
+    for module, imported in ((_module(path), name) for path in FILES for name in _imports(path)):
         root = imported.split(".")[0]
         if root == "ray":
-            assert module == "fl_sim.runtime.grids.ray"
+            homes["ray"].add(module)
         if root == "flwr" and not any(imported == p or imported == p + ".strategy" for p in public):
-            assert module == "fl_sim.communication.flower_private", f"{module} imports {imported}"
+            homes["private names of Flower"].add(module)
         if root in ("flwr", "ray") and module.startswith("fl_sim"):
-            assert _package(module).removeprefix("fl_sim.") in FLOWERS, f"{module} touches {root}"
+            touching.add(_package(module).removeprefix("fl_sim."))
+    assert homes == {
+        "ray": {"fl_sim.runtime.grids.ray"},
+        "private names of Flower": {"fl_sim.communication.flower_private"},
+    }
+    assert touching <= FLOWERS
 
 
 def test_public_names_are_exact() -> None:
@@ -124,23 +140,24 @@ def test_public_names_are_exact() -> None:
     assert public == set(fl_sim.__all__)
 
 
-@pytest.mark.parametrize("path", FILES, ids=_module)
-def test_no_pickle(path: Path) -> None:
+def test_no_pickle() -> None:
     """But for functions of the user's own program on their way to its own workers."""
-    sends = _module(path) == "fl_sim.runtime.by_value"
-    for imported in _imports(path):
-        if imported == "fl_sim.runtime.by_value":
-            assert _module(path) in ("fl_sim.simulation.engines", "fl_sim.simulation.client_side")
-        if imported == "cloudpickle" and sends:
-            continue
-        assert imported.split(".")[0] not in ("pickle", "cloudpickle", "joblib", "shelve", "marshal")
+    unsafe = {"pickle", "cloudpickle", "joblib", "shelve", "marshal"}
+    users: dict[str, set[str]] = {}
+    for module, imported in ((_module(path), name) for path in FILES for name in _imports(path)):
+        users.setdefault(imported.split(".")[0] if imported != "fl_sim.runtime.by_value" else imported, set()).add(
+            module
+        )
+    assert {name: users[name] for name in unsafe & users.keys()} == {"cloudpickle": {"fl_sim.runtime.by_value"}}
+    assert users["fl_sim.runtime.by_value"] == {"fl_sim.simulation.engines", "fl_sim.simulation.client_side"}
 
 
-@pytest.mark.parametrize("path", TESTS, ids=lambda path: str(path.relative_to("tests")))
-def test_no_test_module_imports_another(path: Path) -> None:
+def test_no_test_module_imports_another() -> None:
     """What two test modules need lies in tests/support, the one folder of the tests on the import path."""
-    for imported in _imports(path):
-        assert not any(part == "tests" or part.startswith("test_") for part in imported.split(".")), imported
+    imports = {f"{path}: {imported}" for path in TESTS for imported in _imports(path)}
+    assert not [
+        line for line in imports if any(p == "tests" or p.startswith("test_") for p in line.split(": ")[1].split("."))
+    ]
 
 
 def test_tests_lie_in_folders_named_after_the_packages() -> None:

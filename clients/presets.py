@@ -178,7 +178,7 @@ def fedrep(*, training: Training, head_epochs: int = 1, head_steps: int | None =
 
     Args:
         training: the config's `[training]` table; its epochs or steps are those of the shared parts.
-        head_epochs: passes over the client's data for the head, at least 1; ignored where `head_steps` is given.
+        head_epochs: passes over the client's data for the head, at least 1; refused beside `head_steps`.
         head_steps: optimizer steps for the head, instead of epochs.
     """
     head = _tuning("head", training, head_epochs, head_steps)
@@ -194,7 +194,7 @@ def fine_tuned(*, training: Training, tune_epochs: int = 1, tune_steps: int | No
 
     Args:
         training: the config's `[training]` table.
-        tune_epochs: passes over the client's data before evaluation, at least 1; ignored where `tune_steps` is given.
+        tune_epochs: passes over the client's data before evaluation, at least 1; refused beside `tune_steps`.
         tune_steps: optimizer steps before evaluation, instead of epochs.
     """
     return LocalClient(training, before_evaluation=FineTune(_tuning("tune", training, tune_epochs, tune_steps)))
@@ -211,8 +211,7 @@ def ditto(
     Args:
         training: the config's `[training]` table, of the global model.
         mu: strength of the pull (lambda in the paper), at least 0; 0 trains personal models on their client's data alone.
-        personal_epochs: passes over the client's data for its personal model, at least 1; ignored where `personal_steps` is
-            given.
+        personal_epochs: passes over the client's data for its personal model, at least 1; refused beside `personal_steps`.
         personal_steps: optimizer steps for the personal model, instead of epochs.
     """
     return Ditto(LocalClient(training), _tuning("personal", training, personal_epochs, personal_steps), mu)
@@ -223,6 +222,9 @@ def _tuning(what: str, training: Training, epochs: int, steps: int | None) -> Tr
     for key, value in (("epochs", epochs), ("steps", steps)):
         if value is not None and value < 1:
             raise UserError(f"client.{what}_{key} = {value}: must be at least 1")
+    if steps is not None and epochs != 1:
+        both = f"client.{what}_epochs = {epochs} and client.{what}_steps = {steps}"
+        raise UserError(f"{both}: steps alone would count; leave one of them out")
     return replace(training, epochs=epochs, steps=steps)
 
 

@@ -228,8 +228,9 @@ def _record_identity(study: Study, experiment: Experiment) -> None:
 
 def longer(training: Training, factor: float) -> Training:
     """Training settings with `factor` times as many epochs or steps."""
-    steps = None if training.steps is None else round(factor * training.steps)
-    return replace(training, epochs=max(1, round(factor * training.epochs)), steps=steps)
+    if training.steps is not None:
+        return replace(training, steps=round(factor * training.steps))
+    return replace(training, epochs=max(1, round(factor * training.epochs)))
 
 
 def _pair(

@@ -19,7 +19,7 @@ from pydantic import Field, ValidationError, model_validator
 from fl_sim.communication.schedule import KINDS, Schedule
 from fl_sim.communication.traces import trace_hash
 from fl_sim.communication.virtual_clock import Network
-from fl_sim.config.overrides import quoted, require_tables
+from fl_sim.config.overrides import quoted, replace_other, require_tables
 from fl_sim.config.sections import (
     AttackSection,
     ByName,
@@ -214,6 +214,7 @@ class Experiment(Section):
         merged = {key: plain(value, f"{where}: {key}") for key, value in tree.items()}
         for text in overrides:
             apply_override(merged, quoted(text, cls))
+        replace_other(merged, overrides)
         require_tables(merged, cls, where)
         try:
             return cls(**merged)

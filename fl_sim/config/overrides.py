@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
 from typing import Union, get_args, get_origin
 
@@ -35,6 +35,22 @@ def quoted(override: str, root: type[BaseModel]) -> str:
         tables = tuple(choice for table in tables for choice in _choices(_annotations(table).get(part)))
     is_text = bool(equals) and tables == (str,)
     return f"{key}={json.dumps(value)}" if is_text and value.strip()[:1] not in ("'", '"') else override
+
+
+EITHER = {"epochs": "steps", "steps": "epochs"}
+"""Ends of two keys of one table of which one counts: `training.epochs`, `training.steps`; `client.head_epochs` ..."""
+
+
+def replace_other(tree: Mapping[str, object], overrides: Sequence[str]) -> None:
+    """Take the file's `epochs` out where an override sets `steps`, and the reverse; both as overrides stay, to be refused."""
+    given = {text.partition("=")[0].strip() for text in overrides}
+    for key in given:
+        table, _, name = key.rpartition(".")
+        end = name.rpartition("_")[2]
+        other = name.removesuffix(end) + EITHER.get(end, end)
+        section = tree.get(table)
+        if other != name and f"{table}.{other}" not in given and isinstance(section, dict):
+            section.pop(other, None)
 
 
 def require_tables(tree: Mapping[str, object], root: type[BaseModel], where: str) -> None:

@@ -94,7 +94,7 @@ def failure(model: nn.Module, data: Split, training: Training, criterion: Criter
     built = ModuleState(probe)
     start = {n: v.detach() for n, v in entries(probe).items() if v.requires_grad or not isinstance(v, nn.Parameter)}
     start = {name: value.clone() for name, value in start.items()}
-    few, once = data.subset(np.arange(min(len(data), 2))), replace(training, steps=1)
+    few, once = data.subset(np.arange(min(len(data), 2))), replace(training, epochs=1, steps=1)
     members = [Member(few, None, torch.Generator().manual_seed(0)) for _ in range(2)]
     try:
         together = fit(probe, [start for _ in members], members, once, criterion)

@@ -78,7 +78,7 @@ class Training:
 
     Attributes:
         lr: learning rate of the clients' optimizer, above 0.
-        epochs: passes over the client's data in a round; ignored where `steps` is given.
+        epochs: passes over the client's data in a round; refused beside `steps`.
         steps: optimizer steps in a round, instead of epochs; unset = epochs.
         batch_size: samples per batch; the last batch of an epoch may be smaller.
         drop_last: whether a smaller last batch of an epoch is left out; a client with fewer samples than one batch keeps it.
@@ -137,6 +137,11 @@ class Training:
         for key in ("lr", "epochs", "batch_size", "accumulate", "steps", "decay_end", "clip_norm"):
             if (value := getattr(self, key)) is not None and value <= 0:
                 raise UserError(f"training.{key} = {value}: must be positive")
+        if self.steps is not None and self.epochs != 1:
+            raise UserError(
+                f"training.epochs = {self.epochs} and training.steps = {self.steps}: steps alone would count; "
+                "leave one of them out"
+            )
         for key in ("lr", "momentum", "weight_decay", "clip_norm"):
             if (value := getattr(self, key)) is not None and not 0 <= value <= LARGEST:
                 raise UserError(f"training.{key} = {value}: must be from 0 to {LARGEST:g}")

@@ -303,7 +303,7 @@ def test_over_fitting_is_measured_on_each_client(tmp_path: Path) -> None:
         "rounds=3",
         "data.clients=3",
         "cohort.size=3",
-        "training.epochs=20",
+        "training.steps=300",
         "evaluate.every=2",
     ]
     report = run_tiny(tmp_path / "measured", *overrides, "evaluate.fit=40")

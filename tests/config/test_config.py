@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from clients.presets import fedrep
 from fl_sim.config import Experiment
 from fl_sim.core.types import UserError
+from fl_sim.training import Training
 
 CONFIGS = sorted(Path("configs").glob("*.toml"))
 
@@ -74,6 +76,20 @@ def test_id_depends_on_what_determines_the_result_only() -> None:
     assert Experiment.load("configs/quickstart.toml", ["engine=ray", "out=elsewhere", "name=other"]).id == base.id
     assert Experiment.load("configs/quickstart.toml", ["seed=1"]).id != base.id
     assert Experiment.load("configs/quickstart.toml", ["client.target=clients.presets:topk"]).id != base.id
+
+
+def test_epochs_or_steps_not_both() -> None:
+    """An override of the one takes the place of the other in the file; two in one place are refused: one would not count."""
+    tree = {"training": {"epochs": 5}, "client": {"target": "clients.presets:fedrep", "head_epochs": 3}}
+    changed = Experiment.from_tree(tree, ["training.steps=7", "client.head_steps=2"])
+    assert (changed.training.epochs, changed.training.steps) == (1, 7)
+    assert changed.client.options == {"head_steps": 2}
+    assert Experiment.from_tree(changed.model_dump(mode="json"), ["training.epochs=4"]).training == Training(epochs=4)
+    for overrides in (["training.epochs=2", "training.steps=3"], ["training.steps=3", "training.epochs=2"]):
+        with pytest.raises(UserError, match=r"training\.epochs = 2 and training\.steps = 3: steps alone would count"):
+            Experiment.from_tree(tree, overrides)
+    with pytest.raises(UserError, match=r"client\.head_epochs = 3 and client\.head_steps = 2: steps alone would count"):
+        fedrep(training=Training(), head_epochs=3, head_steps=2)
 
 
 def test_override_of_a_client_given_as_a_path() -> None:

@@ -82,7 +82,7 @@ def test_after_pruning_masked_weights_stay_zero_and_no_byte_is_added(tmp_path: P
 
 def test_what_is_left_of_a_pruned_model_learns_from_the_whole(tmp_path: Path) -> None:
     """Pruned at the end of the last round: the difference of the two runs is the distillation alone."""
-    options = ["data.proxy=0.2", "rounds=3", "data.partition=iid"]
+    options = ["data.proxy=0.2", "rounds=3", "data.partition=iid", "training.steps=7"]
     pruning = [*PRUNING, "strategy.density=0.2", "strategy.at=3", *options]
     before = run_tiny(tmp_path / "before", *pruning)
     after = run_tiny(tmp_path / "after", *pruning, "strategy.distil.steps=60", "strategy.distil.alpha=1.0")

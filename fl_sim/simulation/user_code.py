@@ -39,6 +39,7 @@ def code_of(target: str) -> Mapping[str, str]:
         if (path := _found(name)) is None:
             return {}
     found_code: dict[str, str] = {}
+    roots = _listed()
     waiting = {name: path}
     seen, closed = set[str](), set[str]()
     while waiting:
@@ -54,7 +55,7 @@ def code_of(target: str) -> Mapping[str, str]:
             if imported.rpartition(".")[0] in closed:
                 closed.add(imported)
                 continue
-            if (place := _place_of(imported)) is None:
+            if (place := _place_of(imported, roots)) is None:
                 continue
             ours, installed = _is_ours(place), _is_installed(place)
             if place.name != "__init__.py" or (installed and not ours):
@@ -96,12 +97,24 @@ def _file_of(module: str) -> Path | None:
     return None if place is None or _is_installed(place) else place
 
 
-def _place_of(module: str) -> Path | None:
+def _listed() -> dict[str, set[str]]:
+    """What lies directly in each folder of the import path: most folders can then be passed over for most modules."""
+    listed = {}
+    for root in dict.fromkeys(sys.path):
+        with suppress(OSError):  # an archive, or no such folder: no file of a module is below it
+            listed[root] = set(os.listdir(root or os.getcwd()))
+    return listed
+
+
+def _place_of(module: str, roots: Mapping[str, set[str]] | None = None) -> Path | None:
     """The file where Python looks for a module, installed or not; None for the program itself and where there is none."""
     if module == "__main__":
         return None
     relative = module.strip(".").replace(".", os.sep)
-    for root in sys.path:
+    top = relative.partition(os.sep)[0]
+    for root, names in (_listed() if roots is None else roots).items():
+        if top not in names and f"{top}.py" not in names:
+            continue
         stem = os.path.join(root or os.getcwd(), relative)
         for path in (f"{stem}{os.sep}__init__.py", f"{stem}.py"):
             if os.path.isfile(path):

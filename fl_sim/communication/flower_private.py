@@ -9,6 +9,7 @@ import copy
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from functools import lru_cache, wraps
 from typing import TypeVar, cast
 
@@ -46,6 +47,7 @@ __all__ = [
     "CLIENT_APP_CRASHED",
     "CLIENT_APP_OVERDUE",
     "CLIENT_APP_RAISED",
+    "EARLIEST",
     "MESSAGE_UNAVAILABLE",
     "RUN_ID",
     "SERVER_NODE",
@@ -66,12 +68,13 @@ __all__ = [
     "record_bytes",
     "renewed",
     "reply_to",
+    "reply_unavailable",
     "results_recorded",
     "set_message_id",
     "simulate",
+    "twin",
     "unavailable",
     "with_chunks",
-    "with_content",
 ]
 
 CHUNK_BYTES = FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE
@@ -89,6 +92,8 @@ CLIENT_APP_CRASHED = 0
 """`flwr.common.constant.ErrorCode.UNKNOWN`: Flower's code for a client whose process is gone."""
 TTL_TOLERANCE_S = MESSAGE_TTL_TOLERANCE
 """Seconds by which a reply may outlive the message that it answers."""
+EARLIEST = 1740700800.0
+"""Unix time of 28 February 2025: Flower takes no message that was made before it (`flwr.server.utils.validator`)."""
 SERVER_NODE = 1
 """`flwr.common.constant.SUPERLINK_NODE_ID`: the node that a ServerApp's messages come from."""
 
@@ -122,15 +127,19 @@ def identified(run_id: int) -> Iterator[None]:
 
 
 def mark_sent(message: Message) -> None:
-    """Stamp a message as delivered, so that a second push of the same object is refused."""
-    message.metadata.delivered_at = str(time.time())
+    """Stamp a message as delivered now, so that a second push of the same object is refused."""
+    message.metadata.delivered_at = datetime.now(UTC).isoformat()
 
 
-def with_content(message: Message, content: RecordDict) -> Message:
-    """A message with the metadata of another one and this content; its sender's marks stay with the other one."""
+def twin(message: Message, content: RecordDict | None = None) -> Message:
+    """A message with a copy of the metadata, and this content; None = a copy of its own one, or its error."""
     metadata = copy.copy(message.metadata)
-    metadata.delivered_at = ""
-    return make_message(metadata=metadata, content=content)
+    if message.has_error():
+        made = make_message(metadata=metadata, error=message.error)
+    else:
+        made = make_message(metadata=metadata, content=copied(message.content) if content is None else content)
+    made.metadata.delivered_at = message.metadata.delivered_at
+    return made
 
 
 def copied(content: RecordDict) -> RecordDict:
@@ -159,19 +168,32 @@ def record_bytes(record: ConfigRecord | MetricRecord) -> int:
 
 def unavailable(message_id: str, run_id: int) -> Message:
     """The error reply that a SuperLink makes up for a message that it does not have, or no longer has."""
+    reason = f"message {message_id} has expired, was pulled before, or was never sent"
+    return _made_up(message_id, run_id, Error(MESSAGE_UNAVAILABLE, reason), "", "system", 0.0)
+
+
+def reply_unavailable(message: Message) -> Message:
+    """The error reply that a SuperLink makes up where the reply to a message was there and its own life is over."""
+    meta, now = message.metadata, time.time()
+    error = Error(CLIENT_APP_OVERDUE, f"the ttl of the reply to message {meta.message_id} is over")
+    left = max(0.0, meta.created_at + meta.ttl - now)
+    return _made_up(meta.message_id, meta.run_id, error, meta.group_id, meta.message_type, left)
+
+
+def _made_up(message_id: str, run_id: int, error: Error, group: str, kind: str, ttl: float) -> Message:
+    """An error reply of the SuperLink's own to a message."""
     metadata = Metadata(
         run_id=run_id,
         message_id=f"unavailable-{message_id}",
         src_node_id=SERVER_NODE,
         dst_node_id=SERVER_NODE,
         reply_to_message_id=message_id,
-        group_id="",
-        message_type="system",
+        group_id=group,
+        message_type=kind,
         created_at=time.time(),
-        ttl=0,
+        ttl=ttl,
     )
-    reason = f"message {message_id} has expired, was pulled before, or was never sent"
-    return make_message(metadata=metadata, error=Error(MESSAGE_UNAVAILABLE, reason))
+    return make_message(metadata=metadata, error=error)
 
 
 def set_message_id(message: Message, identity: str) -> None:
@@ -286,9 +308,7 @@ def with_chunks(message: Message, count: Callable[[Array], int]) -> Message:
             made += len(chunks)
             stand_in.__dict__["_chunks"] = [(chunk.object_id, chunk) for chunk in chunks]
             arrays[name] = stand_in
-    copied = remove_content_from_message(message)
-    copied.content = content
-    return copied
+    return twin(message, content)
 
 
 def _heirs(kind: type[object]) -> Iterator[type[object]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import one_ray
 import pytest
 from flower_contract import FLOWERS, NODES, ROWS, client_app, server_app
+from flower_contract_edges import EDGES, FLOWERS_EDGES
 
 from fl_sim.communication.flower_private import simulate
 from fl_sim.runtime.flower_run import run_apps
@@ -18,7 +19,9 @@ ENGINES = [
     "workers",
     pytest.param("ray", marks=pytest.mark.slow),
 ]
-NAMES = [row.__name__ for row in ROWS]
+HERE = {**ROWS, **EDGES}
+THERE = {**FLOWERS, **FLOWERS_EDGES}
+NAMES = [row.__name__ for row in HERE]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -32,7 +35,7 @@ def observed(engine: str) -> dict[str, object]:
     """One start for all rows."""
     one_ray.start(engine)
     found: dict[str, object] = {}
-    run_apps(server_app(found), client_app, num_clients=NODES, engine=engine)
+    run_apps(server_app(found, HERE), client_app, num_clients=NODES, engine=engine)
     return found
 
 
@@ -40,20 +43,20 @@ def observed(engine: str) -> dict[str, object]:
 def flowers() -> dict[str, object]:
     one_ray.end()  # Flower's simulation takes a Ray that runs, whose workers do not find this folder's modules
     found: dict[str, object] = {}
-    simulate(server_app(found), client_app, nodes=NODES, workers=2)
+    simulate(server_app(found, HERE), client_app, nodes=NODES, workers=2)
     return found
 
 
-@pytest.mark.parametrize("row", ROWS, ids=NAMES)
+@pytest.mark.parametrize("row", HERE, ids=NAMES)
 @pytest.mark.parametrize("engine", ENGINES)
 def test_the_contract(engine: str, row) -> None:
-    assert observed(engine)[row.__name__] == ROWS[row]
+    assert observed(engine)[row.__name__] == HERE[row]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("row", ROWS, ids=NAMES)
+@pytest.mark.parametrize("row", HERE, ids=NAMES)
 def test_flower_itself(row) -> None:
-    assert flowers()[row.__name__] in FLOWERS.get(row, [ROWS[row]])
+    assert flowers()[row.__name__] in THERE.get(row, [HERE[row]])
 
 
 def test_the_documents_have_every_row() -> None:

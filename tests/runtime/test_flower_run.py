@@ -30,8 +30,10 @@ from flwr.serverapp.strategy import (
 )
 
 from fl_sim import UserError
+from fl_sim.communication.flower_private import CLIENT_APP_CRASHED
 from fl_sim.communication.ledger import Ledger
 from fl_sim.runtime.flower_run import run_apps
+from fl_sim.runtime.grids.base import FIRST_NODE
 
 NODES, ROUNDS, SIZE = 6, 2, 1000
 
@@ -226,3 +228,29 @@ def test_ray_books_the_same() -> None:
     assert ray.total(by=by) == inline.total(by=by)
     # Flower draws its nodes in an order of its own, and folds float32 sums in it.
     assert np.allclose(*(found["result"].arrays.to_numpy_ndarrays()[0] for found in (first, second)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("engine", ["inline", "workers"])
+@pytest.mark.parametrize("entry", ["state", "node_config"])
+def test_a_context_that_is_none_any_more_is_an_error_reply_and_the_next_call_finds_what_was_there(
+    engine: str, entry: str
+) -> None:
+    client, server, codes = ClientApp(), ServerApp(), []
+
+    @client.train()
+    def train(message: Message, context: Context) -> Message:
+        if message.metadata.group_id == "spoil":
+            setattr(context, entry, None)
+        return Message(RecordDict({"c": ConfigRecord(dict(context.node_config or {}))}), reply_to=message)
+
+    @server.main()
+    def main(grid: Grid, context: Context) -> None:
+        for group in ("spoil", "ask"):
+            (reply,) = grid.send_and_receive([Message(RecordDict(), FIRST_NODE, "train", group_id=group)])
+            codes.append(reply.error.code if reply.has_error() else reply.content["c"]["partition-id"])
+
+    ran = run_apps(server, client, num_clients=1, engine=engine)
+    assert codes == [CLIENT_APP_CRASHED, 0]
+    assert list(ran.failures) == [
+        "client 0: a client must leave a RecordDict in context.state and a dict in context.node_config"
+    ]

@@ -29,7 +29,7 @@ def answer(message: Message, **values: object) -> Message:
     return Message(RecordDict({"told": ConfigRecord(values)}), reply_to=message)
 
 
-def _count(context: Context) -> int:
+def counted(context: Context) -> int:
     seen = context.state["seen"]["times"] + 1 if "seen" in context.state else 1
     context.state["seen"] = ConfigRecord({"times": seen})
     return seen
@@ -49,7 +49,7 @@ def state(message: Message, context: Context) -> Message:
 
 @client_app.train("count")
 def count(message: Message, context: Context) -> Message:
-    return answer(message, times=_count(context))
+    return answer(message, times=counted(context))
 
 
 @client_app.train("slow")
@@ -58,13 +58,13 @@ def slow(message: Message, context: Context) -> Message:
     end = time.monotonic() + 30
     while not Path(message.content["ask"]["until"]).exists() and time.monotonic() < end:
         time.sleep(0.01)
-    return answer(message, times=_count(context))
+    return answer(message, times=counted(context))
 
 
 @client_app.train("pause")
 def pause(message: Message, context: Context) -> Message:
     time.sleep(0.25)
-    return answer(message, times=_count(context))
+    return answer(message, times=counted(context))
 
 
 @client_app.train("forget")
@@ -75,14 +75,14 @@ def forget(message: Message, context: Context) -> Message:
 
 @client_app.train("break")
 def break_(message: Message, context: Context) -> Message:
-    _count(context)
+    counted(context)
     context.state["rubbish"] = MetricRecord({"x": 1})
     raise ValueError("by design")
 
 
 @client_app.train("own_error")
 def own_error(message: Message, context: Context) -> Message:
-    _count(context)
+    counted(context)
     return Message(Error(77, "my own"), reply_to=message)
 
 
@@ -111,7 +111,7 @@ def consume(message: Message, context: Context) -> Message:
 
 @client_app.train("run_config")
 def run_config(message: Message, context: Context) -> Message:
-    _count(context)
+    counted(context)
     context.run_config["of"] = "the client"
     return answer(message)
 
@@ -530,8 +530,8 @@ FLOWERS: dict[Callable[[Asker], object], Sequence[object]] = {
 """Rows in which we differ on purpose -> what is observed in Flower's simulation."""
 
 
-def server_app(found: dict[str, object]) -> ServerApp:
-    """Ask every question, and leave the answers in `found`; an error of a question is its answer."""
+def server_app(found: dict[str, object], rows: Iterable[Callable[[Asker], object]]) -> ServerApp:
+    """Ask every question of these rows, and leave the answers in `found`; an error of a question is its answer."""
     app = ServerApp()
 
     @app.main()
@@ -543,7 +543,7 @@ def server_app(found: dict[str, object]) -> ServerApp:
         partition = {r.metadata.src_node_id: r.content["told"]["partition"] for r in replies}
         with tempfile.TemporaryDirectory() as folder:
             asker = Asker(grid, context, sorted(ids, key=partition.__getitem__), Path(folder, "gate"))
-            for row in ROWS:
+            for row in rows:
                 asker.reset()
                 try:
                     found[row.__name__] = row(asker)

@@ -11,12 +11,11 @@ from types import ModuleType
 from typing import Protocol, cast
 
 import torch
-from flwr.app import Context, Error, Message
+from flwr.app import Context, Message
 
 from fl_sim.communication.flower_private import CLIENT_APP_CRASHED, adopt_identity
-from fl_sim.communication.messages import PARTITION
 from fl_sim.core.errors import UserError, in_one_line
-from fl_sim.runtime.apps.client import Call, Lane, Outcome, call
+from fl_sim.runtime.apps.client import Call, Lane, Outcome, call, error_of
 from fl_sim.runtime.grids.allocator import keep_freed_memory
 from fl_sim.runtime.grids.ray import RayOptions, connected, fetched, fitting
 
@@ -66,8 +65,8 @@ class ActorLane:
             if error.actor_init_failed:
                 raise RuntimeError(f"the ClientApp could not be sent to Ray: {in_one_line(error)}") from error
             self._actor = self._started()
-            why = f"client {context.node_config[PARTITION]}: its worker process died ({type(error).__name__})"
-            return Outcome(Message(Error(CLIENT_APP_CRASHED, why), reply_to=message))
+            why = f"its worker process died ({type(error).__name__})"
+            return Outcome(error_of(message.metadata.dst_node_id, CLIENT_APP_CRASHED, why))
 
     def close(self) -> None:
         """End the actor."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
@@ -12,9 +13,26 @@ from fl_sim.communication.flower_private import record_bytes
 from fl_sim.communication.flower_traffic import Form, protocol_bytes
 from fl_sim.communication.ledger import WORDS, Ledger
 from fl_sim.communication.messages import array_bytes
+from fl_sim.core.errors import UserError, in_one_line
 
 Entry = tuple[int, str, str, int, int, Description, int, str]
 """(message, direction, phase, round, client, sections, protocol bytes, status)."""
+
+
+class Measured(NamedTuple):
+    """What the ledger has to know of a content; messages with one content share it."""
+
+    sections: dict[str, int]
+    form: Form
+
+    @classmethod
+    def of(cls, content: RecordDict) -> Measured:
+        """Measure a content that is not changed from here on.
+
+        Raises:
+            UserError: a value that Flower cannot serialise.
+        """
+        return cls(_sections(content), Form.of(content))
 
 
 @dataclass
@@ -28,27 +46,34 @@ class Book:
 
     entries: list[Entry] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
-    _last: tuple[RecordDict, dict[str, int], Form] | None = field(default=None, repr=False)
 
-    def note(self, message: Message, direction: str, *, number: int, round: int, client: int, late: bool) -> None:
-        """Note one message; `number` and `round` are those of the message that it is, or that it answers."""
+    def note(
+        self,
+        message: Message,
+        direction: str,
+        *,
+        number: int,
+        round: int,
+        client: int,
+        late: bool,
+        measured: Measured | None = None,
+    ) -> None:
+        """Note one message; `number` and `round` are those of the message that it is, or that it answers.
+
+        `measured`: of its content, where that is known already.
+
+        Raises:
+            UserError: a content that Flower cannot serialise.
+        """
         if not message.has_content():
             return
-        content = message.content
-        sizes, form = self._shared(content) if direction == "down" else (sections(content), Form.of(content))
+        sizes, form = measured or Measured.of(message.content)
         description = Description(sizes, 0, {"dense": sizes["dense"]}, 0.0, "none", "none")
         size = protocol_bytes(message, direction=direction, form=form)
         phase = phase_of(message.metadata.message_type)
         entry = (number, direction, phase, round, client, description, size, "late" if late else "ok")
         with self.lock:
             self.entries.append(entry)
-
-    def _shared(self, content: RecordDict) -> tuple[dict[str, int], Form]:
-        """Sections and form of a content that nobody changes; a round's messages share theirs, so the last is kept."""
-        last = self._last
-        if last is None or last[0] is not content:
-            self._last = last = (content, sections(content), Form.of(content))
-        return last[1], last[2]
 
     def written(self) -> Ledger:
         """Book all notes, the same on every engine."""
@@ -68,13 +93,16 @@ class Book:
         return ledger
 
 
-def sections(content: RecordDict) -> dict[str, int]:
+def _sections(content: RecordDict) -> dict[str, int]:
     """Bytes of a content's arrays, configs and metrics; the last two only where there are any."""
     sizes = {"dense": array_bytes(content)}
-    for record in content.values():
+    for key, record in content.items():
         if not isinstance(record, ArrayRecord):
             name = "config" if isinstance(record, ConfigRecord) else "metrics"
-            sizes[name] = sizes.get(name, 0) + record_bytes(record)
+            try:
+                sizes[name] = sizes.get(name, 0) + record_bytes(record)
+            except (TypeError, ValueError) as error:  # protobuf's: an integer of more than 64 bits, half a character
+                raise UserError(f"Flower cannot serialise the record {key!r}: {in_one_line(error)}") from error
     return sizes
 
 
@@ -86,7 +114,8 @@ def phase_of(message_type: str) -> str:
 
 def round_of(message: Message) -> int:
     """The round of a message: `server-round` of a config, else the group's number, else 0."""
-    found = (record.get("server-round") for record in message.content.config_records.values())
+    configs = message.content.config_records.values() if message.has_content() else ()
+    found = (record.get("server-round") for record in configs)
     named = next((number for number in found if isinstance(number, int)), None)
     group = message.metadata.group_id
     # The ledger's rounds have 32 bits; a longer number is a name, not a round.

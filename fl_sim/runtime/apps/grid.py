@@ -13,24 +13,28 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Context, Error, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fl_sim.communication.flower_private import (
+    CLIENT_APP_RAISED,
+    EARLIEST,
     SERVER_NODE,
     NodeInfo,
     Run,
     copied,
     mark_sent,
+    reply_unavailable,
     set_message_id,
+    twin,
     unavailable,
-    with_content,
 )
 from fl_sim.communication.messages import PARTITION
+from fl_sim.core.errors import UserError
 from fl_sim.core.seeding import Purpose, derive
-from fl_sim.runtime.apps.booking import Book, round_of
+from fl_sim.runtime.apps.booking import Book, Measured, round_of
 from fl_sim.runtime.apps.client import Lane
-from fl_sim.runtime.apps.mailbox import Letter, Mailbox
+from fl_sim.runtime.apps.mailbox import Letter, Mailbox, expires
 from fl_sim.runtime.grids.base import FIRST_NODE
 
 Scalar = bool | int | float | str
@@ -76,6 +80,15 @@ class AppGrid(Grid):
     # The ServerApp's side.
 
     def set_run(self, run: Run) -> None:
+        """Take what describes this run.
+
+        Raises:
+            TypeError, RuntimeError: no Run, or another one; as on Flower's own Grids.
+        """
+        if not isinstance(run, Run):
+            raise TypeError(f"`run` must be an instance of Run, got {type(run).__name__}")
+        if run.run_id != self._run.run_id:
+            raise RuntimeError(f"there is no run {run.run_id} here, only {self._run.run_id}")
         self._run = run
 
     @property
@@ -108,12 +121,13 @@ class AppGrid(Grid):
                 replies.append(unavailable(message_id, self._run.run_id))
             elif letter.reply is not None:
                 mark_sent(letter.reply)
-                replies.append(letter.reply)
+                expired = expires(letter.reply) <= time.time()
+                replies.append(reply_unavailable(letter.message) if expired else letter.reply)
         return replies
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         letters = self._push(messages)
-        if timeout is not None and timeout <= 0:
+        if timeout is not None and not timeout > 0:
             return []
         self._box.wait(letters, timeout)
         return self._pull([letter.message.metadata.message_id for letter in letters], polled=False)
@@ -123,9 +137,10 @@ class AppGrid(Grid):
 
         Raises:
             ValueError: a reply, a message without a life, or one that was sent before; as on Flower's own Grids.
+            UserError: a content that Flower cannot serialise; as on a SuperLink.
         """
         letters: list[Letter] = []
-        contents: dict[int, tuple[RecordDict, RecordDict]] = {}
+        shared: dict[int, tuple[RecordDict, RecordDict, Measured]] = {}
         listed = list(messages)  # a generator may use this grid itself
         with self._lock:
             try:
@@ -134,9 +149,7 @@ class AppGrid(Grid):
                     if why := self._unsendable(message):
                         log.warning("a message was skipped: %s", why)
                         continue
-                    # One copy of what several messages of a call share; each client gets a copy of that.
-                    _, content = contents.setdefault(id(message.content), (message.content, copied(message.content)))
-                    letters.append(self._letter(message, content))
+                    letters.append(self._letter(message, shared))
             finally:
                 self._box.put(letters)
         return letters
@@ -153,25 +166,31 @@ class AppGrid(Grid):
         meta = message.metadata
         if meta.dst_node_id not in self._nodes:
             return f"there is no node {meta.dst_node_id}; nodes are {self._nodes[0]} to {self._nodes[-1]}"
-        if meta.created_at + meta.ttl <= time.time():
+        if meta.created_at < EARLIEST:
+            return f"its created_at = {meta.created_at:g} is before {EARLIEST:.0f}, the earliest that Flower takes"
+        if expires(message) <= time.time():
             return f"its ttl of {meta.ttl:g} s is over"
         if meta.run_id != self._run.run_id:
             return f"it belongs to run {meta.run_id}, not to {self._run.run_id}"
         if meta.src_node_id != SERVER_NODE:
             return f"it comes from node {meta.src_node_id}, not from the server's ({SERVER_NODE})"
-        if not meta.message_type:
-            return "it has no type"
-        return None if message.has_content() else "it has no content"
+        return None if meta.message_type else "it has no type"
 
-    def _letter(self, message: Message, content: RecordDict) -> Letter:
+    def _letter(self, message: Message, shared: dict[int, tuple[RecordDict, RecordDict, Measured]]) -> Letter:
+        """Number a message, and copy it; `shared` has the copies of what several messages of a call carry."""
+        content, measured = None, None
+        if message.has_content():
+            if id(message.content) not in shared:
+                content = copied(message.content)
+                shared[id(message.content)] = message.content, content, Measured.of(content)
+            _, content, measured = shared[id(message.content)]
         self._pushed += 1
         node = message.metadata.dst_node_id
         turn = self._turns.get(node, 0)
         self._turns[node] = turn + 1
         set_message_id(message, self._identity(self._pushed, "0"))
-        letter = Letter(self._pushed, turn, with_content(message, content), round_of(message))
         mark_sent(message)
-        return letter
+        return Letter(self._pushed, turn, twin(message, content), round_of(message), measured)
 
     def _identity(self, number: int, kind: str) -> str:
         """An id as long as those on Flower's network, which are hashes."""
@@ -191,19 +210,21 @@ class AppGrid(Grid):
         node, client = letter.node, letter.node - FIRST_NODE
         context = self.contexts.get(node) or self._fresh(node)
         told = {"number": letter.number, "round": letter.round, "client": client}
-        self.book.note(letter.message, "down", **told, late=False)
+        self.book.note(letter.message, "down", **told, late=False, measured=letter.measured)
         outcome = lane.run(letter.message, context, derive(self._seed, letter.turn, client, Purpose.CLIENT))
         if outcome.context is not None:
             self.contexts[node] = outcome.context
         reply = outcome.reply
-        if (
-            reply.has_error() and outcome.context is None
-        ):  # answered for; a client may have changed its message's metadata
-            reply = Message(reply.error, reply_to=letter.message)
+        if isinstance(reply, Message):
+            try:
+                self.book.note(reply, "up", **told, late=letter.expires <= time.time())
+            except UserError as error:
+                reply = Error(CLIENT_APP_RAISED, f"client {client}: {error}")
+        if isinstance(reply, Error):  # not by the message that the client got: it may have changed that one's metadata
+            reply = Message(reply, reply_to=letter.message)
         set_message_id(reply, self._identity(letter.number, "1"))
         if reply.has_error():
             self._report(reply.error.reason or f"client {client}: error {reply.error.code}")
-        self.book.note(reply, "up", **told, late=letter.expires <= time.time())
         return reply
 
     def _fresh(self, node: int) -> Context:

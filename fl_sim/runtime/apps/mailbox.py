@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 
 from flwr.app import Message
 
+from fl_sim.runtime.apps.booking import Measured
+
 POLLED_S = 0.25
 """A ServerApp that polls is told of quick clients although a slow one is at work; this long a client counts as quick."""
 SHARE = 4
@@ -37,6 +39,7 @@ class Letter:
         turn: its place among the messages of its node, from 0.
         message: a copy of what was pushed; nobody changes it.
         round: of the run, for the ledger.
+        measured: its content, for the ledger; None where it carries an error.
         reply: None while there is none.
         waiting: who waits for it.
     """
@@ -45,6 +48,7 @@ class Letter:
     turn: int
     message: Message
     round: int
+    measured: Measured | None = None
     reply: Message | None = None
     waiting: Waiting | None = None
 
@@ -56,8 +60,12 @@ class Letter:
     @property
     def expires(self) -> float:
         """Unix time at which its life is over, and with it that of its reply."""
-        meta = self.message.metadata
-        return meta.created_at + meta.ttl
+        return expires(self.message)
+
+
+def expires(message: Message) -> float:
+    """Unix time at which the life of a message or of a reply is over."""
+    return message.metadata.created_at + message.metadata.ttl
 
 
 class Mailbox:

@@ -18,12 +18,11 @@ from multiprocessing.connection import Connection
 from typing import NoReturn
 
 import torch
-from flwr.app import Context, Error, Message
+from flwr.app import Context, Message
 
 from fl_sim.communication.flower_private import CLIENT_APP_CRASHED, CLIENT_APP_RAISED
-from fl_sim.communication.messages import PARTITION
 from fl_sim.core.errors import UserError, in_one_line
-from fl_sim.runtime.apps.client import Call, Outcome, call
+from fl_sim.runtime.apps.client import Call, Outcome, call, error_of
 from fl_sim.runtime.grids.allocator import keep_freed_memory
 from fl_sim.runtime.grids.watchdog import end_group, own_group
 
@@ -77,8 +76,9 @@ class ProcessLane:
             raise RuntimeError("a worker process was ended from outside") from error
         if isinstance(answer, Outcome):
             return answer
-        why = f"client {context.node_config[PARTITION]}: its worker process died ({answer})"
-        return Outcome(Message(Error(CLIENT_APP_CRASHED, why), reply_to=message))
+        return Outcome(
+            error_of(message.metadata.dst_node_id, CLIENT_APP_CRASHED, f"its worker process died ({answer})")
+        )
 
     def close(self) -> None:
         """End keeper and worker, whatever the worker is at."""
@@ -118,10 +118,11 @@ def _work(app: Call, pipe: Connection) -> NoReturn:
         torch.set_num_threads(1)
         logging.getLogger("flwr").setLevel(logging.WARNING)
         while (task := _received(pipe)) is not None:
+            node = task[0].metadata.dst_node_id
             outcome = call(app, *task)
             for stream in (sys.stdout, sys.stderr):
                 stream.flush()
-            _send(pipe, outcome, *task[:2])
+            _send(pipe, outcome, node)
         status = DONE
     finally:
         os._exit(status)
@@ -136,14 +137,12 @@ def _received(pipe: Connection) -> tuple[Message, Context, int] | None:
     return task
 
 
-def _send(pipe: Connection, outcome: Outcome, message: Message, context: Context) -> None:
+def _send(pipe: Connection, outcome: Outcome, node: int) -> None:
     try:
         pipe.send(outcome)
-    except (
-        Exception
-    ) as error:  # something that cannot be pickled, such as a function that the client put into its context
-        why = f"client {context.node_config[PARTITION]}: what it keeps or answers cannot be sent: {in_one_line(error)}"
-        pipe.send(Outcome(Message(Error(CLIENT_APP_RAISED, why), reply_to=message)))
+    except Exception as error:  # it cannot be pickled, such as a function that the client put into its context
+        why = f"what it keeps or answers cannot be sent: {in_one_line(error)}"
+        pipe.send(Outcome(error_of(node, CLIENT_APP_RAISED, why)))
 
 
 def _end_with(parent: int) -> None:

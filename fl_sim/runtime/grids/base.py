@@ -24,7 +24,6 @@ from fl_sim.communication.flower_private import (
     renewed,
     set_message_id,
 )
-from fl_sim.communication.messages import PARTITION
 from fl_sim.core.errors import in_one_line, users_line
 from fl_sim.runtime.client.host import BadUpdate
 from fl_sim.runtime.grids.allocator import keep_freed_memory
@@ -55,6 +54,7 @@ def execute(app: Callable[[Message, Context], Message], message: Message, contex
     Raises:
         DeviceLost: the next client in this process would fail as this one did.
     """
+    client = message.metadata.dst_node_id - FIRST_NODE  # now: the client may change message and context
     try:
         reply = app(message, context)
         if not isinstance(reply, Message):
@@ -64,7 +64,7 @@ def execute(app: Callable[[Message, Context], Message], message: Message, contex
         raise
     except BaseException as error:  # a client may raise what is no Exception, such as SystemExit
         where = f" ({line})" if (line := users_line(error)) else ""
-        reason = f"client {context.node_config[PARTITION]}: {type(error).__name__}: {in_one_line(error)}{where}"
+        reason = f"client {client}: {type(error).__name__}: {in_one_line(error)}{where}"
         log.debug("%s", reason, exc_info=True)
         if device_is_lost():
             raise DeviceLost(f"the GPU answers no more; {reason}") from error

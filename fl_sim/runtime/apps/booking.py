@@ -35,6 +35,14 @@ class Measured(NamedTuple):
         return cls(_sections(content), Form.of(content))
 
 
+class Exchange(NamedTuple):
+    """A message and its reply: their number among all of the run, their round and their client."""
+
+    number: int
+    round: int
+    client: int
+
+
 @dataclass
 class Book:
     """Notes of the messages that moved, taken by any thread; `written` books them in the order in which they were pushed.
@@ -48,17 +56,9 @@ class Book:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def note(
-        self,
-        message: Message,
-        direction: str,
-        *,
-        number: int,
-        round: int,
-        client: int,
-        late: bool,
-        measured: Measured | None = None,
+        self, message: Message, direction: str, exchange: Exchange, *, late: bool, measured: Measured | None = None
     ) -> None:
-        """Note one message; `number` and `round` are those of the message that it is, or that it answers.
+        """Note a message or its reply.
 
         `measured`: of its content, where that is known already.
 
@@ -71,7 +71,8 @@ class Book:
         description = Description(sizes, 0, {"dense": sizes["dense"]}, 0.0, "none", "none")
         size = protocol_bytes(message, direction=direction, form=form)
         phase = phase_of(message.metadata.message_type)
-        entry = (number, direction, phase, round, client, description, size, "late" if late else "ok")
+        number, round_, client = exchange
+        entry = (number, direction, phase, round_, client, description, size, "late" if late else "ok")
         with self.lock:
             self.entries.append(entry)
 

@@ -32,7 +32,7 @@ from fl_sim.communication.flower_private import (
 from fl_sim.communication.messages import PARTITION
 from fl_sim.core.errors import UserError
 from fl_sim.core.seeding import Purpose, derive
-from fl_sim.runtime.apps.booking import Book, Measured, round_of
+from fl_sim.runtime.apps.booking import Book, Exchange, Measured, round_of
 from fl_sim.runtime.apps.client import Lane
 from fl_sim.runtime.apps.mailbox import Letter, Mailbox, expires
 from fl_sim.runtime.grids.base import FIRST_NODE
@@ -209,15 +209,15 @@ class AppGrid(Grid):
     def _reply(self, letter: Letter, lane: Lane) -> Message:
         node, client = letter.node, letter.node - FIRST_NODE
         context = self.contexts.get(node) or self._fresh(node)
-        told = {"number": letter.number, "round": letter.round, "client": client}
-        self.book.note(letter.message, "down", **told, late=False, measured=letter.measured)
+        exchange = Exchange(letter.number, letter.round, client)
+        self.book.note(letter.message, "down", exchange, late=False, measured=letter.measured)
         outcome = lane.run(letter.message, context, derive(self._seed, letter.turn, client, Purpose.CLIENT))
         if outcome.context is not None:
             self.contexts[node] = outcome.context
         reply = outcome.reply
         if isinstance(reply, Message):
             try:
-                self.book.note(reply, "up", **told, late=letter.expires <= time.time())
+                self.book.note(reply, "up", exchange, late=letter.expires <= time.time())
             except UserError as error:
                 reply = Error(CLIENT_APP_RAISED, f"client {client}: {error}")
         if isinstance(reply, Error):  # not by the message that the client got: it may have changed that one's metadata

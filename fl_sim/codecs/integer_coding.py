@@ -12,85 +12,128 @@ from fl_sim.codecs import bits, symbol_coding
 from fl_sim.codecs.errors import CorruptPayload
 from fl_sim.codecs.symbol_coding import Bytes, Code
 from fl_sim.codecs.value_coder import Counts, Values
+from fl_sim.core.kernels.coding import block_sums, round_blocks, scale_blocks
 
+Sizes = NDArray[np.int64]
 BLOCK = 4096
+RUN = 256
 MOST_CLASSES = 8
+MANY = 16
 FEWEST = 8 * BLOCK
 """Fewer values are not worth more than one table, nor the time to find that out."""
 
 
-def _block_sizes(counts: Counts) -> NDArray[np.int64]:
-    """Values of each block: at most `BLOCK`, never of two tensors; no block for a tensor without values."""
-    return np.array([min(BLOCK, n - at) for n in counts for at in range(0, n, BLOCK)], dtype=np.int64)
+def _cut(counts: Counts | Sizes, most: int) -> Sizes:
+    """Values of each block: at most `most`, never of two tensors; no block for a tensor without values."""
+    sizes = np.asarray(counts, dtype=np.int64)
+    blocks = -(-sizes // most)
+    cut = np.full(int(blocks.sum()), most, dtype=np.int64)
+    cut[(np.cumsum(blocks) - 1)[sizes > 0]] = (sizes - (blocks - 1) * most)[sizes > 0]
+    return cut
 
 
-def _scales(data: memoryview, count: int) -> NDArray[np.float32]:
-    """The first `count` float32 of `data`.
+def _told_scales(scales: NDArray[np.float32]) -> tuple[bytes, bytes]:
+    """(head, rider): of many scales the exponents are coded, with their bytes (LEB128) first, and 3 bytes of each ride."""
+    words = scales.astype("<f4").view("<u4")
+    if len(words) < MANY:
+        return b"", words.tobytes()
+    exponents = (words >> 23).astype(np.uint8)
+    rest = np.ascontiguousarray((words & 0x7FFFFF).view(np.uint8).reshape(-1, 4)[:, :3])
+    return _told(exponents), rest.tobytes()
 
-    Raises:
-        CorruptPayload: they are cut off, not finite, or negative.
-    """
-    if len(data) < 4 * count:
-        raise CorruptPayload("scales are cut off")
-    scales = np.frombuffer(data[: 4 * count], dtype="<f4")
+
+def _head_of_scales(data: memoryview, count: int) -> tuple[Bytes | None, int, int]:
+    """(exponents or None, where the head ends, bytes of the rider) of so many scales. Raises CorruptPayload."""
+    if count < MANY:
+        return None, 0, 4 * count
+    exponents, at = _heard(data, count, symbol_coding.ALPHABET)
+    return exponents, at, 3 * count
+
+
+def _scales(exponents: Bytes | None, rider: memoryview | bytes) -> NDArray[np.float32]:
+    """Scales as float32. Raises CorruptPayload where one is not finite, or negative."""
+    if exponents is None:
+        scales = np.frombuffer(rider, dtype="<f4").astype(np.float32)
+    else:
+        words = np.zeros((len(exponents), 4), dtype=np.uint8)
+        words[:, :3] = np.frombuffer(rider, dtype=np.uint8).reshape(-1, 3)
+        if (words[:, 2] > 0x7F).any():
+            raise CorruptPayload("the mantissa of a scale is too long")
+        scales = (words.view("<u4")[:, 0] | exponents.astype(np.uint32) << 23).view(np.float32)
     if not np.isfinite(scales).all() or (scales < 0).any():
         raise CorruptPayload("scales must be finite and not negative")
     return scales
 
 
-def _scaled(whole: NDArray[np.int8], scales: NDArray[np.float32], sizes: NDArray[np.int64]) -> Values:
-    with np.errstate(over="ignore"):  # what is not finite is refused with all other values
-        restored: Values = whole.astype(np.float32)
-        restored *= np.repeat(scales, sizes)
+def _scaled(symbols: Bytes, scales: NDArray[np.float32], sizes: Sizes) -> Values:
+    restored: Values = np.empty(len(symbols), dtype=np.float32)
+    scale_blocks(symbols, scales, sizes, restored)  # what is not finite is refused with all values
     return restored
 
 
-def _classes(symbols: Bytes, sizes: NDArray[np.int64]) -> Bytes:
-    """A class for each block, by its mean symbol in steps of half an octave: blocks of one class share a table."""
-    means = np.add.reduceat(symbols, np.cumsum(sizes) - sizes, dtype=np.int64) / sizes
-    levels = np.rint(2 * np.log2(means + 2.0**-6)).astype(np.int64)
+def _classes(symbols: Bytes, runs: Sizes) -> Bytes:
+    """A class for each run, by its mean symbol in steps of half an octave: runs of one class share a table."""
+    sums = np.empty(len(runs), dtype=np.int64)
+    block_sums(symbols, runs, sums)
+    levels = np.rint(2 * np.log2(sums / runs + 2.0**-6)).astype(np.int64)
     ranks = np.unique(levels, return_inverse=True)[1]
     return (ranks * MOST_CLASSES // max(MOST_CLASSES, int(ranks.max()) + 1)).astype(np.uint8)
 
 
-def _encode_symbols(symbols: Bytes, sizes: NDArray[np.int64]) -> bytes:
-    """classes u8 | with several, the class of each block u8 | code of the symbols, a table for each class."""
+def _told(symbols: Bytes) -> bytes:
+    """Bytes of the code (LEB128), and the code, of a few symbols."""
+    code = symbol_coding.encode(symbols, symbol_coding.single(len(symbols)), 1)
+    return bits.varint(len(code)) + code
+
+
+def _heard(data: memoryview, count: int, alphabet: int) -> tuple[Bytes, int]:
+    """Invert `_told`: (symbols, where they end). Raises CorruptPayload."""
+    reader = bits.Reader(data)
+    end = reader.varint(len(data)) + reader.at
+    return symbol_coding.decode(data[reader.at : end], symbol_coding.single(count), 1, alphabet), end
+
+
+def _cost(counts: NDArray[np.int64]) -> float:
+    """Predicted bits of symbols that occur so often in each class, and of their tables."""
+    totals, used = counts.sum(axis=1), counts[counts > 0]
+    return float((totals * np.log2(totals)).sum() - (used * np.log2(used)).sum()) + 8 * len(used) + 16 * len(totals)
+
+
+def _encode_symbols(symbols: Bytes, sizes: Counts | Sizes, rider: bytes) -> bytes:
+    """classes u8 | with several, bytes (LEB128) and code of the class of each run | code of the symbols, a table a class."""
     size = len(symbols)
-    whole = symbol_coding.single(size)
-    if size >= FEWEST:
-        classes = _classes(symbols, sizes)
-        kinds, contexts = int(classes.max()) + 1, symbol_coding.by_block(classes, sizes)
-        counts = symbol_coding.counted(symbols, contexts, kinds)
-        together = counts.sum(axis=0, keepdims=True)
-        one = Code.of(together)
-        if kinds > 1:
-            several = Code.of(counts)
-            if several.cost_bits(counts) + 8 * len(sizes) < one.cost_bits(together):
-                return bytes([kinds]) + classes.tobytes() + symbol_coding.encode(symbols, contexts, kinds, several)
-        return b"\1" + symbol_coding.encode(symbols, whole, 1, one)
-    return b"\1" + symbol_coding.encode(symbols, whole, 1)
+    if size < FEWEST:
+        return b"\1" + symbol_coding.encode(symbols, symbol_coding.single(size), 1, rider=rider)
+    runs = _cut(sizes, RUN)
+    classes = _classes(symbols, runs)
+    counts = symbol_coding.counted(symbols, symbol_coding.by_block(classes, runs), int(classes.max()) + 1)
+    best = counts.sum(axis=0, keepdims=True), b"", np.zeros_like(classes)
+    least = _cost(best[0])
+    while len(counts) > 1:
+        told = _told(classes)
+        cost = _cost(counts) + 8 * len(told)
+        if cost < least:
+            best, least = (counts, told, classes), cost
+        # Pairs of neighbours together.
+        classes, counts = classes // 2, np.add.reduceat(counts, np.arange(0, len(counts), 2))
+    counts, told, classes = best
+    contexts, code = symbol_coding.by_block(classes, runs), Code.of(counts)
+    coded = symbol_coding.encode(symbols, contexts, len(counts), code, rider)
+    return b"".join([bytes([len(counts)]), told, coded])
 
 
-def _decode_symbols(data: memoryview, sizes: NDArray[np.int64], top: int) -> Bytes:
+def _decode_symbols(data: memoryview, sizes: Counts | Sizes, top: int, rider: int) -> tuple[Bytes, memoryview | bytes]:
     """Invert `_encode_symbols` for integers -top..top. Raises CorruptPayload."""
     kinds = data[0] if len(data) else 0
     if not 1 <= kinds <= MOST_CLASSES:
-        raise CorruptPayload("an impossible number of classes of blocks")
+        raise CorruptPayload("an impossible number of classes of runs")
     if kinds == 1:
-        return symbol_coding.decode(data[1:], symbol_coding.single(int(sizes.sum())), 1, 2 * top + 1)
-    classes = np.frombuffer(data[1 : 1 + len(sizes)], dtype=np.uint8)
-    if len(classes) < len(sizes) or classes.max() >= kinds:
-        raise CorruptPayload("the classes of blocks are cut off, or one does not exist")
-    return symbol_coding.decode(data[1 + len(sizes) :], symbol_coding.by_block(classes, sizes), kinds, 2 * top + 1)
-
-
-def _folded(whole: NDArray[np.int8]) -> Bytes:
-    """0, -1, 1, -2, ... as 0, 1, 2, 3, ...: what is frequent comes first."""
-    return ((whole << 1) ^ (whole >> 7)).view(np.uint8)
-
-
-def _unfolded(symbols: Bytes) -> NDArray[np.int8]:
-    return ((symbols >> 1) ^ (0 - (symbols & 1))).view(np.int8)
+        contexts, at = symbol_coding.single(int(sum(sizes))), 1
+    else:
+        runs = _cut(sizes, RUN)
+        classes, end = _heard(data[1:], len(runs), kinds)
+        contexts, at = symbol_coding.by_block(classes, runs), 1 + end
+    return symbol_coding.with_rider(data[at:], contexts, kinds, 2 * top + 1, rider)
 
 
 @dataclass(frozen=True)
@@ -113,22 +156,27 @@ class Rounded:
     def encode(self, values: Values, seed: int) -> bytes:
         if not len(values):
             return b""
-        sizes = _block_sizes(self.counts or (len(values),))
+        counts = self.counts or (len(values),)
+        sizes = _cut(counts, BLOCK)
         largest = np.maximum.reduceat(np.abs(values), np.cumsum(sizes) - sizes)
-        scales = (largest / self.top).astype("<f4")
-        safe = np.where(scales > 0, scales, 1).astype(np.float32)
-        noise = np.random.default_rng(seed).random(len(values), dtype=np.float32)
-        whole = np.clip(np.floor(values / np.repeat(safe, sizes) + noise), -self.top, self.top).astype(np.int8)
-        head: bytes = scales.tobytes()
-        return head + _encode_symbols(_folded(whole), sizes)
+        scales = (largest / self.top).astype(np.float32)
+        # The bits of which `Generator.random` of float32 makes its numbers, two in each number of 64 bits.
+        drawn = np.random.default_rng(seed).bit_generator.random_raw(-(-len(values) // 2))
+        noise = drawn.astype("<u8", copy=False).view("<u4").astype(np.uint32, copy=False)[: len(values)]
+        symbols = np.empty(len(values), dtype=np.uint8)
+        units = np.where(scales > 0, scales, 1).astype(np.float32)
+        round_blocks(np.ascontiguousarray(values), noise, units, sizes, self.top, symbols)
+        head, rider = _told_scales(scales)
+        return head + _encode_symbols(symbols, counts, rider)
 
     def decode(self, data: memoryview, count: int) -> Values:
         if count == 0:
             return _nothing(data)
-        sizes = _block_sizes(self.counts or (count,))
-        scales = _scales(data, len(sizes))
-        symbols = _decode_symbols(data[4 * len(sizes) :], sizes, self.top)
-        return _scaled(_unfolded(symbols), scales, sizes)
+        counts = self.counts or (count,)
+        sizes = _cut(counts, BLOCK)
+        exponents, at, length = _head_of_scales(data, len(sizes))
+        symbols, rider = _decode_symbols(data[at:], counts, self.top, length)
+        return _scaled(symbols, _scales(exponents, rider), sizes)
 
 
 def _nothing(data: memoryview) -> Values:
@@ -162,16 +210,17 @@ class Signs:
         # The mean of magnitudes up to the largest float32 is one of float64.
         sums = np.add.reduceat(np.abs(values), starts, dtype=np.float64)
         counts = np.add.reduceat(values != 0, starts, dtype=np.int64)
-        scales: bytes = (sums / np.maximum(counts, 1)).astype("<f4").tobytes()
-        return scales + _encode_symbols(_folded(np.sign(values).astype(np.int8)), sizes)
+        head, rider = _told_scales((sums / np.maximum(counts, 1)).astype(np.float32))
+        symbols: Bytes = (values < 0).view(np.uint8) | (values > 0).view(np.uint8) << np.uint8(1)
+        return head + _encode_symbols(symbols, sizes, rider)
 
     def decode(self, data: memoryview, count: int) -> Values:
         if count == 0:
             return _nothing(data)
         sizes = self._sizes(count)
-        scales = _scales(data, len(sizes))
-        symbols = _decode_symbols(data[4 * len(sizes) :], sizes, 1)
-        return _scaled(_unfolded(symbols), scales, sizes)
+        exponents, at, length = _head_of_scales(data, len(sizes))
+        symbols, rider = _decode_symbols(data[at:], sizes, 1, length)
+        return _scaled(symbols, _scales(exponents, rider), sizes)
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,14 @@
 """Symbols 0..255 near their order-0 entropy: an rANS coder with one static table for each context.
 
     precision u8 | first and last symbol of each context, u8 each | bit lengths of the slots, 4 bits each, zeros up to a byte |
-    the slots' bits below their leading ones, zeros up to a byte | code
+    the slots' bits below their leading ones, zeros up to a byte | code | rest of the rider
 
 Both ends know the number of symbols and each one's context. A table's slots are the counts scaled to `2**precision`, with at
 least one slot for whatever occurs: few symbols have coarse and therefore short tables. A context that does not occur has a
 first symbol of 1 and a last of 0. Where all this is no shorter than the symbols as bytes, a precision of 0 says that those follow.
+
+A lane of the coder takes 32 bits of which its symbols fill 16. The other 16 carry other bytes of the payload, the rider, whose
+length both ends know; what does not fit follows the code. Without a rider they are 0.
 """
 
 from __future__ import annotations
@@ -25,7 +28,9 @@ Counts = NDArray[np.int64]
 Tables = NDArray[np.uint16]
 ALPHABET = 256
 SYMBOLS_PER_LANE = 4096
-MOST_LANES, MOST_BITS, FEWEST_BITS = 256, 14, 8
+MOST_LANES, MOST_BITS, FEWEST_BITS = 256, 12, 8
+FAST_LANES, FAST_BITS = 16, 10
+"""From so many lanes on, tables are at least so precise: what the vectorised loop takes."""
 RAW = 0
 
 
@@ -38,7 +43,13 @@ def _precision(counts: Counts) -> int:
         int((used & (counts * 512 < counts.sum(axis=1)[:, None])).sum()),
     )
     best = (size * (kinds + 8 * rare)) ** 0.5 / 2
-    return min(MOST_BITS, max(FEWEST_BITS, int(best).bit_length()))
+    fewest = FAST_BITS if _lanes(size) >= FAST_LANES else FEWEST_BITS
+    return min(_most_bits(size, len(counts)), max(fewest, int(best).bit_length()))
+
+
+def _most_bits(size: int, contexts: int) -> int:
+    """Precision at which a decoder's tables have no more slots than there are symbols."""
+    return min(MOST_BITS, max(FEWEST_BITS, (size // contexts).bit_length() - 1))
 
 
 def _lanes(count: int) -> int:
@@ -79,12 +90,6 @@ class Code:
         precision = _precision(counts)
         return cls(precision, np.stack([_slots(row, precision) for row in counts]).astype(np.uint16))
 
-    def cost_bits(self, counts: Counts) -> float:
-        """Predicted size of tables and code, in bits."""
-        used = counts > 0
-        code = float((counts[used] * (self.precision - np.log2(self.tables[used]))).sum())
-        return code + 8.0 * len(self.written())
-
     def written(self) -> bytes:
         """The tables as bytes."""
         ends = np.array([_ends(row) for row in self.tables], dtype=np.uint8)
@@ -97,14 +102,14 @@ class Code:
         return bytes([self.precision]) + ends.tobytes() + b"".join(parts)
 
     @classmethod
-    def read(cls, reader: Reader, kinds: int, alphabet: int) -> Code:
-        """Invert `written`.
+    def read(cls, reader: Reader, kinds: int, alphabet: int, size: int) -> Code:
+        """Invert `written`, for so many symbols.
 
         Raises:
             CorruptPayload: the tables are cut off, or one does not sum to its precision.
         """
         data = np.frombuffer(reader.rest(), dtype=np.uint8)
-        if len(data) < 1 + 2 * kinds or not FEWEST_BITS <= data[0] <= MOST_BITS:
+        if len(data) < 1 + 2 * kinds or not FEWEST_BITS <= data[0] <= _most_bits(size, kinds):
             raise CorruptPayload("tables of symbols are cut off, or of an impossible precision")
         ends = data[1 : 1 + 2 * kinds].reshape(kinds, 2)
         if (ends[:, 1] >= alphabet).any():
@@ -154,44 +159,62 @@ def _unpacked(data: Bytes, at: int, widths: Bytes) -> tuple[NDArray[np.uint32], 
     return out, end
 
 
-def encode(symbols: Bytes, contexts: Bytes, kinds: int, code: Code | None = None) -> bytes:
+def encode(symbols: Bytes, contexts: Bytes, kinds: int, code: Code | None = None, rider: bytes = b"") -> bytes:
     """Code symbols, each in one of `kinds` contexts, at most 64; `code` where their tables were made before."""
-    if not len(symbols):
-        return b""
     size = len(symbols)
+    if not size:
+        return rider
     code = Code.of(counted(symbols, contexts, kinds)) if code is None else code
-    lanes = _lanes(size)
-    out = np.empty(2 * size + 4 * lanes, dtype=np.uint8)
-    start = rans_encode(symbols, contexts, code.tables.reshape(-1), code.precision, lanes, out)
+    ends = np.zeros(_lanes(size), dtype="<u2")
+    carried = np.frombuffer(rider[: ends.nbytes], dtype=np.uint8)
+    ends.view(np.uint8)[: len(carried)] = carried
+    out = np.empty(2 * size + 4 * len(ends), dtype=np.uint8)
+    start = rans_encode(symbols, contexts, code.tables.reshape(-1), code.precision, ends.astype(np.uint16), out)
     written = code.written()
-    if len(written) + len(out) - start > size:
-        return bytes([RAW]) + symbols.tobytes()
-    return b"".join([written, out[start:].data])
+    if len(written) + len(out) - start - len(carried) > size:
+        return b"".join([bytes([RAW]), symbols.tobytes(), rider])
+    return b"".join([written, out[start:].data, rider[ends.nbytes :]])
 
 
 def decode(data: memoryview, contexts: Bytes, kinds: int, alphabet: int = ALPHABET) -> Bytes:
-    """Invert `encode` for as many symbols below `alphabet` as there are contexts; `data` ends with them.
+    """Invert `encode` for as many symbols below `alphabet` as there are contexts, without a rider; `data` ends with them.
 
     Raises:
         CorruptPayload: the bytes are no code of so many symbols.
     """
+    return with_rider(data, contexts, kinds, alphabet, 0)[0]
+
+
+def with_rider(
+    data: memoryview, contexts: Bytes, kinds: int, alphabet: int, length: int
+) -> tuple[Bytes, memoryview | bytes]:
+    """(symbols, rider of so many bytes): invert `encode`.
+
+    Raises:
+        CorruptPayload: the bytes are no code of so many symbols, or of another rider.
+    """
     size = len(contexts)
     symbols = np.empty(size, dtype=np.uint8)
     if not size:
-        if len(data):
+        if len(data) != length:
             raise CorruptPayload("symbols where none are due")
-        return symbols
-    if len(data) == 1 + size and data[0] == RAW:
-        symbols[:] = np.frombuffer(data[1:], dtype=np.uint8)
+        return symbols, data
+    if len(data) == 1 + size + length and data[0] == RAW:
+        symbols[:] = np.frombuffer(data[1 : 1 + size], dtype=np.uint8)
         if symbols.max() >= alphabet:
             raise CorruptPayload("a symbol that does not exist")
-        return symbols
-    reader = Reader(data)
-    code = Code.read(reader, kinds, alphabet)
+        return symbols, data[1 + size :]
+    ends = np.empty(_lanes(size), dtype=np.uint16)
+    end = len(data) - max(0, length - ends.nbytes)
+    reader = Reader(data[: max(0, end)])
+    code = Code.read(reader, kinds, alphabet, size)
     words = np.frombuffer(reader.rest(), dtype=np.uint8)
-    if not rans_decode(words, contexts, code.tables.reshape(-1), code.precision, _lanes(size), symbols):
+    if not rans_decode(words, contexts, code.tables.reshape(-1), code.precision, ends, symbols):
         raise CorruptPayload("the code of the symbols is damaged")
-    return symbols
+    carried = ends.astype("<u2").tobytes()
+    if any(carried[length:]):
+        raise CorruptPayload("lanes carry more than is due")
+    return symbols, b"".join([carried[:length], data[end:]])
 
 
 def single(count: int) -> Bytes:

@@ -99,7 +99,7 @@ def test_a_flag_without_a_type_that_needs_it_is_refused() -> None:
     with pytest.raises(CorruptPayload, match="does not code against"):
         case.decode(bytes(data))
     data[7] = 2
-    with pytest.raises(CorruptPayload, match="version 4"):
+    with pytest.raises(CorruptPayload, match="version 5"):
         case.decode(bytes(data))
 
 

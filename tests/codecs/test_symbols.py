@@ -55,6 +55,21 @@ def test_few_symbols_take_no_more_than_their_bytes(size: int) -> None:
         symbol_coding.decode(memoryview(data[:-1]), single(size), 1)
 
 
+@pytest.mark.parametrize("size", [5, 3000, 70_000])
+@pytest.mark.parametrize("length", [0, 3, 40, 700])
+def test_a_rider_comes_back_and_costs_no_more_than_its_bytes(size: int, length: int) -> None:
+    rng = np.random.default_rng(size)
+    symbols, rider = rng.binomial(40, 0.3, size).astype(np.uint8), rng.bytes(length)
+    alone, data = (symbol_coding.encode(symbols, single(size), 1, rider=r) for r in (b"", rider))
+    got, carried = symbol_coding.with_rider(memoryview(data), single(size), 1, 256, length)
+    assert got.tolist() == symbols.tolist()
+    assert bytes(carried) == rider
+    assert len(data) <= len(alone) + max(2, length - 2 * symbol_coding._lanes(size) + 8)
+    if length == 40:
+        with pytest.raises(CorruptPayload):
+            symbol_coding.with_rider(memoryview(data), single(size), 1, 256, 0)
+
+
 def tensors(size: int) -> Params:
     rng = torch.Generator().manual_seed(0)
     peaked = torch.randn(size, generator=rng) ** 3
@@ -134,6 +149,7 @@ def test_damaged_tables_and_codes_are_refused() -> None:
 def test_types_that_are_refused_by_name_are_few() -> None:
     case = payloads.case(None, values="sign")
     data = bytearray(case.encode())
-    data[4] = 3
-    with pytest.raises(CorruptPayload, match="version 4"):
-        case.decode(bytes(data))
+    for older in (3, 4):
+        data[4] = older
+        with pytest.raises(CorruptPayload, match="version 5"):
+            case.decode(bytes(data))

@@ -1,11 +1,11 @@
 /* The innermost loops of the codecs; `coding_reference.py` and `mask_reference.py` say what they compute. All arithmetic is on
    integers. */
 
-#define EXPECTED "bytes as uint8, tables as uint16 or int16, bits of floats as uint32, counts and shapes as int64"
+#define EXPECTED "bytes as uint8, tables as uint16 or int16, values as float32, bits as uint32, counts and shapes as int64"
 #include "_buffers.h"
 #include "_mask_model.h"
-
-enum { SYMBOLS = 256, CONTEXTS = 64, LANES = 256, LOWEST = 1 << 16 };
+#include "_rans.h"
+#include "_round.h"
 
 static PyObject *answer(Buffers *all, Py_ssize_t number)
 {
@@ -21,206 +21,104 @@ FOR_EACH_CPU static int outside(const uint8_t *values, Py_ssize_t count, int lim
     return count && largest >= limit;
 }
 
-/* ---- rANS with static tables ---- */
+/* ---- symbols ---- */
 
-/* Where each symbol's slots start, within its table; -1 with an exception set where a used table does not sum to 1 << bits. */
-static int cumulate(const uint16_t *tables, uint16_t *starts, Py_ssize_t contexts, int bits)
-{
-    for (Py_ssize_t c = 0; c < contexts; c++) {
-        uint32_t sum = 0;
-        for (int s = 0; s < SYMBOLS; s++) {
-            starts[c * SYMBOLS + s] = (uint16_t)sum;
-            sum += tables[c * SYMBOLS + s];
-        }
-        if (sum && sum != 1u << bits) {
-            PyErr_SetString(PyExc_ValueError, "a table does not sum to its precision");
-            return -1;
-        }
-    }
-    return 0;
-}
-
-/* Number of the table and of the lanes, checked; the number of contexts or -1 with an exception set. */
-static Py_ssize_t checked(const Py_buffer *tables, const Py_buffer *contexts, int bits, int lanes)
+/* The number of contexts, where tables, contexts and lanes fit each other, or -1 with an exception set. */
+static Py_ssize_t checked(const Py_buffer *tables, const Py_buffer *contexts, int bits, Py_ssize_t lanes)
 {
     const Py_ssize_t count = length(tables) / SYMBOLS;
-    if (length(tables) % SYMBOLS || count < 1 || count > CONTEXTS || bits < 8 || bits > 14 || lanes < 1 || lanes > LANES ||
+    if (length(tables) % SYMBOLS || count < 1 || count > CONTEXTS || bits < 8 || bits > MOST_PRECISE || lanes < 1 || lanes > LANES ||
         (lanes & (lanes - 1))) {
-        PyErr_SetString(PyExc_ValueError, "1 to 64 tables of 256, 8 to 14 bits, a power of two of at most 256 lanes");
+        PyErr_SetString(PyExc_ValueError, "1 to 64 tables of 256, 8 to 12 bits, a power of two of at most 256 lanes");
         return -1;
     }
     if (outside(contexts->buf, length(contexts), (int)count)) {
         PyErr_SetString(PyExc_ValueError, "a context without a table");
         return -1;
     }
+    if (!whole_tables(tables->buf, count, bits)) {
+        PyErr_SetString(PyExc_ValueError, "a table does not sum to its precision");
+        return -1;
+    }
     return count;
-}
-
-/* Little-endian numbers at any address; the loops are for machines of the other order. */
-#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
-static inline void store(uint8_t *to, uint64_t value, size_t size) { memcpy(to, &value, size); }
-static inline uint64_t fetch(const uint8_t *from, size_t size)
-{
-    uint64_t value = 0;
-    memcpy(&value, from, size);
-    return value;
-}
-#else
-static inline void store(uint8_t *to, uint64_t value, size_t size)
-{
-    for (size_t i = 0; i < size; i++)
-        to[i] = (uint8_t)(value >> 8 * i);
-}
-static inline uint64_t fetch(const uint8_t *from, size_t size)
-{
-    uint64_t value = 0;
-    for (size_t i = 0; i < size; i++)
-        value |= (uint64_t)from[i] << 8 * i;
-    return value;
-}
-#endif
-
-/* Writes from the end of `out` backwards; where the code starts, or -1 where a symbol has no slots. */
-static Py_ssize_t put(const uint8_t *restrict symbols, const uint8_t *restrict contexts, Py_ssize_t count,
-                      const uint16_t *restrict tables, const uint16_t *restrict starts, int bits, int lanes,
-                      uint8_t *restrict out, Py_ssize_t room)
-{
-    uint32_t states[LANES];
-    uint8_t *at = out + room;
-    for (int j = 0; j < lanes; j++)
-        states[j] = LOWEST;
-    for (Py_ssize_t i = count; i-- > 0;) {
-        const size_t entry = (size_t)contexts[i] * SYMBOLS + symbols[i];
-        const uint32_t slots = tables[entry];
-        uint32_t state = states[i & (lanes - 1)];
-        if (!slots)
-            return -1;
-        const int full = state >= (uint64_t)slots << (32 - bits); /* at random: a branch would be mispredicted */
-        store(at - 2, state, 2);
-        at -= 2 * full;
-        state >>= 16 * full;
-        states[i & (lanes - 1)] = (state / slots << bits) + state % slots + starts[entry];
-    }
-    for (int j = lanes; j-- > 0;) {
-        at -= 4;
-        store(at, states[j], 4);
-    }
-    return at - out;
 }
 
 static PyObject *rans_encode(PyObject *Py_UNUSED(module), PyObject *args)
 {
-    PyObject *symbols, *contexts, *tables, *out;
-    int bits, lanes;
+    PyObject *symbols, *contexts, *tables, *ends, *out;
+    int bits;
     Buffers all = {.taken = 0};
     Py_ssize_t start = 0;
-    if (!PyArg_ParseTuple(args, "OOOiiO:rans_encode", &symbols, &contexts, &tables, &bits, &lanes, &out))
+    if (!PyArg_ParseTuple(args, "OOOiOO:rans_encode", &symbols, &contexts, &tables, &bits, &ends, &out))
         return NULL;
     const Py_buffer *views = all.views;
     if (take(&all, symbols, 'B', 0) < 0 || take_equal(&all, contexts, 'B', 0) < 0 || take(&all, tables, 'H', 0) < 0 ||
-        take(&all, out, 'B', PyBUF_WRITABLE) < 0)
+        take(&all, ends, 'H', 0) < 0 || take(&all, out, 'B', PyBUF_WRITABLE) < 0)
         return done(&all);
-    const Py_ssize_t count = length(&views[0]), kinds = checked(&views[2], &views[1], bits, lanes);
+    const Py_ssize_t lanes = length(&views[3]), kinds = checked(&views[2], &views[1], bits, lanes);
+    const Plan plan = {views[1].buf, length(&views[0]), bits, (int)lanes};
     if (kinds < 0)
         return done(&all);
-    if (length(&views[3]) < 2 * count + 4 * lanes) {
+    if (length(&views[4]) < 2 * plan.count + 4 * lanes) {
         PyErr_SetString(PyExc_ValueError, "too little room");
         return done(&all);
     }
-    uint16_t *starts = PyMem_Malloc((size_t)kinds * SYMBOLS * sizeof *starts);
-    if (!starts)
+    uint32_t *shares = PyMem_Malloc((size_t)kinds * SYMBOLS * sizeof *shares);
+    if (!shares)
         PyErr_NoMemory();
-    else if (cumulate(views[2].buf, starts, kinds, bits) == 0) {
+    else {
         Py_BEGIN_ALLOW_THREADS
-        start = put(views[0].buf, views[1].buf, count, views[2].buf, starts, bits, lanes, views[3].buf, length(&views[3]));
+        shares_of(views[2].buf, kinds, shares);
+        start = put(&plan, views[0].buf, shares, views[3].buf, views[4].buf, length(&views[4]));
         Py_END_ALLOW_THREADS
         if (start < 0)
             PyErr_SetString(PyExc_ValueError, "a symbol that its table does not have");
     }
-    PyMem_Free(starts);
+    PyMem_Free(shares);
     return answer(&all, start);
 }
 
-/* 0 where the code is exactly that of `count` symbols, else -1. */
-static int got(const uint8_t *restrict data, Py_ssize_t size, const uint8_t *restrict contexts, Py_ssize_t count,
-               const uint16_t *restrict tables, const uint16_t *restrict starts, const uint8_t *restrict slots, int bits,
-               int lanes, uint8_t *restrict symbols)
+/* Whether each symbol's context has a table. */
+static int all_have(const Plan *plan, Py_ssize_t kinds, const uint8_t *missing)
 {
-    uint32_t states[LANES];
-    const uint8_t *at = data + 4 * lanes, *end = data + size;
-    if (size < 4 * lanes || size % 2)
-        return -1;
-    for (int j = 0; j < lanes; j++) {
-        states[j] = (uint32_t)fetch(data + 4 * j, 4);
-        if (states[j] < LOWEST)
-            return -1;
-    }
-    const uint32_t below = (1u << bits) - 1;
-    for (Py_ssize_t i = 0; i < count;) {
-        /* As many symbols as there are words take no more than these. */
-        const Py_ssize_t words = (end - at) / 2, safe = words && words < count - i ? i + words : count;
-        for (; i < safe; i++) {
-            uint32_t state = states[i & (lanes - 1)];
-            const uint32_t slot = state & below;
-            const size_t table = contexts[i];
-            const uint8_t symbol = slots[table << bits | slot];
-            const size_t entry = table * SYMBOLS + symbol;
-            state = (uint32_t)tables[entry] * (state >> bits) + slot - starts[entry];
-            const uint32_t low = state < LOWEST;
-            if (!words && low)
-                return -1;
-            const uint32_t word = words ? (uint32_t)fetch(at, 2) : 0;
-            state = state << 16 * low | (word & (0u - low)); /* at random: a branch would be mispredicted */
-            at += 2 * low;
-            states[i & (lanes - 1)] = state;
-            symbols[i] = symbol;
-        }
-    }
-    for (int j = 0; j < lanes; j++)
-        if (states[j] != LOWEST)
-            return -1;
-    return at == end ? 0 : -1;
+    int empty = 0;
+    for (Py_ssize_t c = 0; c < kinds; c++)
+        empty |= missing[c];
+    if (!empty)
+        return 1;
+    empty = 0;
+    for (Py_ssize_t i = 0; i < plan->count; i++)
+        empty |= missing[plan->contexts[i]];
+    return !empty;
 }
 
 static PyObject *rans_decode(PyObject *Py_UNUSED(module), PyObject *args)
 {
-    PyObject *data, *contexts, *tables, *symbols;
-    int bits, lanes, wrong = -1;
+    PyObject *data, *contexts, *tables, *ends, *symbols;
+    int bits, wrong = -1;
     Buffers all = {.taken = 0};
-    if (!PyArg_ParseTuple(args, "OOOiiO:rans_decode", &data, &contexts, &tables, &bits, &lanes, &symbols))
+    if (!PyArg_ParseTuple(args, "OOOiOO:rans_decode", &data, &contexts, &tables, &bits, &ends, &symbols))
         return NULL;
     const Py_buffer *views = all.views;
     if (take(&all, symbols, 'B', PyBUF_WRITABLE) < 0 || take_equal(&all, contexts, 'B', 0) < 0 ||
-        take(&all, tables, 'H', 0) < 0 || take(&all, data, 'B', 0) < 0)
+        take(&all, tables, 'H', 0) < 0 || take(&all, ends, 'H', PyBUF_WRITABLE) < 0 || take(&all, data, 'B', 0) < 0)
         return done(&all);
-    const Py_ssize_t count = length(&views[0]), kinds = checked(&views[2], &views[1], bits, lanes);
+    const Py_ssize_t lanes = length(&views[3]), kinds = checked(&views[2], &views[1], bits, lanes);
+    const Plan plan = {views[1].buf, length(&views[0]), bits, (int)lanes};
     if (kinds < 0)
         return done(&all);
-    const uint16_t *table = views[2].buf;
-    uint16_t *starts = PyMem_Malloc((size_t)kinds * SYMBOLS * sizeof *starts);
-    uint8_t *slots = PyMem_Malloc((size_t)kinds << bits);
+    uint32_t *owners = PyMem_Malloc(((size_t)kinds << bits) * sizeof *owners);
     uint8_t missing[CONTEXTS] = {0};
-    if (!starts || !slots)
+    if (!owners)
         PyErr_NoMemory();
-    else if (cumulate(table, starts, kinds, bits) == 0) {
-        for (Py_ssize_t c = 0; c < kinds; c++) {
-            uint8_t *to = slots + ((size_t)c << bits);
-            const uint8_t *first = to;
-            for (int s = 0; s < SYMBOLS; s++, to += table[c * SYMBOLS + s - 1])
-                memset(to, s, table[c * SYMBOLS + s]);
-            missing[c] = to == first;
-        }
+    else {
         Py_BEGIN_ALLOW_THREADS
-        const uint8_t *context = views[1].buf;
-        int empty = 0;
-        for (Py_ssize_t i = 0; i < count; i++)
-            empty |= missing[context[i]];
-        if (!empty)
-            wrong = got(views[3].buf, length(&views[3]), context, count, table, starts, slots, bits, lanes, views[0].buf);
+        owners_of(views[2].buf, kinds, bits, owners, missing);
+        if (all_have(&plan, kinds, missing))
+            wrong = got(&plan, views[4].buf, length(&views[4]), owners, views[3].buf, views[0].buf);
         Py_END_ALLOW_THREADS
     }
-    PyMem_Free(starts);
-    PyMem_Free(slots);
+    PyMem_Free(owners);
     return answer(&all, wrong == 0);
 }
 
@@ -234,15 +132,105 @@ static PyObject *count_symbols(PyObject *Py_UNUSED(module), PyObject *args)
     if (take(&all, symbols, 'B', 0) < 0 || take_equal(&all, contexts, 'B', 0) < 0 ||
         take(&all, counts, 'q', PyBUF_WRITABLE) < 0)
         return done(&all);
-    const uint8_t *symbol = views[0].buf, *context = views[1].buf;
-    int64_t *count = views[2].buf;
     const Py_ssize_t size = length(&views[0]), kinds = length(&views[2]) / SYMBOLS;
-    if (length(&views[2]) % SYMBOLS || outside(context, size, kinds < SYMBOLS ? (int)kinds : SYMBOLS))
+    if (length(&views[2]) % SYMBOLS || kinds > SYMBOLS || outside(views[1].buf, size, (int)kinds))
         PyErr_SetString(PyExc_ValueError, "256 counts for each context");
     else {
+        uint32_t *tables = PyMem_Malloc(4 * ((size_t)kinds * SYMBOLS + 1) * sizeof *tables);
+        if (!tables)
+            PyErr_NoMemory();
+        else {
+            Py_BEGIN_ALLOW_THREADS
+            count_each(views[0].buf, views[1].buf, size, kinds, tables, views[2].buf);
+            Py_END_ALLOW_THREADS
+        }
+        PyMem_Free(tables);
+    }
+    return done(&all);
+}
+
+/* ---- integers by blocks ---- */
+
+/* A number for each block as the second buffer taken, and the blocks' sizes, which sum to the length of the first. */
+static int take_blocks(Buffers *all, PyObject *numbers, char type, int flags, PyObject *sizes)
+{
+    if (take(all, numbers, type, flags) < 0 || take(all, sizes, 'q', 0) < 0)
+        return -1;
+    const Py_buffer *size = &all->views[all->taken - 1];
+    const int64_t *block = size->buf;
+    Py_ssize_t left = length(&all->views[0]);
+    int fits = length(size) == length(&all->views[all->taken - 2]);
+    for (Py_ssize_t b = 0; fits && b < length(size); b++) {
+        fits = block[b] >= 0 && block[b] <= left;
+        left -= fits ? (Py_ssize_t)block[b] : 0;
+    }
+    if (fits && !left)
+        return 0;
+    PyErr_SetString(PyExc_ValueError, "a number for each block, and as many elements as the blocks have");
+    return -1;
+}
+
+static PyObject *round_blocks(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    PyObject *values, *noise, *units, *sizes, *symbols;
+    int top;
+    Buffers all = {.taken = 0};
+    if (!PyArg_ParseTuple(args, "OOOOiO:round_blocks", &values, &noise, &units, &sizes, &top, &symbols))
+        return NULL;
+    const Py_buffer *views = all.views;
+    if (take(&all, values, 'f', 0) < 0 || take_equal(&all, noise, 'I', 0) < 0 ||
+        take_equal(&all, symbols, 'B', PyBUF_WRITABLE) < 0 || take_blocks(&all, units, 'f', 0, sizes) < 0)
+        return done(&all);
+    if (top < 1 || top > 127)
+        PyErr_SetString(PyExc_ValueError, "integers of at most 127");
+    else {
         Py_BEGIN_ALLOW_THREADS
-        for (Py_ssize_t i = 0; i < size; i++)
-            count[(size_t)context[i] * SYMBOLS + symbol[i]]++;
+        const float *value = views[0].buf, *unit = views[3].buf;
+        const uint32_t *drawn = views[1].buf;
+        uint8_t *symbol = views[2].buf;
+        const int64_t *size = views[4].buf;
+        for (Py_ssize_t b = 0; b < length(&views[3]); value += size[b], drawn += size[b], symbol += size[b], b++)
+            round_block(value, drawn, (Py_ssize_t)size[b], unit[b], (float)top, symbol);
+        Py_END_ALLOW_THREADS
+    }
+    return done(&all);
+}
+
+static PyObject *scale_blocks(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    PyObject *symbols, *units, *sizes, *values;
+    Buffers all = {.taken = 0};
+    if (!PyArg_ParseTuple(args, "OOOO:scale_blocks", &symbols, &units, &sizes, &values))
+        return NULL;
+    const Py_buffer *views = all.views;
+    if (take(&all, symbols, 'B', 0) == 0 && take_equal(&all, values, 'f', PyBUF_WRITABLE) == 0 &&
+        take_blocks(&all, units, 'f', 0, sizes) == 0) {
+        Py_BEGIN_ALLOW_THREADS
+        const uint8_t *symbol = views[0].buf;
+        float *value = views[1].buf;
+        const float *unit = views[2].buf;
+        const int64_t *size = views[3].buf;
+        for (Py_ssize_t b = 0; b < length(&views[2]); symbol += size[b], value += size[b], b++)
+            scale_block(symbol, (Py_ssize_t)size[b], unit[b], value);
+        Py_END_ALLOW_THREADS
+    }
+    return done(&all);
+}
+
+static PyObject *block_sums(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    PyObject *symbols, *sizes, *sums;
+    Buffers all = {.taken = 0};
+    if (!PyArg_ParseTuple(args, "OOO:block_sums", &symbols, &sizes, &sums))
+        return NULL;
+    const Py_buffer *views = all.views;
+    if (take(&all, symbols, 'B', 0) == 0 && take_blocks(&all, sums, 'q', PyBUF_WRITABLE, sizes) == 0) {
+        Py_BEGIN_ALLOW_THREADS
+        const uint8_t *symbol = views[0].buf;
+        int64_t *sum = views[1].buf;
+        const int64_t *size = views[2].buf;
+        for (Py_ssize_t b = 0; b < length(&views[1]); symbol += size[b], b++)
+            sum[b] = total(symbol, (Py_ssize_t)size[b]);
         Py_END_ALLOW_THREADS
     }
     return done(&all);
@@ -269,14 +257,6 @@ static void pack(const uint32_t *restrict values, const uint8_t *restrict widths
     }
     if (filled)
         *at = (uint8_t)held;
-}
-
-FOR_EACH_CPU static int64_t total(const uint8_t *widths, Py_ssize_t count)
-{
-    int64_t sum = 0;
-    for (Py_ssize_t i = 0; i < count; i++)
-        sum += widths[i];
-    return sum;
 }
 
 static PyObject *pack_bits(PyObject *Py_UNUSED(module), PyObject *args)
@@ -514,6 +494,7 @@ static PyObject *mask_decode(PyObject *Py_UNUSED(module), PyObject *args)
 }
 
 static PyMethodDef methods[] = {
+    {"block_sums", block_sums, METH_VARARGS, NULL},
     {"count_symbols", count_symbols, METH_VARARGS, NULL},
     {"float_join", float_join, METH_VARARGS, NULL},
     {"float_split", float_split, METH_VARARGS, NULL},
@@ -522,6 +503,8 @@ static PyMethodDef methods[] = {
     {"pack_bits", pack_bits, METH_VARARGS, NULL},
     {"rans_decode", rans_decode, METH_VARARGS, NULL},
     {"rans_encode", rans_encode, METH_VARARGS, NULL},
+    {"round_blocks", round_blocks, METH_VARARGS, NULL},
+    {"scale_blocks", scale_blocks, METH_VARARGS, NULL},
     {"unpack_bits", unpack_bits, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},
 };

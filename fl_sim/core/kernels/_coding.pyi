@@ -7,3 +7,6 @@ from fl_sim.core.kernels.coding_reference import rans_encode as rans_encode
 from fl_sim.core.kernels.coding_reference import unpack_bits as unpack_bits
 from fl_sim.core.kernels.mask_reference import mask_decode as mask_decode
 from fl_sim.core.kernels.mask_reference import mask_encode as mask_encode
+from fl_sim.core.kernels.rounding_reference import block_sums as block_sums
+from fl_sim.core.kernels.rounding_reference import round_blocks as round_blocks
+from fl_sim.core.kernels.rounding_reference import scale_blocks as scale_blocks

@@ -4,6 +4,7 @@ from fl_sim.core.kernels import coding_reference as reference
 
 try:
     from fl_sim.core.kernels._coding import (
+        block_sums,
         count_symbols,
         float_join,
         float_split,
@@ -12,6 +13,8 @@ try:
         pack_bits,
         rans_decode,
         rans_encode,
+        round_blocks,
+        scale_blocks,
         unpack_bits,
     )
 
@@ -27,11 +30,13 @@ except ImportError:
         unpack_bits,
     )
     from fl_sim.core.kernels.mask_reference import mask_decode, mask_encode
+    from fl_sim.core.kernels.rounding_reference import block_sums, round_blocks, scale_blocks
 
     FORM = "NumPy"
 
 __all__ = [
     "FORM",
+    "block_sums",
     "count_symbols",
     "float_join",
     "float_split",
@@ -41,5 +46,7 @@ __all__ = [
     "rans_decode",
     "rans_encode",
     "reference",
+    "round_blocks",
+    "scale_blocks",
     "unpack_bits",
 ]

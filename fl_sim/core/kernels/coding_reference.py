@@ -2,7 +2,8 @@
 
 rANS (Duda, 2013, "Asymmetric numeral systems", section 2.3): a state x in [2**16, 2**32) takes a symbol that has `f` of
 `2**bits` slots, the first of them `start`, by x -> (x // f) * 2**bits + x % f + start, after its low 16 bits were written
-where it would overflow. Symbol i is coded by lane i % lanes, so that lanes are independent of each other.
+where it would overflow. Symbol i is coded by lane i % lanes, so that lanes are independent of each other. A lane starts at
+`2**16` plus a number of 16 bits, which decoding gives back: what a lane costs over its symbols then carries something.
 """
 
 from __future__ import annotations
@@ -12,18 +13,19 @@ from numpy.typing import NDArray
 
 Bytes = NDArray[np.uint8]
 Tables = NDArray[np.uint16]
+Ends = NDArray[np.uint16]
 Words = NDArray[np.uint32]
 
-SYMBOLS, CONTEXTS, LANES, LOWEST = 256, 64, 256, 1 << 16
+SYMBOLS, CONTEXTS, LANES, LOWEST, MOST_PRECISE = 256, 64, 256, 1 << 16, 12
 
 
 def _checked(tables: Tables, contexts: Bytes, bits: int, lanes: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """(slots, first slot) of each context's symbols, shape (contexts, 256)."""
     count = len(tables) // SYMBOLS
     if len(tables) % SYMBOLS or not (
-        1 <= count <= CONTEXTS and 8 <= bits <= 14 and lanes in (1 << k for k in range(9))
+        1 <= count <= CONTEXTS and 8 <= bits <= MOST_PRECISE and lanes in (1 << k for k in range(9))
     ):
-        raise ValueError("1 to 64 tables of 256, 8 to 14 bits, a power of two of at most 256 lanes")
+        raise ValueError("1 to 64 tables of 256, 8 to 12 bits, a power of two of at most 256 lanes")
     if len(contexts) and contexts.max() >= count:
         raise ValueError("a context without a table")
     slots = tables.reshape(count, SYMBOLS).astype(np.int64)
@@ -32,14 +34,14 @@ def _checked(tables: Tables, contexts: Bytes, bits: int, lanes: int) -> tuple[ND
     return slots, np.cumsum(slots, axis=1) - slots
 
 
-def rans_encode(symbols: Bytes, contexts: Bytes, tables: Tables, bits: int, lanes: int, out: Bytes, /) -> int:
+def rans_encode(symbols: Bytes, contexts: Bytes, tables: Tables, bits: int, ends: Ends, out: Bytes, /) -> int:
     """Write the code of `symbols` at the end of `out`; returns where it starts.
 
     Args:
         symbols, contexts: one of each a symbol.
         tables: slots of each context's 256 symbols; they sum to `2**bits`, or to 0 where a context is not used.
-        bits: precision, 8 to 14.
-        lanes: a power of two of at most 256.
+        bits: precision, 8 to 12.
+        ends: a number for each lane, which travels in it; a power of two of at most 256 lanes.
         out: at least 2 bytes a symbol and 4 a lane.
 
     Raises:
@@ -47,6 +49,7 @@ def rans_encode(symbols: Bytes, contexts: Bytes, tables: Tables, bits: int, lane
     """
     if len(symbols) != len(contexts):
         raise ValueError("expected arrays of equal length")
+    lanes = len(ends)
     slots, starts = _checked(tables, contexts, bits, lanes)
     if len(out) < 2 * len(symbols) + 4 * lanes:
         raise ValueError("too little room")
@@ -54,7 +57,7 @@ def rans_encode(symbols: Bytes, contexts: Bytes, tables: Tables, bits: int, lane
     if len(mine) and not mine.all():
         raise ValueError("a symbol that its table does not have")
     first = starts[contexts, symbols]
-    states = np.full(lanes, LOWEST, dtype=np.int64)
+    states = LOWEST + ends.astype(np.int64)
     at = len(out)
     for begin in range((len(symbols) - 1) // lanes * lanes, -1, -lanes):
         f = mine[begin : begin + lanes]
@@ -69,8 +72,9 @@ def rans_encode(symbols: Bytes, contexts: Bytes, tables: Tables, bits: int, lane
     return at - 4 * lanes
 
 
-def rans_decode(data: Bytes, contexts: Bytes, tables: Tables, bits: int, lanes: int, symbols: Bytes, /) -> int:
-    """Fill `symbols`; 1 where `data` is exactly the code of as many symbols, else 0, with symbols of no meaning."""
+def rans_decode(data: Bytes, contexts: Bytes, tables: Tables, bits: int, ends: Ends, symbols: Bytes, /) -> int:
+    """Fill `symbols` and `ends`; 1 where `data` is exactly the code of as many symbols, else 0, with symbols of no meaning."""
+    lanes = len(ends)
     if len(symbols) != len(contexts):
         raise ValueError("expected arrays of equal length")
     slots, starts = _checked(tables, contexts, bits, lanes)
@@ -96,7 +100,8 @@ def rans_decode(data: Bytes, contexts: Bytes, tables: Tables, bits: int, lanes: 
         at += len(low)
         states[: len(c)] = x
         symbols[begin : begin + lanes] = symbol
-    return int((states == LOWEST).all() and at == len(words))
+    ends[:] = states & 0xFFFF
+    return int((states >> 16 == 1).all() and at == len(words))
 
 
 def count_symbols(symbols: Bytes, contexts: Bytes, counts: NDArray[np.int64], /) -> None:

@@ -235,6 +235,11 @@ class LocalClient:
         return self.training if plain and isinstance(self.training, Training) else None
 
     @property
+    def sends_all(self) -> bool:
+        """Whether uploads carry whole tensors while there is no pruning mask."""
+        return self.upload is upload_all and self.retain is retain_all
+
+    @property
     def class_scores(self) -> bool:
         """Whether the loss needs a model that answers scores of one class each."""
         return bool(getattr(self.loss, "class_scores", False))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from fl_sim.communication.exchange import OwnCoding
 from fl_sim.communication.extra import problem
 from fl_sim.core.errors import error_line
 from fl_sim.core.types import MaskRule, Params, Scalar, UserError
@@ -74,6 +75,23 @@ class Slots:
                 raise UserError(
                     f"strategy: config[{key!r}] = {value!r}: only numbers, texts and bytes travel to clients"
                 )
+
+
+def require_whole_tensors(slots: Slots, context: ServerContext) -> None:
+    """Check before round 1 that nothing sparse meets a codec of the user's own, which codes whole tensors.
+
+    Raises:
+        UserError: the method prunes, or chooses a value type for each tensor.
+    """
+    for way in ("uplink", "downlink"):
+        coding = getattr(context.exchange, way)
+        if not isinstance(coding, OwnCoding):
+            continue
+        where = f"wire.codec.{way} = {coding.name!r}: codes whole tensors"
+        if slots.adjust_mask is not None or slots.calibrate is not None:
+            raise UserError(f"{where}, and this strategy prunes; allowed: strategies without a mask rule")
+        if way == "downlink" and slots.downlink is not configured_types:
+            raise UserError(f"{where}, and this strategy chooses a value type for each; remove one")
 
 
 def require_extra(slots: Slots, state: ServerState, context: ServerContext) -> None:

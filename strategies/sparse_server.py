@@ -34,7 +34,7 @@ from strategies.queries import Query
 from strategies.round_log import RoundFailed, RoundLog
 from strategies.selection import Request, drawn, uniform
 from strategies.server_step import ServerState, masked, server_step
-from strategies.slots import Slots, require_extra
+from strategies.slots import Slots, require_extra, require_whole_tensors
 from strategies.uplink_receiver import OnReply, UplinkReceiver
 
 log = logging.getLogger("fl_sim")
@@ -63,6 +63,7 @@ class SparseServer:
         watched = (Watch.of(rule, role=RULE) for rule in (slots.aggregate, slots.adjust_mask) if rule is not None)
         self._watches = [watch for watch in watched if watch is not None]
         require_extra(self.slots, self.state, context)
+        require_whole_tensors(self.slots, context)
 
     @property
     def params(self) -> Params:

@@ -13,6 +13,7 @@ alone.
 from fl_sim.codecs.description import Description
 from fl_sim.codecs.errors import CorruptPayload
 from fl_sim.codecs.mask_coding import mask_hash
+from fl_sim.codecs.own_coding import OWN, Codec, Own
 from fl_sim.codecs.payload import encode
 from fl_sim.codecs.payload_reading import Opened, decode, describe, opened
 from fl_sim.codecs.schema import Schema
@@ -21,10 +22,13 @@ from fl_sim.codecs.value_coding import LOSSLESS, VALUES, is_relative
 
 __all__ = [
     "LOSSLESS",
+    "OWN",
     "VALUES",
+    "Codec",
     "CorruptPayload",
     "Description",
     "Opened",
+    "Own",
     "Schema",
     "decode",
     "describe",

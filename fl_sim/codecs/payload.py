@@ -13,6 +13,7 @@ from fl_sim.codecs import mask_coding, tensor_coding
 from fl_sim.codecs.bits import varint
 from fl_sim.codecs.held_model import HeldModel
 from fl_sim.codecs.mask_coding import MODES
+from fl_sim.codecs.own_coding import Own
 from fl_sim.codecs.payload_format import (
     AGAINST_BASE,
     ALIGNMENT,
@@ -30,6 +31,7 @@ from fl_sim.codecs.payload_format import (
 )
 from fl_sim.codecs.plane_coding import raw
 from fl_sim.codecs.schema import Schema
+from fl_sim.codecs.value_coder import ValueCoder
 from fl_sim.codecs.value_coding import EXACT, VALUES, is_relative
 from fl_sim.core.types import Mask, Params
 
@@ -40,7 +42,7 @@ def encode(
     *,
     schema: Schema,
     held_mask: Mask | None = None,
-    values: str | Sequence[str] = "float32",
+    values: str | Sequence[str] | Own = "float32",
     seed: int = 0,
     base: Params | None = None,
     contexts: bool = False,
@@ -52,8 +54,9 @@ def encode(
         sent_mask: prunable coordinates to send; None sends all.
         schema: the receiver's expectations.
         held_mask: the mask that the receiver holds, or None.
-        values: value type of the prunable float32 values, a name of `VALUES`; or one for each prunable tensor. Tensors of
-            other dtypes travel exactly, whatever the value type; a run has none, because its entries travel as float32.
+        values: value type of the prunable float32 values, a name of `VALUES`; or one for each prunable tensor; or a
+            codec of the user's own, which takes no mask. Tensors of other dtypes travel exactly, whatever the value type; a
+            run has none, because its entries travel as float32.
         seed: feeds the stochastic rounding of integers.
         base: the model that the receiver holds, bit for bit, for the value types that code against it.
         contexts: whether the mask is also coded in contexts, which takes longer, and sent so where that is smaller.
@@ -63,14 +66,8 @@ def encode(
             value type that codes against a base where none is given.
     """
     alive = None if sent_mask is None else schema.flat_mask(sent_mask)
-    types = (values,) if isinstance(values, str) else tuple(values)
-    relative = schema.is_flat and any(name in VALUES and is_relative(name) for name in types)
-    known = HeldModel.of(base, alive, schema) if relative and base is not None else None
-    coder = (
-        coder_of_type(values, alive, schema, known)
-        if isinstance(values, str)
-        else mixed_coder(alive, schema, known, types)
-    )
+    known = HeldModel.of(base, alive, schema) if _is_relative(values, schema) and base is not None else None
+    coder = _coder(values, alive, schema, known)
     before = None if held_mask is None else schema.flat_mask(held_mask)
     mode, mask_bytes = _encode_mask(alive, before, schema, contexts)
     head = HEAD.pack(MAGIC, VERSION, coder.id, mode, 0 if known is None else AGAINST_BASE, schema.hash)
@@ -90,6 +87,26 @@ def encode(
     for part in parts:
         check.update(part)
     return b"".join([head, *parts, last_bytes(check)])
+
+
+def _is_relative(values: str | Sequence[str] | Own, schema: Schema) -> bool:
+    """Whether values are coded against the model that the receiver holds."""
+    if isinstance(values, Own) or not schema.is_flat:
+        return False
+    types = (values,) if isinstance(values, str) else values
+    return any(name in VALUES and is_relative(name) for name in types)
+
+
+def _coder(
+    values: str | Sequence[str] | Own, alive: Tensor | None, schema: Schema, known: HeldModel | None
+) -> ValueCoder:
+    if isinstance(values, str):
+        return coder_of_type(values, alive, schema, known)
+    if not isinstance(values, Own):
+        return mixed_coder(alive, schema, known, tuple(values))
+    if alive is not None or not schema.is_flat:
+        raise ValueError(f"{values.name} codes whole tensors of float32; not under a mask, nor of other dtypes")
+    return values
 
 
 def _encode_dense(head: bytes, params: Params, schema: Schema) -> bytes:

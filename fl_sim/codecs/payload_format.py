@@ -6,9 +6,9 @@
 
 Mask modes: 0 no mask, all values are there; 1 the held mask; 2.. `mask_coding.MODES`. The held-mask hash is there in modes
 1, 4 and 5. Flag 1: the payload codes against a base, the model that the receiver holds and that the base hash names. A value
-type, or one for each tensor (number 7), applies to the prunable values; everything else travels exactly, compressed where
-the values are. Payloads of other versions are refused: in version 2 scales of integers crossed tensors, in versions 3 and 4
-integers were coded another way.
+type, one for each tensor (number 7) or a codec of the user's own (number 16) applies to the prunable values; everything
+else travels exactly, compressed where the values are. Payloads of other versions are refused: in version 2 scales of integers
+crossed tensors, in versions 3 and 4 integers were coded another way.
 The checksum guards against accidents; an adversary can always encode legal values.
 """
 
@@ -22,6 +22,7 @@ from torch import Tensor
 from fl_sim.codecs.held_model import HeldModel
 from fl_sim.codecs.mask_coding import MODES, Layout
 from fl_sim.codecs.mixed_coding import Mixed
+from fl_sim.codecs.own_coding import OWN, Own
 from fl_sim.codecs.schema import Schema
 from fl_sim.codecs.value_coder import Counts, ValueCoder, Values
 from fl_sim.codecs.value_coding import BY_ID, BY_TENSOR, VALUES, fitted
@@ -36,7 +37,7 @@ ALIGNMENT = 4
 """The body starts at a multiple of this, so that a dense payload's values can be used where they lie."""
 NAMES = {NONE: "none", HELD: "held", **{mode.id: name for name, mode in MODES.items()}}
 MIXED = "mixed"
-TYPES = {**BY_ID, Mixed.id: MIXED}
+TYPES = {**BY_ID, Mixed.id: MIXED, Own.id: OWN}
 
 
 def layout_of(schema: Schema) -> Layout:

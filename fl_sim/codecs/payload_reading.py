@@ -15,6 +15,7 @@ from fl_sim.codecs.description import Description
 from fl_sim.codecs.errors import CorruptPayload
 from fl_sim.codecs.held_model import HeldModel, held
 from fl_sim.codecs.mask_coding import MODES
+from fl_sim.codecs.own_coding import OWN, Own
 from fl_sim.codecs.payload_format import (
     AGAINST_BASE,
     ALIGNMENT,
@@ -35,7 +36,7 @@ from fl_sim.codecs.payload_format import (
     others_of,
 )
 from fl_sim.codecs.schema import Schema
-from fl_sim.codecs.sections import BODY, HEADER, KINDS, MASK, VALUE_SECTIONS
+from fl_sim.codecs.sections import BODY, CODEC, HEADER, KINDS, MASK, VALUE_SECTIONS
 from fl_sim.codecs.value_coder import ValueCoder
 from fl_sim.codecs.value_coding import BY_ID, EXACT, is_relative
 from fl_sim.core.types import Mask, Params
@@ -65,8 +66,8 @@ class Opened:
             start += length
         raise KeyError(name)
 
-    def decoded(self, base: Params | None = None) -> tuple[Params, Mask | None]:
-        """See `decode`."""
+    def decoded(self, base: Params | None = None, own: Own | None = None) -> tuple[Params, Mask | None]:
+        """See `decode`; `own` is the codec of the user's own that this receiver has."""
         if self.mode == NONE and self.values == EXACT and self.schema.is_flat and type(self.data) is bytes:
             return self._in_place(self.data), None
         view = memoryview(self.data)
@@ -76,7 +77,7 @@ class Opened:
         if self.nnz != (schema.prunable_size if alive is None else int(np.count_nonzero(alive))):
             raise CorruptPayload("the number of values is not that of the mask")
         known = held(self.base_hash, base, None if alive is None else torch.from_numpy(alive), schema)
-        coder = _coder_of(self, alive, known)
+        coder = _coder_of(self, alive, known, own)
         params = tensor_coding.decode(
             {name: self.section(name) for name in VALUE_SECTIONS},
             alive,
@@ -119,6 +120,8 @@ class Opened:
             entropy = sum(floor_bits(ones, size) for ones, size in segments) / 8
         dense = dict(zip(VALUE_SECTIONS, (self.schema.section_bytes[kind] for kind in KINDS), strict=True))
         present = {name: length for name, length in self.lengths.items() if length or dense.get(name)}
+        if self.values == OWN:
+            present = {**present, VALUE_SECTIONS[0]: 0, CODEC: self.lengths[VALUE_SECTIONS[0]]}
         sections = present | {HEADER: self.header}
         return Description(sections, self.nnz, dense, entropy, NAMES[self.mode], self.values)
 
@@ -190,8 +193,14 @@ def decode(
     return opened(data, schema=schema, held_mask=held_mask).decoded(base)
 
 
-def _coder_of(payload: Opened, alive: NDArray[np.bool_] | None, known: HeldModel | None) -> ValueCoder:
+def _coder_of(
+    payload: Opened, alive: NDArray[np.bool_] | None, known: HeldModel | None, own: Own | None
+) -> ValueCoder:
     mask = None if alive is None else torch.from_numpy(alive)
+    if payload.values == OWN:
+        if own is None or alive is not None or not payload.schema.is_flat:
+            raise CorruptPayload("coded by a codec of the user's own that this receiver does not have, or under a mask")
+        return own
     if payload.values != MIXED:
         return coder_of_type(payload.values, mask, payload.schema, known)
     if not payload.schema.is_flat:

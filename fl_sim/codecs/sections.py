@@ -13,6 +13,8 @@ BODY = (MASK, *VALUE_SECTIONS)
 """Sections in the order of the bytes, after the header."""
 BOOKED = (VALUE_SECTIONS[0], MASK, *VALUE_SECTIONS[1:], HEADER)
 """Sections in the order of the ledger's codes and of the report's charts: what pruning changes comes first."""
+CODEC = "codec"
+"""Bytes of a codec of the user's own (`fl_sim.codecs.own_coding`), in the place of `values`."""
 EXTRA = "extra"
 """Extra tensors of a method (`fl_sim.communication.extra`): a payload of their own, header and all, is one section."""
 

@@ -12,7 +12,7 @@ import xxhash
 from torch import Tensor
 
 from fl_sim import codecs
-from fl_sim.codecs import CorruptPayload, Opened, Schema
+from fl_sim.codecs import Codec, CorruptPayload, Opened, Own, Schema
 from fl_sim.communication.extra import NO_SCHEMAS, ExtraSchemas
 from fl_sim.core.types import FlatParams, Mask, Params, Task, Update, UserError
 
@@ -96,23 +96,61 @@ class Coding:
         held_mask: Mask | None,
         seed: int,
         types: Sequence[str] | None = None,
+        state: Params | None = None,
     ) -> bytes:
         """Encode parameters of `schema`, relative to `reference` where this coding says so.
 
-        `types`, a value type for each prunable tensor, takes the place of this coding's one.
+        `types`, a value type for each prunable tensor, takes the place of this coding's one. `state` is what a codec of the
+        user's own keeps of this sender, which it changes; the other codings keep nothing.
         """
         if outgoing := CONTENTS[self.content].outgoing:
             params = schema.view(outgoing(schema.flat(params), schema.flat(reference)))
-        return codecs.encode(
+        return self.encoded(
             params,
+            sent_mask,
+            reference,
+            schema=schema,
+            held_mask=held_mask,
+            seed=seed,
+            types=types,
+            state={} if state is None else state,
+        )
+
+    def encoded(
+        self,
+        values: Params,
+        sent_mask: Mask | None,
+        reference: Params,
+        *,
+        schema: Schema,
+        held_mask: Mask | None,
+        seed: int,
+        types: Sequence[str] | None,
+        state: Params,
+    ) -> bytes:
+        """`encode` of values that have this coding's content already."""
+        return codecs.encode(
+            values,
             sent_mask,
             schema=schema,
             held_mask=held_mask,
-            values=types or self.values,
+            values=types or self.value_type(schema, state),
             seed=seed,
             base=reference,
             contexts=MASK_CODINGS[self.masks],
         )
+
+    def value_type(self, schema: Schema, state: Params) -> str | Own:
+        """How the values of a message of `schema` are coded."""
+        return self.values
+
+    def decoded(self, payload: Opened, reference: Params) -> tuple[Params, Mask | None]:
+        """The values of a payload, in this coding's content.
+
+        Raises:
+            CorruptPayload: as `decode`.
+        """
+        return payload.decoded(reference)
 
     def decode(
         self, data: bytes | memoryview, reference: Params, *, schema: Schema, held_mask: Mask | None
@@ -126,7 +164,7 @@ class Coding:
 
     def restore(self, payload: Opened, reference: Params) -> tuple[Params, Mask | None]:
         """`decode` of a payload that was opened."""
-        params, mask = payload.decoded(reference)
+        params, mask = self.decoded(payload, reference)
         incoming, schema = CONTENTS[self.content].incoming, payload.schema
         if incoming is None:
             return params, mask
@@ -134,6 +172,32 @@ class Coding:
         if not codecs.finite(values):
             raise CorruptPayload("a value overflows once it is added to what it differs from")
         return schema.view(values), mask
+
+
+@dataclass(frozen=True)
+class OwnCoding(Coding):
+    """Encoding of one direction by a codec of the user's own (`wire.codec`).
+
+    Attributes:
+        codec: the user's object; it serves all senders and receivers of a process.
+        name: import path and options, which messages name and which tell two of them apart.
+    """
+
+    codec: Codec = field(kw_only=True, compare=False)
+    name: str = field(kw_only=True)
+
+    @property
+    def is_exact(self) -> bool:
+        """Nobody knows: the answer is no."""
+        return False
+
+    def value_type(self, schema: Schema, state: Params) -> Own:
+        """See `Coding`."""
+        return Own(self.codec, schema.prunable_part, self.name, state)
+
+    def decoded(self, payload: Opened, reference: Params) -> tuple[Params, Mask | None]:
+        """See `Coding`."""
+        return payload.decoded(reference, self.value_type(payload.schema, {}))
 
 
 @dataclass(frozen=True)
@@ -207,10 +271,10 @@ class Exchange:
         """
         return {} if self.base is None else codecs.decode(frozen.base, schema=self.base)[0]
 
-    def encode_up(self, update: Update, task: Task, *, seed: int) -> bytes:
-        """The payload of an update, for a server that sent `task`."""
+    def encode_up(self, update: Update, task: Task, *, seed: int, state: Params | None = None) -> bytes:
+        """The payload of an update, for a server that sent `task`; `state` as in `Coding.encode`."""
         return self.uplink.encode(
-            update.params, update.mask, task.params, schema=self.schema, held_mask=task.mask, seed=seed
+            update.params, update.mask, task.params, schema=self.schema, held_mask=task.mask, seed=seed, state=state
         )
 
     def decode_up(self, data: bytes | memoryview, task: Task) -> tuple[Params, Mask | None]:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_sim.codecs import Description
-from fl_sim.codecs.sections import BOOKED, is_extra
+from fl_sim.codecs.sections import BOOKED, CODEC, is_extra
 from fl_sim.core.parquet import array_of, numbers_of, read_batches, read_schema, words_of, write_table
 from fl_sim.core.types import UserError
 
@@ -29,9 +29,9 @@ WORDS: Mapping[str, tuple[str, ...]] = {
     "direction": ("down", "up"),
     # The last three are those of foreign Flower apps: legacy messages, and any other type.
     "phase": ("train", "evaluate", "query", "get_parameters", "get_properties", "other"),
-    # The last two as well: records of scalars, as Flower serialises them. Sections of extra tensors come after these, in
-    # the order in which a ledger meets them (`Ledger.words`).
-    "section": (*BOOKED, "config", "metrics"),
+    # "config" and "metrics" as well: records of scalars, as Flower serialises them. Sections of extra tensors come after
+    # these, in the order in which a ledger meets them (`Ledger.words`).
+    "section": (*BOOKED, "config", "metrics", CODEC),
     "status": ("ok", "failed", "rejected", "late"),
 }
 CODES = {column: {word: code for code, word in enumerate(words)} for column, words in WORDS.items()}

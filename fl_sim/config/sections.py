@@ -10,6 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from fl_sim.codecs import LOSSLESS, is_relative
 from fl_sim.communication.exchange import Coding
 from fl_sim.communication.sparse_broadcast import SparseBroadcast
+from fl_sim.config.codecs import CodecSection
 from fl_sim.core.given import path_of
 from fl_sim.data.table import Columns
 from fl_sim.models.adapters import Adapter
@@ -292,6 +293,10 @@ class WireSection(Section):
         None,
         description="sparse broadcast: the server sends only changes against the model that a client holds",
     )
+    codec: CodecSection | None = Field(
+        None,
+        description="compressors of your own, or of `fl-sim list codecs`: a class with `encode` and `decode`",
+    )
     error_feedback: bool = Field(
         False,
         description="error feedback: each client adds what its last upload left out to its next one. The default mean then "
@@ -312,10 +317,33 @@ class WireSection(Section):
     @model_validator(mode="after")
     def _uplink_codes_against_what_clients_hold(self) -> Self:
         down = self.downlink
+        codec = None if self.codec is None else self.codec.downlink
+        if is_relative(self.uplink.values) and codec is not None:
+            raise ValueError(
+                f"uplink.values = {self.uplink.values!r} codes against the model that clients received, bit for bit, and "
+                f"codec.downlink = {codec.target!r} may round; remove one"
+            )
         if is_relative(self.uplink.values) and self.broadcast is None and not down.is_exact:
             raise ValueError(
                 f"uplink.values = {self.uplink.values!r} codes against the model that clients received, bit for bit, and the "
                 f"downlink ({down.values}, {down.content}) rounds; allowed there: {', '.join(LOSSLESS)} of parameters, or "
                 "a broadcast"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _a_codec_is_alone(self) -> Self:
+        """What a codec of the user's own takes the place of would be ignored beside it."""
+        for way in ("uplink", "downlink") if self.codec is not None else ():
+            named = getattr(self.codec, way)
+            if named is None:
+                continue
+            if (coding := getattr(self, way)) != Coding(content=coding.content):
+                key = "values" if coding.values != Coding().values else "masks"
+                raise ValueError(
+                    f"{way}.{key} = {getattr(coding, key)!r}: not beside codec.{way} = {named.target!r}, which codes the "
+                    f"values and takes no mask; allowed: {way}.content"
+                )
+            if way == "downlink" and self.broadcast is not None:
+                raise ValueError(f"codec.downlink = {named.target!r}: not with broadcast; remove one")
         return self

@@ -11,15 +11,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_sim.codecs.sections import BOOKED, EXTRA, is_extra
+from fl_sim.codecs.sections import BOOKED, CODEC, EXTRA, is_extra
 from fl_sim.communication.ledger import CODES, WORDS, Ledger
 from fl_sim.communication.virtual_clock import Link
 
 TRAFFIC_KINDS = (*BOOKED, EXTRA, "evaluation", "waste")
 """Sections of the training messages that counted, extra tensors as one; evaluation traffic; training messages that led to no
 accepted update."""
-SHOWN_WITH = {"config": "auxiliary", "metrics": "auxiliary"}
-"""Sections that foreign Flower apps alone have."""
+SHOWN_WITH = {"config": "auxiliary", "metrics": "auxiliary", CODEC: "values"}
+"""Sections that foreign Flower apps alone have, and bytes of a codec of the user's own, which are values."""
 TRAIN, UP, OK = CODES["phase"]["train"], CODES["direction"]["up"], CODES["status"]["ok"]
 Numbers = NDArray[np.int64]
 

@@ -10,6 +10,7 @@ from typing import cast
 import torch
 from torch import nn
 
+from fl_sim.communication.exchange import OwnCoding
 from fl_sim.config.experiment import Experiment
 from fl_sim.config.stop import Stop
 from fl_sim.core.given import MAIN
@@ -21,6 +22,7 @@ from fl_sim.simulation.batch_checks import check_batches
 from fl_sim.simulation.client_side import client_of
 from fl_sim.simulation.federation import Federation
 from fl_sim.simulation.model_track import ModelTrack
+from fl_sim.simulation.own_codecs import coding_of, try_codecs
 from fl_sim.training.client import ANYTHING, BATCHNORM, KEEPS, NOTHING, PARTS, Client
 from fl_sim.training.tasks import learning_task
 
@@ -45,13 +47,23 @@ def check(experiment: Experiment) -> None:
             raise UserError(str(error)) from error
     _tell_coarse(experiment)
     _client(experiment)
+    for way in ("uplink", "downlink"):
+        coding_of(experiment.wire, way)
     _rules(experiment)
 
 
 def _tell_coarse(experiment: Experiment) -> None:
-    """Say where whole parameters travel as signs or three values, which leaves little of a model."""
+    """Say where whole parameters travel as signs or three values, or through a codec, which leaves little of a model."""
     for direction in ("uplink", "downlink"):
         coding = getattr(experiment.wire, direction)
+        codec = None if experiment.wire.codec is None else getattr(experiment.wire.codec, direction)
+        if codec is not None and coding.content == "parameters":
+            log.warning(
+                "wire.codec.%s = %r: codes the parameters themselves; usual: wire.%s.content = 'difference'",
+                direction,
+                codec.target,
+                direction,
+            )
         if coding.content == "parameters" and (coding.values == "sign" or coding.values.endswith("ternary")):
             log.warning(
                 "wire.%s.values = %r: the parameters themselves travel so coarsely; usual: wire.%s.content = 'difference'",
@@ -87,6 +99,7 @@ def check_built(federation: Federation) -> None:
     """
     for track in federation.tracks:
         _fits(track)
+        try_codecs(track.exchange, track.initial)
     check_batches(federation)
     experiment = federation.experiment
     if (
@@ -105,6 +118,11 @@ def _fits(track: ModelTrack) -> None:
     """Check that one model has what the client needs of it; that it takes the data's images is checked where it is built."""
     client = client_of(track)
     _keeps(track, client)
+    if isinstance(track.exchange.uplink, OwnCoding) and getattr(client, "sends_all", True) is False:
+        raise UserError(
+            f"wire.codec.uplink = {track.exchange.uplink.name!r}: codes whole tensors, and client = "
+            f"{track.experiment.client.target!r} chooses what it sends; allowed: a client that sends everything, such as fedavg"
+        )
     if getattr(client, "class_scores", False) and not learning_task(track.experiment.task).class_scores:
         raise UserError(
             f"client = {track.experiment.client.target!r}: its loss compares scores of classes; allowed: task = "

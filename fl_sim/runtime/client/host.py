@@ -47,7 +47,7 @@ from fl_sim.training.tasks import CLASSIFICATION, LearningTask
 
 log = logging.getLogger("fl_sim")
 STATE, MASK, FROZEN, PERSONAL = "fl_sim.state", "fl_sim.mask", "fl_sim.frozen", "fl_sim.personal"
-RESIDUAL = "fl_sim.residual"
+RESIDUAL, CODEC = "fl_sim.residual", "fl_sim.codec"
 MODEL, VERSION = "fl_sim.model", "version"
 
 
@@ -217,11 +217,14 @@ class ClientHost:
         personal = self._resident.leave()
         update = checked(update, self.exchange.schema, self._known, self.exchange.extra.up)
         state = kept(ctx.state)
-        encoded, left_out = self._encoded(client_task, update)
+        codec_state = _tensors(context, CODEC)
+        encoded, left_out = self._encoded(client_task, update, codec_state)
+        codec_state = kept(codec_state, "the codec's state")
         extra = self.exchange.encode_extra_up(update, task, seed=ctx.seed) if update.extra else {}
         _keep(context, STATE, state)
         _keep(context, PERSONAL, personal)
         _keep(context, RESIDUAL, left_out)
+        _keep(context, CODEC, codec_state)
         answer = update if not fit else replace(update, metrics={**update.metrics, **fit})
         return reply_to(message, wire.update_content(answer, encoded, extra))
 
@@ -236,13 +239,14 @@ class ClientHost:
     def _known(self) -> Collection[str]:
         return self.model.state_dict().keys()
 
-    def _encoded(self, client_task: ClientTask, update: Update) -> tuple[bytes, dict[str, Tensor]]:
+    def _encoded(
+        self, client_task: ClientTask, update: Update, codec_state: dict[str, Tensor]
+    ) -> tuple[bytes, dict[str, Tensor]]:
         """The payload of an update, and the residual of error feedback, which adds what it left out before."""
+        task, seed = client_task.task, client_task.ctx.seed
         if client_task.feedback is None:
-            return self.exchange.encode_up(update, client_task.task, seed=client_task.ctx.seed), {}
-        encoded = self.exchange.encode_up(
-            client_task.feedback.encoded(update), client_task.task, seed=client_task.ctx.seed
-        )
+            return self.exchange.encode_up(update, task, seed=seed, state=codec_state), {}
+        encoded = self.exchange.encode_up(client_task.feedback.encoded(update), task, seed=seed, state=codec_state)
         return encoded, {RESIDUAL: client_task.feedback.left_out(update, encoded)}
 
     def _require_untouched(self, client_task: ClientTask) -> None:

@@ -210,25 +210,24 @@ def _bools(where: str, value: object) -> Tensor:
     return alive
 
 
-def kept(state: object) -> dict[str, Tensor]:
+def kept(state: object, where: str = "ctx.state") -> dict[str, Tensor]:
     """Convert a client's state to tensors; NumPy arrays and numbers come back as tensors in its next round.
 
     Raises:
         BadUpdate: an entry is neither; names it.
     """
     if not isinstance(state, Mapping):
-        raise BadUpdate(f"ctx.state is {_described(state)}; needed: the dict that it was, with tensors by name")
-    return {_state_name(name): _state(name, value) for name, value in state.items()}
+        raise BadUpdate(f"{where} is {_described(state)}; needed: the dict that it was, with tensors by name")
+    return {_state_name(name, where): _state(f"{where}[{name!r}]", value) for name, value in state.items()}
 
 
-def _state_name(name: object) -> str:
+def _state_name(name: object, where: str) -> str:
     if not isinstance(name, str):
-        raise BadUpdate(f"ctx.state has the key {name!r}; needed: strings")
+        raise BadUpdate(f"{where} has the key {name!r}; needed: strings")
     return name
 
 
-def _state(name: object, value: object) -> Tensor:
-    where = f"ctx.state[{name!r}]"
+def _state(where: str, value: object) -> Tensor:
     if isinstance(value, (bool, int, float)):
         try:
             value = torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else None)

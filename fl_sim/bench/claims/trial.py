@@ -1,0 +1,136 @@
+"""The runs of a court: dense FedAvg, smaller dense models, and each method, on a task under several seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from fl_sim.bench.claims.claim import Claim, read_claims, task_names, tree_of
+from fl_sim.config.experiment import Experiment
+from fl_sim.core.lookup import find, nearest
+from fl_sim.core.types import UserError
+from fl_sim.report import Report
+from fl_sim.report.groups import Group
+from fl_sim.simulation.sweep import Outcome
+
+DENSE, SMALL = "dense", "dense-x"
+WIDTHS = "widths"
+"""Key of a task's file: the widths of its smaller dense models."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a court is asked to run.
+
+    Attributes:
+        task: name of the task.
+        methods: names of methods that are defined for it.
+        seeds: seeds of every run.
+        out: folder of the runs.
+        rounds: in the place of the task's; None = the task's.
+    """
+
+    task: str
+    methods: Sequence[str]
+    seeds: Sequence[int]
+    out: str
+    rounds: int | None = None
+
+
+def chosen(names: Sequence[str], *, everything: bool, task: str) -> list[str]:
+    """The methods that are asked for, of those that the task has.
+
+    Raises:
+        UserError: an unknown name or task, a method that is not defined for the task, or none at all.
+    """
+    claims = read_claims()
+    if task not in task_names():
+        raise UserError(f"--task {task!r}: unknown; allowed: {', '.join(task_names())}")
+    defined = [name for name, claim in claims.items() if claim.tasks is None or task in claim.tasks]
+    if everything:
+        if names:
+            raise UserError(f"reproduce {names[0]} --all: name methods, or write --all")
+        return defined
+    if not names:
+        raise UserError("reproduce: which method? write names, or --all; --list shows them")
+    for name in names:
+        if name not in claims:
+            raise UserError(f"reproduce {name!r}: unknown method{nearest(name, list(claims))}; --list shows all")
+        if name not in defined:
+            raise UserError(
+                f"reproduce {name!r}: not defined for the task {task}; allowed: {', '.join(claims[name].tasks or [])}"
+            )
+    return list(dict.fromkeys(names))
+
+
+def experiments(asked: Asked) -> list[Experiment]:
+    """Every run in the order in which it is worth having: dense, then the methods, then smaller models; all validated."""
+    base = tree_of("tasks", asked.task)
+    widths = base.pop(WIDTHS, [])
+    trees = {DENSE: base} | {name: merged(base, tree_of("methods", name, asked.task)) for name in asked.methods}
+    for width in widths if isinstance(widths, list) else []:
+        trees[f"{SMALL}{width:g}"] = merged(base, {"model": {"width": width}})
+    rounds = [] if asked.rounds is None else [f"rounds={asked.rounds}"]
+    made = []
+    for name, tree in trees.items():
+        for seed in asked.seeds:
+            own = [f"name={asked.task}-{name}", f'out="{asked.out}"', f"seed={seed}", *rounds]
+            made.append(Experiment.from_tree(tree, own, where=f"method {name}"))
+    return made
+
+
+def merged(base: Mapping[str, object], over: Mapping[str, object]) -> dict[str, object]:
+    """A tree with another laid over it; tables are merged key by key."""
+    made = dict(base)
+    for key, value in over.items():
+        below = made.get(key)
+        both = isinstance(below, Mapping) and isinstance(value, Mapping)
+        made[key] = merged(below, value) if both else value  # type: ignore[arg-type]
+    return made
+
+
+@dataclass(frozen=True)
+class Case:
+    """The finished runs of one task.
+
+    Attributes:
+        task: its name.
+        dense: dense FedAvg.
+        methods: name -> claim and its runs.
+        small: smaller dense models, the largest first.
+        failed: (name of a run with its seed, why it failed).
+    """
+
+    task: str
+    dense: Group
+    methods: Mapping[str, tuple[Claim, Group]]
+    small: Sequence[Group]
+    failed: Sequence[tuple[str, str]]
+
+    @property
+    def groups(self) -> list[Group]:
+        """All runs."""
+        return [self.dense, *(group for _, group in self.methods.values()), *self.small]
+
+
+def case_of(task: str, outcomes: Iterable[Outcome]) -> Case:
+    """Sort outcomes by method.
+
+    Raises:
+        RuntimeError: dense FedAvg, beside which everything stands, did not finish.
+    """
+    by_name: dict[str, list[Report]] = {}
+    failed = []
+    for outcome in outcomes:
+        name = outcome.experiment.name.removeprefix(f"{task}-")
+        if outcome.report is None:
+            failed.append((f"{name}, seed {outcome.experiment.seed}", outcome.reason))
+        else:
+            by_name.setdefault(name, []).append(outcome.report)
+    groups = {name: Group(name, tuple(sorted(r, key=lambda x: x.results.seed))) for name, r in by_name.items()}
+    if DENSE not in groups:
+        raise RuntimeError(f"dense FedAvg on {task} did not finish: {failed[0][1] if failed else 'no run'}")
+    claims = read_claims()
+    methods = {name: (find("method", name, claims), group) for name, group in groups.items() if name in claims}
+    small = [group for name, group in groups.items() if name.startswith(SMALL)]
+    return Case(task, groups[DENSE], methods, small, failed)

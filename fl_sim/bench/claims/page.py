@@ -14,7 +14,6 @@ from fl_sim.bench.claims.trial import Case
 from fl_sim.report.groups import Group
 from fl_sim.report.measures import LAST, score_of
 
-
 ABSENT = "n/a"
 """A cell that has no number."""
 

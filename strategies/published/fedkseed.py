@@ -1,0 +1,119 @@
+"""FedKSeed (Qin et al., 2024, arXiv 2312.06353): K seeds and a number for each are all that travels.
+
+w = w_0 + sum_j a_j z_j with z_j ~ N(0, I) of seed j (equation 6). A client's step draws a seed j and a batch, and moves a_j by
+-lr g, g = (L(w + eps z_j) - L(w - eps z_j)) / (2 eps) (equations 3 and 4): two forward passes, no gradient. The server
+averages the K numbers (algorithm 1). Both ways carry K float32, whatever the size of the model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from clients.local import LocalClient
+from fl_sim.core.types import Metrics, Task, UserError
+from fl_sim.models.simple import cnn_bn
+from fl_sim.training.client import Client, ClientContext
+from fl_sim.training.loop import Training, Trains, check_converged, endless
+from fl_sim.training.losses import Loss
+
+SEEDS = 256
+"""K of the paper, whose experiments have 1,024 and 4,096."""
+
+
+@lru_cache(maxsize=2)
+def directions(seeds: int, size: int) -> Tensor:
+    """The vectors z_1 to z_K, (seeds, size), each made from its own seed; nobody sends them."""
+    return torch.stack([torch.randn(size, generator=torch.Generator().manual_seed(seed)) for seed in range(seeds)])
+
+
+class At(nn.Module):
+    """A model at other weights than its own, all of them in one flat tensor; buffers are the model's own."""
+
+    def __init__(self, inner: nn.Module, flat: Tensor) -> None:
+        super().__init__()
+        self.inner, self.flat = inner, flat
+        self.training = inner.training
+
+    def forward(self, inputs: Tensor) -> object:
+        """What the model answers there."""
+        named = dict(self.inner.named_parameters())
+        parts = self.flat.split([value.numel() for value in named.values()])
+        moved = {name: part.view_as(value) for (name, value), part in zip(named.items(), parts, strict=True)}
+        return functional_call(self.inner, moved, (inputs,))
+
+
+class OfSeeds(nn.Module):
+    """A frozen model moved along the directions of K seeds."""
+
+    def __init__(self, inner: nn.Module, seeds: int = SEEDS) -> None:
+        super().__init__()
+        self.inner, self.coefficients = inner, nn.Parameter(torch.zeros(seeds))
+
+    def flat(self) -> Tensor:
+        """The weights where the model is."""
+        start = torch.cat([value.flatten() for value in self.inner.parameters()])
+        return start + self.coefficients @ directions(len(self.coefficients), len(start)).to(start.device)
+
+    def forward(self, inputs: Tensor) -> object:
+        """What the moved model answers."""
+        return At(self.inner, self.flat())(inputs)
+
+
+def cnn_of_seeds(*, num_classes: int, in_channels: int, image_size: int, width: float = 1.0) -> nn.Module:
+    """`cnn_bn` along the directions of K seeds; needs `model.trainable = "coefficients"`."""
+    return OfSeeds(cnn_bn(num_classes=num_classes, in_channels=in_channels, image_size=image_size, width=width))
+
+
+@dataclass(frozen=True)
+class ZerothOrder:
+    """Local training by differences of two losses, a slot of `LocalClient`.
+
+    Attributes:
+        eps: size of the perturbation, above 0.
+        steps: of a round.
+    """
+
+    eps: float
+    steps: int
+
+    def __post_init__(self) -> None:
+        if not self.eps > 0 or self.steps < 1:
+            raise UserError(f"client: eps = {self.eps} must be above 0, zo_steps = {self.steps} at least 1")
+
+    def __call__(self, training: Trains, task: Task, ctx: ClientContext, loss: Loss) -> Metrics:
+        if not isinstance(training, Training):
+            raise UserError("client: zeroth-order steps need the plain [training] table")
+        if not isinstance(ctx.model, OfSeeds):
+            raise UserError("client: zeroth-order steps need model.name = 'strategies.published.fedkseed:cnn_of_seeds'")
+        ctx.model.train()
+        total, numbers = 0.0, ctx.model.coefficients.data
+        with torch.no_grad():
+            flat = ctx.model.flat()
+            along = directions(len(numbers), len(flat)).to(flat.device)
+            for _, batch in zip(range(self.steps), endless(ctx.data, training, len(ctx.data), ctx.rng), strict=False):
+                seed = int(torch.randint(len(numbers), (), generator=ctx.rng))
+                up, down = (
+                    float(loss(At(ctx.model.inner, flat + sign * self.eps * along[seed]), batch)) for sign in (1, -1)
+                )
+                step = -training.lr * (up - down) / (2 * self.eps)
+                numbers[seed] += step
+                flat.add_(along[seed], alpha=step)
+                total += (up + down) / 2
+        check_converged(total / self.steps, self.steps, training.lr)
+        return {"loss": total / self.steps, "steps": self.steps, "examples": self.steps * training.batch_size}
+
+
+def client(*, training: Training, eps: float = 1e-3, zo_steps: int = 30) -> Client:
+    """FedKSeed's client; `training.lr` and `training.batch_size` count.
+
+    Args:
+        training: the config's `[training]` table.
+        eps: size of the perturbation, above 0.
+        zo_steps: zeroth-order steps in a round.
+    """
+    return LocalClient(training, fit=ZerothOrder(eps, zo_steps))

@@ -39,7 +39,10 @@ class SignSGD:
             raise CorruptPayload("another length than the schema says")
         made: Params = {}
         for name, shape, count, size in zip(schema.names, schema.shapes, schema.numels, sizes, strict=True):
-            magnitude, bits = np.frombuffer(data[:4], "<f4")[0], np.unpackbits(np.frombuffer(data[4 : 4 + size], np.uint8))
+            magnitude, bits = (
+                np.frombuffer(data[:4], "<f4")[0],
+                np.unpackbits(np.frombuffer(data[4 : 4 + size], np.uint8)),
+            )
             data = data[4 + size :]
             if not (np.isfinite(magnitude) and magnitude >= 0) or bits[count:].any():
                 raise CorruptPayload("a magnitude that is negative or not finite, or bits behind the last value")

@@ -1,6 +1,6 @@
 """Training through a function of the weights: the loss sees other weights than those that are trained.
 
-    LocalClient(training, loss=Through(lambda task, ctx: largest))     # the forward pass has the largest weights alone
+LocalClient(training, loss=Through(lambda task, ctx: largest))     # the forward pass has the largest weights alone
 """
 
 from __future__ import annotations

@@ -193,9 +193,7 @@ def decode(
     return opened(data, schema=schema, held_mask=held_mask).decoded(base)
 
 
-def _coder_of(
-    payload: Opened, alive: NDArray[np.bool_] | None, known: HeldModel | None, own: Own | None
-) -> ValueCoder:
+def _coder_of(payload: Opened, alive: NDArray[np.bool_] | None, known: HeldModel | None, own: Own | None) -> ValueCoder:
     mask = None if alive is None else torch.from_numpy(alive)
     if payload.values == OWN:
         if own is None or alive is not None or not payload.schema.is_flat:

@@ -30,7 +30,7 @@ SMALLEST = 1e-12
 
 def a_number_each(model: Schema) -> Schema:
     """Layout of one number for each weight matrix."""
-    return Fixed({name: (1,) for name in model.prunable})(model)
+    return Fixed(dict.fromkeys(model.prunable, (1,)))(model)
 
 
 RECYCLED = Extra(down={"recycled": a_number_each})
@@ -79,7 +79,10 @@ class Recycling:
                 new[name] = old + change
             memory[f"change.{name}"] = change
             scores[name] = max(float(change.norm() / old.norm().clamp(min=SMALLEST)), SMALLEST)
-        return new, {**memory, **{f"next.{n}": torch.tensor([float(n in self.drawn(scores, state.round))]) for n in scores}}
+        return new, {
+            **memory,
+            **{f"next.{n}": torch.tensor([float(n in self.drawn(scores, state.round))]) for n in scores},
+        }
 
     def drawn(self, scores: Mapping[str, float], number: int) -> set[str]:
         """The layers of the next round, without replacement, with probabilities in proportion to 1 / score."""

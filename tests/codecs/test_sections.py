@@ -9,7 +9,7 @@ import torch
 
 from fl_sim import codecs
 from fl_sim.codecs import Schema
-from fl_sim.codecs.sections import BODY, BOOKED, HEADER, KINDS, SECTION_OF
+from fl_sim.codecs.sections import BODY, BOOKED, CODEC, HEADER, KINDS, SECTION_OF
 from fl_sim.communication.exchange import CONTENTS, Coding
 from fl_sim.communication.ledger import WORDS
 from fl_sim.config.catalogue import catalogue
@@ -30,7 +30,7 @@ def test_a_payload_with_everything_has_every_section_and_no_other() -> None:
 
 
 def test_ledger_and_report_have_the_sections_of_the_codecs() -> None:
-    assert WORDS["section"] == (*BOOKED, "config", "metrics"), "the last two are those of foreign Flower apps"
+    assert WORDS["section"] == (*BOOKED, "config", "metrics", CODEC), "two of foreign Flower apps, one of codecs of one's own"
     assert TRAFFIC_KINDS[: len(BOOKED)] == BOOKED
     assert tuple(TRAFFIC_COLOURS) == TRAFFIC_KINDS
 

@@ -77,7 +77,9 @@ def test_top5_and_macro_f1(batch_size: int) -> None:
 
 
 def test_server_and_clients_measure_them_and_reports_know_them(tmp_path: Path) -> None:
-    report = run_tiny(tmp_path, "model.name=mlp", "training.steps=10", "evaluate.clients=4", 'evaluate.metrics=["auc", "top5"]')
+    report = run_tiny(
+        tmp_path, "model.name=mlp", "training.steps=10", "evaluate.clients=4", 'evaluate.metrics=["auc", "top5"]'
+    )
     last = report.rounds[-1]
     for name in ("auc", "top5"):
         assert 0.5 < last["accuracy"] < last[name] < 1

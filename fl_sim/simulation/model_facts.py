@@ -64,6 +64,8 @@ def macs(track: ModelTrack, trained: GlobalModel) -> tuple[int, int]:
     model, tokens = load(track.model, trained.params), track.data.vocabulary is not None
     dense = count_macs(model, track.data.shape, tokens=tokens)
     if not isinstance(model, Gated):
+        if trained.mask is None:
+            return dense, dense
         return dense, count_macs(model, track.data.shape, mask=trained.mask, tokens=tokens)
     images, _ = next(track.data.test.to(track.device).batches(MACS_SAMPLES))
     with track.as_in(track.experiment.rounds):

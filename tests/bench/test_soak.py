@@ -19,7 +19,7 @@ from fl_sim.core.observer import Silent
 MANY = {
     "rounds": 20,
     "data": {"clients": 50},
-    "cohort": {"size": 40},
+    "cohort": {"size": 20},
     "model": {"name": "mlp", "width": 0.25},
     "client": {"target": "clients.presets:topk"},
     "training": {"steps": 1},
@@ -52,7 +52,7 @@ def growth(out: str) -> float:
 
 
 def test_what_python_holds_grows_by_a_line_of_the_log_a_round(tmp_path: Path) -> None:
-    """The ledger's rows of a round would be another 10 kB. In a process of its own: what other tests left grows too."""
+    """The ledger's rows of a round would be another 5 kB. In a process of its own: what other tests left grows too."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as alone:
         assert 0 < alone.submit(growth, str(tmp_path)).result() < 5_000
 

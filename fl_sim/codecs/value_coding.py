@@ -43,7 +43,7 @@ BY_TENSOR = (Rounded, Signs, Largest, Delta)
 
 def is_relative(values: str) -> bool:
     """Whether a value type codes against the model that the receiver holds."""
-    return isinstance(VALUES[values], Delta)
+    return isinstance(VALUES.get(values), Delta)
 
 
 def fitted(values: str, counts: Counts, base: Values | None) -> ValueCoder:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import tracemalloc
 
 import numpy as np
@@ -68,6 +69,19 @@ def test_mutations_are_refused_or_legal(name: str) -> None:
     refused, accepted = attack(name, 600)
     assert refused > 200
     assert refused + accepted == 600
+
+
+@pytest.mark.parametrize("name", payloads.CASES)
+def test_every_value_type_and_mask_mode_with_every_flag_is_refused_or_legal(name: str) -> None:
+    """Those of the header's numbers that belong to other payloads, and those that no payload has."""
+    case = payloads.CASES[name]()
+    data = case.encode()
+    assert data == repaired(bytearray(data))
+    for place, value, flags in itertools.product((5, 6), range(32), range(4)):
+        hostile = bytearray(data)
+        hostile[place], hostile[7] = value, flags
+        with contextlib.suppress(CorruptPayload):
+            assert case.decode(repaired(hostile))[0].flat.numel() == case.schema.size
 
 
 @pytest.mark.slow

@@ -12,9 +12,9 @@ from fl_sim.core.types import Params
 class SignSGD:
     """signSGD: the sign of each value and one magnitude a tensor; goes with a majority vote, or with error feedback.
 
-    Bernstein et al. (2018, algorithm 1) send sign(x). Karimireddy et al. (2019, algorithm 1) scale it,
-    C(x) = ||x||_1 / d sign(x), which is contractive: ||C(x) - x||^2 = (1 - ||x||_1^2 / (d ||x||_2^2)) ||x||_2^2 (lemma 8).
-    Zero has the sign +1, so that every value is one bit.
+    Bernstein et al. (2018, algorithm 3) send sign(x), and the server takes a majority vote. Karimireddy et al. (2019,
+    algorithm 1, EF-SIGNSGD) scale it, C(x) = ||x||_1 / d sign(x), which is contractive by x's density:
+    ||C(x) - x||^2 = (1 - ||x||_1^2 / (d ||x||_2^2)) ||x||_2^2. Zero has the sign +1, so that every value is one bit.
 
         for each tensor: magnitude float32 | ceil(d / 8) bytes of bits, 1 = positive, padded with zeros
     """

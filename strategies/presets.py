@@ -50,6 +50,7 @@ from strategies.distillation import (
 )
 from strategies.downlink_types import Adapted
 from strategies.extrapolation import Extrapolated
+from strategies.majority_vote import MajorityVote
 from strategies.privacy import Accountant, PrivateMean
 from strategies.robust import ClipNorm, Trimmed, coordinate_median
 from strategies.robust_distance import Krum, geometric_median
@@ -135,6 +136,15 @@ def fedavg(
         select=find("strategy.select", select, SELECTIONS),
         distil=_teach(distil),
     )
+
+
+def signsgd(*, lr: float = 0.001) -> Method:
+    """signSGD with majority vote (Bernstein et al., 2018, algorithm 3). Goes with `wire.codec.uplink = "signsgd"`.
+
+    Args:
+        lr: step of every weight in a round, above 0.
+    """
+    return Method(aggregate=MajorityVote(lr))
 
 
 def power_of_choice(*, candidates: int = 10) -> Method:

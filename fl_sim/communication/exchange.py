@@ -125,8 +125,8 @@ class Coding:
         schema: Schema,
         held_mask: Mask | None,
         seed: int,
-        types: Sequence[str] | None,
         state: Params,
+        types: Sequence[str] | None = None,
     ) -> bytes:
         """`encode` of values that have this coding's content already."""
         return codecs.encode(

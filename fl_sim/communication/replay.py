@@ -24,7 +24,7 @@ from torch import Tensor
 from fl_sim import codecs
 from fl_sim.codecs import CorruptPayload, Opened, Schema
 from fl_sim.codecs.sections import is_extra
-from fl_sim.communication.exchange import CONTENTS, MASK_CODINGS, Coding, Exchange
+from fl_sim.communication.exchange import CONTENTS, Coding, Exchange, OwnCoding
 from fl_sim.communication.ledger import Ledger
 from fl_sim.communication.mask_log import Bits
 from fl_sim.communication.payload_log import Recorded, read_round, recorded_files
@@ -131,12 +131,18 @@ class _Encoded:
 
 @dataclass
 class _Round:
-    """Replay of one round: what each client received in it, for the differences that it sent."""
+    """Replay of one round: what each client received in it, for the differences that it sent.
+
+    Attributes:
+        states: client -> what the other codec, where it is one of the user's own, keeps of it from round to round.
+        received: client -> parameters.
+    """
 
     number: int
     links: Sequence[Link]
     recoding: Recoding
     where: Path
+    states: dict[int, Params] = field(default_factory=dict)
     received: dict[int, Params] = field(default_factory=dict)
     _done: dict[tuple[bytes, bytes | None], _Encoded] = field(default_factory=dict)
 
@@ -192,25 +198,25 @@ class _Round:
         if new != was:
             self._require_exact(payload, new, message.direction)
             schema, held = link.exchange.schema, _mask(message.held, link.exchange.schema)
-            values, mask = payload.decoded(reference)
+            values, mask = was.decoded(payload, reference)
             if was.content != new.content:
                 values = schema.view(_meaning(schema.flat(values), schema.flat(reference), was.content, new.content))
-            data = codecs.encode(
+            data = new.encoded(
                 values,
                 mask,
+                reference,
                 schema=schema,
                 held_mask=held,
-                values=new.values,
                 seed=seed,
-                base=reference,
-                contexts=MASK_CODINGS[new.masks],
+                state=self.states.setdefault(message.client, {}) if message.direction == "up" else {},
             )
             after = dict(codecs.describe(data, schema=schema, held_mask=held).sections)
         return _Encoded(before, self._with_mask(after, payload), params)
 
     def _require_exact(self, payload: Opened, new: Coding, direction: str) -> None:
         """Refuse to encode values that were rounded before; float32 takes four bytes whatever the values are."""
-        if payload.values not in codecs.LOSSLESS and new.values != "float32":
+        plain = new.values == "float32" and not isinstance(new, OwnCoding)
+        if payload.values not in codecs.LOSSLESS and not plain:
             raise UserError(
                 f"{self.where}: the {direction}link moved {payload.values}, and what that rounded away was not recorded; "
                 f"record a run with wire.{direction}link.values = 'float32', allowed here: the run's own type or float32"
@@ -273,8 +279,9 @@ def replay(ledger: Ledger, folder: Path, links: Sequence[Link], recoding: Recodi
     booked = _booked(ledger, frozenset(number for number, _ in files))
     measured: Sections = defaultdict(int)
     replayed: Sections = defaultdict(int)
+    states: dict[int, Params] = {}
     for number, path in files:
-        one = _Round(number, links, recoding, path)
+        one = _Round(number, links, recoding, path, states)
         for message in read_round(path):
             if message.direction == "down" and links[0].broadcast and message.phase != "query":
                 continue  # stays as measured

@@ -16,6 +16,8 @@ GROUP = "fl_sim.codecs"
 """Group of entry points in which an installed package names its codecs."""
 CODECS: Mapping[str, str] = {
     "signsgd": "clients.sign_codec:SignSGD",
+    "powersgd": "clients.low_rank_codec:PowerSGD",
+    "drive": "clients.rotation_codec:Drive",
 }
 """Name -> import path of the codecs that come with fl-sim."""
 

@@ -25,6 +25,10 @@ QUOTED = re.compile(r"""("(?:[^"\\]|\\.)*"|'[^']*')""")
 """A text in quotes, as TOML has it."""
 
 
+TARGETS = ("client", "strategy", "wire.codec.uplink", "wire.codec.downlink")
+"""Keys of parts with options, whose value may be the import path alone."""
+
+
 def apply_override(tree: dict[str, Json], text: str) -> None:
     """Set `a.b=value` in a tree: a TOML value, or else a string.
 
@@ -37,9 +41,9 @@ def apply_override(tree: dict[str, Json], text: str) -> None:
     parsed = _value(value, f"override {_short(repr(text))}")
     *parents, leaf = key.strip().split(".")
     node = tree
-    for parent in parents:
+    for depth, parent in enumerate(parents, 1):
         below = node.setdefault(parent, {})
-        if isinstance(below, str) and parent in ("client", "strategy"):
+        if isinstance(below, str) and ".".join(parents[:depth]) in TARGETS:
             below = node[parent] = {"target": below}
         if not isinstance(below, dict):
             raise UserError(f"override {_short(repr(text))}: {parent!r} is a value, not a table")

@@ -36,6 +36,11 @@ def coding_of(wire: WireSection, way: str) -> Coding:
     return OwnCoding(content=plain.content, codec=codec_of(named, f"wire.codec.{way}"), name=named.target + options)
 
 
+def codings_of(wire: WireSection) -> tuple[Coding, Coding]:
+    """`coding_of` the uplink and the downlink."""
+    return coding_of(wire, "uplink"), coding_of(wire, "downlink")
+
+
 def codec_of(named: CodecTarget, key: str) -> Codec:
     """Build a codec; `key` starts the error message.
 

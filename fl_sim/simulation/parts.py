@@ -22,7 +22,7 @@ from fl_sim.simulation.batch_checks import check_batches
 from fl_sim.simulation.client_side import client_of
 from fl_sim.simulation.federation import Federation
 from fl_sim.simulation.model_track import ModelTrack
-from fl_sim.simulation.own_codecs import coding_of, try_codecs
+from fl_sim.simulation.own_codecs import codings_of, try_codecs
 from fl_sim.training.client import ANYTHING, BATCHNORM, KEEPS, NOTHING, PARTS, Client
 from fl_sim.training.tasks import learning_task
 
@@ -47,8 +47,7 @@ def check(experiment: Experiment) -> None:
             raise UserError(str(error)) from error
     _tell_coarse(experiment)
     _client(experiment)
-    for way in ("uplink", "downlink"):
-        coding_of(experiment.wire, way)
+    codings_of(experiment.wire)
     _rules(experiment)
 
 

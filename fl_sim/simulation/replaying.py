@@ -12,9 +12,12 @@ from fl_sim.config.experiment import Experiment
 from fl_sim.core.types import UserError
 from fl_sim.report import Report
 from fl_sim.simulation.federation import Federation
+from fl_sim.simulation.own_codecs import codings_of
 
 KEYS = tuple(f"wire.{way}.{key}" for way in ("uplink", "downlink") for key in ("values", "content", "masks"))
 """Keys of the config that a replay may change."""
+CODECS = ("wire.codec.uplink", "wire.codec.downlink")
+"""Tables of the config that a replay may change, with the keys below."""
 
 
 def asked(
@@ -33,11 +36,12 @@ def asked(
     """
     for text in overrides:
         key = text.partition("=")[0].strip()
-        if key not in KEYS:
-            raise UserError(f"replay: {key!r} cannot change after a run; allowed: {', '.join(KEYS)}")
+        if key not in KEYS and not key.startswith(CODECS):
+            allowed = ", ".join((*KEYS, *CODECS))
+            raise UserError(f"replay: {key!r} cannot change after a run; allowed: {allowed}")
     both = [] if values is None else [f'wire.{way}.values="{values}"' for way in ("uplink", "downlink")]
     experiment = Experiment.from_tree(report.config, [*both, *overrides], where="replay")
-    return Recoding(experiment.wire.uplink, experiment.wire.downlink, mask)
+    return Recoding(*codings_of(experiment.wire), mask)
 
 
 def replay_run(report: Report, recoding: Recoding) -> Replayed:
@@ -55,7 +59,7 @@ def replay_run(report: Report, recoding: Recoding) -> Replayed:
         ]
         return replay(report.ledger, report.folder / FOLDER, links, recoding)
     masks = read_masks(report.folder / "masks.parquet", federation.first.exchange.schema)
-    if replace(recoding, mask="fl_sim") != Recoding(experiment.wire.uplink, experiment.wire.downlink):
+    if replace(recoding, mask="fl_sim") != Recoding(*codings_of(experiment.wire)):
         raise UserError(
             f"{report.folder}: masks were recorded, values were not: only --mask can change; "
             "for other values run it with wire.record_payloads=1"

@@ -18,7 +18,7 @@ from fl_sim.data import Data
 from fl_sim.data.kinds import Targets
 from fl_sim.gating import Gating
 from fl_sim.models.parameters import frozen, load, snapshot
-from fl_sim.simulation.own_codecs import coding_of
+from fl_sim.simulation.own_codecs import codings_of
 from fl_sim.training.model_file import Stored, read
 from fl_sim.training.recalibration import measurable
 from fl_sim.training.starting_weights import entries_for
@@ -110,8 +110,7 @@ def make_exchange(
     kept = statistics if experiment.model.statistics == "local" else []
     exchange = Exchange(
         schema,
-        coding_of(experiment.wire, "uplink"),
-        coding_of(experiment.wire, "downlink"),
+        *codings_of(experiment.wire),
         experiment.wire.error_feedback,
         personal=(*models.personal_names(model, experiment.model.personal), *kept),
         extra=extra.of(schema),

@@ -1,0 +1,101 @@
+"""Signs after a random rotation, `wire.codec.uplink = "drive"`."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fl_sim.codecs import CorruptPayload, Schema
+from fl_sim.core.types import Params, UserError
+
+BLOCK = 4096
+"""Values that are rotated together; each block has one scale."""
+
+
+class Drive:
+    """DRIVE (Vargaftik et al., 2021, algorithm 1), the one-bit case of EDEN (2022): signs of a randomly rotated vector.
+
+    With the rotation R = H D / sqrt(d), H Hadamard's matrix and D random signs that both ends draw from one seed:
+
+        sent: sign(R x) and S,    decoded: R^T (S sign(R x)),    S = ||x||_2^2 / ||R x||_1
+
+    This S makes <decoded, x> = ||x||_2^2 exactly, and the mean over rotations x: unbiased, for rotations that are uniform,
+    which the paper proves and H D approximates. `unbiased = false` takes S = ||R x||_1 / d, which has the least error and
+    goes with error feedback: ||decoded - x||^2 = ||x||_2^2 - ||R x||_1^2 / d. All tensors are one vector, cut into blocks of
+    4096; the last block is filled up with zeros to a power of two.
+
+        seed 8 bytes | float32 S of each block | bits of all blocks, 1 = not negative
+
+    Args:
+        unbiased: which S.
+    """
+
+    def __init__(self, *, unbiased: bool = True) -> None:
+        self.unbiased = unbiased
+
+    def encode(self, tensors: Params, state: Params, rng: torch.Generator) -> bytes:
+        """See `fl_sim.codecs.Codec`; draws the seed of the rotation, and keeps nothing."""
+        seed = int(torch.randint(2**62, (1,), generator=rng))
+        flat = torch.cat([value.reshape(-1) for value in tensors.values()])
+        scales, bits = [], []
+        for block, signs in _blocks(flat.numel(), seed):
+            x = torch.zeros(len(signs))
+            x[: block.stop - block.start] = flat[block]
+            rotated = hadamard(x * signs)
+            l1 = rotated.abs().sum()
+            unbiased = x.square().sum() / l1 if l1 > 0 else l1
+            scales.append(float(unbiased if self.unbiased else l1 / len(signs)))
+            bits.append(np.packbits((rotated >= 0).numpy()).tobytes())
+        if not np.isfinite(scales).all():
+            raise UserError("a value is beyond the range of this codec: its square overflows float32")
+        return b"".join([seed.to_bytes(8, "little"), np.array(scales, "<f4").tobytes(), *bits])
+
+    def decode(self, data: bytes, schema: Schema) -> Params:
+        """See `fl_sim.codecs.Codec`.
+
+        Raises:
+            CorruptPayload: another length, or a scale that is negative or not finite.
+        """
+        sizes = [-(-_padded(size) // 8) for size in _sizes(schema.size)]
+        if len(data) != 8 + 4 * len(sizes) + sum(sizes):
+            raise CorruptPayload("another length than the schema says")
+        scales, at = np.frombuffer(data, "<f4", count=len(sizes), offset=8), 8 + 4 * len(sizes)
+        if not (np.isfinite(scales) & (scales >= 0)).all():
+            raise CorruptPayload("a scale that is negative or not finite")
+        flat = torch.empty(schema.size)
+        seed = int.from_bytes(data[:8], "little")
+        for (block, signs), scale, size in zip(_blocks(schema.size, seed), scales.tolist(), sizes, strict=True):
+            bits = np.unpackbits(np.frombuffer(data, np.uint8, count=size, offset=at))[: len(signs)]
+            rotated = torch.from_numpy(bits.astype(np.float32)) * 2 - 1
+            flat[block] = (hadamard(rotated * scale) * signs)[: block.stop - block.start]
+            at += size
+        return dict(schema.view(flat))
+
+
+def hadamard(x: Tensor) -> Tensor:
+    """Hadamard's matrix over sqrt(d), times a vector of d = 2^k values, in d log d steps; it is its own inverse."""
+    count, half = len(x), 1
+    while half < count:
+        pairs = x.view(-1, 2, half)
+        x = torch.stack((pairs[:, 0] + pairs[:, 1], pairs[:, 0] - pairs[:, 1]), dim=1).view(-1)
+        half *= 2
+    return x.div(count**0.5)
+
+
+def _sizes(count: int) -> list[int]:
+    return [min(BLOCK, count - start) for start in range(0, count, BLOCK)]
+
+
+def _padded(size: int) -> int:
+    return 1 << (size - 1).bit_length()
+
+
+def _blocks(count: int, seed: int) -> list[tuple[slice, Tensor]]:
+    """(place, random signs of its padded length) of each block."""
+    draw, start, made = torch.Generator().manual_seed(seed), 0, []
+    for size in _sizes(count):
+        signs = torch.randint(0, 2, (_padded(size),), generator=draw).float() * 2 - 1
+        made.append((slice(start, start + size), signs))
+        start += size
+    return made

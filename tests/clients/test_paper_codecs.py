@@ -1,0 +1,198 @@
+"""Codecs of papers: each has the law that its paper proves, and does what a few lines of NumPy do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from clients.low_rank_codec import PowerSGD
+from clients.rotation_codec import Drive, hadamard
+from clients.sign_codec import SignSGD
+from fl_sim.codecs import Codec, CorruptPayload, Schema
+from fl_sim.core.types import Params, Update
+from strategies.majority_vote import MajorityVote
+from strategies.server_step import ServerState
+
+Array = NDArray[np.float64]
+SHAPES = {"kernel": (6, 4, 3, 3), "weight": (17, 23), "row": (9,)}
+
+
+def tensors(seed: int = 0, scale: float = 0.01) -> Params:
+    rng = torch.Generator().manual_seed(seed)
+    return {name: scale * torch.randn(shape, generator=rng) for name, shape in SHAPES.items()}
+
+
+SCHEMA = Schema.of(tensors(), SHAPES)
+
+
+def sent(codec: Codec, given: Params, state: Params | None = None, seed: int = 0) -> bytes:
+    copies = {name: value.clone() for name, value in given.items()}
+    return codec.encode(copies, {} if state is None else state, torch.Generator().manual_seed(seed))
+
+
+def through(codec: Codec, given: Params, state: Params | None = None, seed: int = 0) -> Params:
+    return codec.decode(sent(codec, given, state, seed), SCHEMA)
+
+
+def pairs(codec: Codec, seed: int = 0) -> Iterator[tuple[Array, Array]]:
+    """(x, C(x)) of each tensor, flat."""
+    given = tensors(seed)
+    made = through(codec, given, seed=seed)
+    for name in SHAPES:
+        assert made[name].shape == given[name].shape
+        yield given[name].double().flatten().numpy(), made[name].double().flatten().numpy()
+
+
+def test_scaled_signs_lose_what_their_density_says() -> None:
+    for x, decoded in pairs(SignSGD()):
+        assert np.allclose(decoded, np.abs(x).mean() * np.sign(x))
+        density = np.abs(x).sum() ** 2 / (len(x) * (x @ x))
+        assert np.sum((decoded - x) ** 2) == pytest.approx((1 - density) * (x @ x))
+    assert len(sent(SignSGD(), tensors())) == sum(-(-n // 8) + 4 for n in SCHEMA.numels)
+
+
+def subspace(matrix: Array, q: Array) -> tuple[Array, Array]:
+    """One step of algorithm 1, with Gram and Schmidt's orthogonalisation, as the paper has it."""
+    p = matrix @ q
+    for column in range(p.shape[1]):
+        for earlier in range(column):
+            p[:, column] -= (p[:, earlier] @ p[:, column]) * p[:, earlier]
+        p[:, column] /= np.linalg.norm(p[:, column])
+    return p @ (matrix.T @ p).T, matrix.T @ p
+
+
+def test_power_sgd_is_algorithm_1_with_the_factors_of_the_last_upload() -> None:
+    codec, state, given = PowerSGD(rank=3), dict[str, torch.Tensor](), tensors()
+    matrices = {name: given[name].flatten(1).double().numpy() for name in ("kernel", "weight")}
+    drawn = torch.Generator().manual_seed(0)
+    before = {name: torch.randn(m.shape[1], 3, generator=drawn).double().numpy() for name, m in matrices.items()}
+    for number in range(3):
+        made = through(codec, given, state, seed=number)
+        for name, matrix in matrices.items():
+            expected, before[name] = subspace(matrix, before[name])
+            assert np.allclose(made[name].flatten(1).numpy(), expected, atol=1e-6)
+        assert torch.equal(made["row"], given["row"])
+
+
+def test_power_sgd_projects_and_converges_to_the_best_factors() -> None:
+    codec, state, matrix = PowerSGD(rank=2), dict[str, torch.Tensor](), tensors()["weight"]
+    schema = Schema.of({"weight": matrix}, ["weight"])
+    values = torch.linalg.svdvals(matrix.double()).square()
+    errors = []
+    for number in range(60):
+        data = sent(codec, {"weight": matrix}, state, seed=number)
+        assert len(data) == 4 * 2 * (17 + 23)
+        error = (codec.decode(data, schema)["weight"] - matrix).double().square().sum()
+        assert error == pytest.approx(float(values.sum() - state["weight"].double().square().sum()), rel=1e-4)
+        errors.append(float(error))
+    assert errors[0] < float(values.sum()), "contractive"
+    assert errors[-1] == pytest.approx(float(values[2:].sum()), rel=1e-3), "warm start: Eckart and Young's best"
+    assert errors[0] > 1.2 * errors[-1]
+
+
+def test_power_sgd_finds_its_way_back_from_a_change_of_nothing() -> None:
+    codec, state, schema = PowerSGD(rank=2), dict[str, torch.Tensor](), SCHEMA
+    nothing = {name: torch.zeros_like(value) for name, value in tensors().items()}
+    assert not any(value.any() for value in codec.decode(sent(codec, nothing, state), schema).values())
+    assert through(codec, tensors(), state)["weight"].any()
+
+
+def hadamard_matrix(size: int) -> Array:
+    matrix = np.ones((1, 1))
+    while len(matrix) < size:
+        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
+    return matrix / np.sqrt(size)
+
+
+def test_drive_is_algorithm_1() -> None:
+    x = torch.randn(64, generator=torch.Generator().manual_seed(3))
+    schema = Schema.of({"x": x}, ["x"])
+    matrix = hadamard_matrix(64)
+    assert np.allclose(hadamard(x).numpy(), matrix @ x.double().numpy(), atol=1e-5)
+    data = sent(Drive(), {"x": x}, seed=5)
+    draw = torch.Generator().manual_seed(int.from_bytes(data[:8], "little"))
+    rotation = matrix * (torch.randint(0, 2, (64,), generator=draw).double().numpy() * 2 - 1)
+    rotated = rotation @ x.double().numpy()
+    expected = rotation.T @ (np.sign(rotated) * (rotated @ rotated) / np.abs(rotated).sum())
+    assert np.allclose(Drive().decode(data, schema)["x"].numpy(), expected, atol=1e-5)
+    assert len(data) == 8 + 4 + 64 // 8
+
+
+def test_drive_keeps_the_norm_and_is_unbiased_over_rotations() -> None:
+    x = torch.cat([value.flatten() for value in tensors().values()])
+    schema, codec = Schema.of({"x": x}, ["x"]), Drive()
+    total, errors = torch.zeros_like(x), []
+    for seed in range(400):
+        decoded = codec.decode(sent(codec, {"x": x}, seed=seed), schema)["x"]
+        assert float(decoded @ x) == pytest.approx(float(x @ x), rel=1e-4)
+        total += decoded
+        errors.append(float((decoded - x).square().sum() / x.square().sum()))
+    # Of 616 values filled up to 1,024 bits; pi / 2 - 1 where a rotation is uniform and nothing is filled up.
+    assert np.mean(errors) == pytest.approx((np.pi / 2 - 1) * 616 / 1024, rel=0.1)
+    assert float((total / 400 - x).norm() / x.norm()) < 3 * np.sqrt(np.mean(errors) / 400)
+
+
+def test_drive_with_the_least_error_loses_what_its_rotation_says() -> None:
+    for seed in range(3):
+        x = tensors(seed)["weight"].flatten()[:256].clone()
+        schema, codec = Schema.of({"x": x}, ["x"]), Drive(unbiased=False)
+        data = sent(codec, {"x": x}, seed=seed)
+        decoded = codec.decode(data, schema)["x"]
+        scale = np.frombuffer(data, "<f4", count=1, offset=8)[0]
+        left = float(x.square().sum()) - 256 * float(scale) ** 2
+        assert float((decoded - x).square().sum()) == pytest.approx(left, rel=1e-3)
+        assert 0 < left < float(x.square().sum())
+
+
+def test_several_blocks_and_odd_sizes_come_back_in_their_places() -> None:
+    values = {"a": torch.ones(5000), "b": -torch.ones(3, 3)}
+    schema = Schema.of(values, values)
+    mean = sum(Drive().decode(sent(Drive(), values, seed=s), schema)["a"].mean() for s in range(20)) / 20
+    assert float(mean) == pytest.approx(1.0, abs=0.1)
+    assert Drive().decode(sent(Drive(), values), schema)["b"].shape == (3, 3)
+
+
+CODECS = {"signsgd": SignSGD(), "powersgd": PowerSGD(), "drive": Drive(), "drive, biased": Drive(unbiased=False)}
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_other_bytes_are_refused_or_finite(name: str) -> None:
+    codec, rng = CODECS[name], np.random.default_rng(1)
+    data = sent(codec, tensors())
+    for wrong in (b"", data[:-1], data + b"\0", bytes(3)):
+        with pytest.raises(CorruptPayload):
+            codec.decode(wrong, SCHEMA)
+    for _ in range(200):
+        changed = bytearray(data)
+        changed[int(rng.integers(len(data)))] ^= 1 << int(rng.integers(8))
+        try:
+            made = codec.decode(bytes(changed), SCHEMA)
+        except CorruptPayload:
+            continue
+        assert {name: value.shape for name, value in made.items()} == dict(
+            zip(SCHEMA.names, SCHEMA.shapes, strict=True)
+        )
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_zeros_are_zeros(name: str) -> None:
+    made = through(CODECS[name], {key: torch.zeros(shape) for key, shape in SHAPES.items()})
+    assert not any(value.any() for value in made.values())
+
+
+def test_a_majority_votes_coordinate_by_coordinate() -> None:
+    old = {"weight": torch.tensor([[0.0, 1.0, -1.0, 0.5]]), "bn.running_mean": torch.tensor([2.0])}
+    old["bn.running_var"] = torch.tensor([1.0])
+    schema = Schema.of(old, ["weight"])
+    moves = torch.tensor([[1.0, 1.0, 5.0, 0.0], [2.0, -1.0, -1.0, 1.0], [0.1, -9.0, 0.0, -1.0]])
+    updates = [
+        Update({**old, "weight": old["weight"] + move, "bn.running_mean": torch.tensor([float(k)])}, count)
+        for k, (move, count) in enumerate(zip(moves, (100, 1, 1), strict=True))
+    ]
+    made = MajorityVote(0.25)(ServerState(schema, schema.view(schema.flat(old))), iter(updates))
+    assert made["weight"].tolist() == [[0.25, 0.75, -1.0, 0.5]], "one vote each; ties and what nobody moved stay"
+    assert float(made["bn.running_mean"]) == pytest.approx(3 / 102), "statistics are no votes"

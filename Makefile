@@ -67,7 +67,7 @@ test-all: $(VENV)/dev
 test-newest:
 	$(PYTHON) -m venv .venv-newest
 	.venv-newest/bin/python -m pip install --quiet --upgrade -e '.[dev]'
-	.venv-newest/bin/python -m pytest
+	.venv-newest/bin/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .

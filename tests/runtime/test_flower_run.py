@@ -30,7 +30,7 @@ from flwr.serverapp.strategy import (
 )
 
 from fl_sim import UserError
-from fl_sim.communication.flower_private import CLIENT_APP_CRASHED
+from fl_sim.communication.flower_private import CLIENT_APP_CRASHED, CLIENT_APP_RAISED
 from fl_sim.communication.ledger import Ledger
 from fl_sim.runtime.flower_run import run_apps
 from fl_sim.runtime.grids.base import FIRST_NODE
@@ -232,25 +232,35 @@ def test_ray_books_the_same() -> None:
 
 @pytest.mark.parametrize("engine", ["inline", "workers"])
 @pytest.mark.parametrize("entry", ["state", "node_config"])
-def test_a_context_that_is_none_any_more_is_an_error_reply_and_the_next_call_finds_what_was_there(
+def test_a_client_that_spoils_its_context_is_named_and_the_next_call_finds_what_was_there(
     engine: str, entry: str
 ) -> None:
     client, server, codes = ClientApp(), ServerApp(), []
 
     @client.train()
     def train(message: Message, context: Context) -> Message:
-        if message.metadata.group_id == "spoil":
-            setattr(context, entry, None)
-        return Message(RecordDict({"c": ConfigRecord(dict(context.node_config or {}))}), reply_to=message)
+        setattr(context, entry, None)
+        message.metadata.dst_node_id = 5
+        raise ValueError("by design")
+
+    @client.evaluate()
+    def evaluate(message: Message, context: Context) -> Message:
+        setattr(context, entry, None)
+        return Message(RecordDict(), reply_to=message)
+
+    @client.query()
+    def query(message: Message, context: Context) -> Message:
+        assert context.state == RecordDict()
+        return Message(RecordDict({"c": ConfigRecord(dict(context.node_config))}), reply_to=message)
 
     @server.main()
     def main(grid: Grid, context: Context) -> None:
-        for group in ("spoil", "ask"):
-            (reply,) = grid.send_and_receive([Message(RecordDict(), FIRST_NODE, "train", group_id=group)])
+        for kind in ("train", "evaluate", "query"):
+            (reply,) = grid.send_and_receive([Message(RecordDict(), FIRST_NODE + 1, kind)])
             codes.append(reply.error.code if reply.has_error() else reply.content["c"]["partition-id"])
 
-    ran = run_apps(server, client, num_clients=1, engine=engine)
-    assert codes == [CLIENT_APP_CRASHED, 0]
-    assert list(ran.failures) == [
-        "client 0: a client must leave a RecordDict in context.state and a dict in context.node_config"
-    ]
+    ran = run_apps(server, client, num_clients=2, engine=engine)
+    assert codes == [CLIENT_APP_RAISED, CLIENT_APP_CRASHED, 1]
+    raised, spoilt = ran.failures
+    assert raised.startswith("client 1: ValueError: by design")
+    assert spoilt == "client 1: a client must leave a RecordDict in context.state and a dict in context.node_config"

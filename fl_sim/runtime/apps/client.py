@@ -14,7 +14,6 @@ from flwr.app import Context, Error, Message, RecordDict
 from fl_sim.communication.flower_private import (
     CLIENT_APP_CRASHED,
     CLIENT_APP_RAISED,
-    EARLIEST,
     TTL_TOLERANCE_S,
     Metadata,
     copied,
@@ -86,8 +85,6 @@ def _unfit(reply: Metadata, asked: Metadata) -> str | None:
         return "a Message that is no reply to its task"
     if reply.delivered_at:
         return f"a reply with delivered_at = {reply.delivered_at!r}; a reply is marked when it is pulled"
-    if reply.created_at < EARLIEST:
-        return f"a reply with created_at = {reply.created_at:g}; allowed: from {EARLIEST:.0f} on"
     now, end, over = time.time(), asked.created_at + asked.ttl, reply.created_at + reply.ttl
     if over > end + TTL_TOLERANCE_S:
         return f"a reply with ttl = {reply.ttl:g}; allowed: up to {end - reply.created_at:.1f} s"

@@ -77,6 +77,7 @@ PINNED: dict[str, list[object]] = {
     "capacities": [[[3.0, 5.0], [3.0, 5.0]]],
     "NumPyClient": [(0, [0.0, 0.0]), ADDED, (1, [0.75, 0.75]), WEIGHED, ADDED, (2, [2.25, 2.25]), WEIGHED],
     "Client": [(0, [0.0, 0.0]), RAW, (1, [0.37123, 0.37123]), RAW, RAW, (2, [0.799496, 0.799496]), RAW],
+    "own server": [[(1, 6.0), (2, 15.0), (3, 27.0)], [[9.0, 9.0]]],
 }
 """App -> what its ServerApp finds, in plain numbers."""
 QUICK = ("residual", "asynchronous", "NumPyClient")

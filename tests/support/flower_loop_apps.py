@@ -12,7 +12,7 @@ from flwr.client import Client, NumPyClient
 from flwr.clientapp import ClientApp
 from flwr.common import Code, EvaluateIns, EvaluateRes, FitIns, FitRes, Status, ndarrays_to_parameters
 from flwr.common import parameters_to_ndarrays as arrays_of
-from flwr.server import ServerAppComponents, ServerConfig
+from flwr.server import History, Server, ServerAppComponents, ServerConfig, SimpleClientManager
 from flwr.server.strategy import FedAdam, FedAvg
 from flwr.serverapp import Grid, ServerApp
 
@@ -229,6 +229,52 @@ def legacy(kind: type[FedAvg], **options: object) -> Callable[[Found], ServerApp
     return server
 
 
+# Legacy: a Server of one's own, over clients that keep a part of the model in their state, as FedBN does.
+
+
+class Personal(NumPyClient):
+    """Trains a bias that is its own and never travels."""
+
+    def __init__(self, context: Context) -> None:
+        self.own, self.records = int(context.node_config["partition-id"]), context.state.array_records
+
+    def bias(self) -> np.ndarray:
+        return self.records["own"]["bias"].numpy() if "own" in self.records else np.zeros(2)
+
+    def fit(self, parameters, config):
+        self.records["own"] = ArrayRecord({"bias": Array(self.bias() + self.own)})
+        return [parameters[0] + self.bias()], 1, {}
+
+    def evaluate(self, parameters, config):
+        return float((parameters[0] + self.bias()).sum()), 1, {}
+
+
+personal_client = ClientApp(client_fn=lambda context: Personal(context).to_client())
+
+
+def own_server(found: Found) -> ServerApp:
+    """A Server whose `fit` tells what the history holds, and the last parameters."""
+
+    class Telling(Server):
+        def fit(self, num_rounds: int, timeout: float | None) -> tuple[History, float]:
+            history, seconds = super().fit(num_rounds, timeout)
+            found.append(history.losses_distributed)
+            found.append([array.tolist() for array in arrays_of(self.parameters)])
+            return history, seconds
+
+    def server_fn(context: Context) -> ServerAppComponents:
+        strategy = FedAvg(
+            min_fit_clients=CLIENTS,
+            min_evaluate_clients=CLIENTS,
+            min_available_clients=CLIENTS,
+            initial_parameters=ndarrays_to_parameters([np.zeros(2)]),
+        )
+        server = Telling(client_manager=SimpleClientManager(), strategy=strategy)
+        return ServerAppComponents(server=server, config=ServerConfig(num_rounds=3))
+
+    return ServerApp(server_fn=server_fn)
+
+
 LOOPS: dict[str, tuple[Callable[[Found], ServerApp], ClientApp]] = {
     "survival": (looping(survive), survival),
     "actions": (looping(act), acting),
@@ -236,4 +282,5 @@ LOOPS: dict[str, tuple[Callable[[Found], ServerApp], ClientApp]] = {
     "capacities": (looping(cut), slicing),
     "NumPyClient": (legacy(FedAvg), numpy_client),
     "Client": (legacy(FedAdam, eta=0.5), raw_client),
+    "own server": (own_server, personal_client),
 }

@@ -5,7 +5,6 @@ Flower's public API is `flwr.app`, `flwr.serverapp` and `flwr.clientapp`. Runnin
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -133,12 +132,11 @@ def mark_sent(message: Message) -> None:
 
 def twin(message: Message, content: RecordDict | None = None) -> Message:
     """A message with a copy of the metadata, and this content; None = a copy of its own one, or its error."""
-    metadata = copy.copy(message.metadata)
-    if message.has_error():
-        made = make_message(metadata=metadata, error=message.error)
-    else:
-        made = make_message(metadata=metadata, content=copied(message.content) if content is None else content)
-    made.metadata.delivered_at = message.metadata.delivered_at
+    made, metadata = object.__new__(Message), object.__new__(Metadata)
+    vars(metadata).update(vars(message.metadata))
+    if content is None and message.has_content():
+        content = copied(message.content)
+    vars(made).update(_metadata=metadata, _content=content, _error=vars(message)["_error"])
     return made
 
 
@@ -220,9 +218,8 @@ def filled(kind: type[Records], items: dict[str, object]) -> Records:
 
 def renewed(message: Message, content: RecordDict) -> Message:
     """A message made now, with another content and a copy of the metadata, which was checked when it was made first."""
-    made, metadata = object.__new__(Message), object.__new__(Metadata)
-    vars(metadata).update(vars(message.metadata), _created_at=time.time(), _delivered_at="")
-    vars(made).update(_metadata=metadata, _content=content, _error=None)
+    made = twin(message, content)
+    vars(made.metadata).update(_created_at=time.time(), _delivered_at="")
     return made
 
 

@@ -252,15 +252,22 @@ def async_(
 def watch(
     config: Annotated[Path, typer.Argument(help="experiment as TOML; a run of it should take ten seconds or more")],
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value")] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="alternated repetitions")] = 5,
+    repeats: Annotated[int, typer.Option(min=1, help="pairs of runs")] = 5,
+    block: Annotated[int, typer.Option(min=1, help="rounds after which the page opens or closes")] = 20,
+    browser: Annotated[
+        bool, typer.Option("--browser", help="a real Chromium shows the page, and paints it; else its requests only")
+    ] = False,
     as_json: AS_JSON = False,
 ) -> None:
-    """What an open live page costs: runs with one that asks once a second, and runs without, in turn.
+    """What an open live page costs: the same rounds with one and without, in turn.
 
-    Example: fl-sim bench watch configs/quickstart.toml rounds=100
+    Without --browser, a process sends the page's requests and nothing is painted. What opening costs once is not counted.
+
+    Example: fl-sim bench watch configs/quickstart.toml rounds=100 --browser
     """
     from fl_sim.bench.show import show
     from fl_sim.cli.watch_cost import cost
     from fl_sim.config.experiment import Experiment
 
-    show(console, cost(Experiment.load(config, overrides or []), repeats=repeats), as_json=as_json)
+    experiment = Experiment.load(config, overrides or [])
+    show(console, cost(experiment, repeats=repeats, block=block, browser=browser), as_json=as_json)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
@@ -17,6 +17,8 @@ POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; connect-src 'self'; img-src data: blob:"
 )
 HOST = "127.0.0.1"
+DIGITS = 15
+"""Of a version that a page may name."""
 _HERE, _REPORT = files("fl_sim.cli") / "live", files("fl_sim") / "report"
 HTML, SCRIPT, STYLE = "text/html; charset=utf-8", "text/javascript; charset=utf-8", "text/css; charset=utf-8"
 
@@ -25,7 +27,7 @@ class LiveServer(ThreadingHTTPServer):
     """Serves `state` and the page that shows it.
 
     Args:
-        state: makes the JSON of the page.
+        state: makes the JSON of the page: what is new since the version that the page has, with the version that it is.
         port: 0 = a free one.
 
     Raises:
@@ -34,7 +36,7 @@ class LiveServer(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, state: Callable[[], object], port: int = 0) -> None:
+    def __init__(self, state: Callable[[int], Mapping[str, object]], port: int = 0) -> None:
         self.state, self.token = state, secrets.token_urlsafe(24)
         super().__init__((HOST, port), _Handler)
 
@@ -67,13 +69,22 @@ class _Handler(BaseHTTPRequestHandler):
         known = secrets.compare_digest(token.encode(), self.server.token.encode())
         if self.headers.get("Host") not in names or not known or len(rest) != 1:
             self._send(404, "text/plain", b"not found\n")
-        elif rest[0] == "state.json":
-            self._send(200, "application/json", json.dumps(self.server.state()).encode())
+        elif rest[0].partition("?")[0] == "state.json":
+            self._state(rest[0].partition("?since=")[2])
         elif rest[0] in self.server.assets:
             kind, data, encoding = self.server.assets[rest[0]]
             self._send(200, kind, data, encoding)
         else:
             self._send(404, "text/plain", b"not found\n")
+
+    def _state(self, since: str) -> None:
+        """Send what is new since a version; nothing where nothing is."""
+        version = int(since) if since.isascii() and since.isdecimal() and len(since) <= DIGITS else 0
+        state = self.server.state(version)
+        if version and state["version"] == version:
+            self._send(204, "application/json", b"")
+        else:
+            self._send(200, "application/json", json.dumps(state, separators=(",", ":")).encode())
 
     def _send(self, status: int, kind: str, data: bytes, encoding: str = "") -> None:
         self.send_response(status)

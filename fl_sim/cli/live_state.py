@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import time
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from stat import S_ISREG
 from threading import Lock
 from typing import TypeVar
 
@@ -27,25 +27,47 @@ METRIC, PERCENT = "accuracy", True
 """What a run measures whose live.json does not say."""
 PIECE = 1 << 22
 """Bytes of rounds.jsonl that are read at a time."""
+FILES = ("rounds.jsonl", "live.json", "summary.json", "config.toml")
+"""What a run folder's view is made of: where none of them changed, nothing is read."""
+Stamp = tuple[int, int, int] | None
 
 
 @dataclass
 class RunView:
-    """A run folder, and its rounds so far: `refresh` reads only what is new.
+    """A run folder, and its rounds so far: `update` and `refresh` read only what is new.
 
     Attributes:
         folder: the run's.
         metric: the column of rounds.jsonl that is drawn.
         percent: whether the metric is a share, which readers see in percent.
         rows: of each round, its number, the metric, and the further `COLUMNS`.
+        told: the run as JSON, as it was last.
+        changed: the version of the page's state in which `told` last changed.
     """
 
     folder: Path
     metric: str = METRIC
     percent: bool = PERCENT
     rows: list[tuple[float | None, ...]] = field(default_factory=list)
+    told: Tree = field(default_factory=dict)
+    changed: int = 0
     _read: int = 0
     _inode: int = 0
+    _pid: object = None
+    _seen: object = None
+
+    def update(self, name: str, version: int) -> bool:
+        """Tell the run anew under this name; whether that differs from what was told before."""
+        now = [_stamp(self.folder / file) for file in FILES], _alive(self._pid), self._read, name
+        if now == self._seen:
+            return False
+        self._seen = now
+        self.refresh()
+        told = self.shown() | {"name": name}
+        if told == self.told:
+            return False
+        self.told, self.changed = told, version
+        return True
 
     def refresh(self) -> None:
         """Take the lines that rounds.jsonl has gained; all of them where it was started anew."""
@@ -69,9 +91,9 @@ class RunView:
     def shown(self) -> dict[str, object]:
         """The run as JSON."""
         live = _json(self.folder / "live.json")
-        rounds, pid = live.get("rounds"), live.get("pid")
+        rounds, self._pid = live.get("rounds"), live.get("pid")
         finished = (self.folder / "summary.json").exists()
-        running = not finished and "ended" not in live and isinstance(pid, int) and _alive(pid)
+        running = not finished and "ended" not in live and _alive(self._pid)
         words = {(True, False): "finished", (False, True): "running"}
         status = words.get((finished, running), "stopped" if live else "not started" if not self.rows else "stopped")
         total = rounds if isinstance(rounds, int) else _rounds_of(self.folder)
@@ -82,7 +104,7 @@ class RunView:
             "status": status,
             "round": self.rows[-1][0] if self.rows else 0,
             "rounds": total,
-            "eta": _left(live, total) if running else None,
+            "eta": _left(self.folder / "live.json", live, total) if running else None,
             "answered": _typed(live.get("answered"), _COUNT, 0),
             "cohort": _typed(live.get("cohort"), _COUNT, 0),
             "up": self.rows[-1][3] if self.rows else 0,
@@ -105,25 +127,37 @@ class Watch:
 
     places: Sequence[Path]
     _views: dict[Path, RunView] = field(default_factory=dict)
+    _resolved: dict[Path, Path] = field(default_factory=dict)
+    _version: int = 0
+    _listed: object = None
     _one_at_a_time: Lock = field(default_factory=Lock)
 
-    def state(self) -> dict[str, object]:
-        """All runs as JSON, the newest first; several pages may ask at once."""
+    def state(self, since: int = 0) -> dict[str, object]:
+        """All runs' names, the newest first, and the runs that changed after version `since` of the state as JSON.
+
+        Several pages may ask at once. `version` is that of this answer; it is `since` where nothing changed.
+        """
         with self._one_at_a_time:
-            return self._state()
+            return self._state(since)
 
-    def _state(self) -> dict[str, object]:
-        folders = sorted(_folders(self.places), key=_age, reverse=True)
-        views = [self._views.setdefault(folder, RunView(folder)) for folder in folders[:RUNS]]
-        for view in views:
-            view.refresh()
-        runs = [{**view.shown(), "name": name} for view, name in zip(views, _told_apart(folders[:RUNS]), strict=True)]
-        return {"time": time.time(), "left_out": max(0, len(folders) - RUNS), "runs": runs}
+    def _state(self, since: int) -> dict[str, object]:
+        folders = self._runs()
+        shown = folders[:RUNS]
+        names, left_out = _told_apart(shown), len(folders) - len(shown)
+        views = [self._views.setdefault(folder, RunView(folder)) for folder in shown]
+        version = self._version + 1
+        news = [view.update(name, version) for view, name in zip(views, names, strict=True)]
+        if any(news) or (names, left_out) != self._listed:
+            self._version, self._listed = version, (names, left_out)
+        runs = [view.told for view in views if view.changed > since or since > self._version]
+        return {"version": self._version, "left_out": left_out, "names": names, "runs": runs}
 
-
-def _folders(places: Sequence[Path]) -> set[Path]:
-    below = [child for place in places if place.is_dir() and not _is_run(place) for child in place.iterdir()]
-    return {place.resolve() for place in [*places, *below] if _is_run(place)}
+    def _runs(self) -> list[Path]:
+        """The run folders, the newest first; each path is resolved once only, for a folder may hold thousands of runs."""
+        below = [child for place in self.places if place.is_dir() and not _is_run(place) for child in place.iterdir()]
+        ages = {path: age for path in {*self.places, *below} if (age := _age(path / "config.toml")) is not None}
+        found = {self._resolved.setdefault(path, path.resolve()): age for path, age in ages.items()}
+        return sorted(found, key=lambda path: found[path], reverse=True)
 
 
 def _told_apart(folders: Sequence[Path]) -> list[str]:
@@ -144,11 +178,22 @@ def _is_run(folder: Path) -> bool:
     return (folder / "config.toml").is_file()
 
 
-def _age(folder: Path) -> float:
+def _age(path: Path) -> float | None:
+    """When a file was written; None where there is none."""
     try:
-        return (folder / "config.toml").stat().st_mtime
+        found = path.stat()
     except OSError:
-        return 0.0
+        return None
+    return found.st_mtime if S_ISREG(found.st_mode) else None
+
+
+def _stamp(path: Path) -> Stamp:
+    """What differs once a file was written or replaced; None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _row(line: bytes, metric: str) -> tuple[float | None, ...] | None:
@@ -193,7 +238,9 @@ def _rounds_of(folder: Path) -> int | None:
     return rounds if isinstance(rounds, int) else None
 
 
-def _alive(pid: int) -> bool:
+def _alive(pid: object) -> bool:
+    if not isinstance(pid, int):
+        return False
     try:
         os.kill(pid, 0)
     except (OSError, OverflowError) as error:
@@ -201,9 +248,12 @@ def _alive(pid: int) -> bool:
     return True
 
 
-def _left(live: Tree, total: int | None) -> float | None:
-    """Seconds until the last round, at the pace since this process started it."""
+def _left(path: Path, live: Tree, total: int | None) -> float | None:
+    """Seconds until the last round when live.json was written, at the pace since this process started the run."""
     started, before, now_at = live.get("started"), live.get("done_before"), live.get("round")
-    if not isinstance(started, float) or not isinstance(before, int) or not isinstance(now_at, int) or total is None:
+    written = _age(path)
+    if not isinstance(started, float) or not isinstance(before, int) or not isinstance(now_at, int):
         return None
-    return (time.time() - started) / max(1, now_at - before) * max(0, total - now_at)
+    if total is None or written is None:
+        return None
+    return (written - started) / max(1, now_at - before) * max(0, total - now_at)

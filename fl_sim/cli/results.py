@@ -37,8 +37,11 @@ def explain(run: Annotated[Path, typer.Argument(help="run folder")]) -> None:
     """
     from fl_sim.report import Report, explanation
 
-    for line in explanation(Report.load(run)):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    loaded = Report.load(run)
+    if console.is_terminal:
+        console.print(loaded)
+    else:
+        print("\n".join(explanation(loaded)))
 
 
 def compare(

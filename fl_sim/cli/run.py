@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shlex
 import sys
+import time
 from contextlib import nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -158,26 +160,39 @@ def _federations(experiments: list[Experiment], *, page: Path | None, fresh: boo
     from fl_sim.config.experiment import run_folder
     from fl_sim.report import grouped, over_seeds, write_page
     from fl_sim.report.progress import display
-    from fl_sim.simulation.earlier_runs import already_there, is_stopped
+    from fl_sim.simulation.earlier_runs import already_there, is_finished, is_stopped
     from fl_sim.simulation.loop import run as start
     from fl_sim.simulation.sweep import sweep as outcomes
     from fl_sim.simulation.sweep import told_apart
 
+    which = {
+        run_folder(experiment): f"{number}/{len(experiments)}  {run_folder(experiment)}  {words}"
+        for number, (experiment, words) in enumerate(zip(experiments, told_apart(experiments), strict=True), start=1)
+    }
+    waiting = [fresh or not is_finished(experiment) for experiment in experiments]
+    spent: list[float] = []
+
     def one(experiment: Experiment) -> Report:
-        with display(experiment, console, quiet=quiet) as observer:
+        with display(experiment, console, quiet=quiet, title=which[run_folder(experiment)]) as observer:
             return start(experiment, observer, resume=not fresh and is_stopped(experiment), fresh=fresh)
 
-    finished, failed, which = [], 0, told_apart(experiments)
-    for number, outcome in enumerate(outcomes(experiments, one, fresh=fresh)):
-        where = f"{number + 1}/{len(experiments)}  {run_folder(outcome.experiment)}  {which[number]}"
+    finished, failed, since = [], 0, time.perf_counter()
+    for number, outcome in enumerate(outcomes(experiments, one, fresh=fresh), start=1):
+        where = which[run_folder(outcome.experiment)]
+        if waiting[number - 1]:
+            spent.append(time.perf_counter() - since)
+        since = time.perf_counter()
+        rest = _rest(len(experiments) - number, spent, sum(waiting[number:]))
         if outcome.report is None:
             failed += 1
-            errors.print(f"{where}  failed: {outcome.reason}", style="red", soft_wrap=True, markup=False)
+            errors.print(f"{where}  failed: {outcome.reason}{rest}", style="red", soft_wrap=True, markup=False)
             continue
         finished.append(outcome.report)
         if not quiet:
-            how = already_there(outcome.report) if outcome.skipped else "done"
-            console.print(f"{where}  {how}", highlight=False, soft_wrap=True, markup=False)
+            score = outcome.report.results.score
+            done = f"done, {score.name} {score.told(score.final)}"
+            how = already_there(outcome.report) if outcome.skipped else done
+            console.print(f"{where}  {how}{rest}", highlight=False, soft_wrap=True, markup=False)
     if finished and not quiet:
         show(over_seeds(grouped(finished)))
     if finished and page is not None:
@@ -186,3 +201,9 @@ def _federations(experiments: list[Experiment], *, page: Path | None, fresh: boo
             console.print(str(page), highlight=False, soft_wrap=True)
     if failed:
         raise RuntimeError(f"{failed} of {len(experiments)} runs failed")
+
+
+def _rest(left: int, spent: list[float], waiting: int) -> str:
+    """What a sweep still has before it: `; 3 left, about 0:01:30`, at the mean time of the runs that it computed so far."""
+    about = f", about {timedelta(seconds=round(sum(spent) / len(spent) * waiting))}" if spent and waiting else ""
+    return f"; {left} left{about}" if left else ""

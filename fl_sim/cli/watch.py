@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -17,8 +18,11 @@ from fl_sim.cli.live_state import Watch
 from fl_sim.cli.screen import console
 from fl_sim.core.errors import UserError
 
-LAST_WORD_S = 1.5
-"""Seconds that the page of an ended run is still answered: it asks once a second."""
+LAST_WORD_S = 2.5
+"""Seconds that the page of an ended run is still answered: it asks every two seconds."""
+
+PATIENCE = 19
+"""Niceness of the process that serves the page: whoever computes on this machine comes first."""
 
 
 def watch(
@@ -38,6 +42,7 @@ def watch(
         server = LiveServer(Watch([place.resolve() for place in runs]).state, port)
     except OSError as error:
         raise UserError(f"--port {port}: {error.strerror or error}") from error
+    os.nice(PATIENCE)
     with server:
         console.print(f"watch: {server.url}", highlight=False, soft_wrap=True)
         try:

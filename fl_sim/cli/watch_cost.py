@@ -1,82 +1,201 @@
-"""What an open live page costs the run that it shows: rounds with one and without, in turn."""
+"""What an open live page costs the run that it shows: the same rounds with one and without, in turn.
+
+A run is cut into blocks of rounds. In every second block the page is open; in the others its processes stand still. The next
+run of the same experiment swaps the two, so that each block was timed both ways, and a machine that slows down meanwhile
+slows both.
+"""
 
 from __future__ import annotations
 
-import threading
+import os
+import shutil
+import signal
+import sys
 import time
-import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from subprocess import PIPE, Popen
-from sys import executable
+from subprocess import DEVNULL, PIPE, Popen
 from tempfile import TemporaryDirectory
 from unittest.mock import patch
 
 import numpy as np
 
-from fl_sim.config.experiment import Experiment
-from fl_sim.core.observer import SILENT
+from fl_sim.cli.live_reader import ASKS_EVERY_S
+from fl_sim.config.experiment import Experiment, run_folder
+from fl_sim.core.errors import UserError
+from fl_sim.core.observer import Silent
 from fl_sim.simulation.live_log import LiveLog
 from fl_sim.simulation.loop import run
 
-
-@contextmanager
-def open_page(folder: Path) -> Iterator[None]:
-    """`fl-sim watch FOLDER` in a process of its own, and somebody who asks it once a second, as the page does."""
-    process = Popen([executable, "-m", "fl_sim.cli", "watch", str(folder)], stdout=PIPE, text=True)
-    assert process.stdout is not None
-    address = process.stdout.readline().split()[-1]
-    over = threading.Event()
-
-    def ask() -> None:
-        while not over.wait(1.0):
-            with urllib.request.urlopen(address + "state.json", timeout=10) as answer:
-                answer.read()
-
-    asking = threading.Thread(target=ask)
-    asking.start()
-    try:
-        yield
-    finally:
-        over.set()
-        asking.join()
-        process.terminate()
-        process.wait()
+SETTLES_S = 3.0
+"""Seconds that a page has to load and to draw before a run begins."""
+LEAST_PAIRS = 6
+"""Pairs of neighbouring blocks in all runs, below which there is no 95 % interval of their median."""
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
-def cost(experiment: Experiment, *, repeats: int) -> Mapping[str, float]:
-    """Compare runs with an open page to runs without: medians of paired repetitions, with quartiles.
+class Page:
+    """`fl-sim watch FOLDER` and somebody who looks at it, in processes of their own that can be halted together.
+
+    Attributes:
+        group: the process group of both.
+    """
+
+    def __init__(self, folder: Path, profile: Path, browser: str | None) -> None:
+        watch = [sys.executable, "-m", "fl_sim.cli", "watch", str(folder)]
+        self._watch = Popen(watch, stdout=PIPE, text=True, process_group=0)
+        assert self._watch.stdout is not None
+        address = self._watch.stdout.readline().split()[-1]
+        headless = ["--headless", "--no-sandbox", "--remote-debugging-port=0", f"--user-data-dir={profile}", address]
+        asking = [sys.executable, "-m", "fl_sim.cli.live_reader", address]
+        self.group = self._watch.pid
+        reader = asking if browser is None else [browser, *headless]
+        self._reader = Popen(reader, process_group=self.group, stderr=DEVNULL)
+        time.sleep(SETTLES_S)
+
+    def open(self, wanted: bool) -> None:
+        """Let its processes work, or let them stand still."""
+        os.killpg(self.group, signal.SIGCONT if wanted else signal.SIGSTOP)
+
+    def close(self) -> None:
+        """End its processes."""
+        self.open(True)
+        for process in (self._reader, self._watch):
+            process.terminate()
+            process.wait()
+
+    def processor_s(self) -> float:
+        """Seconds of the processor that its processes have taken so far, those of the browser included (Linux)."""
+        ticks = 0
+        for status in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                words = status.read_text().rpartition(")")[2].split()
+            except OSError:
+                continue  # it has ended
+            if int(words[2]) == self.group:
+                ticks += int(words[11]) + int(words[12])
+        return ticks / os.sysconf("SC_CLK_TCK")
+
+
+@dataclass
+class Blocks(Silent):
+    """An observer that times blocks of rounds, and opens the page in every second one.
+
+    Attributes:
+        page: what is opened and halted.
+        size: rounds of a block.
+        first: whether the page is open in the first block.
+        seconds: of each block: of the clock, and of this process's processor time.
+        open: seconds for which the page was open.
+    """
+
+    page: Page
+    size: int
+    first: bool
+    seconds: list[tuple[float, float]] = field(default_factory=list)
+    open: float = 0.0
+    _since: tuple[float, float] = (0.0, 0.0)
+
+    def begin(self) -> None:
+        """The first block begins."""
+        self.page.open(self.first)
+        self._since = time.perf_counter(), time.process_time()
+
+    def round(self, row: Mapping[str, float]) -> None:
+        """A round is over, and with it perhaps a block."""
+        if int(row["round"]) % self.size:
+            return
+        now = time.perf_counter(), time.process_time()
+        took = now[0] - self._since[0], now[1] - self._since[1]
+        self.open += took[0] if (len(self.seconds) % 2 == 0) == self.first else 0.0
+        self.seconds.append(took)
+        self.page.open((len(self.seconds) % 2 == 0) == self.first)
+        self._since = time.perf_counter(), time.process_time()
+
+
+def cost(experiment: Experiment, *, repeats: int, block: int, browser: bool) -> Mapping[str, float]:
+    """Compare rounds under an open page to the same rounds without one.
+
+    Args:
+        experiment: what runs, twice in each repetition.
+        repeats: pairs of runs.
+        block: rounds after which the page opens or closes.
+        browser: a real one shows the page, without a window; else a process that sends the page's requests.
 
     Returns:
-        Ratios of seconds and of the run's own processor seconds, and the share of a run that writing live.json takes.
+        Ratios of seconds and of the run's own processor seconds: medians over pairs of neighbouring blocks, with 95 %
+        confidence intervals; the share of one core that the page's processes take while it is open; the share of a run
+        that writing live.json takes.
+
+    Raises:
+        UserError: the runs have fewer than six pairs of blocks, or there is no browser.
     """
-    alone, watched, inside = [], [], []
-    with TemporaryDirectory() as place:
+    pairs = (experiment.rounds // block - 1) // 2 * repeats  # the first block is left out: kernels and caches warm up
+    if pairs < LEAST_PAIRS:
+        raise UserError(
+            f"rounds: {repeats} times {experiment.rounds} rounds hold {max(0, pairs)} pairs of blocks of {block} rounds after "
+            f"the first block; {LEAST_PAIRS} at least"
+        )
+    found = next((path for name in BROWSERS if (path := shutil.which(name))), None)
+    if browser and found is None:
+        raise UserError(f"--browser: none of {', '.join(BROWSERS)} is installed")
+    logs, inside, page_s, open_s = [], [], 0.0, 0.0
+    with TemporaryDirectory() as place, opened(Path(place), found if browser else None) as page:
+        asked = experiment.model_copy(update={"out": str(Path(place) / "runs")})
         for number in range(repeats):
-            for page in (False, True) if number % 2 else (True, False):
-                out = Path(place) / f"{number}-{page}"
-                out.mkdir()
-                asked = experiment.model_copy(update={"out": str(out)})
-                if page:
-                    with open_page(out), timed_log() as spent:
-                        watched.append(_seconds(asked))
-                        inside.append(spent[0] / watched[-1][0])
-                else:
-                    alone.append(_seconds(asked))
-    ratios = np.array(watched) / np.array(alone)
-    found = {"alone_s": float(np.median(alone, axis=0)[0]), "live_log_share": float(np.median(inside))}
-    for name, column in zip(("seconds", "processor"), ratios.T, strict=True):
-        low, middle, high = np.percentile(column, [25, 50, 75]).tolist()
-        found |= {f"{name}_ratio": middle, f"{name}_ratio_q1": low, f"{name}_ratio_q3": high}
+            both = []
+            for first in (True, False) if number % 2 else (False, True):
+                blocks = Blocks(page, block, first)
+                before = page.processor_s()
+                with timed_log() as spent:
+                    blocks.begin()
+                    whole = run(asked, blocks).results.wall_s
+                page.open(True)
+                page_s += page.processor_s() - before
+                open_s += blocks.open
+                inside.append(spent[0] / whole)
+                shutil.rmtree(run_folder(asked))
+                time.sleep(2 * ASKS_EVERY_S)  # the page sees that the run is gone
+                both.append((first, np.array(blocks.seconds)))
+            (_, watched), (_, alone) = sorted(both, key=lambda each: not each[0])
+            swap = np.where(np.arange(len(alone)) % 2, -1, 1)[:, None]
+            logs.append((swap * np.log(watched / alone))[1:])
+    return _intervals(logs) | {
+        "page_share_of_a_core": page_s / open_s,
+        "live_log_share": float(np.median(inside)),
+    }
+
+
+def _intervals(logs: list[np.ndarray]) -> dict[str, float]:
+    """Ratios with 95 % intervals, of log ratios of blocks; two neighbours together cancel what one run had as a whole.
+
+    Medians, because whatever else the machine does disturbs few blocks, and these a lot.
+    """
+    from scipy.stats import binom  # here: importing it takes half a second
+
+    pairs = np.sort(
+        np.concatenate([each[: len(each) // 2 * 2].reshape(-1, 2, 2).mean(axis=1) for each in logs]), axis=0
+    )
+    count = len(pairs)
+    outside = int(binom.ppf(0.025, count, 0.5)) - 1  # the interval from order statistics, of any distribution
+    found: dict[str, float] = {"pairs_of_blocks": count}
+    for index, name in enumerate(("seconds", "processor")):
+        column = np.exp(pairs[:, index])
+        found[f"{name}_ratio"] = float(np.median(column))
+        found |= {f"{name}_ratio_low": float(column[outside]), f"{name}_ratio_high": float(column[-1 - outside])}
     return found
 
 
-def _seconds(experiment: Experiment) -> tuple[float, float]:
-    """Seconds of a run, and of the processor in this process."""
-    started = time.process_time()
-    wall = run(experiment, SILENT).results.wall_s
-    return wall, time.process_time() - started
+@contextmanager
+def opened(folder: Path, browser: str | None) -> Iterator[Page]:
+    """A page of a folder's runs, open."""
+    page = Page(folder / "runs", folder / "profile", browser)
+    try:
+        yield page
+    finally:
+        page.close()
 
 
 @contextmanager

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from fl_sim.report.experiment_facts import facts
-from fl_sim.report.schema import Score
 from fl_sim.report.sizes import size
 from fl_sim.report.summary import Report
+
+COLUMN = 11
+"""Where the text of a line begins, behind what it is about."""
 
 
 def explanation(report: Report) -> list[str]:
@@ -22,13 +24,13 @@ def explanation(report: Report) -> list[str]:
         f"model      {told['model']}",
         f"clients    {told['client']}; {told['training']}; code {told['code']}",
         f"server     {told['strategy']}; {told['codecs']}; {told['network']}",
-        f"{r.score.name:<10} {_told(r.score, r.score.final)} on the test set after the last round, "
-        f"{_told(r.score, r.score.last10_mean)} mean of the last ten rounds{_of_clients(report)}",
+        f"{r.score.name:<10} {r.score.told(r.score.final)} on the test set after the last round, "
+        f"{r.score.told(r.score.last10_mean)} mean of the last ten rounds{_of_clients(report)}",
         f"encoded    {_size(r.total_bytes)}: {_size(r.uplink_bytes)} up, {_size(r.downlink_bytes)} down"
         f"{_of_that(report)}",
         f"saved      {_saved(report)}",
-        f"against    the same training messages, each sent as a dense float32 model: {_size(r.dense_total_bytes)}. No other "
-        f"run: one may need other rounds for the same {r.score.name}; `fl-sim compare --baseline` tells",
+        f"against    the same training messages, each sent as a dense float32 model: {_size(r.dense_total_bytes)}; not "
+        f"another run, which may need other rounds for the same {r.score.name}: `fl-sim compare --baseline` tells",
         f"not in it  {_left_out(report)}HTTP and TLS; Flower's framing (its own count: {_size(r.protocol_bytes)}); "
         "energy; speed-up of masked layers (MACs are counted, not timed)",
     ]
@@ -40,13 +42,9 @@ def _of_clients(report: Report) -> str:
     if each is None:
         return ""
     mean, tenth, worst = (
-        _told(r.score, value) for value in (each.mean, each.p10 if r.score.higher else each.p90, each.worst)
+        r.score.told(value) for value in (each.mean, each.p10 if r.score.higher else each.p90, each.worst)
     )
     return f"; on clients' own test samples mean {mean}, worst tenth from {tenth}, worst {worst}"
-
-
-def _told(score: Score, value: float | None) -> str:
-    return "not finite" if value is None else score.text(score.scale * value)
 
 
 def _size(count: float) -> str:

@@ -24,6 +24,9 @@ from fl_sim.core.observer import Observer, Silent
 from fl_sim.report.sizes import size
 from fl_sim.training.tasks import Metric, learning_task
 
+TIMES = len(" /  0:00:00 left 0:00:00 ")
+"""Columns that a bar's numbers take beside its rounds."""
+
 
 def _line(row: Mapping[str, float], measured: Mapping[str, float], metric: Metric) -> str:
     """One line of numbers; metric and savings are those of the last evaluated round, which is named if it is an earlier one."""
@@ -44,6 +47,7 @@ def _line(row: Mapping[str, float], measured: Mapping[str, float], metric: Metri
 class _Bar:
     progress: Progress
     rounds: TaskID
+    answers: Progress
     clients: TaskID
     status: Text
     metric: Metric
@@ -53,14 +57,14 @@ class _Bar:
         self.progress.console.print(line, highlight=False, soft_wrap=True)
 
     def reply(self, answered: int, cohort: int) -> None:
-        self.progress.update(self.clients, completed=answered, total=cohort)
+        self.answers.update(self.clients, completed=answered, total=cohort)
 
     def round(self, row: Mapping[str, float]) -> None:
         if self.metric.name in row:  # stays on the screen until the next evaluated round
             shown = ("round", self.metric.name, "saved_bytes")
             self.measured = {name: row[name] for name in shown if name in row}
         self.progress.update(self.rounds, completed=row["round"])
-        self.progress.update(self.clients, completed=0)  # of the next round, none has answered
+        self.answers.update(self.clients, completed=0)  # of the next round, none has answered
         self.status.plain = _line(row, self.measured, self.metric)
 
 
@@ -69,6 +73,7 @@ class _Lines:
     console: Console
     rounds: int
     metric: Metric
+    title: str = ""
 
     def say(self, line: str) -> None:
         self.console.print(line, highlight=False, soft_wrap=True)
@@ -79,31 +84,43 @@ class _Lines:
     def round(self, row: Mapping[str, float]) -> None:
         if self.metric.name in row:
             line = _line(row, row, self.metric)
-            self.console.print(f"round {row['round']:.0f}/{self.rounds}  {line}", highlight=False, soft_wrap=True)
+            which = f"{self.title}  " if self.title else ""
+            words = f"{which}round {row['round']:.0f}/{self.rounds}  {line}"
+            self.console.print(words, highlight=False, markup=False, soft_wrap=True)
 
 
 @contextmanager
-def display(experiment: Experiment, console: Console, *, quiet: bool) -> Iterator[Observer]:
-    """The observer that fits the console."""
+def display(experiment: Experiment, console: Console, *, quiet: bool, title: str = "") -> Iterator[Observer]:
+    """The observer that fits the console.
+
+    Args:
+        experiment: the run.
+        console: where it is shown.
+        quiet: show nothing.
+        title: which of several runs this one is; its bars vanish when it is over, for the caller then prints a line of it.
+    """
     metric = learning_task(experiment.task).metric
     if quiet:
         yield Silent()
     elif not console.is_terminal:
-        yield _Lines(console, experiment.rounds, metric)
+        yield _Lines(console, experiment.rounds, metric, title)
     else:
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-        )
+        room = console.width - TIMES - 2 * len(str(experiment.rounds))
+        width = max(4, min(20, room // 2))
+        name = Text(experiment.name)
+        name.truncate(max(len("clients"), room - width), overflow="ellipsis")
+        bar = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=width), MofNCompleteColumn())
+        progress = Progress(*bar, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=console)
+        # Times of a cohort's answers say nothing, so that the clients have bars of their own.
+        answers = Progress(*bar, console=console)
+        rounds = progress.add_task(name.plain, total=experiment.rounds)
+        clients = answers.add_task(f"{'clients':<{name.cell_len}}", total=experiment.cohort.size)
         # The numbers have a line of their own: beside the bars they would squeeze them out of 80 columns.
-        progress, status = Progress(*columns, console=console), Text(overflow="ellipsis", no_wrap=True)
-        rounds = progress.add_task(experiment.name, total=experiment.rounds)
-        clients = progress.add_task("clients", total=experiment.cohort.size)
-        with Live(Group(progress, status), console=console):
-            yield _Bar(progress, rounds, clients, status, metric)
+        status = Text()
+        head = [Text(title, overflow="ellipsis", no_wrap=True)] if title else []
+        with Live(Group(*head, progress, answers, status), console=console, transient=bool(title)):
+            yield _Bar(progress, rounds, answers, clients, status, metric)
+            answers.update(clients, visible=False)
 
 
 def shown(experiment: Experiment, observer: Observer | None, *, quiet: bool | None) -> AbstractContextManager[Observer]:

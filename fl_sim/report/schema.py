@@ -76,6 +76,10 @@ class Score(_Strict):
         """What a value is multiplied by for a reader."""
         return 100.0 if self.percent else 1.0
 
+    def told(self, value: float | None) -> str:
+        """One of its values for a reader, with its unit."""
+        return "not finite" if value is None else self.text(self.scale * value)
+
     @property
     def unit(self) -> str:
         """The unit of a value for a reader; empty without one."""

@@ -40,6 +40,7 @@ from fl_sim.training.tasks import CLASSIFICATION, Metric, learning_task
 
 if TYPE_CHECKING:
     import pandas
+    from rich.table import Table
 
 TARGETS = tuple(t / 100 for t in range(10, 100, 5))
 R20 = (100, 112, 125, 140, 160, 180, 200, 224, 250, 280, 315, 355, 400, 450, 500, 560, 630, 710, 800, 900)
@@ -141,22 +142,23 @@ class Report:
         except UserError as error:
             return f"Report({error})"
         return (
-            f"Report({self.folder}: {r.rounds} rounds, test {r.score.name} {self._final}, "
+            f"Report({self.folder}: {r.rounds} rounds, test {r.score.name} {r.score.told(r.score.final)}, "
             f"{size(r.uplink_bytes, 3)} up, {size(r.downlink_bytes, 3)} down, saving {100 * r.saving:.2f} %)"
         )
 
-    def __rich__(self) -> str:
-        """Ten lines, for `rich.print` and a console of rich."""
-        from rich.markup import escape
+    def __rich__(self) -> Table:
+        """Ten entries, for `rich.print` and a console of rich."""
+        from rich.table import Table
+        from rich.text import Text
 
-        from fl_sim.report.explanation import explanation  # here: it is made of the numbers of this module
+        from fl_sim.report.explanation import COLUMN, explanation  # here: it is made of the numbers of this module
 
-        return escape("\n".join(explanation(self)))
-
-    @property
-    def _final(self) -> str:
-        score = self.results.score
-        return "not finite" if score.final is None else score.text(score.scale * score.final)
+        shown = Table.grid()
+        shown.add_column(no_wrap=True, min_width=COLUMN)
+        shown.add_column(overflow="fold")
+        for line in explanation(self):
+            shown.add_row(Text(line[:COLUMN]), Text(line[COLUMN:]))
+        return shown
 
     def _repr_html_(self) -> str:
         """A small table, for notebooks."""

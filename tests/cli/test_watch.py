@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import pytest
 from browser import dom_at, in_a_browser
@@ -283,6 +283,17 @@ def test_only_who_knows_the_token_and_comes_by_this_name_is_answered(report: Rep
         assert {get(server, path)[0] for path in wrong} == {404}
         assert get(server, own, host="evil.example")[0] == 404
         assert get(server, own, host=f"localhost:{server.server_port}")[0] == 200
+
+
+def test_a_page_that_has_the_newest_version_is_sent_nothing(report: Report) -> None:
+    with serving(report.folder) as server:
+        own = urlsplit(server.url).path + "state.json"
+        version = json.loads(get(server, own)[1])["version"]
+        status, data, _ = get(server, f"{own}?since={version}")
+        assert (status, data) == (204, b"")
+        for wrong in ("0", "-1", "x", "", "9" * 15, "9" * 999, "²", f"{version}&x"):
+            status, data, _ = get(server, f"{own}?since={quote(wrong)}")
+            assert (status, len(json.loads(data)["runs"])) == (200, 1)
 
 
 def test_the_metric_of_the_run_is_drawn_whatever_it_is_called(tmp_path: Path) -> None:

@@ -57,7 +57,17 @@ def test_the_command_and_rich_show_the_same(
     assert capsys.readouterr().out.splitlines() == explanation(report)
     text = io.StringIO()
     Console(file=text, width=1000).print(report)
-    assert text.getvalue().splitlines() == explanation(report)
+    assert [line.rstrip() for line in text.getvalue().splitlines()] == explanation(report)
+
+
+def test_a_narrow_terminal_keeps_every_word_below_its_entry(report: Report) -> None:
+    text = io.StringIO()
+    Console(file=text, width=60).print(report)
+    lines = text.getvalue().splitlines()
+    assert sum(line[0] != " " for line in lines) == 10
+    assert max(map(len, lines)) <= 60
+    assert all(line[10] == " " for line in lines)
+    assert " ".join(" ".join(lines).split()) == " ".join(" ".join(explanation(report)).split())
 
 
 def test_markup_of_a_name_is_shown_as_it_is(report: Report) -> None:

@@ -25,11 +25,12 @@ ROW = {
 }
 
 
-def shown(*, terminal: bool, quiet: bool = False) -> str:
+def shown(*, terminal: bool, quiet: bool = False, width: int = 80, title: str = "") -> str:
     """What a run of two rounds writes."""
     text = io.StringIO()
-    console = Console(file=text, force_terminal=terminal, width=80)
-    with display(Experiment(name="a-run-with-a-name-of-some-length", rounds=2), console, quiet=quiet) as observer:
+    console = Console(file=text, force_terminal=terminal, width=width)
+    experiment = Experiment(name="a-run-with-a-name-of-some-length", rounds=2)
+    with display(experiment, console, quiet=quiet, title=title) as observer:
         observer.reply(10, 10)
         observer.round({name: value for name, value in ROW.items() if name not in ("accuracy", "saved_bytes")})
         observer.reply(10, 10)
@@ -38,11 +39,32 @@ def shown(*, terminal: bool, quiet: bool = False) -> str:
 
 
 def test_a_terminal_of_80_columns_shows_everything() -> None:
-    last = shown(terminal=True).splitlines()[-3:]
+    text = shown(terminal=True)
+    last = text.splitlines()[-2:]
     assert "2/2" in last[0]
-    assert "0/10" in last[1]
-    assert last[2].strip() == "accuracy  50.00 %  up 1.50 MB  down 2.00 MB  saved 3.25 MB  alive 100 %"
-    assert "…" not in "".join(last)
+    assert "left" in last[0]
+    assert last[1].strip() == "accuracy  50.00 %  up 1.50 MB  down 2.00 MB  saved 3.25 MB  alive 100 %"
+    assert "…" not in text
+    assert "0/10" in text  # while it ran; of a run that is over, no client is waited for
+    assert "0/10" not in "".join(last)
+
+
+def test_a_narrow_terminal_shows_every_number_on_two_lines() -> None:
+    text = shown(terminal=True, width=40)
+    words = " ".join(text.split())
+    assert "accuracy 50.00 % up 1.50 MB down 2.00 MB saved 3.25 MB alive 100 %" in words
+    assert re.search(r"a-run…\S* +\S+ 2/2 0:00:00 left \S+$", text.replace("a-run-…", "a-run…"), re.MULTILINE)
+
+
+def test_a_run_of_a_sweep_names_itself_and_leaves_the_screen() -> None:
+    for line in shown(terminal=False, title="3/6  runs/x  seed 2  a=[1]").splitlines():
+        assert line.startswith("3/6  runs/x  seed 2  a=[1]  round 2/2  accuracy  50.00 %")
+    text = io.StringIO()
+    console = Console(file=text, force_terminal=True, width=80)
+    with display(Experiment(rounds=2), console, quiet=False, title="3/6  seed 2  a=[1]") as observer:
+        observer.round(ROW)
+    assert "3/6  seed 2  a=[1]" in text.getvalue()
+    assert text.getvalue().endswith("\x1b[1A\x1b[2K" * 3)
 
 
 def test_a_pipe_gets_a_line_an_evaluated_round() -> None:

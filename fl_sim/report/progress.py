@@ -1,13 +1,15 @@
-"""The live display of a run: a progress bar on a terminal, one line per evaluated round on a pipe, nothing when quiet."""
+"""The live display of a run: bars on a terminal and in a notebook, one line per evaluated round on a pipe, nothing when quiet."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.padding import Padding
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -24,6 +26,8 @@ from fl_sim.core.observer import Observer, Silent
 from fl_sim.report.sizes import size
 from fl_sim.training.tasks import Metric, learning_task
 
+CELL_S = 0.5
+"""Seconds between two versions of a notebook's output, at least."""
 TIMES = len(" /  0:00:00 left 0:00:00 ")
 """Columns that a bar's numbers take beside its rounds."""
 
@@ -51,6 +55,7 @@ class _Bar:
     clients: TaskID
     status: Text
     metric: Metric
+    refresh: Callable[[], None] = lambda: None
     measured: dict[str, float] = field(default_factory=dict)
 
     def say(self, line: str) -> None:
@@ -58,6 +63,7 @@ class _Bar:
 
     def reply(self, answered: int, cohort: int) -> None:
         self.answers.update(self.clients, completed=answered, total=cohort)
+        self.refresh()
 
     def round(self, row: Mapping[str, float]) -> None:
         if self.metric.name in row:  # stays on the screen until the next evaluated round
@@ -66,6 +72,7 @@ class _Bar:
         self.progress.update(self.rounds, completed=row["round"])
         self.answers.update(self.clients, completed=0)  # of the next round, none has answered
         self.status.plain = _line(row, self.measured, self.metric)
+        self.refresh()
 
 
 @dataclass
@@ -102,25 +109,58 @@ def display(experiment: Experiment, console: Console, *, quiet: bool, title: str
     metric = learning_task(experiment.task).metric
     if quiet:
         yield Silent()
-    elif not console.is_terminal:
+    elif not (console.is_terminal or console.is_jupyter):
         yield _Lines(console, experiment.rounds, metric, title)
     else:
-        room = console.width - TIMES - 2 * len(str(experiment.rounds))
-        width = max(4, min(20, room // 2))
-        name = Text(experiment.name)
-        name.truncate(max(len("clients"), room - width), overflow="ellipsis")
-        bar = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=width), MofNCompleteColumn())
-        progress = Progress(*bar, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=console)
-        # Times of a cohort's answers say nothing, so that the clients have bars of their own.
-        answers = Progress(*bar, console=console)
-        rounds = progress.add_task(name.plain, total=experiment.rounds)
-        clients = answers.add_task(f"{'clients':<{name.cell_len}}", total=experiment.cohort.size)
-        # The numbers have a line of their own: beside the bars they would squeeze them out of 80 columns.
-        status = Text()
+        bar = _bar(experiment, console, metric)
         head = [Text(title, overflow="ellipsis", no_wrap=True)] if title else []
-        with Live(Group(*head, progress, answers, status), console=console, transient=bool(title)):
-            yield _Bar(progress, rounds, answers, clients, status, metric)
-            answers.update(clients, visible=False)
+        parts = (*head, bar.progress, bar.answers, bar.status)
+        if console.is_jupyter:
+            with _cell(parts) as bar.refresh:
+                yield bar
+                bar.answers.update(bar.clients, visible=False)
+        else:
+            with Live(Group(*parts), console=console, transient=bool(title)):
+                yield bar
+                bar.answers.update(bar.clients, visible=False)
+
+
+def _bar(experiment: Experiment, console: Console, metric: Metric) -> _Bar:
+    room = console.width - TIMES - 2 * len(str(experiment.rounds))
+    width = max(4, min(20, room // 2))
+    name = Text(experiment.name)
+    name.truncate(max(len("clients"), room - width), overflow="ellipsis")
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=width), MofNCompleteColumn())
+    progress = Progress(*columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=console)
+    # Times of a cohort's answers say nothing, so that the clients have bars of their own.
+    answers = Progress(*columns, console=console)
+    rounds = progress.add_task(name.plain, total=experiment.rounds)
+    clients = answers.add_task(f"{'clients':<{name.cell_len}}", total=experiment.cohort.size)
+    # The numbers have a line of their own: beside the bars they would squeeze them out of 80 columns.
+    return _Bar(progress, rounds, answers, clients, Text(), metric)
+
+
+@contextmanager
+def _cell(parts: Sequence[RenderableType]) -> Iterator[Callable[[], None]]:
+    """Show the parts below a notebook's cell; what is yielded shows them anew, at most twice a second.
+
+    rich's own `Live` needs ipywidgets there; replacing one output of IPython needs nothing that a notebook does not have.
+    """
+    from IPython.display import display
+
+    shown = Padding(Group(*parts), 0)  # it has the representation that a notebook asks for; a group has none
+    output, last = display(shown, display_id=True), time.monotonic()
+
+    def refresh() -> None:
+        nonlocal last
+        if time.monotonic() - last >= CELL_S:
+            output.update(shown)
+            last = time.monotonic()
+
+    try:
+        yield refresh
+    finally:
+        output.update(shown)
 
 
 def shown(experiment: Experiment, observer: Observer | None, *, quiet: bool | None) -> AbstractContextManager[Observer]:

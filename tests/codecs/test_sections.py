@@ -30,7 +30,9 @@ def test_a_payload_with_everything_has_every_section_and_no_other() -> None:
 
 
 def test_ledger_and_report_have_the_sections_of_the_codecs() -> None:
-    assert WORDS["section"] == (*BOOKED, "config", "metrics", CODEC), "two of foreign Flower apps, one of codecs of one's own"
+    assert WORDS["section"] == (*BOOKED, "config", "metrics", CODEC), (
+        "two of foreign Flower apps, one of codecs of one's own"
+    )
     assert TRAFFIC_KINDS[: len(BOOKED)] == BOOKED
     assert tuple(TRAFFIC_COLOURS) == TRAFFIC_KINDS
 

@@ -6,6 +6,8 @@ import io
 import re
 import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 from federation import tiny
@@ -13,6 +15,7 @@ from rich.console import Console
 
 from fl_sim import Experiment, run
 from fl_sim.core.observer import Silent
+from fl_sim.report import progress
 from fl_sim.report.progress import display
 
 ROW = {
@@ -91,6 +94,36 @@ class Terminal(io.StringIO):
 
     def isatty(self) -> bool:
         return True
+
+
+def test_a_notebook_shows_bars_time_left_and_numbers_in_one_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    """IPython stands for the notebook: it is told what to show once, and then shows that anew."""
+    outputs: list[list[str]] = []
+
+    def display(shown: Any, *, display_id: bool) -> Any:
+        def update(again: Any) -> None:
+            outputs[0].append(again._repr_mimebundle_([], [])["text/plain"])
+
+        outputs.append([])
+        assert display_id
+        update(shown)
+        return SimpleNamespace(update=update)
+
+    for name in ("IPython", "IPython.display"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.setattr(sys.modules["IPython.display"], "display", display, raising=False)
+    monkeypatch.setattr(progress, "CELL_S", 0.0)
+    with progress.display(Experiment(rounds=4), Console(force_jupyter=True), quiet=False) as observer:
+        observer.reply(3, 10)
+        observer.round(ROW)
+    (texts,) = outputs
+    first, answered, over, last = (re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text) for text in texts)
+    assert "0/4" in first
+    assert "left" in first
+    assert "3/10" in answered
+    assert "2/4" in over
+    assert "accuracy  50.00 %" in over
+    assert "clients" not in last
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ A correction is a linear term of the loss, so that its gradient is added to ever
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -17,9 +16,10 @@ from torch import Tensor, nn
 from clients.local import Finish, weighing
 from fl_sim.communication.extra import Extra, Fixed, parameters
 from fl_sim.core.types import Metrics, Params, Task, UserError
-from fl_sim.data.weights import Batch, weights_of
+from fl_sim.data.weights import Batch
 from fl_sim.training.client import ClientContext
 from fl_sim.training.evaluation import evaluate
+from fl_sim.training.gradients import mean_gradient
 from fl_sim.training.loop import Training
 from fl_sim.training.losses import Loss, Proximal, weighs
 
@@ -81,19 +81,8 @@ def require_plain(training: Training, method: str, *, momentum: bool = False) ->
 
 def full_gradient(model: nn.Module, ctx: ClientContext, names: Mapping[str, Tensor]) -> Params:
     """Gradient of the task's mean loss over all samples of the client, by parameter name; the model stays as it is."""
-    model = copy.deepcopy(model).train()
-    total: Params = {name: torch.zeros_like(value) for name, value in names.items()}
-    counted = 0.0
-    for batch in ctx.data.augmented(None).batches(512):
-        weights = weights_of(batch)
-        count = len(batch[1]) if weights is None else float(weights.sum())
-        model.zero_grad()
-        ctx.loss(model, batch).backward()
-        counted += count
-        for name, parameter in model.named_parameters():
-            if name in total and parameter.grad is not None:
-                total[name].add_(parameter.grad.detach().cpu(), alpha=count)
-    return {name: value / counted for name, value in total.items()}
+    zero: Params = {name: torch.zeros_like(value) for name, value in names.items()}
+    return zero | mean_gradient(model, ctx.data, ctx.loss, names)
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
-from fl_sim.core.types import MaskRule, Scores, UserError
+from fl_sim.core.types import MaskRule, Params, Scores, UserError
 from fl_sim.runtime.server_context import ServerContext
 from fl_sim.sparsity import PruneTo, RateDistortion, Schedule
 from fl_sim.sparsity.curves import Curves, MeasureCurves, calibration, pooled
 from strategies.server_step import ServerState
 
-Ask = Callable[[ServerState, MeasureCurves, int], list[tuple[Curves, int]]]
-"""(state, how to measure, images a client) -> (curves, images used) of each client that answered."""
+
+class Ask(Protocol):
+    """Questions to a cohort of clients between two rounds; both ways are booked in the phase `query`."""
+
+    def __call__(self, state: ServerState, measure: MeasureCurves, images: int) -> list[tuple[Curves, int]]:
+        """(state, how to measure, images a client) -> (distortion curves, images used) of each client that answered."""
+
+    def gradients(self, state: ServerState, share: float) -> list[tuple[Params, int]]:
+        """(state, share of the pruned weights that is told; 1 = all weights) -> (gradients, samples behind them)."""
+
+
 Calibrate = Callable[[ServerContext, Ask, ServerState], MaskRule]
 """(run, clients, aggregated state whose mask is still that of the round before) -> the rule that decides its mask."""
 CurveSource = Callable[[ServerContext, Ask, ServerState], Curves]

@@ -16,7 +16,7 @@ from fl_sim.communication.exchange import Frozen
 from fl_sim.communication.flower_private import renewed
 from fl_sim.communication.flower_traffic import Form
 from fl_sim.communication.sparse_broadcast import EncodedModel
-from fl_sim.communication.task_header import CurveRequest
+from fl_sim.communication.task_header import Request
 from fl_sim.core.seeding import Purpose, derive
 from fl_sim.core.types import Mask, Params, Task, UserError
 from fl_sim.runtime.server_context import ServerContext, ServerSnapshot
@@ -84,15 +84,15 @@ class DownlinkSender:
     # -- messages ------------------------------------------------------------------------------------------------------
 
     def outgoing(
-        self, task: Task, cohort: Cohort, kind: str, log: RoundLog, *, curves: CurveRequest | None = None
+        self, task: Task, cohort: Cohort, kind: str, log: RoundLog, *, request: Request | None = None
     ) -> Outgoing:
         """Encode a task for each client of a cohort; clients that hold the same share one payload.
 
-        The bytes for each client are added to `log`. `curves` asks for distortion curves.
+        The bytes for each client are added to `log`. `request` asks for what clients are to measure.
         """
-        return self.encoder(task, kind, curves=curves)(cohort, log)
+        return self.encoder(task, kind, request=request)(cohort, log)
 
-    def encoder(self, task: Task, kind: str, *, curves: CurveRequest | None = None) -> Encode:
+    def encoder(self, task: Task, kind: str, *, request: Request | None = None) -> Encode:
         """`outgoing` for several cohorts of one task, whose clients share payloads too."""
         prepared: dict[tuple[int, Frozen | None], tuple[RecordDict, Description, Form]] = {}
         schema, encoded_for = self.exchange.schema, self._encoder(task, kind)
@@ -114,7 +114,9 @@ class DownlinkSender:
                     for name, payload in extra.items():
                         described = described.plus(extra_section(name), len(payload))
                     data, header = bytes(encoded.data), encoded.header
-                    content = wire.task_content(task, data, frozen=frozen, broadcast=header, curves=curves, extra=extra)
+                    content = wire.task_content(
+                        task, data, frozen=frozen, broadcast=header, request=request, extra=extra
+                    )
                     prepared[key] = content, described, Form.of(content)
                 content, described, form = prepared[key]
                 message = renewed(blank, content)

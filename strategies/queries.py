@@ -11,11 +11,11 @@ from flwr.serverapp import Grid
 
 from fl_sim import codecs
 from fl_sim.codecs import CorruptPayload, Description, Schema
-from fl_sim.communication import loss_query
+from fl_sim.communication import gradient_query, loss_query
 from fl_sim.communication import messages as wire
-from fl_sim.communication.task_header import CurveRequest
+from fl_sim.communication.task_header import CurveRequest, GradientRequest, Request
 from fl_sim.core.seeding import Purpose
-from fl_sim.core.types import Task
+from fl_sim.core.types import Params, Task
 from fl_sim.sparsity import curve_messages as measuring
 from fl_sim.sparsity.curves import Curves, MeasureCurves
 from strategies.cohorts import Cohort
@@ -53,6 +53,29 @@ class Query:
 
         return list(self._asked(state, state.round, cohort, measuring.ACTION, schema, read, request).values())
 
+    def __call__(self, state: ServerState, measure: MeasureCurves, images: int) -> list[tuple[Curves, int]]:
+        """`curves`, for a slot that is given the whole query."""
+        return self.curves(state, measure, images)
+
+    def gradients(self, state: ServerState, share: float) -> list[tuple[Params, int]]:
+        """Gradients of `state` from a cohort of clients, each with the number of samples behind it; zero where none was sent.
+
+        Args:
+            state: the model, and its pruning mask.
+            share: of the pruned weights, those with the largest gradients; 1 = the gradients of all weights.
+
+        Raises:
+            RoundFailed: no client answered.
+        """
+        schema, size = state.schema.prunable_part, self.receiver.context.sampling.cohort_size
+        cohort = self.receiver.cohorts.cohort(self.grid, state.round, Purpose.CALIBRATION, size)
+
+        def read(data: bytes | memoryview) -> Params:
+            return gradient_query.decode_gradients(data, schema)
+
+        request = GradientRequest(float(share))
+        return list(self._asked(state, state.round, cohort, gradient_query.ACTION, schema, read, request).values())
+
     def losses(self, state: ServerState, clients: Sequence[int]) -> dict[int, float]:
         """Of each client that answers its mean loss of `state`, before the next round.
 
@@ -74,12 +97,12 @@ class Query:
         action: str,
         schema: Schema,
         read: Callable[[bytes | memoryview], Answer],
-        curves: CurveRequest | None = None,
+        question: Request | None = None,
     ) -> dict[int, tuple[Answer, int]]:
         """Client -> (its answer, the number of samples behind it)."""
         cohorts, sender = self.receiver.cohorts, self.receiver.sender
         task = Task(number, state.params, state.mask, seed=self.receiver.context.seed)
-        outgoing = sender.outgoing(task, cohort, f"{MessageType.QUERY}.{action}", self.round_log, curves=curves)
+        outgoing = sender.outgoing(task, cohort, f"{MessageType.QUERY}.{action}", self.round_log, request=question)
         replies = self.grid.send_and_receive(outgoing.messages)
         outgoing.book()
         answers = {}

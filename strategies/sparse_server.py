@@ -26,7 +26,6 @@ from fl_sim.core.seeding import Purpose, numpy_generator
 from fl_sim.core.types import Mask, MaskRule, Params, Scalar, Task, Update
 from fl_sim.runtime.client.kept_between_calls import RULE, Watch
 from fl_sim.runtime.server_context import ServerContext, ServerSnapshot
-from fl_sim.sparsity.curves import Curves, MeasureCurves
 from strategies.aggregation import settled
 from strategies.cohorts import Cohort, Cohorts
 from strategies.downlink_sender import DownlinkSender, Outgoing
@@ -189,10 +188,7 @@ class SparseServer:
         """The algorithm's measurement in this round; None where it has none."""
         if self.slots.calibrate is None:
             return None
-        return partial(self.slots.calibrate, self.context, partial(self._ask, grid))
-
-    def _ask(self, grid: Grid, state: ServerState, measure: MeasureCurves, images: int) -> list[tuple[Curves, int]]:
-        return Query(grid, self.receiver, self.round_log).curves(state, measure, images)
+        return partial(self.slots.calibrate, self.context, Query(grid, self.receiver, self.round_log))
 
     def _optimise(self, start: ServerState, aggregated: Params) -> tuple[Params, Params]:
         """The server optimizer's step from what the clients started from, with the residual of a sparse broadcast."""

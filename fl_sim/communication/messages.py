@@ -20,7 +20,7 @@ from fl_sim.codecs import CorruptPayload, Schema
 from fl_sim.codecs.sections import extra_section, is_extra
 from fl_sim.communication.exchange import FROZEN_STYPE, Frozen
 from fl_sim.communication.flower_private import array_of, filled
-from fl_sim.communication.task_header import BroadcastHeader, CurveRequest, TaskHeader
+from fl_sim.communication.task_header import BroadcastHeader, Request, TaskHeader
 from fl_sim.core.types import FlatMask, Mask, Scalar, Task, Update
 
 STYPE, BASE_STYPE = "fl_sim.update/1", "fl_sim.base/1"
@@ -119,11 +119,11 @@ def task_content(
     *,
     frozen: Frozen | None = None,
     broadcast: BroadcastHeader | None = None,
-    curves: CurveRequest | None = None,
+    request: Request | None = None,
     extra: Mapping[str, bytes] | None = None,
 ) -> RecordDict:
     """Build the message of a task whose parameters and mask are encoded in `data`, its extra tensors in `extra`."""
-    header = TaskHeader(task.round, task.seed, broadcast, curves)
+    header = TaskHeader(task.round, task.seed, broadcast, request)
     return content(data, frozen=frozen, header=header, config=task.config, extra=extra)
 
 

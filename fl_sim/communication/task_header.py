@@ -12,7 +12,7 @@ from typing import TypeVar
 from fl_sim.codecs import CorruptPayload
 from fl_sim.core.types import Scalar
 
-T = TypeVar("T", int, str, bytes)
+T = TypeVar("T", int, str, bytes, float)
 NO_BASE = -1
 
 
@@ -85,6 +85,32 @@ class CurveRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class GradientRequest:
+    """Request for the largest gradients of the model in the payload, on all samples of the client.
+
+    Attributes:
+        share: of the weights that the pruning mask removes; 1 = the gradients of all weights.
+    """
+
+    share: float
+
+    def scalars(self) -> dict[str, Scalar]:
+        """Entries of the message's record."""
+        return {"gradient-share": self.share}
+
+    @classmethod
+    def read(cls, entries: dict[str, object]) -> GradientRequest:
+        """Invert `scalars`; what is read leaves `entries`."""
+        share = _take(entries, "gradient-share", float)
+        if not 0 <= share <= 1:
+            raise CorruptPayload(f"the task's header asks for a share of {share} of the gradients")
+        return cls(share)
+
+
+Request = CurveRequest | GradientRequest
+
+
+@dataclass(frozen=True, slots=True)
 class TaskHeader:
     """Header of a task.
 
@@ -92,18 +118,18 @@ class TaskHeader:
         round: number of the round; the first is 1.
         seed: seed of the run, from which every party derives its own.
         broadcast: how to read the payload of a sparse broadcast; None = the payload is the whole global model.
-        curves: distortion curves to measure; None = train or evaluate.
+        request: what to measure; None = train or evaluate.
     """
 
     round: int
     seed: int
     broadcast: BroadcastHeader | None = None
-    curves: CurveRequest | None = None
+    request: Request | None = None
 
     def scalars(self) -> dict[str, Scalar]:
         """Entries of the message's record."""
         entries: dict[str, Scalar] = {"round": self.round, "seed": self.seed}
-        for part in (self.broadcast, self.curves):
+        for part in (self.broadcast, self.request):
             if part is not None:
                 entries |= part.scalars()
         return entries
@@ -118,10 +144,12 @@ class TaskHeader:
         entries = dict(record)
         number, seed = _take(entries, "round", int), _take(entries, "seed", int)
         broadcast = BroadcastHeader.read(entries) if "model-version" in entries else None
-        curves = CurveRequest.read(entries) if "levels" in entries else None
+        request: Request | None = CurveRequest.read(entries) if "levels" in entries else None
+        if request is None and "gradient-share" in entries:
+            request = GradientRequest.read(entries)
         if entries:
             raise CorruptPayload(f"the task's header has entries that are not known here: {', '.join(sorted(entries))}")
-        return cls(number, seed, broadcast, curves)
+        return cls(number, seed, broadcast, request)
 
 
 def _take(entries: dict[str, object], key: str, kind: type[T]) -> T:

@@ -3,7 +3,7 @@
     claims = read_claims()
     claims["stc"].ratio, claims["stc"].direction
 
-A method is added by one table in `claims.toml` and one file `methods/NAME.toml`, or `methods/NAME@TASK.toml` for one task.
+A method is added by one table in `claims.toml` and one file `methods/NAME.toml`.
 """
 
 from __future__ import annotations
@@ -122,12 +122,9 @@ def _words(kind: object) -> str:
     return "a text" if kind is str else "a number" if kind == float | None else "a list of texts"
 
 
-def tree_of(kind: str, name: str, task: str | None = None) -> dict[str, object]:
-    """The config of a task (`kind` = "tasks") or of a method ("methods"); the method's own for this task where it has one."""
-    place = folder() / kind
-    own = place / f"{name}@{task}.toml"
-    path = own if task is not None and own.is_file() else place / f"{name}.toml"
-    return tomllib.loads(path.read_text(encoding="utf-8"))
+def tree_of(kind: str, name: str) -> dict[str, object]:
+    """The config of a task (`kind` = "tasks"), or what a method ("methods") changes of it."""
+    return tomllib.loads((folder() / kind / f"{name}.toml").read_text(encoding="utf-8"))
 
 
 def task_names() -> Sequence[str]:

@@ -67,7 +67,7 @@ def experiments(asked: Asked) -> list[Experiment]:
     """Every run in the order in which it is worth having: dense, then the methods, then smaller models; all validated."""
     base = tree_of("tasks", asked.task)
     widths = base.pop(WIDTHS, [])
-    trees = {DENSE: base} | {name: merged(base, tree_of("methods", name, asked.task)) for name in asked.methods}
+    trees = {DENSE: base} | {name: merged(base, tree_of("methods", name)) for name in asked.methods}
     for width in widths if isinstance(widths, list) else []:
         trees[f"{SMALL}{width:g}"] = merged(base, {"model": {"width": width}})
     rounds = [] if asked.rounds is None else [f"rounds={asked.rounds}"]

@@ -17,14 +17,14 @@ from flwr.clientapp import ClientApp
 from torch import Tensor, nn
 
 from fl_sim.codecs import CorruptPayload
-from fl_sim.communication import loss_query
+from fl_sim.communication import gradient_query, loss_query
 from fl_sim.communication import messages as wire
 from fl_sim.communication.error_feedback import ErrorFeedback
 from fl_sim.communication.exchange import Exchange, Frozen
 from fl_sim.communication.flower_private import reply_to
 from fl_sim.communication.messages import PARTITION
 from fl_sim.communication.sparse_broadcast import received
-from fl_sim.communication.task_header import BroadcastHeader
+from fl_sim.communication.task_header import BroadcastHeader, CurveRequest, GradientRequest
 from fl_sim.core.process_state import seeded, unchanged_settings
 from fl_sim.core.seeding import Purpose, derive
 from fl_sim.core.types import Params, Task, Update
@@ -43,6 +43,7 @@ from fl_sim.sparsity.curve_cache import cached_curves
 from fl_sim.sparsity.curves import MeasureCurves, calibration
 from fl_sim.training.client import Client, ClientContext, as_they_are
 from fl_sim.training.evaluation import evaluate
+from fl_sim.training.gradients import mean_gradient
 from fl_sim.training.tasks import CLASSIFICATION, LearningTask
 
 log = logging.getLogger("fl_sim")
@@ -298,8 +299,8 @@ class ClientHost:
     def curves(self, message: Message, context: Context) -> Message:
         """Measure distortion curves of the received model on a fixed part of this client's data."""
         task = self._receive(message, context)
-        request = wire.read_header(message.content).curves
-        if request is None:
+        request = wire.read_header(message.content).request
+        if not isinstance(request, CurveRequest):
             raise CorruptPayload("a query for distortion curves whose header asks for none")
         measure = MeasureCurves(request.levels, request.summary, request.batch_size)
         own = self.split_of(partition := int(context.node_config[PARTITION]))
@@ -311,6 +312,20 @@ class ClientHost:
             measured = cached_curves(measure, model, images, self.exchange.schema.prunable)
         answer = wire.content(measuring.encode_curves(measured), metrics={wire.NUM_EXAMPLES: len(images)})
         return Message(answer, reply_to=message)
+
+    def gradients(self, message: Message, context: Context) -> Message:
+        """Measure the gradient of the received model's loss on this client's training samples, not augmented."""
+        task = self._receive(message, context)
+        request = wire.read_header(message.content).request
+        if not isinstance(request, GradientRequest):
+            raise CorruptPayload("a query for gradients whose header asks for none")
+        own = self.split_of(partition := int(context.node_config[PARTITION]))
+        self._resident.place(_tensors(context, PERSONAL))
+        model, schema = unit_singular_vectors(load(self.model, task.params)), self.exchange.schema.prunable_part
+        with unchanged_settings(), seeded(_seed(task, partition)):
+            measured = mean_gradient(model, own, self.learning, schema.names)
+        data = gradient_query.encode_gradients(measured, request.share, task.mask, schema)
+        return Message(wire.content(data, metrics={wire.NUM_EXAMPLES: len(own)}), reply_to=message)
 
     def losses(self, message: Message, context: Context) -> Message:
         """Measure the mean loss of the received model on this client's training samples, not augmented."""
@@ -349,6 +364,10 @@ def client_app(host: Callable[[Context], ClientHost]) -> ClientApp:
     @app.query(measuring.ACTION)
     def curves(message: Message, context: Context) -> Message:
         return host(context).curves(message, context)
+
+    @app.query(gradient_query.ACTION)
+    def gradients(message: Message, context: Context) -> Message:
+        return host(context).gradients(message, context)
 
     @app.query(loss_query.ACTION)
     def losses(message: Message, context: Context) -> Message:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from fl_sim.codecs.sections import is_extra
+from fl_sim.codecs.sections import CODEC, is_extra
 from fl_sim.communication.ledger import WORDS, Ledger
 
 PARTS: Mapping[str, str] = {
@@ -26,7 +26,7 @@ PARTS: Mapping[str, str] = {
 EVALUATION = "evaluation"
 OTHERS = {"query": "queries", "evaluate": EVALUATION}
 FIRST = ("mask", "auxiliary")
-KINDS = {"values": "values", "mask": "masks"}
+KINDS = {"values": "values", CODEC: "values", "mask": "masks"}
 
 
 def parts_of(ledger: Ledger) -> dict[str, int]:

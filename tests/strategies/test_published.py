@@ -1,0 +1,392 @@
+"""Published methods, each against a law of its paper or a reference of a few lines that shares none of its code."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from federation import run_tiny
+from flwr.app import Message
+from torch.func import functional_call
+
+from clients.transformed import Seen
+from fl_sim import codecs
+from fl_sim.bench.claims.claim import read_claims, tree_of
+from fl_sim.bench.claims.trial import merged
+from fl_sim.codecs import Schema
+from fl_sim.communication import messages as wire
+from fl_sim.config.experiment import Experiment
+from fl_sim.core.types import FlatParams, Params, Task, Update, UserError
+from fl_sim.data import Split
+from fl_sim.models.parameters import snapshot
+from fl_sim.models.simple import cnn_bn
+from fl_sim.report import Report
+from fl_sim.simulation.loop import run
+from fl_sim.sparsity.curves import Curves, MeasureCurves
+from strategies.aggregation import coverage_mean
+from strategies.booking import Booking
+from strategies.published import feddst, fedkseed, fedluar, fedpm, nested, saliency, zerofl
+from strategies.server_step import ServerState
+
+SHAPES = {"a": (4, 3), "b": (4, 4), "c": (2, 4)}
+OWN = ("zerofl", "heterofl", "fjord", "fedluar", "fedpm", "fedkseed", "feddst", "ssfl", "prunefl")
+
+
+def weights(seed: int) -> Params:
+    rng = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(shape, generator=rng) for name, shape in SHAPES.items()}
+
+
+def state_of(params: Params, *, number: int = 0, memory: Params | None = None) -> ServerState:
+    schema = Schema.of(params, list(params))
+    return ServerState(schema, FlatParams.pack({n: params[n] for n in schema.names}), number, memory=memory or {})
+
+
+class Told:
+    """What a cohort answers, in the place of the clients; counts the questions."""
+
+    def __init__(self, *answers: tuple[Params, int]) -> None:
+        self.answers, self.shares = answers, list[float]()
+
+    def __call__(self, state: ServerState, measure: MeasureCurves, images: int) -> list[tuple[Curves, int]]:
+        raise AssertionError
+
+    def gradients(self, state: ServerState, share: float) -> list[tuple[Params, int]]:
+        self.shares.append(share)
+        return list(self.answers)
+
+
+def counted(name: str, out: Path) -> tuple[Report, int]:
+    """A tiny run of a method, and the bytes of the arrays in its messages, counted apart from the ledger."""
+    sizes: list[int] = []
+    book = Booking.book
+
+    def counting(self, way, number, client, message: Message, *rest, **more) -> None:
+        sizes.append(wire.array_bytes(message.content))
+        book(self, way, number, client, message, *rest, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Booking, "book", counting)
+        return _run(name, out), sum(sizes)
+
+
+@pytest.fixture(scope="module")
+def messages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Report, int]]:
+    """Method -> `counted`."""
+    return {name: counted(name, tmp_path_factory.mktemp(name)) for name in OWN}
+
+
+def _run(name: str, out: Path, *overrides: str) -> Report:
+    tree = tree_of("tasks", "digits")
+    del tree["widths"]
+    small = [f'out="{out}"', "rounds=2", "data.clients=4", "cohort.size=2", "training.steps=2", "evaluate.every=2"]
+    quick = {"feddst": ["strategy.every=1"], "prunefl": ["strategy.every=1"], "fedkseed": ["client.zo_steps=3"]}
+    own = [*small, *quick.get(name, []), *overrides]
+    return run(Experiment.from_tree(merged(tree, tree_of("methods", name)), own), quiet=True)
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_the_ledger_is_the_sum_of_the_messages(messages: dict[str, tuple[Report, int]], name: str) -> None:
+    report, size = messages[name]
+    assert report.ledger.total()[()] == report.results.total_bytes == size
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(read_claims().keys() - set(OWN)))
+def test_the_ledger_is_the_sum_of_the_messages_for_composed_methods(name: str, tmp_path: Path) -> None:
+    report, size = counted(name, tmp_path)
+    assert report.ledger.total()[()] == report.results.total_bytes >= size
+    evaluated = report.ledger.total(where={"phase": "evaluate"})[()]
+    assert report.ledger.total()[()] - evaluated <= size
+
+
+# -- ZeroFL ------------------------------------------------------------------------------------------------------------
+
+
+def test_zerofl_runs_and_sends_the_largest_share_of_each_layer() -> None:
+    params, kept = weights(1), zerofl.Largest(0.5).of(weights(1))
+    for name, value in params.items():
+        order = np.argsort(-np.abs(value.numpy()).ravel())[: value.numel() // 2]
+        assert set(np.flatnonzero(kept[name].numpy()).tolist()) == set(order.tolist())
+
+
+def test_zerofl_gives_every_weight_the_gradient_of_the_sparse_pass() -> None:
+    params = {name: value.requires_grad_() for name, value in weights(2).items()}
+    sparse = zerofl.Largest(0.25).transform(Task(1, {}), None)(params)  # type: ignore[arg-type]
+    kept = zerofl.Largest(0.25).of(params)
+    for name, value in sparse.items():
+        assert torch.equal(value, torch.where(kept[name], params[name], 0.0))
+    sum((value * (number + 2)).sum() for number, value in enumerate(sparse.values())).backward()  # type: ignore[union-attr]
+    assert [float(value.grad.unique()) for value in params.values()] == [2.0, 3.0, 4.0]  # type: ignore[union-attr]
+
+
+def test_zerofl_averages_sparse_models_with_their_zeros() -> None:
+    first, second = weights(3), weights(4)
+    masks = [zerofl.Largest(0.5).of(each) for each in (first, second)]
+    mean = zerofl.sparse_mean(state_of(weights(5)), [Update(first, 10, masks[0]), Update(second, 30, masks[1])])
+    for name in SHAPES:
+        expected = 0.25 * first[name] * masks[0][name] + 0.75 * second[name] * masks[1][name]
+        assert torch.allclose(mean[name], expected, atol=1e-6)
+    with pytest.raises(UserError, match="sparsity = 1 must be from 0 to below 1"):
+        zerofl.client(training=None, sparsity=1)  # type: ignore[arg-type]
+
+
+# -- HeteroFL and FjORD ------------------------------------------------------------------------------------------------
+
+
+def test_a_nested_sub_model_is_a_narrower_network() -> None:
+    whole = cnn_bn(num_classes=10, in_channels=1, image_size=8)
+    narrow = cnn_bn(num_classes=10, in_channels=1, image_size=8, width=0.5)
+    with torch.no_grad():
+        for name, value in whole.named_parameters():
+            value.copy_(torch.randn(value.shape, generator=torch.Generator().manual_seed(len(name))))
+        for name, value in narrow.state_dict().items():
+            place = tuple(slice(size) for size in value.shape)
+            value.copy_(whole.state_dict()[name][place])
+    cut = nested.Nested((0.5,), drawn=False).loss(Task(1, {}), _context(0))
+    images = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    for model in (whole, narrow):
+        model.eval()
+    assert torch.allclose(Seen(whole, cut)(images), narrow(images), atol=1e-5)
+
+
+def test_heterofl_takes_the_mean_over_the_clients_that_have_a_weight() -> None:
+    start, sent = weights(0), [weights(seed) for seed in (1, 2, 3)]
+    ratios, counts = (1.0, 0.5, 0.25), (10, 20, 30)
+    updates = [Update(p, n, nested.nested_mask(p, r)) for p, n, r in zip(sent, counts, ratios, strict=True)]
+    mean = coverage_mean(state_of(start), updates)
+    for name, (rows, columns) in SHAPES.items():
+        for i, j in itertools.product(range(rows), range(columns)):
+            total = have = 0.0
+            for p, n, r in zip(sent, counts, ratios, strict=True):
+                inside = (name == "c" or i < np.ceil(r * rows)) and (name == "a" or j < np.ceil(r * columns))
+                total, have = total + inside * n * float(p[name][i, j]), have + inside * n
+            assert float(mean[name][i, j]) == pytest.approx(total / have, abs=1e-5)
+
+
+def test_fjord_draws_widths_up_to_the_clients_own_and_heterofl_takes_its_own() -> None:
+    for drawn, expected in ((True, {1, 2, 4}), (False, {4})):
+        rule = nested.Nested((1.0, 0.5, 0.25), drawn=drawn)
+        cut = rule.loss(Task(1, {}), _context(0))
+        whole = {name: torch.ones(shape) for name, shape in SHAPES.items()}
+        assert {int(cut(whole)["b"].sum() ** 0.5) for _ in range(40)} == expected
+        narrow = rule.loss(Task(1, {}), _context(2))
+        assert {int(narrow(whole)["b"].sum() ** 0.5) for _ in range(10)} == {1}
+    with pytest.raises(UserError, match="must be above 0"):
+        nested.Nested((1.0, 0.0), drawn=True)
+
+
+def _context(client: int) -> object:
+    class Context:
+        seed = 7
+
+    found = Context()
+    found.client = client  # type: ignore[attr-defined]
+    return found
+
+
+# -- FedLUAR -----------------------------------------------------------------------------------------------------------
+
+
+def test_fedluar_uses_the_last_change_of_a_recycled_layer_again() -> None:
+    rule, current = fedluar.Recycling(1, seed=3), state_of(weights(0))
+    kept: dict[str, torch.Tensor] = {}
+    for number in range(4):
+        recycled = {n for n in SHAPES if float(rule.send(current)["recycled"][n])}
+        assert len(recycled) == (number > 0)
+        arrived = {n: current.params[n] + 0.1 * v for n, v in weights(number + 10).items()}
+        new, memory = rule(current, arrived)
+        for name in SHAPES:
+            expected = kept[name] if name in recycled else arrived[name] - current.params[name]
+            assert torch.allclose(new[name], current.params[name] + expected, atol=1e-6)
+            kept[name] = expected
+        current = ServerState(current.schema, new, number + 1, memory=memory)
+
+
+def test_fedluar_draws_layers_with_small_changes_more_often() -> None:
+    rule = fedluar.Recycling(1, seed=0)
+    drawn = [next(iter(rule.drawn({"a": 0.1, "b": 0.3, "c": 0.6}, number))) for number in range(3000)]
+    shares = {name: drawn.count(name) / 3000 for name in "abc"}
+    inverse = {"a": 10.0, "b": 10 / 3, "c": 10 / 6}
+    for name, share in shares.items():
+        assert share == pytest.approx(inverse[name] / sum(inverse.values()), abs=0.03)
+
+
+def test_fedluar_clients_send_whole_layers_but_those_recycled(messages: dict[str, tuple[Report, int]]) -> None:
+    task = Task(1, {}, extra={"recycled": {"a": torch.zeros(1), "b": torch.ones(1), "c": torch.zeros(1)}})
+    sent = fedluar.upload(task, weights(0))
+    assert sent is not None
+    assert [bool(sent[n].all()) for n in SHAPES] == [True, False, True]
+    assert not sent["b"].any()
+    report, _ = messages["fedluar"]
+    assert report.ledger.total(where={"section": "extra/recycled"})[()] > 0
+
+
+def test_fedluar_without_recycled_layers_is_fedavg(tmp_path: Path) -> None:
+    own = ["client=strategies.published.fedluar:client", "strategy=strategies.published.fedluar:server"]
+    plain = run_tiny(tmp_path / "fedavg")
+    none = run_tiny(tmp_path / "none", *own, "strategy.recycled=0")
+    assert all(torch.allclose(none.params[name], plain.params[name], atol=1e-6) for name in plain.params)
+
+
+# -- FedPM -------------------------------------------------------------------------------------------------------------
+
+
+def test_fedpm_keeps_the_share_of_clients_whose_mask_has_a_weight() -> None:
+    name = f"x.parametrizations.weight{fedpm.ENDING}"
+    masks = [torch.tensor([[1.0, 1.0, -1.0]]), torch.tensor([[1.0, -1.0, -1.0]]), torch.tensor([[1.0, -1.0, -1.0]])]
+    start = state_of({name: torch.zeros(1, 3)})
+    mean = coverage_mean(start, [Update({name: each}, 10) for each in masks])
+    new, _ = fedpm.scores(start, mean)
+    expected = [1 - fedpm.EDGE, 1 / 3, fedpm.EDGE]
+    assert torch.sigmoid(new[name]).flatten().tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_fedpm_sends_at_most_a_bit_for_each_weight(messages: dict[str, tuple[Report, int]]) -> None:
+    report, _ = messages["fedpm"]
+    bits = 8 * report.ledger.total(where={"direction": "up", "section": "values"})[()]
+    weights_sent = report.ledger.total(where={"direction": "up", "section": "values"}, column="nnz")[()]
+    assert bits / weights_sent < 1.05  # tables of the coder included
+    schema = Schema.of({"m": torch.zeros(40, 100)}, ["m"])
+    mask = {"m": 2.0 * (torch.arange(4000).view(40, 100) % 3 == 0) - 1}
+    assert torch.equal(
+        codecs.decode(codecs.encode(mask, None, schema=schema, values="int2"), schema=schema)[0]["m"], mask["m"]
+    )
+
+
+def test_fedpm_trains_scores_through_the_mask() -> None:
+    part = fedpm.RandomWeight(torch.tensor([[0.3, -0.2]]))
+    part.score.data = torch.tensor([[2.0, -1.0]])
+    (part(torch.tensor([[0.3, -0.2]])) * torch.tensor([[5.0, 7.0]])).sum().backward()
+    theta = torch.sigmoid(part.score.detach())
+    expected = torch.tensor([[5.0, -7.0]]) * part.size * theta * (1 - theta)
+    assert torch.allclose(part.score.grad, expected)  # type: ignore[arg-type]
+    assert torch.allclose(part.eval()(torch.tensor([[0.3, -0.2]])), torch.tensor([[part.size, 0.0]]))
+
+
+def test_fedpm_leaves_every_random_weight_as_it_was(messages: dict[str, tuple[Report, int]]) -> None:
+    report, _ = messages["fedpm"]
+    names = [name for name in report.params if name.endswith(fedpm.ENDING)]
+    assert len(names) == 4
+    assert not [name for name in report.params if name.endswith("original")]
+
+
+# -- FedKSeed ----------------------------------------------------------------------------------------------------------
+
+
+def test_fedkseed_moves_the_model_along_the_directions_of_its_seeds() -> None:
+    torch.manual_seed(0)
+    inner = torch.nn.Sequential(torch.nn.Linear(3, 2))
+    model = fedkseed.OfSeeds(inner, seeds=4)
+    model.coefficients.data = torch.tensor([0.5, 0.0, -2.0, 0.0])
+    draw = [torch.randn(8, generator=torch.Generator().manual_seed(seed)) for seed in (0, 2)]
+    moved = torch.cat([p.flatten() for p in inner.parameters()]) + 0.5 * draw[0] - 2.0 * draw[1]
+    x = torch.ones(1, 3)
+    expected = functional_call(inner, {"0.weight": moved[:6].view(2, 3), "0.bias": moved[6:]}, (x,))
+    assert torch.allclose(model(x), expected, atol=1e-6)
+
+
+def test_fedkseed_steps_by_the_directional_derivative() -> None:
+    torch.manual_seed(0)
+    model = fedkseed.OfSeeds(torch.nn.Sequential(torch.nn.Linear(3, 2)), seeds=4)
+    x, y = torch.randn(6, 3), torch.tensor([0, 1, 0, 1, 1, 0])
+    torch.nn.functional.cross_entropy(model(x), y).backward()
+    derivative = model.coefficients.grad.clone()  # type: ignore[union-attr]
+    context = _Context(model, x, y)
+    training = fedkseed.Training(lr=0.1, batch_size=6)
+    fedkseed.ZerothOrder(1e-3, 1)(training, Task(1, {}), context, context.loss)  # type: ignore[arg-type]
+    moved = model.coefficients.detach().nonzero().flatten()
+    assert len(moved) == 1
+    assert float(model.coefficients.detach()[moved]) == pytest.approx(-0.1 * float(derivative[moved]), rel=0.02)
+
+
+class _Context:
+    def __init__(self, model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> None:
+        self.model, self.data, self.rng = model, Split(x, y), torch.Generator().manual_seed(1)
+        self.loss = lambda seen, batch: torch.nn.functional.cross_entropy(seen(batch[0]), batch[1])
+
+
+def test_fedkseed_sends_as_much_for_a_wider_model(messages: dict[str, tuple[Report, int]], tmp_path: Path) -> None:
+    wide = _run("fedkseed", tmp_path, "model.width=2.0")
+    assert wide.results.params > 2 * messages["fedkseed"][0].results.params
+    assert wide.results.uplink_bytes == messages["fedkseed"][0].results.uplink_bytes
+    assert wide.results.downlink_bytes == messages["fedkseed"][0].results.downlink_bytes
+
+
+# -- masks by gradients that clients are asked for ----------------------------------------------------------------------
+
+
+def test_feddst_drops_the_smallest_and_grows_the_largest_gradients() -> None:
+    params = {"a": torch.tensor([[0.5, -0.1, 0.0, 0.0], [2.0, 0.3, 0.0, 0.0]])}
+    mask = {"a": params["a"] != 0}
+    gradients = {"a": torch.tensor([[9.0, 9.0, 0.1, -0.4], [9.0, 9.0, 0.3, 0.2]])}
+    state = ServerState(Schema.of(params, ["a"]), FlatParams.pack(params), 1, mask)
+    told = Told((gradients, 3), ({"a": torch.zeros(2, 4)}, 1))
+    rule = feddst.GrowByGradient(density=0.5, fraction=0.6, every=1, end=1000, share=0.5)
+    new = rule(None, told, state)(1, mask, params, None)  # type: ignore[arg-type]
+    assert new is not None
+    assert new["a"].tolist() == [[True, False, False, True], [True, False, True, False]]
+    assert told.shares == [0.5]
+    quiet = feddst.GrowByGradient(density=0.5, fraction=0.5, every=2, end=1000, share=0.5)
+    assert quiet(None, told, state)(1, mask, params, None) is mask  # type: ignore[arg-type]
+    assert told.shares == [0.5]
+
+
+def test_what_clients_answer_is_booked_both_ways_and_keeps_the_density(
+    messages: dict[str, tuple[Report, int]],
+) -> None:
+    for name in ("feddst", "ssfl", "prunefl"):
+        asked = messages[name][0].ledger.total(by=("direction",), where={"phase": "query"})
+        assert asked["up",] > 0
+        assert asked["down",] > 0
+    assert messages["feddst"][0].results.density.prunable == pytest.approx(0.2, abs=1e-3)
+    assert messages["ssfl"][0].results.density.prunable == pytest.approx(0.5, abs=1e-3)
+
+
+def test_ssfl_keeps_the_most_salient_and_asks_once() -> None:
+    params, gradients = weights(1), [(weights(2), 10), (weights(3), 30)]
+    told, state = Told(*gradients), state_of(params)
+    rule = saliency.SalientAtStart(0.25)
+    mask = rule(None, told, state)(0, None, params, None)  # type: ignore[arg-type]
+    mean = {n: 0.25 * gradients[0][0][n] + 0.75 * gradients[1][0][n] for n in SHAPES}
+    flat = np.concatenate([np.abs((params[n] * mean[n]).numpy()).ravel() for n in SHAPES])
+    assert mask is not None
+    chosen = np.concatenate([mask[n].numpy().ravel() for n in SHAPES])
+    assert set(np.flatnonzero(chosen).tolist()) == set(np.argsort(-flat)[: round(0.25 * len(flat))].tolist())
+    later = rule(None, told, ServerState(state.schema, state.params, 1, mask))  # type: ignore[arg-type]
+    assert later(1, mask, params, None) is mask
+    assert told.shares == [1.0]
+
+
+def test_prunefl_keeps_the_set_with_the_most_decrease_for_its_time() -> None:
+    gradients = {"a": torch.tensor([[3.0, 0.2, -1.0]]), "b": torch.tensor([[0.9, 0.05]])}
+    squares = [9.0, 0.04, 1.0, 0.81, 0.0025]
+    for overhead in (0.1, 1.0, 4.0):
+        sets = [s for k in range(1, 6) for s in itertools.combinations(range(5), k)]
+        best = max(sets, key=lambda s, c=5 * overhead: sum(squares[i] for i in s) / (c + len(s)))
+        mask = saliency.MostForTheTime(1, overhead).chosen(gradients)
+        assert tuple(np.flatnonzero(torch.cat([m.flatten() for m in mask.values()]).numpy()).tolist()) == best
+
+
+def test_a_transformed_model_keeps_its_own_statistics() -> None:
+    model = cnn_bn(num_classes=2, in_channels=1, image_size=8)
+    before = {n: v.clone() for n, v in snapshot(model).items() if n.endswith("running_mean")}
+    Seen(model, lambda params: {n: 0.5 * v for n, v in params.items()})(torch.ones(4, 1, 8, 8))
+    changed: Sequence[str] = [n for n, v in before.items() if not torch.equal(v, snapshot(model)[n])]
+    assert changed
+
+
+def test_fedkseed_refuses_what_it_cannot_train() -> None:
+    with pytest.raises(UserError, match=r"need model\.name"):
+        fedkseed.ZerothOrder(1e-3, 1)(
+            fedkseed.Training(),
+            Task(1, {}),
+            _Context(torch.nn.Linear(1, 1), torch.ones(1, 1), torch.zeros(1)),
+            None,  # type: ignore[arg-type]
+        )
+    with pytest.raises(UserError, match="eps = 0 must be above 0"):
+        fedkseed.client(training=fedkseed.Training(), eps=0)

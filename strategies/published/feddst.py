@@ -45,9 +45,14 @@ class GrowByGradient:
         for name, value in {"fraction": self.fraction, "share": self.share}.items():
             if not 0 < value <= 1:
                 raise UserError(f"strategy.{name} = {value}: must be above 0 and at most 1")
+        self._prune()
+        PruneAndGrow(Cosine(self.fraction, self.end), self.every)
+
+    def _prune(self) -> MaskRule:
+        return PruneTo(OneShot(0, self.density), erk)
 
     def __call__(self, context: ServerContext, ask: Ask, state: ServerState) -> MaskRule:
-        prune = PruneTo(OneShot(0, self.density), erk)
+        prune = self._prune()
         schedule = Cosine(self.fraction, self.end)
         if state.mask is None or state.round % self.every or not schedule(state.round):
             return prune

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from clients.local import LocalClient
-from fl_sim.core.types import Metrics, Task, UserError
+from fl_sim.core.types import Metrics, Task, Update, UserError
 from fl_sim.models.simple import cnn_bn
 from fl_sim.training.client import Client, ClientContext
 from fl_sim.training.loop import Training, Trains, check_converged, endless
@@ -23,6 +23,7 @@ from fl_sim.training.losses import Loss
 
 SEEDS = 256
 """K of the paper, whose experiments have 1,024 and 4,096."""
+NAME = "coefficients"
 
 
 @lru_cache(maxsize=2)
@@ -88,8 +89,7 @@ class ZerothOrder:
     def __call__(self, training: Trains, task: Task, ctx: ClientContext, loss: Loss) -> Metrics:
         if not isinstance(training, Training):
             raise UserError("client: zeroth-order steps need the plain [training] table")
-        if not isinstance(ctx.model, OfSeeds):
-            raise UserError("client: zeroth-order steps need model.name = 'strategies.published.fedkseed:cnn_of_seeds'")
+        assert isinstance(ctx.model, OfSeeds)  # `SeedClient.require`
         ctx.model.train()
         total, numbers = 0.0, ctx.model.coefficients.data
         with torch.no_grad():
@@ -108,6 +108,26 @@ class ZerothOrder:
         return {"loss": total / self.steps, "steps": self.steps, "examples": self.steps * training.batch_size}
 
 
+@dataclass(frozen=True)
+class SeedClient:
+    """A client whose model has nothing but coefficients to train."""
+
+    inner: Client
+
+    def require(self, model: nn.Module, image: Tensor) -> None:
+        """Complain of another model, or of one that trains more. Raises UserError."""
+        trained = [name for name, value in model.named_parameters() if value.requires_grad]
+        if not isinstance(model, OfSeeds) or trained != [NAME]:
+            raise UserError(
+                "client: needed: model.name = 'strategies.published.fedkseed:cnn_of_seeds' and model.trainable = 'coefficients'; "
+                f"trained are {', '.join(trained[:3])}"
+            )
+
+    def __call__(self, task: Task, ctx: ClientContext) -> Update:
+        """Train and send the coefficients."""
+        return self.inner(task, ctx)
+
+
 def client(*, training: Training, eps: float = 1e-3, zo_steps: int = 30) -> Client:
     """FedKSeed's client; `training.lr` and `training.batch_size` count.
 
@@ -116,4 +136,4 @@ def client(*, training: Training, eps: float = 1e-3, zo_steps: int = 30) -> Clie
         eps: size of the perturbation, above 0.
         zo_steps: zeroth-order steps in a round.
     """
-    return LocalClient(training, fit=ZerothOrder(eps, zo_steps))
+    return SeedClient(LocalClient(training, fit=ZerothOrder(eps, zo_steps)))

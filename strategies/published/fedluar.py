@@ -65,7 +65,11 @@ class Recycling:
     seed: int
 
     def send(self, state: ServerState) -> Mapping[str, Params]:
-        """Which layers are recycled in this round."""
+        """Which layers are recycled in this round. Raises UserError where no layer would be left."""
+        if self.count >= len(state.schema.prunable):
+            raise UserError(
+                f"strategy.recycled = {self.count}: must be below {len(state.schema.prunable)}, the model's layers"
+            )
         zero = torch.zeros(1)
         return {"recycled": {name: state.memory.get(f"next.{name}", zero) for name in state.schema.prunable}}
 

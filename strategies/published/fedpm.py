@@ -17,7 +17,7 @@ from torch.nn.utils import parametrize
 
 from clients.local import LocalClient
 from fl_sim.core.seeding import derive
-from fl_sim.core.types import Params, Task, Update
+from fl_sim.core.types import Params, Task, Update, UserError
 from fl_sim.models.layers import CONVOLUTION
 from fl_sim.models.reparametrized import Reparametrized
 from fl_sim.models.simple import cnn_bn
@@ -66,6 +66,14 @@ class SendMask:
     """A client that draws a mask from what it trained and sends it as -1 and 1, which int2 holds exactly."""
 
     inner: Client
+
+    def require(self, model: nn.Module, image: Tensor) -> None:
+        """Complain of a model without scores that are trained. Raises UserError."""
+        if not [name for name, value in model.named_parameters() if name.endswith(ENDING) and value.requires_grad]:
+            raise UserError(
+                "client: no score of a mask is trained; needed: model.name = 'strategies.published.fedpm:masked_cnn' and "
+                "model.trainable = '*.score'"
+            )
 
     def __call__(self, task: Task, ctx: ClientContext) -> Update:
         """Train the scores, and send a mask."""

@@ -13,11 +13,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor, nn
 
 from clients.local import LocalClient
 from clients.transformed import Through, Transform
 from fl_sim.core.seeding import derive
 from fl_sim.core.types import Mask, Params, Task, Update, UserError
+from fl_sim.models.layers import CONVOLUTION
 from fl_sim.training.client import Client, ClientContext
 from fl_sim.training.loop import Training
 
@@ -77,6 +79,15 @@ class NestedClient:
 
     nested: Nested
     training: Training
+
+    def require(self, model: nn.Module, image: Tensor) -> None:
+        """Complain of a model whose weights are not nested by channels. Raises UserError."""
+        for path, layer in model.named_modules():
+            matrices = [value for value in layer.parameters(recurse=False) if value.dim() > 1]
+            if matrices and not isinstance(layer, (nn.Linear, *CONVOLUTION)):
+                raise UserError(
+                    f"client: nested sub-models need linear and convolution layers alone; {path!r} is a {type(layer).__name__}"
+                )
 
     def __call__(self, task: Task, ctx: ClientContext) -> Update:
         """Train and upload the sub-model of this client's ratio."""

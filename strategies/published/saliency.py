@@ -33,6 +33,9 @@ class SalientAtStart:
 
     density: float
 
+    def __post_init__(self) -> None:
+        OneShot(0, self.density)
+
     def __call__(self, context: ServerContext, ask: Ask, state: ServerState) -> MaskRule:
         if state.round:
             return no_mask

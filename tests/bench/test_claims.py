@@ -13,6 +13,7 @@ from fl_sim.bench.claims.parts import PARTS, parts_of
 from fl_sim.bench.claims.picture import draw
 from fl_sim.bench.claims.rows import BETTER, ONE, OPEN, WORSE, front, row_of, verdict
 from fl_sim.bench.claims.trial import Asked, Case, case_of, chosen, experiments, merged
+from fl_sim.cli.reproduce import reproduce
 from fl_sim.core.errors import UserError
 from fl_sim.report.groups import Spread
 from fl_sim.simulation.loop import run
@@ -176,3 +177,25 @@ def test_runs_that_are_finished_are_not_run_again(case: Case) -> None:
     asked = Asked("digits", [], [0], str(folder_of_runs), rounds=2)
     first = next(iter(sweep(experiments(asked)[:1], lambda experiment: pytest.fail("run again"))))
     assert first.skipped
+
+
+def test_the_list_has_every_claim_with_its_source(capsys: pytest.CaptureFixture[str]) -> None:
+    reproduce(listed=True, seeds="0", task="digits")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(read_claims())
+    assert all("https://" in line for line in lines)
+    (topk,) = [line for line in lines if line.startswith("topk ")]
+    assert "(x 100, uplink)" in topk
+
+
+@pytest.mark.slow
+def test_the_command_writes_its_page_and_goes_on_where_it_was(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for word in ("done in", "already there"):
+        reproduce(["topk"], seeds="0", task="digits", out=tmp_path, rounds=1)
+        lines = capsys.readouterr().out.splitlines()
+        assert sum(word in line for line in lines) == len(lines) - 1 == 16
+    page_text = (tmp_path / "digits.md").read_text(encoding="utf-8")
+    assert "- stc: not run" in page_text
+    assert (tmp_path / "digits.svg").exists()

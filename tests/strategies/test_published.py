@@ -380,13 +380,33 @@ def test_a_transformed_model_keeps_its_own_statistics() -> None:
     assert changed
 
 
-def test_fedkseed_refuses_what_it_cannot_train() -> None:
-    with pytest.raises(UserError, match=r"need model\.name"):
-        fedkseed.ZerothOrder(1e-3, 1)(
-            fedkseed.Training(),
-            Task(1, {}),
-            _Context(torch.nn.Linear(1, 1), torch.ones(1, 1), torch.zeros(1)),
-            None,  # type: ignore[arg-type]
-        )
-    with pytest.raises(UserError, match="eps = 0 must be above 0"):
-        fedkseed.client(training=fedkseed.Training(), eps=0)
+@pytest.mark.parametrize(
+    ("name", "override", "said"),
+    [
+        ("fedkseed", "model.name=cnn_bn", "selects no parameter of this model"),
+        ("fedkseed", "model.trainable=all", "model.trainable = 'coefficients'"),
+        ("fedkseed", "client.eps=0", "eps = 0 must be above 0"),
+        ("fedpm", "model.name=cnn_bn", "selects no parameter of this model"),
+        ("fedpm", "model.trainable=batchnorm", "no score of a mask is trained"),
+        ("heterofl", "client.ratios=[1.5]", "must be above 0 and at most 1"),
+        ("fedluar", "strategy.recycled=4", "must be below 4, the model's layers"),
+        ("fedluar", "strategy.recycled=-1", "must be at least 0"),
+        ("zerofl", "client.mask_ratio=1.0", "mask_ratio = 1.0 from 0 to sparsity"),
+        ("feddst", "strategy.share=0", "strategy.share = 0: must be above 0"),
+        ("feddst", "strategy.every=0", "every = 0"),
+        ("feddst", "strategy.density=2", "density"),
+        ("ssfl", "strategy.density=-1", "density"),
+        ("prunefl", "strategy.overhead=0", "overhead = 0 above 0"),
+    ],
+)
+def test_what_a_method_cannot_do_is_said_before_round_1(name: str, override: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        _run(name, tmp_path, override)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.glob("*/rounds.jsonl"))
+
+
+def test_nested_sub_models_refuse_a_recurrent_layer() -> None:
+    with pytest.raises(UserError, match="'0' is a LSTM"):
+        nested.heterofl(training=fedkseed.Training()).require(torch.nn.Sequential(torch.nn.LSTM(2, 3)), torch.zeros(1))  # type: ignore[attr-defined]

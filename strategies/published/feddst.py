@@ -1,7 +1,7 @@
 """FedDST (Bibikar et al., 2022, arXiv 2112.09824) with RigL's growth (Evci et al., 2020, arXiv 1911.11134, algorithm 1).
 
 The model is sparse from the start, with ERK layer densities. Every few rounds each layer drops its smallest weights and grows
-as many where the gradient is largest (RigL, equation 1, with the cosine schedule of section 3). Clients that train a sparse
+as many where the gradient is largest (RigL, algorithm 1, with its cosine schedule). Clients that train a sparse
 model have no gradient of the rest: the server asks a cohort for the largest of them, in messages with bytes of their own.
 """
 

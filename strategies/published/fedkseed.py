@@ -1,8 +1,8 @@
 """FedKSeed (Qin et al., 2024, arXiv 2312.06353): K seeds and a number for each are all that travels.
 
-w = w_0 + sum_j a_j z_j with z_j ~ N(0, I) of seed j (equation 6). A client's step draws a seed j and a batch, and moves a_j by
--lr g, g = (L(w + eps z_j) - L(w - eps z_j)) / (2 eps) (equations 3 and 4): two forward passes, no gradient. The server
-averages the K numbers (algorithm 1). Both ways carry K float32, whatever the size of the model.
+w = w_0 + sum_j a_j z_j with z_j ~ N(0, I) of seed j. A client's step draws a seed j and a batch, and moves a_j by
+-lr g, g = (L(w + eps z_j) - L(w - eps z_j)) / (2 eps): two forward passes, no gradient. The server
+averages the K numbers. Both ways carry K float32, whatever the size of the model.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """FedPM (Isik et al., 2023, arXiv 2209.15328): random weights stay; clients train and send a binary mask over them.
 
-Algorithm 1: theta = sigmoid(scores), m ~ Bernoulli(theta), weights are w_init * m, trained through the mask (straight-through,
-equation 2). A client sends a mask drawn from its theta, at most one bit for each weight. The server's theta is the mean of the
-masks (equation 4 with the prior of algorithm 2 reset in every round), and its scores travel down as float32.
+theta = sigmoid(scores), m ~ Bernoulli(theta), weights are w_init * m, trained through the mask (straight-through). A client sends
+a mask drawn from its theta, at most one bit for each weight. The server's theta is the mean of the masks (the Bayesian
+aggregation with its prior reset in every round), and its scores travel down as float32.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ ENDING = ".0.score"
 
 
 class RandomWeight(Reparametrized):
-    """A frozen weight of size c = sqrt(2 / fan-in) and random sign (section 3.3), times a mask of probability sigmoid(score).
+    """A frozen weight of size c = sqrt(2 / fan-in) and random sign, times a mask of probability sigmoid(score).
 
     Training draws the mask at every forward pass; evaluation has the weights of a probability above 0.5.
     """

@@ -1,9 +1,9 @@
 """Nested sub-models: HeteroFL (Diao, Ding and Tarokh, 2021, arXiv 2010.01264) and FjORD (Horvath et al., 2021, arXiv 2102.13451).
 
-The sub-model of ratio r has the first ceil(r C) of each layer's C channels (HeteroFL, section 3; FjORD, Ordered Dropout,
-section 3.1); the inputs of the first layer and the outputs of the last are whole. Client k has the ratio
+The sub-model of ratio r has the first ceil(r C) of each layer's C channels (FjORD calls it Ordered
+Dropout); the inputs of the first layer and the outputs of the last are whole. Client k has the ratio
 `ratios[k mod len(ratios)]` and uploads its sub-model. The server takes, for each weight, the mean over the clients that have
-it (HeteroFL, equations 1 to 3; FjORD, equation 2), which is the default aggregate.
+it, which is the default aggregate.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Nested:
 
     Attributes:
         ratios: of the clients in turn.
-        drawn: whether each step has a ratio drawn from those up to the client's own (FjORD, algorithm 1), or always its own.
+        drawn: whether each step has a ratio drawn from those up to the client's own (FjORD), or always its own.
     """
 
     ratios: Sequence[float]

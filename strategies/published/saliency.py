@@ -3,7 +3,7 @@
 SSFL (Ohib et al., 2025, arXiv 2405.09037): before training each client sends the saliency |w g| of every weight (SNIP); the
 server keeps the `density` share with the largest mean, once and for all. The saliency of the mean gradient is taken here.
 
-PruneFL (Jiang et al., 2022, arXiv 1909.12326), algorithm 2: every few rounds the server asks for gradients and keeps the weights
+PruneFL (Jiang et al., 2022, arXiv 1909.12326): every few rounds the server asks for gradients and keeps the weights
 that maximise (sum of g_j^2) / (c + number of weights kept): most decrease of the loss for the time of a round. With equal time
 for each weight those are the k largest g_j^2, for the best k.
 """

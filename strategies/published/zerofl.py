@@ -1,7 +1,7 @@
 """ZeroFL (Qiu et al., 2022, arXiv 2208.02507): sparse forward passes on the client, uploads of the largest weights.
 
-SWAT, section 3.1: each layer's forward pass has its `1 - sparsity` share of largest weights; all weights are updated, as if
-the gradient passed through the selection. Upload "Top-K-Weights", section 4.2: the `1 - sparsity + mask_ratio` share of each
+SWAT: each layer's forward pass has its `1 - sparsity` share of largest weights; all weights are updated, as if
+the gradient passed through the selection. Upload "Top-K-Weights": the `1 - sparsity + mask_ratio` share of each
 layer with the largest magnitude. The server averages sparse models: a weight that a client did not send counts as zero.
 """
 

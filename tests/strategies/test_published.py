@@ -29,11 +29,11 @@ from fl_sim.simulation.loop import run
 from fl_sim.sparsity.curves import Curves, MeasureCurves
 from strategies.aggregation import coverage_mean
 from strategies.booking import Booking
-from strategies.published import feddst, fedkseed, fedluar, fedpm, nested, saliency, zerofl
+from strategies.published import feddst, fedkseed, fedluar, fedpara, fedpm, nested, saliency, zerofl
 from strategies.server_step import ServerState
 
 SHAPES = {"a": (4, 3), "b": (4, 4), "c": (2, 4)}
-OWN = ("zerofl", "heterofl", "fjord", "fedluar", "fedpm", "fedkseed", "feddst", "ssfl", "prunefl")
+OWN = ("zerofl", "heterofl", "fjord", "fedluar", "fedpm", "fedkseed", "feddst", "ssfl", "prunefl", "fedpara")
 
 
 def weights(seed: int) -> Params:
@@ -315,6 +315,30 @@ def test_fedkseed_sends_as_much_for_a_wider_model(messages: dict[str, tuple[Repo
     assert wide.results.params > 2 * messages["fedkseed"][0].results.params
     assert wide.results.uplink_bytes == messages["fedkseed"][0].results.uplink_bytes
     assert wide.results.downlink_bytes == messages["fedkseed"][0].results.downlink_bytes
+
+
+# -- FedPara -----------------------------------------------------------------------------------------------------------
+
+
+def test_fedpara_is_a_product_of_two_low_rank_matrices_of_a_larger_rank() -> None:
+    torch.manual_seed(0)
+    part = fedpara.Hadamard(torch.empty(32, 4, 3, 3), 3)
+    made = part(torch.empty(32, 4, 3, 3)).detach().view(32, 36).numpy()
+    factors = {name: value.detach().numpy() for name, value in part.named_parameters()}
+    for i, j in ((0, 0), (5, 17), (31, 35)):
+        first, second = factors["x1"][i] @ factors["y1"][j], factors["x2"][i] @ factors["y2"][j]
+        assert made[i, j] == pytest.approx(first * second, rel=1e-5)
+    assert np.linalg.matrix_rank(made) == 9
+    wide = fedpara.Hadamard(torch.empty(400, 500), 8)
+    assert float(wide(torch.empty(400, 500)).detach().var()) == pytest.approx(2 / 500, rel=0.3)
+
+
+def test_fedpara_sends_factors_and_what_stays(messages: dict[str, tuple[Report, int]]) -> None:
+    report, _ = messages["fedpara"]
+    sent = sum(value.numel() for value in report.params.values())
+    factors = sum(2 * 4 * (rows + columns) for rows, columns in ((32, 144), (64, 288)))
+    assert sent == factors + 144 + 640 + 10 + 2 * 2 * 112  # first convolution, head and its bias, BatchNorm
+    assert not [name for name in report.params if name.endswith("original")]
 
 
 # -- masks by gradients that clients are asked for ----------------------------------------------------------------------

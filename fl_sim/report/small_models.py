@@ -77,7 +77,7 @@ def _share(group: Group) -> float:
     return 1 - (SAVING.spread(group).mean or 0.0) / 100
 
 
-def _rank(group: Group, sign: int) -> float:
+def rank(group: Group, sign: int) -> float:
     """The mean metric, higher is better; a diverged run is below all others."""
     mean = LAST.spread(group).mean
     return -math.inf if mean is None or math.isnan(mean) else sign * mean
@@ -94,7 +94,7 @@ def _beside(group: Group, groups: Sequence[Group]) -> SmallModel:
         and (TOTAL.spread(other).mean or 0.0) <= SLACK * bytes_
         and all(resolved(other.reports[0]).get(key) == config.get(key) for key in SAME)
     ]
-    best = max(smaller, key=lambda other: _rank(other, sign), default=None)
+    best = max(smaller, key=lambda other: rank(other, sign), default=None)
     width = config.get("model.width")
     wide = width if isinstance(width, (int, float)) else 1.0
     share = _share(group)

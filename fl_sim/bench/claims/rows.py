@@ -11,14 +11,15 @@ from fl_sim.bench.claims.parts import EVALUATION, parts_of
 from fl_sim.bench.claims.trial import Case
 from fl_sim.report import Report
 from fl_sim.report.groups import Group, Spread
-from fl_sim.report.measures import LAST, TOTAL, paired, score_of
-from fl_sim.report.small_models import SLACK
+from fl_sim.report.measures import TOTAL, paired, score_of
+from fl_sim.report.small_models import SLACK, SmallModel, is_dense, rank, small_models
 
 SHOWN = 3
 """Parts that a reason names."""
 LEAST = 0.005
 """Share of the bytes below which a part is not named."""
 BETTER, WORSE, OPEN, NONE, ONE = "beats it", "is beaten by it", "not separated", "no model is so small", "one seed"
+NOTHING = "saves nothing"
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,8 @@ def row_of(case: Case, name: str) -> Row:
         total=_ratio(case, group, "both", lambda report: moved(report, "both")),
         reason=reason(claim, group),
         beyond_dense=paired(group, case.dense),
-        small=small,
-        beyond_small=None if small is None else paired(group, small),
+        small=None if small is None else small.measured,
+        beyond_small=None if small is None else small.beyond,
         stopped=Spread.of(_stopped(case, report) for report in group.reports),
     )
 
@@ -111,23 +112,16 @@ def reason(claim: Claim, group: Group) -> str:
     return ", ".join(f"{name} {100 * left[name]:.0f} %" for name in named if left[name] >= LEAST)
 
 
-def beside(case: Case, group: Group) -> Group | None:
-    """The best smaller dense model that moved at most `SLACK` times the bytes."""
-    limit, sign = SLACK * (MOVED.spread(group).mean or 0.0), 1 if score_of([case.dense]).higher else -1
-    fitting = [each for each in case.small if (MOVED.spread(each).mean or 0.0) <= limit]
-    return max(fitting, key=lambda each: _rank(each, sign), default=None)
-
-
-def _rank(group: Group, sign: int) -> float:
-    mean = LAST.spread(group).mean
-    return -math.inf if mean is None or math.isnan(mean) else sign * mean
+def beside(case: Case, group: Group) -> SmallModel | None:
+    """The best smaller dense model that moved at most `SLACK` times the bytes, as `fl-sim compare` has it."""
+    return next((each for each in small_models(case.groups) if each.group is group), None)
 
 
 def verdict(row: Row, *, higher: bool) -> str:
     """Whether a method beats the smaller dense model: only where the interval of their difference excludes 0."""
     spread = row.beyond_small
     if spread is None or spread.mean is None:
-        return NONE
+        return NOTHING if is_dense(row.group) else NONE
     if spread.ci is None:
         return ONE
     if not abs(spread.mean) > spread.ci:
@@ -153,8 +147,8 @@ def front(groups: list[Group]) -> list[Group]:
     """The groups that no other one beats in both bytes and metric, the cheapest first."""
     sign = 1 if score_of(groups).higher else -1
     best, kept = -math.inf, []
-    for group in sorted(groups, key=lambda each: (MOVED.spread(each).mean or 0.0, -_rank(each, sign))):
-        if (rank := _rank(group, sign)) > best:
-            best = rank
+    for group in sorted(groups, key=lambda each: (MOVED.spread(each).mean or 0.0, -rank(each, sign))):
+        if (own := rank(group, sign)) > best:
+            best = own
             kept.append(group)
     return kept

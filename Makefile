@@ -6,7 +6,7 @@ FL := $(BIN)/fl-sim
 
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo comparison comparison-tasks algorithms figures report-picture test test-all test-newest lint bench docs audit
+.PHONY: demo comparison comparison-tasks algorithms claims figures report-picture test test-all test-newest lint bench docs audit
 
 # What runs need; the tests' and linters' packages come on top, so that a first demo does not wait for them.
 $(VENV)/ready: pyproject.toml constraints.txt $(wildcard fl_sim/core/kernels/_*.[ch])
@@ -49,6 +49,12 @@ figures: $(VENV)/ready report-picture
 # The tables of docs/algorithms.md: every algorithm on two tasks under three seeds. What is finished is not run again.
 algorithms: $(VENV)/ready
 	$(BIN)/python docs/figures/algorithms.py runs/algorithms
+
+# docs/claims_digits.md and docs/claims_roles.md with their pictures: published methods beside what their papers claim of bytes.
+claims: $(VENV)/ready
+	$(FL) reproduce --all --seeds 0,1,2
+	$(FL) reproduce --all --seeds 0,1,2 --task roles
+	cp runs/claims/claims_* docs/
 
 # docs/figures/report.png: the report page of a run, photographed by Chromium.
 report-picture: $(VENV)/ready

@@ -35,7 +35,7 @@ def reproduce(
     """Run published methods in a scaled setting, and write what their papers claim beside the bytes that were encoded.
 
     Dense FedAvg and smaller dense models run beside them. Finished runs are not run again; a failed one does not stop the
-    others. The page is OUT/TASK.md: what was asked for in this call, and which methods of the task were not.
+    others. The page is OUT/claims_TASK.md: what was asked for in this call, and which methods of the task were not.
 
     Example: fl-sim reproduce topk stc --seeds 0 --rounds 3
 
@@ -107,7 +107,7 @@ def _write(case: Case, out: Path, missing: list[str]) -> Path:
     from fl_sim.core.files import write_atomically
     from fl_sim.simulation.user_code import own_code
 
-    path, picture = out / f"{case.task}.md", out / f"{case.task}.svg"
+    path, picture = out / f"claims_{case.task}.md", out / f"claims_{case.task}.svg"
     command = shlex.join(["fl-sim", *sys.argv[1:]])
     text = page(case, command=command, code=f"code {own_code()}", missing=missing, picture=picture.name)
     try:

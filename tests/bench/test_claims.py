@@ -196,6 +196,6 @@ def test_the_command_writes_its_page_and_goes_on_where_it_was(
         reproduce(["topk"], seeds="0", task="digits", out=tmp_path, rounds=1)
         lines = capsys.readouterr().out.splitlines()
         assert sum(word in line for line in lines) == len(lines) - 1 == 16
-    page_text = (tmp_path / "digits.md").read_text(encoding="utf-8")
+    page_text = (tmp_path / "claims_digits.md").read_text(encoding="utf-8")
     assert "- stc: not run" in page_text
-    assert (tmp_path / "digits.svg").exists()
+    assert (tmp_path / "claims_digits.svg").exists()

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from fl_sim.communication import messages as wire
 from fl_sim.communication.messages import PARTITION
+from fl_sim.core.numbered import Numbered
 from fl_sim.core.seeding import Purpose, numpy_generator
 from fl_sim.runtime.worlds import World, require_same
 
@@ -40,10 +41,10 @@ class Cohorts:
     """
 
     seed: int
-    members: tuple[int, ...] | None = None
+    members: Sequence[int] | None = None
     world: World = field(default_factory=dict)
-    _nodes: dict[int, int] = field(default_factory=dict)
-    _partition_of: dict[int, int] = field(default_factory=dict)
+    _nodes: Mapping[int, int] = field(default_factory=dict)
+    _partition_of: Mapping[int, int] = field(default_factory=dict)
     _last: tuple[tuple[int, Purpose, int] | None, Cohort] = (None, ())
     _partitions: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
 
@@ -51,12 +52,12 @@ class Cohorts:
         """Partition -> node id, in partition order. Our Grids know it; other runtimes are asked once, by a query."""
         if not self._nodes:
             found = grid.partitions if isinstance(grid, KnowsPartitions) else _ask(grid, self.world)
-            if self.members is not None:
+            everybody = isinstance(found, Numbered) and self.members == range(len(found))
+            if self.members is not None and not everybody:
                 members = set(self.members)
                 found = {node: partition for node, partition in found.items() if partition in members}
-            self._nodes = {partition: node for node, partition in sorted(found.items(), key=lambda pair: pair[1])}
-            self._partition_of = dict(found)
-            self._partitions = np.array(list(self._nodes), dtype=np.int64)
+            self._nodes, self._partition_of = _by_partition(found), found
+            self._partitions = np.fromiter(self._nodes, dtype=np.int64, count=len(self._nodes))
         return self._nodes
 
     def draw(self, number: int, purpose: Purpose, size: int, partitions: NDArray[np.int64]) -> list[int]:
@@ -85,6 +86,13 @@ class Cohorts:
                 head, _ = next(due, (None, None))
         # Clients still missing never answered: go on with the rest, still in order.
         yield from sorted(waiting.items())
+
+
+def _by_partition(found: Mapping[int, int]) -> Mapping[int, int]:
+    """Partition -> node, in partition order, of a mapping node -> partition."""
+    if isinstance(found, Numbered):
+        return found.inverse
+    return {partition: node for node, partition in sorted(found.items(), key=lambda pair: pair[1])}
 
 
 def _ask(grid: Grid, world: World) -> dict[int, int]:

@@ -19,9 +19,9 @@ from fl_sim.core.process_state import unchanged_settings
 from fl_sim.core.seeding import Purpose, numpy_generator
 from fl_sim.core.types import UserError
 from fl_sim.data.flower_partitioners import flower_parts, is_flowers
+from fl_sim.data.parts import Parts
 
 Labels = NDArray[np.int64]
-Parts = list[NDArray[np.int64]]
 ATTEMPTS = 1000
 
 
@@ -38,15 +38,29 @@ class Request:
     seed: int = 0
 
 
-Partition = Callable[[Labels, Request], Parts]
+Partition = Callable[[Labels, Request], Labels]
+"""A rule of this module: the client of each sample, int64 (N,)."""
 
 
-def iid(labels: Labels, request: Request) -> Parts:
+def iid(labels: Labels, request: Request) -> Labels:
     """Shuffled and dealt evenly."""
-    return np.array_split(request.rng.permutation(len(labels)), request.num_clients)
+    order = request.rng.permutation(len(labels))
+    return _dealt_in_turn(order, _even(len(labels), request.num_clients))
 
 
-def dirichlet(labels: Labels, request: Request) -> Parts:
+def _even(samples: int, count: int) -> Labels:
+    """Sizes of `count` parts that differ by 1 at most, the larger ones first."""
+    return samples // count + (np.arange(count) < samples % count).astype(np.int64)
+
+
+def _dealt_in_turn(order: Labels, sizes: Labels) -> Labels:
+    """The client of each sample, if the first client gets the first of `order`, and so on."""
+    owner = np.empty(len(order), dtype=np.int64)
+    owner[order] = np.repeat(np.arange(len(sizes)), sizes)
+    return owner
+
+
+def dirichlet(labels: Labels, request: Request) -> Labels:
     """Label skew: each class is spread over the clients by a Dirichlet(alpha) draw (Yurochkin et al., 2019).
 
     The alpha of NIID-Bench (Li et al., 2022), the concentration of each entry. Hsu et al. (2019) draw the classes of each
@@ -57,56 +71,55 @@ def dirichlet(labels: Labels, request: Request) -> Parts:
     """
     n, rng = request.num_clients, request.rng
     classes = [np.flatnonzero(labels == c) for c in np.unique(labels)]
+    owner = np.empty(len(labels), dtype=np.int64)
     for _ in range(ATTEMPTS):
         sizes = np.zeros(n, dtype=np.int64)
-        chunks: list[list[NDArray[np.int64]]] = []
         for members in classes:
             shares = rng.dirichlet(np.full(n, request.alpha)) * (sizes < len(labels) / n)
             if shares.sum() == 0:
                 shares = np.ones(n)
             cuts = (np.cumsum(shares / shares.sum())[:-1] * len(members)).astype(np.int64)
-            dealt = np.split(rng.permutation(members), cuts)
-            sizes += [len(part) for part in dealt]
-            chunks.append(dealt)
+            dealt = np.diff(cuts, prepend=0, append=len(members))
+            owner[rng.permutation(members)] = np.repeat(np.arange(n), dealt)
+            sizes += dealt
         if sizes.min() >= request.min_size:
-            return [np.concatenate(parts) for parts in zip(*chunks, strict=True)]
+            return owner
     raise UserError(
         f"data.partition = 'dirichlet': no draw of {ATTEMPTS} gave each of {n} clients {request.min_size} of "
         f"{len(labels)} samples at alpha = {request.alpha}; raise data.alpha, or lower data.clients or data.min_size"
     )
 
 
-def shards(labels: Labels, request: Request) -> Parts:
+def shards(labels: Labels, request: Request) -> Labels:
     """Pathological skew: samples sorted by label, cut into shards, `shards` of them per client (McMahan et al., 2017)."""
     order = np.lexsort((request.rng.permutation(len(labels)), labels))
-    cut = np.array_split(order, request.num_clients * request.shards)
-    dealt = request.rng.permutation(len(cut)).reshape(request.num_clients, request.shards)
-    return [np.concatenate([cut[i] for i in mine]) for mine in dealt]
+    count = request.num_clients * request.shards
+    holder = np.empty(count, dtype=np.int64)
+    holder[request.rng.permutation(count)] = np.arange(count) // request.shards
+    return holder[_dealt_in_turn(order, _even(len(labels), count))]
 
 
-def quantity(labels: Labels, request: Request) -> Parts:
+def quantity(labels: Labels, request: Request) -> Labels:
     """Quantity skew: sizes by a Dirichlet(alpha) draw over what `min_size` leaves, labels iid (Li et al., 2022)."""
     n, spare = request.num_clients, len(labels) - request.num_clients * request.min_size
     shares = request.rng.dirichlet(np.full(n, request.alpha))
-    cuts = np.cumsum(shares)[:-1] * spare + np.arange(1, n) * request.min_size
-    return np.split(request.rng.permutation(len(labels)), np.floor(cuts).astype(np.int64))
+    cuts = np.floor(np.cumsum(shares)[:-1] * spare + np.arange(1, n) * request.min_size).astype(np.int64)
+    return _dealt_in_turn(request.rng.permutation(len(labels)), np.diff(cuts, prepend=0, append=len(labels)))
 
 
-def natural(labels: Labels, request: Request) -> Parts:
+def natural(labels: Labels, request: Request) -> Labels:
     """By group (writer, user, site): one client a group, in order, or whole groups dealt at random where there are more."""
     if request.groups is None:
         raise UserError("data.partition = 'natural': the data have no groups; set data.group, or give Data.of groups")
-    n, names = request.num_clients, np.unique(request.groups)
+    n = request.num_clients
+    names, group = np.unique(request.groups, return_inverse=True)
     if len(names) < n:
         raise UserError(
             f"data.partition = 'natural': {len(names)} groups for data.clients = {n}; allowed: at most one client a group"
         )
-    order = np.argsort(request.groups, kind="stable")
-    members = np.split(order, np.flatnonzero(np.diff(request.groups[order])) + 1)
     if len(names) == n:
-        return members
-    dealt = np.array_split(request.rng.permutation(len(names)), n)
-    return [np.concatenate([members[group] for group in mine]) for mine in dealt]
+        return group.astype(np.int64)
+    return _dealt_in_turn(request.rng.permutation(len(names)), _even(len(names), n))[group]
 
 
 PARTITIONS: Mapping[str, Partition] = {
@@ -170,8 +183,8 @@ def partition(
         )
     request = Request(num_clients, alpha, shards, min_size, numpy_generator(seed, Purpose.DATA), groups, seed)
     made: object = _dealt(kind, labels, request, options or {})
-    parts = _checked(kind, made, len(labels), num_clients, overlap=overlap)
-    smallest = min(map(len, parts))
+    parts = made if isinstance(made, Parts) else _checked(kind, made, len(labels), num_clients, overlap=overlap)
+    smallest = int(parts.sizes.min())
     if smallest < min_size:
         raise UserError(f"data.partition = {kind!r}: a client got {smallest} samples, fewer than min_size = {min_size}")
     return parts
@@ -184,7 +197,9 @@ def _dealt(kind: str, labels: Labels, request: Request, options: Mapping[str, ob
     if options:
         raise UserError(f"data.partitioner: options are for partitioners of flwr_datasets; data.partition = {kind!r}")
     rule = find("data.partition", kind, PARTITIONS)
-    return rule(labels, request) if kind in PARTITIONS else _of_ones_own(kind, rule, labels, request)
+    if kind in PARTITIONS:
+        return Parts.owned(rule(labels, request), request.num_clients)
+    return _of_ones_own(kind, rule, labels, request)
 
 
 def _of_ones_own(kind: str, rule: Callable[..., object], labels: Labels, request: Request) -> object:
@@ -221,14 +236,14 @@ def _checked(kind: str, parts: object, samples: int, num_clients: int, *, overla
     if len(beyond):
         raise UserError(f"{where}: a part holds position {beyond[0]}; there are {samples} samples")
     if overlap:
-        return arrays
+        return Parts.of(arrays)
     times = np.bincount(taken, minlength=samples)
     if (times != 1).any():
         first = int(np.flatnonzero(times != 1)[0])
         raise UserError(
             f"{where}: sample {first} is in {times[first]} parts; needed: each of {samples} in exactly one, or data.overlap = true"
         )
-    return arrays
+    return Parts.of(arrays)
 
 
 def _positions(where: str, number: int, part: object) -> NDArray[np.int64]:
@@ -247,7 +262,8 @@ def _positions(where: str, number: int, part: object) -> NDArray[np.int64]:
 
 def label_counts(labels: Labels, parts: Parts, num_classes: int) -> NDArray[np.int64]:
     """Samples per client and class, int64 (clients, classes)."""
-    return np.stack([np.bincount(labels[part], minlength=num_classes) for part in parts])
+    cells = parts.owner * num_classes + labels[parts.positions]
+    return np.bincount(cells, minlength=len(parts) * num_classes).reshape(len(parts), num_classes)
 
 
 def matching(labels: Labels, like: Labels, *, size: int, rng: np.random.Generator) -> NDArray[np.int64]:

@@ -28,6 +28,7 @@ from fl_sim.report.charts import (
 )
 from fl_sim.report.flows import TRAFFIC_KINDS
 from fl_sim.report.groups import Group
+from fl_sim.report.label_sample import LabelSample
 from fl_sim.report.measures import ACCURACY, TOTAL, metric_axis, score_of
 from fl_sim.report.numbers import (
     Axis,
@@ -190,25 +191,22 @@ def _percent(share: float | None) -> float | None:
 
 def labels(groups: Sequence[Group]) -> Figure | None:
     """Training samples by client and class, one view a distinct partition; None where no run kept its partition."""
-    named: dict[str, tuple[Report, list[str]]] = {}
-    for group in groups:
-        report = group.reports[0]
-        if report.label_counts:
-            named.setdefault(str(report.label_counts), (report, []))[1].append(group.name)
+    named: dict[str, tuple[Report, LabelSample, list[str]]] = {}
+    for report, name in ((group.reports[0], group.name) for group in groups):
+        if (sample := LabelSample.of(report)) is not None:
+            named.setdefault(sample.same, (report, sample, []))[2].append(name)
     views: dict[str, Chart] = {}
     some = False
-    for report, names in named.values():
-        counts = report.label_counts
-        if not counts or len(counts[0]) < 2:
+    for report, sample, names in named.values():
+        if len(sample.rows[0]) < 2:
             continue  # targets that are no classes
-        kept = every_nth(len(counts))
-        some |= len(kept) < len(counts)
-        rows = [list(map(float, row)) for row in zip(*(counts[i] for i in kept), strict=True)]
+        some |= len(sample.kept) < sample.clients
+        rows = [list(map(float, row)) for row in zip(*sample.rows, strict=True)]
         whose = "all" if len(named) == 1 else ", ".join(names)
         titles = ("client", "class", "samples")
         hover = "client: %{x}<br>class: %{y}<br>training samples: %{z}<extra></extra>"
         classes: list[Json] = [str(c) for c in range(len(rows))]
-        views[f"{whose}, seed {report.results.seed}"] = heat([*kept], classes, rows, titles, hover)
+        views[f"{whose}, seed {report.results.seed}"] = heat([*sample.kept], classes, rows, titles, hover)
     caption = "Training samples by client and class."
     caption += f" Evenly spaced {COLUMNS} clients are shown." if some else ""
     return Figure("Labels of the clients", caption, views) if views else None

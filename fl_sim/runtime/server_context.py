@@ -95,7 +95,7 @@ class Sampling:
 
     cohort_size: int
     seed: int
-    members: tuple[int, ...] | None = None
+    members: Sequence[int] | None = None
     evaluate_size: int = 0
     faults: Faults = field(default_factory=Faults)
     world: World = field(default_factory=dict)

@@ -19,6 +19,7 @@ from torch import Tensor
 from fl_sim.communication.exchange import Exchange, Frozen
 from fl_sim.core.types import Params, UserError
 from fl_sim.data import Data, Split
+from fl_sim.data.parts import Parts
 
 World = Mapping[str, str]
 """What -> hash, in the order of `HINTS`; of the code, a hash for each file, as JSON."""
@@ -39,7 +40,7 @@ WORDS = (np.uint64, np.uint32, np.uint16, np.uint8)
 
 def fingerprint(
     data: Data,
-    partitions: Sequence[NDArray[np.int64]],
+    partitions: Parts,
     models: Sequence[tuple[Params, Exchange]],
     code: Mapping[str, Mapping[str, str]],
 ) -> World:
@@ -56,10 +57,21 @@ def fingerprint(
         "data": _hash([str((sum(map(len, splits)), data.shape)).encode(), images]),
         "labels": _hash([str(data.num_classes).encode(), labels]),
         "split": _hash([part for split in splits for part in _ordered(split)]),
-        "partition": _hash([np.ascontiguousarray(part).tobytes() for part in partitions]),
+        "partition": xxhash.xxh3_64_hexdigest(_lengths_and_positions(partitions)),
         "model": _hash([part for initial, exchange in models for part in _model(initial, exchange)]),
         "code": json.dumps(code, sort_keys=True),
     }
+
+
+def _lengths_and_positions(partitions: Parts) -> NDArray[np.int64]:
+    """Each client's positions after their size in bytes, one client after the other."""
+    words = np.empty(len(partitions) + len(partitions.positions), dtype="<i8")
+    at = partitions.starts[:-1] + np.arange(len(partitions))
+    words[at] = 8 * partitions.sizes
+    rest = np.ones(len(words), dtype=bool)
+    rest[at] = False
+    words[rest] = partitions.positions
+    return words
 
 
 def _model(initial: Params, exchange: Exchange) -> Iterator[bytes]:

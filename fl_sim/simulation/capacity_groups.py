@@ -8,13 +8,14 @@ share = 0.5
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fl_sim.config.experiment import Experiment
 from fl_sim.core.seeding import Purpose, numpy_generator
 from fl_sim.core.types import UserError
 
-Members = tuple[int, ...]
+Members = Sequence[int]
 """Partitions in ascending order."""
 
 
@@ -65,6 +66,8 @@ def members(experiment: Experiment) -> list[Members]:
         UserError: a model without a client.
     """
     count = experiment.data.clients
+    if not experiment.capacities:
+        return [range(count)]
     order = numpy_generator(experiment.seed, Purpose.CAPACITY).permutation(count).tolist()
     sizes = [round(capacity.share * count) for capacity in experiment.capacities]
     return _cut(order, [count - sum(sizes), *sizes], "data.clients")

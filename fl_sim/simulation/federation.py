@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from fl_sim.config.experiment import Experiment
 from fl_sim.core.given import MAIN
@@ -18,6 +19,7 @@ from fl_sim.core.types import UserError
 from fl_sim.data import Data, Split, label_counts
 from fl_sim.data import partition as make_partition
 from fl_sim.data.kinds import Inputs, Targets, described, input_kind
+from fl_sim.data.parts import Parts
 from fl_sim.runtime.worlds import World, fingerprint
 from fl_sim.simulation import capacity_groups
 from fl_sim.simulation.identity import code_of_parts, load_data_of, parts_of
@@ -28,6 +30,8 @@ from fl_sim.training.further_metrics import require_outputs
 from fl_sim.training.starting_weights import fit
 
 log = logging.getLogger("fl_sim")
+BLOCK = 4096
+"""Clients whose labels are counted at a time."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +49,9 @@ class Federation:
 
     experiment: Experiment
     data: Data
-    partitions: list[np.ndarray]
+    partitions: Parts
     tracks: tuple[ModelTrack, ...]
-    held: list[np.ndarray] | None = None
+    held: Parts | None = None
 
     @classmethod
     def build(cls, experiment: Experiment, *, precision: str | None = None, quiet: bool = False) -> Federation:
@@ -85,22 +89,23 @@ class Federation:
         code = {key: code for key, code in parts.items() if not key.startswith("strategy") and key not in sent}
         return fingerprint(self.data, self.partitions, [(t.initial, t.exchange) for t in self.tracks], code)
 
-    @property
-    def label_counts(self) -> list[list[int]]:
-        """Training samples of each client (row) by class (column); of targets that are no classes, one column of all."""
-        if self.data.targets is not Targets.CLASSES:
-            return [[size] for size in self.sizes]
-        labels = self.data.train.labels.numpy()
-        counts: list[list[int]] = label_counts(labels, self.partitions, self.data.num_classes).tolist()
-        return counts
-
-    @property
-    def sizes(self) -> list[int]:
-        """Training samples of each client."""
-        return [len(positions) for positions in self.partitions]
+    def label_counts(self) -> Iterator[NDArray[np.int64]]:
+        """Training samples of each client (row) by class (column), some thousand clients at a time; of targets that are no
+        classes, one column of all."""
+        classes, labels = self.data.num_classes, self.data.train.labels.numpy()
+        for first in range(0, len(self.partitions), BLOCK):
+            some = self.partitions[first : first + BLOCK]
+            by_class = self.data.targets is Targets.CLASSES
+            yield label_counts(labels, some, classes) if by_class else some.sizes[:, None]
 
     @cached_property
-    def own_tests(self) -> list[np.ndarray]:
+    def sizes(self) -> list[int]:
+        """Training samples of each client."""
+        sizes: list[int] = self.partitions.sizes.tolist()
+        return sizes
+
+    @cached_property
+    def own_tests(self) -> Parts:
         """Positions of each client's test samples where the partition is natural: those of its groups.
 
         Raises:
@@ -112,13 +117,13 @@ class Federation:
                 "data.partition = 'natural': the test set has no groups, so that clients have no test samples"
             )
         owner = np.full(len(self.data.groups), -1)
-        for client, positions in enumerate(self.partitions):
-            owner[train.numpy()[positions]] = client
+        owner[train.numpy()[self.partitions.positions]] = self.partitions.owner
         whose = owner[test.numpy()]
         order = np.argsort(whose, kind="stable")
         cuts = np.searchsorted(whose[order], np.arange(len(self.partitions) + 1))
-        own = [np.sort(order[low:high]) for low, high in itertools.pairwise(cuts)]
-        if without := [client for client, positions in enumerate(own) if not len(positions)]:
+        own = Parts(order, cuts)
+        without = np.flatnonzero(own.sizes == 0)
+        if len(without):
             group = self.data.groups[int(train[self.partitions[without[0]][0]])]
             raise UserError(
                 f"data.partition = 'natural': {len(without)} of {len(own)} clients have no test sample, the first of them "
@@ -157,7 +162,7 @@ def _load(experiment: Experiment, quiet: bool) -> Data:
     return data
 
 
-def _partitions(experiment: Experiment, data: Data) -> list[np.ndarray]:
+def _partitions(experiment: Experiment, data: Data) -> Parts:
     section = experiment.data
     groups = None if data.train.groups is None else data.train.groups.numpy()
     with seeded(experiment.seed):  # for a partitioner of the user's that draws from global generators
@@ -175,9 +180,7 @@ def _partitions(experiment: Experiment, data: Data) -> list[np.ndarray]:
         )
 
 
-def _with_tests_apart(
-    experiment: Experiment, partitions: list[np.ndarray]
-) -> tuple[list[np.ndarray], list[np.ndarray] | None]:
+def _with_tests_apart(experiment: Experiment, partitions: Parts) -> tuple[Parts, Parts | None]:
     """What each client trains on, and the share of its samples that it evaluates on; None where they are of the test set."""
     share = experiment.data.client_test
     if not share:
@@ -194,7 +197,7 @@ def _with_tests_apart(
         drawn = rng.permutation(positions)
         kept.append(np.sort(drawn[count:]))
         held.append(np.sort(drawn[:count]))
-    return kept, held
+    return Parts.of(kept), Parts.of(held)
 
 
 def _tracks(experiment: Experiment, data: Data, quiet: bool) -> tuple[ModelTrack, ...]:

@@ -158,7 +158,7 @@ def serve(
         if attackers := attackers_of(federation.experiment):
             told = ", ".join(map(str, attackers[:10])) + (", ..." if len(attackers) > 10 else "")
             log.warning("attack: %d of %d clients attack: %s", len(attackers), len(federation.partitions), told)
-        folder.write_inputs(federation.label_counts, identity)
+        folder.write_inputs(federation.label_counts(), identity)
         recording = [] if payloads is None else [payloads]
         metric = learning_task(federation.experiment.task).metric
         live_log = LiveLog(folder.path, ledger, rounds, observer, metric)

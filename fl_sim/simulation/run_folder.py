@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import BinaryIO
 
+import numpy as np
 from filelock import FileLock, Timeout
+from numpy.typing import NDArray
 
 from fl_sim.communication.payload_log import FOLDER as PAYLOADS
 from fl_sim.config.experiment import Experiment, run_folder
@@ -59,11 +61,12 @@ class RunFolder:
             shutil.rmtree(self.path / name, ignore_errors=True)
         (self.path / IDENTITY).unlink(missing_ok=True)
 
-    def write_inputs(self, label_counts: Sequence[Sequence[int]], identity: Identity) -> None:
-        """Write the identity, the config and each client's samples by class."""
+    def write_inputs(self, label_counts: Iterable[NDArray[np.int64]], identity: Identity) -> None:
+        """Write the identity, the config and each client's samples by class (rows, in blocks)."""
         write_atomically(self.path / IDENTITY, (identity.model_dump_json(indent=2) + "\n").encode())
         write_atomically(self.path / "config.toml", (self.asked.to_toml() + "\n").encode())
-        write_atomically(self.path / "partition.json", json.dumps(label_counts).encode())
+        rows = ", ".join(json.dumps(block.tolist())[1:-1] for block in label_counts)
+        write_atomically(self.path / "partition.json", f"[{rows}]".encode())
 
     def complete(self, summary: bytes) -> None:
         """Keep only the newest checkpoint, from which more rounds can follow; flush the results; write the summary last."""

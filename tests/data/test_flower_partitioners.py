@@ -120,5 +120,5 @@ def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPat
 def test_a_config_names_it_with_its_options() -> None:
     data = {"partition": "ByModuloPartitioner", "clients": 10, "partitioner": {"step": 3}}
     federation = Federation.build(Experiment(data=data, seed=5), quiet=True)
-    assert [np.count_nonzero(row) for row in federation.label_counts] == [1] * 10
+    assert [np.count_nonzero(row) for rows in federation.label_counts() for row in rows] == [1] * 10
     assert ByModuloPartitioner.made["seed"] == 5

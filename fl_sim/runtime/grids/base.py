@@ -25,6 +25,7 @@ from fl_sim.communication.flower_private import (
     set_message_id,
 )
 from fl_sim.core.errors import in_one_line, users_line
+from fl_sim.core.numbered import Numbered
 from fl_sim.runtime.client.host import BadUpdate
 from fl_sim.runtime.grids.allocator import keep_freed_memory
 from fl_sim.runtime.grids.faults import Overdue
@@ -102,7 +103,7 @@ class LocalGrid(Grid):
     @property
     def partitions(self) -> Mapping[int, int]:
         """Node id -> partition."""
-        return {node: node - FIRST_NODE for node in self.contexts}
+        return Numbered(self.contexts.nodes, range(len(self.contexts)))
 
     @abstractmethod
     def stream(self, messages: list[Message], timeout: float | None) -> Iterator[Message]:

@@ -52,8 +52,9 @@ class SparseServer:
     def __init__(self, slots: Slots, context: ServerContext) -> None:
         aggregate = settled(slots.aggregate, error_feedback=context.exchange.error_feedback)
         self.slots, self.context = replace(slots, aggregate=aggregate), context
-        first = context.initial if context.start is None else context.start
-        self.state = ServerState(context.exchange.schema, first)
+        schema, first = context.exchange.schema, context.initial if context.start is None else context.start
+        # A copy: a rule may change the parameters in place, and clients of this process know `initial`.
+        self.state = ServerState(schema, schema.view(schema.flat(first).clone()))
         self.cohorts = Cohorts(context.seed, context.sampling.members, context.sampling.world)
         self.sender = DownlinkSender(context, slots.downlink)
         self.receiver = UplinkReceiver(context, self.cohorts, self.sender)

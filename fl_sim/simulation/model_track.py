@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 
@@ -15,7 +16,7 @@ from fl_sim.core.types import FlatParams, Params, UserError
 from fl_sim.data import Data, Split
 from fl_sim.gating import Gated, Gating, keeping
 from fl_sim.models.module_state import ModuleState
-from fl_sim.models.parameters import load, snapshot, unit_singular_vectors
+from fl_sim.models.parameters import entries, load, unit_singular_vectors
 from fl_sim.simulation.starting_model import interface_of, make_exchange, make_model
 from fl_sim.training.model_file import Stored, described_by
 from fl_sim.training.recalibration import recalibrate
@@ -52,7 +53,7 @@ class ModelTrack:
         cohort_size: of them, clients that train in a round.
         model: the seeded model, on its device.
         initial: its travelling entries, which every party can build by itself.
-        start: first global parameters; they differ from `initial` where the experiment starts from given weights.
+        start: first global parameters; `initial` itself unless the experiment starts from given weights.
         exchange: which entries travel, and how they are encoded.
         built: the model before anybody used it; whoever uses it puts it back first.
         gating: the gates' plan; None without gates.
@@ -63,7 +64,7 @@ class ModelTrack:
     experiment: Experiment
     data: Data
     label: str
-    members: tuple[int, ...]
+    members: Sequence[int]
     cohort_size: int
     model: nn.Module
     initial: FlatParams
@@ -81,7 +82,7 @@ class ModelTrack:
         data: Data,
         *,
         label: str,
-        members: tuple[int, ...],
+        members: Sequence[int],
         cohort_size: int,
         weights: Stored | None = None,
     ) -> ModelTrack:
@@ -95,8 +96,9 @@ class ModelTrack:
         client = experiment.client.build({"training": experiment.local_training, "gating": gating})
         exchange = make_exchange(experiment, model, given, declared(client))
         schema = exchange.schema
-        initial = schema.view(schema.flat(snapshot(model)))
-        start = schema.view(schema.flat({**initial, **{n: p for n, p in given.items() if n in initial}}))
+        initial = schema.view(schema.flat(entries(model)))
+        travelling = {n: p for n, p in given.items() if n in initial}
+        start = schema.view(schema.flat({**initial, **travelling})) if travelling else initial
         model.to(device_of(experiment))
         built = ModuleState(model, {*schema.names, *exchange.personal})
         named = dict(model.named_parameters())

@@ -17,7 +17,7 @@ from fl_sim.core.types import Params, UserError
 from fl_sim.data import Data
 from fl_sim.data.kinds import Targets
 from fl_sim.gating import Gating
-from fl_sim.models.parameters import frozen, load, snapshot
+from fl_sim.models.parameters import entries, frozen, load, snapshot
 from fl_sim.simulation.own_codecs import codings_of
 from fl_sim.training.model_file import Stored, read
 from fl_sim.training.recalibration import measurable
@@ -91,7 +91,7 @@ def _travelling(experiment: Experiment, model: nn.Module) -> list[str]:
     named = dict(model.named_parameters())
     averaged = experiment.model.statistics == "average"
     own = set(models.personal_names(model, experiment.model.personal))
-    return [n for n in snapshot(model) if (named[n].requires_grad and n not in own if n in named else averaged)]
+    return [n for n in entries(model) if (named[n].requires_grad and n not in own if n in named else averaged)]
 
 
 def make_exchange(
@@ -102,7 +102,7 @@ def make_exchange(
 
     Entries that never travel but come from a file (`given`) are sent to each client once, at its first contact.
     """
-    params, fixed, named = snapshot(model), frozen(model), dict(model.named_parameters())
+    params, fixed, named = entries(model), frozen(model), dict(model.named_parameters())
     statistics = [name for name in params if name not in named]
     travelling = {n: params[n] for n in _travelling(experiment, model)}
     prunable = [name for name in models.prunable_names(model) if name in travelling]
@@ -126,5 +126,5 @@ def make_exchange(
 
 def untravelled(model: nn.Module, exchange: Exchange) -> Params:
     """Frozen weights and personal entries of a model: what a client holds and no payload carries."""
-    own = snapshot(model)
-    return {**frozen(model), **{name: own[name] for name in exchange.personal}}
+    own = snapshot(model, exchange.personal) if exchange.personal else {}
+    return {**frozen(model), **own}

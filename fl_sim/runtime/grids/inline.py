@@ -18,6 +18,8 @@ from fl_sim.runtime.grids.faults import Overdue, alarm
 
 OVERLAP_BYTES, OVERLAP_S = 500_000, 0.005
 """Below this size of a reply, or this time of a client, handing replies to another thread costs more than it gains."""
+HELD, FEW_HELD, FEW_BYTES = 4, 2, 64_000_000
+"""Replies that exist at a time where a thread is used; of so many bytes each, fewer."""
 
 
 class InlineGrid(LocalGrid):
@@ -26,8 +28,8 @@ class InlineGrid(LocalGrid):
     Where payloads are large and clients take their time, it runs in a thread of its own while the caller folds the
     replies: decoding and aggregating a dense reply is memory traffic of milliseconds, which a second core takes while
     the next client trains.
-    At most two finished replies wait. Under a time limit it stays in the main thread, which alone can be interrupted.
-    `overlap_bytes` of a reply and `overlap_s` of a client are the least for which a thread is used.
+    At most two finished replies wait, and none of a large model. Under a time limit it stays in the main thread, which alone
+    can be interrupted. `overlap_bytes` of a reply and `overlap_s` of a client are the least for which a thread is used.
     """
 
     def __init__(
@@ -46,9 +48,9 @@ class InlineGrid(LocalGrid):
 
     def stream(self, messages: list[Message], timeout: float | None) -> Iterator[Message]:
         replies = map(self._run_one, messages)
-        large = bool(messages) and array_bytes(messages[0].content) >= self._overlap_bytes
-        overlap = large and self._timeout_s is None and self._client_s >= self._overlap_s
-        return _ahead(replies, depth=2) if overlap else replies
+        size = array_bytes(messages[0].content) if messages else 0
+        overlap = size >= self._overlap_bytes and self._timeout_s is None and self._client_s >= self._overlap_s
+        return _ahead(replies, held=FEW_HELD if size >= FEW_BYTES else HELD) if overlap else replies
 
     def _run_one(self, message: Message) -> Message:
         start = time.perf_counter()
@@ -68,22 +70,24 @@ class InlineGrid(LocalGrid):
             return overdue(request, self.partitions[node], self._timeout_s)
 
 
-def _ahead(items: Iterator[Message], *, depth: int) -> Iterator[Message]:
-    """Yield `items` while a thread already computes the next ones; an error there is raised here."""
-    ready: queue.Queue[Message | BaseException | None] = queue.Queue(maxsize=depth)
-    stop = threading.Event()
+def _ahead(items: Iterator[Message], *, held: int) -> Iterator[Message]:
+    """Yield `items` while a thread already computes the next ones; an error there is raised here.
+
+    At most `held` of them exist at a time: the one that is computed, those that wait, and the one that the caller has.
+    """
+    ready: queue.SimpleQueue[Message | BaseException | None] = queue.SimpleQueue()
+    stop, room = threading.Event(), threading.Semaphore(held)
 
     def produce() -> None:
         torch.set_num_threads(1)
-        last: BaseException | None = None
         try:
-            for item in items:
-                ready.put(item)
-                if stop.is_set():
+            while room.acquire() and not stop.is_set():
+                ready.put(item := next(items, None))
+                if item is None:
                     return
+                del item
         except BaseException as error:
-            last = error
-        ready.put(last)
+            ready.put(error)
 
     thread = threading.Thread(target=produce, name="fl_sim-clients", daemon=True)
     thread.start()
@@ -92,11 +96,9 @@ def _ahead(items: Iterator[Message], *, depth: int) -> Iterator[Message]:
             if isinstance(item, BaseException):
                 raise item
             yield item
+            del item  # before the next one is waited for
+            room.release()
     finally:
         stop.set()
-        while thread.is_alive():
-            try:
-                ready.get(timeout=0.05)
-            except queue.Empty:
-                continue
+        room.release()
         thread.join()

@@ -1,0 +1,127 @@
+"""Scale: a million clients, thousands a round, and a model of 100 million parameters; each in a fresh process.
+
+Beside a data set of as many samples as clients, and above the imports.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from fl_sim.bench.contest import Flat
+from fl_sim.bench.processes import status_kb
+from fl_sim.bench.workloads import ECHO, NUDGE
+from fl_sim.config.experiment import Experiment
+from fl_sim.core.seeding import Purpose, numpy_generator
+from fl_sim.data import Data
+
+MODEL, LARGE_WIDTH = "cnn", 7.85
+"""Of 100 million parameters on images of CIFAR's shape."""
+
+
+def million_clients() -> Flat:
+    """Seconds and MB to build a federation of 1,000,000 clients, and the same of a run of three rounds of ten."""
+    from fl_sim.simulation import run
+    from fl_sim.simulation.federation import Federation
+
+    with tempfile.TemporaryDirectory() as place:
+        experiment = _many(1_000_000, 10, place)
+        Federation.build(_many(1000, 10, place))  # imports
+        before, start = status_kb("VmRSS"), time.perf_counter()
+        federation = Federation.build(experiment)
+        assert federation.world  # made when it is first asked for
+        built_s, built_mb = time.perf_counter() - start, (status_kb("VmHWM") - before) * 1024 / 1e6
+        del federation
+        start = time.perf_counter()
+        run(experiment, quiet=True)
+        run_s, run_mb = time.perf_counter() - start, (status_kb("VmHWM") - before) * 1024 / 1e6
+    return {"million_build_s": built_s, "million_build_mb": built_mb, "million_run_s": run_s, "million_run_mb": run_mb}
+
+
+def thousands_a_round() -> Flat:
+    """Seconds of a round of 5,000 of 100,000 clients that echo a tiny model; the best of three."""
+    from fl_sim.simulation import run
+
+    with tempfile.TemporaryDirectory() as place:
+        report = run(_many(100_000, 5000, place), quiet=True)
+    return {"round_of_5000_s": min(row["seconds"] for row in report.rounds)}
+
+
+def large_model() -> Flat:
+    """Peak memory of a run of three rounds of three clients, over the float32 bytes of the model's 100 million parameters."""
+    from fl_sim.simulation import run
+
+    with tempfile.TemporaryDirectory() as place:
+        run(_large(0.1, place), quiet=True)  # imports
+        before = status_kb("VmRSS")
+        report = run(_large(LARGE_WIDTH, place), quiet=True)
+    size = 4 * int(str(report.summary["params"]))
+    return {"large_parameters": size // 4, "large_peak_over_model": (status_kb("VmHWM") - before) * 1024 / size}
+
+
+def _many(clients: int, cohort: int, place: str) -> Experiment:
+    data = {"source": "fl_sim.bench.scale:tiny_samples", "clients": clients, "partition": "iid", "validation": 0.001}
+    return _run("many", ECHO, data | {"min_size": 1}, ("mlp", 0.05), cohort, place)
+
+
+def _large(width: float, place: str) -> Experiment:
+    data = {"source": "fl_sim.bench.scale:few_images", "clients": 6, "partition": "iid", "validation": 0.1}
+    return _run("large", NUDGE, data, (MODEL, width), 3, place)
+
+
+def _run(
+    name: str, client: str, data: Mapping[str, object], model: tuple[str, float], cohort: int, place: str
+) -> Experiment:
+    tree = {
+        "name": name,
+        "out": place,
+        "rounds": 3,
+        "client": client,
+        "data": data,
+        "model": {"name": model[0], "width": model[1]},
+        "cohort": {"size": cohort},
+        "evaluate": {"every": 3},
+    }
+    return Experiment.from_tree(tree)
+
+
+def tiny_samples() -> Data:
+    """Four numbers and one of four classes, 1,010,000 times."""
+    rng = numpy_generator(0, Purpose.DATA)
+    inputs = rng.standard_normal((1_010_000, 4)).astype(np.float32)
+    labels = rng.integers(0, 4, len(inputs), dtype=np.int64)
+    return Data.of(inputs, labels, test_inputs=inputs[:100], test_targets=labels[:100], num_classes=4, validation=0.001)
+
+
+def few_images() -> Data:
+    """100 random images of CIFAR's shape."""
+    rng = numpy_generator(0, Purpose.DATA)
+    images = rng.integers(0, 256, (100, 3, 32, 32), dtype=np.uint8)
+    labels = rng.integers(0, 10, 100, dtype=np.int64)
+    return Data.of(images, labels, test_inputs=images[:10], test_targets=labels[:10], num_classes=10, validation=0.1)
+
+
+MEASURES: Mapping[str, Callable[[], Flat]] = {
+    "million_clients": million_clients,
+    "thousands_a_round": thousands_a_round,
+    "large_model": large_model,
+}
+
+
+def results(repeats: int) -> Flat:
+    """All of them, each in a process of its own, once."""
+    flat: Flat = {}
+    for name in MEASURES:
+        command = [sys.executable, "-m", "fl_sim.bench.scale", name]
+        flat |= json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+    return flat
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(MEASURES[sys.argv[1]]()))

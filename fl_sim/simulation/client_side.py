@@ -15,7 +15,7 @@ from fl_sim.communication.messages import PARTITION
 from fl_sim.config.experiment import Experiment
 from fl_sim.core.lookup import imported
 from fl_sim.core.seeding import Purpose, numpy_generator
-from fl_sim.core.types import Params
+from fl_sim.core.types import Params, UserError
 from fl_sim.data import CropFlip, Split, matching
 from fl_sim.runtime.by_value import unpack
 from fl_sim.runtime.client.host import ClientHost, client_app
@@ -24,6 +24,7 @@ from fl_sim.runtime.worlds import World, require_same
 from fl_sim.simulation.federation import Federation
 from fl_sim.simulation.model_track import ModelTrack
 from fl_sim.simulation.starting_model import make_model, untravelled
+from fl_sim.simulation.user_code import own_code
 from fl_sim.training.client import Client
 from fl_sim.training.loop import OPTIMIZERS
 from fl_sim.training.recalibration import recalibrate
@@ -131,21 +132,28 @@ def _measure(track: ModelTrack, split_of: Callable[[int], Split], test_of: Calla
 def hosts_of(federation: Federation) -> Callable[[Context], ClientHost]:
     """The resident client side of one process, by node: clients of one model share a host."""
     hosts = [host_of(federation, track) for track in federation.tracks]
+    if len(hosts) == 1:
+        return lambda context: hosts[0]
     of = {p: host for host, track in zip(hosts, federation.tracks, strict=True) for p in track.members}
     return lambda context: of[int(context.node_config[PARTITION])]
 
 
-def make_client_app(experiment: Experiment, servers: World | None = None, own: bytes = b"") -> ClientApp:
+def make_client_app(
+    experiment: Experiment, servers: World | None = None, own: bytes = b"", version: str | None = None
+) -> ClientApp:
     """Build the Flower ClientApp of an experiment in this process; its host is built now, not in a client's time.
 
     Args:
         experiment: as the server settled it.
         servers: hashes of what the server has built, to be compared with; None compares nothing.
         own: functions of the program's `__main__`, as `fl_sim.runtime.by_value` packs them.
+        version: hash of the server's fl_sim (`own_code`), to be compared with on other machines.
 
     Raises:
         UserError: data, model or code differ from the server's.
     """
+    if version is not None and (found := own_code()) != version:
+        raise UserError(f"fl_sim there has other code ({found}) than here ({version}) under the same version number")
     unpack(own)
     # An optimiser of PyTorch imports hundreds of modules when the first one is made, seconds on a busy machine.
     OPTIMIZERS[experiment.training.optimizer]([nn.Parameter(torch.zeros(1))], experiment.training)

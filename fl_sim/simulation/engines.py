@@ -23,6 +23,7 @@ from fl_sim.runtime.grids.workers import WorkersGrid, cores
 from fl_sim.simulation.client_side import client_of, hosts_of, make_client_app
 from fl_sim.simulation.federation import Federation
 from fl_sim.simulation.identity import parts_of
+from fl_sim.simulation.user_code import own_code
 
 FEW = 4
 """A smaller cohort is over before further processes have paid for their start."""
@@ -62,8 +63,15 @@ def _cohort(federation: Federation) -> LocalGrid:
 def _ray(federation: Federation) -> LocalGrid:
     experiment, sizes = federation.experiment, federation.sizes
     _check_client(federation)
-    limit = experiment.faults.timeout_s
-    return RayGrid(_app(federation), len(sizes), experiment.ray, sizes=sizes, timeout_s=limit)
+    faults = experiment.faults
+    return RayGrid(
+        _app(federation, own_code()),
+        len(sizes),
+        experiment.ray,
+        sizes=sizes,
+        timeout_s=faults.timeout_s,
+        node_timeout_s=faults.node_timeout_s,
+    )
 
 
 def _workers(federation: Federation) -> LocalGrid:
@@ -73,11 +81,14 @@ def _workers(federation: Federation) -> LocalGrid:
     return WorkersGrid(_app(federation), len(sizes), experiment.workers, sizes=sizes, timeout_s=limit)
 
 
-def _app(federation: Federation) -> Callable[[], ClientApp]:
-    """What a worker process builds: the server's experiment, with the functions that only this program has."""
+def _app(federation: Federation, version: str | None = None) -> Callable[[], ClientApp]:
+    """What a worker process builds: the server's experiment, with the functions that only this program has.
+
+    `version` is the hash of fl_sim's code where the process may be on another machine.
+    """
     experiment = federation.experiment
     own = pack(path for key, path in parts_of(experiment) if not key.startswith("strategy"))
-    return partial(make_client_app, experiment, federation.world, own)
+    return partial(make_client_app, experiment, federation.world, own, version)
 
 
 def _check_client(federation: Federation) -> None:

@@ -34,10 +34,11 @@ OF_THE_READER = {"my_parts.toml", "advised/quickstart-rounded-1.toml"}
 NOT_RUN = {"$ pip install ."}
 """It downloads PyTorch, Ray and Flower."""
 STAND_IN = "#!{python} -S\nimport json, sys\nopen({log!r}, 'a').write(json.dumps(sys.argv{after}) + '\\n')\n"
-FLOWERS = ("flwr", "flower-superlink", "flower-supernode")
-"""Flower's own programs, which the slow tests start."""
+FLOWERS = ("flwr", "flower-superlink", "flower-supernode", "ray")
+"""Programs of Flower and Ray, which the slow tests start."""
 STARTED = "".join(
-    Path("tests", name).read_text("utf-8") for name in ("support/superlink.py", "runtime/test_superlink.py")
+    Path("tests", name).read_text("utf-8")
+    for name in ("support/superlink.py", "support/ray_nodes.py", "runtime/test_superlink.py")
 )
 SHELL = [
     pytest.param(block, id=f"{page.name}-{number}")
@@ -93,9 +94,9 @@ def require_options(experiment: Experiment) -> None:
 
 
 def require_started(program: str, arguments: list[str]) -> None:
-    """Raises for an option that no test gives to a program of Flower's, and for paths that are not there."""
+    """Raises for an option that no test gives to such a program, and for paths that are not there."""
     assert f'"{program}"' in STARTED
-    for option in (word for word in arguments if word.startswith("--")):
+    for option in (word.partition("=")[0] for word in arguments if word.startswith("--")):
         assert f'"{option}"' in STARTED, f"{program} {option}"
     if program == "flwr":
         assert (ROOT / arguments[1] / "pyproject.toml").exists(), arguments[1]

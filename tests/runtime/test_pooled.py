@@ -35,10 +35,9 @@ class VirtualPool(PooledGrid):
         for _ in range(workers):
             self.start()
 
-    def start(self) -> int:
+    def start(self) -> None:
         number = next(self.numbers)
         self.queues[number], self.free_at[number] = deque(), self.now
-        return number
 
     def workers(self) -> Sequence[int]:
         return list(self.queues)
@@ -75,9 +74,9 @@ class VirtualPool(PooledGrid):
         set_message_id(reply, f"r{index}")
         return Answer(reply, None, self.seconds[self.partitions[node]])
 
-    def replace(self, worker: int) -> int:
+    def replace(self, worker: int) -> None:
         del self.queues[worker], self.free_at[worker]
-        return self.start()
+        self.start()
 
     def is_ready(self, worker: int) -> bool:
         return True

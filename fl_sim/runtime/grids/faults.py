@@ -23,16 +23,20 @@ class Faults:
         max_share: share of a cohort that may fail (raise, be rejected, hang or die), from 0 to 1; one more stops the run.
             1 = all but one.
         timeout_s: real seconds that one client may take; unset = no limit.
+        node_timeout_s: real seconds that a machine of a Ray cluster may be silent; then its clients run on the others.
     """
 
     max_share: float = 0.5
     timeout_s: float | None = None
+    node_timeout_s: float = 30.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_share <= 1:
             raise UserError(f"faults.max_share = {self.max_share}: must be from 0 to 1")
         if self.timeout_s is not None and not 0 < self.timeout_s <= LONGEST_S:
             raise UserError(f"faults.timeout_s = {self.timeout_s}: must be above 0 and at most {LONGEST_S:g}")
+        if not 0 < self.node_timeout_s <= LONGEST_S:
+            raise UserError(f"faults.node_timeout_s = {self.node_timeout_s}: must be above 0 and at most {LONGEST_S:g}")
 
 
 class Overdue(BaseException):

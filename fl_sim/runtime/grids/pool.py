@@ -39,11 +39,12 @@ Jobs = tuple[Job, ...]
 
 @dataclass(frozen=True)
 class Finished:
-    """A worker is done with its oldest task, or is `lost` (why)."""
+    """A worker is done with its oldest task, or is `lost` (why); `machine` = lost with its machine, no client's fault."""
 
     worker: int
     answers: Sequence[Answer]
     lost: str | None = None
+    machine: bool = False
 
 
 @dataclass
@@ -97,7 +98,12 @@ class PooledGrid(LocalGrid):
 
     @abstractmethod
     def workers(self) -> Sequence[int]:
-        """Numbers of the workers that are running."""
+        """Numbers of the workers that take tasks; a new one may join them at any time."""
+
+    @property
+    def width(self) -> int:
+        """Workers that a round should be cut for: those that take tasks, and those that soon will."""
+        return len(self.workers())
 
     @abstractmethod
     def announce(self, contents: Mapping[int, RecordDict]) -> None:
@@ -112,8 +118,8 @@ class PooledGrid(LocalGrid):
         """Wait until at least one worker is done with its oldest task or lost; empty when the seconds are over."""
 
     @abstractmethod
-    def replace(self, worker: int) -> int:
-        """End a worker, whatever it is at, and start another; returns its number."""
+    def replace(self, worker: int) -> None:
+        """End a worker, whatever it is at, and start another where there is room."""
 
     @abstractmethod
     def is_ready(self, worker: int) -> bool:
@@ -157,8 +163,8 @@ class Round:
         groups = self._groups(jobs, weight)
         self.todo = [tuple(jobs[position] for position in group) for group in groups]
         self.begins = {group[0] for group in groups}
-        self.window = max(4 * DEPTH * len(grid.workers()) * max(map(len, groups)), grid.window_bytes // weight)
-        self.at_work: dict[int, deque[Jobs]] = {worker: deque() for worker in grid.workers()}
+        self.window = max(4 * DEPTH * grid.width * max(map(len, groups)), grid.window_bytes // weight)
+        self.at_work: dict[int, deque[Jobs]] = {}
         self.since: dict[int, float] = {}
         self.done: dict[int, Message] = {}
         self.suspects: set[int] = set()
@@ -167,7 +173,7 @@ class Round:
 
     def _groups(self, jobs: Sequence[Job], weight: int) -> list[list[int]]:
         """The round's tasks: `TASKS` a worker, unless those would be shorter than a task should be."""
-        costs, count = self.grid.costs, len(self.grid.workers())
+        costs, count = self.grid.costs, self.grid.width
         most = self.grid.clients_per_task or max(1, min(CLIENTS, TASK_BYTES // weight))
         seconds = costs.total_seconds(jobs[0].kind, [job.partition for job in jobs])
         tasks = 1 if self.grid.clients_per_task else int(max(1, min(TASKS, seconds / (count * TASK_S))))
@@ -202,7 +208,9 @@ class Round:
 
     def _dispatch(self, head: int) -> None:
         stop = head + self.window
-        while (jobs := next((jobs for jobs in self.todo if jobs[0].index < stop), None)) is not None:
+        for worker in self.grid.workers():
+            self.at_work.setdefault(worker, deque())
+        while (jobs := next((jobs for jobs in self.todo if jobs[0].index < stop), None)) is not None and self.at_work:
             worker = min(self.at_work, key=self._load)
             if self._load(worker) + self._weight(jobs) > DEPTH:
                 return
@@ -222,7 +230,7 @@ class Round:
     def _collect(self, timeout: float | None, head: int) -> None:
         for finished in self.grid.finished(timeout):
             if finished.lost is not None:
-                self._lost(finished.worker, finished.lost)
+                self._lost(finished)
             else:
                 self.since[finished.worker] = time.monotonic()
                 self._accept(self.at_work[finished.worker].popleft(), finished.answers)
@@ -239,23 +247,26 @@ class Round:
             self.done[job.index] = answer.reply
 
     def _replace(self, worker: int) -> Jobs:
-        """Put a fresh worker in the place of one; returns the clients it was at. What it had not begun is queued again."""
-        fresh = self.grid.replace(worker)
-        first, *rest = self.at_work.pop(worker)
-        self.at_work[fresh] = deque()
+        """End a worker, and have another one if there is room; returns the clients it was at, its other task is queued again."""
+        self.grid.replace(worker)
+        first, *rest = self.at_work.pop(worker, None) or [()]
         self.todo += rest
         self._sort()
         return first
 
-    def _lost(self, worker: int, reason: str) -> None:
-        """A worker died: the clients it was at run again, each alone, unless it died of one that was alone already."""
-        if not self.at_work[worker]:
-            self.at_work.pop(worker)
-            self.at_work[self.grid.replace(worker)] = deque()
+    def _lost(self, finished: Finished) -> None:
+        """A worker died: the clients it was at run again, each alone, unless it died of one that was alone already.
+
+        Where its machine was lost no client is to blame: they run again as they were.
+        """
+        jobs = self._replace(finished.worker)
+        if not jobs:
             return
-        jobs = self._replace(worker)
-        if jobs[0].index in self.suspects:
-            why = f"client {jobs[0].partition}: its worker process died ({reason})"
+        if finished.machine:
+            self.todo.append(jobs)
+            self._sort()
+        elif jobs[0].index in self.suspects:
+            why = f"client {jobs[0].partition}: its worker process died ({finished.lost})"
             self._give_up(jobs[0], Error(CLIENT_APP_CRASHED, why))
         else:
             self._retry_alone(jobs)

@@ -7,28 +7,33 @@ passes without pickling them.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import socket
 import sys
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from types import ModuleType
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, cast
 
-from flwr.app import Context, RecordDict
+from flwr.app import RecordDict
 
+from fl_sim.core.errors import in_one_line
 from fl_sim.core.types import UserError
+from fl_sim.runtime.grids.heartbeat import Address
+from fl_sim.runtime.grids.last_words import LastWords
 from fl_sim.runtime.grids.pool import Finished, Jobs, PooledGrid
-from fl_sim.runtime.grids.worker import Answer, Job, Workplace
-from fl_sim.runtime.state.buffers import Blobs, join, split_off
+from fl_sim.runtime.grids.ray_actors import PULSE_S, Actors
+from fl_sim.runtime.grids.ray_worker import Content, whole
+from fl_sim.runtime.state.buffers import split_off
 
 if TYPE_CHECKING:
     from flwr.clientapp import ClientApp
     from ray import ObjectRef
 
-Content = tuple[RecordDict, Blobs]
+log = logging.getLogger("fl_sim")
 LISTENER_S = 5.0
 """How long a cluster's head may take to accept a connection."""
 
@@ -46,12 +51,16 @@ class RayOptions:
         address: address of an existing cluster; unset = start Ray on this machine.
         num_gpus: GPU share of one actor; 0.25 puts four actors on a GPU.
         clients_per_task: most clients in one task; unset = up to eight tasks per actor and round, of about 0.05 s or more.
+        working_dir: folder of your own code that Ray ships to every node at the start; unset = the nodes have it already.
+        runtime_env: further fields of Ray's runtime environment, such as `py_modules`, `env_vars` or `pip`.
     """
 
     workers: int | None = None
     address: str | None = None
     num_gpus: float = 0.0
     clients_per_task: int | None = None
+    working_dir: str | None = None
+    runtime_env: Mapping[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for key, most in (("workers", MOST_ACTORS), ("clients_per_task", sys.maxsize)):
@@ -59,56 +68,21 @@ class RayOptions:
                 raise UserError(f"ray.{key} = {value}: must be from 1 to {most}")
         if not 0 <= self.num_gpus <= MOST_ACTORS:
             raise UserError(f"ray.num_gpus = {self.num_gpus}: must be from 0 to {MOST_ACTORS}")
+        if self.working_dir is not None and "working_dir" in self.runtime_env:
+            raise UserError("ray.working_dir and ray.runtime_env.working_dir: give one of them")
 
-
-class _Actor(Protocol):
-    """Handle of a worker actor, as the driver sees it."""
-
-    run: _RemoteMethod
-    ready: _Ready
-
-
-class _RemoteMethod(Protocol):
-    def remote(
-        self, jobs: list[Job], contexts: list[Context], contents: Mapping[int, list[ObjectRef[Content]]]
-    ) -> ObjectRef[list[tuple[Answer, Blobs]]]: ...
-
-
-class _Ready(Protocol):
-    def remote(self) -> ObjectRef[int]: ...
-
-
-class _Worker:
-    """The actor. Broadcasts are fetched once."""
-
-    def __init__(self, factory: Callable[[], ClientApp], path: list[str]) -> None:
-        self._workplace = Workplace(factory, path)
-        self._contents: dict[int, RecordDict] = {}
-
-    def ready(self) -> int:
-        return os.getpid()
-
-    def run(
-        self, jobs: list[Job], contexts: list[Context], contents: Mapping[int, list[ObjectRef[Content]]]
-    ) -> list[tuple[Answer, Blobs]]:
-        import ray
-
-        for key, (ref,) in contents.items():
-            if key not in self._contents:
-                self._contents = {k: v for k, v in self._contents.items() if k in contents}
-                self._contents[key] = _whole(*ray.get(ref))
-        return [self._one(job, context) for job, context in zip(jobs, contexts, strict=True)]
-
-    def _one(self, job: Job, context: Context) -> tuple[Answer, Blobs]:
-        answer = self._workplace.run(job, self._contents[job.content], context)
-        blobs: Blobs = {}
-        if answer.reply.has_content():
-            answer.reply.content, blobs = split_off(answer.reply.content)
-        return answer, blobs
+    @property
+    def environment(self) -> dict[str, object]:
+        """Ray's runtime environment; empty where nothing is shipped."""
+        return {**self.runtime_env, **({} if self.working_dir is None else {"working_dir": self.working_dir})}
 
 
 class RayGrid(PooledGrid):
-    """Flower Grid over resident Ray actors. A task costs about 5 ms, whatever it carries."""
+    """Flower Grid over resident Ray actors. A task costs about 5 ms, whatever it carries.
+
+    The pool follows the cluster. The actors of a lost node are dropped, and their clients run on the others. At the start of
+    a round, and when an actor was lost, actors are asked for until there are as many as the cluster has room for.
+    """
 
     def __init__(
         self,
@@ -118,98 +92,106 @@ class RayGrid(PooledGrid):
         *,
         sizes: Sequence[int] = (),
         timeout_s: float | None = None,
+        node_timeout_s: float = 30.0,
     ) -> None:
         super().__init__(num_nodes, sizes=sizes, timeout_s=timeout_s)
-        _quietly()
-        import ray
-
-        self._ray = ray
-        self._started = not ray.is_initialized()
-        if self._started:
-            _connect(options)
-        self._options, self.clients_per_task = options, options.clients_per_task
-        self._factory = ray.put(factory)
-        self._spawned = 0
-        self._actors: dict[int, _Actor] = {}
-        self._starting: dict[int, ObjectRef[int]] = {}
-        self._tasks: dict[int, deque[ObjectRef[list[tuple[Answer, Blobs]]]]] = {}
+        self.clients_per_task = options.clients_per_task
         self._contents: dict[int, ObjectRef[Content]] = {}
+        self._open = ExitStack()
         try:
-            for _ in range(options.workers or fitting(options)):
-                self._spawn()
+            words = LastWords()
+            self._open.callback(words.close)
+            self._ray = ray = self._open.enter_context(connected(options, node_timeout_s))
+            words.watch(_listeners())
+            room = partial(fitting, options)
+            needs = {"num_cpus": 1.0, "num_gpus": options.num_gpus}
+            self._actors = Actors(ray, room, ray.put(factory), needs, node_timeout_s)
+            self._open.callback(self._actors.close)
+            self._actors.start()
         except BaseException:
             self.close()
             raise
 
-    def _spawn(self) -> int:
-        remote = self._ray.remote(_Worker).options(num_cpus=1, num_gpus=self._options.num_gpus)
-        self._spawned += 1
-        actor = cast(_Actor, remote.remote(self._factory, list(sys.path)))
-        self._actors[self._spawned], self._tasks[self._spawned] = actor, deque()
-        self._starting[self._spawned] = actor.ready.remote()
-        return self._spawned
-
     def workers(self) -> Sequence[int]:
-        return list(self._actors)
+        return list(self._actors.working)
+
+    @property
+    def width(self) -> int:
+        return len(self._actors.working) + len(self._actors.starting)
+
+    @contextmanager
+    def _cluster(self) -> Iterator[Actors]:
+        """The actors; whatever Ray raises in the block stops the run, which can be resumed."""
+        try:
+            yield self._actors
+        except self._ray.exceptions.RayError as error:
+            raise RuntimeError(f"the Ray cluster is lost ({type(error).__name__}: {in_one_line(error)})") from error
 
     def announce(self, contents: Mapping[int, RecordDict]) -> None:
-        self._contents = {key: self._ray.put(split_off(content)) for key, content in contents.items()}
+        with self._cluster() as actors:
+            for worker in actors.lost():
+                actors.end(worker)
+            actors.fill()
+            self._contents = {key: self._ray.put(split_off(content)) for key, content in contents.items()}
 
     def submit(self, worker: int, jobs: Jobs) -> None:
-        contexts = [self.contexts[job.node] for job in jobs]
-        contents = {job.content: [self._contents[job.content]] for job in jobs}
-        self._tasks[worker].append(self._actors[worker].run.remote(list(jobs), contexts, contents))
+        with self._cluster() as actors:
+            to = actors.working[worker]
+            contexts = [self.contexts[job.node] for job in jobs]
+            contents = {job.content: [self._contents[job.content]] for job in jobs}
+            to.tasks.append(to.actor.run.remote(list(jobs), contexts, contents))
 
     def finished(self, timeout: float | None) -> Sequence[Finished]:
-        oldest = {tasks[0]: worker for worker, tasks in self._tasks.items() if tasks}
-        if not oldest:
-            return ()
-        ready, _ = self._ray.wait(list(oldest), num_returns=1, timeout=timeout)
-        return [self._outcome(oldest[ref], ref) for ref in ready]
+        with self._cluster() as actors:
+            ready = set(actors.wait(PULSE_S if timeout is None else min(timeout, PULSE_S)))
+            if actors.starting or not actors.working:
+                for reason in actors.settle():
+                    log.warning("%s. The run goes on without it", reason)
+                actors.require_some(RuntimeError)
+            done = [number for number, each in actors.working.items() if each.tasks and each.tasks[0] in ready]
+            lost = actors.lost()
+            gone = [Finished(number, (), lost=why, machine=True) for number, why in lost.items()]
+            return [self._outcome(number) for number in done if number not in lost] + gone
 
-    def _outcome(self, worker: int, ref: ObjectRef[list[tuple[Answer, Blobs]]]) -> Finished:
+    def _outcome(self, number: int) -> Finished:
+        worker = self._actors.working[number]
         try:
-            answers = self._ray.get(ref)
+            answers = self._ray.get(worker.tasks[0])
         except self._ray.exceptions.RayError as error:
-            if isinstance(error, self._ray.exceptions.RayActorError) and error.actor_init_failed:
-                why = str(error).strip().splitlines()[-1]
-                raise RuntimeError(f"a worker process could not start: {why}") from error
-            return Finished(worker, (), lost=type(error).__name__)
-        self._tasks[worker].popleft()
+            machine = not self._actors.heartbeat.ask(worker.here.node)
+            return Finished(number, (), lost=type(error).__name__, machine=machine)
+        worker.tasks.popleft()
         for answer, blobs in answers:
             if answer.reply.has_content():
-                _whole(answer.reply.content, blobs)
-        return Finished(worker, [answer for answer, _ in answers])
+                whole(answer.reply.content, blobs)
+        return Finished(number, [answer for answer, _ in answers])
 
-    def replace(self, worker: int) -> int:
-        self._ray.kill(self._actors.pop(worker))  # type: ignore[arg-type]
-        del self._tasks[worker]
-        return self._spawn()
+    def replace(self, worker: int) -> None:
+        with self._cluster() as actors:
+            actors.end(worker)
+            actors.fill()
 
     def is_ready(self, worker: int) -> bool:
-        starting = self._starting.get(worker)
-        if starting is not None and self._ray.wait([starting], timeout=0)[0]:
-            del self._starting[worker]
-        return worker not in self._starting
+        return True  # others take no tasks
 
     def close(self) -> None:
-        for actor in self._actors.values():
-            self._ray.kill(actor)  # type: ignore[arg-type]
-        self._actors = {}
-        if self._started:
-            self._ray.shutdown()
-            self._started = False
+        self._open.close()
 
 
 @contextmanager
-def connected(options: RayOptions) -> Iterator[ModuleType]:
-    """Ray, started for the block unless it runs already."""
+def connected(options: RayOptions, node_timeout_s: float = 30.0) -> Iterator[ModuleType]:
+    """Ray, started for the block unless it runs already; without its head it ends this program after that time."""
     _quietly()
+    os.environ.setdefault(PATIENCE, str(math.ceil(node_timeout_s)))
     import ray
 
     started = not ray.is_initialized()
     if started:
         _connect(options)
+    elif options.environment:
+        raise UserError(
+            "ray.working_dir, ray.runtime_env: this program has started Ray itself; give them to its ray.init"
+        )
     try:
         yield ray
     finally:
@@ -224,32 +206,55 @@ def fetched(boxed: Sequence[object]) -> object:
     return ray.get(cast("ObjectRef[object]", boxed[0]))
 
 
+PATIENCE = "RAY_gcs_rpc_server_reconnect_timeout_s"
+
+
 def _quietly() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 
-def _whole(content: RecordDict, blobs: Blobs) -> RecordDict:
-    return join(content, {key: blob.data for key, blob in blobs.items()})
-
-
 def _connect(options: RayOptions) -> None:
     import ray
 
+    silently: dict[str, object] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    where = f"ray.address {options.address!r}"
     try:
         _require_listener(options.address)
+        if options.environment:
+            where = "ray.runtime_env"
+            silently["runtime_env"] = _environment(options.environment)
         if options.address is None:
-            ray.init(
-                address="local",
-                num_cpus=options.workers,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
+            ray.init(address="local", num_cpus=options.workers, include_dashboard=False, **silently)
         else:
-            ray.init(address=options.address, log_to_driver=False, logging_level=logging.ERROR)
-    except (OSError, ValueError) as error:
-        raise UserError(f"ray.address {options.address!r}: {error}") from error
+            ray.init(address=options.address, **silently)
+    except (OSError, ValueError, TypeError, RuntimeError) as error:
+        raise UserError(f"{where}: {in_one_line(error)}") from error
+
+
+def _environment(fields: Mapping[str, object]) -> Mapping[str, object]:
+    """Ray's runtime environment; Ray itself would ignore fields that it does not know.
+
+    Raises:
+        UserError: there are such fields.
+        ValueError, TypeError: fields of a wrong form, as Ray says.
+    """
+    from ray.runtime_env import RuntimeEnv
+
+    known = sorted(name for name in RuntimeEnv.known_fields if not name.startswith("_"))
+    if unknown := sorted(fields.keys() - set(known)):
+        raise UserError(f"ray.runtime_env: unknown {', '.join(unknown)}; Ray has {', '.join(known)}")
+    return cast(Mapping[str, object], RuntimeEnv(**fields))
+
+
+def _listeners() -> list[tuple[str, Address]]:
+    """Without which Ray ends this program: the cluster's head, and Ray's own process on this machine."""
+    import ray
+
+    own = ray.get_runtime_context().get_node_id()
+    local = next((node["NodeManagerAddress"], node["NodeManagerPort"]) for node in ray.nodes() if node["NodeID"] == own)
+    host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+    return [("the Ray cluster's head", (host, int(port))), ("Ray's process on this machine,", local)]
 
 
 def _require_listener(address: str | None) -> None:
@@ -259,14 +264,21 @@ def _require_listener(address: str | None) -> None:
         socket.create_connection((host, int(port)), timeout=LISTENER_S).close()
 
 
-def fitting(options: RayOptions) -> int:
-    """Actors that a cluster has room for."""
+def fitting(options: RayOptions, but: Collection[str] = ()) -> int:
+    """Actors to have: `options.workers`, or as many as the living nodes have room for, not counting the nodes in `but`.
+
+    Raises:
+        UserError: the cluster has too few GPUs for one.
+    """
     import ray
 
-    have = ray.cluster_resources()
-    count = int(have.get("CPU", 1))
+    if options.workers is not None:
+        return options.workers
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in but]
+    count = int(sum(have.get("CPU", 0) for have in nodes))
     if options.num_gpus > 0:
-        count = min(count, int(have.get("GPU", 0) / options.num_gpus))
+        gpus = sum(have.get("GPU", 0) for have in nodes)
+        count = min(count, int(gpus / options.num_gpus))
         if count == 0:
-            raise UserError(f"ray.num_gpus = {options.num_gpus}: the cluster has {have.get('GPU', 0)} GPUs")
+            raise UserError(f"ray.num_gpus = {options.num_gpus}: the cluster has {gpus} GPUs")
     return max(1, count)

@@ -194,7 +194,7 @@ class WorkersGrid(PooledGrid):
         for _ in range(options.count or cores()):
             self._spawn()
 
-    def _spawn(self) -> int:
+    def _spawn(self) -> None:
         self._spawned += 1
         pipe, theirs = self._context.Pipe()
         areas = _Areas(self._broadcast)
@@ -209,7 +209,6 @@ class WorkersGrid(PooledGrid):
         theirs.close()
         self._workers[self._spawned] = _Worker(process, pipe, areas)
         self._watchdog.tell(w.process.pid for w in self._workers.values() if w.process.pid is not None)
-        return self._spawned
 
     def workers(self) -> Sequence[int]:
         return list(self._workers)
@@ -265,9 +264,9 @@ class WorkersGrid(PooledGrid):
         code = worker.process.exitcode
         return signal.Signals(-code).name if code is not None and code < 0 else f"exit status {code}"
 
-    def replace(self, worker: int) -> int:
+    def replace(self, worker: int) -> None:
         self._end(self._workers.pop(worker))
-        return self._spawn()
+        self._spawn()
 
     def is_ready(self, worker: int) -> bool:
         return self._workers[worker].ready

@@ -1,0 +1,184 @@
+"""A Ray cluster whose nodes are network namespaces: nodes, links and the head are lost, and the results stay what they were.
+
+Where network namespaces are not allowed the tests say so and are skipped.
+"""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import tomli_w
+from federation import TINY, same
+from ray_nodes import Nodes, cluster, until, why_not
+
+from fl_sim import Experiment, Report, run
+from fl_sim.simulation.run_folder import saved_params
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+OPTIONS = (
+    "client.target=clients.presets:topk",
+    "client.density=0.1",
+    "wire.error_feedback=true",
+    "data.clients=12",
+    "cohort.size=8",
+    "rounds=100",
+    "training.epochs=3",
+    "evaluate.every=100",
+)
+STALL_S = 45
+"""A lost machine may hold up a round so long."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _allowed() -> None:
+    if (reason := why_not()) is not None:
+        pytest.skip(reason)
+
+
+@pytest.fixture(scope="module")
+def inline(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    return run(Experiment.from_tree(TINY, [f'out="{tmp_path_factory.mktemp("inline")}"', *OPTIONS]))
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.toml"
+    path.write_text(tomli_w.dumps({**TINY, "out": str(tmp_path / "runs")}))
+    return path
+
+
+def rounds(tmp_path: Path) -> int:
+    files = list((tmp_path / "runs").glob("*/rounds.jsonl"))
+    return len(files[0].read_text().splitlines()) if files else 0
+
+
+def begun(tmp_path: Path, nodes: Nodes, program: subprocess.Popen[str], *, more: int = 3) -> None:
+    """Wait until some more rounds are over."""
+    target = rounds(tmp_path) + more
+    until(lambda: rounds(tmp_path) >= target or program.poll() is not None, seconds=120, what="rounds")
+    assert program.poll() is None, f"ended too early: {nodes.said(program)}"
+
+
+def result(tmp_path: Path) -> Report:
+    (folder,) = (tmp_path / "runs").iterdir()
+    return replace(Report.load(folder), params=saved_params(folder))
+
+
+def longest_s(report: Report) -> float:
+    return max(row["seconds"] for row in report.rounds)
+
+
+def test_a_node_is_killed_in_a_round_and_another_joins_later(tmp_path: Path, config: Path, inline: Report) -> None:
+    with cluster(3) as nodes:
+        program = nodes.run(0, config, *OPTIONS)
+        begun(tmp_path, nodes, program)
+        nodes.kill(2)
+        begun(tmp_path, nodes, program)
+        nodes.start(3)
+        nodes.started(3)
+        said = nodes.ended(program)
+    report = result(tmp_path)
+    same(inline, report)
+    assert f"({nodes.ip(2)}) is lost" in said
+    assert f"({nodes.ip(3)}) has joined" in said
+    assert report.summary["failures"] == inline.summary["failures"]
+    assert longest_s(report) < STALL_S
+
+
+def test_a_cut_link_stalls_no_longer_than_it_may(tmp_path: Path, config: Path, inline: Report) -> None:
+    with cluster(2) as nodes:
+        program = nodes.run(0, config, *OPTIONS, "faults.node_timeout_s=5")
+        begun(tmp_path, nodes, program)
+        nodes.cut(1)
+        said = nodes.ended(program)
+    report = result(tmp_path)
+    same(inline, report)
+    assert f"({nodes.ip(1)}) is lost (no answer for " in said
+    assert 4 < longest_s(report) < 15
+
+
+@pytest.mark.parametrize("where", [0, 1])
+def test_the_lost_head_is_one_line_and_the_run_goes_on_elsewhere(
+    tmp_path: Path, config: Path, inline: Report, where: int
+) -> None:
+    """With the program on the head itself, and on another node."""
+    with cluster(2) as nodes:
+        program = nodes.run(where, config, *OPTIONS, "faults.node_timeout_s=8")
+        begun(tmp_path, nodes, program)
+        nodes.kill(0)
+        said = nodes.ended(program, status=1)
+        lines = [line for line in said.splitlines() if "the run failed" in line]
+        assert len(lines) == 1, said
+        assert "lost" in lines[0]
+        assert "--resume" in lines[0]
+    with cluster(1) as nodes:
+        nodes.ended(nodes.run(0, config, *OPTIONS, "faults.node_timeout_s=8", "--resume"))
+    same(inline, result(tmp_path))
+
+
+def test_a_slow_link_changes_nothing(tmp_path: Path, config: Path, inline: Report) -> None:
+    with cluster(2) as nodes:
+        nodes.slow(1, "20mbit")
+        nodes.ended(nodes.run(0, config, *OPTIONS))
+    same(inline, result(tmp_path))
+
+
+CLIENT = """
+from fl_sim.core.types import Update
+
+def train(task, ctx):
+    changed = {name: value * 0.9 if value.is_floating_point() else value for name, value in task.params.items()}
+    return Update(changed, ctx.num_examples)
+"""
+TABLE = "\n".join(["a,b,label", *(f"{i % 7},{i % 5},{i % 2}" for i in range(400))])
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> Path:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "client_of_a_node.py").write_text(CLIENT)
+    (folder / "table.csv").write_text(TABLE)
+    return folder
+
+
+def test_a_node_without_the_code_or_the_data_is_named_and_code_can_be_shipped(
+    tmp_path: Path, config: Path, mine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = ("client=client_of_a_node:train", "rounds=3")
+    table = ("model.name=mlp", f'data.source="{mine / "table.csv"}"', "data.target=label")
+    monkeypatch.syspath_prepend(mine)
+    inline = run(Experiment.from_tree(TINY, [f'out="{tmp_path / "inline"}"', *client]))
+    with cluster(2, {1: mine}) as nodes:
+        for options, word in ((client, "client_of_a_node"), (table, "table.csv")):
+            said = nodes.ended(nodes.run(0, config, *options, cwd=mine), status=2)
+            (line,) = (line for line in said.splitlines() if line.startswith("fl-sim: "))
+            assert f"({nodes.ip(1)})" in line
+            assert word in line
+            assert "ray.working_dir" in line
+        shutil.rmtree(tmp_path / "runs")
+        nodes.ended(nodes.run(0, config, *client, 'ray.working_dir="."', cwd=mine))
+    same(inline, result(tmp_path))
+
+
+def test_a_late_node_without_the_code_is_named_and_not_used(tmp_path: Path, config: Path, mine: Path) -> None:
+    with cluster(1, {1: mine}) as nodes:
+        program = nodes.run(0, config, "client=client_of_a_node:train", "rounds=1000000", cwd=mine)
+        begun(tmp_path, nodes, program)
+        nodes.start(1)
+        nodes.started(1)
+        time.sleep(20)
+        begun(tmp_path, nodes, program)
+        program.send_signal(signal.SIGINT)
+        program.wait(timeout=60)
+        said = nodes.said(program)
+    assert said.count(f"({nodes.ip(1)})") == 1, said
+    assert "client_of_a_node" in said
+    assert "The run goes on without it" in said
+    assert "Traceback" not in said

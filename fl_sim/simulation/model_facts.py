@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from fl_sim.models import disabled_features, prunable_names
 from fl_sim.models.macs import count_macs
 from fl_sim.models.parameters import entries, frozen, load
 from fl_sim.report import ModelFacts
+from fl_sim.runtime.grids.allocator import give_back
 from fl_sim.simulation.federation import Federation
 from fl_sim.simulation.model_track import ModelTrack
 from fl_sim.simulation.server import GlobalModel, Server
@@ -20,7 +20,7 @@ from fl_sim.simulation.starting_model import plain_model
 from fl_sim.sparsity import density
 
 LARGE = 1 << 26
-"""Bytes of a model that is not left to the garbage collector."""
+"""Bytes of a model whose memory is given back at once."""
 MACS_SAMPLES = 256
 """Test samples over which a gated model's MACs are averaged."""
 
@@ -46,7 +46,7 @@ def dense_payloads(federation: Federation) -> DensePayloads:
     size, fixed = _plain(first)
     measured = DensePayloads(size, [(track.members, _plain(track)[0]) for track in others], fixed)
     if size >= LARGE:
-        gc.collect()  # a model is a ring of references, and this one would stay for rounds
+        give_back()
     return measured
 
 

@@ -9,6 +9,7 @@ model of 100 million parameters is a third higher.
 from __future__ import annotations
 
 import ctypes
+import gc
 import platform
 
 TRIM_THRESHOLD, MMAP_THRESHOLD, ARENA_MAX = -1, -3, -8
@@ -18,10 +19,23 @@ LARGE = 1 << 27
 
 def keep_freed_memory() -> None:
     """Ask glibc's allocator to keep what is freed; does nothing with another C library."""
-    if platform.libc_ver()[0] != "glibc":
+    if (libc := _glibc()) is None:
         return
-    libc = ctypes.CDLL(None)
     libc.mallopt(MMAP_THRESHOLD, LARGE)
     libc.mallopt(TRIM_THRESHOLD, 1 << 30)
     # One arena: what one thread frees, the other can take.
     libc.mallopt(ARENA_MAX, 1)
+
+
+def give_back() -> None:
+    """Collect what is garbage and give all free memory back, once a large model that nobody needs any more is gone.
+
+    The modules of a model refer to each other in rings, which would stay for rounds.
+    """
+    gc.collect()
+    if (libc := _glibc()) is not None:
+        libc.malloc_trim(0)
+
+
+def _glibc() -> ctypes.CDLL | None:
+    return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None

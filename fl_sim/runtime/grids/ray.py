@@ -12,7 +12,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from types import ModuleType
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("fl_sim")
 LISTENER_S = 5.0
 """How long a cluster's head may take to accept a connection."""
-
-
+PATIENCE = "RAY_gcs_rpc_server_reconnect_timeout_s"
+"""Ray's own setting: seconds without its head after which it ends the process."""
 MOST_ACTORS = 65_536
 """Of a cluster, and GPUs of one actor; Ray would wait for more without end."""
 
@@ -99,10 +99,7 @@ class RayGrid(PooledGrid):
         self._contents: dict[int, ObjectRef[Content]] = {}
         self._open = ExitStack()
         try:
-            words = LastWords()
-            self._open.callback(words.close)
             self._ray = ray = self._open.enter_context(connected(options, node_timeout_s))
-            words.watch(_listeners())
             room = partial(fitting, options)
             needs = {"num_cpus": 1.0, "num_gpus": options.num_gpus}
             self._actors = Actors(ray, room, ray.put(factory), needs, node_timeout_s)
@@ -180,7 +177,8 @@ class RayGrid(PooledGrid):
 
 @contextmanager
 def connected(options: RayOptions, node_timeout_s: float = 30.0) -> Iterator[ModuleType]:
-    """Ray, started for the block unless it runs already; without its head it ends this program after that time."""
+    """Ray, started for the block unless it runs already. Without its head it ends this program after that time; then a
+    line says so."""
     _quietly()
     os.environ.setdefault(PATIENCE, str(math.ceil(node_timeout_s)))
     import ray
@@ -192,11 +190,13 @@ def connected(options: RayOptions, node_timeout_s: float = 30.0) -> Iterator[Mod
         raise UserError(
             "ray.working_dir, ray.runtime_env: this program has started Ray itself; give them to its ray.init"
         )
-    try:
-        yield ray
-    finally:
-        if started:
-            ray.shutdown()
+    with closing(LastWords()) as words:
+        try:
+            words.watch(_listeners())
+            yield ray
+        finally:
+            if started:
+                ray.shutdown()
 
 
 def fetched(boxed: Sequence[object]) -> object:
@@ -204,9 +204,6 @@ def fetched(boxed: Sequence[object]) -> object:
     import ray
 
     return ray.get(cast("ObjectRef[object]", boxed[0]))
-
-
-PATIENCE = "RAY_gcs_rpc_server_reconnect_timeout_s"
 
 
 def _quietly() -> None:

@@ -16,7 +16,7 @@ import functools
 import itertools
 import random
 import sys
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from types import FunctionType, MethodType, ModuleType
 
@@ -184,7 +184,7 @@ def _stands_for(value: object, depth: int) -> object:
         return repr(value)
     if depth == 0 or isinstance(value, (ModuleType, FunctionType)):
         return id(value)
-    own: Hashable = type(value)
+    own: type = type(value)
     if (stands := _stand_in(own)) is not None:
         return stands(value)
     if isinstance(value, nn.Module):

@@ -20,6 +20,8 @@ from fl_sim.bench.workloads import ECHO, NUDGE
 from fl_sim.config.experiment import Experiment
 from fl_sim.core.seeding import Purpose, numpy_generator
 from fl_sim.data import Data
+from fl_sim.simulation.federation import Federation
+from fl_sim.simulation.loop import run
 
 MODEL, LARGE_WIDTH = "cnn", 7.85
 """Of 100 million parameters on images of CIFAR's shape."""
@@ -27,9 +29,6 @@ MODEL, LARGE_WIDTH = "cnn", 7.85
 
 def million_clients() -> Flat:
     """Seconds and MB to build a federation of 1,000,000 clients, and the same of a run of three rounds of ten."""
-    from fl_sim.simulation import run
-    from fl_sim.simulation.federation import Federation
-
     with tempfile.TemporaryDirectory() as place:
         experiment = _many(1_000_000, 10, place)
         Federation.build(_many(1000, 10, place))  # imports
@@ -46,8 +45,6 @@ def million_clients() -> Flat:
 
 def thousands_a_round() -> Flat:
     """Seconds of a round of 5,000 of 100,000 clients that echo a tiny model; the best of three."""
-    from fl_sim.simulation import run
-
     with tempfile.TemporaryDirectory() as place:
         report = run(_many(100_000, 5000, place), quiet=True)
     return {"round_of_5000_s": min(row["seconds"] for row in report.rounds)}
@@ -55,8 +52,6 @@ def thousands_a_round() -> Flat:
 
 def large_model() -> Flat:
     """Peak memory of a run of three rounds of three clients, over the float32 bytes of the model's 100 million parameters."""
-    from fl_sim.simulation import run
-
     with tempfile.TemporaryDirectory() as place:
         run(_large(0.1, place), quiet=True)  # imports
         before = status_kb("VmRSS")

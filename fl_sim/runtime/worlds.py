@@ -57,7 +57,7 @@ def fingerprint(
         "data": _hash([str((sum(map(len, splits)), data.shape)).encode(), images]),
         "labels": _hash([str(data.num_classes).encode(), labels]),
         "split": _hash([part for split in splits for part in _ordered(split)]),
-        "partition": xxhash.xxh3_64_hexdigest(_lengths_and_positions(partitions)),
+        "partition": xxhash.xxh3_64_hexdigest(_lengths_and_positions(partitions).data),
         "model": _hash([part for initial, exchange in models for part in _model(initial, exchange)]),
         "code": json.dumps(code, sort_keys=True),
     }

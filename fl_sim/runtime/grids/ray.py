@@ -214,17 +214,17 @@ def _quietly() -> None:
 def _connect(options: RayOptions) -> None:
     import ray
 
-    silently: dict[str, object] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    init, silently = cast("Callable[..., object]", ray.init), {"log_to_driver": False, "logging_level": logging.ERROR}
     where = f"ray.address {options.address!r}"
     try:
         _require_listener(options.address)
         if options.environment:
             where = "ray.runtime_env"
-            silently["runtime_env"] = _environment(options.environment)
+            init = partial(init, runtime_env=_environment(options.environment))
         if options.address is None:
-            ray.init(address="local", num_cpus=options.workers, include_dashboard=False, **silently)
+            init(address="local", num_cpus=options.workers, include_dashboard=False, **silently)
         else:
-            ray.init(address=options.address, **silently)
+            init(address=options.address, **silently)
     except (OSError, ValueError, TypeError, RuntimeError) as error:
         raise UserError(f"{where}: {in_one_line(error)}") from error
 
@@ -241,7 +241,7 @@ def _environment(fields: Mapping[str, object]) -> Mapping[str, object]:
     known = sorted(name for name in RuntimeEnv.known_fields if not name.startswith("_"))
     if unknown := sorted(fields.keys() - set(known)):
         raise UserError(f"ray.runtime_env: unknown {', '.join(unknown)}; Ray has {', '.join(known)}")
-    return cast(Mapping[str, object], RuntimeEnv(**fields))
+    return cast("Callable[..., Mapping[str, object]]", RuntimeEnv)(**fields)
 
 
 def _listeners() -> list[tuple[str, Address]]:

@@ -140,12 +140,12 @@ class RayGrid(PooledGrid):
 
     def finished(self, timeout: float | None) -> Sequence[Finished]:
         with self._cluster() as actors:
-            ready = set(actors.wait(PULSE_S if timeout is None else min(timeout, PULSE_S)))
+            came = actors.wait(PULSE_S if timeout is None else min(timeout, PULSE_S))
             if actors.starting or not actors.working:
-                for reason in actors.settle():
+                for reason in actors.settle(came):
                     log.warning("%s. The run goes on without it", reason)
                 actors.require_some(RuntimeError)
-            done = [number for number, each in actors.working.items() if each.tasks and each.tasks[0] in ready]
+            done = [number for number, each in actors.working.items() if each.tasks and each.tasks[0] in came]
             lost = actors.lost()
             gone = [Finished(number, (), lost=why, machine=True) for number, why in lost.items()]
             return [self._outcome(number) for number in done if number not in lost] + gone
@@ -155,8 +155,7 @@ class RayGrid(PooledGrid):
         try:
             answers = self._ray.get(worker.tasks[0])
         except self._ray.exceptions.RayError as error:
-            machine = not self._actors.heartbeat.ask(worker.here.node)
-            return Finished(number, (), lost=type(error).__name__, machine=machine)
+            return Finished(number, (), lost=type(error).__name__, machine=self._actors.is_without_machine(number))
         worker.tasks.popleft()
         for answer, blobs in answers:
             if answer.reply.has_content():

@@ -10,7 +10,7 @@ import logging
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass, field
 from itertools import count
 from types import ModuleType
@@ -89,9 +89,9 @@ class Actors:
         self.fill()
         heard = time.monotonic()
         while self.starting:
-            if self.wait(PULSE_S):
+            if came := self.wait(PULSE_S):
                 heard = time.monotonic()
-            for reason in self.settle():
+            for reason in self.settle(came):
                 raise UserError(reason)
             running = any(each.here is not None for each in self.starting.values())
             if self.working and not running and time.monotonic() - heard > GRACE_S:
@@ -121,33 +121,30 @@ class Actors:
                 actor, cast("ObjectRef[object]", told), cast("ObjectRef[object]", built)
             )
 
-    def wait(self, timeout: float) -> Sequence[object]:
-        """What has come of the oldest tasks and of the actors that start; waits for one."""
-        awaited: list[object] = [each.tasks[0] for each in self.working.values() if each.tasks]
-        awaited += [each.told if each.here is None else each.built for each in self.starting.values()]
-        return cast("Sequence[object]", self._ray.wait(awaited, num_returns=1, timeout=timeout)[0] if awaited else ())
+    def wait(self, timeout: float) -> Set[object]:
+        """What has come of the actors that start and of the oldest tasks; waits for one."""
+        awaited: list[object] = [each.told if each.here is None else each.built for each in self.starting.values()]
+        awaited += [each.tasks[0] for each in self.working.values() if each.tasks]
+        return set(self._ray.wait(awaited, num_returns=1, timeout=timeout)[0]) if awaited else set()
 
-    def settle(self) -> Iterator[str]:
+    def settle(self, came: Set[object]) -> Iterator[str]:
         """Let actors that have started take tasks; yields why others could not start, and drops those."""
         for number, each in list(self.starting.items()):
             try:
-                if each.here is None and self._is_there(each.told):
+                if each.here is None and each.told in came:
                     each.here = Here(*self._ray.get(each.told))
                     self._watch(each.here)
                     if differences := each.here.differences():
                         self._refuse(number, each)
                         yield f"node {each.here.name} has other versions: {differences}; install the same there"
                         continue
-                if each.here is not None and self._is_there(each.built):
+                if each.here is not None and each.built in came:
                     self._ray.get(each.built)
                     del self.starting[number]
                     self._join(number, Working(each.actor, each.here))
             except self._ray.exceptions.RayError as error:
                 self._refuse(number, each, lasting=isinstance(error, self._ray.exceptions.RayTaskError))
                 yield why_not_built(error, "of the cluster" if each.here is None else each.here.name)
-
-    def _is_there(self, ref: ObjectRef[object]) -> bool:
-        return bool(self._ray.wait([ref], timeout=0)[0])
 
     def _refuse(self, number: int, starting: Starting, *, lasting: bool = True) -> None:
         del self.starting[number]
@@ -173,10 +170,22 @@ class Actors:
         if not lost:
             return {}
         gone = {number: each.here for number, each in self.working.items() if each.here.node in lost}
-        for here in {here.node: here for here in gone.values() if here.node in self._known}.values():
-            log.warning("node %s is lost (%s); its clients run again on the others", here.name, lost[here.node])
-            self._known.discard(here.node)
+        for here in gone.values():
+            self._tell(here, lost[here.node])
         return {number: lost[here.node] for number, here in gone.items()}
+
+    def is_without_machine(self, number: int) -> bool:
+        """Whether the machine of a worker that has ended does not answer: it, and no client, is to blame."""
+        here = self.working[number].here
+        if self.heartbeat.ask(here.node):
+            return False
+        self._tell(here, self.heartbeat.lost.get(here.node, "it does not answer"))
+        return True
+
+    def _tell(self, here: Here, why: str) -> None:
+        if here.node in self._known:
+            log.warning("node %s is lost (%s); its clients run again on the others", here.name, why)
+            self._known.discard(here.node)
 
     def end(self, number: int) -> None:
         """End a worker, whatever it is at."""

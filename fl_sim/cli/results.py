@@ -81,10 +81,10 @@ def compare(
     reports = _finished([*runs, *(small or [])])
     groups = grouped(reports)
     require_small(groups, small or [])
+    columns = [] if baseline is None else against(groups, baseline)
     if page is not None:
         write_page(reports, page)
     if as_text is not None:
-        columns = [] if baseline is None else against(groups, baseline)
         print(find("--format", as_text, FORMATS)(groups, columns), end="")
         return
     show(comparison(reports))

@@ -155,9 +155,10 @@ def test_a_table_is_whole_in_a_narrow_terminal(
     table = Table("run", box=None)
     for heading in ("accuracy %", "M MACs", "saving %"):
         table.add_column(heading, no_wrap=True)
-    table.add_row("a long name of a run", "25.63 ± 10.62", "1234567.125", "100.00")
+    table.add_row("a long name of training.momentum=0.123456", "25.63 ± 10.62", "1234567.125", "100.00")
     for width in (10, 40, 80):
         monkeypatch.setattr(screen, "console", Console(width=width))
         screen.show(table)
         text = capsys.readouterr().out
         assert all(word in text for word in ("accuracy %", "M MACs", "saving %", "10.62", "1234567.125"))
+        assert "training.momentum=0.123456" in text  # of a pipe; a narrow terminal breaks it

@@ -80,3 +80,14 @@ def test_what_is_no_unfinished_run_is_refused(
     said = capsys.readouterr()
     assert said.out == ""
     assert len(said.err.strip().splitlines()) == 1
+
+
+def test_an_unknown_baseline_is_refused_before_anything_is_written(
+    report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "page.html"
+    assert compared(monkeypatch, str(report.folder), "--baseline", "nobody", "--html", str(page)) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "allowed: tiny" in said.err
+    assert not page.exists()

@@ -74,6 +74,12 @@ def test_several_configs_end_in_one_table_and_one_page(
         main()
     said = capsys.readouterr().out
     assert ended.value.code == 0
+    done = [line for line in said.splitlines() if "done, accuracy" in line]
+    for number, (line, seed) in enumerate(zip(done, "0101", strict=True), start=1):
+        rest = f"; {4 - number} left, about 0:00:" if number < 4 else ""
+        assert re.match(rf"{number}/4  \S+  seed {seed}  done, accuracy [\d.]+ %{rest}", line)
+        assert rest or line.endswith("%")
+    assert all(re.match(r"\d/4  \S+  seed [01]  round ", line) for line in said.splitlines() if "  round " in line)
     (table,) = re.findall(r"over seeds.*", said, re.DOTALL)
     assert [line.split()[:2] for line in table.splitlines()[1:] if " ± " in line] == [["tiny", "2"], ["slower", "2"]]
     assert max(map(len, table.splitlines())) <= 80

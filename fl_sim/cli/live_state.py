@@ -22,7 +22,7 @@ POINTS = 300
 """Points of a run's curve that the page gets."""
 RUNS = 60
 """Runs that a page shows, the newest."""
-COLUMNS = ("round", "loss", "uplink_bytes", "downlink_bytes", "failures")
+COLUMNS = ("round", "uplink_bytes", "downlink_bytes", "failures", "saved_bytes", "density")
 METRIC, PERCENT = "accuracy", True
 """What a run measures whose live.json does not say."""
 PIECE = 1 << 22
@@ -97,19 +97,22 @@ class RunView:
         words = {(True, False): "finished", (False, True): "running"}
         status = words.get((finished, running), "stopped" if live else "not started" if not self.rows else "stopped")
         total = rounds if isinstance(rounds, int) else _rounds_of(self.folder)
+        last = self.rows[-1] if self.rows else (0, None, 0, 0, 0, None, None)
         measured = [row for row in self.rows if row[1] is not None]
         step = max(1, -(-len(measured) // POINTS))
         return {
             "name": self.folder.name,
             "status": status,
-            "round": self.rows[-1][0] if self.rows else 0,
+            "round": last[0],
             "rounds": total,
             "eta": _left(self.folder / "live.json", live, total) if running else None,
             "answered": _typed(live.get("answered"), _COUNT, 0),
             "cohort": _typed(live.get("cohort"), _COUNT, 0),
-            "up": self.rows[-1][3] if self.rows else 0,
-            "down": self.rows[-1][4] if self.rows else 0,
-            "failed": self.rows[-1][5] if self.rows else 0,
+            "up": last[2],
+            "down": last[3],
+            "failed": last[4],
+            "saved": measured[-1][5] if measured else None,
+            "alive": last[6],
             "sections": _typed(live.get("sections"), _SECTIONS, {}),
             "clients": _typed(live.get("clients"), _CLIENTS, []),
             "states": _typed(live.get("states"), _SECTIONS, {}),
@@ -117,7 +120,7 @@ class RunView:
             "messages": _typed(live.get("messages"), _MESSAGES, []),
             "metric": self.metric,
             "percent": self.percent,
-            "curve": [*measured[:-1:step], *measured[-1:]],
+            "curve": [row[:4] for row in (*measured[:-1:step], *measured[-1:])],
         }
 
 

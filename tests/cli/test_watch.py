@@ -79,7 +79,11 @@ def test_a_finished_run_is_shown_from_its_folder_and_from_the_one_above(report: 
         assert (run["up"], run["down"]) == (report.summary["uplink_bytes"], report.summary["downlink_bytes"])
         totals = report.ledger.total(by=("direction", "section"))
         assert run["sections"] == {f"{way} {section}": size for (way, section), size in totals.items()}
-        assert [row[1] for row in run["curve"]] == [row["accuracy"] for row in report.rounds]
+        assert run["curve"] == [
+            (row["round"], row["accuracy"], row["uplink_bytes"], row["downlink_bytes"]) for row in report.rounds
+        ]
+        last = report.rounds[-1]
+        assert (run["saved"], run["alive"]) == (last["saved_bytes"], last["density"])  # as the terminal has them
 
 
 def test_runs_of_one_name_are_told_apart_by_the_folders_above(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -332,7 +336,9 @@ def test_a_request_without_a_path_is_not_found(report: Report, capfd: pytest.Cap
 def test_a_browser_shows_runs_opened_late_and_again(report: Report, tmp_path: Path) -> None:
     hostile = tmp_path / "<img src=x onerror=alert(1)>"
     with LiveLog(hostile.parent, Ledger(), 9, Silent(), ACCURACY):
-        started(hostile, [ROW, {**ROW, "round": 2, "accuracy": 0.75, "failures": 3}])
+        started(
+            hostile, [ROW, {**ROW, "round": 2, "accuracy": 0.75, "failures": 3, "saved_bytes": 2e6, "density": 0.5}]
+        )
         (tmp_path / "live.json").replace(hostile / "live.json")
         with serving(report.folder, tmp_path) as server:
             for visit in range(2):
@@ -340,7 +346,8 @@ def test_a_browser_shows_runs_opened_late_and_again(report: Report, tmp_path: Pa
                 text = re.sub(r"<[^>]*>", "", shown)
                 assert "1 running, 1 finished, 0 stopped" in text
                 assert (
-                    "round 2 of 9, test accuracy 75.00 % (round 2), 3 clients failed in the last round, up 5 B" in text
+                    "round 2 of 9, test accuracy 75.00 % (round 2), 3 clients failed in the last round, up 5 B, down 7 B, "
+                    "saved 2.00 MB, 50 % of weights alive" in text
                 )
                 assert 'class="main-svg"' in shown
                 assert "<img" not in shown

@@ -95,8 +95,10 @@
     view.bar.value = run.round;
     const measured = last ? `, test ${run.metric} ${valued(run, last[1])} (round ${last[0]})` : "";
     const left = run.eta !== null && run.eta !== undefined ? `, about ${time(run.eta)} left` : "";
+    const saved = run.saved > 0 ? `, saved ${mb(run.saved)}` : "";
+    const alive = run.alive === null ? "" : `, ${Math.round(100 * run.alive)} % of weights alive`;
     const failed = run.failed ? `, ${run.failed} client${run.failed === 1 ? "" : "s"} failed in the last round` : "";
-    write(view.line, `round ${run.round} of ${run.rounds ?? "?"}${measured}${failed}, up ${mb(run.up)}, down ${mb(run.down)}${left}`);
+    write(view.line, `round ${run.round} of ${run.rounds ?? "?"}${measured}${failed}, up ${mb(run.up)}, down ${mb(run.down)}${saved}${alive}${left}`);
     clients(view, run);
     bytes(view.parts, run.sections);
     const told = run.messages.join("\n");
@@ -124,7 +126,7 @@
     const title = (run) => `test ${run.metric.replace(/</g, "&lt;")}${run.percent ? " [%]" : ""}`;
     const titles = [...new Set(curves.map(title))];
     const data = curves.map((run, i) => ({
-      x: run.curve.map((row) => axis ? (row[3] + row[4]) / 1e6 : row[0]), y: run.curve.map((row) => run.percent ? 100 * row[1] : row[1]),
+      x: run.curve.map((row) => axis ? (row[2] + row[3]) / 1e6 : row[0]), y: run.curve.map((row) => run.percent ? 100 * row[1] : row[1]),
       name: run.name.replace(/</g, "&lt;"), mode: "lines+markers",
       line: { color: COLOURS[i % 6], dash: DASHES[(i + Math.floor(i / 6)) % 4], width: 2 },
       marker: { symbol: SYMBOLS[(i + Math.floor(i / 6)) % 6], size: 6, maxdisplayed: 24 },

@@ -113,8 +113,8 @@ def display(experiment: Experiment, console: Console, *, quiet: bool, title: str
         yield _Lines(console, experiment.rounds, metric, title)
     else:
         bar = _bar(experiment, console, metric)
-        head = [Text(title, overflow="ellipsis", no_wrap=True)] if title else []
-        parts = (*head, bar.progress, bar.answers, bar.status)
+        parts: list[RenderableType] = [Text(title, overflow="ellipsis", no_wrap=True)] if title else []
+        parts += [bar.progress, bar.answers, bar.status]
         if console.is_jupyter:
             with _cell(parts) as bar.refresh:
                 yield bar

@@ -28,8 +28,8 @@ class Hadamard(Reparametrized):
         super().__init__()
         rows, columns = len(weight), weight[0].numel()
         deviation = (2 / (columns * rank**2)) ** (1 / 8)  # of W: rank^2 deviation^8
-        for name, size in {"x1": rows, "y1": columns, "x2": rows, "y2": columns}.items():
-            self.register_parameter(name, nn.Parameter(deviation * randn(size, rank)))
+        self.x1, self.y1 = (nn.Parameter(deviation * randn(size, rank)) for size in (rows, columns))
+        self.x2, self.y2 = (nn.Parameter(deviation * randn(size, rank)) for size in (rows, columns))
 
     def forward(self, weight: Tensor) -> Tensor:
         first, second = self.x1 @ self.y1.T, self.x2 @ self.y2.T

@@ -12,14 +12,13 @@ from fl_sim.bench.claims.trial import Case
 from fl_sim.report import Report
 from fl_sim.report.groups import Group, Spread
 from fl_sim.report.measures import TOTAL, paired, score_of
-from fl_sim.report.small_models import SLACK, SmallModel, is_dense, rank, small_models
+from fl_sim.report.small_models import SLACK, rank
 
 SHOWN = 3
 """Parts that a reason names."""
 LEAST = 0.005
 """Share of the bytes below which a part is not named."""
 BETTER, WORSE, OPEN, NONE, ONE = "beats it", "is beaten by it", "not separated", "no model is so small", "one seed"
-NOTHING = "saves nothing"
 
 
 @dataclass(frozen=True)
@@ -63,8 +62,8 @@ def row_of(case: Case, name: str) -> Row:
         total=_ratio(case, group, "both", lambda report: moved(report, "both")),
         reason=reason(claim, group),
         beyond_dense=paired(group, case.dense),
-        small=None if small is None else small.measured,
-        beyond_small=None if small is None else small.beyond,
+        small=small,
+        beyond_small=None if small is None else paired(group, small),
         stopped=Spread.of(_stopped(case, report) for report in group.reports),
     )
 
@@ -112,16 +111,21 @@ def reason(claim: Claim, group: Group) -> str:
     return ", ".join(f"{name} {100 * left[name]:.0f} %" for name in named if left[name] >= LEAST)
 
 
-def beside(case: Case, group: Group) -> SmallModel | None:
-    """The best smaller dense model that moved at most `SLACK` times the bytes, as `fl-sim compare` has it."""
-    return next((each for each in small_models(case.groups) if each.group is group), None)
+def beside(case: Case, group: Group) -> Group | None:
+    """The best smaller dense model that moved at most `SLACK` times the bytes.
+
+    By bytes alone: `small_models` leaves out runs that save nothing of their own model, such as one of low-rank factors.
+    """
+    limit, sign = SLACK * (MOVED.spread(group).mean or 0.0), 1 if score_of([case.dense]).higher else -1
+    fitting = [each for each in case.small if (MOVED.spread(each).mean or 0.0) <= limit]
+    return max(fitting, key=lambda each: rank(each, sign), default=None)
 
 
 def verdict(row: Row, *, higher: bool) -> str:
     """Whether a method beats the smaller dense model: only where the interval of their difference excludes 0."""
     spread = row.beyond_small
     if spread is None or spread.mean is None:
-        return NOTHING if is_dense(row.group) else NONE
+        return NONE
     if spread.ci is None:
         return ONE
     if not abs(spread.mean) > spread.ci:

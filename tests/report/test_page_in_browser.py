@@ -51,14 +51,17 @@ def test_a_page_of_small_runs_is_below_a_megabyte(page: Path) -> None:
 def test_every_chart_is_drawn_and_a_phone_says_that_tables_scroll(
     page: Path, tmp_path: Path, width: int, scheme: str
 ) -> None:
-    cues = "document.body.dataset.cues = [...document.querySelectorAll('.cue')]"
-    cues += ".filter((cue) => getComputedStyle(cue).display === 'block').length"
+    cues = "[...document.querySelectorAll('.cue')].filter((cue) => getComputedStyle(cue).display === 'block').length;"
+    paper = "[...document.styleSheets].flatMap((sheet) => [...sheet.cssRules]).filter((rule) => rule.media?.mediaText === 'print')"
+    paper += ".forEach((rule) => { rule.media.mediaText = 'screen'; });"  # from here on, the page looks as it prints
+    cues = f"document.body.dataset.cues = {cues} {paper} document.body.dataset.printed = {cues}"
     dark = ["--force-dark-mode"] if scheme == "dark" else []
     shown = dom(page, tmp_path / "profile", *dark, script=cues, width=width)
     figures = shown.count('class="figure"')
     assert figures >= 6
     assert f'data-drawn="{figures}"' in shown
     assert shown.count('class="main-svg"') >= figures
+    assert 'data-printed="0"' in shown  # paper does not scroll
     found = re.search(r'data-cues="(\d+)"', shown)
     assert found is not None
     if width == 390:

@@ -20,7 +20,7 @@ def engine(
     only: Annotated[
         str,
         typer.Option(
-            help="parts, comma-separated: b0, small, resnet32, overhead, rates, idle, memory, start, tasks, flower, app"
+            help="parts, comma-separated: b0, small, resnet32, overhead, rates, idle, memory, start, tasks, flower, app, scale"
         ),
     ] = "",
     with_flower: Annotated[

@@ -1,6 +1,6 @@
 """`live.json` of a run folder: how far the run is, its bytes by section, its warnings. `fl-sim watch` reads it.
 
-The file is replaced at most once a second, and less often where the disk is slow, so that it costs a run half a percent at most.
+The file is replaced at most once a second, and less often where the disk is slow, so that it costs a run a five-hundredth at most.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from fl_sim.training.tasks import Metric
 LIVE = "live.json"
 INTERVAL_S = 1.0
 """Seconds between two versions of the file, at least."""
-REST = 200
-"""Times as long as writing one version took, nothing is written: half a percent of a run, however slow its disk is."""
+REST = 500
+"""Times as long as writing one version took, nothing is written, however slow the disk is."""
 MESSAGES = 50
 """Newest warnings that are kept."""
 log = logging.getLogger("fl_sim")

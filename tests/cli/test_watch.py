@@ -244,7 +244,7 @@ def test_a_version_of_the_log_takes_less_than_a_hundredth_of_the_time_between_tw
 
 
 def test_a_slow_disk_is_written_to_less_often(tmp_path: Path) -> None:
-    """Of a hundred seconds with replies all the time, at most one goes into the log."""
+    """Of a hundred seconds with replies all the time, at most a fifth of one goes into the log, beside its first version."""
     now, spent = [100.0], [0.0]
 
     class Slow(Ledger):
@@ -257,7 +257,7 @@ def test_a_slow_disk_is_written_to_less_often(tmp_path: Path) -> None:
         while now[0] < 200:
             now[0] += 0.01
             live.reply(1, 2)
-    assert 0 < spent[0] < 1.0
+    assert 0.05 < spent[0] <= 0.26
 
 
 def test_a_stopped_run_says_why(tmp_path: Path) -> None:

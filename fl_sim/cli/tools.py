@@ -12,6 +12,7 @@ from fl_sim.cli.screen import console, errors, show, typed
 from fl_sim.core.errors import UserError
 
 if TYPE_CHECKING:
+    from fl_sim.config.codecs import CodecTarget
     from fl_sim.config.experiment import Experiment
     from fl_sim.runtime.client.doctor import Finding
     from fl_sim.training.client import Client
@@ -72,6 +73,7 @@ def doctor(
     allocate: Annotated[str | None, typer.Option(help="module:function, an allocation")] = None,
     partition: Annotated[str | None, typer.Option(help="module:function, a partition")] = None,
     source: Annotated[str | None, typer.Option("--data", help="module:function, a data source")] = None,
+    codec: Annotated[str | None, typer.Option(help="module:Class, a codec, or a name of `fl-sim list codecs`")] = None,
 ) -> None:
     """Try a client, or another part of your own, on a few digits and say in plain words what is wrong with it.
 
@@ -89,17 +91,21 @@ def doctor(
         "allocate": allocate,
         "partition": partition,
         "data": source,
+        "codec": codec,
     }
     parts = {key: path for key, path in asked.items() if path is not None}
+    coded: list[CodecTarget] = []
     if client is None and not parts:
         raise UserError(
-            "doctor: name a client, a config, or a part: --aggregate, --mask-rule, --allocate, --partition, --data"
+            "doctor: name a client, a config, or a part: --aggregate, --mask-rule, --allocate, --partition, --data, --codec"
         )
     findings: list[Finding] = []
     if client is not None:
         if client.endswith(".toml"):
             experiment = Experiment.load(client, options or [])
             parts = _own_parts(experiment) | parts
+            chosen = experiment.wire.codec
+            coded = [] if chosen is None else [each for each in (chosen.uplink, chosen.downlink) if each is not None]
         else:
             experiment = Experiment.from_tree({"client": client}, [f"client.{option}" for option in options or []])
         given = {"training": experiment.local_training, "gating": experiment.gating}
@@ -110,6 +116,8 @@ def doctor(
         findings += _shown(f"client {experiment.client.target}", examine(built, model=model, config=config))
     for key, path in parts.items():
         findings += _shown(f"{key} {path}", examine_part(key, path))
+    for each in coded:
+        findings += _shown(f"codec {each.target}", examine_part("codec", each.target, each.options))
     if any(finding.problem for finding in findings):
         raise typer.Exit(1)
 

@@ -6,8 +6,8 @@ Rules of the server see the first model of a small federation on the digits; par
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cached_property, wraps
 from typing import cast
 
 import numpy as np
@@ -16,11 +16,15 @@ from torch import Tensor
 
 from fl_sim import data, models
 from fl_sim.codecs import Schema
+from fl_sim.config.codecs import codec_path
+from fl_sim.config.toml import Json
 from fl_sim.core.errors import UserError, error_line
 from fl_sim.core.lookup import imported, takes
 from fl_sim.core.types import Mask, Params, Update
 from fl_sim.models.parameters import snapshot
 from fl_sim.runtime.client.doctor import Finding
+from fl_sim.simulation import codec_doctor
+from fl_sim.simulation.codec_doctor import Tried
 from fl_sim.simulation.parts import RULES
 
 CLIENTS, SEED = 8, 3
@@ -33,6 +37,7 @@ class Part:
     key: str
     path: str
     model: str = "cnn_bn"
+    options: Mapping[str, Json] = field(default_factory=dict)
 
     @property
     def call(self) -> Callable[..., object]:
@@ -232,27 +237,39 @@ def _varies(part: Part) -> str:
     return "all training images are equal" if bool((images == images[0]).all()) else ""
 
 
+def _of_codec(check: Callable[[Tried], str]) -> Check:
+    """A check of a codec as one of a part."""
+
+    @wraps(check)
+    def checked(part: Part) -> str:
+        return check(Tried.of(part.path, part.options, part.schema))
+
+    return checked
+
+
 CHECKS: Mapping[str, tuple[Check, ...]] = {
     "aggregate": (_usable, _agrees, _sparse, _once, _leaves_state, _repeats),
     "mask_rule": (_fits, _keeps_some, _repeats),
     "allocate": (_usable, _repeats),
     "partition": (_covers, _repeats),
     "data": (_loads, _varies, _repeats),
+    "codec": tuple(map(_of_codec, codec_doctor.CHECKS)),
 }
 """Kind of part -> its checks, the first of which the others need."""
 
 
-def examine_part(key: str, path: str) -> list[Finding]:
+def examine_part(key: str, path: str, options: Mapping[str, Json] | None = None) -> list[Finding]:
     """Try a part; one finding a check, in order, and only the first where that finds something.
 
     Args:
         key: a kind, one of `CHECKS`.
-        path: `module:function`.
+        path: `module:function`; of a codec, a class or its name.
+        options: of a codec, the further keys of its table.
 
     Raises:
         UserError: no such function.
     """
-    part = Part(key, path)
+    part = Part(key, str(codec_path(path)) if key == "codec" else path, options=options or {})
     part.call  # noqa: B018 - wrong paths are said as everywhere
     findings: list[Finding] = []
     for check in CHECKS[key]:

@@ -43,7 +43,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
 def test_the_tables_are_whole() -> None:
     assert len(CLIENTS) == 36
     assert {kind.replace("-", "_") for kind, _, _ in PARTS} == set(CHECKS)
-    assert len(PARTS) == 17
+    assert len(PARTS) == 29
 
 
 @pytest.mark.parametrize(("client", "says"), [row[1:] for row in CLIENTS], ids=[row[1] for row in CLIENTS])
@@ -103,6 +103,7 @@ def test_the_doctor_says_of_a_part_what_the_table_says(kind: str, part: str, say
         ("aggregate", "strategies.robust:coordinate_median"),
         ("allocate", "fl_sim.sparsity:erk"),
         ("partition", "fl_sim.data.partition:iid"),
+        ("codec", f"{NAME}:Right"),
     ],
 )
 def test_our_own_parts_pass(kind: str, path: str) -> None:

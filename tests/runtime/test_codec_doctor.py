@@ -1,0 +1,23 @@
+"""The doctor tries codecs: our own pass, and options of a config's table reach them."""
+
+from __future__ import annotations
+
+import pytest
+
+from fl_sim.config.codecs import CODECS
+from fl_sim.core.types import UserError
+from fl_sim.simulation.part_doctor import examine_part
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_codecs_that_come_with_fl_sim_pass(name: str) -> None:
+    assert [finding for finding in examine_part("codec", name) if finding.problem] == []
+
+
+def test_options_reach_a_codec() -> None:
+    (only,) = examine_part("codec", "powersgd", {"rank": 0})
+    assert "rank = 0: must be at least 1" in only.problem
+    (large,) = (f for f in examine_part("codec", "powersgd", {"rank": 1000}) if f.problem)
+    assert "as float32" in large.problem
+    with pytest.raises((UserError, ValueError), match="no such codec"):
+        examine_part("codec", "powersg")

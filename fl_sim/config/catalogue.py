@@ -11,6 +11,8 @@ from fl_sim.communication.estimates import ESTIMATES
 from fl_sim.communication.exchange import CONTENTS
 from fl_sim.communication.replay import MASKS
 from fl_sim.communication.virtual_clock import PRESETS
+from fl_sim.config.codecs import CODECS
+from fl_sim.core.lookup import imported
 from fl_sim.data import PARTITIONS
 from fl_sim.data.sources import ARRAYS
 from fl_sim.data.text import TEXTS
@@ -80,6 +82,7 @@ def catalogue() -> Mapping[str, Mapping[str, str]]:
         "partitions": _lines(PARTITIONS),
         "schedules": {**_lines(SCHEDULES), **_schedules()},
         "values": _lines(codecs.VALUES),
+        "codecs": _lines({name: imported("", path) for name, path in CODECS.items()}),
         "contents": {name: content.summary for name, content in CONTENTS.items()},
         "links": links,
         "engines": ENGINES,
@@ -100,6 +103,7 @@ KEYS = {
     "partitions": "data.partition",
     "schedules": "training.schedule; of pruning: fl_sim.sparsity",
     "values": "wire.uplink.values, wire.downlink.values",
+    "codecs": "wire.codec.uplink, wire.codec.downlink",
     "contents": "wire.uplink.content, wire.downlink.content",
     "links": "network.links",
     "engines": "engine",

@@ -144,7 +144,8 @@ def _training(config: Config) -> str:
 
 def _codecs(config: Config) -> str:
     ways = [
-        f"{way} {config.text(f'wire.{link}.values')} {config.text(f'wire.{link}.content')}"
+        f"{way} {config.under(f'wire.codec.{link}') or config.text(f'wire.{link}.values')} "
+        f"{config.text(f'wire.{link}.content')}"
         for way, link in (("up", "uplink"), ("down", "downlink"))
     ]
     broadcast = config.under("wire.broadcast")

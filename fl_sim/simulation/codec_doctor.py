@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import resource
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -104,7 +105,7 @@ def keeps_tensors(tried: Tried) -> str:
         except BadUpdate as error:
             return str(error)
         layouts.append({name: (tuple(value.shape), value.dtype) for name, value in state.items()})
-    for before, after in zip(layouts, layouts[1:], strict=False):
+    for before, after in itertools.pairwise(layouts):
         for name in sorted(before.keys() | after.keys()):
             if before.get(name) != after.get(name):
                 return (
@@ -129,8 +130,8 @@ def converges(tried: Tried) -> str:
         size, bias = float(x.double().square().sum()), float((total / DRAWS).square().sum())
         if lost >= size and bias > 4 * lost / DRAWS:
             return (
-                f"what it leaves out is {lost / size:.3g} times the message (squared norms), and its mean over {DRAWS} draws is off "
-                f"by {bias / size:.3g}: error feedback needs less than 1, a plain mean needs no bias"
+                f"what it leaves out is {lost / size:.3g} times the message (squared norms), and its mean over {DRAWS} "
+                f"draws is off by {bias / size:.3g}: error feedback needs less than 1, a plain mean needs no bias"
             )
     return ""
 

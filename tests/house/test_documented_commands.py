@@ -29,7 +29,7 @@ PAGES = [Path("README.md"), Path("CONTRIBUTING.md"), *sorted(Path("docs").glob("
 TEXTS = {page: page.read_text(encoding="utf-8") for page in PAGES}
 FENCED = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 LANGUAGES = {"python", "toml", "console", "bash", "bibtex"}
-OF_THE_READER = {"my_parts.toml", "advised/quickstart-rounded-1.toml"}
+OF_THE_READER = {"my_parts.toml", "my_codecs.toml", "advised/quickstart-rounded-1.toml"}
 """Configs that a page lets its reader save, or a command write."""
 NOT_RUN = {"$ pip install ."}
 """It downloads PyTorch, Ray and Flower."""

@@ -25,9 +25,10 @@ ELSEWHERE = {
     "docs/data.md",
     "docs/models.md",
     "docs/algorithms.md",
+    "docs/codecs.md",
 }
 """Pages whose Python needs a folder or packages of its own: test_plugging_in.py, test_doctor_table.py, test_skipping.py,
-test_tutorial.py, test_data_page.py, test_models_page.py, test_algorithms_page.py."""
+test_tutorial.py, test_data_page.py, test_models_page.py, test_algorithms_page.py, test_codecs_page.py."""
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -47,6 +48,14 @@ def _asked(command: str) -> object:
 
 CLIENT = next(block for block in blocks(Path("README.md"), "python") if "def proximal_client" in block)
 (PARTS, _), (CONFIG,) = (blocks(Path("docs/plugging_in.md"), language) for language in ("python", "toml"))
+CODECS = [blocks(Path("docs/codecs.md"), language)[0] for language in ("python", "toml")]
+SAVED = {
+    "my_clients.py": CLIENT,
+    "my_parts.py": PARTS,
+    "my_parts.toml": CONFIG,
+    **dict(zip(("my_codecs.py", "my_codecs.toml"), CODECS, strict=True)),
+}
+"""Files that the pages let a reader save."""
 WITH_A_FAULT = {
     "fl-sim doctor my_parts.toml",
     "fl-sim doctor --aggregate my_parts:equal_mean --partition my_parts:by_label",
@@ -65,7 +74,7 @@ PROGRAMS = [
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder with the configs, as after cloning, and the files that the pages let a reader save."""
     (tmp_path / "configs").symlink_to(ROOT / "configs")
-    for name, text in (("my_clients.py", CLIENT), ("my_parts.py", PARTS), ("my_parts.toml", CONFIG)):
+    for name, text in SAVED.items():
         (tmp_path / name).write_text(text)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -32,7 +32,6 @@ OWN = "own"
 """Name of the value type in a payload's description."""
 
 
-@runtime_checkable
 class Codec(Protocol):
     """A compressor. One object serves all clients of a process, so it keeps nothing on itself: that is what `state` is for."""
 

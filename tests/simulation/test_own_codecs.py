@@ -288,6 +288,20 @@ def test_parameters_through_a_codec_are_said(tmp_path: Path, caplog: pytest.LogC
     assert "codes the parameters themselves; usual: wire.uplink.content = 'difference'" in caplog.text
 
 
+class Remembers(Draws):
+    messages = 0
+
+    def encode(self, tensors: Params, state: Params, rng: torch.Generator) -> bytes:
+        self.messages += 1
+        return super().encode(tensors, state, rng)
+
+
+def test_a_codec_that_keeps_something_on_itself_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        run(experiment(tmp_path, f"{UP}={HERE}:Remembers", DIFFERENCE[0], "rounds=1"), quiet=True)
+    assert sum("is another one after each call of a codec" in record.message for record in caplog.records) == 1
+
+
 class Short(Draws):
     def encode(self, tensors: Params, state: Params, rng: torch.Generator) -> bytes:
         return bytes(5)

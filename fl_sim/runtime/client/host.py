@@ -20,7 +20,7 @@ from fl_sim.codecs import CorruptPayload
 from fl_sim.communication import gradient_query, loss_query
 from fl_sim.communication import messages as wire
 from fl_sim.communication.error_feedback import ErrorFeedback
-from fl_sim.communication.exchange import Exchange, Frozen
+from fl_sim.communication.exchange import Exchange, Frozen, OwnCoding
 from fl_sim.communication.flower_private import reply_to
 from fl_sim.communication.messages import PARTITION
 from fl_sim.communication.sparse_broadcast import received
@@ -33,7 +33,7 @@ from fl_sim.models.module_state import ModuleState
 from fl_sim.models.parameters import entries, load, unit_singular_vectors
 from fl_sim.runtime.client.fixed_weights import Resident
 from fl_sim.runtime.client.isolation import LentContext, LentData, Loan, Received
-from fl_sim.runtime.client.kept_between_calls import Watch
+from fl_sim.runtime.client.kept_between_calls import CLIENT, CODEC, Watch
 from fl_sim.runtime.client.over_fitting import MeasureFit, Settle, keep_statistics, no_measurement
 from fl_sim.runtime.client.update_validation import BadUpdate as BadUpdate
 from fl_sim.runtime.client.update_validation import checked, kept
@@ -48,7 +48,7 @@ from fl_sim.training.tasks import CLASSIFICATION, LearningTask
 
 log = logging.getLogger("fl_sim")
 STATE, MASK, FROZEN, PERSONAL = "fl_sim.state", "fl_sim.mask", "fl_sim.frozen", "fl_sim.personal"
-RESIDUAL, CODEC = "fl_sim.residual", "fl_sim.codec"
+RESIDUAL, CODEC_STATE = "fl_sim.residual", "fl_sim.codec"
 MODEL, VERSION = "fl_sim.model", "version"
 
 
@@ -111,7 +111,12 @@ class ClientHost:
     def __post_init__(self) -> None:
         self._resident = Resident(self.model, self.exchange, self.rebuild, self.built)
         self._lent = LentData()
-        self._watch = Watch.of(self.client, self.model)
+        uplink = self.exchange.uplink
+        watches = {
+            CLIENT: Watch.of(self.client, self.model),
+            CODEC: Watch.of(uplink.codec, role=CODEC) if isinstance(uplink, OwnCoding) else None,
+        }
+        self._watches = {role: watch for role, watch in watches.items() if watch is not None}
 
     def _receive(self, message: Message, context: Context) -> Task:
         """Decode a task; the bytes of one round are decoded once per process, not once per client."""
@@ -212,30 +217,32 @@ class ClientHost:
         task, ctx = client_task.task, client_task.ctx
         self._resident.enter(client_task.personal)
         update = self._resident.isolation.call(client, task, ctx)
-        self._look_at_what_is_kept()
+        self._look_at_what_is_kept(CLIENT)
         self._require_untouched(client_task)
         fit = self.measure(task.round, int(context.node_config[PARTITION]), self.model)
         personal = self._resident.leave()
         update = checked(update, self.exchange.schema, self._known, self.exchange.extra.up)
         state = kept(ctx.state)
-        codec_state = _tensors(context, CODEC)
+        codec_state = _tensors(context, CODEC_STATE)
         encoded, left_out = self._encoded(client_task, update, codec_state)
+        self._look_at_what_is_kept(CODEC)
         codec_state = kept(codec_state, "the codec's state")
         extra = self.exchange.encode_extra_up(update, task, seed=ctx.seed) if update.extra else {}
         _keep(context, STATE, state)
         _keep(context, PERSONAL, personal)
         _keep(context, RESIDUAL, left_out)
-        _keep(context, CODEC, codec_state)
+        _keep(context, CODEC_STATE, codec_state)
         answer = update if not fit else replace(update, metrics={**update.metrics, **fit})
         return reply_to(message, wire.update_content(answer, encoded, extra))
 
-    def _look_at_what_is_kept(self) -> None:
-        """Say once in a process that the client keeps something between calls, outside of what is saved and sent."""
-        if self._watch is not None:
-            if said := self._watch.called():
-                log.warning("client: %s", said)
-            if self._watch.done:
-                self._watch = None
+    def _look_at_what_is_kept(self, role: str) -> None:
+        """Say once in a process that the client, or the codec, keeps something outside of what is saved and sent."""
+        watch = self._watches.get(role)
+        if watch is not None:
+            if said := watch.called():
+                log.warning("%s: %s", role, said)
+            if watch.done:
+                del self._watches[role]
 
     def _known(self) -> Collection[str]:
         return self.model.state_dict().keys()

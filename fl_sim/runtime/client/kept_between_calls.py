@@ -40,11 +40,13 @@ ATOMS = (bool, int, float, complex, str, bytes, type(None))
 UNREADABLE = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, NotImplementedError, RecursionError)
 """What reading an object of the user's may raise: its own properties, hashes and iterators run."""
 
-CLIENT, RULE = "client", "rule of the server"
+CLIENT, RULE, CODEC = "client", "rule of the server", "codec"
 LOST: Mapping[str, str] = {
     CLIENT: "what is kept outside of ctx.state reaches the next client of the same process, other engines and resumed runs do "
     "not have it",
     RULE: "what it keeps in a module or on itself, a resumed run does not have",
+    CODEC: "what is kept outside of `state` reaches the next client of the same process, other engines and resumed runs do not "
+    "have it",
 }
 """What is called -> what becomes of what it keeps."""
 

@@ -10,7 +10,7 @@
 | gaps  | distances between ones, by power-of-two class               | clustered masks of top-k updates      |
 | contexts | each bit given its row, channel, kernel and neighbours   | the same, in fewer bytes, not as fast |
 
-`contexts` takes some ten times as long as the others and is tried only where it is asked for. All
+`contexts` takes a multiple of the time of the others and is tried only where it is asked for. All
 but `held` start with the number of ones of every coded segment (LEB128), from which both ends build their models.
 """
 

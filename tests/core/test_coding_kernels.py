@@ -191,7 +191,7 @@ def test_other_element_types_are_refused() -> None:
 
 
 @given(
-    shapes=st.lists(st.tuples(st.integers(0, 5), st.integers(0, 4), st.sampled_from([1, 3, 9])), max_size=3),
+    shapes=st.lists(st.tuples(st.integers(0, 5), st.integers(0, 4), st.sampled_from([1, 3, 9, 12])), max_size=4),
     density=st.sampled_from([0.0, 0.02, 0.3, 1.0]),
     seed=st.integers(0, 99),
 )

@@ -1,10 +1,13 @@
 """Reference implementation of the mask coder with contexts, bit after bit in Python.
 
-A mask of an update is not independent bits: whole rows (output channels), channels and kernels are alive together. Four
-adaptive probabilities say how likely the next bit is set: of its row so far, of its channel in the rows so far, of its place
-in the kernel after the bits before it there, and beside the neighbouring kernels. They are mixed in the logistic domain, by
-weights that follow the error of the mix (Mahoney, 2005, "Adaptive weighing of context models for lossless data compression"),
-and a binary arithmetic coder takes the bit. Integers only; `_mask_model.h` does the same some hundred times as fast.
+A mask of an update is not independent bits: whole rows (output channels), channels and kernels are alive together. First comes
+whether a kernel is live, that is has any bit set, then the bits of the live ones; a linear layer's kernels have one element.
+Four adaptive probabilities say how likely the next bit is set. Of a kernel being live: that of its row so far, of its channel
+in the rows so far, of both levels together, and beside its neighbours. Of a bit in a live kernel: those of row and channel, of
+the bits before it in the kernel, and beside the same place in the neighbours. They are mixed in the logistic domain, by weights
+that follow the error of the mix (Mahoney, 2005, "Adaptive weighing of context models for lossless data compression"), and a
+binary arithmetic coder takes the bit. What both levels, neighbours and earlier bits say is shared by all tensors, as a distance
+to the share of each tensor. Integers only; `_mask_model.h` does the same some hundred times as fast.
 """
 
 from __future__ import annotations
@@ -18,9 +21,10 @@ from numpy.typing import NDArray
 Bytes = NDArray[np.uint8]
 Numbers = NDArray[np.int64]
 
-SPAN, MOST_SEEN, HEAVIEST = 3072, 255, 1 << 20
+SPAN, MOST_SEEN, HEAVIEST, LEARN = 3072, 255, 1 << 20, 13
 NEW = 6
 """How often a probability that was never adapted counts as adapted."""
+FIRST_WEIGHT, FIRST_RATIO, LEVELS = 20000, 512, 16
 
 
 @dataclass
@@ -72,61 +76,127 @@ class _Slot:
         self.seen = min(MOST_SEEN, self.seen + 1)
 
 
+def _slots(count: int, likely: int = 32768) -> list[_Slot]:
+    return [_Slot(likely) for _ in range(count)]
+
+
 @dataclass
 class _Model:
-    """Weights of the mix, which all tensors of a mask share, and the tables of the logistic function."""
+    """What all tensors of a mask share: weights of the mix, probabilities around a base, and the logistic function.
+
+    Attributes:
+        live_base, bit_base: logits of the share of live kernels, and of set bits in these, of the tensor at hand.
+        ratio: 256 times the set bits of a kernel over its odds of being live, of the tensors so far.
+    """
 
     squash: Sequence[int]
     stretch: Sequence[int]
     coder: _Coder
-    weights: list[list[int]] = field(default_factory=lambda: [[52000, 40000, 30000, 30000] for _ in range(8)])
+    weights: list[list[int]] = field(default_factory=lambda: [[FIRST_WEIGHT] * 4 for _ in range(80)])
+    joint: list[_Slot] = field(default_factory=lambda: _slots(LEVELS * LEVELS))
+    near: list[_Slot] = field(default_factory=lambda: _slots(256))
+    pattern: list[_Slot] = field(default_factory=lambda: _slots(512))
+    beside: list[_Slot] = field(default_factory=lambda: _slots(256))
+    live_base: int = 0
+    bit_base: int = 0
+    ratio: int = FIRST_RATIO
+
+    def apart(self, slot: _Slot, base: int) -> int:
+        return self.stretch[slot.likely >> 4] - base
+
+    def squashed(self, logit: int) -> int:
+        return self.squash[min(SPAN, max(-SPAN, logit)) + SPAN]
 
     def bit(self, used: Sequence[_Slot], weights: list[int], base: int, bit: int) -> int:
         """Code one bit under four probabilities, and adapt them and their weights."""
-        inputs = [self.stretch[slot.likely >> 4] - base for slot in used]
-        mixed = (base * 65536 + sum(w * x for w, x in zip(weights, inputs, strict=True))) >> 16
-        likely = self.squash[min(SPAN, max(-SPAN, mixed)) + SPAN]
+        inputs = [self.apart(slot, base) for slot in used]
+        likely = self.squashed((base * 65536 + sum(w * x for w, x in zip(weights, inputs, strict=True))) >> 16)
         bit = self.coder.bit(likely, bit)
         error = bit * 65536 - likely
         for i, (slot, x) in enumerate(zip(used, inputs, strict=True)):
-            weights[i] = min(HEAVIEST, max(-HEAVIEST, weights[i] + (x * error >> 14)))
+            weights[i] = min(HEAVIEST, max(-HEAVIEST, weights[i] + (x * error >> LEARN)))
             slot.adapt(bit)
         return bit
 
-    def tensor(self, bits: Bytes, ones: int) -> None:
-        """Code the bits of one tensor, (rows, channels, kernel), in place."""
+    def level(self, slot: _Slot) -> int:
+        """How far a row or channel is from the share of its tensor, in steps of half a logit."""
+        return min(LEVELS - 1, max(0, (self.apart(slot, self.live_base) >> 7) + LEVELS // 2))
+
+    def kernel(
+        self, bits: list[int], above: Sequence[int], left: Sequence[int], lines: Sequence[_Slot], around: int
+    ) -> int:
+        """Code the bits of a live kernel in place, given those of its neighbours; how many are set."""
+        found = last = 0
+        for k in range(len(bits)):
+            if not found and k == len(bits) - 1:
+                bits[k] = 1
+                return 1
+            some, place = min(3, found), min(k, 8)
+            row, channel = lines[found > 0], lines[2 + (found > 0)]
+            beside = self.beside[((above[k] * 2 + left[k]) * 16 + around) * 4 + some]
+            used = (row, channel, self.pattern[1 << place | last], beside)
+            bits[k] = self.bit(used, self.weights[16 + some * 16 + min(k, 15)], self.bit_base, bits[k])
+            found += bits[k]
+            last = (last | bits[k] << place) & 0xFF
+        return found
+
+    def tensor(self, bits: Bytes, ones: int) -> int:
+        """Code the bits of one tensor, (rows, channels, kernel), in place; how many of its kernels are live."""
         rows, channels, kernel = bits.shape
-        start = min(65528, max(8, (65536 * ones + bits.size // 2) // bits.size))
-        base = self.stretch[start >> 4]
-        row, channel, place, local = (
-            [_Slot(start) for _ in range(n)] for n in (rows, channels, 16 * kernel, 8 * 4 * 2 * 8)
-        )
-        empty = [0] * kernel
+        starts = [self.squash[base + SPAN] for base in (self.live_base, self.bit_base, self.bit_base)]
+        row, channel = ([[_Slot(start) for start in starts] for _ in range(n)] for n in (rows, channels))
+        empty, counts, live = [0] * kernel, [0] * (channels + 2), 0
         for r in range(rows):
-            last = before = earlier = 0
+            above, counts = counts, [0] * (channels + 2)
+            over_bits = bits[r - 1].tolist() if r else [empty] * channels
+            left = empty
             for c in range(channels):
-                here, above = 0, bits[r - 1, c].tolist() if r else empty
-                over, beside, mine = min(7, sum(above)), min(7, before + earlier), bits[r, c].tolist()
-                for k in range(kernel):
-                    found, up, third = min(3, here), above[k], mine[k - 3] if k >= 3 else 0
-                    used = (
-                        row[r],
-                        channel[c],
-                        place[(k * 4 + found) * 4 + last * 2 + third],
-                        local[((beside * 4 + found) * 2 + up) * 8 + over],
-                    )
-                    last = mine[k] = self.bit(used, self.weights[found * 2 + up], base, mine[k])
-                    here += last
-                bits[r, c] = mine
-                earlier, before = before, here
+                beside, over = min(3, counts[c - 1]), min(3, above[c])
+                near = (beside * 4 + over) * 16 + min(3, counts[c - 2]) * 4 + min(3, above[c + 1])
+                joint = self.level(row[r][0]) * LEVELS + self.level(channel[c][0])
+                used = (row[r][0], channel[c][0], self.joint[joint], self.near[near])
+                mine = bits[r, c].tolist()
+                found = self.bit(used, self.weights[beside * 4 + over], self.live_base, int(any(mine)))
+                live += found
+                if found and kernel > 1:
+                    lines = (*row[r][1:], *channel[c][1:])
+                    found = self.kernel(mine, over_bits[c], left, lines, over * 4 + beside)
+                else:
+                    mine[0] = found
+                bits[r, c] = left = mine
+                counts[c] = found
+                ones -= found
+                if not ones:
+                    return live
+        return live
+
+    def logit(self, likely: int) -> int:
+        return self.stretch[min(65528, max(8, likely)) >> 4]
+
+    def turn(self, kernels: int, kernel: int, ones: int) -> None:
+        """Turn to a tensor: what share of its kernels is probably live, and what share of a live kernel's bits is set."""
+        live = 16777216 * ones // (256 * ones + self.ratio * kernels) if kernel > 1 else 65536 * ones // kernels
+        live_base, bit_base = self.logit(live), self.bit_base
+        if kernel > 1:
+            bit_base = self.logit(65536 * ones // (1 + live * kernels // 65536) // kernel)
+        for slots, by in (
+            (self.joint + self.near, live_base - self.live_base),
+            (self.pattern + self.beside, bit_base - self.bit_base),
+        ):
+            for slot in slots:
+                slot.likely = self.squashed(self.apart(slot, -by))
+        self.live_base, self.bit_base = live_base, bit_base
 
     def mask(self, bits: Bytes, shapes: Numbers, ones: Numbers) -> None:
         """Code all tensors that are neither empty nor full."""
         at = 0
-        for shape, count in zip(shapes.reshape(-1, 3).tolist(), ones.tolist(), strict=True):
-            size = shape[0] * shape[1] * shape[2]
+        for (rows, channels, kernel), count in zip(shapes.reshape(-1, 3).tolist(), ones.tolist(), strict=True):
+            kernels, size = rows * channels, rows * channels * kernel
             if 0 < count < size:
-                self.tensor(bits[at : at + size].reshape(shape), count)
+                self.turn(kernels, kernel, count)
+                live = self.tensor(bits[at : at + size].reshape(rows, channels, kernel), count)
+                if kernel > 1:
+                    self.ratio = (self.ratio + 256 * count * (kernels - live) // (kernels * max(1, live)) + 1) // 2
             at += size
 
 

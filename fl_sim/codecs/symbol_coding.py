@@ -27,7 +27,8 @@ Bytes = NDArray[np.uint8]
 Counts = NDArray[np.int64]
 Tables = NDArray[np.uint16]
 ALPHABET = 256
-SYMBOLS_PER_LANE = 4096
+SYMBOLS_PER_LANE, FEW_PER_LANE, FEW_LANES = 4096, 1024, 8
+"""Symbols that a lane is worth; the first lanes wait for each other most, and other bytes of small payloads fill them."""
 MOST_LANES, MOST_BITS, FEWEST_BITS = 256, 12, 8
 FAST_LANES, FAST_BITS = 16, 10
 """From so many lanes on, tables are at least so precise: what the vectorised loop takes."""
@@ -53,7 +54,8 @@ def _most_bits(size: int, contexts: int) -> int:
 
 
 def _lanes(count: int) -> int:
-    return min(MOST_LANES, 1 << max(0, (count // SYMBOLS_PER_LANE).bit_length() - 1))
+    worth = max(min(FEW_LANES, count // FEW_PER_LANE), count // SYMBOLS_PER_LANE)
+    return min(MOST_LANES, 1 << max(0, worth.bit_length() - 1))
 
 
 def counted(symbols: Bytes, contexts: Bytes, kinds: int) -> Counts:

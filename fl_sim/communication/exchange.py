@@ -60,7 +60,7 @@ class Coding:
             int2, sign, top25-int8, top10-int8, top10-ternary, top1-ternary.
         content: "parameters", or their "difference" to the model that the receiver holds.
         masks: how masks are coded: "fast", or "smallest", which also tries contexts: for clustered masks of top-k updates, at
-            some 200 MB of model a second.
+            200 to 1,000 MB of model a second.
     """
 
     values: str = "float32"

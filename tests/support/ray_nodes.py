@@ -81,6 +81,8 @@ class Nodes:
             device = "eth0"
         _must("-n", name, "addr", "add", f"{self.ip(node)}/24", "dev", device)
         _must("-n", name, "link", "set", device, "up")
+        # Ray asks for the way to a public address to find out its own; no packet is sent there.
+        _must("-n", name, "route", "add", "default", "dev", device)
         self.join(node)
 
     def join(self, node: int) -> None:

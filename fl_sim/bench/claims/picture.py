@@ -11,8 +11,10 @@ from fl_sim.bench.claims.trial import Case
 from fl_sim.report.groups import Group
 from fl_sim.report.measures import LAST, score_of
 
-WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 860, 520, 70, 50, 40, 120
+WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 860, 540, 70, 50, 70, 120
 TEXT, MUTED, GRID, METHOD, SMALL, BEST = "#1f2328", "#59636e", "#d9dee3", "#0072b2", "#c75000", "#00855f"
+LINE = 13
+"""Height of a label."""
 Point = tuple[str, float, float]
 """(name, MB, metric)."""
 
@@ -24,7 +26,7 @@ def draw(case: Case) -> str:
     every = [*methods, *small]
     if not every:
         raise ValueError("nothing to draw: no run has a finite metric")
-    best = _points(front([case.dense, *(group for _, group in case.methods.values())]))
+    best = _points(front(case.groups))
     low, high = min(mb for _, mb, _ in every), max(mb for _, mb, _ in every)
     least, most = min(y for *_, y in every), max(y for *_, y in every)
 
@@ -36,16 +38,28 @@ def draw(case: Case) -> str:
     parts = [_axes(case, (low, high), (least, most))]
     parts.append(_line([place(mb, y) for _, mb, y in small], SMALL, dashed=True))
     parts.append(_line([place(mb, y) for _, mb, y in best], BEST, dashed=False))
+    taken: list[tuple[float, float, float]] = []
     for points, colour in ((small, SMALL), (methods, METHOD)):
         for name, mb, y in points:
             at = place(mb, y)
             parts.append(f'<circle cx="{at[0]:.1f}" cy="{at[1]:.1f}" r="4" fill="{colour}"/>')
             if colour == METHOD or name == case.dense.name:
-                parts.append(_text(at[0] + 6, at[1] - 5, name, colour))
+                beside = _free(taken, at[0] + 6, at[1] - 5, 7 * len(name))
+                parts.append(_text(*beside, name, colour))
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="Helvetica, Arial, sans-serif" '
         f'font-size="12"><rect width="{WIDTH}" height="{HEIGHT}" fill="#ffffff"/>{"".join(parts)}</svg>\n'
     )
+
+
+def _free(taken: list[tuple[float, float, float]], x: float, y: float, width: float) -> tuple[float, float]:
+    """A place for a label of `width` near (x, y) that no label in `taken` (x, y, width) covers; it is added to them."""
+    for step in range(12):
+        place = y + LINE * (step // 2 + step % 2) * (-1 if step % 2 else 1)
+        if all(abs(place - other) >= LINE or x + width < start or start + wide < x for start, other, wide in taken):
+            break
+    taken.append((x, place, width))
+    return x, place
 
 
 def _points(groups: Sequence[Group]) -> list[Point]:
@@ -64,8 +78,8 @@ def _axes(case: Case, mb: tuple[float, float], metric: tuple[float, float]) -> s
     bottom = HEIGHT - BOTTOM
     lines = [
         f'<path d="M{LEFT} {TOP}V{bottom}H{WIDTH - RIGHT}" fill="none" stroke="{GRID}"/>',
-        _text(LEFT, TOP - 20, f"{case.task}: {word} against MB of both directions, logarithmic", TEXT),
-        _text(LEFT, TOP - 5, "blue: methods; orange: dense models by width; green: the front", MUTED),
+        _text(LEFT, TOP - 50, f"{case.task}: {word} against MB of both directions, logarithmic", TEXT),
+        _text(LEFT, TOP - 34, "blue: methods; orange: dense models by width; green: the front", MUTED),
         _text(8, TOP + 10, f"{metric[1]:.4g}", MUTED),
         _text(8, bottom, f"{metric[0]:.4g}", MUTED),
         _text(LEFT, bottom + 20, f"{mb[0]:.3g} MB", MUTED),

@@ -146,10 +146,11 @@ def test_a_page_grows_little_with_rounds_and_clients(tmp_path: Path) -> None:
 
 
 BUILD = """
-import resource, sys, time
+import re, sys, time
 from pathlib import Path
 import fl_sim.report.page
-def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+# Not ru_maxrss: that of a new process starts at the memory of the one that started it.
+def peak(): return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
 imported, started = peak(), time.process_time()
 fl_sim.report.write_page([fl_sim.Report.load(Path(sys.argv[1]))], Path(sys.argv[2]))
 print(time.process_time() - started, peak() - imported)
@@ -166,5 +167,5 @@ def test_a_thousand_rounds_of_a_thousand_clients(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
     seconds, megabytes = map(float, done.stdout.split())
     assert seconds < 10
-    assert megabytes < 500
+    assert 10 < megabytes < 500
     assert page.stat().st_size < 1_500_000

@@ -7,6 +7,7 @@ not import one.
 from __future__ import annotations
 
 import json
+import os
 import secrets
 from collections.abc import Callable, Mapping
 from functools import cached_property
@@ -29,6 +30,7 @@ class LiveServer(ThreadingHTTPServer):
     Args:
         state: makes the JSON of the page: what is new since the version that the page has, with the version that it is.
         port: 0 = a free one.
+        parent: a process that started this one; the server ends once it is gone.
 
     Raises:
         OSError: the port is taken.
@@ -36,9 +38,14 @@ class LiveServer(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, state: Callable[[int], Mapping[str, object]], port: int = 0) -> None:
-        self.state, self.token = state, secrets.token_urlsafe(24)
+    def __init__(self, state: Callable[[int], Mapping[str, object]], port: int = 0, parent: int | None = None) -> None:
+        self.state, self.token, self.parent = state, secrets.token_urlsafe(24), parent
         super().__init__((HOST, port), _Handler)
+
+    def service_actions(self) -> None:
+        """Look twice a second whether the parent is still there: a killed run must not leave a server behind."""
+        if self.parent is not None and os.getppid() != self.parent:
+            raise SystemExit
 
     @property
     def url(self) -> str:

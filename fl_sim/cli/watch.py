@@ -28,6 +28,7 @@ PATIENCE = 19
 def watch(
     runs: Annotated[list[Path], typer.Argument(help="run folders, or a folder that holds them, for instance runs")],
     port: Annotated[int, typer.Option(min=0, max=65535, help="port of this machine; 0 = a free one")] = 0,
+    parent: Annotated[int | None, typer.Option(hidden=True, help="process to end with")] = None,
 ) -> None:
     """Show runs as they go in a browser on this machine: progress, curves, bytes, clients, errors. Ends with Ctrl-C.
 
@@ -39,7 +40,7 @@ def watch(
         if place.exists() and not place.is_dir():
             raise UserError(f"{place}: not a folder; name run folders, or the folder that holds them")
     try:
-        server = LiveServer(Watch([place.resolve() for place in runs]).state, port)
+        server = LiveServer(Watch([place.resolve() for place in runs]).state, port, parent)
     except OSError as error:
         raise UserError(f"--port {port}: {error.strerror or error}") from error
     os.nice(PATIENCE)
@@ -53,8 +54,8 @@ def watch(
 
 @contextmanager
 def beside(folder: Path) -> Iterator[None]:
-    """`fl-sim watch` in a process of its own while a run goes on, which loses no time to it."""
-    command = [sys.executable, "-m", "fl_sim.cli", "watch", str(folder)]
+    """`fl-sim watch` in a process of its own, so that a run loses no time to it; it ends with the run, however that ends."""
+    command = [sys.executable, "-m", "fl_sim.cli", "watch", str(folder), "--parent", str(os.getpid())]
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
     try:
         yield

@@ -46,7 +46,7 @@ class Page:
     """
 
     def __init__(self, folder: Path, profile: Path, browser: str | None) -> None:
-        watch = [sys.executable, "-m", "fl_sim.cli", "watch", str(folder)]
+        watch = [sys.executable, "-m", "fl_sim.cli", "watch", str(folder), "--parent", str(os.getpid())]
         self._watch = Popen(watch, stdout=PIPE, text=True, process_group=0)
         assert self._watch.stdout is not None
         address = self._watch.stdout.readline().split()[-1]
@@ -192,12 +192,14 @@ def _intervals(logs: list[np.ndarray]) -> dict[str, float]:
 
 @contextmanager
 def opened(folder: Path, browser: str | None) -> Iterator[Page]:
-    """A page of a folder's runs, open."""
+    """A page of a folder's runs, open; its processes end with this one, unless that is killed without a word."""
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     page = Page(folder / "runs", folder / "profile", browser)
     try:
         yield page
     finally:
         page.close()
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -113,3 +116,13 @@ def test_the_cost_of_a_page_is_found_below_what_disturbs_single_blocks_and_whole
     for name in ("seconds", "processor"):
         assert found[f"{name}_ratio_low"] < 1.05 < found[f"{name}_ratio_high"]
         assert found[f"{name}_ratio_high"] - found[f"{name}_ratio_low"] < 0.05
+
+
+def test_the_page_of_a_killed_run_ends_too(tmp_path: Path) -> None:
+    """The run is a shell that prints its own number, starts the server, and is killed."""
+    watch = f"{shlex.quote(sys.executable)} -m fl_sim.cli watch {shlex.quote(str(tmp_path))} --parent $$ & wait"
+    with subprocess.Popen(["sh", "-c", watch], stdout=subprocess.PIPE, text=True) as run:
+        assert run.stdout is not None
+        assert run.stdout.readline().startswith("watch: http://127.0.0.1:")
+        run.kill()
+        assert run.stdout.read() == ""  # until nobody holds the pipe any more, the server included

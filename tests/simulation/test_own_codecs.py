@@ -332,9 +332,10 @@ def test_malformed_bytes_are_refused_and_booked(
 
 
 def test_a_receiver_without_the_codec_refuses_its_payload() -> None:
-    params = {"weight": torch.ones(2, 2)}
-    schema = Schema.of(params, ["weight"])
+    schema = Schema.of({"weight": torch.ones(2, 2)}, ["weight"])
+    params = schema.view(torch.ones(4))
     data = codecs.encode(params, None, schema=schema, values=Own(Draws(), schema, "mine"))
+    assert torch.equal(params.flat, torch.ones(4)), "a codec that works in place has copies"
     with pytest.raises(CorruptPayload, match="a codec of the user's own that this receiver does not have"):
         codecs.decode(data, schema=schema)
     assert codecs.describe(data, schema=schema).sections["codec"] == 1 + 2 * 4 + 3

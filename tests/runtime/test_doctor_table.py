@@ -15,6 +15,7 @@ from torch import nn
 
 from clients.presets import fedavg
 from fl_sim.cli import main
+from fl_sim.data.partition import Request
 from fl_sim.runtime.client.doctor import examine
 from fl_sim.simulation.part_doctor import CHECKS, examine_part
 from fl_sim.training import Training
@@ -95,6 +96,10 @@ def test_the_doctor_says_of_a_part_what_the_table_says(kind: str, part: str, say
     assert any(says in problem for problem in problems), problems
 
 
+def evenly(labels: np.ndarray, request: Request) -> list[np.ndarray]:
+    return np.array_split(request.rng.permutation(len(labels)), request.num_clients)
+
+
 @pytest.mark.parametrize(
     ("kind", "path"),
     [
@@ -102,11 +107,11 @@ def test_the_doctor_says_of_a_part_what_the_table_says(kind: str, part: str, say
         ("aggregate", "strategies.aggregation:zero_fill"),
         ("aggregate", "strategies.robust:coordinate_median"),
         ("allocate", "fl_sim.sparsity:erk"),
-        ("partition", "fl_sim.data.partition:iid"),
+        ("partition", f"{__name__}:evenly"),
         ("codec", f"{NAME}:Right"),
     ],
 )
-def test_our_own_parts_pass(kind: str, path: str) -> None:
+def test_right_parts_pass(kind: str, path: str) -> None:
     assert [f for f in examine_part(kind, path) if f.problem] == []
 
 
@@ -120,7 +125,7 @@ def _doctor(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
 def test_the_command_takes_parts_and_configs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert _doctor(monkeypatch, "--aggregate", f"{NAME}:numpy_mean", "--partition", "fl_sim.data.partition:iid") == 1
+    assert _doctor(monkeypatch, "--aggregate", f"{NAME}:numpy_mean", "--partition", f"{__name__}:evenly") == 1
     assert "as ndarray" in capsys.readouterr().out
     (tmp_path / "t.toml").write_text(f'client = "{NAME}:good"\n[data]\npartition = "{NAME}:drops"\n')
     assert _doctor(monkeypatch, str(tmp_path / "t.toml")) == 1

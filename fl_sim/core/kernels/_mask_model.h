@@ -146,20 +146,20 @@ static int code_kernel(Model *model, Coder *coder, uint8_t *bits, int kernel, co
 }
 
 /* Code the bits of one tensor, which are 0 where nothing was decoded yet; how many kernels are live. `slots` has room for
-   `stride` of each row and channel, `counts` for 2 of each channel and 6 more, all 0. */
+   `stride` of each row and channel, `counts` for each channel and one more, all 0. */
 static int64_t code_tensor(Model *model, Coder *coder, uint8_t *bits, Slot *slots, int stride, uint8_t *counts,
                            const int64_t *shape, int64_t left)
 {
     const int64_t rows = shape[0], channels = shape[1], kernel = shape[2];
     const int32_t base = model->live_base;
     Slot *const first_channel = slots + stride * rows, *row = slots;
-    uint8_t *above = counts + 2, *here = above + channels + 2; /* set bits of the kernels of the row before, and of this one */
     int64_t live = 0;
     for (int64_t r = 0; r < rows; r++, row += stride) {
         Slot *channel = first_channel;
+        /* Set bits, at most 3, of the kernels to the left and of those above. `counts` holds those of this row up to here. */
+        int beside = 0, before = 0, over = counts[0];
         for (int64_t c = 0; c < channels; c++, channel += stride, bits += kernel) {
-            const int beside = most(here[c - 1], 3), over = most(above[c], 3);
-            const int near = (beside * 4 + over) * 16 + most(here[c - 2], 3) * 4 + most(above[c + 1], 3);
+            const int ahead = counts[c + 1], near = (beside * 4 + over) * 16 + before * 4 + ahead;
             int32_t inputs[INPUTS] = {apart(model, row, base), apart(model, channel, base)};
             Slot *const joint = model->joint + level(inputs[0]) * LEVELS + level(inputs[1]);
             Slot *const used[INPUTS] = {row, channel, joint, model->near + near};
@@ -173,14 +173,14 @@ static int64_t code_tensor(Model *model, Coder *coder, uint8_t *bits, Slot *slot
                                     c ? bits - kernel : NULL, row + 1, channel + 1, over * 4 + beside);
             else
                 bits[0] = (uint8_t)found;
-            here[c] = (uint8_t)most(found, 255);
+            before = beside;
+            beside = most(found, 3);
+            over = ahead;
+            counts[c] = (uint8_t)beside;
             left -= found;
             if (!left || coder->short_of)
                 return live;
         }
-        uint8_t *const swapped = above;
-        above = here;
-        here = swapped;
     }
     return live;
 }
@@ -211,7 +211,7 @@ static int code_mask(Model *model, Coder *coder, uint8_t *bits)
             const int stride = shape[2] > 1 ? 3 : 1;
             const size_t lines = (size_t)stride * (size_t)(shape[0] + shape[1]);
             Slot *slots = malloc(lines * sizeof *slots);
-            uint8_t *counts = calloc(2 * (size_t)shape[1] + 6, 1);
+            uint8_t *counts = calloc((size_t)shape[1] + 1, 1);
             int64_t live = 0;
             if (slots && counts) {
                 turn(model, kernels, shape[2], ones);

@@ -99,7 +99,7 @@ def few_images() -> Data:
     rng = numpy_generator(0, Purpose.DATA)
     images = rng.integers(0, 256, (100, 3, 32, 32), dtype=np.uint8)
     labels = rng.integers(0, 10, 100, dtype=np.int64)
-    return Data.of(images, labels, test_inputs=images[:10], test_targets=labels[:10], num_classes=10, validation=0.1)
+    return Data.of(images, labels, test_inputs=images, test_targets=labels, num_classes=10, validation=0.1)
 
 
 MEASURES: Mapping[str, Callable[[], Flat]] = {

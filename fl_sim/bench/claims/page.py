@@ -59,6 +59,12 @@ def _head(case: Case, command: str, code: str) -> list[str]:
     ]
 
 
+def words_of(case: Case) -> str:
+    """The metric with its unit, and which way is better where that is not up."""
+    score = score_of([case.dense])
+    return f"{score.name} {score.unit}".strip() + ("" if score.higher else ", lower is better")
+
+
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     lines = [headings, ["---"] * len(headings), *rows]
     return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
@@ -119,7 +125,7 @@ def _accuracy(case: Case, rows: Sequence[Row]) -> list[str]:
                 "yes" if row.name in best else "",
             ]
         )
-    word = f"{score.name} {score.unit}".strip()
+    word = words_of(case)
     headings = [
         "method",
         "MB both ways",
@@ -137,12 +143,11 @@ def _sized(group: Group) -> str:
 
 
 def _small(case: Case) -> list[str]:
-    score = score_of([case.dense])
     made = [
         [group.name, f"{group.reports[0].results.params:,}", MOVED.text(group), LAST.text(group)]
         for group in (case.dense, *case.small)
     ]
-    return _table(["dense model", "parameters", "MB both ways", f"{score.name} {score.unit}".strip()], made)
+    return _table(["dense model", "parameters", "MB both ways", words_of(case)], made)
 
 
 def _parts(case: Case, rows: Sequence[Row]) -> list[str]:

@@ -6,10 +6,11 @@ import math
 from collections.abc import Sequence
 from html import escape
 
+from fl_sim.bench.claims.page import words_of
 from fl_sim.bench.claims.rows import front, moved
 from fl_sim.bench.claims.trial import Case
 from fl_sim.report.groups import Group
-from fl_sim.report.measures import LAST, score_of
+from fl_sim.report.measures import LAST
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 860, 540, 70, 50, 70, 120
 TEXT, MUTED, GRID, METHOD, SMALL, BEST = "#1f2328", "#59636e", "#d9dee3", "#0072b2", "#c75000", "#00855f"
@@ -73,12 +74,10 @@ def _points(groups: Sequence[Group]) -> list[Point]:
 
 
 def _axes(case: Case, mb: tuple[float, float], metric: tuple[float, float]) -> str:
-    score = score_of([case.dense])
-    word = f"{score.name} {score.unit}".strip()
     bottom = HEIGHT - BOTTOM
     lines = [
         f'<path d="M{LEFT} {TOP}V{bottom}H{WIDTH - RIGHT}" fill="none" stroke="{GRID}"/>',
-        _text(LEFT, TOP - 50, f"{case.task}: {word} against MB of both directions, logarithmic", TEXT),
+        _text(LEFT, TOP - 50, f"{case.task}: {words_of(case)}, against MB of both directions, logarithmic", TEXT),
         _text(LEFT, TOP - 34, "blue: methods; orange: dense models by width; green: the front", MUTED),
         _text(8, TOP + 10, f"{metric[1]:.4g}", MUTED),
         _text(8, bottom, f"{metric[0]:.4g}", MUTED),

@@ -54,7 +54,7 @@ class SparseServer:
         self.slots, self.context = replace(slots, aggregate=aggregate), context
         schema, first = context.exchange.schema, context.initial if context.start is None else context.start
         # A copy: a rule may change the parameters in place, and clients of this process know `initial`.
-        self.state = ServerState(schema, schema.view(schema.flat(first).clone()))
+        self.state = ServerState(schema, schema.copied(first))
         self.cohorts = Cohorts(context.seed, context.sampling.members, context.sampling.world)
         self.sender = DownlinkSender(context, slots.downlink)
         self.receiver = UplinkReceiver(context, self.cohorts, self.sender)

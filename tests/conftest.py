@@ -9,12 +9,16 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from unittest import mock
 
+import hypothesis
 import pytest
 import torch
 from federation import run_tiny
 
 from fl_sim import Report
 
+# No test is timed: how long an example takes depends on what else the machine does.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 gc.disable()  # while tests are collected: a quarter of that time went into collections of what pytest keeps
 
 

@@ -151,6 +151,12 @@ class Schema:
         """Cut a flat vector into the schema's tensors, without copying."""
         return FlatParams.view(flat, self.names, self.shapes)
 
+    def copied(self, params: Params) -> Params:
+        """A copy of the schema's tensors in memory of its own."""
+        if self.is_flat:
+            return self.view(self.flat(params).clone())
+        return {name: params[name].clone() for name in self.names}
+
     def flat_mask(self, mask: Mask) -> Tensor:
         """A mask as one bool vector over the prunable tensors; a tensor without a mask is alive."""
         if isinstance(mask, FlatMask) and mask.names == self.prunable and mask.whole:

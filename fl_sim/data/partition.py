@@ -38,14 +38,13 @@ class Request:
     seed: int = 0
 
 
-Partition = Callable[[Labels, Request], Labels]
-"""A rule of this module: the client of each sample, int64 (N,)."""
+Partition = Callable[[Labels, Request], Parts]
 
 
-def iid(labels: Labels, request: Request) -> Labels:
+def iid(labels: Labels, request: Request) -> Parts:
     """Shuffled and dealt evenly."""
     order = request.rng.permutation(len(labels))
-    return _dealt_in_turn(order, _even(len(labels), request.num_clients))
+    return Parts.owned(_dealt_in_turn(order, _even(len(labels), request.num_clients)), request.num_clients)
 
 
 def _even(samples: int, count: int) -> Labels:
@@ -60,7 +59,7 @@ def _dealt_in_turn(order: Labels, sizes: Labels) -> Labels:
     return owner
 
 
-def dirichlet(labels: Labels, request: Request) -> Labels:
+def dirichlet(labels: Labels, request: Request) -> Parts:
     """Label skew: each class is spread over the clients by a Dirichlet(alpha) draw (Yurochkin et al., 2019).
 
     The alpha of NIID-Bench (Li et al., 2022), the concentration of each entry. Hsu et al. (2019) draw the classes of each
@@ -83,31 +82,32 @@ def dirichlet(labels: Labels, request: Request) -> Labels:
             owner[rng.permutation(members)] = np.repeat(np.arange(n), dealt)
             sizes += dealt
         if sizes.min() >= request.min_size:
-            return owner
+            return Parts.owned(owner, n)
     raise UserError(
         f"data.partition = 'dirichlet': no draw of {ATTEMPTS} gave each of {n} clients {request.min_size} of "
         f"{len(labels)} samples at alpha = {request.alpha}; raise data.alpha, or lower data.clients or data.min_size"
     )
 
 
-def shards(labels: Labels, request: Request) -> Labels:
+def shards(labels: Labels, request: Request) -> Parts:
     """Pathological skew: samples sorted by label, cut into shards, `shards` of them per client (McMahan et al., 2017)."""
     order = np.lexsort((request.rng.permutation(len(labels)), labels))
     count = request.num_clients * request.shards
     holder = np.empty(count, dtype=np.int64)
     holder[request.rng.permutation(count)] = np.arange(count) // request.shards
-    return holder[_dealt_in_turn(order, _even(len(labels), count))]
+    return Parts.owned(holder[_dealt_in_turn(order, _even(len(labels), count))], request.num_clients)
 
 
-def quantity(labels: Labels, request: Request) -> Labels:
+def quantity(labels: Labels, request: Request) -> Parts:
     """Quantity skew: sizes by a Dirichlet(alpha) draw over what `min_size` leaves, labels iid (Li et al., 2022)."""
     n, spare = request.num_clients, len(labels) - request.num_clients * request.min_size
     shares = request.rng.dirichlet(np.full(n, request.alpha))
     cuts = np.floor(np.cumsum(shares)[:-1] * spare + np.arange(1, n) * request.min_size).astype(np.int64)
-    return _dealt_in_turn(request.rng.permutation(len(labels)), np.diff(cuts, prepend=0, append=len(labels)))
+    sizes = np.diff(cuts, prepend=0, append=len(labels))
+    return Parts.owned(_dealt_in_turn(request.rng.permutation(len(labels)), sizes), n)
 
 
-def natural(labels: Labels, request: Request) -> Labels:
+def natural(labels: Labels, request: Request) -> Parts:
     """By group (writer, user, site): one client a group, in order, or whole groups dealt at random where there are more."""
     if request.groups is None:
         raise UserError("data.partition = 'natural': the data have no groups; set data.group, or give Data.of groups")
@@ -118,8 +118,8 @@ def natural(labels: Labels, request: Request) -> Labels:
             f"data.partition = 'natural': {len(names)} groups for data.clients = {n}; allowed: at most one client a group"
         )
     if len(names) == n:
-        return group.astype(np.int64)
-    return _dealt_in_turn(request.rng.permutation(len(names)), _even(len(names), n))[group]
+        return Parts.owned(group.astype(np.int64), n)
+    return Parts.owned(_dealt_in_turn(request.rng.permutation(len(names)), _even(len(names), n))[group], n)
 
 
 PARTITIONS: Mapping[str, Partition] = {
@@ -182,8 +182,11 @@ def partition(
             f"data.overlap = true: {kind!r} never overlaps; allowed: a partition of your own, module:function"
         )
     request = Request(num_clients, alpha, shards, min_size, numpy_generator(seed, Purpose.DATA), groups, seed)
-    made: object = _dealt(kind, labels, request, options or {})
-    parts = made if isinstance(made, Parts) else _checked(kind, made, len(labels), num_clients, overlap=overlap)
+    if kind in PARTITIONS and not options:
+        parts = PARTITIONS[kind](labels, request)
+    else:
+        made = _dealt(kind, labels, request, options or {})
+        parts = _checked(kind, made, len(labels), num_clients, overlap=overlap)
     smallest = int(parts.sizes.min())
     if smallest < min_size:
         raise UserError(f"data.partition = {kind!r}: a client got {smallest} samples, fewer than min_size = {min_size}")
@@ -196,10 +199,7 @@ def _dealt(kind: str, labels: Labels, request: Request, options: Mapping[str, ob
         return flower_parts(kind, options, labels, request)
     if options:
         raise UserError(f"data.partitioner: options are for partitioners of flwr_datasets; data.partition = {kind!r}")
-    rule = find("data.partition", kind, PARTITIONS)
-    if kind in PARTITIONS:
-        return Parts.owned(rule(labels, request), request.num_clients)
-    return _of_ones_own(kind, rule, labels, request)
+    return _of_ones_own(kind, find("data.partition", kind, PARTITIONS), labels, request)
 
 
 def _of_ones_own(kind: str, rule: Callable[..., object], labels: Labels, request: Request) -> object:

@@ -35,6 +35,11 @@ def entries(model: nn.Module) -> dict[str, Tensor]:
     return _collected(model, every=False)[0]
 
 
+def values(model: nn.Module) -> dict[str, Tensor]:
+    """Detached float32 values of `entries` on the CPU; those that are float32 there already are not copied."""
+    return {name: entry.detach().float().cpu() for name, entry in entries(model).items()}
+
+
 def tensors(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and persistent buffers of any dtype, not copied, in state-dict order; `num_batches_tracked` is left out."""
     return _collected(model, every=True)[0]

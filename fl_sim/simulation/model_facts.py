@@ -10,7 +10,7 @@ from fl_sim import codecs
 from fl_sim.gating import Gated
 from fl_sim.models import disabled_features, prunable_names
 from fl_sim.models.macs import count_macs
-from fl_sim.models.parameters import entries, frozen, load
+from fl_sim.models.parameters import frozen, load, values
 from fl_sim.report import ModelFacts
 from fl_sim.runtime.grids.allocator import give_back
 from fl_sim.simulation.federation import Federation
@@ -54,7 +54,7 @@ def _plain(track: ModelTrack) -> tuple[int, Collection[str]]:
     """(bytes of a track's dense payload, what the model's builder froze)."""
     model = plain_model(track.experiment, track.data, track.experiment.seed)
     fixed = frozen(model)  # what the model's builder froze: no federation of it would send that
-    whole = {name: value.detach() for name, value in entries(model).items() if name not in fixed}
+    whole = {name: value for name, value in values(model).items() if name not in fixed}
     prunable = [name for name in prunable_names(model) if name in whole]
     statistics = whole.keys() - dict(model.named_parameters())
     return len(codecs.encode(whole, None, schema=codecs.Schema.of(whole, prunable, buffers=statistics))), frozenset(

@@ -16,7 +16,7 @@ from fl_sim.core.types import FlatParams, Params, UserError
 from fl_sim.data import Data, Split
 from fl_sim.gating import Gated, Gating, keeping
 from fl_sim.models.module_state import ModuleState
-from fl_sim.models.parameters import entries, load, unit_singular_vectors
+from fl_sim.models.parameters import load, unit_singular_vectors, values
 from fl_sim.simulation.starting_model import interface_of, make_exchange, make_model
 from fl_sim.training.model_file import Stored, described_by
 from fl_sim.training.recalibration import recalibrate
@@ -96,7 +96,7 @@ class ModelTrack:
         client = experiment.client.build({"training": experiment.local_training, "gating": gating})
         exchange = make_exchange(experiment, model, given, declared(client))
         schema = exchange.schema
-        initial = schema.view(schema.flat(entries(model)))
+        initial = schema.view(schema.flat(values(model)))
         travelling = {n: p for n, p in given.items() if n in initial}
         start = schema.view(schema.flat({**initial, **travelling})) if travelling else initial
         model.to(device_of(experiment))

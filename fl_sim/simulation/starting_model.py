@@ -17,7 +17,7 @@ from fl_sim.core.types import Params, UserError
 from fl_sim.data import Data
 from fl_sim.data.kinds import Targets
 from fl_sim.gating import Gating
-from fl_sim.models.parameters import entries, frozen, load, snapshot
+from fl_sim.models.parameters import entries, frozen, load, snapshot, values
 from fl_sim.simulation.own_codecs import codings_of
 from fl_sim.training.model_file import Stored, read
 from fl_sim.training.recalibration import measurable
@@ -102,7 +102,7 @@ def make_exchange(
 
     Entries that never travel but come from a file (`given`) are sent to each client once, at its first contact.
     """
-    params, fixed, named = entries(model), frozen(model), dict(model.named_parameters())
+    params, fixed, named = values(model), frozen(model), dict(model.named_parameters())
     statistics = [name for name in params if name not in named]
     travelling = {n: params[n] for n in _travelling(experiment, model)}
     prunable = [name for name in models.prunable_names(model) if name in travelling]

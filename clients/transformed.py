@@ -36,6 +36,22 @@ class Seen(nn.Module):
         return functional_call(self.inside, self._transform({name: named[name] for name in self._names}), (inputs,))
 
 
+class At(nn.Module):
+    """A model at other weights than its own, all of them in one flat tensor; buffers are the model's own."""
+
+    def __init__(self, inner: nn.Module, flat: Tensor) -> None:
+        super().__init__()
+        self.inner, self.flat = inner, flat
+        self.training = inner.training
+
+    def forward(self, inputs: Tensor) -> object:
+        """What the model answers there."""
+        named = dict(self.inner.named_parameters())
+        parts = self.flat.split([value.numel() for value in named.values()])
+        moved = {name: part.view_as(value) for (name, value), part in zip(named.items(), parts, strict=True)}
+        return functional_call(self.inner, moved, (inputs,))
+
+
 @dataclass(frozen=True)
 class Through:
     """The task's loss of transformed weights; a slot of `LocalClient`.

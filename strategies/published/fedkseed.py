@@ -12,40 +12,23 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from clients.local import LocalClient
+from clients.transformed import At
 from fl_sim.core.types import Metrics, Task, Update, UserError
 from fl_sim.models.simple import cnn_bn
 from fl_sim.training.client import Client, ClientContext
 from fl_sim.training.loop import Training, Trains, check_converged, endless
 from fl_sim.training.losses import Loss
 
-SEEDS = 256
-"""K of the paper, whose experiments have 1,024 and 4,096."""
-NAME = "coefficients"
+SEEDS, NAME = 256, "coefficients"
+"""K; the paper's experiments have 1,024 and 4,096."""
 
 
 @lru_cache(maxsize=2)
 def directions(seeds: int, size: int) -> Tensor:
     """The vectors z_1 to z_K, (seeds, size), each made from its own seed; nobody sends them."""
     return torch.stack([torch.randn(size, generator=torch.Generator().manual_seed(seed)) for seed in range(seeds)])
-
-
-class At(nn.Module):
-    """A model at other weights than its own, all of them in one flat tensor; buffers are the model's own."""
-
-    def __init__(self, inner: nn.Module, flat: Tensor) -> None:
-        super().__init__()
-        self.inner, self.flat = inner, flat
-        self.training = inner.training
-
-    def forward(self, inputs: Tensor) -> object:
-        """What the model answers there."""
-        named = dict(self.inner.named_parameters())
-        parts = self.flat.split([value.numel() for value in named.values()])
-        moved = {name: part.view_as(value) for (name, value), part in zip(named.items(), parts, strict=True)}
-        return functional_call(self.inner, moved, (inputs,))
 
 
 class OfSeeds(nn.Module):
@@ -87,9 +70,8 @@ class ZerothOrder:
             raise UserError(f"client: eps = {self.eps} must be above 0, zo_steps = {self.steps} at least 1")
 
     def __call__(self, training: Trains, task: Task, ctx: ClientContext, loss: Loss) -> Metrics:
-        if not isinstance(training, Training):
-            raise UserError("client: zeroth-order steps need the plain [training] table")
         assert isinstance(ctx.model, OfSeeds)  # `SeedClient.require`
+        assert isinstance(training, Training)  # `client` below
         ctx.model.train()
         total, numbers = 0.0, ctx.model.coefficients.data
         with torch.no_grad():
@@ -97,9 +79,8 @@ class ZerothOrder:
             along = directions(len(numbers), len(flat)).to(flat.device)
             for _, batch in zip(range(self.steps), endless(ctx.data, training, len(ctx.data), ctx.rng), strict=False):
                 seed = int(torch.randint(len(numbers), (), generator=ctx.rng))
-                up, down = (
-                    float(loss(At(ctx.model.inner, flat + sign * self.eps * along[seed]), batch)) for sign in (1, -1)
-                )
+                both = (flat + sign * self.eps * along[seed] for sign in (1, -1))
+                up, down = (float(loss(At(ctx.model.inner, moved), batch)) for moved in both)
                 step = -training.lr * (up - down) / (2 * self.eps)
                 numbers[seed] += step
                 flat.add_(along[seed], alpha=step)

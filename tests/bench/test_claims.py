@@ -18,7 +18,9 @@ from fl_sim.core.errors import UserError
 from fl_sim.report.groups import Spread
 from fl_sim.simulation.loop import run
 from fl_sim.simulation.sweep import sweep
+from strategies.published import zerofl
 
+PUBLISHED = Path(zerofl.__file__).parent
 GOOD = """
 [m]
 title = "M"
@@ -42,6 +44,7 @@ def test_every_method_has_a_claim_and_every_claim_a_config_that_is_valid() -> No
 
 
 def test_a_method_is_one_file_of_at_most_120_lines() -> None:
+    assert all(len(each.read_text(encoding="utf-8").splitlines()) <= 120 for each in PUBLISHED.glob("*.py"))
     for each in (folder() / "methods").iterdir():
         text = each.read_text(encoding="utf-8")
         assert text.startswith("# "), each.name

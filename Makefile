@@ -62,9 +62,9 @@ report-picture: $(VENV)/ready
 	$(FL) run configs/topk_both_ways.toml evaluate.every=2 --out runs/picture
 	$(BIN)/python docs/figures/photograph.py runs/picture/topk-both-ways-*
 
-# Two processes, each with whole files, so that what a file's tests share is made once.
+# Two processes of one thread each, with whole files, so that what a file's tests share is made once.
 test: $(VENV)/dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-all: $(VENV)/dev
 	$(BIN)/python -m pytest -m 'slow or not slow' --timeout 3600

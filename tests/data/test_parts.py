@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fl_sim.core.numbered import Numbered
@@ -16,6 +16,7 @@ from fl_sim.data.parts import Parts
 LISTS = st.lists(st.lists(st.integers(0, 1000), max_size=5), max_size=12)
 
 
+@example([[1, 2], [3], [4, 5]], 1, 3, 1)
 @given(LISTS, st.integers(-15, 15), st.integers(-15, 15), st.sampled_from([1, 2, -1]))
 def test_parts_are_a_sequence_of_arrays(lists: list[list[int]], low: int, high: int, step: int) -> None:
     arrays = [np.array(each, dtype=np.int64) for each in lists]

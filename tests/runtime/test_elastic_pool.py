@@ -106,6 +106,27 @@ def test_a_port_that_closes_is_a_lost_machine_at_once() -> None:
         assert heartbeat.ask("never watched")
 
 
+def test_a_machine_that_does_not_answer_is_lost_after_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody takes connections from this port, and its queue is full: the next one hangs, as where a cable was cut."""
+    monkeypatch.setattr("fl_sim.runtime.grids.heartbeat.PATIENCE_S", 0.1)
+    with closing(socket.socket()) as server, closing(Heartbeat(0.25)) as heartbeat:
+        server.bind(("127.0.0.1", 0))
+        server.listen(0)
+        waiting = [socket.socket() for _ in range(4)]
+        for each in waiting:
+            each.setblocking(False)
+            each.connect_ex(server.getsockname())
+        monkeypatch.setattr("fl_sim.runtime.grids.heartbeat.EVERY_S", 1000.0)
+        heartbeat.watch({"a": server.getsockname()})
+        assert not heartbeat.ask("a")
+        assert not heartbeat.lost, "0.1 s of silence are allowed"
+        time.sleep(0.2)
+        assert not heartbeat.ask("a")
+        assert heartbeat.lost["a"].startswith("no answer for ")
+        for each in waiting:
+            each.close()
+
+
 @pytest.mark.slow
 def test_the_heart_is_listened_to_by_itself() -> None:
     with closing(socket.create_server(("127.0.0.1", 0))) as server, closing(Heartbeat(1000.0)) as heartbeat:

@@ -96,6 +96,27 @@ def test_a_codec_s_bytes_are_counted_by_their_length_in_a_section_of_their_own(m
     assert "wire.codec.uplink" in report.origin.code  # type: ignore[union-attr]
 
 
+class Careless:
+    """Draws from the generators that all code of a process shares, and answers for a tensor that nobody asked for."""
+
+    def encode(self, tensors: Params, state: Params, rng: torch.Generator) -> bytes:
+        return torch.rand(4).numpy().tobytes()
+
+    def decode(self, data: bytes, schema: Schema) -> Params:
+        return {**schema.view(torch.frombuffer(bytearray(data), dtype=torch.float32)), "nobody's": torch.ones(1)}
+
+
+def test_global_generators_are_the_codec_s_own_for_each_call_and_tensors_those_of_the_schema() -> None:
+    schema = Schema.of({"weight": torch.ones(2, 2)}, ["weight"])
+    own, values = Own(Careless(), schema, "careless"), torch.ones(4).numpy()
+    torch.manual_seed(1)
+    first, drawn = own.encode(values, 5), torch.rand(1)
+    assert (own.encode(values, 5), own.encode(values, 6) == first) == (first, False)
+    assert torch.equal(torch.manual_seed(1) and torch.rand(1), drawn), "draws of the process stay as they were"
+    with pytest.raises(CorruptPayload, match='careless: decode returned "nobody\'s", which is not in the schema'):
+        own.decode(memoryview(first), 4)
+
+
 def test_what_a_codec_leaves_out_is_the_residual() -> None:
     params = {"weight": torch.tensor([[1.0, 2.0], [3.0, 4.0]]), "bias": torch.zeros(2)}
     schema = Schema.of(params, ["weight"])

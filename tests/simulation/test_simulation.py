@@ -15,10 +15,13 @@ from grids import Shuffled, inline_is
 
 from clients.presets import fedavg
 from fl_sim import Experiment, Report, codecs, run
+from fl_sim.communication.ledger import Ledger
 from fl_sim.core.seeding import Purpose, generator
 from fl_sim.core.types import Task, Update, UserError
+from fl_sim.models.macs import count_macs
 from fl_sim.runtime.grids.inline import InlineGrid
 from fl_sim.simulation.federation import Federation
+from fl_sim.simulation.server import build_server
 from fl_sim.training import Training, load, snapshot
 from fl_sim.training.client import Client, ClientContext
 
@@ -140,10 +143,29 @@ def test_static_mask_is_sent_once_and_then_values_only(tmp_path: Path) -> None:
     assert masks.get((3, "down", "mask"), 0) == masks.get((2, "up", "mask"), 0) == 0
     assert masks[3, "down", "values"] == masks[2, "up", "values"]
     assert report.summary["density"]["prunable"] == pytest.approx(0.2, abs=1e-3)
-    alive = sum(
-        int((report.params[n] != 0).sum()) for n in Federation.build(tiny(tmp_path)).first.exchange.schema.prunable
-    )
-    assert alive <= 0.2 * Federation.build(tiny(tmp_path)).first.exchange.schema.prunable_size + 1
+    track = Federation.build(tiny(tmp_path)).first
+    alive = {name: report.params[name] != 0 for name in track.exchange.schema.prunable}
+    assert sum(int(each.sum()) for each in alive.values()) <= 0.2 * track.exchange.schema.prunable_size + 1
+    shape = track.data.shape
+    assert report.summary["macs"] == {
+        "dense": count_macs(track.model, shape),
+        "mean": count_macs(track.model, shape, mask=alive),
+    }
+
+
+@pytest.mark.parametrize("dtypes", [(torch.float32, torch.float32), (torch.float32, torch.float64)])
+def test_the_server_changes_parameters_of_its_own(tmp_path: Path, dtypes: tuple[torch.dtype, ...]) -> None:
+    """Clients of this process know the first parameters; a rule may change the global ones in place."""
+    federation = Federation.build(tiny(tmp_path))
+    server, initial = build_server(federation, Ledger()), federation.first.initial
+    before = {name: value.clone() for name, value in initial.items()}
+    for value in server.models[0].params.values():
+        value.add_(1)
+    assert all(torch.equal(initial[name], value) for name, value in before.items())
+    params = {name: torch.zeros(2, dtype=dtype) for name, dtype in zip("ab", dtypes, strict=True)}
+    copy = codecs.Schema.of(params, []).copied(params)
+    copy["a"].add_(1)
+    assert params["a"].tolist() == [0, 0]
 
 
 def test_gradual_pruning_sends_differences_of_nested_masks(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from fl_sim.communication.extra import parameters
 from fl_sim.communication.messages import NUM_EXAMPLES
-from fl_sim.core.errors import error_line
+from fl_sim.core.errors import USERS_OWN, error_line
 from fl_sim.core.types import Params, Update, UserError
 from strategies.aggregation import Sums, mean
 from strategies.base import Method
@@ -105,7 +105,7 @@ class FlowerRule:
         try:
             with _quiet():
                 found = self._called(state.round + 1, given, replies)
-        except Exception as error:  # Flower's or the user's own, whatever it is
+        except USERS_OWN as error:  # Flower's or the user's own, whatever it is
             if isinstance(error, UserError):
                 raise
             raise UserError(

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_sim.core.errors import error_line
+from fl_sim.core.errors import USERS_OWN, error_line
 from fl_sim.core.types import UserError
 
 AskLosses = Callable[[Sequence[int]], Mapping[int, float]]
@@ -95,7 +95,7 @@ def drawn(select: Select, request: Request) -> list[int]:
         found: object = select(request)
     except (UserError, RuntimeError):  # too few answers to a question are no fault of the rule
         raise
-    except Exception as error:  # the user's own, whatever it is
+    except USERS_OWN as error:  # the user's own, whatever it is
         raise UserError(f"strategy: the selection rule raised {error_line(error)}") from error
     return checked(found, request)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from fl_sim.communication.exchange import OwnCoding
 from fl_sim.communication.extra import problem
-from fl_sim.core.errors import error_line
+from fl_sim.core.errors import USERS_OWN, error_line
 from fl_sim.core.types import MaskRule, Params, Scalar, UserError
 from fl_sim.runtime.server_context import ServerContext
 from strategies.aggregation import mean
@@ -103,7 +103,7 @@ def require_extra(slots: Slots, state: ServerState, context: ServerContext) -> N
     extra = context.exchange.extra
     try:
         sent = slots.send(state)
-    except Exception as error:  # the user's own, whatever it is
+    except USERS_OWN as error:  # the user's own, whatever it is
         raise UserError(f"strategy: what gives the extra tensors of a task raised {error_line(error)}") from error
     if wrong := problem(extra.down, sent):
         raise UserError(f"strategy: what it sends is not what the client declares (client.extra.down): {wrong}")

@@ -9,7 +9,7 @@ from typing import cast
 from torch import Tensor
 
 from fl_sim.codecs import Schema
-from fl_sim.core.errors import error_line
+from fl_sim.core.errors import USERS_OWN, error_line
 from fl_sim.core.process_state import seeded, unchanged_settings
 from fl_sim.core.types import MaskRule, Params, Update, UserError
 from fl_sim.sparsity import magnitude
@@ -44,7 +44,7 @@ def _try_aggregate(where: str, rule: Callable[..., object], schema: Schema, star
     updates = (Update(schema.view(schema.flat(start).clone()), 10) for _ in range(2))
     try:
         made = rule(state, updates)
-    except (Exception, SystemExit) as error:  # the user's own, whatever it is
+    except USERS_OWN as error:  # the user's own, whatever it is
         raise UserError(f"{where}: on two updates of the first model it raised {error_line(error)}") from error
     if not isinstance(made, Mapping):
         raise UserError(f"{where}: the aggregation rule returned {type(made).__name__}, not parameters by name")
@@ -64,7 +64,7 @@ def _try_allocate(where: str, rule: Callable[..., object], schema: Schema, start
     scores = magnitude({name: start[name] for name in schema.prunable})
     try:
         kept = rule(scores, 0.5, min_keep=0)
-    except (Exception, SystemExit) as error:  # the user's own, whatever it is
+    except USERS_OWN as error:  # the user's own, whatever it is
         raise UserError(f"{where}: at density 0.5 it raised {error_line(error)}") from error
     if not isinstance(kept, Mapping) or kept.keys() != scores.keys():
         got = f"counts of {', '.join(map(str, list(kept)[:3]))}" if isinstance(kept, Mapping) else type(kept).__name__
@@ -82,7 +82,7 @@ def _try_mask_rule(where: str, rule: Callable[..., object], schema: Schema, star
         masked(state, None, adjust_mask=cast("MaskRule", rule), calibrate=None)
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
-    except (Exception, SystemExit) as error:  # the user's own, whatever it is
+    except USERS_OWN as error:  # the user's own, whatever it is
         raise UserError(f"{where}: on the first model it raised {error_line(error)}") from error
 
 

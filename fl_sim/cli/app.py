@@ -20,7 +20,7 @@ from fl_sim.cli.run import run, sweep
 from fl_sim.cli.screen import errors
 from fl_sim.cli.tools import doctor, init, list_, prune
 from fl_sim.cli.watch import watch
-from fl_sim.core.errors import UserError, error_line, in_one_line, users_line
+from fl_sim.core.errors import USERS_OWN, UserError, error_line, in_one_line, users_line
 
 app = typer.Typer(
     name="fl-sim",
@@ -99,7 +99,7 @@ def main() -> None:
         where = f" ({users_line(error)})" if users_line(error) else ""
         errors.print(f"fl-sim: the run failed: {in_one_line(error)}{where}", style="red", soft_wrap=True, markup=False)
         sys.exit(1)
-    except Exception as error:
+    except USERS_OWN as error:  # every command ends by SystemExit; one that left a file of the user's was not meant so
         if not users_line(error):
             raise
         errors.print(f"fl-sim: the run failed: {error_line(error)}", style="red", soft_wrap=True, markup=False)

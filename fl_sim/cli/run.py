@@ -165,20 +165,22 @@ def _federations(experiments: list[Experiment], *, page: Path | None, fresh: boo
     from fl_sim.simulation.sweep import sweep as outcomes
     from fl_sim.simulation.sweep import told_apart
 
-    which = {
-        run_folder(experiment): f"{number}/{len(experiments)}  {run_folder(experiment)}  {words}"
+    which = [
+        f"{number}/{len(experiments)}  {run_folder(experiment)}  {words}"
         for number, (experiment, words) in enumerate(zip(experiments, told_apart(experiments), strict=True), start=1)
-    }
+    ]
+    # Of an experiment that is asked for twice, the first is computed.
+    titles = dict(zip(map(run_folder, reversed(experiments)), reversed(which), strict=True))
     waiting = [fresh or not is_finished(experiment) for experiment in experiments]
     spent: list[float] = []
 
     def one(experiment: Experiment) -> Report:
-        with display(experiment, console, quiet=quiet, title=which[run_folder(experiment)]) as observer:
+        with display(experiment, console, quiet=quiet, title=titles[run_folder(experiment)]) as observer:
             return start(experiment, observer, resume=not fresh and is_stopped(experiment), fresh=fresh)
 
     finished, failed, since = [], 0, time.perf_counter()
     for number, outcome in enumerate(outcomes(experiments, one, fresh=fresh), start=1):
-        where = which[run_folder(outcome.experiment)]
+        where = which[number - 1]
         if waiting[number - 1]:
             spent.append(time.perf_counter() - since)
         since = time.perf_counter()

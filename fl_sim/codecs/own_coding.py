@@ -23,7 +23,7 @@ from torch import Tensor
 from fl_sim.codecs.errors import CorruptPayload
 from fl_sim.codecs.schema import Schema
 from fl_sim.codecs.value_coder import Values
-from fl_sim.core.errors import error_line
+from fl_sim.core.errors import USERS_OWN, error_line
 from fl_sim.core.process_state import seeded, unchanged_settings
 from fl_sim.core.seeding import Purpose, derive
 from fl_sim.core.types import Params, UserError
@@ -84,7 +84,7 @@ class Own:
         try:
             with _apart(0):
                 made: object = self.codec.decode(bytes(data), self.schema)
-        except Exception as error:  # the user's own, whatever it is
+        except USERS_OWN as error:  # the user's own, whatever it is
             raise CorruptPayload(f"{self.name}: decode raised {error_line(error)}") from error
         return self._flat(made)
 

@@ -75,6 +75,8 @@ class Target(BaseModel):
             return found(**{**wanted, **self.options})
         except (TypeError, ValueError) as error:
             raise UserError(f"{self.target!r}: {error}") from error
+        except SystemExit as error:
+            raise UserError(f"{self.target!r} called sys.exit({error.code!r}) when it was called") from error
 
     def routes(self) -> dict[str, str]:
         """Option -> how it reaches a plain function: `its parameter` or `task.config`; none of a preset or a class.

@@ -18,6 +18,8 @@ class UserError(ValueError):
     """Wrong input by the user: one line that says what, where and what is allowed. The CLI exits with status 2."""
 
 
+USERS_OWN = (Exception, SystemExit)
+"""What code of the user's may raise, to be caught where it is called: `sys.exit` in it would end the program without a word."""
 MOST = 300
 """Characters of an error's own text that are shown."""
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_sim.core.errors import UserError, error_line
+from fl_sim.core.errors import USERS_OWN, UserError, error_line
 from fl_sim.core.lookup import nearest
 
 SUFFIX = "Partitioner"
@@ -100,7 +100,7 @@ def flower_parts(
         return [np.asarray(partitioner.load_partition(number)[INDEX], dtype=np.int64) for number in range(count)]
     except UserError:
         raise
-    except Exception as error:  # whatever a partitioner of another package raises
+    except USERS_OWN as error:  # whatever a partitioner of another package raises
         raise UserError(f"{where}: it raised {error_line(error)}") from error
 
 

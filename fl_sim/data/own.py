@@ -10,7 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from fl_sim.core.errors import error_line
+from fl_sim.core.errors import USERS_OWN, error_line
 from fl_sim.core.lookup import accepts, imported
 from fl_sim.core.process_state import unchanged_settings
 from fl_sim.core.types import UserError
@@ -47,7 +47,7 @@ def load_own(path: str, *, validation: float, proxy: float) -> tuple[Data, list[
             made = make(**taken)
     except UserError:
         raise
-    except Exception as error:  # the user's own function, whatever it raises
+    except USERS_OWN as error:  # the user's own function, whatever it raises
         raise UserError(f"{where}: it raised {error_line(error)}") from error
     data = checked(where, made)
     return data, _check_shares(where, data, asked)

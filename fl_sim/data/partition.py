@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_sim.core.errors import error_line, in_one_line
+from fl_sim.core.errors import USERS_OWN, error_line, in_one_line
 from fl_sim.core.lookup import find
 from fl_sim.core.process_state import unchanged_settings
 from fl_sim.core.seeding import Purpose, numpy_generator
@@ -220,7 +220,7 @@ def _of_ones_own(kind: str, rule: Callable[..., object], labels: Labels, request
             return rule(labels.copy(), request)
     except UserError:
         raise
-    except Exception as error:  # the user's own function, whatever it raises
+    except USERS_OWN as error:  # the user's own function, whatever it raises
         raise UserError(f"{where}: it raised {error_line(error)}") from error
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from torch.utils.data import Dataset
 
-from fl_sim.core.errors import UserError, error_line
+from fl_sim.core.errors import USERS_OWN, UserError, error_line
 from fl_sim.data.arrays import Array, as_array
 
 
@@ -31,7 +31,7 @@ def read_dataset(dataset: object, name: str) -> dict[str, object]:
             targets.append(as_array(target, "targets"))
     except UserError:
         raise
-    except Exception as error:  # the user's own data set, whatever it raises
+    except USERS_OWN as error:  # the user's own data set, whatever it raises
         raise UserError(f"data: {name}: sample {len(inputs)} of the Dataset raised {error_line(error)}") from error
     for what, some in ((name, inputs), ("targets", targets)):
         if len({one.shape for one in some}) != 1:

@@ -6,13 +6,12 @@ model = build("resnet20", num_classes=10, in_channels=3, seed=0)
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from fl_sim.core.errors import UserError, error_line
+from fl_sim.core.errors import USERS_OWN, UserError, error_line
 from fl_sim.core.lookup import accepts, find
 from fl_sim.core.process_state import seeded, unchanged_settings
 from fl_sim.models.adapters import Adapter, adapt
@@ -117,8 +116,7 @@ def build_for(name: str, interface: Interface, *, seed: int = 0, width: float = 
         asked = arguments(name, builder, interface, width)
         accepts(f"model.name = {name!r}", builder, **asked)
         with seeded(seed):
-            with nullcontext() if name in MODELS else unchanged_settings():
-                model = builder(**asked)
+            model = builder(**asked) if name in MODELS else _built(name, builder, asked)
             if name not in MODELS:
                 torch.set_default_dtype(dtype)
                 _look_over(name, model, interface.square if "image_size" in asked else interface)
@@ -127,6 +125,17 @@ def build_for(name: str, interface: Interface, *, seed: int = 0, width: float = 
         return model
     finally:
         torch.set_default_dtype(dtype)
+
+
+def _built(name: str, builder: Callable[..., nn.Module], asked: Mapping[str, object]) -> nn.Module:
+    """Call a builder of the user's; it leaves the process as it was."""
+    try:
+        with unchanged_settings():
+            return builder(**asked)
+    except UserError:
+        raise
+    except USERS_OWN as error:
+        raise UserError(f"model.name = {name!r}: it raised {error_line(error)}") from error
 
 
 def _look_over(name: str, model: nn.Module, interface: Interface) -> None:
@@ -156,7 +165,7 @@ def check(name: str, model: nn.Module, interface: Interface, samples: int = 2) -
     with torch.no_grad():
         try:
             logits = model.eval()(interface.example(samples))
-        except Exception as error:  # the user's own, whatever it is
+        except USERS_OWN as error:  # the user's own, whatever it is
             height, width = shape[-2:] if called == "images" else (0, 0)
             hint = "" if height == width else f"; it was built for {height} x {height} pixels: images must be square"
             raise UserError(

@@ -9,7 +9,7 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from fl_sim.core.errors import UserError, error_line
+from fl_sim.core.errors import USERS_OWN, UserError, error_line
 from fl_sim.core.process_changes import observed
 from fl_sim.models.interface import Interface
 from fl_sim.models.module_state import ModuleState
@@ -51,7 +51,7 @@ def prepare(name: str, model: nn.Module, interface: Interface, samples: int = 2)
     try:
         with torch.no_grad(), observed() as changed:
             probe(interface.random(samples))  # zeros would leave a running mean of zero alone
-    except Exception as error:  # the user's own, whatever it is
+    except USERS_OWN as error:  # the user's own, whatever it is
         shape = (samples, *interface.input_shape)
         raise UserError(
             f"model.name = {name!r}: in training, on {interface.called} of {shape}, it raised {error_line(error)}"
@@ -79,7 +79,7 @@ def prepare(name: str, model: nn.Module, interface: Interface, samples: int = 2)
 def _copied(name: str, model: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(model)
-    except Exception as error:  # whatever a part of the user's model says
+    except USERS_OWN as error:  # whatever a part of the user's model says
         hint = "keep what cannot be copied, such as a lock or a file, outside of the model"
         raise UserError(f"model.name = {name!r}: cannot be copied: {error_line(error)}; {hint}") from error
 

@@ -16,7 +16,7 @@ from fl_sim import codecs
 from fl_sim.codecs import Codec, CorruptPayload, Own, Schema
 from fl_sim.config.codecs import CodecTarget
 from fl_sim.config.toml import Json
-from fl_sim.core.errors import UserError
+from fl_sim.core.errors import USERS_OWN, UserError
 from fl_sim.core.types import Params
 from fl_sim.runtime.client.update_validation import BadUpdate, kept
 from fl_sim.simulation.own_codecs import codec_of
@@ -181,7 +181,7 @@ def needs_little(tried: Tried) -> str:
         try:
             with _bounded(most):
                 tried.codec.decode(changed, tried.schema)
-        except Exception as error:  # the user's own, whatever it is
+        except USERS_OWN as error:  # the user's own, whatever it is
             said = f"{type(error).__name__}: {error}".lower()
             if "memory" in said or "allocate" in said:
                 asked = f"more than {most / 1e6:,.0f} MB for tensors of {tried.schema.nbytes / 1e6:,.1f} MB"

@@ -22,9 +22,8 @@ from fl_sim.communication.mask_log import MaskRecorder
 from fl_sim.communication.payload_log import FOLDER as PAYLOADS
 from fl_sim.communication.payload_log import PayloadRecorder
 from fl_sim.config.experiment import Experiment
-from fl_sim.core.errors import in_one_line
+from fl_sim.core.errors import USERS_OWN, UserError, error_line, in_one_line, users_line
 from fl_sim.core.observer import SILENT, Observer
-from fl_sim.core.types import UserError
 from fl_sim.report import Report
 from fl_sim.report.progress import shown
 from fl_sim.runtime.grids.base import LocalGrid
@@ -212,6 +211,13 @@ def _stopping(folder: RunFolder, checkpoint: CheckpointHook) -> Iterator[None]:
     except (OSError, RuntimeError, MemoryError, CorruptPayload, struct.error) as error:
         said = in_one_line(error)
         reason = f"{error.filename or folder.path}: {error.strerror or said}" if isinstance(error, OSError) else said
-        kept = checkpoint.saved_round
-        hint = f"; {kept} finished rounds are kept, --resume goes on from there" if kept else ""
-        raise RunStopped(reason + hint) from error
+        raise RunStopped(reason + _kept(checkpoint)) from error
+    except USERS_OWN as error:
+        if isinstance(error, UserError) or not users_line(error):
+            raise
+        raise RunStopped(error_line(error) + _kept(checkpoint)) from error
+
+
+def _kept(checkpoint: CheckpointHook) -> str:
+    kept = checkpoint.saved_round
+    return f"; {kept} finished rounds are kept, --resume goes on from there" if kept else ""

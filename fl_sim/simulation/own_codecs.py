@@ -12,7 +12,7 @@ from fl_sim.codecs import Codec, CorruptPayload, Schema
 from fl_sim.communication.exchange import Coding, Exchange, OwnCoding
 from fl_sim.config.codecs import CodecTarget
 from fl_sim.config.sections import WireSection
-from fl_sim.core.errors import error_line
+from fl_sim.core.errors import USERS_OWN, error_line
 from fl_sim.core.lookup import takes
 from fl_sim.core.seeding import Purpose, generator
 from fl_sim.core.types import Params, UserError
@@ -87,7 +87,7 @@ def _tried(coding: OwnCoding, schema: Schema, initial: Params, where: str) -> Pa
     for seed in range(2):
         try:
             data = coding.encode(moved, None, initial, schema=schema, held_mask=None, seed=seed, state=state)
-        except Exception as error:  # the user's own, whatever it is
+        except USERS_OWN as error:  # the user's own, whatever it is
             said = str(error) if isinstance(error, UserError) else f"encode raised {error_line(error)}"
             raise UserError(f"{where}: {said}") from error
         try:

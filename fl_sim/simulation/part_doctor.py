@@ -18,7 +18,7 @@ from fl_sim import data, models
 from fl_sim.codecs import Schema
 from fl_sim.config.codecs import codec_path
 from fl_sim.config.toml import Json
-from fl_sim.core.errors import UserError, error_line
+from fl_sim.core.errors import USERS_OWN, UserError, error_line
 from fl_sim.core.lookup import imported, takes
 from fl_sim.core.types import Mask, Params, Update
 from fl_sim.models.parameters import snapshot
@@ -277,7 +277,7 @@ def examine_part(key: str, path: str, options: Mapping[str, Json] | None = None)
             problem = check(part)
         except UserError as error:
             problem = str(error)
-        except Exception as error:  # the user's own, whatever it is: this is what a doctor is for
+        except USERS_OWN as error:  # the user's own, whatever it is: this is what a doctor is for
             problem = f"it raised {error_line(error)}"
         findings.append(Finding((check.__doc__ or "").rstrip("."), problem))
         if problem and check is CHECKS[key][0]:

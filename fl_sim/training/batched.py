@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn.functional import cross_entropy
 
-from fl_sim.core.errors import in_one_line
+from fl_sim.core.errors import USERS_OWN, in_one_line
 from fl_sim.core.types import Mask, Params
 from fl_sim.data import Split
 from fl_sim.gating import Gated
@@ -99,7 +99,7 @@ def failure(model: nn.Module, data: Split, training: Training, criterion: Criter
     try:
         together = fit(probe, [start for _ in members], members, once, criterion)
         load(probe, start)  # a module under two names keeps the tensors of the batch
-    except Exception as error:  # whatever PyTorch says of a model that is the user's own
+    except USERS_OWN as error:  # whatever PyTorch says of a model that is the user's own
         return f"torch.func.vmap cannot run this model ({in_one_line(error)})"
     finally:
         left_something = not isinstance(probe, Gated) and not built.is_as_built()  # gates remember their last mask
@@ -112,7 +112,7 @@ def failure(model: nn.Module, data: Split, training: Training, criterion: Criter
         once.fit(
             probe, few, lambda own, batch: criterion(own(batch[0]), batch[1]), rng=torch.Generator().manual_seed(0)
         )
-    except Exception as error:  # each client will say so
+    except USERS_OWN as error:  # each client will say so
         return f"a step of one client alone fails ({in_one_line(error)})"
     differing = _differing(start, together[0].entries, entries(probe))
     return f"{differing!r} comes out otherwise when clients train together" if differing else None

@@ -14,7 +14,7 @@ from typing import TypeVar, cast
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
-from fl_sim.core.errors import UserError, error_line
+from fl_sim.core.errors import USERS_OWN, UserError, error_line
 from fl_sim.runtime.apps.grid import Scalar
 
 A = TypeVar("A")
@@ -104,7 +104,7 @@ class Project:
         module, attribute = path.split(":")
         try:
             found = getattr(importlib.import_module(module), attribute)
-        except Exception as error:
+        except USERS_OWN as error:
             raise UserError(f"{self.path / FILE}: {key} = {path!r}: {error_line(error)}") from error
         if not isinstance(found, kind):
             raise UserError(f"{self.path / FILE}: {key} = {path!r} is a {type(found).__name__}, not a {kind.__name__}")

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from fl_sim import data, models
-from fl_sim.core.errors import error_line
+from fl_sim.core.errors import USERS_OWN, error_line
 from fl_sim.core.types import Scalar
 from fl_sim.runtime.client.doctor_behaviour_checks import (
     descends,
@@ -74,7 +74,7 @@ def examine(client: Client, *, model: str = "cnn_bn", config: Mapping[str, Scala
     for check in (*NEEDED, *CHECKS):
         try:
             problem = check(examination)
-        except Exception as error:  # the client's own, whatever it is: this is what a doctor is for
+        except USERS_OWN as error:  # the client's own, whatever it is: this is what a doctor is for
             problem = f"it raised {error_line(error)}"
         said_already = problem in [finding.problem for finding in findings]
         findings.append(Finding((check.__doc__ or "").rstrip("."), "" if said_already else problem))

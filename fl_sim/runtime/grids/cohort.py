@@ -19,6 +19,7 @@ from flwr.clientapp import ClientApp
 from torch import nn
 
 from fl_sim.communication.flower_private import set_message_id
+from fl_sim.core.errors import USERS_OWN
 from fl_sim.core.types import Mask, Metrics, Task
 from fl_sim.data import Split
 from fl_sim.runtime.client.host import ClientHost, ClientTask
@@ -116,7 +117,7 @@ class CohortGrid(LocalGrid):
             return _Begun(request, host, self._app)
         try:
             return _Begun(request, host, self._app, host.begin(request, context))
-        except Exception as error:
+        except USERS_OWN as error:
             return _Begun(request, host, partial(_fail, error))
 
     def _can(self, host: ClientHost) -> bool:
@@ -169,7 +170,7 @@ def _finish(begun: _Begun, ready: Ready, message: Message, context: Context) -> 
     return begun.host.finish(begun.client_task, begun.host.client.trained_by(ready), message, context)
 
 
-def _fail(error: Exception, message: Message, context: Context) -> Message:
+def _fail(error: BaseException, message: Message, context: Context) -> Message:
     raise error
 
 

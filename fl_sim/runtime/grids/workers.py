@@ -21,7 +21,7 @@ from multiprocessing.process import BaseProcess
 from flwr.app import Context, RecordDict
 from flwr.clientapp import ClientApp
 
-from fl_sim.core.errors import in_one_line
+from fl_sim.core.errors import USERS_OWN, in_one_line
 from fl_sim.core.types import UserError
 from fl_sim.runtime.grids.forkserver import end_with_parent, prepare, without_main
 from fl_sim.runtime.grids.pool import DEPTH, Finished, Jobs, PooledGrid
@@ -116,7 +116,7 @@ def work(
     os.environ.update(environment)
     try:
         workplace = Workplace(factory, path)
-    except Exception as error:
+    except USERS_OWN as error:
         pipe.send(f"{type(error).__name__}: {in_one_line(error)}")
         return
     pipe.send(None)

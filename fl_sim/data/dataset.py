@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fl_sim.core.threads import one_thread
 from fl_sim.core.types import UserError
 from fl_sim.data.arrays import Array, Rows, as_groups, as_inputs, as_targets, check_classes, stays_mapped
 from fl_sim.data.kinds import Inputs, Targets, described, input_kind, target_kind
@@ -220,8 +221,12 @@ def _vocabulary(inputs: Array, tested: Array, targets: Array, vocabulary: int | 
     return int(known)
 
 
+@one_thread()
 def _statistics(stored: Tensor, positions: Tensor | None, *, standardise: bool) -> tuple[Tensor | None, Tensor | None]:
-    """Mean and deviation of each channel of images, or of each feature of numbers where that is asked for."""
+    """Mean and deviation of each channel of images, or of each feature of numbers where that is asked for.
+
+    They are part of the data's hash, which a run and the look at a finished one must find alike.
+    """
     kind = input_kind(stored)
     count = len(stored) if positions is None else len(positions)
     if kind is Inputs.IMAGES:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from federation import TINY, same
 from PIL import Image
 
@@ -20,7 +21,7 @@ from fl_sim.cli import main
 from fl_sim.config.experiment import run_folder
 from fl_sim.simulation import resume
 from fl_sim.simulation.earlier_runs import is_stopped
-from fl_sim.simulation.identity import Identity, hash_of
+from fl_sim.simulation.identity import Identity, hash_of, hash_of_source
 from fl_sim.simulation.sweep import sweep, told_apart
 from fl_sim.simulation.user_code import code_of
 
@@ -285,6 +286,16 @@ def test_large_images_are_hashed_in_part_and_labels_in_full(monkeypatch: pytest.
     assert len({hash_of(data(i, j)) for i in (1, 7) for j in (0, 9)}) == 4
     monkeypatch.setattr("fl_sim.simulation.identity.MOST", 160)
     assert hash_of(data(1, 0)) == hash_of(data(7, 0)) != hash_of(data(7, 9))
+
+
+def test_the_hash_does_not_depend_on_how_many_threads_summed_the_pixels() -> None:
+    """Federations compute on one thread; a look at a finished run is taken on as many as PyTorch has."""
+    experiment, before = Experiment.load("configs/quickstart.toml"), torch.get_num_threads()
+    try:
+        hashes = [torch.set_num_threads(count) or hash_of_source(experiment) for count in (1, 2, 3, 4)]
+    finally:
+        torch.set_num_threads(before)
+    assert len(set(hashes)) == 1
 
 
 def test_a_finished_run_is_read_whichever_engine_computed_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -30,6 +30,7 @@ def reproduce(
     ] = "digits",
     out: Annotated[Path, typer.Option(help="folder of the runs and of the page")] = Path("runs/claims"),
     rounds: Annotated[int | None, typer.Option(min=1, help="in the place of the task's; the page says so")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="runs at once, each in a process of its own")] = 1,
     quiet: Annotated[bool, typer.Option("--quiet", help="print errors only")] = False,
 ) -> None:
     """Run published methods in a scaled setting, and write what their papers claim beside the bytes that were encoded.
@@ -43,7 +44,8 @@ def reproduce(
     """
     with imports_uncollected():
         from fl_sim.bench.claims.trial import Asked, case_of, chosen, experiments
-        from fl_sim.simulation.sweep import integers, sweep
+        from fl_sim.simulation.parallel_runs import outcomes
+        from fl_sim.simulation.sweep import integers
 
     if listed:
         for line in _lines():
@@ -52,17 +54,17 @@ def reproduce(
     methods = chosen(names or [], everything=everything, task=task)
     asked = Asked(task, methods, integers("--seeds", seeds), str(out), rounds)
     planned = experiments(asked)
-    outcomes = []
+    ended = []
     try:
-        for number, outcome in enumerate(sweep(planned, _run)):
-            outcomes.append(outcome)
+        for number, outcome in enumerate(outcomes(planned, jobs=jobs, fresh=False, here=_run)):
+            ended.append(outcome)
             _say(number + 1, len(planned), outcome, quiet=quiet)
     except KeyboardInterrupt as error:
         again = shlex.join([typed(), *sys.argv[1:]])
         errors.print(f"fl-sim: interrupted; the same command goes on: {again}", soft_wrap=True, markup=False)
         raise typer.Exit(130) from error
     defined = chosen([], everything=True, task=task)
-    case = case_of(task, outcomes)
+    case = case_of(task, ended)
     missing = [name for name in defined if name not in case.methods]
     path = _write(case, out, missing)
     if not quiet:

@@ -99,6 +99,7 @@ def sweep(
     out: Annotated[Path | None, typer.Option(help="folder that receives the runs' folders")] = None,
     page: Annotated[Path | None, typer.Option("--html", help="write charts and tables to this file as well")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="run everything again, in the place of what is there")] = False,
+    jobs: Annotated[int, typer.Option(min=1, help="runs at once, each in a process of its own")] = 1,
     quiet: Annotated[bool, typer.Option("--quiet", help="print errors only")] = False,
     live: Annotated[
         bool, typer.Option("--watch", help="print the address of a live page, for this machine only")
@@ -112,7 +113,7 @@ def sweep(
 
     Example: fl-sim sweep configs/quickstart.toml data.alpha=0.1,1.0 rounds=10 --seeds 0,1,2
 
-    Example: fl-sim sweep configs/quickstart.toml configs/digits_*.toml --html comparison.html
+    Example: fl-sim sweep configs/quickstart.toml configs/digits_*.toml --jobs 2 --html comparison.html
     """
     with imports_uncollected():
         from fl_sim.simulation.sweep import integers, plan, sorted_out
@@ -124,12 +125,14 @@ def sweep(
     try:
         if not any(experiment.study for experiment in experiments):
             with beside(Path(experiments[0].out)) if live else nullcontext():
-                _federations(experiments, page=page, fresh=fresh, quiet=quiet)
+                _federations(experiments, page=page, jobs=jobs, fresh=fresh, quiet=quiet)
         else:
             if fresh:
                 raise UserError("--fresh: not with a [study]; delete the trainings that shall be run again")
             if live:
                 raise UserError("--watch: not with a [study], which has no rounds to show")
+            if jobs > 1:
+                raise UserError("--jobs: not with a [study], which trains one model after the other")
             _studies([experiment for experiment in experiments if experiment.seed == under[0]], under, quiet=quiet)
     except KeyboardInterrupt as error:
         again = shlex.join([typed(), *sys.argv[1:]])
@@ -156,13 +159,13 @@ def _studies(experiments: list[Experiment], seeds: list[int], *, quiet: bool) ->
             console.print(str(table), highlight=False, soft_wrap=True)
 
 
-def _federations(experiments: list[Experiment], *, page: Path | None, fresh: bool, quiet: bool) -> None:
+def _federations(experiments: list[Experiment], *, page: Path | None, jobs: int, fresh: bool, quiet: bool) -> None:
     from fl_sim.config.experiment import run_folder
     from fl_sim.report import grouped, over_seeds, write_page
     from fl_sim.report.progress import display
     from fl_sim.simulation.earlier_runs import already_there, is_finished, is_stopped
     from fl_sim.simulation.loop import run as start
-    from fl_sim.simulation.sweep import sweep as outcomes
+    from fl_sim.simulation.parallel_runs import outcomes
     from fl_sim.simulation.sweep import told_apart
 
     which = [
@@ -179,7 +182,7 @@ def _federations(experiments: list[Experiment], *, page: Path | None, fresh: boo
             return start(experiment, observer, resume=not fresh and is_stopped(experiment), fresh=fresh)
 
     finished, failed, since = [], 0, time.perf_counter()
-    for number, outcome in enumerate(outcomes(experiments, one, fresh=fresh), start=1):
+    for number, outcome in enumerate(outcomes(experiments, jobs=jobs, fresh=fresh, here=one), start=1):
         where = which[number - 1]
         if waiting[number - 1]:
             spent.append(time.perf_counter() - since)

@@ -117,7 +117,10 @@ def plan(path: str | Path, overrides: Sequence[str], *, seeds: Sequence[int]) ->
 
 
 def sweep(
-    experiments: Sequence[Experiment], run: Callable[[Experiment], Report], *, fresh: bool = False
+    experiments: Sequence[Experiment],
+    run: Callable[[Experiment], Report],
+    *,
+    there: Callable[[Experiment], bool] = is_finished,
 ) -> Iterator[Outcome]:
     """Run what is not finished; a failed run is an outcome like another, and the next one starts.
 
@@ -126,7 +129,7 @@ def sweep(
     Args:
         experiments: what to run.
         run: runs one of them.
-        fresh: finished ones too.
+        there: whether results are there, so that nothing is to be run.
     """
     hashes: dict[str, str] = {}
 
@@ -139,7 +142,7 @@ def sweep(
 
     for experiment in experiments:
         try:
-            if not fresh and is_finished(experiment):
+            if there(experiment):
                 yield Outcome(experiment, finished(experiment, hash_data), skipped=True)
             else:
                 yield Outcome(experiment, run(experiment))

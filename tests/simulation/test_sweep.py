@@ -7,13 +7,14 @@ import re
 from pathlib import Path
 
 import pytest
-from federation import TINY
+from federation import TINY, same
 from rich.console import Console
 
 from fl_sim import Experiment, Report, UserError, run
 from fl_sim.cli import main
 from fl_sim.report import comparison
 from fl_sim.simulation import resume
+from fl_sim.simulation.parallel_runs import ParallelRuns
 from fl_sim.simulation.sweep import alternatives, integers, plan, sorted_out, sweep
 
 
@@ -123,6 +124,21 @@ def test_finished_runs_are_skipped_and_failures_survived(config: Path) -> None:
     assert started == [0, 1, 2, 1]
     assert second[0].report is not None
     assert second[0].report.summary == first[0].report.summary
+
+
+def test_runs_of_other_processes_keep_the_order_and_a_refused_one_stops_no_other(config: Path, tmp_path: Path) -> None:
+    """With one process, as each takes seconds to start; `--jobs 2` has two of them."""
+    good, bad = plan(config, [], seeds=[0, 1]), plan(config, ["data.clients=5000"], seeds=[0])
+    asked = [good[1], *bad, good[0], good[1]]
+    with ParallelRuns(asked, jobs=1) as runs:
+        first = list(sweep(asked, runs, there=runs.were_there))
+    assert [each.experiment for each in first] == asked
+    assert [each.skipped for each in first] == [False, False, False, True]
+    assert ["data.clients" in each.reason for each in first] == [False, True, False, False]
+    assert first[2].report is not None
+    same(first[2].report, run(good[0].model_copy(update={"out": str(tmp_path / "alone")})))
+    with ParallelRuns(good, jobs=1) as runs:
+        assert all(map(runs.were_there, good))
 
 
 def test_an_unfinished_folder_is_run_again(config: Path) -> None:

@@ -18,6 +18,7 @@ from fl_sim.config.experiment import Experiment, run_folder
 from fl_sim.core.errors import in_one_line
 from fl_sim.core.types import UserError
 from fl_sim.report import Report
+from fl_sim.runtime.grids import forkserver
 from fl_sim.simulation.earlier_runs import is_finished, is_stopped
 from fl_sim.simulation.loop import run
 from fl_sim.simulation.sweep import Outcome, sweep
@@ -91,7 +92,8 @@ class ParallelRuns:
 
 
 def _prepare() -> None:
-    """In each process: an interrupt from the terminal is the parent's to answer; warnings are lines as the parent's are."""
+    """In each process: it ends with its parent; an interrupt of the terminal is the parent's to answer; warnings are lines."""
+    forkserver.end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
 

@@ -30,6 +30,10 @@ def reproduce(
     ] = "digits",
     out: Annotated[Path, typer.Option(help="folder of the runs and of the page")] = Path("runs/claims"),
     rounds: Annotated[int | None, typer.Option(min=1, help="in the place of the task's; the page says so")] = None,
+    rates: Annotated[
+        str | None,
+        typer.Option(help="factors such as 0.3,1,3: validation chooses every arm's local learning rate among them"),
+    ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="runs at once, each in a process of its own")] = 1,
     quiet: Annotated[bool, typer.Option("--quiet", help="print errors only")] = False,
 ) -> None:
@@ -40,12 +44,12 @@ def reproduce(
 
     Example: fl-sim reproduce topk stc --seeds 0 --rounds 3
 
-    Example: fl-sim reproduce --all --seeds 0,1,2
+    Example: fl-sim reproduce --all --seeds 0,1,2,3,4 --rates 0.3,1,3 --jobs 2
     """
     with imports_uncollected():
+        from fl_sim.bench.claims.rates import Search
         from fl_sim.bench.claims.trial import Asked, case_of, chosen, experiments
-        from fl_sim.simulation.parallel_runs import outcomes
-        from fl_sim.simulation.sweep import integers
+        from fl_sim.simulation.sweep import decimals, integers
 
     if listed:
         for line in _lines():
@@ -53,12 +57,10 @@ def reproduce(
         return
     methods = chosen(names or [], everything=everything, task=task)
     asked = Asked(task, methods, integers("--seeds", seeds), str(out), rounds)
-    planned = experiments(asked)
-    ended = []
     try:
-        for number, outcome in enumerate(outcomes(planned, jobs=jobs, fresh=False, here=_run)):
-            ended.append(outcome)
-            _say(number + 1, len(planned), outcome, quiet=quiet)
+        search = None if rates is None else Search(asked, decimals("--rates", rates))
+        found = None if search is None else search.chosen(_outcomes(search.experiments, jobs=jobs, quiet=quiet))
+        ended = _outcomes(experiments(asked, found), jobs=jobs, quiet=quiet)
     except KeyboardInterrupt as error:
         again = shlex.join([typed(), *sys.argv[1:]])
         errors.print(f"fl-sim: interrupted; the same command goes on: {again}", soft_wrap=True, markup=False)
@@ -66,11 +68,21 @@ def reproduce(
     defined = chosen([], everything=True, task=task)
     case = case_of(task, ended)
     missing = [name for name in defined if name not in case.methods]
-    path = _write(case, out, missing)
+    path = _write(case, out, missing, rates)
     if not quiet:
         console.print(str(path), highlight=False, soft_wrap=True)
     if case.failed:
-        raise RuntimeError(f"{len(case.failed)} of {len(planned)} runs failed; {path} says which")
+        raise RuntimeError(f"{len(case.failed)} of {len(ended)} runs failed; {path} says which")
+
+
+def _outcomes(planned: list[Experiment], *, jobs: int, quiet: bool) -> list[Outcome]:
+    from fl_sim.simulation.parallel_runs import outcomes
+
+    ended = []
+    for number, outcome in enumerate(outcomes(planned, jobs=jobs, fresh=False, here=_run), start=1):
+        ended.append(outcome)
+        _say(number, len(planned), outcome, quiet=quiet)
+    return ended
 
 
 def _lines() -> list[str]:
@@ -103,7 +115,7 @@ def _say(number: int, count: int, outcome: Outcome, *, quiet: bool) -> None:
         console.print(f"{where}  {how}", highlight=False, markup=False, soft_wrap=True)
 
 
-def _write(case: Case, out: Path, missing: list[str]) -> Path:
+def _write(case: Case, out: Path, missing: list[str], rates: str | None) -> Path:
     from fl_sim.bench.claims.page import page
     from fl_sim.bench.claims.picture import draw
     from fl_sim.core.files import write_atomically
@@ -111,7 +123,7 @@ def _write(case: Case, out: Path, missing: list[str]) -> Path:
 
     path, picture = out / f"claims_{case.task}.md", out / f"claims_{case.task}.svg"
     command = shlex.join(["fl-sim", *sys.argv[1:]])
-    text = page(case, command=command, code=f"code {own_code()}", missing=missing, picture=picture.name)
+    text = page(case, command=command, code=f"code {own_code()}", missing=missing, picture=picture.name, rates=rates)
     try:
         write_atomically(picture, draw(case).encode())
         write_atomically(path, text.encode())

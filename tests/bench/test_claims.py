@@ -11,13 +11,14 @@ from fl_sim.bench.claims.claim import folder, read_claims, task_names, tree_of
 from fl_sim.bench.claims.page import page
 from fl_sim.bench.claims.parts import PARTS, parts_of
 from fl_sim.bench.claims.picture import draw
+from fl_sim.bench.claims.rates import Search
 from fl_sim.bench.claims.rows import BETTER, ONE, OPEN, WORSE, front, row_of, verdict
 from fl_sim.bench.claims.trial import Asked, Case, case_of, chosen, experiments, merged
 from fl_sim.cli.reproduce import reproduce
 from fl_sim.core.errors import UserError
 from fl_sim.report.groups import Spread
 from fl_sim.simulation.loop import run
-from fl_sim.simulation.sweep import sweep
+from fl_sim.simulation.sweep import Outcome, sweep
 from strategies.published import zerofl
 
 PUBLISHED = Path(zerofl.__file__).parent
@@ -168,6 +169,32 @@ def test_the_page_says_what_is_there_and_what_is_missing(case: Case) -> None:
     picture = draw(case)
     assert picture.count("<circle") == 4
     assert ">topk<" in picture
+
+
+def test_validation_chooses_the_rate_of_every_arm_and_the_smaller_of_two_equal_ones(tmp_path: Path) -> None:
+    asked = Asked("digits", ["fedpm"], [0], str(tmp_path), rounds=1)
+    search = Search(asked, [1.0, 0.5, 3.0])
+    dense = [each for each in search.experiments if search.arm[each.name, each.id] == "dense"]
+    assert [each.training.lr for each in dense] == [0.05, 0.1, 0.3]
+    assert {each.seed for each in search.experiments} == {10}
+    reports = [run(each, quiet=True) for each in dense]
+    scores = [0.5, 0.7, 0.7]
+    for report, score in zip(reports, scores, strict=True):
+        report.rounds[-1]["validation_accuracy"] = score  # type: ignore[index]
+    others = [each for each in search.experiments if each not in dense and each.training.lr != 0.3]
+    ended = [Outcome(each, report) for each, report in zip(dense, reports, strict=True)]
+    rates = search.chosen([*ended, *(Outcome(each, reports[0]) for each in others)])
+    assert rates["dense"] == 0.1
+    planned = experiments(asked, rates)
+    assert [each.training.lr for each in planned[:2]] == [0.1, rates["fedpm"]]
+    with pytest.raises(RuntimeError, match="no learning rate for fedpm, dense-x0[.]9375, "):
+        search.chosen(ended)
+
+
+@pytest.mark.parametrize(("factors", "seeds", "said"), [([0.0, 1.0], [0], "above 0"), ([1.0], [0, 10], "--seeds: 10")])
+def test_what_cannot_choose_a_rate_is_refused(factors: list[float], seeds: list[int], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        Search(Asked("digits", [], seeds, "runs/claims"), factors)
 
 
 def test_without_dense_fedavg_there_is_no_court() -> None:

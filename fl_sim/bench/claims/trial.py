@@ -63,20 +63,30 @@ def chosen(names: Sequence[str], *, everything: bool, task: str) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def experiments(asked: Asked) -> list[Experiment]:
-    """Every run in the order in which it is worth having: dense, then the methods, then smaller models; all validated."""
+def arms(asked: Asked) -> dict[str, dict[str, object]]:
+    """Name -> config tree of every arm in the order in which it is worth having: dense, then methods, then smaller models."""
     base = tree_of("tasks", asked.task)
     widths = base.pop(WIDTHS, [])
     trees = {DENSE: base} | {name: merged(base, tree_of("methods", name)) for name in asked.methods}
     for width in widths if isinstance(widths, list) else []:
         trees[f"{SMALL}{width:g}"] = merged(base, {"model": {"width": width}})
-    rounds = [] if asked.rounds is None else [f"rounds={asked.rounds}"]
+    return trees
+
+
+def experiments(asked: Asked, rates: Mapping[str, float] | None = None) -> list[Experiment]:
+    """Every run, validated; `rates` has local learning rates by arm in the place of the config's."""
     made = []
-    for name, tree in trees.items():
+    for name, tree in arms(asked).items():
         for seed in asked.seeds:
-            own = [f"name={asked.task}-{name}", f'out="{asked.out}"', f"seed={seed}", *rounds]
-            made.append(Experiment.from_tree(tree, own, where=f"method {name}"))
+            rate = [] if rates is None else [f"training.lr={rates[name]!r}"]
+            made.append(experiment_of(asked, name, tree, [f"name={asked.task}-{name}", f"seed={seed}", *rate]))
     return made
+
+
+def experiment_of(asked: Asked, name: str, tree: Mapping[str, object], own: Sequence[str]) -> Experiment:
+    """One run of an arm under overrides of its own."""
+    rounds = [] if asked.rounds is None else [f"rounds={asked.rounds}"]
+    return Experiment.from_tree(tree, [f'out="{asked.out}"', *rounds, *own], where=f"method {name}")
 
 
 def merged(base: Mapping[str, object], over: Mapping[str, object]) -> dict[str, object]:

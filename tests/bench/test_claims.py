@@ -187,7 +187,7 @@ def test_validation_chooses_the_rate_of_every_arm_and_the_smaller_of_two_equal_o
     assert rates["dense"] == 0.1
     planned = experiments(asked, rates)
     assert [each.training.lr for each in planned[:2]] == [0.1, rates["fedpm"]]
-    with pytest.raises(RuntimeError, match="no learning rate for fedpm, dense-x0[.]9375, "):
+    with pytest.raises(RuntimeError, match="no learning rate for fedpm"):
         search.chosen(ended)
 
 

@@ -12,6 +12,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 OURS = tuple(str(ROOT / package) for package in ("fl_sim", "strategies", "clients"))
 INSTALLED = tuple(str(Path(sysconfig.get_path(name)).resolve()) for name in ("purelib", "platlib", "stdlib"))
+SITES = {"site-packages", "dist-packages"}
+"""Folders of installed packages, also of another environment that this one sees."""
+
+
+def is_installed(path: Path) -> bool:
+    """Whether a file is of the standard library or of an installed package."""
+    path = path.resolve()
+    return str(path).startswith(INSTALLED) or bool(SITES & set(path.parts))
 
 
 class UserError(ValueError):
@@ -41,7 +49,9 @@ def users_line(error: BaseException) -> str:
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
-        if frame.filename.endswith(".py") and not str(Path(frame.filename).resolve()).startswith(OURS + INSTALLED)
+        if frame.filename.endswith(".py")
+        and not str(Path(frame.filename).resolve()).startswith(OURS)
+        and not is_installed(Path(frame.filename))
     ]
     return f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else ""
 

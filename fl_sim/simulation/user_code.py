@@ -18,9 +18,7 @@ from types import CodeType, FunctionType, ModuleType
 
 import xxhash
 
-from fl_sim.core.errors import INSTALLED, OURS
-
-SITES = {"site-packages", "dist-packages"}
+from fl_sim.core.errors import OURS, is_installed
 
 
 def code_of(target: str) -> Mapping[str, str]:
@@ -57,7 +55,7 @@ def code_of(target: str) -> Mapping[str, str]:
                 continue
             if (place := _place_of(imported, roots)) is None:
                 continue
-            ours, installed = _is_ours(place), _is_installed(place)
+            ours, installed = _is_ours(place), is_installed(place)
             if place.name != "__init__.py" or (installed and not ours):
                 closed.add(
                     imported
@@ -94,7 +92,7 @@ def own_code() -> str:
 def _file_of(module: str) -> Path | None:
     """The file of a module that is not installed; None where it is, and where there is no file."""
     place = _place_of(module)
-    return None if place is None or _is_installed(place) else place
+    return None if place is None or is_installed(place) else place
 
 
 def _listed() -> dict[str, set[str]]:
@@ -129,14 +127,9 @@ def _found(module: str) -> Path | None:
     if loaded is None:
         with suppress(ImportError, ValueError, AttributeError):
             origin = getattr(importlib.util.find_spec(module), "origin", None)
-    if origin is None or not origin.endswith(".py") or _is_installed(path := Path(origin)):
+    if origin is None or not origin.endswith(".py") or is_installed(path := Path(origin)):
         return None
     return path.resolve()
-
-
-def _is_installed(path: Path) -> bool:
-    path = path.resolve()
-    return str(path).startswith(INSTALLED) or bool(SITES & set(path.parts))
 
 
 def _is_ours(path: Path) -> bool:

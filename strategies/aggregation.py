@@ -18,76 +18,21 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from dataclasses import Field, dataclass, replace
-from functools import lru_cache
 from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from fl_sim.codecs import Schema
-from fl_sim.core.kernels import add_scaled, add_sent, add_squares
 from fl_sim.core.types import Params, Update
 from strategies.reading import ReadOnce
 from strategies.server_step import Aggregate, ServerState
+from strategies.sums import Part, Sums
 
 log = logging.getLogger("fl_sim")
 
 
-@dataclass
-class Sums:
-    """Running weighted sums over the coordinates of a schema, all float64.
-
-    Attributes:
-        means: int64 positions of the BatchNorm means.
-        total: sum of n_k M_k x_k, flat.
-        covered: sum of n_k M_k over the prunable part, or None while every update was complete.
-        squares: sum of n_k mean_k**2 over the BatchNorm means, for the variance between clients.
-        weight: sum of n_k.
-    """
-
-    schema: Schema
-    means: Tensor
-    total: Tensor
-    squares: Tensor
-    covered: Tensor | None = None
-    weight: float = 0.0
-
-    @classmethod
-    def zeros(cls, schema: Schema) -> Sums:
-        """Empty sums."""
-        means, _ = statistics(schema)
-        total, squares = (torch.zeros(size, dtype=torch.float64) for size in (schema.size, len(means)))
-        return cls(schema, means, total, squares)
-
-    def add(self, update: Update, weight: float | None = None) -> None:
-        """Fold one update, in the order of the calls; None = its number of examples is its weight."""
-        values, total = self.schema.flat(update.params).numpy(), self.total.numpy()
-        weight, count = float(update.num_examples) if weight is None else weight, self.schema.prunable_size
-        if update.mask is None:
-            add_scaled(total, values, weight)
-            if self.covered is not None:
-                self.covered += weight
-        else:
-            if self.covered is None:
-                self.covered = torch.full((count,), self.weight, dtype=torch.float64)
-            sent = self.schema.flat_mask(update.mask).numpy()
-            add_sent(total[:count], self.covered.numpy(), values[:count], sent, weight)
-            add_scaled(total[count:], values[count:], weight)
-        add_squares(self.squares.numpy(), values, self.means.numpy(), weight)
-        self.weight += weight
-
-
-def _finish(sums: Sums, mean: Tensor) -> Params:
-    """float64 mean -> parameters. BatchNorm variance by the law of total variance: E[var_k] + Var[mean_k]."""
-    means, variances = statistics(sums.schema)
-    if len(means):
-        between = sums.squares / sums.weight - mean[means].square()
-        mean[variances] += between.clamp_(min=0.0)
-    return sums.schema.view(mean.float())
-
-
 def _folded(state: ServerState, updates: Iterable[Update]) -> Sums:
-    sums = Sums.zeros(state.schema)
+    sums = Sums.zeros(state.schema, state.scratch)
     for update in updates:
         sums.add(update)
         del update  # given back before the next one is asked for
@@ -99,14 +44,15 @@ def coverage_mean(state: ServerState, updates: Iterable[Update]) -> Params:
     sums = _folded(state, updates)
     if sums.weight == 0:
         return state.params
-    if sums.covered is None:
-        return _finish(sums, sums.total.div_(sums.weight))
-    count = state.schema.prunable_size
-    old = state.schema.flat(state.params)[:count].double()
-    mean = torch.empty_like(sums.total)
-    torch.where(sums.covered > 0, sums.total[:count] / sums.covered, old, out=mean[:count])
-    torch.div(sums.total[count:], sums.weight, out=mean[count:])
-    return _finish(sums, mean)
+    old = None if sums.covered is None else state.schema.flat(state.params)
+
+    def divide(place: slice, total: Part, covered: Part | None) -> Tensor:
+        if covered is None or old is None:
+            return torch.from_numpy(total).div_(sums.weight)
+        by = torch.from_numpy(covered)
+        return torch.where(by > 0, torch.from_numpy(total) / by, old[place].double())
+
+    return sums.divided(divide)
 
 
 def mean(state: ServerState, updates: Iterable[Update]) -> Params:
@@ -123,11 +69,15 @@ def zero_filled(state: ServerState, sums: Sums) -> Params:
     """The mean of what was folded; a coordinate that a client did not send counts as unchanged by it."""
     if sums.weight == 0:
         return state.params
-    if sums.covered is not None:
-        count = state.schema.prunable_size
-        old = state.schema.flat(state.params)[:count].double()
-        sums.total[:count] += old * (sums.weight - sums.covered)
-    return _finish(sums, sums.total.div_(sums.weight))
+    old = None if sums.covered is None else state.schema.flat(state.params)
+
+    def divide(place: slice, total: Part, covered: Part | None) -> Tensor:
+        mean = torch.from_numpy(total)
+        if covered is not None and old is not None:
+            mean += old[place].double() * (sums.weight - torch.from_numpy(covered))
+        return mean.div_(sums.weight)
+
+    return sums.divided(divide)
 
 
 @dataclass(frozen=True)
@@ -181,21 +131,3 @@ def _fitting(aggregate: Aggregate, fitting: Aggregate) -> Aggregate:
         if isinstance(aggregate, Around)
         else aggregate
     )
-
-
-@lru_cache(maxsize=8)
-def statistics(schema: Schema) -> tuple[Tensor, Tensor]:
-    """Flat positions of BatchNorm running means and of the matching running variances, int64, equally long."""
-    starts, at = {}, 0
-    for name, shape in zip(schema.names, schema.shapes, strict=True):
-        starts[name] = (at, shape.numel())
-        at += shape.numel()
-    means: list[int] = []
-    variances: list[int] = []
-    for name in schema.buffers:
-        if name.endswith("running_mean"):
-            start, size = starts[name]
-            partner, _ = starts[name.removesuffix("running_mean") + "running_var"]
-            means.extend(range(start, start + size))
-            variances.extend(range(partner, partner + size))
-    return torch.tensor(means, dtype=torch.int64), torch.tensor(variances, dtype=torch.int64)

@@ -9,7 +9,7 @@ from functools import partial
 from flwr.app import Message, MessageType, RecordDict
 
 from fl_sim import codecs
-from fl_sim.codecs import Description
+from fl_sim.codecs import Description, Opened
 from fl_sim.codecs.sections import extra_section
 from fl_sim.communication import messages as wire
 from fl_sim.communication.exchange import Frozen
@@ -17,6 +17,7 @@ from fl_sim.communication.flower_private import renewed
 from fl_sim.communication.flower_traffic import Form
 from fl_sim.communication.sparse_broadcast import EncodedModel
 from fl_sim.communication.task_header import Request
+from fl_sim.core.large import is_large
 from fl_sim.core.seeding import Purpose, derive
 from fl_sim.core.types import Mask, Params, Task, UserError
 from fl_sim.runtime.server_context import ServerContext, ServerSnapshot
@@ -129,6 +130,17 @@ class DownlinkSender:
             return Outgoing(cohort, messages, entries)
 
         return outgoing
+
+    def standing_for(self, task: Task, sent: Outgoing) -> Opened | None:
+        """The payload in which the parameters of a task lie as they are, so that the server needs no second copy of a large
+        model while clients train; None where that saves little, or where they are encoded otherwise."""
+        exchange = self.exchange
+        if task.mask is not None or not sent.messages or not is_large(exchange.schema.nbytes):
+            return None
+        if self.published is not None or exchange.downlink.content != "parameters":
+            return None
+        payload = codecs.opened(wire.payload(sent.messages[0].content), schema=exchange.schema)
+        return payload if payload.is_in_place else None
 
     def _extra(self, task: Task) -> dict[str, bytes]:
         """The payloads of a task's extra tensors, the same for every client.

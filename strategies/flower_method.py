@@ -24,9 +24,9 @@ from fl_sim.communication.extra import parameters
 from fl_sim.communication.messages import NUM_EXAMPLES
 from fl_sim.core.errors import USERS_OWN, error_line
 from fl_sim.core.types import Params, Update, UserError
-from strategies.aggregation import Sums, mean
 from strategies.base import Method
 from strategies.server_step import ServerState, with_statistics
+from strategies.sums import Sums
 
 OURS = ("fraction_train", "fraction_evaluate", "min_train_nodes", "min_evaluate_nodes", "min_available_nodes")
 """Options of Flower's strategies in whose place `[cohort]` and `[evaluate]` stand."""
@@ -88,7 +88,7 @@ class FlowerRule:
         """
         schema, shown = state.schema, parameters(state.schema)
         old = schema.flat(state.params)
-        statistics, replies = Sums.zeros(schema), []
+        statistics, replies = Sums.zeros(schema, state.scratch), []
         for update in updates:
             statistics.add(update)
             values = schema.flat(update.params)
@@ -114,7 +114,9 @@ class FlowerRule:
         self._memory = self._kept(before)
         if found is None or set(found) != set(shown.names):
             raise UserError(f"strategy = {self.target!r}: it returned no parameters by the model's names")
-        averaged = mean(state, [Update(schema.view(statistics.total.div(statistics.weight).float()), 1)])
+        averaged = statistics.divided(
+            lambda _, total, __: torch.from_numpy(total).div_(statistics.weight), between=False
+        )
         made = {name: torch.from_numpy(np.array(found[name].numpy(), dtype=np.float32)) for name in shown.names}
         return with_statistics(schema, schema.flat({**averaged, **made}), averaged)
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 
 from fl_sim.core.types import Params, Update, UserError
-from strategies.aggregation import Sums, zero_filled
+from strategies.aggregation import zero_filled
 from strategies.server_step import ServerState, with_statistics
+from strategies.sums import Sums
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class MajorityVote:
 
     def __call__(self, state: ServerState, updates: Iterable[Update]) -> Params:
         schema, old = state.schema, state.schema.flat(state.params)
-        votes, sums = torch.zeros_like(old), Sums.zeros(schema)
+        votes, sums = torch.zeros_like(old), Sums.zeros(schema, state.scratch)
         for update in updates:
             sums.add(update)
             vote = torch.sign(schema.flat(update.params) - old)

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from fl_sim.core.types import Params, Update, UserError
-from strategies.aggregation import Sums, mean, zero_filled
+from strategies.aggregation import mean, zero_filled
 from strategies.robust import counted
 from strategies.server_step import Aggregate, ServerState
+from strategies.sums import Sums
 
 PIECE = 1 << 16
 """Coordinates of all clients that are multiplied together."""
@@ -99,7 +100,7 @@ def geometric_median(state: ServerState, updates: Iterable[Update]) -> Params:
     kept = list(updates)
     if not kept:
         return state.params
-    sums = Sums.zeros(state.schema)
+    sums = Sums.zeros(state.schema, state.scratch)
     for update, weight in zip(kept, _weights(inner_products(state, kept)), strict=True):
         sums.add(update, weight)
     return zero_filled(state, sums)

@@ -13,11 +13,13 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from fl_sim.codecs import Schema
+from fl_sim.core.deferred import Deferred
 from fl_sim.core.process_state import seeded, unchanged_settings
 from fl_sim.core.types import FlatMask, FlatParams, Grads, Mask, MaskRule, Params, Update, UserError
 from fl_sim.runtime.client.update_validation import KEPT
@@ -60,6 +62,7 @@ class ServerState:
         memory: what the optimiser keeps between rounds: tensors by name, of any shape and dtype; checkpoints save them. An
             entry named as a prunable parameter, and of its shape, is under the mask.
         arrived: what the clients of the round sent, for the optimiser; it is not kept.
+        scratch: folder for running sums that are too large for memory; None = they lie in memory.
     """
 
     schema: Schema
@@ -68,6 +71,7 @@ class ServerState:
     mask: Mask | None = None
     memory: Params = field(default_factory=dict)
     arrived: Arrived = field(default_factory=Arrived)
+    scratch: Path | None = None
 
 
 Aggregate = Callable[[ServerState, Iterable[Update]], Params]
@@ -179,7 +183,8 @@ def _stepped(
     optimised, memory = optimise(replace(state, arrived=arrived), aggregated_params)
     params = _parameters(state.schema, optimised, "the server optimizer")
     aggregated = replace(state, round=state.round + 1, params=params, memory=_memory(memory))
-    pseudo = {name: state.params[name] - params[name] for name in state.schema.prunable}
+    decides = adjust_mask is not None or calibrate is not None
+    pseudo = {name: state.params[name] - params[name] for name in state.schema.prunable} if decides else None
     new = masked(aggregated, pseudo, adjust_mask=adjust_mask, calibrate=calibrate)
     return replace(new, params=refine(new, params))
 
@@ -227,10 +232,13 @@ def _memory(memory: Params) -> Params:
 
 
 def _lent(state: ServerState) -> ServerState:
-    """A copy of a state: a rule that adds into `state.params` in place would change what momentum starts from."""
+    """A copy of a state: a rule that adds into `state.params` in place would change what momentum starts from.
+
+    The parameters are copied when they are first asked for: a mean of whole updates never does.
+    """
     schema, params = state.schema, state.params
     flat = isinstance(params, FlatParams) and params.names == schema.names
-    own = schema.view(schema.flat(params).clone()) if flat else _cloned(params)
+    own = Deferred.of(lambda: schema.flat(params).clone(), schema.names, schema.shapes) if flat else _cloned(params)
     return replace(state, params=own, mask=_lent_mask(schema, state.mask), memory=_cloned(state.memory))
 
 

@@ -20,7 +20,7 @@ from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
 from fl_sim import codecs
-from fl_sim.codecs import Description
+from fl_sim.codecs import Description, Opened
 from fl_sim.communication import messages as wire
 from fl_sim.core.seeding import Purpose, numpy_generator
 from fl_sim.core.types import Mask, MaskRule, Params, Scalar, Task, Update
@@ -54,11 +54,12 @@ class SparseServer:
         self.slots, self.context = replace(slots, aggregate=aggregate), context
         schema, first = context.exchange.schema, context.initial if context.start is None else context.start
         # A copy: a rule may change the parameters in place, and clients of this process know `initial`.
-        self.state = ServerState(schema, schema.copied(first))
+        self.state = ServerState(schema, schema.copied(first), scratch=context.scratch)
         self.cohorts = Cohorts(context.seed, context.sampling.members, context.sampling.world)
         self.sender = DownlinkSender(context, slots.downlink)
         self.receiver = UplinkReceiver(context, self.cohorts, self.sender)
         self.round_log = RoundLog()
+        self._broadcast: Opened | None = None
         self._evaluated: Mapping[str, float] = {}
         watched = (Watch.of(rule, role=RULE) for rule in (slots.aggregate, slots.adjust_mask) if rule is not None)
         self._watches = [watch for watch in watched if watch is not None]
@@ -115,7 +116,8 @@ class SparseServer:
 
     def restore(self, saved: ServerSnapshot) -> None:
         """Go on after the round of a snapshot."""
-        self.state = ServerState(self.context.exchange.schema, saved.params, saved.round, saved.mask, saved.memory)
+        params, mask, memory = saved.params, saved.mask, saved.memory
+        self.state = replace(self.state, params=params, round=saved.round, mask=mask, memory=memory)
         self.sender.restore(saved)
         self.receiver.restore(saved)
 
@@ -124,7 +126,11 @@ class SparseServer:
     def configure_train(self, grid: Grid, options: Mapping[str, Scalar]) -> Outgoing:
         """Sample the next round's cohort and encode its tasks; `options` travel in `task.config`."""
         task = self.begin(grid, options)
-        return self.sender.outgoing(task, self._selected(grid, task.round), MessageType.TRAIN, self.round_log)
+        sent = self.sender.outgoing(task, self._selected(grid, task.round), MessageType.TRAIN, self.round_log)
+        self._broadcast = self.sender.standing_for(task, sent)
+        if self._broadcast is not None:
+            self.state = replace(self.state, params=self._broadcast.decoded()[0])
+        return sent
 
     def begin(self, grid: Grid, options: Mapping[str, Scalar]) -> Task:
         """Begin the next round; returns its task. Before the first one the rule may prune the initial model."""
@@ -145,7 +151,15 @@ class SparseServer:
         if self.slots.select is uniform:  # drawn while clients train, not when they wait for the next round
             self._selected(grid, self.state.round + 2)
         start = replace(self.state, params=self.sender.start(self.state.params))
-        self.fold(grid, start, self.receiver.updates(start, sent.cohort, replies, self.round_log, on_reply))
+        try:
+            self.fold(grid, start, self.receiver.updates(start, sent.cohort, replies, self.round_log, on_reply))
+        finally:
+            broadcast, self._broadcast = self._broadcast, None
+            if broadcast is not None and not broadcast.is_whole:
+                raise RoundFailed(
+                    f"round {start.round + 1}: something changed task.params in place, through .data or NumPy; clients of a "
+                    "model of this size share them with the server: change a copy, value.clone()"
+                )
 
     def fold(self, grid: Grid, start: ServerState, arriving: Iterable[Update]) -> None:
         """Aggregate updates of clients that started from `start`, and prune.

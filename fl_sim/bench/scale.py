@@ -1,4 +1,4 @@
-"""Scale: a million clients, thousands a round, and a model of 100 million parameters; each in a fresh process.
+"""Scale: a million clients, and thousands a round; each in a fresh process.
 
 Beside a data set of as many samples as clients, and above the imports.
 """
@@ -16,15 +16,12 @@ import numpy as np
 
 from fl_sim.bench.contest import Flat
 from fl_sim.bench.processes import status_kb
-from fl_sim.bench.workloads import ECHO, NUDGE
+from fl_sim.bench.workloads import ECHO
 from fl_sim.config.experiment import Experiment
 from fl_sim.core.seeding import Purpose, numpy_generator
 from fl_sim.data import Data
 from fl_sim.simulation.federation import Federation
 from fl_sim.simulation.loop import run
-
-MODEL, LARGE_WIDTH = "cnn", 7.85
-"""Of 100 million parameters on images of CIFAR's shape."""
 
 
 def million_clients() -> Flat:
@@ -50,24 +47,9 @@ def thousands_a_round() -> Flat:
     return {"round_of_5000_s": min(row["seconds"] for row in report.rounds)}
 
 
-def large_model() -> Flat:
-    """Peak memory of a run of three rounds of three clients, over the float32 bytes of the model's 100 million parameters."""
-    with tempfile.TemporaryDirectory() as place:
-        run(_large(0.1, place), quiet=True)  # imports
-        before = status_kb("VmRSS")
-        report = run(_large(LARGE_WIDTH, place), quiet=True)
-    size = 4 * int(str(report.summary["params"]))
-    return {"large_parameters": size // 4, "large_peak_over_model": (status_kb("VmHWM") - before) * 1024 / size}
-
-
 def _many(clients: int, cohort: int, place: str) -> Experiment:
     data = {"source": "fl_sim.bench.scale:tiny_samples", "clients": clients, "partition": "iid", "validation": 0.001}
     return _run("many", ECHO, data | {"min_size": 1}, ("mlp", 0.05), cohort, place)
-
-
-def _large(width: float, place: str) -> Experiment:
-    data = {"source": "fl_sim.bench.scale:few_images", "clients": 6, "partition": "iid", "validation": 0.1}
-    return _run("large", NUDGE, data, (MODEL, width), 3, place)
 
 
 def _run(
@@ -105,7 +87,6 @@ def few_images() -> Data:
 MEASURES: Mapping[str, Callable[[], Flat]] = {
     "million_clients": million_clients,
     "thousands_a_round": thousands_a_round,
-    "large_model": large_model,
 }
 
 

@@ -224,6 +224,28 @@ def soak(
         show(console, table, as_json=as_json)
 
 
+@bench.command()
+def memory(
+    as_json: AS_JSON = False,
+    millions: Annotated[float, typer.Option(min=0.01, help="parameters of the model, in millions")] = 100.0,
+    clients: Annotated[int, typer.Option(min=1, max=6, help="clients a round")] = 3,
+    client: Annotated[str, typer.Option(help="what they do: nudge (add a number), sgd (train)")] = "nudge",
+    resume: Annotated[bool, typer.Option("--resume", help="of a run that goes on from a checkpoint")] = False,
+) -> None:
+    """Peak memory of a whole run of a large model on the inline engine, over its float32 parameters.
+
+    Example: fl-sim bench memory --millions 10 --client sgd
+    """
+    from fl_sim.bench import memory as measured
+    from fl_sim.bench.show import show
+    from fl_sim.core.types import UserError
+
+    if client not in measured.CLIENTS:
+        raise UserError(f"--client {client!r}: allowed: {', '.join(measured.CLIENTS)}")
+    load = measured.Load(millions, clients, client, resume)
+    show(console, measured.over_model(load), as_json=as_json)
+
+
 @bench.command(name="async")
 def async_(
     as_json: AS_JSON = False,

@@ -66,12 +66,22 @@ class Opened:
             start += length
         raise KeyError(name)
 
+    @property
+    def is_in_place(self) -> bool:
+        """Whether the values are a complete float32 vector in `bytes`, which is decoded without a copy."""
+        return self.mode == NONE and self.values == EXACT and self.schema.is_flat and type(self.data) is bytes
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the bytes still have their checksum."""
+        view = memoryview(self.data)
+        return bool(view[-CHECK.size :] == last_bytes(xxhash.xxh3_64(view[: -CHECK.size])))
+
     def decoded(self, base: Params | None = None, own: Own | None = None) -> tuple[Params, Mask | None]:
         """See `decode`; `own` is the codec of the user's own that this receiver has."""
-        if self.mode == NONE and self.values == EXACT and self.schema.is_flat and type(self.data) is bytes:
+        if self.is_in_place and type(self.data) is bytes:
             return self._in_place(self.data), None
-        view = memoryview(self.data)
-        if view[-CHECK.size :] != last_bytes(xxhash.xxh3_64(view[: -CHECK.size])):
+        if not self.is_whole:
             raise CorruptPayload("the checksum does not match")
         schema, alive = self.schema, _decode_mask(self)
         if self.nnz != (schema.prunable_size if alive is None else int(np.count_nonzero(alive))):

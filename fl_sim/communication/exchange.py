@@ -236,7 +236,7 @@ class Frozen:
         check = xxhash.xxh3_64()
         for name, value in params.items():
             check.update(f"{name}{tuple(value.shape)}".encode())
-            check.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+            check.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         return check.digest()
 
 

@@ -6,7 +6,7 @@ import errno
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -46,21 +46,23 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes | Iterable[bytes | memoryview]) -> None:
     """Write beside, flush to the device, rename: `path` holds the old bytes or the new ones, never a part.
 
-    A device or a pipe (`/dev/stdout`) is written to and not replaced.
+    Data may come in parts. A device or a pipe (`/dev/stdout`) is written to and not replaced.
 
     Raises:
         OSError: as the file system says; what was at `path` is still there.
     """
+    parts = (data,) if isinstance(data, bytes) else data
     if path.exists() and not path.is_file():
-        path.write_bytes(data)
+        with path.open("wb") as stream:
+            stream.writelines(parts)
         return
     beside = path.with_name(path.name + ".tmp")
     try:
         with create(beside) as stream:
-            stream.write(data)
+            stream.writelines(parts)
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(beside, path)

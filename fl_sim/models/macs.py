@@ -8,6 +8,7 @@ in an embedding is no product; norms, activation functions and sums are left out
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -61,8 +62,7 @@ def _counted(
 ) -> dict[str, int]:
     """MACs by weight of a pass over so many samples."""
     probe = copy.deepcopy(model).cpu().eval()
-    for tensor in (*probe.parameters(), *probe.buffers()):  # each in memory of its own, by which it is known
-        tensor.data = tensor.data.clone()
+    _part(probe)
     counter = _Counter(_named(probe, prunable_names(model)), mask or {})
     for path, module in probe.named_modules():
         if not isinstance(module, torch.jit.ScriptModule):  # those take no hooks, and compute no weights by them
@@ -73,6 +73,15 @@ def _counted(
         with counter:
             probe(torch.zeros(samples, *input_shape, dtype=torch.int64 if tokens else None))
     return counter.macs
+
+
+def _part(model: nn.Module) -> None:
+    """Give each tensor memory of its own, by which it is known, where it shares some."""
+    tensors = [*model.parameters(), *model.buffers()]
+    holders = Counter(map(_address, tensors))
+    for tensor in tensors:
+        if holders[_address(tensor)] > 1:
+            tensor.data = tensor.data.clone()
 
 
 def _computed(module: nn.Module) -> dict[str, object]:

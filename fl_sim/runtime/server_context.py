@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from torch import nn
 
@@ -143,6 +144,7 @@ class ServerContext:
         schedule: when clients train and the server steps.
         availability: when each client is reachable; None = always.
         devices: client -> its link and speed; None = as `accounting.network` draws them.
+        scratch: folder for running sums that are too large for memory; None = they lie in memory.
     """
 
     exchange: Exchange
@@ -158,6 +160,7 @@ class ServerContext:
     schedule: Schedule = field(default_factory=Schedule)
     availability: Availability | None = None
     devices: Sequence[Device] | None = None
+    scratch: Path | None = None
 
     @property
     def seed(self) -> int:

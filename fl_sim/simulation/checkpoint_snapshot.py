@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
-from safetensors.numpy import save as write_arrays
-from safetensors.torch import load as read_tensors
 
 from fl_sim.codecs import Schema
 from fl_sim.communication.messages import pack_mask, unpack_mask
+from fl_sim.core.tensor_file import TensorFile
 from fl_sim.core.types import FlatMask, Mask, Params
 from fl_sim.runtime.server_context import FlightSnapshot, ServerSnapshot
-from fl_sim.simulation.checkpoint_store import FlightRecord, Put, ServerRecord
+from fl_sim.simulation.checkpoint_store import Checkpoints, FlightRecord, Put, ServerRecord
 
 PARAMS, MEMORY, PUBLISHED, MASK = "params.", "memory.", "published.", "mask"
 """Names of tensors in an object, or their prefixes."""
@@ -33,16 +30,16 @@ def put_snapshot(put: Put, saved: ServerSnapshot) -> ServerRecord:
     )
 
 
-def read_snapshot(get: Callable[[str], bytes], number: int, record: ServerRecord, schema: Schema) -> ServerSnapshot:
+def read_snapshot(store: Checkpoints, number: int, record: ServerRecord, schema: Schema) -> ServerSnapshot:
     """Read the snapshot of a server after round `number`.
 
     Raises:
         ValueError, LookupError: tensors that are not those of `schema`.
     """
-    tensors = read_tensors(get(record.tensors))
+    tensors = store.tensors(record.tensors)
     memory = {n.removeprefix(MEMORY): value for n, value in tensors.items() if n.startswith(MEMORY)}
     held_masks = {
-        client: _mask(read_tensors(get(name)), schema) for name, clients in record.held.items() for client in clients
+        client: _mask(store.tensors(name), schema) for name, clients in record.held.items() for client in clients
     }
     return ServerSnapshot(
         number,
@@ -55,15 +52,15 @@ def read_snapshot(get: Callable[[str], bytes], number: int, record: ServerRecord
         record.failures,
         {n.removeprefix(PUBLISHED): value for n, value in tensors.items() if n.startswith(PUBLISHED)},
         record.holders,
-        [FlightSnapshot(**{**dict(flight), "reply": get(flight.reply)}) for flight in record.flights],
-        {version: _read_base(read_tensors(get(name)), schema) for version, name in record.bases.items()},
+        [FlightSnapshot(**{**dict(flight), "reply": store.get(flight.reply)}) for flight in record.flights],
+        {version: _read_base(store.tensors(name), schema) for version, name in record.bases.items()},
         record.dispatched,
     )
 
 
 def _put_base(put: Put, params: Params, mask: Mask | None) -> str:
-    arrays = {PARAMS + name: value.numpy() for name, value in params.items()}
-    return put(write_arrays(arrays if mask is None else {**arrays, MASK: pack_mask(mask).numpy()}))
+    tensors = {PARAMS + name: value for name, value in params.items()}
+    return put(TensorFile(tensors if mask is None else {**tensors, MASK: pack_mask(mask)}))
 
 
 def _read_base(tensors: Params, schema: Schema) -> tuple[Params, Mask | None]:
@@ -72,12 +69,12 @@ def _read_base(tensors: Params, schema: Schema) -> tuple[Params, Mask | None]:
 
 
 def _put_tensors(put: Put, saved: ServerSnapshot) -> str:
-    arrays = {PARAMS + name: value.numpy() for name, value in saved.params.items()}
-    arrays |= {MEMORY + name: value.detach().contiguous().numpy() for name, value in saved.memory.items()}
-    arrays |= {PUBLISHED + name: value.numpy() for name, value in saved.published.items()}
+    tensors = {PARAMS + name: value for name, value in saved.params.items()}
+    tensors |= {MEMORY + name: value for name, value in saved.memory.items()}
+    tensors |= {PUBLISHED + name: value for name, value in saved.published.items()}
     if saved.mask is not None:
-        arrays[MASK] = pack_mask(saved.mask).numpy()
-    return put(write_arrays(arrays))
+        tensors[MASK] = pack_mask(saved.mask)
+    return put(TensorFile(tensors))
 
 
 def _put_held(put: Put, saved: ServerSnapshot) -> dict[str, list[int]]:
@@ -85,7 +82,7 @@ def _put_held(put: Put, saved: ServerSnapshot) -> dict[str, list[int]]:
     held: dict[str, list[int]] = {}
     for client, mask in saved.held_masks.items():
         if id(mask) not in names:
-            names[id(mask)] = put(write_arrays({MASK: pack_mask(mask).numpy()}))
+            names[id(mask)] = put(TensorFile({MASK: pack_mask(mask)}))
         held.setdefault(names[id(mask)], []).append(client)
     return held
 

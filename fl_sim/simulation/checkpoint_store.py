@@ -18,20 +18,24 @@ import logging
 import os
 import re
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from safetensors import safe_open
 
-from fl_sim.core.files import flush, read_plain, write_atomically
+from fl_sim.core.files import flush, open_plain, read_plain, write_atomically
+from fl_sim.core.types import Params
 
 log = logging.getLogger("fl_sim")
 KEPT = 2
 """Checkpoints on disk: the newest, and the one before for the day the newest is damaged."""
 OBJECTS = "objects"
+BLOCK = 1 << 20
+"""Bytes of an object that are read at a time to compare it with its name."""
 LEAD = 8
 """Objects that are flushed at once: a device takes the flushes of several threads together."""
 _MANIFEST = re.compile(r"^round-\d{8}\.json$")
@@ -42,7 +46,9 @@ ObjectName = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0, le=1 << 53)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
-Put = Callable[[bytes], str]
+Parts = bytes | Iterable[bytes | memoryview]
+"""An object's bytes, whole or in parts that can be iterated over twice."""
+Put = Callable[[Parts], str]
 
 
 class Damaged(ValueError):
@@ -163,8 +169,8 @@ class Checkpoints:
         """
         writes: deque[Future[None]] = deque()
 
-        def put(data: bytes) -> str:
-            name = hashlib.sha256(data).hexdigest()
+        def put(data: Parts) -> str:
+            name = _named(data)
             if name not in self._known:
                 self._known.add(name)
                 writes.append(pool.submit(write_atomically, self.path(name), data))
@@ -188,14 +194,30 @@ class Checkpoints:
         Raises:
             Damaged: it is missing, or its bytes are not those that were stored.
         """
+        self._require_whole(name)
+        return read_plain(self.path(name))
+
+    def tensors(self, name: str) -> Params:
+        """The tensors of an object, read from its file one after the other.
+
+        Raises:
+            Damaged: it is missing, or its bytes are not those that were stored.
+            SafetensorError: they are no tensors.
+        """
+        self._require_whole(name)
+        with safe_open(self.path(name), framework="pt") as stored:
+            return {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118, it is no dict
+
+    def _require_whole(self, name: str) -> None:
+        """Compare an object with its name, piece by piece. Raises Damaged."""
         try:
-            data = read_plain(self.path(name))
+            with open_plain(self.path(name)) as stream:
+                found = _named(iter(lambda: stream.read(BLOCK), b""))
         except OSError as error:
             raise Damaged(f"object {name[:12]}: {error.strerror or error}") from error
-        if hashlib.sha256(data).hexdigest() != name:
+        if found != name:
             raise Damaged(f"object {name[:12]}: wrong checksum")
         self._known.add(name)
-        return data
 
     def commit(self, manifest: Manifest) -> None:
         """Make a manifest, whose objects were all put, the newest checkpoint; drop those before the previous one.
@@ -241,7 +263,7 @@ class Checkpoints:
             Damaged: one is missing or not what was stored.
         """
         for name in sorted(manifest.objects):
-            self.get(name)
+            self._require_whole(name)
 
     def resume_from(self, manifest: Manifest) -> None:
         """The run goes on from this checkpoint: it is the one to keep beside the next."""
@@ -262,6 +284,14 @@ class Checkpoints:
     def _places(self) -> list[str]:
         names = [entry.name for entry in os.scandir(self.folder)] if self.folder.is_dir() else []
         return sorted(filter(_MANIFEST.match, names))
+
+
+def _named(data: Parts) -> str:
+    """The name of an object: SHA-256 of its bytes, as hexadecimal digits."""
+    check = hashlib.sha256()
+    for part in (data,) if isinstance(data, bytes) else data:
+        check.update(part)
+    return check.hexdigest()
 
 
 def read_manifest(path: Path) -> Manifest:

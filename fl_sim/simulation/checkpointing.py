@@ -217,7 +217,7 @@ class CheckpointHook:
         if manifest.experiment != self.experiment.id:
             raise ValueError(f"id {manifest.experiment!r}, not {self.experiment.id!r}")
         for (schema, model), side in zip(self.models, manifest.models, strict=True):
-            model.restore(read_snapshot(self.store.get, manifest.round, side, schema))
+            model.restore(read_snapshot(self.store, manifest.round, side, schema))
         for client, records in manifest.clients.items():
             for key, name in records.items():
                 self._objects[states.restore(client, key, self.store.get(name))] = name

@@ -160,4 +160,7 @@ def make_client_app(
     federation = Federation.build(experiment, quiet=True)
     if servers is not None:
         require_same(servers, federation.world, "a worker process")
-    return client_app(hosts_of(federation))
+    hosts = hosts_of(federation)
+    for track in federation.tracks:
+        track.give_up_first_values()
+    return client_app(hosts)

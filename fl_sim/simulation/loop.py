@@ -131,7 +131,9 @@ def serve(
     ledger, rows = Ledger(folder.scratch), list[Row]()
     recorder = MaskRecorder([]) if federation.experiment.wire.record_masks else None
     payloads = _payloads(federation.experiment, folder)
-    server = build_server(federation, ledger, recorder, payloads)
+    server = build_server(federation, ledger, recorder, payloads, folder.path)
+    for track in federation.tracks:
+        track.give_up_first_values()  # the server has its own
     dense = dense_payloads(federation)
     stopping, budget = Stopping(federation.experiment), ByteBudget(federation.experiment, server, ledger, recorder)
     checkpoint = CheckpointHook(folder, federation, server, ledger, rows, recorder)

@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from fl_sim import codecs
+from fl_sim.core.types import Params
 from fl_sim.gating import Gated
 from fl_sim.models import disabled_features, prunable_names
 from fl_sim.models.macs import count_macs
@@ -43,23 +44,31 @@ class DensePayloads:
 def dense_payloads(federation: Federation) -> DensePayloads:
     """Encode one dense payload of each plain model, and measure its length."""
     first, *others = federation.tracks
-    size, fixed = _plain(first)
-    measured = DensePayloads(size, [(track.members, _plain(track)[0]) for track in others], fixed)
-    if size >= LARGE:
-        give_back()
-    return measured
+    size, fixed = _dense(first)
+    return DensePayloads(size, [(track.members, _dense(track)[0]) for track in others], fixed)
 
 
-def _plain(track: ModelTrack) -> tuple[int, Collection[str]]:
+def _dense(track: ModelTrack) -> tuple[int, Collection[str]]:
     """(bytes of a track's dense payload, what the model's builder froze)."""
+    params, schema, fixed = _plain(track)
+    if large := schema.nbytes >= LARGE:
+        give_back()  # of the model
+    size = len(codecs.encode(params, None, schema=schema))
+    del params
+    if large:
+        give_back()
+    return size, fixed
+
+
+def _plain(track: ModelTrack) -> tuple[Params, codecs.Schema, Collection[str]]:
+    """What the plain model of a track would send, and what its builder froze: no federation of it would send that."""
     model = plain_model(track.experiment, track.data, track.experiment.seed)
-    fixed = frozen(model)  # what the model's builder froze: no federation of it would send that
+    fixed = frozenset(frozen(model))
     whole = {name: value for name, value in values(model).items() if name not in fixed}
     prunable = [name for name in prunable_names(model) if name in whole]
     statistics = whole.keys() - dict(model.named_parameters())
-    return len(codecs.encode(whole, None, schema=codecs.Schema.of(whole, prunable, buffers=statistics))), frozenset(
-        fixed
-    )
+    schema = codecs.Schema.of(whole, prunable, buffers=statistics)
+    return schema.view(schema.flat(whole)), schema, fixed
 
 
 def macs(track: ModelTrack, trained: GlobalModel) -> tuple[int, int]:
@@ -97,7 +106,7 @@ def model_facts(federation: Federation, server: Server, dense: DensePayloads) ->
         index_dims=_index_dims(schema),
         macs_dense=macs_dense,
         macs=macs_left,
-        params_hash=hashlib.sha256(schema.flat(trained.params).numpy().tobytes()).hexdigest(),
+        params_hash=hashlib.sha256(schema.flat(trained.params).numpy().data).hexdigest(),
         failures=dict(server.failures),
         other_payloads=dense.others,
     )

@@ -7,12 +7,14 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fl_sim.communication.exchange import Exchange
 from fl_sim.communication.extra import declared
 from fl_sim.config.experiment import Experiment
-from fl_sim.core.types import FlatParams, Params, UserError
+from fl_sim.core.deferred import Deferred
+from fl_sim.core.large import is_large
+from fl_sim.core.types import Params, UserError
 from fl_sim.data import Data, Split
 from fl_sim.gating import Gated, Gating, keeping
 from fl_sim.models.module_state import ModuleState
@@ -67,8 +69,8 @@ class ModelTrack:
     members: Sequence[int]
     cohort_size: int
     model: nn.Module
-    initial: FlatParams
-    start: FlatParams
+    initial: Deferred
+    start: Deferred
     exchange: Exchange
     built: ModuleState
     gating: Gating | None = None
@@ -96,9 +98,16 @@ class ModelTrack:
         client = experiment.client.build({"training": experiment.local_training, "gating": gating})
         exchange = make_exchange(experiment, model, given, declared(client))
         schema = exchange.schema
-        initial = schema.view(schema.flat(values(model)))
+
+        def seeded() -> Tensor:
+            return schema.flat(values(make_model(experiment, data, experiment.seed, weights)[0]))
+
+        initial = Deferred.of(seeded, schema.names, schema.shapes)
+        initial.flat = schema.flat(values(model))
         travelling = {n: p for n, p in given.items() if n in initial}
-        start = schema.view(schema.flat({**initial, **travelling})) if travelling else initial
+        start = initial
+        if travelling:
+            start = Deferred.of(lambda: schema.flat({**initial, **travelling}), schema.names, schema.shapes)
         model.to(device_of(experiment))
         built = ModuleState(model, {*schema.names, *exchange.personal})
         named = dict(model.named_parameters())
@@ -106,6 +115,12 @@ class ModelTrack:
         return cls(
             experiment, data, label, members, cohort_size, model, initial, start, exchange, built, gating, weights, own
         )
+
+    def give_up_first_values(self) -> None:
+        """Forget the first parameters of a large model, until somebody asks for them: then it is built once more."""
+        if is_large(self.exchange.schema.nbytes):
+            for first in (self.initial, self.start):
+                first.give_up()
 
     @property
     def device(self) -> torch.device:

@@ -76,8 +76,9 @@ def build_server(
     ledger: Ledger,
     recorder: MaskRecorder | None = None,
     payloads: PayloadRecorder | None = None,
+    scratch: Path | None = None,
 ) -> Server:
-    """Build the server that the config's `[strategy]` names; it books into `ledger`.
+    """Build the server that the config's `[strategy]` names; it books into `ledger`, and large sums lie in `scratch`.
 
     Raises:
         UserError: the target makes something else, or several capacities are asked for what one model alone can have.
@@ -107,7 +108,7 @@ def build_server(
     if len(federation.tracks) > 1 and (refused := [key for key, value in alone.items() if value]):
         raise UserError(f"{refused[0]}: not with capacities; allowed with one model only")
     accounting = Accounting(ledger, experiment.network, recorder, payloads)
-    contexts = [_context(federation, track, accounting) for track in federation.tracks]
+    contexts = [_context(federation, track, accounting, scratch) for track in federation.tracks]
     return cast(ServerMethod, method).server(*contexts)
 
 
@@ -133,7 +134,7 @@ def kept_by_clients(federation: Federation) -> tuple[str, ...]:
     return tuple(setting for setting, does in may.items() if does)
 
 
-def _context(federation: Federation, track: ModelTrack, accounting: Accounting) -> ServerContext:
+def _context(federation: Federation, track: ModelTrack, accounting: Accounting, scratch: Path | None) -> ServerContext:
     experiment = federation.experiment
     return ServerContext(
         exchange=track.exchange,
@@ -157,6 +158,7 @@ def _context(federation: Federation, track: ModelTrack, accounting: Accounting) 
         schedule=experiment.schedule,
         availability=_traced(read_availability, experiment.schedule.availability, federation),
         devices=_traced(read_devices, experiment.schedule.devices, federation),
+        scratch=scratch,
     )
 
 

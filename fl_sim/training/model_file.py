@@ -20,12 +20,12 @@ from typing import Annotated
 import torch
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import nn
 
 from fl_sim import models
 from fl_sim.core.errors import in_one_line
 from fl_sim.core.files import write_atomically
+from fl_sim.core.tensor_file import TensorFile
 from fl_sim.core.types import Params, UserError
 from fl_sim.data import Data
 from fl_sim.data import load as load_data
@@ -142,8 +142,7 @@ def write_model(path: Path, params: Params, described: Mapping[str, object]) -> 
     Raises:
         OSError: the disk is full or not writable; what was at `path` is still there.
     """
-    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in params.items()}
-    write_atomically(path, save(tensors, metadata={MODEL: json.dumps(dict(described))}))
+    write_atomically(path, TensorFile(params, {MODEL: json.dumps(dict(described))}))
 
 
 def require(path: Path) -> Path:

@@ -7,6 +7,7 @@ it. A client never sees Flower.
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 
@@ -25,6 +26,7 @@ from fl_sim.communication.flower_private import reply_to
 from fl_sim.communication.messages import PARTITION
 from fl_sim.communication.sparse_broadcast import received
 from fl_sim.communication.task_header import BroadcastHeader, CurveRequest, GradientRequest
+from fl_sim.core.large import is_large
 from fl_sim.core.process_state import seeded, unchanged_settings
 from fl_sim.core.seeding import Purpose, derive
 from fl_sim.core.types import Params, Task, Update
@@ -107,10 +109,11 @@ class ClientHost:
     world: World = field(default_factory=dict)
     learning: LearningTask = CLASSIFICATION
     _last: _Decoded | None = field(default=None, repr=False)
+    _message: object = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         self._resident = Resident(self.model, self.exchange, self.rebuild, self.built)
-        self._lent = LentData()
+        self._lent, self._is_large = LentData(), is_large(self.exchange.schema.nbytes)
         uplink = self.exchange.uplink
         watches = {
             CLIENT: Watch.of(self.client, self.model),
@@ -125,10 +128,17 @@ class ClientHost:
         header = wire.read_header(message.content)
         data, config = wire.payload(message.content), wire.read_config(message.content)
         received = self._model(data, header.broadcast, context)
+        if self._is_large:  # what was decoded lies in the message: it is not kept longer than the server keeps that
+            self._message = weakref.ref(wire.array_records(message.content)[0][1], self._forget)
         if received.mask is not None:
             _keep(context, MASK, {MASK: wire.pack_mask(received.mask)})
         extra = self._extra(message, received) if message.metadata.message_type == MessageType.TRAIN else {}
         return Task(header.round, received.params, received.mask, config, header.seed, extra)
+
+    def _forget(self, gone: object) -> None:
+        """Forget what was decoded; called when its message is gone."""
+        if gone is self._message:
+            self._last = None
 
     def _extra(self, message: Message, received: Received) -> dict[str, Params]:
         """The extra tensors of a training task, this client's own copies."""
@@ -150,7 +160,8 @@ class ClientHost:
         key = b"" if packed is None else packed.numpy().tobytes()
         if self._last is None or self._last.data is not data or self._last.key != key:
             self._last = None  # its model is freed before the next one is decoded
-            copied = self._resident.isolation.needed
+            # Of a large model there is no copy to give: the server compares its broadcast's checksum after the round.
+            copied = self._resident.isolation.needed and not self._is_large
             held_mask = None if packed is None else wire.unpack_mask(packed, schema)
             if header is None:
                 decoded = self.exchange.decode_down(data, self.reference, held_mask=held_mask)
@@ -221,6 +232,8 @@ class ClientHost:
         self._require_untouched(client_task)
         fit = self.measure(task.round, int(context.node_config[PARTITION]), self.model)
         personal = self._resident.leave()
+        if self._is_large:
+            self.model.zero_grad(set_to_none=True)
         update = checked(update, self.exchange.schema, self._known, self.exchange.extra.up)
         state = kept(ctx.state)
         codec_state = _tensors(context, CODEC_STATE)

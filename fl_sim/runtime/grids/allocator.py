@@ -2,7 +2,7 @@
 
 A dense payload is a block of megabytes that lives for milliseconds. glibc maps such blocks afresh each time, and the page
 faults cost several times the copy itself. Reusing them bounds the process at its peak, which is a few payloads. Blocks of
-`LARGE` bytes and more are given back: kept, they leave holes between each other that nothing fits in, and the peak of a
+`LARGE_BYTES` and more are given back: kept, they leave holes between each other that nothing fits in, and the peak of a
 model of 100 million parameters is a third higher.
 """
 
@@ -12,16 +12,17 @@ import ctypes
 import gc
 import platform
 
+from fl_sim.core.large import LARGE_BYTES
+
 TRIM_THRESHOLD, MMAP_THRESHOLD, ARENA_MAX = -1, -3, -8
 """`mallopt` parameters of glibc's malloc.h."""
-LARGE = 1 << 27
 
 
 def keep_freed_memory() -> None:
     """Ask glibc's allocator to keep what is freed; does nothing with another C library."""
     if (libc := _glibc()) is None:
         return
-    libc.mallopt(MMAP_THRESHOLD, LARGE)
+    libc.mallopt(MMAP_THRESHOLD, LARGE_BYTES)
     libc.mallopt(TRIM_THRESHOLD, 1 << 30)
     # One arena: what one thread frees, the other can take.
     libc.mallopt(ARENA_MAX, 1)

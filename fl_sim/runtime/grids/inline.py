@@ -13,6 +13,7 @@ from flwr.clientapp import ClientApp
 
 from fl_sim.communication.flower_private import set_message_id
 from fl_sim.communication.messages import array_bytes
+from fl_sim.core.large import is_large
 from fl_sim.runtime.grids.base import LocalGrid, execute, overdue, request_of
 from fl_sim.runtime.grids.faults import Overdue, alarm
 
@@ -28,7 +29,8 @@ class InlineGrid(LocalGrid):
     Where payloads are large and clients take their time, it runs in a thread of its own while the caller folds the
     replies: decoding and aggregating a dense reply is memory traffic of milliseconds, which a second core takes while
     the next client trains.
-    At most two finished replies wait, and none of a large model. Under a time limit it stays in the main thread, which alone
+    At most two finished replies wait. A reply of a large model is folded before the next client trains, as the memory of two is
+    what such a model lacks. Under a time limit it stays in the main thread, which alone
     can be interrupted. `overlap_bytes` of a reply and `overlap_s` of a client are the least for which a thread is used.
     """
 
@@ -49,7 +51,8 @@ class InlineGrid(LocalGrid):
     def stream(self, messages: list[Message], timeout: float | None) -> Iterator[Message]:
         replies = map(self._run_one, messages)
         size = array_bytes(messages[0].content) if messages else 0
-        overlap = size >= self._overlap_bytes and self._timeout_s is None and self._client_s >= self._overlap_s
+        worthwhile = self._overlap_bytes <= size and self._client_s >= self._overlap_s
+        overlap = worthwhile and self._timeout_s is None and not is_large(size)
         return _ahead(replies, held=FEW_HELD if size >= FEW_BYTES else HELD) if overlap else replies
 
     def _run_one(self, message: Message) -> Message:

@@ -33,7 +33,7 @@ class Method(Slots):
     def server(self, context: ServerContext, *others: ServerContext) -> FederatedServer | AsyncServer:
         """The server of one run; `others` are the contexts of further models, one for each capacity."""
         if not context.schedule.in_rounds:
-            return AsyncServer(self, context)
+            return AsyncServer(self, context, *others)
         return self.federated(context, *others)
 
     def federated(self, context: ServerContext, *others: ServerContext) -> FederatedServer:

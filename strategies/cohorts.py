@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -38,11 +38,13 @@ class Cohorts:
         seed: the run's seed.
         members: partitions that take part; None = all.
         world: hashes of what this process has built; nodes that were asked must have built the same.
+        away: partitions that cannot be asked now; none in a federation with rounds.
     """
 
     seed: int
     members: Sequence[int] | None = None
     world: World = field(default_factory=dict)
+    away: Callable[[], Collection[int]] = frozenset
     _nodes: Mapping[int, int] = field(default_factory=dict)
     _partition_of: Mapping[int, int] = field(default_factory=dict)
     _last: tuple[tuple[int, Purpose, int] | None, Cohort] = (None, ())
@@ -69,7 +71,9 @@ class Cohorts:
         """The clients drawn for a round of this Grid; the last one asked for is remembered."""
         nodes, key = self.nodes(grid), (number, purpose, size)
         if self._last[0] != key:
-            drawn = self.draw(number, purpose, size, self._partitions)
+            away = self.away()
+            there = self._partitions[~np.isin(self._partitions, list(away))] if away else self._partitions
+            drawn = self.draw(number, purpose, size, there)
             self._last = key, [(partition, nodes[partition]) for partition in drawn]
         return self._last[1]
 

@@ -22,6 +22,7 @@ from fl_sim.core.seeding import Purpose, derive
 from fl_sim.core.types import Mask, Params, Task, UserError
 from fl_sim.runtime.server_context import ServerContext, ServerSnapshot
 from strategies.booking import Booking
+from strategies.codec_state import CodecState
 from strategies.cohorts import Cohort
 from strategies.downlink_types import Downlink, configured_types
 from strategies.held_masks import ClientMasks
@@ -67,6 +68,7 @@ class DownlinkSender:
         booking: writes what is sent.
         client_masks: client -> the pruning mask it holds, and whether it has built the frozen weights.
         published: the sparse broadcast; None = the whole model is sent.
+        codec_state: what a codec of the user's own keeps of the server; tasks of training alone go on with it.
     """
 
     def __init__(self, context: ServerContext, downlink: Downlink) -> None:
@@ -80,7 +82,12 @@ class DownlinkSender:
         self.client_masks = ClientMasks()
         first = context.exchange.schema.flat(context.initial)
         rule = context.broadcast
-        self.published = None if rule is None else SparseBroadcastServer(rule, context.exchange, context.seed, first)
+        self.codec_state = state = CodecState()
+        self.published = (
+            None
+            if rule is None
+            else SparseBroadcastServer(rule, context.exchange, context.seed, first, codec_state=state)
+        )
 
     # -- messages ------------------------------------------------------------------------------------------------------
 
@@ -185,9 +192,10 @@ class DownlinkSender:
         def encoded(client: int, held_mask: Mask | None) -> EncodedModel:
             key = b"" if held_mask is None else codecs.mask_hash(held_mask)
             if key not in made:
-                data = self.exchange.encode_down(
-                    task, self.context.initial, held_mask=held_mask, seed=seed, types=types
-                )
+                with self.codec_state.next(keep=kind == MessageType.TRAIN) as state:
+                    data = self.exchange.encode_down(
+                        task, self.context.initial, held_mask=held_mask, seed=seed, types=types, state=state
+                    )
                 made[key] = EncodedModel(data, task.mask)
             return made[key]
 
@@ -210,11 +218,19 @@ class DownlinkSender:
 
     # -- what each client holds ----------------------------------------------------------------------------------------
 
-    def received(self, client: int, pruning_mask: Mask | None) -> None:
-        """Note that a client answered a task to train or to evaluate: it holds this mask and the published model."""
+    @property
+    def version(self) -> int:
+        """Version of the last published model; 0 without a sparse broadcast."""
+        return 0 if self.published is None else self.published.version
+
+    def received(self, client: int, pruning_mask: Mask | None, version: int | None = None) -> None:
+        """Note that a client answered a task to train or to evaluate: it holds the task's mask and published model.
+
+        `version` is that of the model; None = the last one.
+        """
         self.answered(client, pruning_mask)
         if self.published is not None:
-            self.published.learned(client)
+            self.published.learned(client, self.version if version is None else version)
 
     def answered(self, client: int, pruning_mask: Mask | None) -> None:
         """Note that a client answered a query under a mask; a query carries no published model."""
@@ -231,5 +247,6 @@ class DownlinkSender:
         self.client_masks = ClientMasks()
         for client in saved.answered:
             self.client_masks.learned(client, saved.held_masks.get(client))
+        self.codec_state.tensors = saved.codec_state
         if self.published is not None:
             self.published.restore(saved.published, saved.client_versions)

@@ -51,6 +51,13 @@ class FederatedServer:
         """Fold the replies of a round, each model's in turn."""
         for model, outgoing, own in zip(self.models, sent, _split(replies, sent), strict=True):
             model.aggregate_train(grid, outgoing, own, on_reply)
+        clock = max(model.receiver.simulated_s for model in self.models)  # one server waits for all models
+        for model in self.models:
+            model.receiver.simulated_s = clock
+        self.couple()
+
+    def couple(self) -> None:
+        """Couple the models after a round."""
         if len(self.models) > 1:
             united = self.couple_models([(model.context, model.state) for model in self.models])
             for model, params in zip(self.models, united, strict=True):
@@ -80,12 +87,13 @@ class FederatedServer:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Metrics of the last round; further models' under `name/label`; clients and failures are sums."""
+        """Metrics of the last round; further models' under `name/label`; clients and failures are sums, the clock is one."""
         first, *others = (model.metrics for model in self.models)
         named = {
             f"{name}/{model.context.label}": value
             for model, metrics in zip(self.models[1:], others, strict=True)
             for name, value in metrics.items()
+            if name != "simulated_s"
         }
         sums = {name: sum(metrics[name] for metrics in (first, *others)) for name in ("clients", "failures")}
         return {**first, **named, **sums}

@@ -1,26 +1,27 @@
 """Clients that train while the server goes on: the queue of their updates in virtual time.
 
-A client runs when its result is needed, together with all others that were sent a task by then, on whatever engine. When its
-update arrives follows from sizes, link, speed and samples alone, so that the order of events depends on no engine and no batch.
+A client runs when its result is needed, together with all others that were sent a task by then; where clients run beside this
+process, earlier. When its update arrives follows from sizes, link, speed and samples alone, so that the order of events
+depends on no engine and no batch.
 """
 
 from __future__ import annotations
 
 import heapq
-import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 
-from flwr.app import Error, Message, MessageType, MetricRecord, RecordDict
-from flwr.serverapp import Grid
+from flwr.app import Message
 
-from fl_sim.codecs import CorruptPayload
-from fl_sim.communication import messages as wire
-from fl_sim.communication.flower_private import reply_to, set_message_id
 from fl_sim.communication.traces import Availability, Device
+from fl_sim.runtime.grids.base import LocalGrid
 from fl_sim.runtime.server_context import FlightSnapshot, ServerContext
+from strategies.flight_messages import packed, unpacked, work
+
+AHEAD = 64
+"""Clients that are handed to workers at once, before a result of theirs is needed: they train while this process goes on."""
 
 
 @dataclass(eq=False)
@@ -33,6 +34,7 @@ class Flight:
         order: number of the task among all tasks.
         sent_s: virtual time at which the task was sent.
         down_bytes: payload bytes of the task.
+        holds: version of the published model that the task brings, under a sparse broadcast.
         leaves_s: when the client stops being reachable.
         message: the task; None once the client has run.
         message_id: of the task, as the Grid numbered it.
@@ -45,6 +47,7 @@ class Flight:
     order: int
     sent_s: float
     down_bytes: int
+    holds: int
     leaves_s: float
     message: Message | None = None
     message_id: str = ""
@@ -79,31 +82,33 @@ class Flights:
     flying: dict[int, Flight] = field(default_factory=dict)
     _queue: list[tuple[float, int, int, Flight]] = field(default_factory=list)
     _waiting: list[Flight] = field(default_factory=list)
-    _running: tuple[list[Flight], Iterable[Message]] | None = None
+    _running: tuple[dict[int, Flight], Iterator[Message]] | None = None
     _pushed: int = 0
 
     def __len__(self) -> int:
         return len(self.flying)
 
-    def send(self, client: int, message: Message, *, version: int, now: float, down_bytes: int) -> None:
+    def send(self, client: int, message: Message, *, version: int, holds: int, now: float, down_bytes: int) -> None:
         """Send a task; the client runs later."""
-        until = math.inf if self.availability is None else self.availability.until(client, now)
-        leaves_s = now if until is None else until
-        flight = Flight(client, version, self.dispatched, now, down_bytes, leaves_s, message)
+        flight = Flight(client, version, self.dispatched, now, down_bytes, holds, self._leaves(client, now), message)
         flight.arrives_s = self._arrival(flight, up_bytes=0, samples=0.0)
         self.dispatched += 1
         self.flying[client] = flight
         self._waiting.append(flight)
         self._push(flight)
 
-    def next(self, grid: Grid) -> Flight | None:
+    def next(self, grid: LocalGrid) -> Flight | None:
         """The flight that ends next, which stays in the queue; None where none is under way."""
+        if grid.runs_beside and len(self._waiting) >= AHEAD:
+            self._finish_running()
+            self.start(grid)
         while self._queue:
             ends_s, _, _, flight = self._queue[0]
-            if self.flying.get(flight.client) is flight and ends_s == flight.ends_s and flight.reply is not None:
-                return flight
-            if flight.reply is None:
-                self.run(grid)
+            if self.flying.get(flight.client) is flight:
+                if flight.reply is None:
+                    self._await(flight, grid)
+                elif ends_s == flight.ends_s:
+                    return flight
             heapq.heappop(self._queue)  # its earliest time, or one that has ended: the true time is in the queue too
         return None
 
@@ -111,27 +116,45 @@ class Flights:
         """Take a flight out."""
         del self.flying[flight.client]
 
-    def start(self, grid: Grid) -> None:
-        """Hand the clients that were sent a task to the engine, whose workers begin; `run` takes the results."""
+    def start(self, grid: LocalGrid) -> None:
+        """Hand the clients that were sent a task to the engine, unless it has others; its workers begin."""
         messages = [flight.message for flight in self._waiting if flight.message is not None]
         if self._running is None and messages:
-            self._running = self._waiting, grid.send_and_receive(messages)
-            self._waiting = []
+            by_node = {
+                message.metadata.dst_node_id: flight for message, flight in zip(messages, self._waiting, strict=True)
+            }
+            self._running, self._waiting = (by_node, iter(grid.send_and_receive(messages))), []
 
-    def run(self, grid: Grid) -> None:
-        """Take the results of the clients that were started, or else start those that were sent a task and take theirs."""
+    def settle(self, grid: LocalGrid) -> None:
+        """Let all clients that were sent a task run, which changes nothing of what they will have sent or when."""
+        self._finish_running()
         self.start(grid)
-        if self._running is not None:
-            (running, replies), self._running = self._running, None
-            by_node = {flight.message.metadata.dst_node_id: flight for flight in running if flight.message is not None}
-            for reply in replies:
-                flight = by_node[reply.metadata.src_node_id]
-                flight.message_id = reply.metadata.reply_to_message_id
-                self._landed(flight, reply)
+        self._finish_running()
+
+    def _await(self, flight: Flight, grid: LocalGrid) -> None:
+        """Take results, in the order of the tasks, until that of a flight has come."""
+        while flight.reply is None:
+            self.start(grid)
+            self._take_one()
+
+    def _finish_running(self) -> None:
+        while self._running is not None:
+            self._take_one()
+
+    def _take_one(self) -> None:
+        """Take the next result of the clients that the engine has."""
+        assert self._running is not None
+        by_node, replies = self._running
+        reply = next(replies)
+        flight = by_node.pop(reply.metadata.src_node_id)
+        if not by_node:
+            self._running = None
+        flight.message_id = reply.metadata.reply_to_message_id
+        self._landed(flight, reply)
 
     def _landed(self, flight: Flight, reply: Message) -> None:
         flight.reply, flight.message = reply, None
-        flight.arrives_s = self._arrival(flight, *_work(reply))
+        flight.arrives_s = self._arrival(flight, *work(reply))
         self._push(flight)
 
     def _arrival(self, flight: Flight, up_bytes: int, samples: float) -> float:
@@ -143,28 +166,37 @@ class Flights:
         self._pushed += 1
         heapq.heappush(self._queue, (flight.ends_s, flight.order, self._pushed, flight))
 
+    def _leaves(self, client: int, now: float) -> float:
+        until = math.inf if self.availability is None else self.availability.until(client, now)
+        return now if until is None else until
+
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 
-    def saved(self, grid: Grid) -> list[FlightSnapshot]:
-        """All flights; clients that have not run do so now, which changes nothing of what they will have sent or when."""
-        while self._waiting or self._running:
-            self.run(grid)
+    def saved(self) -> list[FlightSnapshot]:
+        """All flights whose clients have run, in the order of their tasks."""
         return [
-            FlightSnapshot(f.client, f.version, f.order, f.sent_s, f.down_bytes, f.message_id, _packed(f.reply))
+            FlightSnapshot(f.client, f.version, f.order, f.sent_s, f.down_bytes, f.message_id, packed(f.reply), f.holds)
             for f in sorted(self.flying.values(), key=lambda flight: flight.order)
             if f.reply is not None
         ]
 
-    def restore(self, saved: Sequence[FlightSnapshot], dispatched: int, nodes: Callable[[int], int]) -> None:
-        """Go on with the flights of a snapshot."""
-        self.dispatched, self.flying, self._queue, self._waiting, self._running = dispatched, {}, [], [], None
+    def restore(
+        self,
+        saved: Sequence[FlightSnapshot],
+        dispatched: int,
+        nodes: Callable[[int], int],
+        owned: Callable[[int], bool],
+    ) -> None:
+        """Go on with the flights of a snapshot, in the place of those of its model's clients, who are `owned`."""
+        self.flying = {client: flight for client, flight in self.flying.items() if not owned(client)}
+        self._waiting = [flight for flight in self._waiting if not owned(flight.client)]
+        self.dispatched, self._running = dispatched, None
         for each in saved:
-            until = math.inf if self.availability is None else self.availability.until(each.client, each.sent_s)
-            leaves_s = each.sent_s if until is None else until
-            flight = Flight(each.client, each.version, each.order, each.sent_s, each.down_bytes, leaves_s)
+            leaves_s = self._leaves(each.client, each.sent_s)
+            flight = Flight(each.client, each.version, each.order, each.sent_s, each.down_bytes, each.holds, leaves_s)
             flight.message_id = each.message_id
             self.flying[each.client] = flight
-            self._landed(flight, _unpacked(each, nodes(each.client)))
+            self._landed(flight, unpacked(each, nodes(each.client)))
 
 
 def devices_of(context: ServerContext) -> Callable[[int], Device]:
@@ -179,47 +211,3 @@ def devices_of(context: ServerContext) -> Callable[[int], Device]:
         return Device(link, network.samples_per_s * speed)
 
     return drawn
-
-
-def _work(reply: Message) -> tuple[int, float]:
-    """(payload bytes of a reply, samples that its client trained on); an error takes no time beside the links'."""
-    if reply.has_error():
-        return 0, 0.0
-    try:
-        count, metrics = wire.read_metrics(reply.content)
-        return len(wire.payload(reply.content)), metrics.get("examples", count)
-    except CorruptPayload:
-        return wire.array_bytes(reply.content), 0.0
-
-
-def _packed(reply: Message | None) -> bytes:
-    """A reply as bytes: the length of a JSON text, the text, the payload."""
-    assert reply is not None
-    if reply.has_error():
-        told: dict[str, object] = {"error": [reply.error.code, reply.error.reason or ""]}
-        data: bytes | memoryview = b""
-    else:
-        record = reply.content[wire.METRICS]
-        assert isinstance(record, MetricRecord)
-        told, data = {"metrics": dict(record)}, wire.payload(reply.content)
-    text = json.dumps(told).encode()
-    return len(text).to_bytes(4, "little") + text + bytes(data)
-
-
-def _unpacked(saved: FlightSnapshot, node: int) -> Message:
-    """Invert `_packed`, as the reply to the task that it answered.
-
-    Raises:
-        ValueError, LookupError: bytes that no run wrote.
-    """
-    size = int.from_bytes(saved.reply[:4], "little")
-    told, data = json.loads(saved.reply[4 : 4 + size]), saved.reply[4 + size :]
-    task = Message(RecordDict(), node, MessageType.TRAIN, group_id=str(saved.version + 1))
-    set_message_id(task, saved.message_id)
-    if "error" in told:
-        code, reason = told["error"]
-        reply = Message(Error(int(code), str(reason)), reply_to=task)
-    else:
-        reply = reply_to(task, wire.content(data, metrics=told["metrics"]))
-    set_message_id(reply, f"r{saved.message_id}")
-    return reply

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable
+from bisect import bisect_left, insort
+from collections.abc import Callable, Collection, Iterable, Sequence
+from itertools import islice
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fl_sim.communication.traces import Availability
 from fl_sim.core.seeding import Purpose, numpy_generator
+
+FEW = 8
+"""Clients up to which each is taken out of the list alone."""
+Choose = Callable[[NDArray[np.int64], int, np.random.Generator], Sequence[int]]
 
 
 class FreeClients:
@@ -20,6 +27,7 @@ class FreeClients:
         seed: of the run.
         number: the round whose clients are drawn.
         availability: when each is reachable; None = always.
+        choose: (those that can be drawn, how many, generator) -> clients; None = uniformly.
     """
 
     def __init__(
@@ -30,34 +38,44 @@ class FreeClients:
         seed: int,
         number: int,
         availability: Availability | None,
+        choose: Choose | None = None,
     ) -> None:
-        self.clients, self.availability = np.array(list(clients), dtype=np.int64), availability
-        self.free = ~np.isin(self.clients, list(flying))
+        self._choose, self.availability = choose, availability
+        everybody = np.array(list(clients), dtype=np.int64)
+        self._free: list[int] = everybody[~np.isin(everybody, list(flying))].tolist()  # ascending
         self._rng = numpy_generator(seed, number, Purpose.COHORT)
 
     def draw(self, count: int, now: float) -> list[int]:
         """Draw so many that are reachable now, or all of those; sorted. They are free no more."""
-        places = np.flatnonzero(self.free)
-        if self.availability is None:
-            drawn = self._rng.choice(places, size=min(count, len(places)), replace=False)
+        if self._choose is not None:
+            there = np.array([client for client in self._free if self._is_reachable(client, now)], dtype=np.int64)
+            found = sorted(self._choose(there, min(count, len(there)), self._rng)) if len(there) else []
+        elif self.availability is None:
+            size = len(self._free)
+            found = sorted(self._free[place] for place in self._rng.choice(size, size=min(count, size), replace=False))
         else:
-            found: list[int] = []
-            for place in self._rng.permutation(places).tolist():
-                if len(found) == count:
-                    break
-                if self.availability.until(int(self.clients[place]), now) is not None:
-                    found.append(place)
-            drawn = np.array(found, dtype=np.int64)
-        self.free[drawn] = False
-        return sorted(self.clients[drawn].tolist())
+            order = self._rng.permutation(np.array(self._free, dtype=np.int64)).tolist()
+            found = sorted(islice((client for client in order if self._is_reachable(client, now)), count))
+        self._take(found)
+        return found
+
+    def _is_reachable(self, client: int, now: float) -> bool:
+        return self.availability is None or self.availability.until(client, now) is not None
+
+    def _take(self, drawn: Sequence[int]) -> None:
+        if len(drawn) > FEW:
+            gone = set(drawn)
+            self._free = [client for client in self._free if client not in gone]
+        else:
+            for client in drawn:
+                del self._free[bisect_left(self._free, client)]
 
     def back(self, client: int) -> None:
         """A client that was on its way with an older version is free."""
-        self.free[np.searchsorted(self.clients, client)] = True
+        insort(self._free, client)
 
     def next_start(self, now: float) -> float:
         """When the first of them is reachable; infinity where none ever is."""
-        left: list[int] = self.clients[self.free].tolist()
-        if self.availability is None or not left:
-            return now if left else math.inf
-        return min(self.availability.next_start(client, now) for client in left)
+        if self.availability is None or not self._free:
+            return now if self._free else math.inf
+        return min(self.availability.next_start(client, now) for client in self._free)

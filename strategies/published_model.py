@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fl_sim import codecs
 from fl_sim.codecs import Schema
-from fl_sim.communication.exchange import Exchange
+from fl_sim.communication.exchange import Coding, Exchange, OwnCoding
 from fl_sim.communication.sparse_broadcast import (
     REST,
     WHOLE,
@@ -22,12 +22,14 @@ from fl_sim.communication.sparse_broadcast import (
     SparseBroadcast,
     digest,
     join_framed,
+    of_changes,
 )
 from fl_sim.communication.task_header import BroadcastHeader
 from fl_sim.core.seeding import Purpose, derive
 from fl_sim.core.types import Mask, Params, UserError
 from fl_sim.sparsity import global_topk, magnitude, topk_mask
 from fl_sim.sparsity.masks import alive
+from strategies.codec_state import CodecState
 
 # The keys of a checkpoint's tensors.
 MODEL, MASK, COUNTERS, DELTA, NEW_MASK = "model", "mask", "counters", "change.", "new-mask."
@@ -49,6 +51,7 @@ class SparseBroadcastServer:
         deltas: version -> the delta that led to it.
         client_versions: client -> version that it holds, -1 = unknown. Clients not listed hold version 0, the seeded model.
         pruning_mask: the pruning mask of `model`.
+        codec_state: what a codec of the user's own keeps of the server, which each change goes on with.
     """
 
     rule: SparseBroadcast
@@ -60,6 +63,7 @@ class SparseBroadcastServer:
     deltas: dict[int, Delta] = field(default_factory=dict)
     client_versions: dict[int, int] = field(default_factory=dict)
     pruning_mask: Mask | None = None
+    codec_state: CodecState = field(default_factory=CodecState)
     _encoded: dict[tuple[int | None, bytes], EncodedModel] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -69,6 +73,10 @@ class SparseBroadcastServer:
     def params(self) -> Params:
         """The published model."""
         return self.exchange.schema.view(self.model)
+
+    @property
+    def _coding(self) -> Coding:
+        return of_changes(self.exchange, self.rule.coding)
 
     @property
     def _part(self) -> Schema:
@@ -86,8 +94,9 @@ class SparseBroadcastServer:
             new = self._part.view(flat[:count])
             # Before the first round only given weights are not what every party makes: they are published whole.
             chosen = pruning_mask if masks or after_round == 0 else self._largest(new, old)
-            coding, seed = self.rule.coding, derive(self.seed, after_round, Purpose.ENCODING)
-            data = coding.encode(new, chosen, old, schema=self._part, held_mask=None, seed=seed)
+            coding, seed = self._coding, derive(self.seed, after_round, Purpose.ENCODING)
+            with self.codec_state.next() as state:
+                data = coding.encode(new, chosen, old, schema=self._part, held_mask=None, seed=seed, state=state)
             self.version += 1
             self.deltas[self.version] = delta = Delta(data, masks)
             self.model, _ = delta.apply(self.model, coding, self.exchange)
@@ -98,7 +107,7 @@ class SparseBroadcastServer:
 
     def _largest(self, new: Params, old: Params) -> Mask | None:
         """The coordinates that are published; None = all, where what did not change costs next to nothing."""
-        if self.rule.density == 1 and codecs.is_relative(self.rule.values):
+        if self.rule.density == 1 and (codecs.is_relative(self.rule.values) or isinstance(self._coding, OwnCoding)):
             return None
         moved = {name: new[name] - old[name] for name in self._part.names}
         largest = topk_mask(magnitude(moved), global_topk(magnitude(moved), self.rule.density))
@@ -149,13 +158,13 @@ class SparseBroadcastServer:
             travelled |= True if mask is None else self._part.flat_mask(mask)
         start = self._start if base == 0 else b""
         brings_mask = bytes(delta.masks for delta in deltas)
-        header = BroadcastHeader(self.version, base, self.rule.coding.content, brings_mask, start)
+        header = BroadcastHeader(self.version, base, self._coding.content, brings_mask, start)
         data = join_framed([*(delta.data for delta in deltas), rest])
         return EncodedModel(data, schema.view_mask(travelled), header)
 
-    def learned(self, client: int) -> None:
-        """Note that a client answered, so that it holds the last published model."""
-        self.client_versions[client] = self.version
+    def learned(self, client: int, version: int) -> None:
+        """Note that a client answered a task that brought this version of the published model."""
+        self.client_versions[client] = version
 
     def forget(self, client: int) -> None:
         """Note that a client failed, so that the version it holds is unknown."""

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
+from numpy.typing import NDArray
 
 from fl_sim import codecs
 from fl_sim.codecs import Description, Opened
@@ -112,6 +113,7 @@ class SparseServer:
             failures=dict(self.failures),
             published={} if published is None else dict(published.kept()),
             client_versions={} if published is None else dict(published.client_versions),
+            codec_state=self.sender.codec_state.tensors,
         )
 
     def restore(self, saved: ServerSnapshot) -> None:
@@ -186,18 +188,30 @@ class SparseServer:
                 f"round {self.state.round}: the aggregate overflows; strategy.clip bounds what clients can do"
             )
 
+    def skip(self, grid: Grid) -> None:
+        """Finish a round in which no client of this model sent anything: the mask rule is asked as after every round."""
+        zero = {name: torch.zeros_like(self.state.params[name]) for name in self.state.schema.prunable}
+        state, rule = replace(self.state, round=self.state.round + 1), self.slots.adjust_mask
+        self.state = masked(state, zero, adjust_mask=rule, calibrate=self._calibrate(grid))
+
     def _selected(self, grid: Grid, number: int) -> Cohort:
         """The clients that train in a round."""
         sampling, nodes = self.context.sampling, self.cohorts.nodes(grid)
         if self.slots.select is uniform:
             return self.cohorts.cohort(grid, number, Purpose.COHORT, sampling.cohort_size)
         clients = np.array(list(nodes), dtype=np.int64)
-        sizes = np.array([sampling.sizes[client] for client in nodes] if sampling.sizes else [0] * len(nodes))
         rng = numpy_generator(self.context.seed, number, Purpose.COHORT)
+        chosen = self.chosen(grid, number, clients, min(sampling.cohort_size, len(clients)), rng)
+        return [(client, nodes[client]) for client in chosen]
+
+    def chosen(
+        self, grid: Grid, number: int, clients: NDArray[np.int64], count: int, rng: np.random.Generator
+    ) -> list[int]:
+        """Of these clients, those that the strategy's selection rule gives a task of round `number`, ascending."""
+        known = self.context.sampling.sizes
+        sizes = np.array([known[client] for client in clients] if known else [0] * len(clients))
         query = Query(grid, self.receiver, self.round_log)
-        count = min(sampling.cohort_size, len(clients))
-        request = Request(number, clients, sizes, count, rng, partial(query.losses, self.state))
-        return [(client, nodes[client]) for client in drawn(self.slots.select, request)]
+        return drawn(self.slots.select, Request(number, clients, sizes, count, rng, partial(query.losses, self.state)))
 
     def _calibrate(self, grid: Grid) -> Callable[[ServerState], MaskRule] | None:
         """The algorithm's measurement in this round; None where it has none."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fl_sim.codecs import Schema
 from fl_sim.communication.schedule import Schedule
+from fl_sim.core import kernels
 from fl_sim.core.types import FlatParams, Update
 from strategies.robust import is_statistic
 from strategies.server_step import ServerState
@@ -44,7 +45,8 @@ class Refresh:
     def _moved(self, y: Tensor, b: Tensor, x: Tensor, weight: float) -> Tensor:
         if self.schedule.kind == "fedasync":
             return torch.lerp(x, y, weight)
-        moved = torch.sub(y, b).mul_(weight).add_(x)
+        moved = torch.empty_like(x)
+        kernels.moved(moved.numpy(), y.numpy(), b.numpy(), x.numpy(), weight)
         return moved if self._mixed is None else torch.where(self._mixed, torch.lerp(x, y, weight), moved)
 
     def _view(self, flat: Tensor) -> FlatParams:

@@ -2,7 +2,7 @@
 
     python docs/figures/algorithms.py runs/algorithms
 
-`make algorithms` does that. A run that is finished is read and not run again.
+`make algorithms` does that. A run that is finished is read and not run again; one that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fl_sim import Experiment, Report, run
+from fl_sim.simulation.earlier_runs import is_stopped
 
 PAGE = Path(__file__).parents[1] / "algorithms.md"
 SEEDS = (0, 1, 2)
@@ -37,6 +38,14 @@ TEXT: Mapping[str, object] = {
     "evaluate": {"every": 12},
 }
 TASKS = {"digits": (DIGITS, "accuracy %"), "text": (TEXT, "perplexity")}
+WORDS = {
+    "digits": {"COHORT": "5", "UPDATES": "150", "SECONDS": "2"},
+    "text": {"COHORT": "8", "UPDATES": "96", "SECONDS": "10"},
+}
+"""What a word of an option stands for: clients of a round, updates of a run, seconds between two steps."""
+CLOCK = ("network.links={3G=1, 4G=1}", "network.speed_spread=1.0")
+FEDBUFF = ("schedule.kind=fedbuff", "schedule.buffer=COHORT", "schedule.concurrency=10", *CLOCK)
+CHANGES = "wire.uplink.content=difference"
 METHODS: Mapping[str, Sequence[str]] = {
     "FedAvg": (),
     "FedAvgM": ("strategy=strategies.presets:fedavgm", "strategy.momentum=0.5"),
@@ -56,19 +65,50 @@ METHODS: Mapping[str, Sequence[str]] = {
     "q-FedAvg": ("client=clients.presets:qfedavg", "strategy=strategies.presets:qfedavg", "strategy.q=1.0"),
     "FedAvg, clients by size": ("strategy.select=by_size", "strategy.aggregate=equal"),
     "FedAvg, power-of-choice": ("strategy=strategies.presets:power_of_choice", "strategy.candidates=10"),
+    "FedBuff": FEDBUFF,
+    "FedAsync": ("schedule.kind=fedasync", "rounds=UPDATES", "evaluate.every=UPDATES", *CLOCK),
+    "a step every SECONDS s": ("schedule.kind=deadline", "network.deadline_s=SECONDS", *CLOCK),
+    "SCAFFOLD under FedBuff": (
+        "client=clients.presets:scaffold",
+        "strategy=strategies.presets:scaffold",
+        *FEDBUFF,
+    ),
+    "signSGD with majority vote": (
+        "strategy=strategies.presets:signsgd",
+        "strategy.lr=0.003",
+        CHANGES,
+        "wire.codec.uplink=signsgd",
+        "wire.broadcast={density=1.0, values='sign'}",
+    ),
+    "PowerSGD": ("wire.codec.uplink=powersgd", CHANGES, "wire.error_feedback=true"),
+    "PowerSGD both ways": (
+        "wire.codec={uplink='powersgd', downlink='powersgd'}",
+        "wire.broadcast.density=1.0",
+        CHANGES,
+        "wire.error_feedback=true",
+    ),
+    "DRIVE": ("wire.codec.uplink=drive", CHANGES),
 }
 """Name -> what differs from FedAvg."""
+
+
+def of_task(task: str, text: str) -> str:
+    """A name or an option with its words replaced by those of a task."""
+    for word, value in WORDS[task].items():
+        text = text.replace(word, value)
+    return text
 
 
 def measured(out: Path, task: str, name: str) -> list[Report]:
     """One run for each seed."""
     tree, _ = TASKS[task]
-    label = re.sub(r"[^a-z0-9]+", "-", name.lower())
-    asked = [f'out="{out}"', f"name={task}-{label}", *METHODS[name]]
-    return [run(Experiment.from_tree(tree, [*asked, f"seed={seed}"]), quiet=True) for seed in SEEDS]
+    label = re.sub(r"[^a-z0-9]+", "-", of_task(task, name).lower())
+    asked = [f'out="{out}"', f"name={task}-{label}", *(of_task(task, option) for option in METHODS[name])]
+    runs = [Experiment.from_tree(tree, [*asked, f"seed={seed}"]) for seed in SEEDS]
+    return [run(each, quiet=True, resume=is_stopped(each)) for each in runs]
 
 
-def row(name: str, reports: Sequence[Report]) -> str:
+def row(task: str, name: str, reports: Sequence[Report]) -> str:
     """Mean and range of the seeds; MB are means."""
     scores = [r.results.score.scale * (r.results.score.final or float("nan")) for r in reports]
     sizes = [r.ledger.total(by=("direction", "section")) for r in reports]
@@ -84,14 +124,15 @@ def row(name: str, reports: Sequence[Report]) -> str:
         ]
         return statistics.mean(kept) / 1e6
 
-    options = " ".join(f"`{option}`" for option in METHODS[name]) or "(the defaults)"
+    options = " ".join(f"`{of_task(task, option)}`" for option in METHODS[name]) or "(the defaults)"
     score = f"{statistics.mean(scores):.1f} ({min(scores):.1f} to {max(scores):.1f})"
-    return f"| {name} | {score} | {mb('up'):.3f} | {mb('down'):.3f} | {mb('up', True) + mb('down', True):.3f} | {options} |"
+    moved = f"{mb('up'):.3f} | {mb('down'):.3f} | {mb('up', True) + mb('down', True):.3f}"
+    return f"| {of_task(task, name)} | {score} | {moved} | {options} |"
 
 
 def table(out: Path, task: str) -> str:
     head = f"| algorithm | {TASKS[task][1]} | MB up | MB down | of both: extra MB | beside FedAvg |"
-    rows = [row(name, measured(out, task, name)) for name in METHODS]
+    rows = [row(task, name, measured(out, task, name)) for name in METHODS]
     return "\n".join([head, "|---|---|---|---|---|---|", *rows])
 
 

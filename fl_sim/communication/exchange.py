@@ -282,11 +282,25 @@ class Exchange:
         return self.uplink.decode(data, task.params, schema=self.schema, held_mask=task.mask)
 
     def encode_down(
-        self, task: Task, reference: Params, *, held_mask: Mask | None, seed: int, types: Sequence[str] | None = None
+        self,
+        task: Task,
+        reference: Params,
+        *,
+        held_mask: Mask | None,
+        seed: int,
+        types: Sequence[str] | None = None,
+        state: Params | None = None,
     ) -> bytes:
-        """The payload of a task, for a client that holds the pruning mask `held_mask`; `types` as in `Coding.encode`."""
+        """The payload of a task, for a client that holds the pruning mask `held_mask`; the rest as in `Coding.encode`."""
         return self.downlink.encode(
-            task.params, task.mask, reference, schema=self.schema, held_mask=held_mask, seed=seed, types=types
+            task.params,
+            task.mask,
+            reference,
+            schema=self.schema,
+            held_mask=held_mask,
+            seed=seed,
+            types=types,
+            state=state,
         )
 
     def decode_down(

@@ -134,7 +134,8 @@ class _Round:
     """Replay of one round: what each client received in it, for the differences that it sent.
 
     Attributes:
-        states: client -> what the other codec, where it is one of the user's own, keeps of it from round to round.
+        states: client -> what the other codec, where it is one of the user's own, keeps of it from round to round; below 0,
+            what it keeps of the server, model by model.
         received: client -> parameters.
     """
 
@@ -208,10 +209,17 @@ class _Round:
                 schema=schema,
                 held_mask=held,
                 seed=seed,
-                state=self.states.setdefault(message.client, {}) if message.direction == "up" else {},
+                state=self._state(message, link),
             )
             after = dict(codecs.describe(data, schema=schema, held_mask=held).sections)
         return _Encoded(before, self._with_mask(after, payload), params)
+
+    def _state(self, message: Recorded, link: Link) -> Params:
+        """What the codec keeps of the sender; only tasks of training go on with what the server has."""
+        if message.direction == "up":
+            return self.states.setdefault(message.client, {})
+        kept = self.states.setdefault(-1 - next(n for n, each in enumerate(self.links) if each is link), {})
+        return kept if message.phase == "train" else dict(kept)
 
     def _require_exact(self, payload: Opened, new: Coding, direction: str) -> None:
         """Refuse to encode values that were rounded before; float32 takes four bytes whatever the values are."""

@@ -14,13 +14,14 @@ version of each client:
       this is smaller
 
 A new pruning mask is a change of all that it leaves alive, and brings the mask. What is not prunable travels whole, once.
+A codec of the user's own on the downlink codes the whole change; what it loses is offered again likewise.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import xxhash
@@ -28,7 +29,7 @@ from torch import Tensor
 
 from fl_sim import codecs
 from fl_sim.codecs import CorruptPayload, Description, Schema
-from fl_sim.communication.exchange import Coding, Exchange
+from fl_sim.communication.exchange import Coding, Exchange, OwnCoding
 from fl_sim.communication.task_header import BroadcastHeader
 from fl_sim.core.types import Mask, UserError
 
@@ -60,6 +61,12 @@ class SparseBroadcast:
     def coding(self) -> Coding:
         """Of the published changes; types that code against the held model do so without a difference."""
         return Coding(self.values, "parameters" if codecs.is_relative(self.values) else "difference", self.masks)
+
+
+def of_changes(exchange: Exchange, plain: Coding) -> Coding:
+    """How changes are coded: by the downlink's codec of the user's own where there is one, else by `plain`."""
+    own = exchange.downlink
+    return replace(own, content=plain.content) if isinstance(own, OwnCoding) else plain
 
 
 @dataclass(frozen=True)
@@ -171,7 +178,7 @@ def received(
     *deltas, rest = split_framed(data) or [memoryview(b"")]
     if len(deltas) != len(header.masks):
         raise CorruptPayload(f"{len(deltas)} deltas where {len(header.masks)} are due")
-    coding, model = Coding(content=header.content), before
+    coding, model = of_changes(exchange, Coding(content=header.content)), before
     for delta, masks in zip(deltas, header.masks, strict=True):
         model, chosen = Delta(delta, bool(masks)).apply(model, coding, exchange)
         held_mask = chosen if masks else held_mask

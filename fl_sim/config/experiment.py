@@ -152,16 +152,25 @@ class Experiment(Section):
             raise ValueError("schedule.kind = 'deadline' needs network.deadline_s: seconds between two steps")
         if kind != "deadline" and network.deadline_s is not None:
             raise ValueError(f"network.deadline_s: not with schedule.kind = {kind!r}; allowed: 'rounds', 'deadline'")
-        alone = {
-            "capacities": self.capacities,
-            "wire.broadcast": self.wire.broadcast,
-            "wire.record_masks": self.wire.record_masks,
-            "wire.record_payloads": self.wire.record_payloads,
-            "model.personal": self.model.personal,
-            "evaluate.clients": self.evaluate.clients,
-        }
-        if refused := [key for key, value in alone.items() if value]:
-            raise ValueError(f"{refused[0]}: not with schedule.kind = {kind!r}; allowed: 'rounds'")
+        recorded = {"wire.record_masks": self.wire.record_masks, "wire.record_payloads": self.wire.record_payloads}
+        if refused := [key for key, value in recorded.items() if value]:
+            raise ValueError(
+                f"{refused[0]}: not with schedule.kind = {kind!r}, as a replay encodes each upload against the model of its "
+                "own round; allowed: 'rounds'"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _somebody_can_evaluate(self) -> Self:
+        """A client that is on its way is not asked to evaluate."""
+        schedule, asked = self.schedule, self.evaluate.clients
+        stays = schedule.in_rounds or (schedule.max_staleness == 0 and schedule.wanted is not None)
+        left = self.data.clients - (schedule.concurrency or self.cohort.size)
+        if asked > left and not stays:
+            raise ValueError(
+                f"evaluate.clients = {asked}: clients that train are not asked to evaluate, which leaves {max(left, 0)} of "
+                f"data.clients = {self.data.clients} (schedule.concurrency, or cohort.size); allowed: at most as many"
+            )
         return self
 
     @model_validator(mode="after")

@@ -318,7 +318,7 @@ class WireSection(Section):
     def _uplink_codes_against_what_clients_hold(self) -> Self:
         down = self.downlink
         codec = None if self.codec is None else self.codec.downlink
-        if is_relative(self.uplink.values) and codec is not None:
+        if is_relative(self.uplink.values) and codec is not None and self.broadcast is None:
             raise ValueError(
                 f"uplink.values = {self.uplink.values!r} codes against the model that clients received, bit for bit, and "
                 f"codec.downlink = {codec.target!r} may round; remove one"
@@ -344,6 +344,10 @@ class WireSection(Section):
                     f"{way}.{key} = {getattr(coding, key)!r}: not beside codec.{way} = {named.target!r}, which codes the "
                     f"values and takes no mask; allowed: {way}.content"
                 )
-            if way == "downlink" and self.broadcast is not None:
-                raise ValueError(f"codec.downlink = {named.target!r}: not with broadcast; remove one")
+            if way == "downlink" and self.broadcast not in (None, whole := SparseBroadcast(density=1.0)):
+                key = next(key for key, value in vars(whole).items() if getattr(self.broadcast, key) != value)
+                raise ValueError(
+                    f"broadcast.{key} = {getattr(self.broadcast, key)!r}: beside codec.downlink = {named.target!r}, which codes "
+                    "the whole change; needed: broadcast = { density = 1.0 }"
+                )
         return self

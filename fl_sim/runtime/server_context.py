@@ -33,7 +33,8 @@ class FlightSnapshot:
         sent_s: virtual time at which its task was sent.
         down_bytes: payload bytes of the task.
         message_id: of the task.
-        reply: what the client will answer, with its payload.
+        reply: what the client will answer, with its payloads.
+        holds: version of the published model that the task brought, under a sparse broadcast.
     """
 
     client: int
@@ -43,6 +44,7 @@ class FlightSnapshot:
     down_bytes: int
     message_id: str
     reply: bytes
+    holds: int = 0
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class ServerSnapshot:
         failures: failed client tasks so far, by kind.
         published: tensors of a sparse broadcast (`strategies.published_model.SparseBroadcastServer`).
         client_versions: client -> version of the published model that it holds.
+        codec_state: what a codec of the user's own on the downlink keeps.
         flights: updates under way, where the server does not wait for a cohort.
         bases: version -> parameters and mask that some of them started from.
         dispatched: tasks sent so far.
@@ -75,6 +78,7 @@ class ServerSnapshot:
     failures: Mapping[str, int] = field(default_factory=dict)
     published: Params = field(default_factory=dict)
     client_versions: Mapping[int, int] = field(default_factory=dict)
+    codec_state: Params = field(default_factory=dict)
     flights: Sequence[FlightSnapshot] = ()
     bases: Mapping[int, tuple[Params, Mask | None]] = field(default_factory=dict)
     dispatched: int = 0

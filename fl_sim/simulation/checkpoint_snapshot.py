@@ -11,7 +11,7 @@ from fl_sim.core.types import FlatMask, Mask, Params
 from fl_sim.runtime.server_context import FlightSnapshot, ServerSnapshot
 from fl_sim.simulation.checkpoint_store import Checkpoints, FlightRecord, Put, ServerRecord
 
-PARAMS, MEMORY, PUBLISHED, MASK = "params.", "memory.", "published.", "mask"
+PARAMS, MEMORY, PUBLISHED, CODEC, MASK = "params.", "memory.", "published.", "codec.", "mask"
 """Names of tensors in an object, or their prefixes."""
 
 
@@ -52,6 +52,7 @@ def read_snapshot(store: Checkpoints, number: int, record: ServerRecord, schema:
         record.failures,
         {n.removeprefix(PUBLISHED): value for n, value in tensors.items() if n.startswith(PUBLISHED)},
         record.holders,
+        {n.removeprefix(CODEC): value for n, value in tensors.items() if n.startswith(CODEC)},
         [FlightSnapshot(**{**dict(flight), "reply": store.get(flight.reply)}) for flight in record.flights],
         {version: _read_base(store.tensors(name), schema) for version, name in record.bases.items()},
         record.dispatched,
@@ -72,6 +73,7 @@ def _put_tensors(put: Put, saved: ServerSnapshot) -> str:
     tensors = {PARAMS + name: value for name, value in saved.params.items()}
     tensors |= {MEMORY + name: value for name, value in saved.memory.items()}
     tensors |= {PUBLISHED + name: value for name, value in saved.published.items()}
+    tensors |= {CODEC + name: value for name, value in saved.codec_state.items()}
     if saved.mask is not None:
         tensors[MASK] = pack_mask(saved.mask)
     return put(TensorFile(tensors))

@@ -81,6 +81,7 @@ class FlightRecord(_Record):
     down_bytes: Count
     message_id: Annotated[str, StringConstraints(pattern=r"^[0-9]{1,18}$")]
     reply: ObjectName
+    holds: Count = 0
 
 
 class ServerRecord(_Record):
@@ -90,7 +91,7 @@ class ServerRecord(_Record):
         tensors: the object that holds parameters, pruning mask, optimizer memory and the sparse broadcast.
         held: object of a pruning mask -> clients that hold the mask.
         answered, simulated_s, failures: as in `ServerSnapshot`.
-        holders: client -> version, `ServerSnapshot.client_versions`.
+        holders: client -> version, `ServerSnapshot.client_versions`; -1 = unknown, as after a failure.
         flights: updates under way. bases: version -> object of the parameters and mask that some of them started from.
         dispatched: tasks sent so far, where there are flights.
     """
@@ -98,7 +99,7 @@ class ServerRecord(_Record):
     tensors: ObjectName
     held: dict[ObjectName, list[Count]]
     answered: list[Count]
-    holders: dict[Count, Count]
+    holders: dict[Count, Annotated[int, Field(ge=-1, le=1 << 53)]]
     simulated_s: Seconds
     failures: dict[str, Count]
     flights: list[FlightRecord] = Field(default_factory=list)

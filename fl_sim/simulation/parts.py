@@ -56,7 +56,8 @@ def _tell_coarse(experiment: Experiment) -> None:
     for direction in ("uplink", "downlink"):
         coding = getattr(experiment.wire, direction)
         codec = None if experiment.wire.codec is None else getattr(experiment.wire.codec, direction)
-        if codec is not None and coding.content == "parameters":
+        of_a_change = direction == "downlink" and experiment.wire.broadcast is not None
+        if codec is not None and coding.content == "parameters" and not of_a_change:
             log.warning(
                 "wire.codec.%s = %r: codes the parameters themselves; usual: wire.%s.content = 'difference'",
                 direction,
@@ -149,11 +150,6 @@ def _keeps(track: ModelTrack, client: Client) -> None:
     if not met.get(keeps, True):  # a user's client may use the word for something else
         raise UserError(f"client = {asked.client.target!r}: needs {KEEPS[keeps]}")
     if getattr(client, "before_evaluation", None) is not None and not asked.evaluate.clients:
-        if not asked.schedule.in_rounds:
-            raise UserError(
-                f"client = {asked.client.target!r}: clients alone can measure their own models, and do so in rounds only; "
-                f"allowed: schedule.kind = 'rounds', not {asked.schedule.kind!r}"
-            )
         raise UserError(
             f"client = {asked.client.target!r}: clients alone can measure their own models; needed: evaluate.clients above 0"
         )

@@ -102,11 +102,8 @@ def build_server(
             f"model.adapter: not with a strategy that prunes, {experiment.strategy.target!r}: B starts at zero, so that a mask "
             "would keep it there; allowed: fedavg, and uploads of client = 'clients.presets:topk'"
         )
-    schedule = experiment.schedule
-    alone = {"network.links": experiment.network.links, "wire.record_masks": experiment.wire.record_masks}
-    alone["schedule.kind"] = not schedule.in_rounds
-    if len(federation.tracks) > 1 and (refused := [key for key, value in alone.items() if value]):
-        raise UserError(f"{refused[0]}: not with capacities; allowed with one model only")
+    if len(federation.tracks) > 1 and experiment.wire.record_masks:
+        raise UserError("wire.record_masks: not with capacities; allowed with one model only")
     accounting = Accounting(ledger, experiment.network, recorder, payloads)
     contexts = [_context(federation, track, accounting, scratch) for track in federation.tracks]
     return cast(ServerMethod, method).server(*contexts)

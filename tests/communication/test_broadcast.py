@@ -54,7 +54,7 @@ class Clients:
         self.models[client] = sent.header.version, params
         if mask is not None:
             self.masks[client] = mask
-        server.learned(client)
+        server.learned(client, server.version)
         return len(sent.data)
 
 
@@ -197,7 +197,7 @@ def test_what_is_kept_brings_everything_back() -> None:
     server = published("int8")
     for rounds in range(4):
         server.publish(rounds, *masked(rounds, masks=rounds == 2 or rounds == 3))
-        server.learned(rounds)
+        server.learned(rounds, server.version)
     server.forget(1)
     again = published("int8")
     again.restore(server.kept(), server.client_versions)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -72,6 +73,18 @@ def test_both_forms_agree_bit_for_bit_whatever_the_weight(seed: int, size: int, 
         form.add_sent(mine, counted, values, sent, weight)
     assert sums[0][0].tobytes() == sums[1][0].tobytes()
     assert sums[0][1].tobytes() == sums[1][1].tobytes()
+
+
+@FORMS
+@given(seed=st.integers(0, 2**32 - 1), size=st.integers(0, BEYOND), weight=st.floats(0.0, 2.0))
+@settings(deadline=None)
+def test_a_moved_change_has_the_bits_of_three_steps_of_pytorch(form, seed: int, size: int, weight: float) -> None:
+    y, b, x = (
+        torch.from_numpy(np.random.default_rng((seed, n)).normal(size=size).astype(np.float32)) for n in range(3)
+    )
+    out = torch.full_like(x, torch.nan)
+    form.moved(out.numpy(), y.numpy(), b.numpy(), x.numpy(), weight)
+    assert torch.equal(out, torch.sub(y, b).mul_(weight).add_(x))
 
 
 @FORMS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import runpy
 from pathlib import Path
@@ -46,9 +47,20 @@ def test_every_preset_of_the_table_exists() -> None:
         assert all(callable(imported("", f"strategies.presets:{name}")) for name in re.findall(r"`(\w+)`", strategies))
 
 
+@pytest.mark.parametrize(
+    "file",
+    ["clients/presets", "clients/corrections", "clients/contrast", "strategies/presets", "strategies/corrections"],
+)
+def test_a_preset_and_each_part_of_it_fit_a_screen(file: str) -> None:
+    tree = ast.parse(Path(f"{file}.py").read_text(encoding="utf-8"))
+    parts = [node for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+    assert parts
+    assert not [node.name for node in parts if (node.end_lineno or 0) - node.lineno >= 60]
+
+
 def test_the_tables_have_the_rows_that_the_script_measures() -> None:
     script = runpy.run_path("docs/figures/algorithms.py", run_name="algorithms")
     for task in script["TASKS"]:
         (block,) = re.findall(f"<!-- {task} -->\n(.*?)<!-- /{task} -->", PAGE, re.DOTALL)
         names = [line.split(" | ")[0].removeprefix("| ") for line in block.splitlines()[2:]]
-        assert names == list(script["METHODS"])
+        assert names == [script["of_task"](task, name) for name in script["METHODS"]]

@@ -18,7 +18,7 @@ from fl_sim.simulation.part_doctor import Part
 
 PAGE = Path("docs/codecs.md").read_text(encoding="utf-8")
 (CODE,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-OWN, VOTE = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
+OWN, VOTE, BOTH_WAYS = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
 SIZES = dict(re.findall(r"^\| `(\w+)` \|.*\| ([\d,]+) \| [^|]* \|$", PAGE, re.MULTILINE))
 
 
@@ -29,8 +29,8 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def outcome(text: str) -> Report:
-    return run(Experiment.from_tree({**TINY, **tomllib.loads(text), "rounds": 1}), quiet=True)
+def outcome(text: str, *, rounds: int = 1) -> Report:
+    return run(Experiment.from_tree({**TINY, **tomllib.loads(text), "rounds": rounds}), quiet=True)
 
 
 def test_the_codec_of_the_page_runs() -> None:
@@ -44,6 +44,12 @@ def test_the_vote_is_a_bit_each_way() -> None:
     up, dense = (report.ledger.total(by=("direction",), column=name) for name in ("payload_bytes", "dense_bytes"))
     assert up["up",] < 0.06 * dense["up",]
     assert report.summary["failures"]["rejected"] == 0
+
+
+def test_both_ways_codes_are_of_changes() -> None:
+    report = outcome(BOTH_WAYS, rounds=2)
+    coded = report.ledger.total(by=("round", "direction"), where={"section": "codec"})
+    assert coded == {(1, "up"): 4 * 5016, (2, "up"): 4 * 5016, (2, "down"): 4 * 5016}, "the seeded model is not sent"
 
 
 def test_the_table_has_every_codec_and_its_bytes() -> None:

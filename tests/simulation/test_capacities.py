@@ -64,7 +64,6 @@ def test_every_client_has_one_model_and_the_config_survives_its_toml(tmp_path: P
         ('capacities=[{name = "resnet8", share = 0.5}, {name = "resnet14", share = 0.5}]', "each model needs"),
         ('capacities=[{name = "resnet9"}]', "'resnet9'"),
         ('capacities=[{nmae = "resnet8"}]', "capacities"),
-        ('network.links={"3G" = 1}', r"network\.links: not with capacities"),
         ("wire.record_masks=true", r"wire\.record_masks: not with capacities"),
         ("data.proxy=0.0", r"set data\.proxy"),
     ],
@@ -84,6 +83,15 @@ def test_nothing_of_one_model_travels_to_the_clients_of_another(tmp_path: Path) 
     assert report.summary["saving"] == 0.0
     assert [row["clients"] for row in report.rounds] == [4, 4]
     assert {"accuracy", f"accuracy/{SMALL}", f"train_loss/{SMALL}"} <= report.rounds[-1].keys()
+
+
+def test_a_round_takes_as_long_as_the_slowest_client_of_any_model(tmp_path: Path) -> None:
+    """The large model of some clients takes longer than the small one of others."""
+    linked = ("network.links={3G=1}", "rounds=2")
+    report = run_tiny(tmp_path, *TWO, *linked)
+    large = run_tiny(tmp_path, *MODELS, *linked)
+    assert [row["simulated_s"] for row in report.rounds] == [row["simulated_s"] for row in large.rounds]
+    assert not [name for name in report.rounds[0] if name.startswith("simulated_s/")]
 
 
 def test_models_apart_are_two_federations(tmp_path: Path) -> None:

@@ -20,10 +20,12 @@ from fl_sim.codecs import CorruptPayload, Own, Schema
 from fl_sim.communication.error_feedback import ErrorFeedback
 from fl_sim.communication.exchange import Exchange, OwnCoding
 from fl_sim.communication.payload_log import read_round, recorded_files
+from fl_sim.communication.sparse_broadcast import SparseBroadcast, received
 from fl_sim.config.codecs import GROUP
 from fl_sim.core.types import Params
 from fl_sim.simulation import resume
 from fl_sim.simulation.replaying import asked, replay_run
+from strategies.published_model import SparseBroadcastServer
 
 HERE = Path(__file__).stem
 DIFFERENCE = ("wire.uplink.content=difference", "wire.error_feedback=true")
@@ -183,6 +185,46 @@ def test_both_directions_and_every_name(
         experiment(tmp_path, "wire.codec.uplink=drawz")
 
 
+def test_what_a_codec_keeps_of_the_server_goes_on_with_each_round_s_task(made: Callable[..., Report]) -> None:
+    """Evaluations and questions find it and leave it as it is."""
+    report = made(f"wire.codec.downlink={HERE}:Draws", "evaluate.clients=2")
+    booked = report.ledger.total(by=("round", "client"), where={"section": "codec", "phase": "train"})
+    assert {(number, size) for (number, _), size in booked.items()} == {
+        (number, 1 + 2 * VALUES + 3 * number) for number in range(1, 5)
+    }
+
+
+def test_beside_a_broadcast_a_codec_codes_changes_and_what_it_loses_is_offered_again() -> None:
+    """`Half` sends the first of two rows; a model that stays where it is gets no nearer, one that moves in it does."""
+    start = {"weight": torch.zeros(2, 3), "bias": torch.zeros(2)}
+    schema = Schema.of(start, ["weight"])
+    exchange = Exchange(schema, downlink=OwnCoding(codec=Half(), name="half"))
+    server = SparseBroadcastServer(SparseBroadcast(density=1.0), exchange, 0, schema.flat(start))
+    params = {"weight": torch.tensor([[0.5, 0.25, 1.0], [4.0, 5.0, 6.0]]), "bias": torch.ones(2)}
+    server.publish(1, params, None)
+    assert torch.equal(server.params["weight"], torch.tensor([[0.5, 0.25, 1.0], [0.0, 0.0, 0.0]]))
+    params["weight"][0] += 1.0
+    server.publish(2, params, None)
+    assert torch.equal(server.params["weight"][0], params["weight"][0]), "the change against what was published"
+    client = schema.flat(start)
+    sent = server.encoded(0, None)
+    assert sent.header is not None
+    model, _ = received(sent.data, sent.header, client, exchange, None)
+    assert torch.equal(model, schema.flat(server.params)), "clients decode the same bytes"
+
+
+def test_error_feedback_of_the_server_ends_where_no_codec_would(made: Callable[..., Report]) -> None:
+    """Rounding to 1/4096 in each round; what was rounded away is in the next change, so that it does not add up."""
+    mlp = ("model.name=mlp", "model.width=0.1")
+    coded, plain = made(*mlp, f"wire.codec.downlink={HERE}:Draws", "wire.broadcast.density=1.0"), made(*mlp)
+    assert coded.summary["params_sha256"] != plain.summary["params_sha256"]
+    assert all(torch.allclose(coded.params[n], plain.params[n], atol=4 / 4096) for n in plain.params)
+    values = sum(value.numel() for value in plain.params.values() if value.dim() > 1)
+    down = coded.ledger.total(by=("round",), where={"direction": "down", "section": "codec"})
+    assert (1,) not in down, "the seeded model is not sent"
+    assert down[2,] == 3 * (1 + 2 * values + 3)
+
+
 def test_a_majority_vote_of_codes_is_that_of_whole_changes(made: Callable[..., Report]) -> None:
     vote = ("strategy=strategies.presets:signsgd", "strategy.lr=0.05", "rounds=2")
     coded, whole = made(*vote, "wire.codec.uplink=signsgd", DIFFERENCE[0]), made(*vote)
@@ -279,10 +321,17 @@ UP = "wire.codec.uplink"
             (f"{UP}={HERE}:Lists",),
             "the codec's state['seen'] is list [1.0]; allowed: tensors, NumPy arrays and numbers",
         ),
-        ((f"wire.codec.downlink={HERE}:Draws",), "keeps calls, and the server keeps nothing of a codec"),
+        ((f"wire.codec.downlink={HERE}:Lists",), "the codec's state['seen'] is list [1.0]"),
         ((f"{UP}=signsgd", "wire.uplink.values=int8"), "uplink.values = 'int8': not beside codec.uplink"),
         ((f"{UP}=signsgd", "wire.uplink.masks=smallest"), "uplink.masks = 'smallest': not beside codec.uplink"),
-        (("wire.codec.downlink=signsgd", "wire.broadcast.density=0.5"), "not with broadcast; remove one"),
+        (
+            ("wire.codec.downlink=signsgd", "wire.broadcast.density=0.5"),
+            "broadcast.density = 0.5: beside codec.downlink",
+        ),
+        (
+            ("wire.codec.downlink=signsgd", "wire.broadcast={density=1.0, values='int8'}"),
+            "broadcast.values = 'int8': beside codec.downlink",
+        ),
         (("wire.codec.downlink=signsgd", "wire.uplink.values=float32-delta"), "may round; remove one"),
         (
             (f"{UP}=signsgd", "strategy=strategies.presets:global_magnitude"),

@@ -28,12 +28,9 @@ def test_parameters_that_travel_as_signs_are_said(
     assert f"wire.uplink.values = '{values}': the parameters themselves travel so coarsely" in caplog.text
 
 
-def test_personal_parts_without_rounds_are_refused_by_that_name(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"model\.personal: not with schedule\.kind = 'fedbuff'; allowed: 'rounds'"):
-        Experiment.from_tree(TINY, [*BUFFERED, "model.personal=head"])
-
-
-def test_a_method_whose_clients_measure_is_refused_without_rounds(tmp_path: Path) -> None:
-    experiment = tiny(tmp_path, *BUFFERED, "client=clients.presets:fine_tuned")
-    with pytest.raises(UserError, match=r"fine_tuned'.*allowed: schedule\.kind = 'rounds', not 'fedbuff'"):
-        check_built(Federation.build(experiment, quiet=True))
+def test_personal_models_without_rounds_need_clients_that_measure_and_no_more(tmp_path: Path) -> None:
+    fine_tuned = [*BUFFERED, "client=clients.presets:fine_tuned"]
+    with pytest.raises(UserError, match=r"fine_tuned'.*needed: evaluate.clients above 0"):
+        check_built(Federation.build(tiny(tmp_path, *fine_tuned), quiet=True))
+    check_built(Federation.build(tiny(tmp_path, *fine_tuned, "evaluate.clients=2"), quiet=True))
+    Experiment.from_tree(TINY, [*BUFFERED, "model.personal=head", "evaluate.clients=2"])

@@ -7,12 +7,12 @@ takes twice the time. Both forms give the same bits (`tests/test_kernels.py`), s
 from fl_sim.core.kernels import reference
 
 try:
-    from fl_sim.core.kernels._compiled import add_scaled, add_sent, add_squares, all_finite
+    from fl_sim.core.kernels._compiled import add_scaled, add_sent, add_squares, all_finite, moved
 
     FORM = "compiled"
 except ImportError:
-    from fl_sim.core.kernels.reference import add_scaled, add_sent, add_squares, all_finite
+    from fl_sim.core.kernels.reference import add_scaled, add_sent, add_squares, all_finite, moved
 
     FORM = "NumPy"
 
-__all__ = ["FORM", "add_scaled", "add_sent", "add_squares", "all_finite", "reference"]
+__all__ = ["FORM", "add_scaled", "add_sent", "add_squares", "all_finite", "moved", "reference"]

@@ -20,6 +20,13 @@ FOR_EACH_CPU static void masked(double *restrict total, double *restrict covered
     }
 }
 
+FOR_EACH_CPU static void change(float *restrict out, const float *restrict values, const float *restrict base,
+                                const float *restrict current, float weight, Py_ssize_t count)
+{
+    for (Py_ssize_t i = 0; i < count; i++)
+        out[i] = (values[i] - base[i]) * weight + current[i];
+}
+
 FOR_EACH_CPU static int none_special(const float *restrict values, Py_ssize_t count)
 {
     uint32_t found = 0;
@@ -76,6 +83,23 @@ static PyObject *add_sent(PyObject *Py_UNUSED(module), PyObject *args)
     return done(&all);
 }
 
+static PyObject *moved(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    PyObject *out, *values, *base, *current;
+    double weight;
+    Buffers all = {.taken = 0};
+    if (!PyArg_ParseTuple(args, "OOOOd:moved", &out, &values, &base, &current, &weight))
+        return NULL;
+    if (take(&all, out, 'f', PyBUF_WRITABLE) == 0 && take_equal(&all, values, 'f', 0) == 0 &&
+        take_equal(&all, base, 'f', 0) == 0 && take_equal(&all, current, 'f', 0) == 0) {
+        Py_BEGIN_ALLOW_THREADS
+        change(all.views[0].buf, all.views[1].buf, all.views[2].buf, all.views[3].buf, (float)weight,
+               length(&all.views[0]));
+        Py_END_ALLOW_THREADS
+    }
+    return done(&all);
+}
+
 static PyObject *add_squares(PyObject *Py_UNUSED(module), PyObject *args)
 {
     PyObject *total, *values, *positions;
@@ -114,6 +138,7 @@ static PyMethodDef methods[] = {
     {"add_sent", add_sent, METH_VARARGS, NULL},
     {"add_squares", add_squares, METH_VARARGS, NULL},
     {"all_finite", all_finite, METH_O, NULL},
+    {"moved", moved, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 

@@ -41,3 +41,17 @@ def add_squares(
 def all_finite(values: NDArray[np.float32], /) -> bool:
     """Whether no value of a 1-D array is NaN or infinite."""
     return bool(np.isfinite(values).all())
+
+
+def moved(
+    out: NDArray[np.float32],
+    values: NDArray[np.float32],
+    base: NDArray[np.float32],
+    current: NDArray[np.float32],
+    weight: float,
+    /,
+) -> None:
+    """`out = current + weight * (values - base)` in float32, every step rounded; 1-D, equally long."""
+    np.subtract(values, base, out=out)
+    out *= np.float32(weight)
+    out += current

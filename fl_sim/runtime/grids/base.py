@@ -90,7 +90,13 @@ def isolated(content: RecordDict) -> RecordDict:
 
 
 class LocalGrid(Grid):
-    """A Grid whose nodes are the partitions 0..n-1 of one simulation; node id = 1000 + partition."""
+    """A Grid whose nodes are the partitions 0..n-1 of one simulation; node id = 1000 + partition.
+
+    Attributes:
+        runs_beside: whether clients run in other processes, while the caller does something else.
+    """
+
+    runs_beside = False
 
     def __init__(self, num_nodes: int) -> None:
         adopt_identity()

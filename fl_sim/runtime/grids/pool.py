@@ -86,6 +86,7 @@ class Costs:
 class PooledGrid(LocalGrid):
     """A Grid over worker processes. Subclasses carry tasks there and answers back."""
 
+    runs_beside = True
     clients_per_task: int | None = None
     window_bytes: int = WINDOW_BYTES
 

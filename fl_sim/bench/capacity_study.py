@@ -127,7 +127,7 @@ class Study:
     @cached_property
     def identity(self) -> Identity:
         """Hashes of the data and of the user's code, as of a run."""
-        return Identity.of(self.federation.experiment, hash_of(self.federation.data))
+        return Identity.of(self.federation.code, hash_of(self.federation.data))
 
     def file(self, trial: Trial) -> Path:
         """Path of a trial's model; its name is a hash of everything that determines it, data and the user's code included."""

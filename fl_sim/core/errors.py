@@ -5,6 +5,7 @@ A module of its own, so that the command line need not import PyTorch to say the
 
 from __future__ import annotations
 
+import os
 import sysconfig
 import traceback
 from pathlib import Path
@@ -16,10 +17,9 @@ SITES = {"site-packages", "dist-packages"}
 """Folders of installed packages, also of another environment that this one sees."""
 
 
-def is_installed(path: Path) -> bool:
-    """Whether a file is of the standard library or of an installed package."""
-    path = path.resolve()
-    return str(path).startswith(INSTALLED) or bool(SITES & set(path.parts))
+def is_installed(real: str) -> bool:
+    """Whether a file, by its real path, is of the standard library or of an installed package."""
+    return real.startswith(INSTALLED) or not SITES.isdisjoint(real.split(os.sep))
 
 
 class UserError(ValueError):
@@ -50,8 +50,8 @@ def users_line(error: BaseException) -> str:
         frame
         for frame in traceback.extract_tb(error.__traceback__)
         if frame.filename.endswith(".py")
-        and not str(Path(frame.filename).resolve()).startswith(OURS)
-        and not is_installed(Path(frame.filename))
+        and not (real := os.path.realpath(frame.filename)).startswith(OURS)
+        and not is_installed(real)
     ]
     return f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else ""
 

@@ -17,7 +17,7 @@ from fl_sim.config.experiment import Experiment, run_folder
 from fl_sim.core.types import UserError
 from fl_sim.report import Report
 from fl_sim.simulation.checkpoint_store import Checkpoints, Damaged, Manifest
-from fl_sim.simulation.identity import IDENTITY, Identity, hash_of_source, recorded
+from fl_sim.simulation.identity import IDENTITY, Identity, code_of_parts, hash_of_source, recorded
 from fl_sim.simulation.run_folder import CHECKPOINTS, SUMMARY, RunFolder
 
 log = logging.getLogger("fl_sim")
@@ -45,7 +45,7 @@ def finished(experiment: Experiment, hash_data: Callable[[Experiment], str] = ha
         log.warning("%s: its data cannot be compared with today's: %s", path, error)
         before = recorded(path)
         data = before.data if before is not None else ""
-    require_same(path, experiment, Identity.of(experiment, data))
+    require_same(path, experiment, Identity.of(code_of_parts(experiment), data))
     return report
 
 

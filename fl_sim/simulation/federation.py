@@ -81,12 +81,16 @@ class Federation:
         return self.tracks[0]
 
     @cached_property
+    def code(self) -> dict[str, dict[str, str]]:
+        """Config key -> file -> hash of the user's code behind it (`user_code.code_of`), read once."""
+        return code_of_parts(self.experiment)
+
+    @cached_property
     def world(self) -> World:
         """Hashes of what this process has built, to be compared with those of other processes. Clients run no strategy, and
         get functions of the program's `__main__` from the server itself."""
         sent = {key for key, path in parts_of(self.experiment) if path.startswith(f"{MAIN}:")}
-        parts = code_of_parts(self.experiment)
-        code = {key: code for key, code in parts.items() if not key.startswith("strategy") and key not in sent}
+        code = {key: code for key, code in self.code.items() if not key.startswith("strategy") and key not in sent}
         return fingerprint(self.data, self.partitions, [(t.initial, t.exchange) for t in self.tracks], code)
 
     def label_counts(self) -> Iterator[NDArray[np.int64]]:

@@ -77,7 +77,7 @@ def _serve(grid: Grid, context: Context) -> None:
         if folder.is_finished and not fresh:
             raise UserError(f"{folder.path}: already there; the run config's fresh = true runs it again")
         prepare(folder, resume=False, fresh=fresh)
-        serve(federation, grid, folder, Identity.of(experiment, hash_of(federation.data)))
+        serve(federation, grid, folder, Identity.of(federation.code, hash_of(federation.data)))
 
 
 def require_nodes(grid: Grid, clients: int, *, seconds: float = NODES_S) -> None:

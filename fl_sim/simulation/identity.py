@@ -53,9 +53,8 @@ class Identity(BaseModel):
     versions: dict[str, str]
 
     @classmethod
-    def of(cls, experiment: Experiment, data: str) -> Identity:
-        """The identity of an experiment now; `data` is the hash of its data."""
-        code = code_of_parts(experiment)
+    def of(cls, code: dict[str, dict[str, str]], data: str) -> Identity:
+        """The identity of an experiment now, from `code_of_parts` of it and the hash of its data."""
         versions = {
             "fl-sim": f"{version('fl-sim')} (code {own_code()})",
             "Python": platform.python_version(),

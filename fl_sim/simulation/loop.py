@@ -98,7 +98,7 @@ def _run(experiment: Experiment, observer: Observer, *, resume: bool, fresh: boo
         prepare(folder, resume=resume, fresh=fresh)
         federation = Federation.build(experiment, precision=_precision_before(folder) if resume else None)
         check_built(federation)
-        identity = Identity.of(experiment, hash_of(federation.data))
+        identity = Identity.of(federation.code, hash_of(federation.data))
         if resume:
             require_same(folder.path, experiment, identity)
         # The length of a run id counts in Flower's traffic: one that a Flower run of this process left must not.

@@ -20,6 +20,8 @@ import xxhash
 
 from fl_sim.core.errors import OURS, is_installed
 
+OUR_FOLDERS = tuple(root + os.sep for root in OURS)
+
 
 def code_of(target: str) -> Mapping[str, str]:
     """File -> hash of its code, for the module of `module:name` and every local file that it imports, near or far.
@@ -30,14 +32,14 @@ def code_of(target: str) -> Mapping[str, str]:
     A module that is installed, or that there is not, has none.
     """
     name, _, attribute = target.partition(":")
-    if (path := _file_of(name)) is None:
+    roots = _listed()
+    if (path := _file_of(name, roots)) is None:
         found: object = getattr(sys.modules.get(name), attribute, None)
         if isinstance(found, FunctionType | type) and not getattr(sys.modules[name], "__file__", None):
             return {f"{name}:{attribute}": _digest("\n".join(_said(found, set())).encode())}
         if (path := _found(name)) is None:
             return {}
     found_code: dict[str, str] = {}
-    roots = _listed()
     waiting = {name: path}
     seen, closed = set[str](), set[str]()
     while waiting:
@@ -55,7 +57,8 @@ def code_of(target: str) -> Mapping[str, str]:
                 continue
             if (place := _place_of(imported, roots)) is None:
                 continue
-            ours, installed = _is_ours(place), is_installed(place)
+            real = os.path.realpath(place)
+            ours, installed = _is_ours(real), is_installed(real)
             if place.name != "__init__.py" or (installed and not ours):
                 closed.add(
                     imported
@@ -89,10 +92,10 @@ def own_code() -> str:
     return digest.hexdigest()[:8]
 
 
-def _file_of(module: str) -> Path | None:
+def _file_of(module: str, roots: Mapping[str, set[str]]) -> Path | None:
     """The file of a module that is not installed; None where it is, and where there is no file."""
-    place = _place_of(module)
-    return None if place is None or is_installed(place) else place
+    place = _place_of(module, roots)
+    return None if place is None or is_installed(os.path.realpath(place)) else place
 
 
 def _listed() -> dict[str, set[str]]:
@@ -104,13 +107,13 @@ def _listed() -> dict[str, set[str]]:
     return listed
 
 
-def _place_of(module: str, roots: Mapping[str, set[str]] | None = None) -> Path | None:
+def _place_of(module: str, roots: Mapping[str, set[str]]) -> Path | None:
     """The file where Python looks for a module, installed or not; None for the program itself and where there is none."""
     if module == "__main__":
         return None
     relative = module.strip(".").replace(".", os.sep)
     top = relative.partition(os.sep)[0]
-    for root, names in (_listed() if roots is None else roots).items():
+    for root, names in roots.items():
         if top not in names and f"{top}.py" not in names:
             continue
         stem = os.path.join(root or os.getcwd(), relative)
@@ -127,13 +130,13 @@ def _found(module: str) -> Path | None:
     if loaded is None:
         with suppress(ImportError, ValueError, AttributeError):
             origin = getattr(importlib.util.find_spec(module), "origin", None)
-    if origin is None or not origin.endswith(".py") or is_installed(path := Path(origin)):
+    if origin is None or not origin.endswith(".py") or is_installed(real := os.path.realpath(origin)):
         return None
-    return path.resolve()
+    return Path(real)
 
 
-def _is_ours(path: Path) -> bool:
-    return str(path.resolve()).startswith(tuple(root + os.sep for root in OURS))
+def _is_ours(real: str) -> bool:
+    return real.startswith(OUR_FOLDERS)
 
 
 def _imports(tree: ast.AST, package: str) -> Iterator[str]:
@@ -195,7 +198,11 @@ def _used(name: str, value: object, module: str, seen: set[str]) -> Iterator[str
         yield from _said(value, seen)
     elif isinstance(value, ModuleType | FunctionType | type):
         home = value.__name__ if isinstance(value, ModuleType) else value.__module__
-        local = home not in seen and (place := _file_of(home)) is not None and not _is_ours(place)
+        local = (
+            home not in seen
+            and (place := _file_of(home, _listed())) is not None
+            and not _is_ours(os.path.realpath(place))
+        )
         seen.add(home)
         yield f"{name} of {home} {sorted(code_of(home).items()) if local else ''}"
     elif value is None or isinstance(value, bool | int | float | str | tuple | list | dict | set | frozenset):

@@ -21,7 +21,7 @@ from fl_sim.cli import main
 from fl_sim.config.experiment import run_folder
 from fl_sim.simulation import resume
 from fl_sim.simulation.earlier_runs import is_stopped
-from fl_sim.simulation.identity import Identity, hash_of, hash_of_source
+from fl_sim.simulation.identity import Identity, code_of_parts, hash_of, hash_of_source
 from fl_sim.simulation.sweep import sweep, told_apart
 from fl_sim.simulation.user_code import code_of
 
@@ -152,9 +152,9 @@ def test_every_part_that_a_config_names_counts(
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "rules.py").write_text("def mean(): return 1\n")
     experiment = small(tmp_path, value)
-    before = Identity.of(experiment, "")
+    before = Identity.of(code_of_parts(experiment), "")
     (tmp_path / "rules.py").write_text("def mean(): return 2\n")
-    (changed,) = before.changes(Identity.of(experiment, ""), "digits")
+    (changed,) = before.changes(Identity.of(code_of_parts(experiment), ""), "digits")
     assert changed.startswith(f"the code of {key}")
     assert "rules.py" in changed
 

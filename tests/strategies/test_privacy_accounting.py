@@ -44,6 +44,17 @@ def test_where_everybody_takes_part_the_composition_is_exact() -> None:
     assert Accountant(4.0, 10, 10, DELTA)(0)["epsilon"] == 0.0
 
 
+def test_the_divergence_of_many_rounds_is_that_of_one_times_their_number() -> None:
+    """Bit for bit what the package answers for the rounds composed at once."""
+    from dp_accounting import GaussianDpEvent, NeighboringRelation, SampledWithoutReplacementDpEvent
+    from dp_accounting.rdp import RdpAccountant
+
+    one = SampledWithoutReplacementDpEvent(40, 4, GaussianDpEvent(1.5))
+    for rounds in (1, 7, 300):
+        whole = RdpAccountant(neighboring_relation=NeighboringRelation.REPLACE_ONE).compose(one, rounds)
+        assert Accountant(1.5, 4, 40, DELTA)(rounds)["epsilon"] == whole.get_epsilon(DELTA)
+
+
 def test_the_smaller_bound_counts() -> None:
     few, most = (Accountant(1.0, cohort, 100, DELTA)(10)["epsilon"] for cohort in (2, 90))
     exact = gaussian_epsilon(1.0 / math.sqrt(10), DELTA)

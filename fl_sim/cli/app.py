@@ -6,8 +6,9 @@ import logging
 import os
 import re
 import sys
+from functools import cache
 from importlib.metadata import version
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,6 +22,9 @@ from fl_sim.cli.screen import errors
 from fl_sim.cli.tools import doctor, init, list_, prune
 from fl_sim.cli.watch import watch
 from fl_sim.core.errors import USERS_OWN, UserError, error_line, in_one_line, users_line
+
+if TYPE_CHECKING:
+    import click
 
 app = typer.Typer(
     name="fl-sim",
@@ -80,6 +84,12 @@ def about(
     """Federated learning whose communication numbers are the bytes it encoded."""
 
 
+@cache
+def parser() -> click.Command:
+    """The parser of all commands, built once a process: reading their signatures takes longer than most of them."""
+    return typer.main.get_command(app)
+
+
 def main() -> None:
     """Entry point: turns wrong input into one line and status 2, a failed run into one line and status 1."""
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
@@ -89,7 +99,7 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[lines])
     try:
         try:
-            app(standalone_mode=True)
+            parser()(standalone_mode=True)
         finally:
             lines.settle()
     except UserError as error:

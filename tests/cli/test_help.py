@@ -8,11 +8,10 @@ from typing import get_args
 
 import click
 import pytest
-import typer
 
 from fl_sim import codecs
 from fl_sim.bench import engine, soak
-from fl_sim.cli.app import app
+from fl_sim.cli.app import parser
 from fl_sim.communication.estimates import ESTIMATES
 from fl_sim.communication.exchange import Coding
 from fl_sim.communication.replay import MASKS
@@ -33,7 +32,7 @@ def words(text: str) -> set[str]:
 
 
 def helped(command: Sequence[str], option: str) -> str:
-    found: click.Command = typer.main.get_command(app)
+    found: click.Command = parser()
     for name in command:
         found = found.commands[name]  # type: ignore[attr-defined]
     return next(p.help for p in found.params if p.name == option)  # type: ignore[attr-defined]
@@ -83,5 +82,5 @@ def test_lists_are_the_registries(monkeypatch: pytest.MonkeyPatch, capsys: pytes
             assert len(set(entries[title].values())) == len(registry), f"{title}: two names with one description"
     monkeypatch.setattr("sys.argv", ["fl-sim", "list", "trackers"])
     with pytest.raises(SystemExit):
-        app()
+        parser()()
     assert set(TRACKERS) <= words(capsys.readouterr().out)

@@ -14,14 +14,14 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import click
 import pytest
-import typer
 
 from fl_sim import Experiment
-from fl_sim.cli.app import app
+from fl_sim.cli.app import parser
 from fl_sim.simulation.sweep import integers, plan, sorted_out
 
 ROOT = Path.cwd()
@@ -65,7 +65,7 @@ def inline(text: str, program: str) -> Iterator[str]:
 
 def require_valid(arguments: list[str]) -> None:
     """Raises for an unknown command, option, config, key or preset option; names in capitals stand for the reader's own."""
-    command = typer.main.get_command(app)
+    command = parser()
     with command.make_context("fl-sim", list(arguments)) as context:
         while hasattr(command, "commands"):
             name, command, arguments = command.resolve_command(context, arguments)
@@ -138,10 +138,15 @@ def test_the_commands_in_the_text_are_valid(page: Path) -> None:
             require_valid(arguments)
 
 
+@cache
+def _texts_of_tests() -> list[str]:
+    return [test.read_text(encoding="utf-8") for test in (ROOT / "tests").glob("*/test_*.py")]
+
+
 @pytest.mark.parametrize("page", PAGES, ids=str)
 def test_a_test_runs_every_line_of_a_console_block(page: Path) -> None:
     """test_readme.py runs commands of `.venv/bin/fl-sim`; a page with others has a test of its own that reads the page."""
-    of_its_own = any(f'"{page}"' in test.read_text(encoding="utf-8") for test in (ROOT / "tests").glob("*/test_*.py"))
+    of_its_own = any(f'"{page}"' in text for text in _texts_of_tests())
     for line in (
         line for language, block in FENCED.findall(TEXTS[page]) for line in block.splitlines() if language == "console"
     ):

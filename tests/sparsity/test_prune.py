@@ -141,11 +141,11 @@ def test_the_command_on_a_run_folder(
     ],
 )
 def test_wrong_input_of_the_command_is_one_line(tmp_path: Path, words: list[str], expected: str) -> None:
-    from fl_sim.cli.app import app
+    from fl_sim.cli.app import parser
 
     path = bare(build("resnet8"), tmp_path / "m.safetensors")
     with pytest.raises(UserError) as caught:
-        app(["prune", str(path), "--model", "resnet8", *words], standalone_mode=False)
+        parser()(["prune", str(path), "--model", "resnet8", *words], standalone_mode=False)
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
 

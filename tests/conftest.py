@@ -1,4 +1,7 @@
-"""What holds for all tests."""
+"""What holds for all tests.
+
+PyTorch is imported where it is used: the process that only hands tests to others collects none.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,14 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from functools import cache
+from typing import TYPE_CHECKING
 from unittest import mock
 
 import hypothesis
 import pytest
-import torch
-from federation import run_tiny
 
-from fl_sim import Report
+if TYPE_CHECKING:
+    from fl_sim import Report
 
 # No test is timed: how long an example takes depends on what else the machine does.
 hypothesis.settings.register_profile("untimed", deadline=None)
@@ -24,6 +27,8 @@ gc.disable()  # while tests are collected: a quarter of that time went into coll
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Deselect the tests that need a GPU where there is none."""
+    import torch
+
     if torch.cuda.is_available():
         return
     without = [item for item in items if item.get_closest_marker("gpu") is None]
@@ -50,6 +55,8 @@ def _imported_modules_are_not_searched() -> None:
 @pytest.fixture(autouse=True)
 def _same_random_numbers() -> None:
     """A test draws the same weights and inputs alone, after others, and in another order."""
+    import torch
+
     torch.manual_seed(0)
 
 
@@ -67,4 +74,6 @@ def _modules_of_a_test_are_its_own(tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Report]:
     """The finished run of a tiny federation with these overrides, run once for all tests; they only read it."""
+    from federation import run_tiny
+
     return cache(lambda *overrides: run_tiny(tmp_path_factory.mktemp("finished"), *overrides))

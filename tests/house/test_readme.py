@@ -104,7 +104,7 @@ def test_the_python_runs(program: str, capsys: pytest.CaptureFixture[str]) -> No
 def test_the_commands_run(command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     words = command.split()
     assert words[0] == "fl-sim"
-    extra = ["rounds=1", "evaluate.every=1"] if words[1] in ("run", "sweep") else []
+    extra = ["rounds=1", "evaluate.every=1", "training.steps=1"] if words[1] in ("run", "sweep") else []
     monkeypatch.setattr("sys.argv", [*words, *extra])
     with pytest.raises(SystemExit) as ended:
         main()

@@ -15,6 +15,7 @@ import typer
 from fl_sim.cli.advise import advise
 from fl_sim.cli.bench import bench
 from fl_sim.cli.flower import flower
+from fl_sim.cli.plan import plan
 from fl_sim.cli.reproduce import reproduce
 from fl_sim.cli.results import compare, explain, replay, report
 from fl_sim.cli.run import run, sweep
@@ -33,7 +34,22 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for command in (run, flower, sweep, reproduce, watch, report, explain, compare, replay, advise, prune, doctor, init):
+for command in (
+    run,
+    flower,
+    sweep,
+    reproduce,
+    watch,
+    report,
+    explain,
+    compare,
+    replay,
+    advise,
+    plan,
+    prune,
+    doctor,
+    init,
+):
     app.command()(command)
 app.command(name="list")(list_)
 app.add_typer(bench, name="bench")

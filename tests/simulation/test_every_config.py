@@ -1,12 +1,13 @@
 """Every shipped config ends in the same bits on every engine, and after a kill in its middle.
 
-Three short rounds of each: a few steps a client, small data. Configs of CIFAR-10 run on 400 drawn images of its shape.
+Three short rounds of each: a few steps a client, small data. Configs of CIFAR-10 run on 400 drawn images of its shape. The
+cluster's three nodes are network namespaces, where those are allowed.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from federation import same
 from interruption import KillAfter, Killed
 from numpy.typing import NDArray
 from PIL import Image
+from ray_nodes import Nodes, cluster, finished, why_not
 
 from fl_sim import Experiment, Report, run
 
@@ -95,3 +97,23 @@ def test_every_config_ends_in_the_same_bits(
     path: Path, way: str, drawn: Path, tmp_path: Path, inline: Callable[[Path], Report]
 ) -> None:
     same(inline(path), WAYS[way](path, drawn, tmp_path))
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Nodes]:
+    if (reason := why_not()) is not None:
+        pytest.skip(reason)
+    with cluster(3) as made:
+        yield made
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_ends_in_the_same_bits_on_three_nodes(
+    path: Path, drawn: Path, tmp_path: Path, inline: Callable[[Path], Report], nodes: Nodes
+) -> None:
+    config = tmp_path / path.name
+    config.write_text(shortened(path, drawn, tmp_path / "runs").to_toml())
+    nodes.ended(nodes.run(0, config), seconds=900)
+    same(inline(path), finished(tmp_path / "runs"))

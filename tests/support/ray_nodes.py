@@ -1,6 +1,6 @@
 """A Ray cluster on one machine whose nodes are network namespaces, so that a node, a link or the head can really be lost.
 
-Each node has an address of its own behind a virtual Ethernet link; node 0 is the head and holds the bridge between them.
+Each node has an address of its own behind a virtual Ethernet link to a switch, a namespace without processes; node 0 is the head.
 """
 
 from __future__ import annotations
@@ -14,8 +14,11 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+from fl_sim import Report
+from fl_sim.simulation.run_folder import saved_params
 
 PORT = 6379
 
@@ -47,12 +50,13 @@ def _must(*words: str) -> None:
 class Nodes:
     """The nodes of a cluster: `start` and `kill` them, `cut` and `mend` their links, run a program on one of them.
 
-    `hidden`: node -> a folder that is empty there.
+    `hidden`: node -> a folder that is empty there; `first`: node -> a folder where Python looks first there.
     """
 
     prefix: str
     folder: Path
     hidden: dict[int, Path] = field(default_factory=dict)
+    first: dict[int, Path] = field(default_factory=dict)
     processes: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)
     programs: list[subprocess.Popen[str]] = field(default_factory=list)
 
@@ -64,25 +68,28 @@ class Nodes:
     def ip(node: int) -> str:
         return f"10.77.0.{node + 1}"
 
+    @property
+    def switch(self) -> str:
+        return f"{self.prefix}switch"
+
     def name(self, node: int) -> str:
         return f"{self.prefix}n{node}"
 
     def start(self, node: int) -> None:
         """Make a node and start Ray on it; the head is node 0 and comes first."""
-        name = self.name(node)
+        name, switch = self.name(node), self.switch
+        if node == 0:
+            _must("netns", "add", switch)
+            _must("-n", switch, "link", "add", "br0", "type", "bridge")
+            _must("-n", switch, "link", "set", "br0", "up")
         _must("netns", "add", name)
         _must("-n", name, "link", "set", "lo", "up")
-        if node == 0:
-            _must("-n", name, "link", "add", "br0", "type", "bridge")
-            device = "br0"
-        else:
-            _must("-n", self.name(0), "link", "add", f"v{node}", "type", "veth", "peer", "name", "eth0", "netns", name)
-            _must("-n", self.name(0), "link", "set", f"v{node}", "master", "br0", "up")
-            device = "eth0"
-        _must("-n", name, "addr", "add", f"{self.ip(node)}/24", "dev", device)
-        _must("-n", name, "link", "set", device, "up")
+        _must("-n", switch, "link", "add", f"v{node}", "type", "veth", "peer", "name", "eth0", "netns", name)
+        _must("-n", switch, "link", "set", f"v{node}", "master", "br0", "up")
+        _must("-n", name, "addr", "add", f"{self.ip(node)}/24", "dev", "eth0")
+        _must("-n", name, "link", "set", "eth0", "up")
         # Ray asks for the way to a public address to find out its own; no packet is sent there.
-        _must("-n", name, "route", "add", "default", "dev", device)
+        _must("-n", name, "route", "add", "default", "dev", "eth0")
         self.join(node)
 
     def join(self, node: int) -> None:
@@ -96,9 +103,13 @@ class Nodes:
         empty = ([self.folder] if node else []) + ([self.hidden[node]] if node in self.hidden else [])
         for folder in empty:  # in the node's own table of mounts: two machines do not share Ray's files
             command = ["sh", "-c", 'mount -t tmpfs none "$0" && exec "$@"', str(folder), *command]
+        paths = [str(self.first[node])] if node in self.first else []
+        paths += filter(None, [os.environ.get("PYTHONPATH")])
+        own = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": str(self.folder), "PYTHONPATH": ":".join(paths)}
+        own["RAY_worker_niceness"] = "0"  # these machines share processors with whatever else runs on this one
         self.processes[node] = subprocess.Popen(
             ["ip", "netns", "exec", self.name(node), *command],
-            env=os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": str(self.folder)},
+            env=os.environ | own,
             stdout=(self.folder / f"node{node}.log").open("wb"),
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -107,38 +118,35 @@ class Nodes:
     def kill(self, node: int) -> None:
         """Kill Ray on a node, all of it at once; programs of this cluster go on."""
         spared = {program.pid for program in self.programs}
-        for pid in map(int, _ip("netns", "pids", self.name(node)).stdout.split()):
+        for pid in self.pids(node):
             with suppress(ProcessLookupError):
                 if not spared & set(_ancestry(pid)):
                     os.kill(pid, signal.SIGKILL)
         self.processes.pop(node).wait()
 
+    def pids(self, node: int) -> list[int]:
+        """The processes on a node."""
+        return [int(word) for word in _ip("netns", "pids", self.name(node)).stdout.split()]
+
     def cut(self, node: int) -> None:
         """Take the link of a node down: nothing is refused, nothing is answered."""
-        _must("-n", self.name(0), "link", "set", f"v{node}", "down")
+        _must("-n", self.switch, "link", "set", f"v{node}", "down")
 
     def mend(self, node: int) -> None:
-        _must("-n", self.name(0), "link", "set", f"v{node}", "up")
+        _must("-n", self.switch, "link", "set", f"v{node}", "up")
 
     def slow(self, node: int, rate: str) -> None:
         """Let no more through the link of a node than `rate`, such as `20mbit`, each way."""
-        for name, device in ((self.name(0), f"v{node}"), (self.name(node), "eth0")):
-            shape = [
-                "tc",
-                "qdisc",
-                "add",
-                "dev",
-                device,
-                "root",
-                "tbf",
-                "rate",
-                rate,
-                "burst",
-                "64kb",
-                "latency",
-                "400ms",
-            ]
-            subprocess.run(["ip", "netns", "exec", name, *shape], check=True)
+        for name, device in ((self.switch, f"v{node}"), (self.name(node), "eth0")):
+            shape = ["root", "tbf", "rate", rate, "burst", "64kb", "latency", "400ms"]
+            subprocess.run(["ip", "netns", "exec", name, "tc", "qdisc", "add", "dev", device, *shape], check=True)
+
+    def moved(self, node: int) -> tuple[int, int]:
+        """Bytes that came to a node over its link, and that left it, so far, headers of packets included."""
+        counters = ["cat", f"/sys/class/net/v{node}/statistics/tx_bytes", f"/sys/class/net/v{node}/statistics/rx_bytes"]
+        read = subprocess.run(["ip", "netns", "exec", self.switch, *counters], check=True, capture_output=True)
+        to, out = map(int, read.stdout.split())
+        return to, out
 
     def run(self, node: int, config: Path, *options: str, cwd: Path | None = None) -> subprocess.Popen[str]:
         """Start `fl-sim run` on a node, on this cluster."""
@@ -169,7 +177,11 @@ class Nodes:
         Raises:
             AssertionError: it ended with another one, or with a traceback.
         """
-        program.wait(timeout=seconds)
+        try:
+            program.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            program.kill()
+            raise
         said = self.said(program)
         assert program.returncode == status, f"status {program.returncode}: {said}"
         assert "Traceback" not in said
@@ -202,6 +214,12 @@ def _ancestry(pid: int) -> Iterator[int]:
             return
 
 
+def finished(runs: Path) -> Report:
+    """The one run in a folder."""
+    (folder,) = runs.iterdir()
+    return replace(Report.load(folder), params=saved_params(folder))
+
+
 def until(there: Callable[[], bool], *, seconds: float, what: str) -> None:
     """Wait for something, not longer than that.
 
@@ -216,10 +234,12 @@ def until(there: Callable[[], bool], *, seconds: float, what: str) -> None:
 
 
 @contextmanager
-def cluster(nodes: int, hidden: Mapping[int, Path] | None = None) -> Iterator[Nodes]:
+def cluster(
+    nodes: int, hidden: Mapping[int, Path] | None = None, first: Mapping[int, Path] | None = None
+) -> Iterator[Nodes]:
     """A cluster of that many nodes of one CPU each; all is gone at the end."""
     with tempfile.TemporaryDirectory(prefix="ray-") as folder:  # a short path: Ray's sockets lie in it
-        made = Nodes(f"fl{os.getpid()}", Path(folder), dict(hidden or {}))
+        made = Nodes(f"fl{os.getpid()}", Path(folder), dict(hidden or {}), dict(first or {}))
         try:
             for node in range(nodes):  # one after the other: they share a folder
                 made.start(node)

@@ -67,6 +67,11 @@ class Costs:
         """Seconds of all finished tasks, summed."""
         return sum(seconds for seconds, _ in self._totals.values())
 
+    @property
+    def longest(self) -> float:
+        """Seconds of the slowest node; 0 while nothing was measured."""
+        return max(self._seconds.values(), default=0.0)
+
     def total_seconds(self, kind: str, partitions: Sequence[int]) -> float:
         """Seconds of several nodes one after the other; infinite while nothing of this kind was measured."""
         return sum(self.expect(kind, p) for p in partitions) if kind in self._totals else math.inf

@@ -167,6 +167,12 @@ class RayGrid(PooledGrid):
             actors.end(worker)
             actors.fill()
 
+    def peak_bytes(self) -> Sequence[int]:
+        """Peak memory of each worker so far, on Linux."""
+        with self._cluster() as actors:
+            asked = [worker.actor.peak_bytes.remote() for worker in actors.working.values()]
+            return cast("Sequence[int]", self._ray.get(asked))
+
     def is_ready(self, worker: int) -> bool:
         return True  # others take no tasks
 
@@ -224,8 +230,23 @@ def _connect(options: RayOptions) -> None:
             init(address="local", num_cpus=options.workers, include_dashboard=False, **silently)
         else:
             init(address=options.address, **silently)
+            if (own := _address_missed()) is not None:
+                ray.shutdown()
+                init(address=options.address, _node_ip_address=own, **silently)
     except (OSError, ValueError, TypeError, RuntimeError) as error:
         raise UserError(f"{where}: {in_one_line(error)}") from error
+
+
+def _address_missed() -> str | None:
+    """Address of this machine's node where Ray gave this program that of another node; None where they agree.
+
+    Ray takes the first node whose process it sees, the head's before others. Network namespaces of one machine see all of
+    them, and nobody could answer to a program that gave a wrong address.
+    """
+    import ray
+
+    (_, (own, _)) = _listeners()[-1]
+    return None if own == ray.util.get_node_ip_address() else own
 
 
 def _environment(fields: Mapping[str, object]) -> Mapping[str, object]:

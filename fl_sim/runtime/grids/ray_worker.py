@@ -63,6 +63,7 @@ class Actor(Protocol):
 
     here: Remote
     build: Remote
+    peak_bytes: Remote
     run: RunMethod
 
 
@@ -114,6 +115,11 @@ def actor_class() -> type:
             from fl_sim.runtime.grids.ray_worker import ResidentApp
 
             self.resident = ResidentApp(factory, list(sys.path))
+
+        def peak_bytes(self) -> int:
+            # Not getrusage, whose peak is at least that of the process that started this one.
+            with open("/proc/self/status") as status:
+                return next(1024 * int(line.split()[1]) for line in status if line.startswith("VmHWM:"))
 
         def run(self, jobs: list[object], contexts: list[object], contents: Mapping[int, list[object]]) -> object:
             return self.resident.run(jobs, contexts, contents)  # type: ignore[arg-type]

@@ -72,8 +72,8 @@ class Krum:
         bad = tolerated(self.share, clients)
         if not 2 * bad + 2 < clients:
             raise UserError(
-                f"strategy.byzantine = {self.share}: Krum withstands {bad} bad of {clients} clients (cohort.size) only where "
-                f"2 x {bad} + 2 < {clients}; lower byzantine, or raise cohort.size"
+                f"strategy.byzantine = {self.share}: Krum withstands {bad} bad of {clients} clients (cohort.size; without rounds "
+                f"schedule.buffer) only where 2 x {bad} + 2 < {clients}; lower byzantine, or raise the number of clients"
             )
 
     def __call__(self, state: ServerState, updates: Iterable[Update]) -> Params:

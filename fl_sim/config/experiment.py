@@ -200,6 +200,11 @@ class Experiment(Section):
             raise ValueError("evaluate.clients > 0 needs model.statistics = 'average' or 'local': clients hold none")
         return self
 
+    @property
+    def step_size(self) -> int:
+        """Clients whose updates the server folds at a time: a cohort, or without rounds a buffer."""
+        return self.schedule.wanted or self.cohort.size
+
     @classmethod
     def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
         """Read a TOML file and apply `a.b=value` overrides (TOML values; bare words are strings).

@@ -47,7 +47,7 @@ def client_of(track: ModelTrack) -> Client:
         return client
     attacked = cast("Callable[..., Client]", imported("", "clients.attacks:attacked"))
     classes = track.data.num_classes if learning_task(experiment.task).class_scores else 0
-    run = {"seed": experiment.seed, "num_clients": experiment.data.clients, "cohort_size": experiment.cohort.size}
+    run = {"seed": experiment.seed, "num_clients": experiment.data.clients, "cohort_size": experiment.step_size}
     return attacked(client, **dict(experiment.attack), **run, classes=classes)
 
 

@@ -87,7 +87,7 @@ def build_server(
     run = {
         "seed": experiment.seed,
         "num_clients": len(federation.partitions),
-        "cohort_size": experiment.cohort.size,
+        "cohort_size": experiment.step_size,
         "kept": kept_by_clients(federation),
         "training": experiment.local_training,
     }

@@ -202,6 +202,13 @@ def test_a_schedule_that_cannot_be_is_one_line(tmp_path: Path, keys: list[str], 
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(("kind", "clients"), [("fedasync", 1), ("fedbuff", 3)])
+def test_a_robust_rule_counts_the_updates_of_a_step(tmp_path: Path, kind: str, clients: int) -> None:
+    krum = ("strategy.aggregate=krum", "strategy.byzantine=0.34", f"schedule.kind={kind}", "schedule.buffer=3")
+    with pytest.raises(UserError, match=f"Krum withstands . bad of {clients} clients .*schedule.buffer"):
+        run(experiment(tmp_path, *krum))
+
+
 def test_a_strategy_that_counts_rounds_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"schedule\.kind = .fedbuff.: not with this strategy, whose guarantee is for"):
         run(experiment(tmp_path, "schedule.kind=fedbuff", "strategy.target=strategies.presets:private"))

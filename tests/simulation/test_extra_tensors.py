@@ -163,6 +163,22 @@ def test_a_schema_that_changes_between_rounds_is_one_line_and_the_rounds_before_
     assert list(tmp_path.rglob("round-00000002.json")), "the checkpoint of round 2"
 
 
+FEDBUFF = ("schedule.kind=fedbuff", "schedule.buffer=2", "network.links={3G=1, 4G=1}", "network.speed_spread=2")
+
+
+def test_without_rounds_too(tmp_path: Path) -> None:
+    """Tasks of the first two versions are answered as declared; those of the third are not."""
+    options = (f"client={HERE}:grown", f"strategy={HERE}:method", *FEDBUFF, "rounds=9")
+    with pytest.raises(
+        UserError, match=r"round \d: none of \d clients returned an update: .*declared is \(2,\)"
+    ) as caught:
+        run(experiment(tmp_path, *options), quiet=True)
+    assert "\n" not in str(caught.value)
+    (rounds,) = tmp_path.rglob("rounds.jsonl")
+    assert len(rounds.read_text().splitlines()) >= 2
+    assert list(tmp_path.rglob("round-0000000*.json"))
+
+
 @pytest.mark.parametrize(
     ("options", "line"),
     [

@@ -62,6 +62,11 @@ class Cohorts:
             self._partitions = np.fromiter(self._nodes, dtype=np.int64, count=len(self._nodes))
         return self._nodes
 
+    def everybody(self, grid: Grid) -> NDArray[np.int64]:
+        """All partitions that take part, ascending."""
+        self.nodes(grid)
+        return self._partitions
+
     def draw(self, number: int, purpose: Purpose, size: int, partitions: NDArray[np.int64]) -> list[int]:
         """Partitions drawn for a round: a function of (seed, round, purpose) alone, sorted."""
         rng = numpy_generator(self.seed, number, purpose)

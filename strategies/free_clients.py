@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, insort
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from itertools import islice
 
 import numpy as np
@@ -22,7 +22,7 @@ class FreeClients:
     """The free clients of one version of the model; draws follow from the seed and the version alone.
 
     Args:
-        clients: all of them, in ascending order.
+        clients: all of them, int64, in ascending order.
         flying: those that are on their way.
         seed: of the run.
         number: the round whose clients are drawn.
@@ -32,7 +32,7 @@ class FreeClients:
 
     def __init__(
         self,
-        clients: Iterable[int],
+        clients: NDArray[np.int64],
         flying: Collection[int],
         *,
         seed: int,
@@ -41,8 +41,7 @@ class FreeClients:
         choose: Choose | None = None,
     ) -> None:
         self._choose, self.availability = choose, availability
-        everybody = np.array(list(clients), dtype=np.int64)
-        self._free: list[int] = everybody[~np.isin(everybody, list(flying))].tolist()  # ascending
+        self._free: list[int] = clients[~np.isin(clients, list(flying))].tolist()  # ascending
         self._rng = numpy_generator(seed, number, Purpose.COHORT)
 
     def draw(self, count: int, now: float) -> list[int]:

@@ -85,7 +85,7 @@ class Lane:
         self._encode = server.sender.encoder(task, MessageType.TRAIN)
         self._bases[number] = replace(server.state, params=server.sender.start(server.state.params))
         self._pool = FreeClients(
-            self._nodes,
+            server.cohorts.everybody(grid),
             self._flights.flying,
             seed=self.context.seed,
             number=number + 1,

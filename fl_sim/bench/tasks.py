@@ -36,11 +36,12 @@ def results(repeats: int) -> Flat:
     flat: Flat = {}
     for name in ("transformer", "lstm"):
         flat |= tokens_over_bare(name, repeats=repeats)
-    built = [table_built() for _ in range(3)]
-    for number, name in enumerate(("first", "cached")):
-        start = f"table_1m_rows_10000_clients_{name}"
-        flat |= spread_of(f"{start}_build_s", [each[number][0] for each in built])
-        flat |= spread_of(f"{start}_memory_over_size", [each[number][1] for each in built])
+    for kind in ("parquet", "csv"):
+        built = [table_built(kind) for _ in range(3)]
+        for number, name in enumerate(("first", "cached")):
+            start = f"{kind}_1m_rows_10000_clients_{name}"
+            flat |= spread_of(f"{start}_build_s", [each[number][0] for each in built])
+            flat |= spread_of(f"{start}_memory_over_size", [each[number][1] for each in built])
     return flat
 
 
@@ -79,14 +80,19 @@ Built = tuple[float, float]
 """Seconds, and peak memory over the table's size."""
 
 
-def table_built(rows: int = ROWS, clients: int = CLIENTS) -> list[Built]:
-    """Build the federation of a parquet table in a fresh process: first with nothing cached, then from the cache.
+def table_built(kind: str = "parquet", rows: int = ROWS, clients: int = CLIENTS) -> list[Built]:
+    """Build the federation of a table in a fresh process: first with nothing cached, then from the cache.
 
-    The table's size is that of its features as float32 and its classes as int64. Counted is all memory above the imports,
-    pages of mapped files included, so that 1 is the table and nothing else.
+    The table's size is that of its features as float32 and its classes as int64. Counted is the peak of all memory of the
+    process above what it had after the federation of a small table: that of the imports. Pages of mapped files count while
+    they are in the process's memory; the build lets those of the table go that it has read.
+
+    Args:
+        kind: "parquet" or "csv".
+        rows, clients: of the table; of the federation.
     """
     with tempfile.TemporaryDirectory() as place:
-        path, small = Path(place) / "table.parquet", Path(place) / "small.parquet"
+        path, small = (Path(place) / f"{name}.{kind}" for name in ("table", "small"))
         write_table(path, rows)
         write_table(small, 1000)
         command = [sys.executable, "-m", "fl_sim.bench.tasks", str(small), str(path), str(rows), str(clients)]
@@ -96,14 +102,19 @@ def table_built(rows: int = ROWS, clients: int = CLIENTS) -> list[Built]:
 
 
 def write_table(path: Path, rows: int) -> None:
-    """Write a parquet table of normal features and classes that depend on them."""
+    """Write a table of normal features and classes that depend on them, in the format of the path."""
     import pyarrow as pa
     import pyarrow.parquet as pq
+    from pyarrow import csv
 
     rng = numpy_generator(0, Purpose.DATA)
     features = rng.standard_normal((FEATURES, rows), dtype=np.float32)
     columns = {f"x{number}": column for number, column in enumerate(features)}
-    pq.write_table(pa.table({**columns, "kind": (features[:4] > 0).sum(axis=0)}), path)
+    table = pa.table({**columns, "kind": (features[:4] > 0).sum(axis=0)})
+    if path.suffix == ".csv":
+        csv.write_csv(table, path)
+    else:
+        pq.write_table(table, path)
 
 
 def _measure(small: str, path: str, rows: int, clients: int) -> Built:

@@ -28,9 +28,7 @@ PLANNED = (10**4, 10**5, 10**6, 10**7)
 
 def plan(
     config: Annotated[Path, typer.Argument(help="experiment as TOML, for instance configs/quickstart.toml")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="key=value, for instance cohort.size=20")
-    ] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, for instance cohort.size=20")] = None,
     nodes: Annotated[str, typer.Option(help="numbers of nodes, the head among them")] = "1,2,3,10,100,1000",
     workers: Annotated[
         int | None, typer.Option(help="workers of a node, one processor each; default: as this machine has processors")

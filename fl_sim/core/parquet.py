@@ -27,6 +27,8 @@ FREE_ROWS = 5_000_000
 """Any file may have as many."""
 FREE_BYTES = 500_000_000
 """Any file may expand to as much."""
+BATCH = 1 << 17
+"""Rows that are read at a time, where nobody says another number."""
 VARIABLE = "BYTE_ARRAY"
 READ = ("BOOLEAN", "INT32", "INT64", "FLOAT", "DOUBLE", VARIABLE)
 """Physical types of what is read here: at most 8 bytes a value, or of a length that is summed before it is read."""
@@ -45,17 +47,6 @@ def release_unused() -> None:
     import pyarrow as pa
 
     pa.default_memory_pool().release_unused()
-
-
-def count_rows(path: Path) -> int:
-    """Rows of one plain file, as it says itself; reading its columns checks that. Raises as `read_table` does."""
-    import pyarrow.parquet as pq
-
-    with open_plain(path) as stream:
-        file, size = pq.ParquetFile(stream, pre_buffer=False), os.fstat(stream.fileno()).st_size
-        if (rows := int(file.metadata.num_rows)) > (allowed := int(FREE_ROWS + 100 * size)):
-            raise ValueError(f"{rows} rows in {size} bytes; allowed: {allowed}")
-        return rows
 
 
 def read_table(
@@ -83,12 +74,12 @@ def read_table(
         return file.read(columns=list(columns), use_threads=False)
 
 
-def read_batches(path: Path, columns: Sequence[str], rows: int = 1 << 17) -> Iterator[pa.Table]:
-    """Read as `read_table` does, but so many rows at a time."""
+def read_batches(path: Path, columns: Sequence[str], rows: int | None = None) -> Iterator[pa.Table]:
+    """Read as `read_table` does, but so many rows at a time; None = `BATCH`."""
     import pyarrow as pa
 
     with _checked(path, columns, FREE_ROWS, 100, 1000) as file:
-        for batch in file.iter_batches(rows, columns=list(columns), use_threads=False):
+        for batch in file.iter_batches(rows or BATCH, columns=list(columns), use_threads=False):
             yield pa.Table.from_batches([batch])
 
 

@@ -18,8 +18,8 @@ from fl_sim.core.errors import in_one_line
 from fl_sim.core.files import open_plain
 from fl_sim.core.parquet import FREE_BYTES
 from fl_sim.core.types import UserError
-from fl_sim.data.arrays import Array
-from fl_sim.data.cache import Arrays
+from fl_sim.data.arrays import Array, as_inputs
+from fl_sim.data.cache import Arrays, Room, cached, content_key
 from fl_sim.data.found import TESTS, TRAIN
 from fl_sim.data.listing import entries, hidden, listed, shown, unread
 
@@ -43,7 +43,7 @@ def holds_arrays(root: Path) -> bool:
 
 
 def read_array_files(path: Path) -> tuple[Arrays, list[str]]:
-    """Read an .npz file, or a folder of .npz and .npy files; nothing is unpickled.
+    """Read an .npz file, or a folder of .npz and .npy files, or take them from the cache; nothing is unpickled.
 
     Names are those of `WORDS` with `train` or `test` (`validation`, `valid`, `val`) before or after them, in the array's name or
     the file's: `x_train`, `test_labels`, `train.npz` with `inputs`. A single file without such words is one set.
@@ -57,9 +57,30 @@ def read_array_files(path: Path) -> tuple[Arrays, list[str]]:
         OSError: a file that cannot be read.
     """
     root = path if path.is_dir() else path.parent
+    read = [file for file in (_files(path) if path.is_dir() else [path]) if file.suffix.lower() in SUFFIXES]
+
+    def decode(_: Room) -> Arrays:
+        arrays, notes, used = _read(path)
+        arrays |= {key: as_inputs(arrays[key], key) for key in ("inputs", "test_inputs") if key in arrays}
+        names = np.array([file.relative_to(root).as_posix() for file in used])
+        return {**arrays, "used": names, **({"notes": np.array(notes)} if notes else {})}
+
+    arrays = dict(cached(content_key("arrays/1", root, read), decode))
+    used = [root / str(name) for name in arrays.pop("used")]
+    notes = [str(note) for note in arrays.pop("notes", ())]
+    if path.is_dir():
+        passed = {*used, *(file.parent for file in used)}
+        beside = [entry for entry in (*entries(path), *_files(path)) if entry not in passed]
+        notes = unread(dict.fromkeys(beside), path, NEEDED) + notes
+    return arrays, notes
+
+
+def _read(path: Path) -> tuple[dict[str, Array], list[str], list[Path]]:
+    """Arrays by what they are, remarks on them, and the files that they are of."""
+    root = path if path.is_dir() else path.parent
     named: dict[str, Array] = {}
     files = _files(path) if path.is_dir() else [path]
-    used, notes = set[Path](), list[str]()
+    used, notes = list[Path](), list[str]()
     for file in files:
         if file.suffix.lower() not in SUFFIXES:
             continue
@@ -72,7 +93,7 @@ def read_array_files(path: Path) -> tuple[Arrays, list[str]]:
                 )
             else:
                 named[key] = array
-                used.add(file)
+                used.append(file)
     tests = [split for split in TESTS if f"{split}_inputs" in named or f"{split}_targets" in named]
     arrays = {}
     for start, split in (("", TRAIN), *(("test_", split) for split in tests[:1])):
@@ -85,11 +106,7 @@ def read_array_files(path: Path) -> tuple[Arrays, list[str]]:
     notes += [f"arrays that are not read: {listed(sorted(named))}"] if named else []
     notes += [f"the test set is the split {tests[0]!r}"] if tests and tests[0] != TESTS[0] else []
     notes += _turned(arrays)
-    if path.is_dir():
-        beside = [entry for entry in (*entries(path), *files) if entry not in used]
-        folders = {file.parent for file in used}
-        notes = unread(dict.fromkeys(e for e in beside if e not in folders), path, NEEDED) + notes
-    return arrays, notes
+    return arrays, notes, used
 
 
 def _files(root: Path) -> list[Path]:

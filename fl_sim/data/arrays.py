@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from dataclasses import dataclass
 from typing import cast
 
@@ -29,16 +30,45 @@ class Rows:
     at: Labels
 
 
+@dataclass(frozen=True, eq=False)
+class Numbered:
+    """Groups of samples as numbers int64 (N,), with the names of all groups by number."""
+
+    numbers: Labels
+    names: tuple[str, ...]
+
+
+class Unshared(np.ndarray[tuple[int, ...], np.dtype[np.generic]]):
+    """An array in memory that nobody but `Data` holds: its parts are positions in it, and no copies."""
+
+
+class Cached(np.memmap[tuple[int, ...], np.dtype[np.generic]]):
+    """An array of the data cache, mapped: nobody has written to it."""
+
+
 LEAST_MAPPED = 1 << 25
 """Bytes from which on an array stays in its mapped file: smaller ones are copied, which takes no time."""
 
 
-def stays_mapped(array: Array) -> bool:
-    """Whether an array is large, and its memory is a mapped file."""
+def stays_whole(array: Array) -> bool:
+    """Whether an array is large, and its parts are to be positions in it: in a mapped file, or nobody else's."""
+    return array.nbytes >= LEAST_MAPPED and _base(array, (np.memmap, Unshared)) is not None
+
+
+def let_go(array: Array) -> None:
+    """Let the memory go that a mapped array of the cache took while it was read; the system still has the file's pages."""
+    base = _base(array, (Cached,))
+    mapped: mmap.mmap | None = getattr(base, "_mmap", None)
+    if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)
+
+
+def _base(array: Array, kinds: tuple[type[np.ndarray], ...]) -> object:
+    """The array of these kinds that an array is or is a view of; None where it is of none."""
     base: object = array
-    while isinstance(base, np.ndarray) and not isinstance(base, np.memmap):
+    while isinstance(base, np.ndarray) and not isinstance(base, kinds):
         base = base.base
-    return isinstance(base, np.memmap) and array.nbytes >= LEAST_MAPPED
+    return base if isinstance(base, kinds) else None
 
 
 def check_classes(where: str, number: object, what: str = "num_classes") -> None:
@@ -80,13 +110,14 @@ def _finite(given: Array, name: str) -> Array:
     """float32 numbers that are there."""
     with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused below
         numbers = np.require(given, np.float32, ["C", "W"])
-    for start in range(0, len(numbers), 1 << 16):
+    for start in range(0, len(numbers), 1 << 16):  # some rows at a time: a mapped file's memory is let go
         piece = np.isfinite(numbers[start : start + (1 << 16)])
         if not piece.all():
             at = int(np.argwhere(~piece)[0][0]) + start
             raise UserError(
                 f"data: {name} hold NaN or infinity, first in sample {at}; needed: finite numbers of float32"
             )
+        let_go(numbers)
     check_rounding(f"data: {name}", given, numbers)
     return numbers
 
@@ -105,9 +136,7 @@ def check_rounding(where: str, given: Array, numbers: NDArray[np.float32]) -> No
     if given.dtype.kind not in "iuf" or given.dtype.itemsize < numbers.dtype.itemsize or given.dtype == numbers.dtype:
         return
     axes = (0, *range(2, given.ndim))
-    low, high = given.min(axis=axes), given.max(axis=axes)
-    step = np.spacing(np.maximum(np.abs(low.astype(np.float32)), np.abs(high.astype(np.float32))))
-    close = np.atleast_1d((low < high) & (step > COARSE * (high.astype(np.float64) - low.astype(np.float64))))
+    close = too_close(given.min(axis=axes), given.max(axis=axes))
     for feature in np.flatnonzero(close):
         one, rounded = (given, numbers) if given.ndim == 1 else (given[:, feature], numbers[:, feature])
         exact, kept = _above_lowest(one), rounded.astype(np.float64) - float(rounded.flat[int(one.argmin())])
@@ -117,6 +146,14 @@ def check_rounding(where: str, given: Array, numbers: NDArray[np.float32]) -> No
                 f"{where}{which} go from {one.min()} to {one.max()}: float32 does not tell these numbers apart; "
                 "subtract the smallest first"
             )
+
+
+def too_close(low: Array, high: Array) -> NDArray[np.bool_]:
+    """Whether float32 may not tell apart the numbers of features (K,) that go from `low` to `high`; their dtype is the numbers'."""
+    if low.dtype.kind not in "iuf" or low.dtype.itemsize < 4 or low.dtype == np.float32:
+        return np.zeros(1, dtype=bool)
+    step = np.spacing(np.maximum(np.abs(low.astype(np.float32)), np.abs(high.astype(np.float32))))
+    return np.atleast_1d((low != high) & (step > COARSE * (high.astype(np.float64) - low.astype(np.float64))))
 
 
 def _above_lowest(numbers: Array) -> NDArray[np.float64]:
@@ -156,6 +193,8 @@ def as_groups(
     Raises:
         UserError: not an integer or a name for each sample.
     """
+    if isinstance(groups, Numbered):
+        return groups.names, groups.numbers, tested.numbers if isinstance(tested, Numbered) else None
     if groups is None:
         if tested is not None:
             raise UserError("data: test_groups without groups; needed: both, or groups alone")

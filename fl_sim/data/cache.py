@@ -13,8 +13,27 @@ import xxhash
 from numpy.typing import NDArray
 
 from fl_sim.core.files import open_plain
+from fl_sim.data.arrays import Cached
+from fl_sim.data.row_file import RowFile
 
 Arrays = dict[str, NDArray[np.generic]]
+
+
+class Room:
+    """An entry of the cache that is being built: large arrays are written into it piece by piece."""
+
+    def __init__(self, place: Path) -> None:
+        self._place = place
+        self.names: list[str] = []
+
+    def rows(self, name: str, width: int) -> RowFile:
+        """A float32 array of the entry, (rows, width)."""
+        self.names.append(name)
+        return RowFile(self._place / f"{name}.npy", width)
+
+
+Decode = Callable[[Room], Arrays]
+"""What decodes a source: returns its arrays, but for those that it has written into the room."""
 
 
 def folder() -> Path:
@@ -39,12 +58,12 @@ def content_key(kind: str, root: Path, files: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
-def cached(key: str, decode: Callable[[], Arrays]) -> Arrays:
+def cached(key: str, decode: Decode) -> Arrays:
     """The arrays under `key`, memory-mapped copy-on-write; decoded and stored first where missing or damaged."""
     place = folder() / key
     found = _read(place)
     if found is None:
-        _write(place, decode())
+        _write(place, decode)
         found = _read(place)
         if found is None:
             raise OSError(f"cannot read back the data cache {place}")
@@ -55,21 +74,29 @@ def _read(place: Path) -> Arrays | None:
     """None where an entry is missing or not what its index says: it is decoded anew, nothing is lost."""
     try:
         index = json.loads((place / "index.json").read_text(encoding="utf-8"))
-        arrays: Arrays = {name: np.load(place / f"{name}.npy", mmap_mode="c", allow_pickle=False) for name in index}
+        arrays: Arrays = {name: _mapped(place / f"{name}.npy") for name in index}
     except (OSError, ValueError, EOFError):
         return None
     intact = all([list(a.shape), str(a.dtype)] == index[name] for name, a in arrays.items())
     return arrays if intact else None
 
 
-def _write(place: Path, arrays: Arrays) -> None:
+def _mapped(path: Path) -> NDArray[np.generic]:
+    array: NDArray[np.generic] = np.load(path, mmap_mode="c", allow_pickle=False)
+    return array.view(Cached)
+
+
+def _write(place: Path, decode: Decode) -> None:
     """Written beside and renamed, so that two processes may build one entry at once."""
     place.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=place.parent, prefix=".building-") as building:
+        room = Room(Path(building))
+        arrays = decode(room)
         for name, array in arrays.items():
             np.save(Path(building) / f"{name}.npy", array, allow_pickle=False)
-        index = {name: [list(a.shape), str(a.dtype)] for name, a in arrays.items()}
+        written = {name: np.load(Path(building) / f"{name}.npy", mmap_mode="r") for name in room.names}
+        index = {name: [list(a.shape), str(a.dtype)] for name, a in {**arrays, **written}.items()}
         (Path(building) / "index.json").write_text(json.dumps(index), encoding="utf-8")
         place.mkdir(exist_ok=True)
-        for name in [*(f"{n}.npy" for n in arrays), "index.json"]:
+        for name in [*(f"{n}.npy" for n in index), "index.json"]:
             os.replace(Path(building) / name, place / name)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fl_sim.core.threads import one_thread
 from fl_sim.core.types import UserError
-from fl_sim.data.arrays import Array, Rows, as_groups, as_inputs, as_targets, check_classes, stays_mapped
+from fl_sim.data.arrays import Array, Rows, as_groups, as_inputs, as_targets, check_classes, let_go, stays_whole
 from fl_sim.data.kinds import Inputs, Targets, described, input_kind, target_kind
 from fl_sim.data.sampling import strata, stratified, whole_parts
 from fl_sim.data.split import Split
@@ -21,7 +21,9 @@ from fl_sim.data.weights import as_weights, by_class, combined
 
 Labels = NDArray[np.int64]
 BLOCK = 1 << 21
-"""Numbers of a mapped file that are copied at once, to measure their mean and deviation."""
+"""Numbers of an array that stays whole that are copied at once, to measure their mean and deviation."""
+AT_ONCE = 1 << 16
+"""Rows of a mapped file that are read before its memory is let go."""
 STATISTICS = 5000
 """Images over which the mean and deviation of each channel are measured."""
 
@@ -137,7 +139,7 @@ class Data:
         counted = None if weights is None else as_weights(weights, len(made))
         chosen = stratified(strata(wanted, of_each), validation, proxy)
         train = _stored(whole, rows, chosen[0])
-        mean, std = _statistics(*train, standardise=standardise)
+        mean, std = _statistics(*train, whole, standardise=standardise)
 
         def split(some: tuple[Tensor, Tensor | None], theirs: Array, whose: Labels | None) -> Split:
             groups = None if whose is None else torch.from_numpy(whose)
@@ -169,11 +171,11 @@ def _as_many(whole: Array, rows: Labels | None) -> Array:
 
 
 def _stored(whole: Array, rows: Labels | None, chosen: Labels | None) -> tuple[Tensor, Tensor | None]:
-    """Inputs of a part, and where in them its samples are: those of a mapped file stay there, others are copied."""
+    """Inputs of a part, and where in them its samples are: those that stay whole are not copied."""
     at = chosen if rows is None else rows if chosen is None else rows[chosen]
     if at is None:
         return torch.from_numpy(whole), None
-    if stays_mapped(whole):
+    if stays_whole(whole):
         return torch.from_numpy(whole), torch.from_numpy(at)
     return torch.from_numpy(whole[at]), None
 
@@ -191,12 +193,23 @@ def _outputs(targets: Array, tested: Array, num_classes: int | None, vocabulary:
         raise UserError("data: no targets; needed: some, or num_classes")
     outputs = int(targets.max()) + 1 if known is None else known
     check_classes("data", outputs)
-    what = "tokens" if kind is Targets.TOKENS else "classes"
     for name, some in (("", targets), ("test_", tested)):
-        if some.size and not 0 <= int(some.min()) <= int(some.max()) < outputs:
+        if kind is Targets.TOKENS:
+            _require_within(f"{name}targets", some, outputs)
+        elif some.size and not 0 <= int(some.min()) <= int(some.max()) < outputs:
             found = f"found {some.min()} to {some.max()}"
-            raise UserError(f"data: {name}targets: {what} go from 0 to {outputs - 1}; {found}")
+            raise UserError(f"data: {name}targets: classes go from 0 to {outputs - 1}; {found}")
     return int(outputs)
+
+
+def _require_within(name: str, tokens: Array, vocabulary: int) -> None:
+    """Complain of the first token that is beyond the vocabulary. Raises UserError."""
+    if tokens.size and not 0 <= int(tokens.min()) <= int(tokens.max()) < vocabulary:
+        wrong = np.argwhere((numbers := cast(Labels, tokens)) != numbers.clip(0, vocabulary - 1))[0]
+        raise UserError(
+            f"data: {name}: token {tokens[tuple(wrong)]} in sample {wrong[0]} is beyond the vocabulary of {vocabulary}; "
+            f"allowed: 0 to {vocabulary - 1}"
+        )
 
 
 def _vocabulary(inputs: Array, tested: Array, targets: Array, vocabulary: int | None, outputs: int) -> int | None:
@@ -212,17 +225,14 @@ def _vocabulary(inputs: Array, tested: Array, targets: Array, vocabulary: int | 
     known = outputs if vocabulary is None else vocabulary
     check_classes("data", known, "vocabulary")
     for name, some in (("", inputs), ("test_", tested)):
-        if some.size and not 0 <= int(some.min()) <= int(some.max()) < known:
-            wrong = np.argwhere((numbers := cast(Labels, some)) != numbers.clip(0, known - 1))[0]
-            raise UserError(
-                f"data: {name}inputs: token {some[tuple(wrong)]} in sample {wrong[0]} is beyond the vocabulary of {known}; "
-                f"allowed: 0 to {known - 1}"
-            )
+        _require_within(f"{name}inputs", some, known)
     return int(known)
 
 
 @one_thread()
-def _statistics(stored: Tensor, positions: Tensor | None, *, standardise: bool) -> tuple[Tensor | None, Tensor | None]:
+def _statistics(
+    stored: Tensor, positions: Tensor | None, whole: Array, *, standardise: bool
+) -> tuple[Tensor | None, Tensor | None]:
     """Mean and deviation of each channel of images, or of each feature of numbers where that is asked for.
 
     They are part of the data's hash, which a run and the look at a finished one must find alike.
@@ -241,8 +251,19 @@ def _statistics(stored: Tensor, positions: Tensor | None, *, standardise: bool) 
     if positions is None:
         return _spread(stored)
     width = max(1, BLOCK * stored.shape[1] // (count * stored.shape[1:].numel()))
-    some = [_spread(block.index_select(0, positions)) for block in stored.split(width, dim=1)]
+    some = [_spread(_chosen_rows(block, positions, whole)) for block in stored.split(width, dim=1)]
     return torch.cat([mean for mean, _ in some]), torch.cat([std for _, std in some])
+
+
+def _chosen_rows(stored: Tensor, positions: Tensor, whole: Array) -> Tensor:
+    """`stored[positions]` of some features of an array; positions ascend."""
+    rows = torch.empty(len(positions), *stored.shape[1:])
+    for start in range(0, len(stored), AT_ONCE):
+        low, high = torch.searchsorted(positions, torch.tensor([start, start + AT_ONCE])).tolist()
+        if low < high:
+            torch.index_select(stored, 0, positions[low:high], out=rows[low:high])
+            let_go(whole)
+    return rows
 
 
 def _spread(train: Tensor) -> tuple[Tensor, Tensor]:

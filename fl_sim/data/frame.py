@@ -12,8 +12,9 @@ import numpy as np
 from fl_sim.core.errors import in_one_line
 from fl_sim.core.lookup import nearest
 from fl_sim.core.types import UserError
-from fl_sim.data.arrays import Array
-from fl_sim.data.table import FRAME, labels, number_classes, numbers, values
+from fl_sim.data.arrays import Array, Unshared
+from fl_sim.data.table import number_classes
+from fl_sim.data.table_columns import FRAME, labels, numbers, values
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -58,7 +59,10 @@ def read_frame(
     if not chosen or not table.num_rows:
         raise UserError(f"data: {FRAME} has {table.num_rows} rows and {len(chosen)} input columns; needed: some")
     made: dict[str, object] = dict(asked)
-    made["inputs"] = np.stack([numbers(table[name], HERE, name) for name in chosen], axis=1)
+    rows = np.empty((table.num_rows, len(chosen)), dtype=np.float32).view(Unshared)
+    for number, name in enumerate(chosen):
+        rows[:, number] = numbers(table[name], HERE, name)
+    made["inputs"] = rows
     if "targets" in named:
         made["targets"] = _targets(table, named["targets"])
     if "groups" in named:

@@ -10,7 +10,7 @@ import numpy as np
 
 from fl_sim.core.files import read_plain
 from fl_sim.core.types import UserError
-from fl_sim.data.cache import Arrays, cached, content_key
+from fl_sim.data.cache import Arrays, Room, cached, content_key
 from fl_sim.data.found import TESTS, TRAIN
 from fl_sim.data.images import Images, Size, decode
 from fl_sim.data.listing import entries, hidden, listed, shown, unread
@@ -50,7 +50,7 @@ def read_image_folder(root: Path, resize: Size | None = None) -> tuple[Arrays, l
         for name, part in parts.items()
     }
 
-    def read_all() -> Arrays:
+    def read_all(_: Room) -> Arrays:
         arrays: Arrays = {}
         notes = list[str]()
         for start, part in zip(("", "test_"), parts, strict=False):

@@ -14,8 +14,9 @@ from fl_sim.data.kinds import Targets
 from fl_sim.data.leaf import read_leaf
 from fl_sim.data.listing import entries, hidden
 from fl_sim.data.parquet_folder import holds_images, read_parquet_folder
-from fl_sim.data.table import READERS, Columns
+from fl_sim.data.table import Columns
 from fl_sim.data.table import read as read_rows
+from fl_sim.data.table_files import READERS
 
 Read = Callable[[Path, Columns, Targets], tuple[Arrays, list[str]]]
 

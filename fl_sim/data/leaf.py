@@ -14,7 +14,7 @@ from fl_sim.core.errors import in_one_line
 from fl_sim.core.files import read_plain
 from fl_sim.core.types import UserError
 from fl_sim.data.arrays import Array
-from fl_sim.data.cache import Arrays, cached, content_key
+from fl_sim.data.cache import Arrays, Room, cached, content_key
 from fl_sim.data.found import find_parts
 from fl_sim.data.kinds import Targets
 from fl_sim.data.listing import listed, part_missing, shown
@@ -44,7 +44,7 @@ def read_leaf(root: Path, targets: Targets) -> tuple[Arrays, list[str]]:
     if found is None:
         raise part_missing(root, f"file {ALLOWED}")
 
-    def decode() -> Arrays:
+    def decode(_: Room) -> Arrays:
         parts = {start: _samples(root, files) for start, files in found.parts.items()}
         arrays, notes = _arrays(parts, targets)
         return {**arrays, "notes": np.array(notes)} if notes else arrays

@@ -19,11 +19,12 @@ from fl_sim.core.lookup import nearest
 from fl_sim.core.parquet import read_schema, read_table
 from fl_sim.core.types import UserError
 from fl_sim.data.arrays import MOST_CLASSES, Labels
-from fl_sim.data.cache import Arrays, cached, content_key
+from fl_sim.data.cache import Arrays, Room, cached, content_key
 from fl_sim.data.found import TRAIN, find_parts
 from fl_sim.data.images import Size, decode
 from fl_sim.data.listing import listed, part_missing, shown
-from fl_sim.data.table import Columns, values
+from fl_sim.data.table import Columns
+from fl_sim.data.table_columns import values
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -96,7 +97,7 @@ def read_parquet_folder(root: Path, columns: Columns = ALL, resize: Size | None 
     for part, files in zip((TRAIN, found.split or ""), found.parts.values(), strict=False):
         _check_complete(root, part, files)
 
-    def read_all() -> Arrays:
+    def read_all(_: Room) -> Arrays:
         chosen = choose_columns(root, found.files, columns)
         parts = {part: read_parquet(root, files, chosen, resize) for part, files in found.parts.items()}
         arrays: Arrays = {f"{part}{name}": array for part, read in parts.items() for name, array in read.items()}

@@ -10,7 +10,7 @@ import torch
 
 from fl_sim.core.seeding import Purpose, numpy_generator
 from fl_sim.core.types import UserError
-from fl_sim.data.arrays import Array, Labels, Rows, as_array, stays_mapped
+from fl_sim.data.arrays import Array, Labels, Rows, as_array, stays_whole
 from fl_sim.data.kinds import Targets, target_kind
 from fl_sim.data.torch_dataset import is_dataset, read_dataset
 
@@ -47,7 +47,7 @@ def _members(strata: Labels) -> Sequence[Labels]:
 def with_test(parts: Mapping[str, Array], test: float | None) -> dict[str, Array | Rows]:
     """The arrays of a training and a test set; a share of the samples is the test set where there is none.
 
-    Inputs in a mapped file stay there.
+    Inputs that stay whole are rows of one array.
 
     Raises:
         UserError: a share of data that have a test set, or one that leaves no samples of a part.
@@ -57,14 +57,15 @@ def with_test(parts: Mapping[str, Array], test: float | None) -> dict[str, Array
             raise UserError(f"data.test = {test:g}: the source has a test set of its own; leave data.test out")
         return dict(parts)
     targets, groups = parts["targets"], parts.get("groups")
-    numbered = None if groups is None else np.unique(groups, return_inverse=True)[1].astype(np.int64)
-    rest, held, _ = stratified(strata(targets, numbered), TEST if test is None else test, 0.0)
+    if groups is not None and groups.dtype != np.int64:
+        groups = np.unique(groups, return_inverse=True)[1].astype(np.int64)
+    rest, held, _ = stratified(strata(targets, cast("Labels | None", groups)), TEST if test is None else test, 0.0)
     for rows, part, share in ((held, "test", "larger"), (rest, "training", "smaller")):
         if not len(rows):
             left = f"data.test: {len(targets)} rows leave none for the {part} set"
             raise UserError(f"{left}; needed: more rows, or a {share} share")
     return {
-        f"{part}{name}": Rows(array, rows) if name == "inputs" and stays_mapped(array) else array[rows]
+        f"{part}{name}": Rows(array, rows) if name == "inputs" and stays_whole(array) else array[rows]
         for part, rows in (("", rest), ("test_", held))
         for name, array in parts.items()
     }

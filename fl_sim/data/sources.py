@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from fl_sim.core.seeding import Purpose, numpy_generator
 from fl_sim.core.types import UserError
-from fl_sim.data.arrays import Labels
+from fl_sim.data.arrays import Labels, Numbered
 from fl_sim.data.cache import Arrays, folder
 from fl_sim.data.dataset import Data
 from fl_sim.data.images import Images
@@ -195,6 +195,7 @@ def _split(name: str, arrays: Arrays, test: float | None, validation: float, pro
     """Data of the arrays of a source, and notes on what became of them. Numbers are normalised, targets too."""
     named = {NAMES.get(key, key): array for key, array in arrays.items()}
     vocabulary = int(known) if (known := named.pop("vocabulary", None)) is not None else None
+    names = named.pop("group_names", None)
     notes = list[str]()
     if vocabulary is None and named["inputs"].dtype.kind in "iu" and named["inputs"].dtype != np.uint8:
         vocabulary = 1 + max(int(named[key].max()) for key in named if key.removeprefix("test_") == "inputs")
@@ -214,8 +215,8 @@ def _split(name: str, arrays: Arrays, test: float | None, validation: float, pro
         parts["targets"],
         test_inputs=parts["test_inputs"],
         test_targets=parts["test_targets"],
-        groups=parts.get("groups"),
-        test_groups=parts.get("test_groups"),
+        groups=_groups(parts.get("groups"), names),
+        test_groups=_groups(parts.get("test_groups"), names),
         weights=parts.get("weights"),
         vocabulary=vocabulary,
         standardise=numbers,
@@ -223,6 +224,13 @@ def _split(name: str, arrays: Arrays, test: float | None, validation: float, pro
         proxy=proxy,
     )
     return data, notes
+
+
+def _groups(groups: NDArray[np.generic] | None, names: NDArray[np.generic] | None) -> object:
+    """Groups as `Data.of` takes them: what names them, or numbers with their names."""
+    if groups is None or names is None:
+        return groups
+    return Numbered(cast(Labels, groups), tuple(map(str, names)))
 
 
 NAMES = {"images": "inputs", "labels": "targets", "test_images": "test_inputs", "test_labels": "test_targets"}

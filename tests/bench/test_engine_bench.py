@@ -76,8 +76,9 @@ def test_tokens_beside_a_bare_loop(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-def test_a_tables_building_is_measured_in_a_process_of_its_own() -> None:
-    for seconds, share in tasks.table_built(rows=20_000, clients=100):
+@pytest.mark.parametrize("kind", ["parquet", "csv"])
+def test_a_tables_building_is_measured_in_a_process_of_its_own(kind: str) -> None:
+    for seconds, share in tasks.table_built(kind, rows=20_000, clients=100):
         assert 0 < seconds < 60
         assert share > 0.5
 

@@ -189,6 +189,20 @@ def leaf(root: Path, x: Callable[[int], object], y: Callable[[int], object], use
     return root
 
 
+def test_large_arrays_are_mapped_and_shared_by_all_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = np.random.default_rng(0).normal(size=(60, 3))
+    np.save(tmp_path / "x_train.npy", rows)
+    np.save(tmp_path / "y_train.npy", np.arange(60) % 2)
+    copied = load(str(tmp_path))
+    monkeypatch.setattr("fl_sim.data.arrays.LEAST_MAPPED", 0)
+    mapped = load(str(tmp_path))
+    for part in ("train", "validation", "test"):
+        ours, theirs = getattr(mapped, part), getattr(copied, part)
+        assert ours.stored.data_ptr() == mapped.train.stored.data_ptr()
+        assert torch.equal(ours.images, theirs.images)
+        assert torch.equal(ours.labels, theirs.labels)
+
+
 def test_leafs_femnist_is_images_by_writer(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     root = leaf(tmp_path / "data", lambda i: [(i * 7 + p) % 256 / 255 for p in range(784)], lambda i: i % 2)
     (root / "meta.txt").write_text("")

@@ -6,6 +6,7 @@ model = build("resnet20", num_classes=10, in_channels=3, seed=0)
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import cast
 
 import torch
 from torch import nn
@@ -16,6 +17,7 @@ from fl_sim.core.lookup import accepts, find
 from fl_sim.core.process_state import seeded, unchanged_settings
 from fl_sim.models.adapters import Adapter, adapt
 from fl_sim.models.fastgrnn import fastgrnn
+from fl_sim.models.hugging_face import answering
 from fl_sim.models.interface import Interface, arguments
 from fl_sim.models.layers import BATCHNORM, batchnorm_names, disabled_features, head_names, prunable_names, stage_names
 from fl_sim.models.mobilenet import mobilenet_v1
@@ -131,7 +133,7 @@ def _built(name: str, builder: Callable[..., nn.Module], asked: Mapping[str, obj
     """Call a builder of the user's; it leaves the process as it was."""
     try:
         with unchanged_settings():
-            return builder(**asked)
+            return cast(nn.Module, answering(builder(**asked)))  # what is none is refused later
     except UserError:
         raise
     except USERS_OWN as error:

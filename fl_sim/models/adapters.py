@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from fl_sim.core.types import UserError
+from fl_sim.models.hugging_face import adapt_by_peft, peft_weights, pretrained
 from fl_sim.models.layers import CONVOLUTION, RECURRENT
 from fl_sim.models.parameters import FLOATS
 from fl_sim.models.reparametrized import Reparametrized
@@ -93,7 +94,7 @@ KINDS: Mapping[str, Callable[[Tensor, Adapter, torch.Generator], Reparametrized]
 def adapt(model: nn.Module, adapter: Adapter, *, seed: int = 0) -> list[str]:
     """Freeze a model, and put adapters beside the weights that are targeted.
 
-    A weight that several layers share has one adapter.
+    A weight that several layers share has one adapter. Layers of a model of transformers get peft's.
 
     Args:
         model: changed in place; parameters on the CPU, so that every machine draws the same bits.
@@ -101,39 +102,58 @@ def adapt(model: nn.Module, adapter: Adapter, *, seed: int = 0) -> list[str]:
         seed: draws A.
 
     Returns:
-        Names of the weights that have an adapter, in model order.
+        Names of the weights that have an adapter, in model order; peft's come last.
 
     Raises:
-        UserError: a target selects nothing or what has no adapters, or a rank above that of a weight.
+        UserError: a target selects nothing or what has no adapters, a rank above that of a weight, or peft is needed and is not
+            installed.
     """
     full = [] if adapter.train is None else freeze(model, adapter.train, seed=seed, key="model.adapter.train")
     named = dict(model.named_parameters())
     for name, parameter in named.items():
         parameter.requires_grad_(name in full)
-    weights, generator = _targeted(model, adapter, set(full)), torch.Generator().manual_seed(seed)
-    for name, holders in weights.items():
+    theirs = {name: weight for name, weight in peft_weights(model).items() if name not in full}
+    weights, generator = _targeted(model, adapter, set(full), theirs), torch.Generator().manual_seed(seed)
+    chosen = None if not adapter.targets else [name for name in weights if name in theirs]
+    ours = {name: holders for name, holders in weights.items() if name not in theirs}
+    for name, holders in ours.items():
         weight = named[name]
-        if adapter.rank > (most := min(len(weight), weight[0].numel())):
-            raise UserError(
-                f"model.adapter.rank = {adapter.rank}: {name!r} has shape {tuple(weight.shape)}, of rank at most {most}; "
-                "lower the rank, or name model.adapter.targets without it"
-            )
+        _check_rank(adapter, name, weight)
         part = KINDS[adapter.kind](weight.detach(), adapter, generator)
         for layer, attribute in holders:
             parametrize.register_parametrization(layer, attribute, part)
-    return list(weights)
+    if not theirs or chosen == []:
+        return list(ours)
+    made = adapt_by_peft(model, adapter, chosen, set(full), seed)
+    for name in made:
+        _check_rank(adapter, name, theirs[name])
+    return [*ours, *made]
 
 
-def _targeted(model: nn.Module, adapter: Adapter, full: set[str]) -> dict[str, Holders]:
-    """Name of each weight that gets an adapter -> the layers that use it."""
-    weights = {name: holders for name, holders in adaptable(model).items() if name not in full}
+def _check_rank(adapter: Adapter, name: str, weight: Tensor) -> None:
+    if adapter.rank > (most := min(len(weight), weight[0].numel())):
+        raise UserError(
+            f"model.adapter.rank = {adapter.rank}: {name!r} has shape {tuple(weight.shape)}, of rank at most {most}; "
+            "lower the rank, or name model.adapter.targets without it"
+        )
+
+
+def _targeted(model: nn.Module, adapter: Adapter, full: set[str], theirs: Mapping[str, Tensor]) -> dict[str, Holders]:
+    """Name of each weight that gets an adapter -> the layers that use it; none are said of `theirs`, which are peft's."""
+    inside = [id(module) for _, part in pretrained(model) for module in part.modules()]
+    weights = {
+        name: holders
+        for name, holders in adaptable(model).items()
+        if name not in full and not any(id(layer) in inside for layer, _ in holders)
+    }
     if not adapter.targets:
         chosen = {n: h for n, h in weights.items() if not isinstance(h[0][0], nn.Embedding)}
-        if not chosen:
+        if not chosen and not theirs:
             raise UserError(
                 f"model.adapter: this model has no linear, convolution or attention layer for adapters; {_allowed(weights)}"
             )
         return chosen
+    weights |= {name: [] for name in theirs}
     found: set[str] = set()
     for target in adapter.targets:
         if recurrent := [name for name in _recurrent(model) if _matches(name, target)]:

@@ -7,12 +7,16 @@ for the parameters that it is computed with.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils import parametrize
 
 from fl_sim.core.types import Params
+from fl_sim.models.hugging_face import BASE, lora_layers, plain_weight
 
 INSIDE, ORIGINAL, FIRST = ".parametrizations.", ".original", ".0."
 
@@ -47,6 +51,44 @@ def split_name(weight: str) -> tuple[str, str]:
     return inside + ORIGINAL, inside + FIRST
 
 
+@dataclass(frozen=True)
+class Held:
+    """An entry of the architecture that a model holds under another name.
+
+    Attributes:
+        original: that name: of the entry itself, or of the frozen weight that it is computed from.
+        start: what the names of the parameters begin with that it is computed with; None = it is not computed.
+        own: those parameters: name in the part that computes -> entry of the model.
+        value: (own parameters by their name in the part, original) -> the entry.
+    """
+
+    original: str
+    start: str | None = None
+    own: Mapping[str, str] = field(default_factory=dict)
+    value: Callable[[Params, Tensor], Tensor] = lambda own, original: original
+
+
+def held(model: nn.Module) -> dict[str, Held]:
+    """Name of each entry as the architecture has it -> where the model holds it, where that is elsewhere."""
+    found = {}
+    for weight, part in parts(model).items():
+        original, start = split_name(weight)
+        own = {name: start + name for name, _ in part.named_parameters()}
+        found[weight] = Held(original, start, own, partial(_computed, part))
+    for path, layer in lora_layers(model):
+        for name, _ in layer.get_submodule("base_layer").named_parameters():
+            found[f"{path}.{name}"] = Held(f"{path}{BASE}{name}")
+        own = {name: f"{path}.{name}" for name, _ in layer.named_parameters() if name.startswith("lora_")}
+        weight = f"{path}.weight"
+        found[weight] = Held(found[weight].original, f"{path}.lora_", own, partial(plain_weight, layer))
+    return found
+
+
+def _computed(part: Reparametrized, own: Params, original: Tensor) -> Tensor:
+    made: Tensor = functional_call(copy.deepcopy(part).cpu(), own, (original,))
+    return made.detach()
+
+
 def merged(params: Params, *, model: nn.Module) -> Params:
     """`params` with each computed weight in the place of what it is computed from, named as the architecture names it.
 
@@ -54,21 +96,19 @@ def merged(params: Params, *, model: nn.Module) -> Params:
         params: every entry of the model's snapshot.
         model: the model itself, which knows how its weights are computed.
     """
-    plain, found = dict(params), parts(model)
-    originals = {split_name(weight)[0]: (weight, part) for weight, part in found.items()}
+    places = held(model)
+    names = {place.original: name for name, place in places.items()}
+    beside = {entry for place in places.values() for entry in place.own.values()}
     made: Params = {}
-    for name, value in params.items():
-        if name not in originals:
-            made[name] = value
-            continue
-        weight, part = originals[name]
-        start = split_name(weight)[1]
-        own = {key: plain[start + key] for key, _ in part.named_parameters()}
-        made[weight] = functional_call(copy.deepcopy(part).cpu(), own, (value,)).detach()
-    extra = {split_name(weight)[1] + key for weight, part in found.items() for key, _ in part.named_parameters()}
-    return {name: value for name, value in made.items() if name not in extra}
+    for entry, value in params.items():
+        if entry in names:
+            place = places[names[entry]]
+            made[names[entry]] = place.value({name: params[own] for name, own in place.own.items()}, value)
+        elif entry not in beside:
+            made[entry] = value
+    return made
 
 
 def named_in_file(model: nn.Module) -> dict[str, str]:
-    """Names of a model's weights as its architecture has them -> the entries that hold their originals, where they differ."""
-    return {weight: split_name(weight)[0] for weight in parts(model)}
+    """Names of a model's entries as its architecture has them -> those of the model, where they differ."""
+    return {name: place.original for name, place in held(model).items()}

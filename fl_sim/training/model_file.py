@@ -195,8 +195,13 @@ def unwrapped(found: Params, own: Iterable[str], where: str) -> Params:
     """The file's entries without the prefix that a wrapper put before all of them, where the model's names lack it.
 
     `DataParallel` writes `module.`, `torch.compile` `_orig_mod.`, and training frameworks `model.`; what is left out is said.
+    So is a prefix that all names of the model have and the file lacks, as of the model that a wrapper holds.
     """
     names, prefix = set(own), ""
+    ours = next((p for p in PREFIXES if names and all(name.startswith(p) for name in names)), None)
+    if ours is not None and not names & set(found) and names & {ours + name for name in found}:
+        log.warning("%s: its names are read with the prefix %r of this run's model", where, ours)
+        return {ours + name: value for name, value in found.items()}
     while not names & {name.removeprefix(prefix) for name in found}:
         more = next((p for p in PREFIXES if found and all(name.startswith(prefix + p) for name in found)), None)
         if more is None:

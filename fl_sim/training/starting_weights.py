@@ -11,11 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fl_sim import models
 from fl_sim.core.types import Params, UserError
 from fl_sim.gating import Gated
 from fl_sim.models.parameters import snapshot
-from fl_sim.models.reparametrized import parts, split_name
+from fl_sim.models.reparametrized import held, parts, split_name
 from fl_sim.training.model_file import Stored, unwrapped
 
 SHOWN = 4
@@ -88,10 +87,10 @@ def entries_for(model: nn.Module, stored: Stored) -> Params:
 
 def _names(model: nn.Module, own: Iterable[str]) -> tuple[dict[str, str], set[str]]:
     """(name that a file has -> the model's entry, entries that no file has as the model computes weights from them)."""
-    computed = models.named_in_file(model)
-    inside = tuple(split_name(weight)[1] for weight in computed)
+    places = held(model)
+    inside = tuple(place.start for place in places.values() if place.start is not None)
     made = {name for name in own if inside and name.startswith(inside)}
-    back = {original: weight for weight, original in computed.items()}
+    back = {place.original: name for name, place in places.items()}
     return {back.get(name, name): name for name in own if name not in made}, made
 
 

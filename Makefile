@@ -6,7 +6,7 @@ FL := $(BIN)/fl-sim
 
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo comparison comparison-tasks algorithms claims figures report-picture test test-all test-newest lint bench docs audit
+.PHONY: demo comparison algorithms claims figures report-picture test test-all test-newest lint bench docs audit
 
 # What runs need; the tests' and linters' packages come on top, so that a first demo does not wait for them.
 $(VENV)/ready: pyproject.toml constraints.txt $(wildcard fl_sim/core/kernels/_*.[ch])
@@ -27,12 +27,10 @@ demo: $(VENV)/ready
 METHODS := configs/quickstart.toml configs/quickstart_topk.toml configs/topk_both_ways.toml configs/digits_*.toml \
   configs/everything.toml
 
-# Every method on the digits under three seeds: one table, one page. What is finished is not run again.
+# Every method on the digits, on text and on tables, under three seeds: a table and a page for each task, as runs of two
+# metrics are not compared. What is finished is not run again.
 comparison: $(VENV)/ready
 	$(FL) sweep $(METHODS) --seeds 0,1,2 --html comparison.html
-
-# Text and tables under three seeds: a table and a page for each task, as runs of two metrics are not compared.
-comparison-tasks: $(VENV)/ready
 	for task in text table_classes table_numbers; do \
 	  $(FL) sweep configs/$$task*.toml --seeds 0,1,2 --html comparison-$$task.html || exit 1; done
 

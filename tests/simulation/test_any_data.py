@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import one_ray
 import pytest
 import torch
 from federation import same
@@ -39,6 +40,42 @@ def test_inline_and_workers_end_in_the_same_bits(config: str, tmp_path: Path) ->
     one = run(experiment(config, tmp_path / "inline"))
     other = run(experiment(config, tmp_path / "workers", "engine=workers"))
     same(one, other)
+
+
+KEYS = ("warmup=1", "decay=cosine", "accumulate=2", "drop_last=true", "momentum=0.9", "epochs=2")
+LONGER: Mapping[str, Sequence[str]] = {
+    "quickstart": ("data.class_weights=balanced", "data.clients=10"),
+    "table_classes": ("data.class_weights=balanced", "evaluate.clients=2"),
+    "table_numbers": ("training.batch_size=3",),
+    "text_transformer": ("model.width=0.25", "data.context=32", "data.clients=16", "training.optimizer=sgd"),
+}
+"""Config -> what makes it small, and keys of its own."""
+
+
+@pytest.fixture(scope="module")
+def one_start_of_ray() -> Iterator[None]:
+    one_ray.start("ray")
+    yield
+    one_ray.end()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", LONGER)
+def test_every_engine_ends_in_the_same_bits_with_all_keys_of_training(
+    config: str, tmp_path: Path, one_start_of_ray: None
+) -> None:
+    asked = ["rounds=3", "cohort.size=4", *LONGER[config], *(f"training.{key}" for key in KEYS)]
+    runs = {
+        engine: run(
+            Experiment.load(
+                f"configs/{config}.toml",
+                [*asked, f"engine={engine}", "workers.count=2", "ray.workers=2", f'out="{tmp_path / engine}"'],
+            )
+        )
+        for engine in ("inline", "workers", "ray")
+    }
+    same(runs["inline"], runs["workers"])
+    same(runs["inline"], runs["ray"])
 
 
 @pytest.fixture(scope="module")

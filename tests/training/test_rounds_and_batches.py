@@ -150,6 +150,13 @@ def test_inline_workers_and_cohort_train_alike_and_say_what_is_left_out(
     )
 
 
+@pytest.mark.slow
+def test_ray_leaves_a_last_batch_of_one_out_alike(tmp_path: Path) -> None:
+    inline = federated(tmp_path / "inline")
+    ray = federated(tmp_path / "ray", "engine=ray", "ray.workers=2")
+    assert ray.summary["params_sha256"] == inline.summary["params_sha256"]
+
+
 def test_a_decay_over_all_rounds_is_not_continued_with_more(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     federated(tmp_path, "rounds=1")
     with caplog.at_level(logging.WARNING, logger="fl_sim"):

@@ -115,7 +115,7 @@ def measure(experiment: Experiment, observer: Observer) -> Measured:
             began = time.perf_counter()
             federation = Federation.build(short)
             check_built(federation)
-            identity = Identity.of(short, hash_of(federation.data))
+            identity = Identity.of(federation.code, hash_of(federation.data))
             with open_grid(federation) as opened:
                 grid = cast(RayGrid, opened)
                 start_s = time.perf_counter() - began

@@ -25,7 +25,7 @@ def partial(task, ctx):
 """
 
 
-QUICK = ["configs/quickstart.toml", "rounds=1", "evaluate.every=1"]
+QUICK = ["configs/quickstart.toml", "rounds=1", "evaluate.every=1", "training.steps=1"]
 
 
 def test_run_and_compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -54,11 +54,24 @@ EXITS = "import argparse\np = argparse.ArgumentParser()\np.add_argument('--epoch
 RUN = [sys.executable, "-c", "from fl_sim.cli import main; main()", "run", "t.toml"]
 
 
+MOVES = [
+    ["run", "t.toml", "client=mine:moves", "--engine", "inline", "--out", "inline"],
+    ["run", "t.toml", "client=mine:moves", "--engine", "workers", "--out", "workers"],
+    ["sweep", "t.toml", "client=mine:moves", "rounds=1", "--seeds", "0,1", "--quiet", "--out", "sweep"],
+    ["run", "t.toml", "client=mine:loads", "rounds=1", "--engine", "workers", "--out", "loads"],
+]
+"""Clients that change the folder, on each engine and in a sweep of one process, and one that starts processes."""
+
+
+def prepared(folder: Path) -> Path:
+    (folder / "t.toml").write_text(CONFIG)
+    (folder / "mine.py").write_text(CLIENT)
+    return folder
+
+
 @pytest.fixture
 def here(tmp_path: Path) -> Path:
-    (tmp_path / "t.toml").write_text(CONFIG)
-    (tmp_path / "mine.py").write_text(CLIENT)
-    return tmp_path
+    return prepared(tmp_path)
 
 
 def in_turn(folder: Path, *runs: list[str]) -> subprocess.CompletedProcess[str]:
@@ -70,7 +83,8 @@ def in_turn(folder: Path, *runs: list[str]) -> subprocess.CompletedProcess[str]:
         "    try:\n        main()\n"
         "    except SystemExit as ended:\n        print(f'\\nstatus {ended.code or 0}', flush=True)\n"
     )
-    environment = {**os.environ, "PYTHONPATH": os.getcwd(), "COLUMNS": "200"}
+    (temporary := folder / ("t" * 100)).mkdir()  # the path of a socket there would be too long
+    environment = {**os.environ, "PYTHONPATH": os.getcwd(), "COLUMNS": "200", "TMPDIR": str(temporary)}
     words = [sys.executable, "-c", code]
     return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
 
@@ -79,24 +93,43 @@ def statuses(done: subprocess.CompletedProcess[str]) -> list[int]:
     return [int(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("status ")]
 
 
-@pytest.mark.parametrize(
-    "init",
-    [pytest.param(None, marks=pytest.mark.slow, id="no __init__"), pytest.param("from_init = 1\n", id="__init__")],
-)
-def test_a_users_own_clients_and_strategies_are_found_beside_ours(here: Path, init: str | None) -> None:
+def run_beside_packages_of_ours(here: Path, init: str | None) -> subprocess.CompletedProcess[str]:
+    """All commands of this file that can share a start, beside a `clients` and a `strategies` of the user's."""
     (here / "clients").mkdir()
     (here / "clients" / "mine.py").write_text(CLIENT)
     if init is not None:
         (here / "clients" / "__init__.py").write_text(init)
     (here / "strategies.py").write_text("def fedavg(): ...\n")
-    done = in_turn(
+    return in_turn(
         here,
         ["run", "t.toml", "client=clients.mine:trains", "--engine", "workers"],
         ["run", "t.toml", "client=clients.presets:fedprox", "rounds=1"],
         ["run", "t.toml", "strategy=strategies:fedavg"],
+        *MOVES,
     )
-    assert statuses(done) == [0, 0, 2], done.stderr
-    assert f"fl-sim has a module 'strategies' of its own, so {here / 'strategies.py'} is not seen" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def beside(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """The folder where the user's `clients` has an `__init__.py`, and what its commands said."""
+    folder = prepared(tmp_path_factory.mktemp("beside"))
+    return folder, run_beside_packages_of_ours(folder, "from_init = 1\n")
+
+
+def require_found(folder: Path, done: subprocess.CompletedProcess[str]) -> None:
+    assert statuses(done)[:3] == [0, 0, 2], done.stderr
+    assert f"fl-sim has a module 'strategies' of its own, so {folder / 'strategies.py'} is not seen" in done.stderr
+
+
+def test_a_users_own_clients_and_strategies_are_found_beside_ours(
+    beside: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    require_found(*beside)
+
+
+@pytest.mark.slow
+def test_a_users_own_clients_without_an_init_are_found_too(here: Path) -> None:
+    require_found(here, run_beside_packages_of_ours(here, None))
 
 
 def test_a_script_may_import_its_own_strategies_before_fl_sim_and_imports_no_compiler(here: Path) -> None:
@@ -134,19 +167,11 @@ def test_a_module_that_exits_when_imported_is_one_line(
 
 
 def test_clients_that_change_the_folder_or_start_processes_change_nothing(
-    here: Path, monkeypatch: pytest.MonkeyPatch
+    beside: tuple[Path, subprocess.CompletedProcess[str]],
 ) -> None:
     """On each engine, in a sweep of one process, and where the client itself may start processes; the TMPDIR is long."""
-    (temporary := here / ("t" * 100)).mkdir()
-    monkeypatch.setenv("TMPDIR", str(temporary))
-    done = in_turn(
-        here,
-        ["run", "t.toml", "client=mine:moves", "--engine", "inline", "--out", "inline"],
-        ["run", "t.toml", "client=mine:moves", "--engine", "workers", "--out", "workers"],
-        ["sweep", "t.toml", "client=mine:moves", "rounds=1", "--seeds", "0,1", "--quiet", "--out", "sweep"],
-        ["run", "t.toml", "client=mine:loads", "rounds=1", "--engine", "workers", "--out", "loads"],
-    )
-    assert statuses(done) == [0] * 4, done.stderr
+    here, done = beside
+    assert statuses(done)[3:] == [0] * len(MOVES), done.stderr
     for name in ("inline", "workers"):
         (folder,) = (here / name).iterdir()
         assert {"summary.json", "rounds.jsonl", "ledger.parquet", "report.html"} <= set(os.listdir(folder))

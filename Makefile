@@ -60,8 +60,10 @@ report-picture: $(VENV)/ready
 	$(FL) run configs/topk_both_ways.toml evaluate.every=2 --out runs/picture
 	$(BIN)/python docs/figures/photograph.py runs/picture/topk-both-ways-*
 
-# Two processes of one thread each, with whole files, so that what a file's tests share is made once.
+# Two processes of one thread each, with whole files, so that what a file's tests share is made once. Compiled before, as
+# dozens of processes start that would each compile the packages where PYTHONDONTWRITEBYTECODE is set.
 test: $(VENV)/dev
+	$(BIN)/python -m compileall -q fl_sim strategies clients
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-all: $(VENV)/dev

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from federation import run_tiny, same, tiny
 
 from fl_sim import Experiment, Report, run
 from fl_sim.communication.ledger import Ledger
@@ -17,7 +18,6 @@ from fl_sim.simulation.loop import RunStopped
 from fl_sim.simulation.server import build_server
 from fl_sim.training.client import ClientContext
 from strategies.accumulators import Accumulator
-from tests.support.federation import run_tiny, same, tiny
 
 SEEN: list[int] = []
 """Where the parameters lay that clients were given."""

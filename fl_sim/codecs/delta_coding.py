@@ -52,23 +52,15 @@ class Format(NamedTuple):
 
     def words(self, values: Values) -> Words:
         """Values rounded to this format, as their bits in 32."""
-        if self.width == 32:
-            return np.ascontiguousarray(values, dtype="<f4").view(np.uint32)
         short = torch.from_numpy(np.array(values, dtype=np.float32)).to(self.dtype)
         return short.view(torch.int16).numpy().view(np.uint16).astype(np.uint32)
 
     def values(self, words: Words) -> Values:
         """Invert `words`."""
-        if self.width == 32:
-            return words.view("<f4")
         return torch.from_numpy(words.astype(np.uint16).view(np.int16)).view(self.dtype).float().numpy()
 
 
-FLOAT32, FLOAT16, BFLOAT16 = (
-    Format(32, 23, torch.float32),
-    Format(16, 10, torch.float16),
-    Format(16, 7, torch.bfloat16),
-)
+FLOAT16, BFLOAT16 = Format(16, 10, torch.float16), Format(16, 7, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -97,7 +89,7 @@ class Delta:
         width, mantissa, dtype = self.format
         size = len(values)
         words, base = self.format.words(values), self.format.words(self.base)
-        if width < 32 and not np.isfinite(self.format.values(words)).all():
+        if not np.isfinite(self.format.values(words)).all():
             raise ValueError(f"a value is beyond the range of {dtype}: {float(np.abs(values).max()):.6g}")
         lengths, contexts, extra = np.empty(size, np.uint8), np.empty(size, np.uint8), np.empty(PIECE, np.uint32)
         scales, out, at = bytearray(), np.empty(4 * size, dtype=np.uint8), 0

@@ -8,7 +8,7 @@ Mask modes: 0 no mask, all values are there; 1 the held mask; 2.. `mask_coding.M
 1, 4 and 5. Flag 1: the payload codes against a base, the model that the receiver holds and that the base hash names. A value
 type, one for each tensor (number 7) or a codec of the user's own (number 16) applies to the prunable values; everything
 else travels exactly, compressed where the values are. Payloads of other versions are refused: in version 2 scales of integers
-crossed tensors, in versions 3 and 4 integers were coded another way.
+crossed tensors, in versions 3 and 4 integers were coded another way, in version 5 exact changes.
 The checksum guards against accidents; an adversary can always encode legal values.
 """
 
@@ -29,7 +29,7 @@ from fl_sim.codecs.value_coding import BY_ID, BY_TENSOR, VALUES, fitted
 
 HEAD = struct.Struct("<4sBBBB8s")
 CHECK = struct.Struct("<I")
-MAGIC, VERSION = b"FLSU", 5
+MAGIC, VERSION = b"FLSU", 6
 NONE, HELD = 0, 1
 AGAINST_BASE = 1
 """Flag of a payload that codes against the model that the receiver holds."""

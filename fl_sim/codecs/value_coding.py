@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import torch
 
-from fl_sim.codecs.delta_coding import BFLOAT16, FLOAT16, FLOAT32, Delta
+from fl_sim.codecs.delta_coding import BFLOAT16, FLOAT16, Delta
+from fl_sim.codecs.exact_delta_coding import ExactDelta
 from fl_sim.codecs.float_coding import Float32, Float32Zstd, Half
 from fl_sim.codecs.integer_coding import Largest, Rounded, Signs
 from fl_sim.codecs.value_coder import Counts, ValueCoder, Values
@@ -15,7 +16,7 @@ from fl_sim.codecs.value_coder import Counts, ValueCoder, Values
 VALUES: Mapping[str, ValueCoder] = {
     "float32": Float32(),
     "float32-zstd": Float32Zstd(),
-    "float32-delta": Delta(10, FLOAT32),
+    "float32-delta": ExactDelta(10),
     "float16": Half(2, torch.float16),
     "float16-delta": Delta(11, FLOAT16),
     "bfloat16": Half(3, torch.bfloat16),
@@ -37,13 +38,15 @@ LOSSLESS = (EXACT, "float32-zstd", "float32-delta")
 """Value types that lose nothing."""
 
 
-BY_TENSOR = (Rounded, Signs, Largest, Delta)
+RELATIVE = (Delta, ExactDelta)
+"""Coders against the model that the receiver holds."""
+BY_TENSOR = (Rounded, Signs, Largest, *RELATIVE)
 """Coders that treat each tensor by itself: they are told how many values each has."""
 
 
 def is_relative(values: str) -> bool:
     """Whether a value type codes against the model that the receiver holds."""
-    return isinstance(VALUES.get(values), Delta)
+    return isinstance(VALUES.get(values), RELATIVE)
 
 
 def fitted(values: str, counts: Counts, base: Values | None) -> ValueCoder:
@@ -58,7 +61,7 @@ def fitted(values: str, counts: Counts, base: Values | None) -> ValueCoder:
         ValueError: the type codes against values that are not held.
     """
     coder = VALUES[values]
-    if isinstance(coder, Delta):
+    if isinstance(coder, RELATIVE):
         if base is None:
             raise ValueError(f"{values} codes against the model that the receiver holds, and none is given")
         return replace(coder, counts=counts, base=base)

@@ -1,4 +1,4 @@
-"""Frozen bytes: what version 5 wrote must decode for ever. `python tests/codecs/test_codecs_golden.py` writes missing files."""
+"""Frozen bytes: what version 6 wrote must decode for ever. `python tests/codecs/test_codecs_golden.py` writes missing files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import payloads
 import pytest
 import torch
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "v5"
+GOLDEN = Path(__file__).parents[1] / "golden" / "v6"
 
 
 def path(name: str) -> Path:

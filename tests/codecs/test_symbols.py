@@ -151,5 +151,5 @@ def test_types_that_are_refused_by_name_are_few() -> None:
     data = bytearray(case.encode())
     for older in (3, 4):
         data[4] = older
-        with pytest.raises(CorruptPayload, match="version 5"):
+        with pytest.raises(CorruptPayload, match="version 6"):
             case.decode(bytes(data))

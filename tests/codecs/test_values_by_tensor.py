@@ -90,5 +90,5 @@ def test_version_two_whose_scales_crossed_tensors_is_refused() -> None:
     case = payloads.case(None, values="int8")
     data = bytearray(case.encode())
     data[4] = 2
-    with pytest.raises(CorruptPayload, match="version 5"):
+    with pytest.raises(CorruptPayload, match="version 6"):
         decode(bytes(data), schema=case.schema)

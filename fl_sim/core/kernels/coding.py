@@ -1,8 +1,10 @@
 """The codecs' loops: compiled where there was a C compiler at installation, else NumPy; both give the same bytes."""
 
+from fl_sim.core.kernels import change_reference
 from fl_sim.core.kernels import coding_reference as reference
 
 try:
+    from fl_sim.core.kernels._change import change_bins, change_cut, change_join, change_keys
     from fl_sim.core.kernels._coding import (
         block_sums,
         count_symbols,
@@ -20,6 +22,7 @@ try:
 
     FORM = "compiled"
 except ImportError:
+    from fl_sim.core.kernels.change_reference import change_bins, change_cut, change_join, change_keys
     from fl_sim.core.kernels.coding_reference import (
         count_symbols,
         float_join,
@@ -37,6 +40,11 @@ except ImportError:
 __all__ = [
     "FORM",
     "block_sums",
+    "change_bins",
+    "change_cut",
+    "change_join",
+    "change_keys",
+    "change_reference",
     "count_symbols",
     "float_join",
     "float_split",

@@ -1,0 +1,266 @@
+"""float32 values as changes of the values that the receiver holds, exact for every float.
+
+    detail u8 | first bin u16 | scale of each tensor u8 | bytes of the symbols, LEB128 | symbols | of at most 65,536 values of one
+    tensor together: signs, zeros up to a byte, then places, zeros up to a byte
+
+A change is cut into its bin, which is entropy-coded, and its place among the floats of that bin, which is as good as random
+and travels as it is (`fl_sim.core.kernels.change_reference`). `w0 + (w1 - w0)` misses up to some percent of the float32
+values `w1`; counting floats misses none, NaN and -0 included.
+
+The same change is many units in the last place of a small weight and few of a large one, so what is frequent shows in the
+change itself: Adam's changes after few steps lie near multiples of the learning rate. Bins have `2**detail` to an octave.
+What predicts a bin: the typical size of its tensor's changes; tensors of one scale share a table. Where a unit in the last
+place of a weight is about as large as the changes, the distance between the two exponents is the context instead.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl_sim.codecs import symbol_coding
+from fl_sim.codecs.bits import Reader, varint
+from fl_sim.codecs.errors import CorruptPayload
+from fl_sim.codecs.symbol_coding import Bytes
+from fl_sim.codecs.value_coder import Counts, Values
+from fl_sim.core.kernels.change_reference import BINS, FINITE, FIRST, SAME, WHOLE, Keys, Words
+from fl_sim.core.kernels.coding import change_bins, change_cut, change_join, change_keys, pack_bits, unpack_bits
+
+PIECE = 1 << 16
+HEAD = struct.Struct("<BH")
+FINEST, OCTAVE = 4, 16
+"""Largest detail; keys of an octave."""
+BIAS, MANTISSA = 1023 - 127, 23
+"""Exponent of a float64 over that of the same float32, as stored; bits below a float32's exponent."""
+COARSE = 12
+"""Contexts of weights whose unit in the last place is 2**-8 of the typical change or more."""
+SCALES, ENOUGH = 16, 8192
+"""Most tables of different scales, and the changes that are worth one."""
+ABOVE = 8
+"""Octaves above the typical change in which there are bins, if there are changes as large."""
+SAMPLE = 1 << 13
+"""Values of a tensor that are looked at to make a plan."""
+
+
+class Plan(NamedTuple):
+    """What both ends need beside the symbols: bits below the octave, the first bin, and each tensor's scale."""
+
+    detail: int
+    lowest: int
+    scales: Bytes
+
+    def contexts(self, base: Words, tensors: list[slice]) -> Bytes:
+        """The context of each change, given the bits of what it changes."""
+        ranks = COARSE + np.searchsorted(np.unique(self.scales), self.scales)
+        contexts = np.empty(len(base), dtype=np.uint8)
+        for scale, rank, tensor in zip(self.scales.tolist(), ranks.tolist(), tensors, strict=True):
+            distances = scale + MANTISSA - np.arange(256)
+            table = np.where(distances < 8, np.clip(distances + COARSE - 8, 0, COARSE - 1), rank).astype(np.uint8)
+            for piece in _pieces([tensor]):
+                if table[_largest_exponent(base[piece])] == rank:
+                    contexts[piece] = rank
+                else:
+                    contexts[piece] = table[base[piece] >> MANTISSA & 255]
+        return contexts
+
+    @property
+    def kinds(self) -> int:
+        """Number of contexts."""
+        return COARSE + len(np.unique(self.scales))
+
+
+@dataclass(frozen=True)
+class ExactDelta:
+    """Change of the held values, lossless.
+
+    Attributes:
+        id: number on the wire.
+        counts: values of each tensor, known to both ends; empty = all values are one tensor's.
+        base: the receiver's values at the same coordinates.
+    """
+
+    id: int
+    counts: Counts = ()
+    base: Values = field(default_factory=lambda: np.zeros(0, dtype=np.float32), compare=False)
+
+    def _tensors(self, count: int) -> list[slice]:
+        ends = np.cumsum(self.counts or (count,)).tolist()
+        return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
+
+    def encode(self, values: Values, seed: int) -> bytes:
+        if not len(values):
+            return b""
+        size, words, base = len(values), _words(values), _words(self.base)
+        keys, symbols, tensors = np.empty(size, np.uint16), np.empty(size, np.uint8), self._tensors(size)
+        for piece in _pieces(tensors):
+            change_keys(words[piece], base[piece], keys[piece])
+        plan = _plan(keys, tensors)
+        room = _room(tensors)
+        signs, widths, places = np.empty(room, np.uint8), np.empty(room, np.uint8), np.empty(room, np.uint32)
+        out, parts = np.empty(4 * room, dtype=np.uint8), []
+        for piece in _pieces(tensors):
+            n = piece.stop - piece.start
+            change_cut(
+                words[piece], base[piece], keys[piece], plan.lowest, FINEST - plan.detail,
+                symbols[piece], signs[:n], widths[:n], places[:n],
+            )  # fmt: skip
+            parts.append(np.packbits(signs[:n][_signed(symbols[piece])], bitorder="little").tobytes())
+            parts.append(out[: pack_bits(places[:n], widths[:n], out)].tobytes())
+        code = symbol_coding.encode(symbols, plan.contexts(base, tensors), plan.kinds)
+        head = HEAD.pack(plan.detail, plan.lowest) + plan.scales.tobytes()
+        return b"".join([head, varint(len(code)), code, *parts])
+
+    def decode(self, data: memoryview, count: int) -> Values:
+        if not count:
+            if len(data):
+                raise CorruptPayload("values where none are due")
+            return np.zeros(0, dtype=np.float32)
+        tensors, base = self._tensors(count), _words(self.base)
+        plan = _read(data, len(tensors))
+        reader = Reader(data, HEAD.size + len(tensors))
+        end = reader.varint(len(data)) + reader.at
+        symbols = symbol_coding.decode(data[reader.at : end], plan.contexts(base, tensors), plan.kinds)
+        bits = _Bits(np.frombuffer(data[end:], dtype=np.uint8))
+        words, shift = np.empty(count, dtype=np.uint32), FINEST - plan.detail
+        room = _room(tensors)
+        firsts, spans, widths = np.empty(room, np.uint32), np.empty(room, np.uint32), np.empty(room, np.uint8)
+        for piece in _pieces(tensors):
+            n, mine = piece.stop - piece.start, symbols[piece]
+            signs = bits.flags(_signed(mine))
+            fine = change_bins(base[piece], mine, signs, plan.lowest, shift, firsts[:n], spans[:n], widths[:n])
+            if fine:
+                bits.read(widths[:n], words[piece])
+                fine = change_join(words[piece], firsts[:n], spans[:n], mine, signs)
+            if not fine:
+                raise CorruptPayload("a change that is outside of its bin")
+        bits.finish()
+        return words.view("<f4")
+
+
+@dataclass
+class _Bits:
+    """Bits of several widths, read piece by piece."""
+
+    stream: Bytes
+    at: int = 0
+
+    def _next(self, total: int) -> Bytes:
+        until = self.at + -(-total // 8)
+        if until > len(self.stream) or (total % 8 and self.stream[until - 1] >> total % 8):
+            raise CorruptPayload("the bits of the changes are cut off, or not padded with zeros")
+        part, self.at = self.stream[self.at : until], until
+        return part
+
+    def flags(self, where: NDArray[np.bool_]) -> Bytes:
+        """A bit for each place that is set, 0 for the others."""
+        count = int(np.count_nonzero(where))
+        read = np.unpackbits(self._next(count), count=count, bitorder="little")
+        if count == len(where):
+            return read
+        made = np.zeros(len(where), dtype=np.uint8)
+        made[where] = read
+        return made
+
+    def read(self, widths: Bytes, out: Words) -> None:
+        """Numbers of these widths."""
+        unpack_bits(self._next(int(widths.sum(dtype=np.int64))), 0, widths, out)
+
+    def finish(self) -> None:
+        if self.at != len(self.stream):
+            raise CorruptPayload("the bits of the changes have another length")
+
+
+def _largest_exponent(words: Words) -> int:
+    """Exponent of the largest of these floats, as stored."""
+    return max(int(words.max()) & 0x7FFFFFFF, int(words.view(np.int32).max())) >> MANTISSA
+
+
+def _words(values: Values) -> Words:
+    return np.ascontiguousarray(values, dtype="<f4").view(np.uint32)
+
+
+def _signed(symbols: Bytes) -> NDArray[np.bool_]:
+    """Which symbols have a sign."""
+    signed: NDArray[np.bool_] = (symbols - np.uint8(SAME + 1)) < np.uint8(WHOLE - SAME - 1)
+    return signed
+
+
+def _pieces(tensors: list[slice]) -> Iterator[slice]:
+    """Parts of tensors that stay in the cache from one loop to the next."""
+    for tensor in tensors:
+        for start in range(tensor.start, tensor.stop, PIECE):
+            yield slice(start, min(tensor.stop, start + PIECE))
+
+
+def _room(tensors: list[slice]) -> int:
+    """Values of the largest piece."""
+    largest: int = max(tensor.stop - tensor.start for tensor in tensors)
+    return min(PIECE, largest)
+
+
+def _read(data: memoryview, tensors: int) -> Plan:
+    if len(data) < HEAD.size + tensors:
+        raise CorruptPayload("changes are cut off")
+    detail, lowest = HEAD.unpack_from(data)
+    plan = Plan(detail, lowest, np.frombuffer(data[HEAD.size : HEAD.size + tensors], dtype=np.uint8))
+    if detail > FINEST or lowest > _last(detail) or plan.kinds > COARSE + SCALES:
+        raise CorruptPayload("bins of changes that do not exist, or too many scales")
+    return plan
+
+
+def _last(detail: int) -> int:
+    """The last first bin."""
+    return (FINITE >> (FINEST - detail)) - BINS - FIRST
+
+
+def _plan(keys: Keys, tensors: list[slice]) -> Plan:
+    """What suits these changes, by a sample of each tensor."""
+    steps = [1 + (tensor.stop - tensor.start) // SAMPLE for tensor in tensors]
+    samples = [_changed(keys[tensor][::step]) for tensor, step in zip(tensors, steps, strict=True)]
+    seen = np.array([len(sample) for sample in samples])
+    sums = np.array([sample.sum(dtype=np.int64) for sample in samples])
+    changed = seen * np.array(steps)
+    scales = _scales(np.rint(sums / np.maximum(1, OCTAVE * seen)).astype(np.int64) - BIAS, changed)
+    sample = np.concatenate(samples)
+    if not len(sample):
+        return Plan(0, 0, scales)
+    detail = _detail(sample, len(np.unique(scales)), int(changed.sum()))
+    typical = int(sums.sum()) // len(sample)
+    top = min(int(sample.max()) + OCTAVE, typical + ABOVE * OCTAVE) >> (FINEST - detail)
+    return Plan(detail, min(_last(detail), max(0, top - BINS + 1)), scales)
+
+
+def _changed(keys: Keys) -> Keys:
+    """Keys of finite changes."""
+    changed: Keys = keys[(keys - np.uint16(1)) < np.uint16(FINITE - 1)]
+    return changed
+
+
+def _scales(scales: NDArray[np.int64], changed: NDArray[np.int64]) -> Bytes:
+    """Scales of tensors, those of few changes with the nearest others."""
+    scales = np.clip(scales, 0, 255)
+    while len(kinds := np.unique(scales)) > 1:
+        sizes = np.array([changed[scales == kind].sum() for kind in kinds])
+        least = int(sizes.argmin())
+        if sizes[least] >= ENOUGH and len(kinds) <= SCALES:
+            break
+        distances = np.abs(kinds - kinds[least]) + 1000 * (np.arange(len(kinds)) == least)
+        scales = np.where(scales == kinds[least], kinds[int(distances.argmin())], scales)
+    return scales.astype(np.uint8)
+
+
+def _detail(sample: Keys, tables: int, size: int) -> int:
+    """The detail at which so many symbols and their tables take least."""
+    counts = np.bincount(sample - (int(sample.min()) & -OCTAVE))
+    costs = []
+    for detail in range(FINEST + 1):
+        groups = np.add.reduceat(counts, np.arange(0, len(counts), 1 << (FINEST - detail)))
+        used = groups[groups > 0]
+        bits = float((used * np.log2(len(sample) / used)).sum()) - detail * len(sample)
+        costs.append(bits * size / len(sample) + 8.0 * tables * len(used))
+    return int(np.argmin(costs))

@@ -1,7 +1,8 @@
 """float32 values as changes of the values that the receiver holds, exact for every float.
 
-    detail u8 | first bin u16 | scale of each tensor u8 | bytes of the symbols, LEB128 | symbols | of at most 65,536 values of one
-    tensor together: signs, zeros up to a byte, then places, zeros up to a byte
+    detail u8 | bins below the scale u16 | number of scales with tables of their own u8 | these, u8 each | scale of each tensor
+    u8 | bytes of the symbols, LEB128 | symbols | of at most 65,536 values of one tensor together: signs, zeros up to a byte,
+    then places, zeros up to a byte
 
 A change is cut into its bin, which is entropy-coded, and its place among the floats of that bin, which is as good as random
 and travels as it is (`fl_sim.core.kernels.change_reference`). `w0 + (w1 - w0)` misses up to some percent of the float32
@@ -9,7 +10,8 @@ values `w1`; counting floats misses none, NaN and -0 included.
 
 The same change is many units in the last place of a small weight and few of a large one, so what is frequent shows in the
 change itself: Adam's changes after few steps lie near multiples of the learning rate. Bins have `2**detail` to an octave.
-What predicts a bin: the typical size of its tensor's changes; tensors of one scale share a table. Where a unit in the last
+What predicts a bin: the typical size of its tensor's changes, from which bins are counted; tensors of one scale share a
+table, and all tensors of few changes. Where a unit in the last
 place of a weight is about as large as the changes, the distance between the two exponents is the context instead.
 """
 
@@ -32,7 +34,7 @@ from fl_sim.core.kernels.change_reference import BINS, FINITE, FIRST, SAME, WHOL
 from fl_sim.core.kernels.coding import change_bins, change_cut, change_join, change_keys, pack_bits, unpack_bits
 
 PIECE = 1 << 16
-HEAD = struct.Struct("<BH")
+HEAD = struct.Struct("<BHB")
 FINEST, OCTAVE = 4, 16
 """Largest detail; keys of an octave."""
 BIAS, MANTISSA = 1023 - 127, 23
@@ -40,25 +42,44 @@ BIAS, MANTISSA = 1023 - 127, 23
 COARSE = 12
 """Contexts of weights whose unit in the last place is 2**-8 of the typical change or more."""
 SCALES, ENOUGH = 16, 8192
-"""Most tables of different scales, and the changes that are worth one."""
+"""Most scales with tables of their own, and the changes that are worth one."""
 ABOVE = 8
-"""Octaves above the typical change in which there are bins, if there are changes as large."""
-SAMPLE = 1 << 13
+"""Octaves above the typical change of a tensor in which there are bins, if there are changes as large."""
+SAMPLE = 1 << 11
 """Values of a tensor that are looked at to make a plan."""
 
 
 class Plan(NamedTuple):
-    """What both ends need beside the symbols: bits below the octave, the first bin, and each tensor's scale."""
+    """What both ends need beside the symbols: bits below the octave, bins below a tensor's scale, and the scales."""
 
     detail: int
-    lowest: int
+    below: int
+    own: Bytes
     scales: Bytes
+
+    def written(self) -> bytes:
+        """The plan as bytes."""
+        return HEAD.pack(self.detail, self.below, len(self.own)) + self.own.tobytes() + self.scales.tobytes()
+
+    @property
+    def shift(self) -> int:
+        """Bits of a key that a bin leaves out."""
+        return FINEST - self.detail
+
+    def pieces(self, tensors: list[slice]) -> Iterator[tuple[int, slice]]:
+        """(first bin, slice) of each piece."""
+        last = (FINITE >> self.shift) - BINS - FIRST
+        for scale, tensor in zip(self.scales.tolist(), tensors, strict=True):
+            first = min(last, max(0, ((scale + BIAS) << self.detail) - self.below))
+            for piece in _pieces([tensor]):
+                yield first, piece
 
     def contexts(self, base: Words, tensors: list[slice]) -> Bytes:
         """The context of each change, given the bits of what it changes."""
-        ranks = COARSE + np.searchsorted(np.unique(self.scales), self.scales)
+        table_of = {scale: COARSE + 1 + i for i, scale in enumerate(self.own.tolist())}
         contexts = np.empty(len(base), dtype=np.uint8)
-        for scale, rank, tensor in zip(self.scales.tolist(), ranks.tolist(), tensors, strict=True):
+        for scale, tensor in zip(self.scales.tolist(), tensors, strict=True):
+            rank = table_of.get(scale, COARSE)
             distances = scale + MANTISSA - np.arange(256)
             table = np.where(distances < 8, np.clip(distances + COARSE - 8, 0, COARSE - 1), rank).astype(np.uint8)
             for piece in _pieces([tensor]):
@@ -71,7 +92,7 @@ class Plan(NamedTuple):
     @property
     def kinds(self) -> int:
         """Number of contexts."""
-        return COARSE + len(np.unique(self.scales))
+        return COARSE + 1 + len(self.own)
 
 
 @dataclass(frozen=True)
@@ -103,17 +124,18 @@ class ExactDelta:
         room = _room(tensors)
         signs, widths, places = np.empty(room, np.uint8), np.empty(room, np.uint8), np.empty(room, np.uint32)
         out, parts = np.empty(4 * room, dtype=np.uint8), []
-        for piece in _pieces(tensors):
+        for first, piece in plan.pieces(tensors):
             n = piece.stop - piece.start
             change_cut(
-                words[piece], base[piece], keys[piece], plan.lowest, FINEST - plan.detail,
+                words[piece], base[piece], keys[piece], first, plan.shift,
                 symbols[piece], signs[:n], widths[:n], places[:n],
             )  # fmt: skip
-            parts.append(np.packbits(signs[:n][_signed(symbols[piece])], bitorder="little").tobytes())
+            signed = _signed(symbols[piece])
+            sent = signs[:n] if signed.all() else signs[:n][signed]
+            parts.append(np.packbits(sent, bitorder="little").tobytes())
             parts.append(out[: pack_bits(places[:n], widths[:n], out)].tobytes())
         code = symbol_coding.encode(symbols, plan.contexts(base, tensors), plan.kinds)
-        head = HEAD.pack(plan.detail, plan.lowest) + plan.scales.tobytes()
-        return b"".join([head, varint(len(code)), code, *parts])
+        return b"".join([plan.written(), varint(len(code)), code, *parts])
 
     def decode(self, data: memoryview, count: int) -> Values:
         if not count:
@@ -122,17 +144,17 @@ class ExactDelta:
             return np.zeros(0, dtype=np.float32)
         tensors, base = self._tensors(count), _words(self.base)
         plan = _read(data, len(tensors))
-        reader = Reader(data, HEAD.size + len(tensors))
+        reader = Reader(data, len(plan.written()))
         end = reader.varint(len(data)) + reader.at
         symbols = symbol_coding.decode(data[reader.at : end], plan.contexts(base, tensors), plan.kinds)
         bits = _Bits(np.frombuffer(data[end:], dtype=np.uint8))
-        words, shift = np.empty(count, dtype=np.uint32), FINEST - plan.detail
+        words = np.empty(count, dtype=np.uint32)
         room = _room(tensors)
         firsts, spans, widths = np.empty(room, np.uint32), np.empty(room, np.uint32), np.empty(room, np.uint8)
-        for piece in _pieces(tensors):
+        for first, piece in plan.pieces(tensors):
             n, mine = piece.stop - piece.start, symbols[piece]
             signs = bits.flags(_signed(mine))
-            fine = change_bins(base[piece], mine, signs, plan.lowest, shift, firsts[:n], spans[:n], widths[:n])
+            fine = change_bins(base[piece], mine, signs, first, plan.shift, firsts[:n], spans[:n], widths[:n])
             if fine:
                 bits.read(widths[:n], words[piece])
                 fine = change_join(words[piece], firsts[:n], spans[:n], mine, signs)
@@ -204,18 +226,13 @@ def _room(tensors: list[slice]) -> int:
 
 
 def _read(data: memoryview, tensors: int) -> Plan:
-    if len(data) < HEAD.size + tensors:
+    if len(data) < HEAD.size:
         raise CorruptPayload("changes are cut off")
-    detail, lowest = HEAD.unpack_from(data)
-    plan = Plan(detail, lowest, np.frombuffer(data[HEAD.size : HEAD.size + tensors], dtype=np.uint8))
-    if detail > FINEST or lowest > _last(detail) or plan.kinds > COARSE + SCALES:
-        raise CorruptPayload("bins of changes that do not exist, or too many scales")
-    return plan
-
-
-def _last(detail: int) -> int:
-    """The last first bin."""
-    return (FINITE >> (FINEST - detail)) - BINS - FIRST
+    detail, below, tables = HEAD.unpack_from(data)
+    scales = np.frombuffer(data[HEAD.size : HEAD.size + tables + tensors], dtype=np.uint8)
+    if detail > FINEST or tables > SCALES or len(scales) < tables + tensors:
+        raise CorruptPayload("bins of changes that do not exist, too many tables, or changes that are cut off")
+    return Plan(detail, below, scales[:tables], scales[tables:])
 
 
 def _plan(keys: Keys, tensors: list[slice]) -> Plan:
@@ -225,33 +242,24 @@ def _plan(keys: Keys, tensors: list[slice]) -> Plan:
     seen = np.array([len(sample) for sample in samples])
     sums = np.array([sample.sum(dtype=np.int64) for sample in samples])
     changed = seen * np.array(steps)
-    scales = _scales(np.rint(sums / np.maximum(1, OCTAVE * seen)).astype(np.int64) - BIAS, changed)
+    scales = np.clip(np.rint(sums / np.maximum(1, OCTAVE * seen)).astype(np.int64) - BIAS, 0, 255)
+    sizes = np.bincount(scales, weights=changed, minlength=256)
+    own = np.sort(np.argsort(-sizes, kind="stable")[: min(SCALES, np.count_nonzero(sizes >= ENOUGH))]).astype(np.uint8)
     sample = np.concatenate(samples)
     if not len(sample):
-        return Plan(0, 0, scales)
-    detail = _detail(sample, len(np.unique(scales)), int(changed.sum()))
-    typical = int(sums.sum()) // len(sample)
-    top = min(int(sample.max()) + OCTAVE, typical + ABOVE * OCTAVE) >> (FINEST - detail)
-    return Plan(detail, min(_last(detail), max(0, top - BINS + 1)), scales)
+        return Plan(0, 0, own, scales.astype(np.uint8))
+    detail = _detail(sample, 1 + len(own), int(changed.sum()))
+    largest = max(
+        int(part.max(initial=0)) - OCTAVE * (scale + BIAS) for part, scale in zip(samples, scales.tolist(), strict=True)
+    )
+    above = min(max(0, largest + OCTAVE), ABOVE * OCTAVE) >> (FINEST - detail)
+    return Plan(detail, BINS - 1 - above, own, scales.astype(np.uint8))
 
 
 def _changed(keys: Keys) -> Keys:
     """Keys of finite changes."""
     changed: Keys = keys[(keys - np.uint16(1)) < np.uint16(FINITE - 1)]
     return changed
-
-
-def _scales(scales: NDArray[np.int64], changed: NDArray[np.int64]) -> Bytes:
-    """Scales of tensors, those of few changes with the nearest others."""
-    scales = np.clip(scales, 0, 255)
-    while len(kinds := np.unique(scales)) > 1:
-        sizes = np.array([changed[scales == kind].sum() for kind in kinds])
-        least = int(sizes.argmin())
-        if sizes[least] >= ENOUGH and len(kinds) <= SCALES:
-            break
-        distances = np.abs(kinds - kinds[least]) + 1000 * (np.arange(len(kinds)) == least)
-        scales = np.where(scales == kinds[least], kinds[int(distances.argmin())], scales)
-    return scales.astype(np.uint8)
 
 
 def _detail(sample: Keys, tables: int, size: int) -> int:

@@ -151,3 +151,18 @@ def test_plans_of_changes_that_cannot_be_are_refused() -> None:
     for hostile in (data[:3], data[:4], data + b"\0", data[:-1]):
         with pytest.raises(CorruptPayload):
             made.decode(memoryview(hostile), len(base))
+
+
+def test_places_outside_of_their_bins_are_refused() -> None:
+    """Weights just below 1 that change to just above it: bins there have a number of floats between two powers of two."""
+    rng = np.random.default_rng(0)
+    base = rng.uniform(0.98999, 0.99001, 4096).astype(np.float32)
+    values = (base + rng.uniform(0.0099, 0.0101, 4096)).astype(np.float32)
+    data = bytearray(coder(base).encode(values, 0))
+    ones = data.copy()
+    ones[-400:-200] = b"\xff" * 200
+    far = data.copy()
+    far[1:3] = b"\xff\xff"
+    for hostile in (ones, far):
+        with pytest.raises(CorruptPayload, match="outside of its bin"):
+            coder(base).decode(memoryview(hostile), len(base))

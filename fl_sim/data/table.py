@@ -22,7 +22,7 @@ from fl_sim.data.numbering import numbered
 from fl_sim.data.spellings import alike
 from fl_sim.data.table_columns import truths
 from fl_sim.data.table_files import READERS, Asked, column_names
-from fl_sim.data.table_rows import Rows, read_rows
+from fl_sim.data.table_rows import TableRows, read_rows
 from fl_sim.data.weights import POSITIVE
 
 
@@ -137,7 +137,7 @@ def _chosen(path: Path, columns: Columns) -> Chosen:
     return Chosen(inputs, columns.target, columns.group, columns.weight)
 
 
-def _part(part: str, files: Sequence[Path], chosen: Chosen, targets: Targets, room: Room) -> tuple[Arrays, Rows]:
+def _part(part: str, files: Sequence[Path], chosen: Chosen, targets: Targets, room: Room) -> tuple[Arrays, TableRows]:
     """The rows of one part's files: arrays of numbers; inputs are in the room."""
     names = [name for name in (*(chosen.targets if targets is Targets.CLASSES else ()), chosen.group) if name]
     others = [] if targets is Targets.CLASSES else list(chosen.targets)
@@ -172,7 +172,7 @@ def _positive(weights: NDArray[np.float32], name: str) -> NDArray[np.float32]:
     return weights
 
 
-def _numbered(parts: Mapping[str, Rows], chosen: Chosen, targets: Targets) -> tuple[Arrays, list[str]]:
+def _numbered(parts: Mapping[str, TableRows], chosen: Chosen, targets: Targets) -> tuple[Arrays, list[str]]:
     """Classes and groups of all parts as numbers, with the names of the groups; and notes on what the classes are."""
     arrays: Arrays = {}
     notes = list[str]()

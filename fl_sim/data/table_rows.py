@@ -25,7 +25,7 @@ COUNTING = 0.99
 
 
 @dataclass
-class Rows:
+class TableRows:
     """What some files hold beside their inputs.
 
     Attributes:
@@ -40,7 +40,7 @@ class Rows:
     names: dict[str, list[Written]] = field(default_factory=dict)
     steps: dict[str, int] = field(default_factory=dict)
 
-    def add(self, other: Rows) -> None:
+    def add(self, other: TableRows) -> None:
         """Append the rows of a further file."""
         self.count += other.count
         for name, pieces in other.numbers.items():
@@ -61,7 +61,7 @@ class Rows:
         return [name for name, steps in self.steps.items() if many and steps > COUNTING * (self.count - 1)]
 
 
-def read_rows(files: Sequence[Path], inputs: Sequence[str], asked: Asked, out: RowFile) -> Rows:
+def read_rows(files: Sequence[Path], inputs: Sequence[str], asked: Asked, out: RowFile) -> TableRows:
     """Read the rows of all files, in order; their inputs are written to `out`.
 
     Args:
@@ -74,7 +74,7 @@ def read_rows(files: Sequence[Path], inputs: Sequence[str], asked: Asked, out: R
         UserError: a file that cannot be read, or a column that holds something else than is needed.
         OSError: a file that cannot be read, or a disk that is full.
     """
-    rows = Rows()
+    rows = TableRows()
     for path in files:
         rows.add(_file(path, inputs, asked, out, rows.count))
     if not rows.count:
@@ -83,7 +83,7 @@ def read_rows(files: Sequence[Path], inputs: Sequence[str], asked: Asked, out: R
     return rows
 
 
-def _file(path: Path, inputs: Sequence[str], asked: Asked, out: RowFile, first: int) -> Rows:
+def _file(path: Path, inputs: Sequence[str], asked: Asked, out: RowFile, first: int) -> TableRows:
     """One file's rows. A column that is wrong in a piece is read whole: the line that says so counts all its rows."""
     import pyarrow as pa
 
@@ -99,7 +99,7 @@ def _file(path: Path, inputs: Sequence[str], asked: Asked, out: RowFile, first: 
         return _pieces(last(path, asked), _File(path, inputs, asked, out, first, whole=True))
 
 
-def _pieces(pieces: Pieces, file: _File) -> Rows:
+def _pieces(pieces: Pieces, file: _File) -> TableRows:
     for row, piece in pieces:
         file.add(row, piece)
     return file.rows()
@@ -132,7 +132,7 @@ class _File:
         if inputs:
             self._out.put(self._first + row, list(inputs), np.stack(list(inputs.values()), axis=1))
 
-    def rows(self) -> Rows:
+    def rows(self) -> TableRows:
         """All of the file. Raises UserError where float32 may not tell a column's numbers apart."""
         for column in self._columns.values():
             column.require_apart()
@@ -141,7 +141,7 @@ class _File:
             name: [written(pieces, self._path, name, as_written=self._as_written)] if pieces else []
             for name, pieces in self._names.items()
         }
-        return Rows(self._count, kept, names, {name: self._columns[name].steps for name in self._place})
+        return TableRows(self._count, kept, names, {name: self._columns[name].steps for name in self._place})
 
 
 class _Numbers:

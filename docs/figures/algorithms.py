@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fl_sim import Experiment, Report, run
+from fl_sim.bench.show import header
 from fl_sim.simulation.earlier_runs import is_stopped
 
 PAGE = Path(__file__).parents[1] / "algorithms.md"
@@ -140,13 +141,9 @@ def main(out: Path) -> None:
     text = PAGE.read_text(encoding="utf-8")
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout
     blocks = {task: table(out, task) for task in TASKS}
-    versions = run(
-        Experiment.from_tree(DIGITS, [f'out="{out}"', "name=digits-fedavg", "seed=0"]), quiet=True
-    ).results.versions
-    used = ", ".join(f"{name} {versions[name]}" for name in ("python", "torch", "numpy", "flwr"))
-    blocks["versions"] = (
-        f"Measured {datetime.datetime.now(datetime.UTC).date()} at commit `{commit.strip()}` with {used}."
-    )
+    here, today = header(), datetime.datetime.now(datetime.UTC).date()
+    used = ", ".join(f"{name} {here[name]}" for name in ("python", "torch", "numpy", "flwr"))
+    blocks["versions"] = f"Measured {today} at commit `{commit.strip()}` with {used}, on {here['processor']}."
     for block, content in blocks.items():
         before, after = f"<!-- {block} -->", f"<!-- /{block} -->"
         head, found, rest = text.partition(before)

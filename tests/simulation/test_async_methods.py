@@ -13,6 +13,7 @@ from federation import TINY, same
 from interruption import KillAfter, Killed
 
 from fl_sim import Experiment, Report, run
+from strategies import flights
 
 SMALL = {
     **TINY,
@@ -134,7 +135,9 @@ WORKERS = [
 
 @pytest.mark.parametrize(("kind", "workers"), WORKERS)
 def test_any_number_of_workers_gives_the_same(
-    kind: str, workers: int, whole: Callable[[str], Report], tmp_path: Path
+    kind: str, workers: int, whole: Callable[[str], Report], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """However early they are handed their clients."""
+    monkeypatch.setattr(flights, "AHEAD", workers)
     asked = experiment(tmp_path, kind, *FEDBUFF, "engine=workers", f"workers.count={workers}")
     same(run(asked, quiet=True), whole(kind))

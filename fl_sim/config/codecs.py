@@ -59,7 +59,5 @@ class CodecSection(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     uplink: Named = Field(None, description="codec of what clients send; what it keeps is kept for each client")
     downlink: Named = Field(
-        None,
-        description="codec of what the server sends; what it keeps is the server's. Beside `wire.broadcast` it codes the change "
-        "against the model that clients hold, and what it loses is in the next change",
+        None, description="codec of what the server sends; beside `wire.broadcast` of the change, with error feedback"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -110,6 +111,24 @@ def test_stale_updates_are_used_and_every_byte_is_booked(kind: str, whole: Calla
         assert booked["down", "train", "codec"] > 0
     if kind == "power of choice":
         assert booked["down", "query", "values"] > 0
+
+
+def test_nobody_who_is_on_the_way_is_asked_to_evaluate(tmp_path: Path) -> None:
+    """Of twelve clients six train at a time, and six evaluate."""
+    ditto = ("client=clients.presets:ditto", "client.personal_steps=1", "evaluate.clients=6", "network.dropout=0")
+    keys = [f'out="{tmp_path}"', *FEDBUFF[:3], *ditto]
+    report = run(Experiment.from_tree(SMALL, keys), quiet=True)
+    under_way: Counter[int] = Counter()
+    asked = 0
+    for row in report.ledger.to_table().to_pylist():
+        if row["section"] != "header":
+            continue
+        if row["phase"] == "train":
+            under_way[row["client"]] += 1 if row["direction"] == "down" else -1
+        elif row["direction"] == "down":
+            asked += 1
+            assert under_way[row["client"]] == 0
+    assert asked == 6 * 5
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -115,5 +115,5 @@ def test_every_config_ends_in_the_same_bits_on_three_nodes(
 ) -> None:
     config = tmp_path / path.name
     config.write_text(shortened(path, drawn, tmp_path / "runs").to_toml())
-    nodes.ended(nodes.run(0, config), seconds=900)
+    nodes.ended(nodes.run(0, config))
     same(inline(path), finished(tmp_path / "runs"))

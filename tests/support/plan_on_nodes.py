@@ -21,13 +21,13 @@ from ray_nodes import Nodes, cluster, until
 from fl_sim.core.types import Task, Update
 from fl_sim.training.client import ClientContext
 
-ROUNDS, COUNTED_FROM = 10, 2
+ROUNDS, COUNTED_FROM = 6, 2
 """Of a measured run; its first rounds warm up."""
-WAIT_S = 0.2
+WAIT_S = 1.0
 DIGITS = 'rounds = 100\n[data]\nsource = "digits"\nclients = 60\n[model]\nname = "{model}"\n[cohort]\nsize = {cohort}\n'
 WORKLOADS: Mapping[str, tuple[str, float]] = {
-    "compute": ('client = "plan_on_nodes:waiting"\n' + DIGITS.format(model="cnn_bn", cohort=24), 1000.0),
-    "link": ('client = "fl_sim.bench.workloads:nudge"\n' + DIGITS.format(model="resnet32", cohort=12), 50.0),
+    "compute": ('client = "plan_on_nodes:waiting"\n' + DIGITS.format(model="cnn_bn", cohort=12), 1000.0),
+    "link": ('client = "fl_sim.bench.workloads:nudge"\n' + DIGITS.format(model="resnet32", cohort=12), 20.0),
     "driver": ('client = "fl_sim.bench.workloads:echo"\n' + DIGITS.format(model="resnet32", cohort=48), 1000.0),
 }
 """Name -> (config, Mbit/s of every link)."""
@@ -41,7 +41,7 @@ def waiting(task: Task, ctx: ClientContext) -> Update:
 
 def planned(config: Path, mbps: float) -> Mapping[str, list[Mapping[str, float]]]:
     command = [sys.executable, "-m", "fl_sim.cli", "plan", str(config), "--nodes", "1,2,3", "--workers", "1"]
-    done = subprocess.run([*command, "--mbps", str(mbps), "--json"], check=True, capture_output=True, text=True)
+    done = subprocess.run([*command, "--mbps", str(mbps), "--json"], check=True, stdout=subprocess.PIPE, text=True)
     found: Mapping[str, list[Mapping[str, float]]] = json.loads(done.stdout)
     return found
 
@@ -53,9 +53,9 @@ def measured(config: Path, count: int, mbps: float, place: Path) -> tuple[float,
         for node in range(count if mbps < 1000 else 0):
             nodes.slow(node, f"{mbps:g}mbit")
         program = nodes.run(0, config, f'out="{out}"', f"rounds={ROUNDS}")
-        until(lambda: len(rows(out)) >= COUNTED_FROM, seconds=300, what="rounds")
+        until(lambda: len(rows(out)) >= COUNTED_FROM, seconds=900, what="rounds")
         first, before = len(rows(out)), nodes.moved(0)
-        until(lambda: len(rows(out)) == ROUNDS, seconds=300, what="rounds")
+        until(lambda: len(rows(out)) == ROUNDS, seconds=900, what="rounds")
         after, peak = nodes.moved(0), peak_bytes(nodes, count - 1)
         nodes.ended(program)
     into, away = ((b - a) / (ROUNDS - first) for a, b in zip(before, after, strict=True))

@@ -103,10 +103,8 @@ class Nodes:
         empty = ([self.folder] if node else []) + ([self.hidden[node]] if node in self.hidden else [])
         for folder in empty:  # in the node's own table of mounts: two machines do not share Ray's files
             command = ["sh", "-c", 'mount -t tmpfs none "$0" && exec "$@"', str(folder), *command]
-        paths = [str(self.first[node])] if node in self.first else []
-        paths += filter(None, [os.environ.get("PYTHONPATH")])
-        own = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": str(self.folder), "PYTHONPATH": ":".join(paths)}
-        own["RAY_worker_niceness"] = "0"  # these machines share processors with whatever else runs on this one
+        # These machines share processors with whatever else runs on this one, so that workers are no nicer than programs.
+        own = self.environment(*([self.first[node]] if node in self.first else [])) | {"RAY_worker_niceness": "0"}
         self.processes[node] = subprocess.Popen(
             ["ip", "netns", "exec", self.name(node), *command],
             env=os.environ | own,
@@ -114,6 +112,11 @@ class Nodes:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+
+    def environment(self, *first: Path) -> Mapping[str, str]:
+        """Variables of what runs on the nodes, which can import what the tests can, and finds what is in `first` before that."""
+        paths = [*map(str, first), *filter(None, [os.environ.get("PYTHONPATH")]), str(Path(__file__).parent)]
+        return {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": str(self.folder), "PYTHONPATH": ":".join(paths)}
 
     def kill(self, node: int) -> None:
         """Kill Ray on a node, all of it at once; programs of this cluster go on."""
@@ -159,7 +162,7 @@ class Nodes:
         place = ["--target", str(self.processes[node].pid), "--mount", "--net", f"--wd={cwd or Path.cwd()}"]
         program = subprocess.Popen(
             ["nsenter", *place, "--", *command],
-            env=os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": str(self.folder), "PYTHONUNBUFFERED": "1"},
+            env=os.environ | self.environment() | {"PYTHONUNBUFFERED": "1"},
             stdout=log.open("wb"),
             stderr=subprocess.STDOUT,
             text=True,
@@ -171,7 +174,7 @@ class Nodes:
         """What a program has written so far, to its standard output and error."""
         return (self.folder / f"program{self.programs.index(program)}.log").read_text(errors="replace")
 
-    def ended(self, program: subprocess.Popen[str], *, status: int = 0, seconds: float = 240) -> str:
+    def ended(self, program: subprocess.Popen[str], *, status: int = 0, seconds: float = 900) -> str:
         """Wait for a program to end with a status; returns what it has written.
 
         Raises:
@@ -187,7 +190,7 @@ class Nodes:
         assert "Traceback" not in said
         return said
 
-    def started(self, node: int, *, seconds: float = 60) -> None:
+    def started(self, node: int, *, seconds: float = 300) -> None:
         """Wait until Ray runs on a node."""
         log = self.folder / f"node{node}.log"
         until(lambda: b"Ray runtime started" in log.read_bytes(), seconds=seconds, what=f"Ray on node {node}")

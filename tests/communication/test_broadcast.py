@@ -249,7 +249,9 @@ def exchange_of(out: Path, asked: list[str]) -> Schema:
     ids=lambda o: " ".join(o),
 )
 def test_other_methods_compose(tmp_path: Path, overrides: list[str]) -> None:
-    report = run_tiny(tmp_path, "rounds=5", "cohort.size=5", *SPARSE, *overrides)
+    report = run_tiny(
+        tmp_path, "rounds=5", "cohort.size=5", "training.batch_size=32", "training.steps=3", *SPARSE, *overrides
+    )
     assert report.summary["failures"] == {"raised": 0, "rejected": 0, "late": 0, "lost": 0}
     assert report.rounds[-1]["accuracy"] > 0.3
 

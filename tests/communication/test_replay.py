@@ -62,7 +62,7 @@ def test_round_1_is_that_of_a_run_with_the_codec_to_the_byte(
 def test_totals_are_those_of_an_independent_run(
     tmp_path: Path, finished: Callable[..., Report], method: list[str], up: str, down: str
 ) -> None:
-    options = [*method, "rounds=3", "evaluate.clients=2"]
+    options = [*method, "rounds=3", "evaluate.clients=2", "training.steps=3", "training.batch_size=32"]
     recorded = finished(ALL, *options)
     other = [f"wire.uplink.values={up}", *DIFFERENCE, f"wire.downlink.values={down}"]
     found, measured_run = replayed(recorded, *other), run_tiny(tmp_path, *options, *other)

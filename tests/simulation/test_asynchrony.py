@@ -17,6 +17,7 @@ SMALL = {
     "rounds": 6,
     "data": {"source": "digits", "clients": 12, "partition": "dirichlet", "alpha": 0.5},
     "model": {"name": "mlp", "width": 0.25},
+    "training": {"lr": 0.1, "steps": 3, "batch_size": 32},  # long enough for a deadline to be missed
     "network": {"links": {"3G": 1, "4G": 1}, "speed_spread": 1.0, "dropout": 0.1},
 }
 KINDS: dict[str, tuple[str, ...]] = {

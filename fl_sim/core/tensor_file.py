@@ -14,19 +14,30 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-DTYPES: Mapping[torch.dtype, str] = {
-    torch.bool: "BOOL",
-    torch.uint8: "U8",
-    torch.int8: "I8",
-    torch.int16: "I16",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int32: "I32",
-    torch.float32: "F32",
-    torch.float64: "F64",
-    torch.int64: "I64",
+NAMES: Mapping[str, str] = {
+    "bool": "BOOL",
+    "uint8": "U8",
+    "int8": "I8",
+    "float8_e5m2": "F8_E5M2",
+    "float8_e4m3fn": "F8_E4M3",
+    "float8_e8m0fnu": "F8_E8M0",
+    "float8_e4m3fnuz": "F8_E4M3FNUZ",
+    "float8_e5m2fnuz": "F8_E5M2FNUZ",
+    "int16": "I16",
+    "uint16": "U16",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "int32": "I32",
+    "uint32": "U32",
+    "float32": "F32",
+    "complex64": "C64",
+    "float64": "F64",
+    "int64": "I64",
+    "uint64": "U64",
 }
-"""Types that a file may hold, in the order that the library gives them; it puts the last first."""
+"""PyTorch's names of the types that a file may hold, in the order that the library gives them; it puts the last first."""
+DTYPES: Mapping[torch.dtype, str] = {getattr(torch, name): NAMES[name] for name in NAMES if hasattr(torch, name)}
+"""Those of the installed PyTorch: 2.6 has no float8_e8m0fnu."""
 RANK = {dtype: rank for rank, dtype in enumerate(DTYPES)}
 
 

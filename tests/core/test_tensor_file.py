@@ -23,5 +23,5 @@ def test_the_bytes_are_those_of_the_library(metadata: Mapping[str, str]) -> None
 
 
 def test_a_type_that_a_file_does_not_hold_is_named() -> None:
-    with pytest.raises(ValueError, match=r"'w' is torch\.complex64"):
-        TensorFile({"w": torch.zeros(1, dtype=torch.complex64)})
+    with pytest.raises(ValueError, match=r"'w' is torch\.complex128"):
+        TensorFile({"w": torch.zeros(1, dtype=torch.complex128)})

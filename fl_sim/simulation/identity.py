@@ -23,6 +23,7 @@ from torch import Tensor
 from fl_sim.config.experiment import Experiment
 from fl_sim.core.files import read_plain
 from fl_sim.core.process_state import seeded
+from fl_sim.core.threads import one_thread
 from fl_sim.core.types import UserError
 from fl_sim.data import Data
 from fl_sim.data import load as load_data
@@ -114,8 +115,9 @@ def hash_of_source(experiment: Experiment) -> str:
     return hash_of(load_data_of(experiment, quiet=True))
 
 
+@one_thread()
 def load_data_of(experiment: Experiment, *, quiet: bool) -> Data:
-    """Load the data of an experiment; a source that draws from global generators draws the same in every process.
+    """Load the data of an experiment; a source of the user's draws and sums the same in every process.
 
     Raises:
         UserError: they cannot be loaded.

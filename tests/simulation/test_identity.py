@@ -288,9 +288,28 @@ def test_large_images_are_hashed_in_part_and_labels_in_full(monkeypatch: pytest.
     assert hash_of(data(1, 0)) == hash_of(data(7, 0)) != hash_of(data(7, 9))
 
 
-def test_the_hash_does_not_depend_on_how_many_threads_summed_the_pixels() -> None:
+SUMMED = """
+import torch
+from fl_sim.data import Data
+def data():
+    images = torch.arange(300 * 8 * 8 * 8).reshape(300, 8, 8, 8).mul_(2654435761).remainder_(251).float()
+    images = images.sin() / images.sin().exp().sum()
+    labels = torch.arange(300) % 2
+    return Data.of(images, labels, test_inputs=images, test_targets=labels, num_classes=2)
+"""
+
+
+@pytest.mark.parametrize("source", ["digits", "summed_source:data"])
+def test_the_hash_does_not_depend_on_how_many_threads_summed_the_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
     """Federations compute on one thread; a look at a finished run is taken on as many as PyTorch has."""
-    experiment, before = Experiment.load("configs/quickstart.toml"), torch.get_num_threads()
+    (tmp_path / "summed_source.py").write_text(SUMMED)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    experiment, before = (
+        Experiment.from_tree({**SMALL, "data": {**SMALL["data"], "source": source}}),
+        torch.get_num_threads(),
+    )
     try:
         hashes = [torch.set_num_threads(count) or hash_of_source(experiment) for count in (1, 2, 3, 4)]
     finally:

@@ -1,10 +1,10 @@
-"""Floats as differences to the floats that the receiver holds, in units in the last place: exact for every float.
+"""16-bit floats as differences to the floats that the receiver holds, in units in the last place: exact for every float.
 
     scale of each tensor u8 | code of the lengths, LEB128 of its bytes before it | bits of the differences, of at most 65,536
     values of one tensor together, zeros up to a byte
 
 Floats are compared as integers in the order of their values, so that a difference of n says that n - 1 floats lie between.
-`w0 + (w1 - w0)` misses up to some percent of the float32 values `w1`; an integer difference misses none, NaN and -0
+`w0 + (w1 - w0)` misses some values `w1`; an integer difference misses none, NaN and -0
 included. A difference is cut into the length of its magnitude, which is entropy-coded, and its sign and the bits below the
 leading one, which are as good as random and travel as they are.
 
@@ -27,7 +27,7 @@ from fl_sim.codecs import symbol_coding
 from fl_sim.codecs.bits import Reader, varint
 from fl_sim.codecs.errors import CorruptPayload
 from fl_sim.codecs.symbol_coding import Bytes
-from fl_sim.codecs.value_coder import Counts, Values
+from fl_sim.codecs.value_coder import Counts, Values, tensor_slices
 from fl_sim.core.kernels.coding import float_join, float_split, pack_bits, unpack_bits
 
 Words = NDArray[np.uint32]
@@ -39,16 +39,10 @@ PIECE = 1 << 16
 
 
 class Format(NamedTuple):
-    """A float: its bits, the bits below its exponent, and its dtype in PyTorch."""
+    """A float of 16 bits: the bits below its exponent, and its dtype in PyTorch."""
 
-    width: int
     mantissa: int
     dtype: torch.dtype
-
-    @property
-    def contexts(self) -> int:
-        """Number of contexts: up to the longest differences that are probable."""
-        return min(32, self.width + 4)
 
     def words(self, values: Values) -> Words:
         """Values rounded to this format, as their bits in 32."""
@@ -60,7 +54,10 @@ class Format(NamedTuple):
         return torch.from_numpy(words.astype(np.uint16).view(np.int16)).view(self.dtype).float().numpy()
 
 
-FLOAT16, BFLOAT16 = Format(16, 10, torch.float16), Format(16, 7, torch.bfloat16)
+FLOAT16, BFLOAT16 = Format(10, torch.float16), Format(7, torch.bfloat16)
+WIDTH = 16
+CONTEXTS = WIDTH + 4
+"""Up to the longest differences that are probable."""
 
 
 @dataclass(frozen=True)
@@ -79,28 +76,24 @@ class Delta:
     counts: Counts = ()
     base: Values = field(default_factory=lambda: np.zeros(0, dtype=np.float32), compare=False)
 
-    def _tensors(self, count: int) -> list[slice]:
-        ends = np.cumsum(self.counts or (count,)).tolist()
-        return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
-
     def encode(self, values: Values, seed: int) -> bytes:
         if not len(values):
             return b""
-        width, mantissa, dtype = self.format
+        mantissa, dtype = self.format
         size = len(values)
         words, base = self.format.words(values), self.format.words(self.base)
         if not np.isfinite(self.format.values(words)).all():
             raise ValueError(f"a value is beyond the range of {dtype}: {float(np.abs(values).max()):.6g}")
         lengths, contexts, extra = np.empty(size, np.uint8), np.empty(size, np.uint8), np.empty(PIECE, np.uint32)
         scales, out, at = bytearray(), np.empty(4 * size, dtype=np.uint8), 0
-        for tensor in self._tensors(size):
+        for tensor in tensor_slices(self.counts, size):
             for piece in _pieces(tensor):
                 part = extra[: piece.stop - piece.start]
-                float_split(words[piece], base[piece], width, mantissa, lengths[piece], contexts[piece], part)
+                float_split(words[piece], base[piece], WIDTH, mantissa, lengths[piece], contexts[piece], part)
                 at += pack_bits(part, lengths[piece], out[at:])
             scales.append(_scale(lengths[tensor], contexts[tensor]))
-            contexts[tensor] = _contexts(scales[-1], contexts[tensor], self.format.contexts)
-        code = symbol_coding.encode(lengths, contexts, self.format.contexts)
+            contexts[tensor] = _contexts(scales[-1], contexts[tensor], CONTEXTS)
+        code = symbol_coding.encode(lengths, contexts, CONTEXTS)
         return b"".join([scales, varint(len(code)), code, out[:at].data])
 
     def decode(self, data: memoryview, count: int) -> Values:
@@ -108,18 +101,18 @@ class Delta:
             if len(data):
                 raise CorruptPayload("values where none are due")
             return np.zeros(0, dtype=np.float32)
-        tensors = self._tensors(count)
+        tensors = tensor_slices(self.counts, count)
         reader = Reader(data, len(tensors))
         end = reader.varint(len(data)) + reader.at
         base = self.format.words(self.base)
-        width, mantissa, _ = self.format
+        mantissa = self.format.mantissa
         contexts = np.empty(count, dtype=np.uint8)
         for scale, tensor in zip(data, tensors, strict=False):
             for piece in _pieces(tensor):
                 exponents = (base[piece] >> mantissa).astype(np.uint8)
-                exponents &= (1 << (width - 1 - mantissa)) - 1
-                contexts[piece] = _contexts(scale, exponents, self.format.contexts)
-        lengths = symbol_coding.decode(data[reader.at : end], contexts, self.format.contexts, width + 1)
+                exponents &= (1 << (WIDTH - 1 - mantissa)) - 1
+                contexts[piece] = _contexts(scale, exponents, CONTEXTS)
+        lengths = symbol_coding.decode(data[reader.at : end], contexts, CONTEXTS, WIDTH + 1)
         stream, at = np.frombuffer(data[end:], dtype=np.uint8), 0
         words = np.empty(count, dtype=np.uint32)
         for piece in (piece for tensor in tensors for piece in _pieces(tensor)):
@@ -128,7 +121,7 @@ class Delta:
             if until > len(stream) or (total % 8 and stream[until - 1] >> total % 8):
                 raise CorruptPayload("the bits of the differences are cut off, or not padded with zeros")
             unpack_bits(stream[at:until], 0, lengths[piece], words[piece])
-            float_join(words[piece], base[piece], lengths[piece], width)
+            float_join(words[piece], base[piece], lengths[piece], WIDTH)
             at = until
         if at != len(stream):
             raise CorruptPayload("the bits of the differences have another length")

@@ -29,7 +29,7 @@ from fl_sim.codecs import symbol_coding
 from fl_sim.codecs.bits import Reader, varint
 from fl_sim.codecs.errors import CorruptPayload
 from fl_sim.codecs.symbol_coding import Bytes
-from fl_sim.codecs.value_coder import Counts, Values
+from fl_sim.codecs.value_coder import Counts, Values, tensor_slices
 from fl_sim.core.kernels.change_reference import BINS, FINITE, FIRST, SAME, WHOLE, Keys, Words
 from fl_sim.core.kernels.coding import change_bins, change_cut, change_join, change_keys, pack_bits, unpack_bits
 
@@ -109,15 +109,11 @@ class ExactDelta:
     counts: Counts = ()
     base: Values = field(default_factory=lambda: np.zeros(0, dtype=np.float32), compare=False)
 
-    def _tensors(self, count: int) -> list[slice]:
-        ends = np.cumsum(self.counts or (count,)).tolist()
-        return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
-
     def encode(self, values: Values, seed: int) -> bytes:
         if not len(values):
             return b""
         size, words, base = len(values), _words(values), _words(self.base)
-        keys, symbols, tensors = np.empty(size, np.uint16), np.empty(size, np.uint8), self._tensors(size)
+        keys, symbols, tensors = np.empty(size, np.uint16), np.empty(size, np.uint8), tensor_slices(self.counts, size)
         for piece in _pieces(tensors):
             change_keys(words[piece], base[piece], keys[piece])
         plan = _plan(keys, tensors)
@@ -142,7 +138,7 @@ class ExactDelta:
             if len(data):
                 raise CorruptPayload("values where none are due")
             return np.zeros(0, dtype=np.float32)
-        tensors, base = self._tensors(count), _words(self.base)
+        tensors, base = tensor_slices(self.counts, count), _words(self.base)
         plan = _read(data, len(tensors))
         reader = Reader(data, len(plan.written()))
         end = reader.varint(len(data)) + reader.at

@@ -12,6 +12,12 @@ Counts = tuple[int, ...]
 """Values of each tensor, one after the other."""
 
 
+def tensor_slices(counts: Counts, count: int) -> list[slice]:
+    """Where each tensor's values lie among `count`; without counts all values are one tensor's."""
+    ends = np.cumsum(counts or (count,)).tolist()
+    return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
+
+
 class ValueCoder(Protocol):
     """A value type: encodes and decodes the sparse values. `id` is its number in the payload."""
 

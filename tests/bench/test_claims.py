@@ -11,10 +11,11 @@ from fl_sim.bench.claims.claim import folder, read_claims, task_names, tree_of
 from fl_sim.bench.claims.page import page
 from fl_sim.bench.claims.parts import PARTS, parts_of
 from fl_sim.bench.claims.picture import draw
-from fl_sim.bench.claims.rates import Search
+from fl_sim.bench.claims.rates import Search, validated
 from fl_sim.bench.claims.rows import BETTER, ONE, OPEN, WORSE, front, row_of, verdict
 from fl_sim.bench.claims.trial import Asked, Case, case_of, chosen, experiments, merged
 from fl_sim.cli.reproduce import reproduce
+from fl_sim.config.experiment import Experiment
 from fl_sim.core.errors import UserError
 from fl_sim.report.groups import Spread
 from fl_sim.simulation.loop import run
@@ -189,6 +190,11 @@ def test_validation_chooses_the_rate_of_every_arm_and_the_smaller_of_two_equal_o
     assert [each.training.lr for each in planned[:2]] == [0.1, rates["fedpm"]]
     with pytest.raises(RuntimeError, match="no learning rate for fedpm"):
         search.chosen(ended)
+
+
+def test_of_errors_the_smaller_one_is_better(tmp_path: Path) -> None:
+    report = run(Experiment.load("configs/table_numbers.toml", ["rounds=1", f'out="{tmp_path}"']), quiet=True)
+    assert validated(report) == -report.rounds[-1]["validation_rmse"] < 0
 
 
 @pytest.mark.parametrize(("factors", "seeds", "said"), [([0.0, 1.0], [0], "above 0"), ([1.0], [0, 10], "--seeds: 10")])

@@ -55,7 +55,10 @@ class ParallelRuns:
     """
 
     def __init__(self, experiments: Sequence[Experiment], *, jobs: int, fresh: bool = False) -> None:
-        waiting = {run_folder(each): each for each in experiments if fresh or not is_finished(each)}
+        waiting: dict[Path, Experiment] = {}
+        for each in experiments:
+            if fresh or not is_finished(each):
+                waiting.setdefault(run_folder(each), each)  # on another engine it is the same experiment
         others = set(multiprocessing.active_children())
         self._pool = ProcessPoolExecutor(
             min(jobs, max(1, len(waiting))), multiprocessing.get_context("spawn"), initializer=_prepare

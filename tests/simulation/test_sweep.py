@@ -129,13 +129,16 @@ def test_finished_runs_are_skipped_and_failures_survived(config: Path) -> None:
 def test_runs_of_other_processes_keep_the_order_and_a_refused_one_stops_no_other(config: Path, tmp_path: Path) -> None:
     """With one process, as each takes seconds to start; `--jobs 2` has two of them."""
     good, bad = plan(config, [], seeds=[0, 1]), plan(config, ["data.clients=5000"], seeds=[0])
-    asked = [good[1], *bad, good[0], good[1]]
+    (again,) = plan(config, ["engine=workers", "workers.count=1"], seeds=[1])
+    asked = [good[1], *bad, good[0], again]
     with ParallelRuns(asked, jobs=1) as runs:
         first = list(sweep(asked, runs, there=runs.were_there))
     assert [each.experiment for each in first] == asked
     assert [each.skipped for each in first] == [False, False, False, True]
     assert ["data.clients" in each.reason for each in first] == [False, True, False, False]
     assert first[2].report is not None
+    assert first[0].report is not None
+    assert first[0].report.results.engine == "inline", "of two that are the same experiment the first is run"
     same(first[2].report, run(good[0].model_copy(update={"out": str(tmp_path / "alone")})))
     with ParallelRuns(good, jobs=1) as runs:
         assert all(map(runs.were_there, good))

@@ -67,7 +67,7 @@ test: $(VENV)/dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-all: $(VENV)/dev
-	$(BIN)/python -m pytest -m 'slow or not slow' --timeout 3600
+	FL_SIM_ALL_EXAMPLES=1 $(BIN)/python -m pytest -m 'slow or not slow' --timeout 3600
 
 # The tests with the newest versions that pyproject.toml allows, in an environment of its own; `make test` pins them.
 test-newest:

@@ -15,12 +15,13 @@ from unittest import mock
 
 import hypothesis
 import pytest
+from properties import examples
 
 if TYPE_CHECKING:
     from fl_sim import Report
 
 # No test is timed: how long an example takes depends on what else the machine does.
-hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.register_profile("untimed", deadline=None, max_examples=examples(100))
 hypothesis.settings.load_profile("untimed")
 gc.disable()  # while tests are collected: a quarter of that time went into collections of what pytest keeps
 
@@ -49,6 +50,7 @@ def _imported_modules_are_not_searched() -> None:
     """A full garbage collection takes seconds where it searches all imported modules, and some test pays for it."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(20_000)  # of 700: a collection for every few hundred objects took seconds in all
     gc.enable()
 
 
@@ -57,7 +59,7 @@ def _same_random_numbers() -> None:
     """A test draws the same weights and inputs alone, after others, and in another order."""
     import torch
 
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)  # `torch.manual_seed` reads the stack for devices that are not there
 
 
 @pytest.fixture(autouse=True)

@@ -6,6 +6,7 @@ import inspect
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
+from functools import cache
 from typing import Union, get_args, get_origin
 
 from pydantic import BaseModel
@@ -13,6 +14,7 @@ from pydantic import BaseModel
 from fl_sim.core.types import UserError
 
 
+@cache
 def _annotations(table: object) -> Mapping[str, object]:
     """Key -> annotation of a table of the config, a pydantic model or a dataclass; empty for anything else."""
     if isinstance(table, type) and issubclass(table, BaseModel):

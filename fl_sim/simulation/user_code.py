@@ -92,22 +92,32 @@ def own_code() -> str:
     return digest.hexdigest()[:8]
 
 
-def _file_of(module: str, roots: Mapping[str, set[str]]) -> Path | None:
+def _file_of(module: str, roots: Mapping[str, frozenset[str]]) -> Path | None:
     """The file of a module that is not installed; None where it is, and where there is no file."""
     place = _place_of(module, roots)
     return None if place is None or is_installed(os.path.realpath(place)) else place
 
 
-def _listed() -> dict[str, set[str]]:
+def _listed() -> dict[str, frozenset[str]]:
     """What lies directly in each folder of the import path: most folders can then be passed over for most modules."""
     listed = {}
     for root in dict.fromkeys(sys.path):
         with suppress(OSError):  # an archive, or no such folder: no file of a module is below it
-            listed[root] = set(os.listdir(root or os.getcwd()))
+            folder = root or os.getcwd()
+            if is_installed(os.path.join(folder, "")):
+                listed[root] = _names_in(folder, os.stat(folder).st_mtime_ns)
+            else:
+                listed[root] = frozenset(os.listdir(folder))
     return listed
 
 
-def _place_of(module: str, roots: Mapping[str, set[str]]) -> Path | None:
+@lru_cache(maxsize=64)
+def _names_in(folder: str, changed_ns: int) -> frozenset[str]:
+    """What lies in a folder of packages, which is long and seldom changes; as Python's own import, told by its time."""
+    return frozenset(os.listdir(folder))
+
+
+def _place_of(module: str, roots: Mapping[str, frozenset[str]]) -> Path | None:
     """The file where Python looks for a module, installed or not; None for the program itself and where there is none."""
     if module == "__main__":
         return None

@@ -18,8 +18,8 @@ from fl_sim.core.observer import Silent
 
 MANY = {
     "rounds": 20,
-    "data": {"clients": 50},
-    "cohort": {"size": 20},
+    "data": {"clients": 20},
+    "cohort": {"size": 8},
     "model": {"name": "mlp", "width": 0.25},
     "client": {"target": "clients.presets:topk"},
     "training": {"steps": 1},

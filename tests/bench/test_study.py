@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
+from unfilled import unfilled
 
 from fl_sim.bench.capacity_study import Row, Study, Trial, folder, longer, measure
 from fl_sim.bench.fidelity import agreement, divergence, mean_std, welch
@@ -19,7 +20,7 @@ from fl_sim.config import Experiment
 from fl_sim.core.types import UserError
 from fl_sim.models import build
 from fl_sim.simulation.federation import Federation
-from fl_sim.training import Training, evaluate, snapshot
+from fl_sim.training import Training, evaluate
 from fl_sim.training.feature_loss import feature_loss
 from fl_sim.training.losses import Distillation, FeatureDistillation
 
@@ -169,18 +170,20 @@ def test_wrong_studies_are_refused(override: str, words: str) -> None:
 @pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50"])
 def test_stems(name: str, stem: str) -> None:
     """Both give logits; ImageNet's sees a 32-pixel image at a quarter of the resolution in its first stage."""
-    model = build(name + stem).eval()
     sizes: list[int] = []
-    model.layer1.register_forward_hook(lambda module, inputs, output: sizes.append(output.shape[-1]))  # type: ignore[union-attr]
-    with torch.no_grad():
+    with unfilled(), torch.no_grad():
+        model = build(name + stem).eval()
+        model.layer1.register_forward_hook(lambda module, inputs, output: sizes.append(output.shape[-1]))  # type: ignore[union-attr]
         assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
     assert sizes == [8 if stem else 32]
-    assert snapshot(model)["conv1.weight"].shape[-1] == (7 if stem else 3)
+    assert model.conv1.weight.shape[-1] == (7 if stem else 3)  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(("teacher", "count"), [("resnet34", 348_160), ("resnet50", 1_392_640)])
 def test_the_papers_pairs_have_the_papers_projections(teacher: str, count: int) -> None:
     """Basic blocks to basic blocks, and to bottlenecks, with the widths that the models themselves show."""
     rng, image = torch.Generator().manual_seed(0), torch.zeros(1, 3, 32, 32)
-    loss = feature_loss(build("resnet18"), build(teacher), image, objective=FeatureDistillation(), rng=rng)
+    with unfilled():
+        student, larger = build("resnet18"), build(teacher)
+    loss = feature_loss(student, larger, image, objective=FeatureDistillation(), rng=rng)
     assert sum(parameter.numel() for parameter in loss.parameters()) == count

@@ -19,7 +19,7 @@ from urllib.parse import quote, urlsplit
 
 import pytest
 from browser import dom_at, in_a_browser
-from federation import run_tiny
+from federation import FOUR, run_tiny
 
 from fl_sim import Report
 from fl_sim.cli import live_state
@@ -41,7 +41,7 @@ ROW = {"round": 1, "uplink_bytes": 5, "downlink_bytes": 7, "accuracy": 0.5, "los
 def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
     """A run in which some clients drop out of the simulated network."""
     network = ("network.links.4G=1", "network.dropout=0.6")
-    return run_tiny(tmp_path_factory.mktemp("runs"), "model.name=mlp", *network)
+    return run_tiny(tmp_path_factory.mktemp("runs"), "model.name=mlp", *FOUR, *network)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from federation import run_tiny, same, tiny
+from federation import FOUR, run_tiny, same, tiny
 
 from clients.attacks import ATTACKS, Attackers, attacked
 from fl_sim import Report, UserError
@@ -102,10 +102,10 @@ def test_every_engine_gives_the_same(tmp_path: Path, inline: dict[str, Report], 
 
 
 def test_a_run_says_who_attacks(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    report = run_tiny(tmp_path, *SMALL, "attack.kind=sign_flip", "rounds=1")
+    report = run_tiny(tmp_path, *FOUR, *SMALL, "attack.kind=sign_flip", "rounds=1")
     assert "attack: 3 of 6 clients attack: " in caplog.text
     assert "attack: kind = sign_flip" in (report.folder / "report.html").read_text()
-    honest = run_tiny(tmp_path, *SMALL[:-1], "rounds=1")
+    honest = run_tiny(tmp_path, *FOUR, *SMALL[:-1], "rounds=1")
     assert honest.summary["params_sha256"] != report.summary["params_sha256"]
     assert honest.summary["uplink_bytes"] == report.summary["uplink_bytes"]
 

@@ -12,6 +12,7 @@ import torch
 import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from properties import examples
 
 from fl_sim import codecs
 from fl_sim.codecs import CorruptPayload, Schema, decode, describe, encode, mask_hash
@@ -71,7 +72,7 @@ def cases(draw: st.DrawFn) -> tuple[Params, list[str], Mask | None, Mask | None]
 
 
 @given(case=cases(), values=st.sampled_from(["float32", "float32-zstd"]))
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=examples(300))
 def test_round_trip_bit_for_bit(case, values: str) -> None:
     params, prunable, mask, held_mask = case
     schema = Schema.of(params, prunable)

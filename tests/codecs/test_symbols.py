@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from properties import examples
 
 from fl_sim.codecs import CorruptPayload, Schema, decode, describe, encode, symbol_coding
 from fl_sim.codecs.integer_coding import BLOCK
@@ -25,7 +26,7 @@ def entropy_bytes(symbols: np.ndarray) -> float:
     sizes=st.lists(st.tuples(st.integers(0, 3), st.sampled_from([0.0, 1.0, 40.0])), max_size=400),
     seed=st.integers(0, 99),
 )
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 def test_symbols_come_back_whatever_their_contexts(sizes: list[tuple[int, float]], seed: int) -> None:
     rng = np.random.default_rng(seed)
     contexts = np.array([context for context, _ in sizes], dtype=np.uint8)

@@ -10,6 +10,7 @@ import torch
 from federation import run_tiny, tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from properties import examples
 
 from fl_sim.codecs import CorruptPayload, Schema
 from fl_sim.communication.exchange import Exchange
@@ -77,7 +78,7 @@ def masked(version: int, masks: bool) -> tuple[FlatParams, Mask | None]:
 
 
 @pytest.mark.parametrize("values", ["float32", "int8", "bfloat16", "float32-zstd"])
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(
     plan=st.lists(st.sets(st.integers(0, 4), min_size=1), min_size=2, max_size=7),
     lost=st.sets(st.tuples(st.integers(0, 6), st.integers(0, 4))),
@@ -184,7 +185,7 @@ def test_several_payloads_travel_as_one(payloads: list[bytes]) -> None:
     assert [bytes(part) for part in split_framed(join_framed(payloads))] == payloads
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(st.binary(max_size=60), st.binary(max_size=3))
 def test_damaged_changes_are_refused(data: bytes, masks: bytes) -> None:
     server = published()

@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from federation import tiny
+from federation import FOUR, tiny
 from flwr.app import Message
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from properties import examples
 
 from fl_sim.codecs import CorruptPayload, Schema
 from fl_sim.communication import gradient_query
@@ -31,7 +32,7 @@ SHAPES = {"a": (3, 4), "b": (2, 5)}
 
 
 @given(seed=st.integers(0, 99), share=st.sampled_from([0.0, 0.1, 0.5, 0.9, 1.0]), masked=st.booleans())
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=examples(40))
 def test_the_largest_gradients_of_pruned_weights_arrive(seed: int, share: float, masked: bool) -> None:
     rng = torch.Generator().manual_seed(seed)
     gradients = {name: torch.randn(shape, generator=rng) for name, shape in SHAPES.items()}
@@ -47,7 +48,7 @@ def test_the_largest_gradients_of_pruned_weights_arrive(seed: int, share: float,
 
 
 def test_the_answer_is_the_gradient_of_the_clients_own_samples(tmp_path: Path) -> None:
-    experiment = tiny(tmp_path, "model.name=mlp")
+    experiment = tiny(tmp_path, *FOUR, "model.name=mlp")
     federation, ledger = Federation.build(experiment), Ledger()
     server = build_server(federation, ledger).models[0]
     assert isinstance(server, SparseServer)

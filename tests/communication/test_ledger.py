@@ -12,6 +12,7 @@ import pytest
 from federation import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from properties import examples
 
 from fl_sim.codecs import Description
 from fl_sim.communication import messages as wire
@@ -51,7 +52,7 @@ BOOKINGS = st.lists(
 
 
 @given(bookings=BOOKINGS)
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 def test_totals_are_sums_and_survive_parquet(bookings, tmp_path_factory) -> None:
     ledger = Ledger()
     for booking in bookings:
@@ -80,7 +81,7 @@ SUMMED = ("payload_bytes", "nnz", "dense_bytes", "protocol_bytes")
 
 
 @given(bookings=BOOKINGS, by=GROUPS, column=st.sampled_from(SUMMED), phase=st.sampled_from([None, *WORDS["phase"]]))
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=examples(150))
 def test_totals_equal_a_loop_over_the_rows(bookings, by: list[str], column: str, phase: str | None) -> None:
     ledger = Ledger()
     for booking in bookings:
@@ -95,7 +96,7 @@ def test_totals_equal_a_loop_over_the_rows(bookings, by: list[str], column: str,
 
 
 @given(bookings=BOOKINGS, more=BOOKINGS, block=st.integers(1, 9), start=st.integers(0, 40))
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 def test_a_ledger_in_a_file_is_one_in_memory(bookings, more, block: int, start: int) -> None:
     with tempfile.TemporaryFile() as rows:
         stored, held = Ledger(rows, block=block), Ledger()
@@ -109,7 +110,7 @@ def test_a_ledger_in_a_file_is_one_in_memory(bookings, more, block: int, start: 
 
 
 @given(bookings=BOOKINGS, cut=st.integers(0, 12), column=st.sampled_from(SUMMED))
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 def test_sums_of_what_came_since_add_up(bookings, cut: int, column: str) -> None:
     ledger = Ledger()
     for booking in bookings[:cut]:
@@ -123,7 +124,7 @@ def test_sums_of_what_came_since_add_up(bookings, cut: int, column: str) -> None
 
 
 @given(bookings=BOOKINGS)
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 def test_rows_say_what_was_booked(bookings) -> None:
     ledger = Ledger()
     for booking in bookings:
@@ -145,7 +146,7 @@ def test_rows_say_what_was_booked(bookings) -> None:
 
 
 @given(bookings=BOOKINGS, cut=st.integers(0, 12), more=BOOKINGS)
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=examples(40))
 def test_parts_make_the_whole_and_can_be_continued(bookings, cut: int, more, tmp_path_factory) -> None:
     folder, ledger = tmp_path_factory.mktemp("parts"), Ledger()
     for booking in bookings[:cut]:

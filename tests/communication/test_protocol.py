@@ -9,6 +9,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from properties import examples
 
 from fl_sim.communication import flower_private as flower_compat
 from fl_sim.communication import flower_traffic as protocol
@@ -89,7 +90,7 @@ def contents(draw: st.DrawFn) -> RecordDict:
     group=NAMES,
     kind=st.sampled_from(["train", "evaluate", "query", "train.action"]),
 )
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=examples(150))
 def test_every_structure(sent: RecordDict, returned: RecordDict, node: int, group: str, kind: str) -> None:
     down = Message(sent, node, kind, group_id=group)
     check({"down": down, "up": Message(returned, reply_to=down)})

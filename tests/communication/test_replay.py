@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from federation import run_tiny, tiny
+from federation import FOUR, run_tiny, tiny
 
 from fl_sim import Experiment, Report, run
 from fl_sim.communication.mask_log import read_masks
@@ -62,7 +62,7 @@ def test_round_1_is_that_of_a_run_with_the_codec_to_the_byte(
 def test_totals_are_those_of_an_independent_run(
     tmp_path: Path, finished: Callable[..., Report], method: list[str], up: str, down: str
 ) -> None:
-    options = [*method, "rounds=3", "evaluate.clients=2", "training.steps=3", "training.batch_size=32"]
+    options = [*FOUR, *method, "rounds=3", "evaluate.clients=2", "training.steps=3", "training.batch_size=32"]
     recorded = finished(ALL, *options)
     other = [f"wire.uplink.values={up}", *DIFFERENCE, f"wire.downlink.values={down}"]
     found, measured_run = replayed(recorded, *other), run_tiny(tmp_path, *options, *other)
@@ -86,7 +86,7 @@ def test_other_mask_codecs_are_encoded(finished: Callable[..., Report]) -> None:
     report = finished(ALL, *TOPK, "rounds=1")
     count, sent = 23_824, 2382
     sizes = {mask: replayed(report, mask=mask).replayed["up", "mask"] for mask in ("free", "fl_sim", "bitmap", "coo")}
-    assert (sizes["free"], sizes["bitmap"], sizes["coo"]) == (0, 4 * -(-count // 8), 4 * 4 * sent)
+    assert (sizes["free"], sizes["bitmap"], sizes["coo"]) == (0, 3 * -(-count // 8), 3 * 4 * sent)
     assert 0 < sizes["fl_sim"] < sizes["bitmap"]
     int8 = replayed(report, "wire.uplink.values=int8", mask="coo").replayed
     assert int8["up", "mask"] == sizes["coo"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from federation import run_tiny, tiny
+from federation import FOUR, run_tiny, tiny
 from flwr.app import ConfigRecord, Message, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
@@ -71,7 +71,7 @@ def test_every_key_of_the_config_is_the_users(tmp_path: Path, broadcast: list[st
     SEEN.clear()
     own = {"seed": 7, "round": 99, "content": "mine", "model-version": 1, "base-version": 2, "levels": 3}
     given_ = [f"client.{key}={value}" for key, value in own.items()]
-    report = run_tiny(tmp_path, "seed=5", f"client.target={HERE}:client", *given_, *broadcast)
+    report = run_tiny(tmp_path, *FOUR, "seed=5", f"client.target={HERE}:client", *given_, *broadcast)
     assert report.summary["failures"] == {"raised": 0, "rejected": 0, "late": 0, "lost": 0}
     assert {number for number, _, _ in SEEN} == {1, 2}
     assert all(seed == 5 and config == own for _, seed, config in SEEN)

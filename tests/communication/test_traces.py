@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from properties import examples
 
 from fl_sim.communication.traces import Availability, read_availability, read_devices
 from fl_sim.communication.virtual_clock import Link
@@ -98,7 +99,7 @@ LEAVES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) 
 
 
 @given(st.recursive(LEAVES, lambda below: st.lists(below) | st.dictionaries(st.text(), below), max_leaves=8))
-@settings(max_examples=30)
+@settings(max_examples=examples(30))
 def test_plain_data_are_read_as_they_were(value: object) -> None:
     for protocol in (2, 4):
         assert read_plain_pickle(pickle.dumps(value, protocol)) == value

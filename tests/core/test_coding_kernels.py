@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from properties import examples
 
 from fl_sim.codecs import context_coding
 from fl_sim.core import kernels
@@ -36,7 +37,7 @@ def table(counts: np.ndarray, bits: int) -> np.ndarray:
     lanes=st.sampled_from([1, 2, 16, 32, 256]),
     spread=st.sampled_from([0.01, 2.0, 60.0]),
 )
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 def test_symbols_come_back_from_the_same_bytes(seed, size, kinds, bits, lanes, spread) -> None:
     rng = np.random.default_rng(seed)
     symbols = np.minimum(np.abs(rng.normal(0, spread, size)), 255).astype(np.uint8)
@@ -72,7 +73,7 @@ def test_symbols_come_back_from_the_same_bytes(seed, size, kinds, bits, lanes, s
     top=st.sampled_from([1, 7, 127]),
     spread=st.sampled_from([1e-30, 1.0, 1e30]),
 )
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 def test_integers_are_rounded_and_scaled_alike(seed: int, blocks: list[int], top: int, spread: float) -> None:
     rng = np.random.default_rng(seed)
     sizes, size = np.array(blocks, np.int64), sum(blocks)
@@ -92,7 +93,7 @@ def test_integers_are_rounded_and_scaled_alike(seed: int, blocks: list[int], top
 
 
 @given(seed=st.integers(0, 2**32 - 1), size=st.integers(0, 200), most=st.integers(0, 32))
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 def test_bits_of_any_width_come_back(seed: int, size: int, most: int) -> None:
     rng = np.random.default_rng(seed)
     widths = rng.integers(0, most + 1, size).astype(np.uint8)
@@ -195,7 +196,7 @@ def test_other_element_types_are_refused() -> None:
     density=st.sampled_from([0.0, 0.02, 0.3, 1.0]),
     seed=st.integers(0, 99),
 )
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=examples(40))
 def test_masks_come_back_from_the_same_bytes(shapes, density: float, seed: int) -> None:
     squash, stretch = context_coding._logistic()
     sizes = [int(np.prod(shape)) for shape in shapes]

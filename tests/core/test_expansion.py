@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from unfilled import unfilled
 
 from fl_sim import models
 from fl_sim.codecs import Schema
@@ -162,7 +163,7 @@ def test_metadata_nested_too_deeply(tmp_path: Path) -> None:
 
 def test_every_model_can_be_counted_before_it_is_built() -> None:
     for name in models.MODELS:
-        with torch.device("meta"):
+        with torch.device("meta"), unfilled():
             tokens = name in ("lstm", "transformer")
             asked = models.Interface((64,), 10, 50, each_token=True) if tokens else models.Interface((3, 64, 64), 10)
             counted = models.build_for(name, asked)

@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from properties import examples
 
 from fl_sim.core.types import UserError
 from fl_sim.data import PARTITIONS, CropFlip, Split, label_counts, load, partition
@@ -243,7 +244,7 @@ def test_a_subset_shares_the_images_it_is_of() -> None:
     seed=st.integers(0, 100),
     samples=st.integers(100, 700),
 )
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 def test_partitions_are_disjoint_complete_and_deterministic(
     kind: str, clients: int, alpha: float, seed: int, samples: int
 ) -> None:

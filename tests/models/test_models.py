@@ -7,6 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 from torch import nn
+from unfilled import unfilled
 
 from fl_sim import count_macs, evaluate, local_sgd
 from fl_sim.core.types import UserError
@@ -38,7 +39,8 @@ def count(model: nn.Module, names: list[str] | None = None) -> int:
     ],
 )
 def test_counts(name: str, params: int, prunable: int | None, batchnorm: int) -> None:
-    model = build(name)
+    with unfilled():
+        model = build(name)
     assert count(model) == params
     assert count(model, batchnorm_names(model)) == batchnorm
     if prunable is not None:
@@ -71,7 +73,8 @@ def test_macs_equal_a_brute_force_count_and_follow_the_mask() -> None:
 )
 @pytest.mark.parametrize(("channels", "size"), [(3, 32), (1, 8)])
 def test_models_take_the_data_they_are_built_for(name: str, channels: int, size: int) -> None:
-    model = build(name, num_classes=7, in_channels=channels, image_size=size).eval()
+    with unfilled():
+        model = build(name, num_classes=7, in_channels=channels, image_size=size).eval()
     assert model(torch.zeros(2, channels, size, size)).shape == (2, 7)
 
 
@@ -79,7 +82,8 @@ def test_torchvision_counts_and_stem() -> None:
     import torchvision.ops
 
     assert torchvision.ops.nms(torch.zeros(1, 4), torch.zeros(1), 0.5).tolist() == [0]
-    small, large = build("resnet18"), build("resnet18", image_size=224, num_classes=1000)
+    with unfilled():
+        small, large = build("resnet18"), build("resnet18", image_size=224, num_classes=1000)
     assert count(small) == 11_173_962
     assert count(large) == 11_689_512
     assert small.conv1.stride == (1, 1)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from federation import TINY, run_tiny, same, tiny
+from federation import FOUR, TINY, run_tiny, same, tiny
 
 from fl_sim import Experiment, load, local_sgd, run, snapshot
 from fl_sim.core.observer import Silent
@@ -125,7 +125,7 @@ def test_resumed_on_workers_as_if_never_stopped_inline(tmp_path: Path) -> None:
         (["workers.count=1"], "inline", "one core"),
         (["workers.count=2", "cohort.size=3"], "inline", "3 clients"),
         (["workers.count=2", "device=cuda"], "inline", "GPU"),
-        (["workers.count=2"], "workers", "2 processes, 4 clients"),
+        (["workers.count=2", *FOUR], "workers", "2 processes, 4 clients"),
     ],
 )
 def test_auto_says_which_engine_and_why(tmp_path: Path, options: list[str], engine: str, why: str) -> None:

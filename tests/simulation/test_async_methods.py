@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from federation import TINY, same
+from federation import FOUR, TINY, same
 from interruption import KillAfter, Killed
 
 from fl_sim import Experiment, Report, run
@@ -73,8 +73,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Report]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_without_staleness_a_step_is_a_round_bit_for_bit(kind: str, tmp_path: Path) -> None:
-    rounds = run(experiment(tmp_path, kind, "rounds=3"), quiet=True)
-    every = ("schedule.kind=fedbuff", "schedule.buffer=4", "schedule.max_staleness=0", "rounds=3")
+    rounds = run(experiment(tmp_path, kind, *FOUR, "rounds=3"), quiet=True)
+    every = (*FOUR, "schedule.kind=fedbuff", "schedule.buffer=4", "schedule.max_staleness=0", "rounds=3")
     steps = run(experiment(tmp_path, kind, *every), quiet=True)
     assert rounds.summary["params_sha256"] == steps.summary["params_sha256"]
     assert all(torch.equal(rounds.params[name], steps.params[name]) for name in rounds.params)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from federation import TINY, same
+from federation import FOUR, TINY, same
 from interruption import KillAfter, Killed
 
 from fl_sim import Experiment, Report, UserError, run
@@ -53,7 +53,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Report]:
 
 
 def test_fedbuff_without_staleness_is_fedavg_bit_for_bit(tmp_path: Path) -> None:
-    alike = ("network.dropout=0", "client.target=clients.presets:topk", "wire.error_feedback=true")
+    alike = (*FOUR, "network.dropout=0", "client.target=clients.presets:topk", "wire.error_feedback=true")
     rounds = run(experiment(tmp_path, *alike))
     steps = run(experiment(tmp_path, *alike, "schedule.kind=fedbuff", "schedule.buffer=4", "schedule.max_staleness=0"))
     assert all(torch.equal(rounds.params[name], steps.params[name]) for name in rounds.params)
@@ -187,8 +187,8 @@ def test_ray_gives_the_same(tmp_path: Path, whole: dict[str, Report], kind: str)
         (["schedule.kind=fedbuff", "network.deadline_s=3"], "network.deadline_s: not with schedule.kind = 'fedbuff'"),
         (["schedule.kind=fedbuff", "network={}"], "needs a virtual clock: network.links or schedule.devices"),
         (
-            ["schedule.kind=fedbuff", "evaluate.clients=9"],
-            "evaluate.clients = 9: clients that train are not asked to evaluate, which leaves 8 of data.clients = 12",
+            ["schedule.kind=fedbuff", "evaluate.clients=10"],
+            "evaluate.clients = 10: clients that train are not asked to evaluate, which leaves 9 of data.clients = 12",
         ),
         (
             ["schedule.kind=fedbuff", "wire.record_payloads=1"],

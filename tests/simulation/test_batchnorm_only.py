@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from federation import run_tiny, tiny
+from federation import FOUR, run_tiny, tiny
 from safetensors.torch import load_file
 from torch import nn
 
@@ -158,7 +158,7 @@ def test_policies_train_alike_and_differ_in_bytes(finished: Callable[..., Report
     for other in ("average", "recalibrate"):
         assert all(torch.equal(runs["local"].params[n], runs[other].params[n]) for n in names)
     sections = {s: report.ledger.total(by=("section",)) for s, report in runs.items()}
-    messages = 2 * 4 * 2  # rounds, clients, directions
+    messages = 2 * 3 * 2  # rounds, clients, directions
     assert sections["average"][("buffers",)] == messages * 4 * 1120
     assert ("buffers",) not in sections["local"].keys() | sections["recalibrate"].keys()
     assert all(s[("dense",)] == messages * 4 * 1120 for s in sections.values())
@@ -174,7 +174,7 @@ def test_seed_and_hash_travel_once_to_each_client_and_are_booked(tmp_path: Path)
 @pytest.mark.parametrize(("statistics", "limit"), [("local", 6_400), ("average", 12_700)])
 def test_a_resnet20_payload_is_kilobytes(tmp_path: Path, statistics: str, limit: int) -> None:
     asked = ["model.name=resnet20", "model.trainable=batchnorm", f"model.statistics={statistics}"]
-    report = run_tiny(tmp_path, *asked, "rounds=2", "training.steps=1")
+    report = run_tiny(tmp_path, *FOUR, *asked, "rounds=2", "training.steps=1")
     for direction in ("up", "down"):
         total = report.ledger.total(by=("direction",))[(direction,)]
         assert total / (2 * 4) <= limit
@@ -197,7 +197,7 @@ def test_a_resnet20_payload_is_kilobytes(tmp_path: Path, statistics: str, limit:
     ids=lambda o: " ".join(o),
 )
 def test_other_methods_compose(tmp_path: Path, overrides: list[str]) -> None:
-    report = run_tiny(tmp_path, *BN, *overrides)
+    report = run_tiny(tmp_path, *FOUR, *BN, *overrides)
     assert report.summary["failures"] == {"raised": 0, "rejected": 0, "late": 0, "lost": 0}
     assert report.summary["saving"] >= 0
     assert report.rounds[-1]["clients"] == 4

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from federation import run_tiny, tiny
+from federation import FOUR, run_tiny, tiny
 
 from fl_sim import Experiment, Report, codecs
 from fl_sim.bench.fidelity import divergence
@@ -44,17 +44,17 @@ def same(a: Path, b: Path) -> bool:
 
 
 def test_every_client_has_one_model_and_the_config_survives_its_toml(tmp_path: Path) -> None:
-    experiment = tiny(tmp_path, *TWO)
+    experiment = tiny(tmp_path, *FOUR, *TWO)
     parts = members(experiment)
     assert sorted(sum(parts, ())) == list(range(8))
     assert [len(part) for part in parts] == [4, 4]
-    assert members(tiny(tmp_path, *TWO, "seed=1")) != parts
+    assert members(tiny(tmp_path, *FOUR, *TWO, "seed=1")) != parts
     assert cohort_sizes(experiment) == [2, 2]
     assert [(v.model.name, v.model.width) for v in variants(experiment)] == [("resnet8", 0.25), ("resnet8", 0.125)]
     assert labels(experiment) == ["resnet8x0.25", SMALL]
     again = Experiment.from_tree(tomllib.loads(experiment.to_toml()))
     assert again == experiment
-    assert again.id == experiment.id != tiny(tmp_path, *MODELS).id
+    assert again.id == experiment.id != tiny(tmp_path, *FOUR, *MODELS).id
 
 
 @pytest.mark.parametrize(
@@ -74,8 +74,8 @@ def test_what_cannot_be_is_refused(tmp_path: Path, override: str, words: str) ->
 
 
 def test_nothing_of_one_model_travels_to_the_clients_of_another(tmp_path: Path) -> None:
-    report = run_tiny(tmp_path, *TWO)
-    experiment = tiny(tmp_path, *TWO)
+    report = run_tiny(tmp_path, *FOUR, *TWO)
+    experiment = tiny(tmp_path, *FOUR, *TWO)
     for track, clients in zip(Federation.build(experiment).tracks, members(experiment), strict=True):
         payload = len(codecs.encode(track.initial, None, schema=track.exchange.schema))
         rows = [r for r in report.ledger.to_table().to_pylist() if r["client"] in clients]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from federation import run_tiny, same, tiny
+from federation import FOUR, run_tiny, same, tiny
 
 from fl_sim import Experiment, Report, run
 from fl_sim.communication.ledger import Ledger
@@ -64,7 +64,7 @@ def test_while_clients_of_a_large_model_train_server_broadcast_and_clients_have_
     all_are_large: None, tmp_path: Path
 ) -> None:
     SEEN.clear()
-    federation = Federation.build(tiny(tmp_path, f"client={__name__}:looks"))
+    federation = Federation.build(tiny(tmp_path, *FOUR, f"client={__name__}:looks"))
     track = federation.first
     with open_grid(federation) as grid:
         server = build_server(federation, Ledger(), scratch=tmp_path)

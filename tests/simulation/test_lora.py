@@ -16,8 +16,8 @@ from fl_sim.models.parameters import snapshot
 from fl_sim.simulation.federation import Federation
 
 LORA = ("model.adapter.rank=2", "model.adapter.train=head", "model.statistics=local", "training.steps=2")
-MESSAGES = 2 * 4
-"""Of one direction: two rounds, four clients."""
+MESSAGES = 2 * 3
+"""Of one direction: two rounds, three clients."""
 
 
 @pytest.fixture(scope="module")

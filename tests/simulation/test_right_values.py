@@ -31,7 +31,9 @@ def old_way(*, num_classes: int, in_channels: int, image_size: int, width: float
 
 @pytest.mark.parametrize(("model", "u"), [("new_way", "1.parametrizations.weight.0._u"), ("old_way", "1.weight_u")])
 def test_averaged_singular_vectors_have_length_1(tmp_path: Path, model: str, u: str) -> None:
-    report = run_tiny(tmp_path, f"model.name={__name__}:{model}", "training.lr=0.3", "evaluate.clients=2")
+    report = run_tiny(
+        tmp_path, f"model.name={__name__}:{model}", "training.lr=0.3", "training.steps=2", "evaluate.clients=2"
+    )
     assert float(report.params[u].norm()) < 0.9999, "the mean of different unit vectors is shorter"
     saved = load_file(report.folder / "model.safetensors")
     assert float(saved[u].norm()) == pytest.approx(1.0, abs=1e-6)

@@ -48,7 +48,7 @@ def test_dense_ledger_is_rounds_times_cohort_times_payload(tmp_path: Path, finis
     report = finished()
     federation = Federation.build(tiny(tmp_path))
     payload = len(codecs.encode(federation.first.initial, None, schema=federation.first.exchange.schema))
-    assert report.summary["uplink_bytes"] == report.summary["downlink_bytes"] == 2 * 4 * payload
+    assert report.summary["uplink_bytes"] == report.summary["downlink_bytes"] == 2 * 3 * payload
     assert report.summary["saving"] == 0.0
 
 
@@ -82,7 +82,7 @@ def test_slow_clients_with_large_replies_run_beside_the_fold(
         inline_is(monkeypatch, partial(InlineGrid, overlap_bytes=1, overlap_s=least_s))
         threads.clear()
         assert equal(finished(), run_tiny(tmp_path / second, f'client.target="{__name__}:noting"'))
-        assert threads[-8:] == ["MainThread"] * 4 + [second] * 4  # those before were the trial's
+        assert threads[-6:] == ["MainThread"] * 3 + [second] * 3  # those before were the trial's
 
 
 def test_one_client_federation_is_plain_sgd(tmp_path: Path) -> None:
@@ -116,9 +116,10 @@ def test_topk_of_everything_is_fedavg(tmp_path: Path, finished: Callable[..., Re
 
 
 def test_fedprox_without_weight_is_fedavg(tmp_path: Path, finished: Callable[..., Report]) -> None:
-    proximal = run_tiny(tmp_path / "prox", "client.target=clients.presets:fedprox", "client.mu=0.0")
-    assert equal(finished(), proximal)
-    assert not equal(proximal, run_tiny(tmp_path / "mu", "client.target=clients.presets:fedprox", "client.mu=1.0"))
+    steps, client = "training.steps=2", "client.target=clients.presets:fedprox"  # the first step is at the global model
+    proximal = run_tiny(tmp_path / "prox", steps, client, "client.mu=0.0")
+    assert equal(finished(steps), proximal)
+    assert not equal(proximal, run_tiny(tmp_path / "mu", steps, client, "client.mu=1.0"))
 
 
 def test_error_feedback_changes_what_is_sent_next(tmp_path: Path) -> None:
@@ -228,7 +229,7 @@ def always_failing(task: Task, ctx: ClientContext) -> Update:
 
 
 def test_a_round_without_any_update_stops_the_run(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match=r"none of 4 clients.*never"):
+    with pytest.raises(RuntimeError, match=r"none of 3 clients.*never"):
         run(Experiment.from_tree({**TINY, "client": f"{__name__}:always_failing"}, [f'out="{tmp_path}"']))
 
 

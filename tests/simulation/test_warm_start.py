@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from federation import TINY, run_tiny, tiny
+from federation import FOUR, TINY, run_tiny, tiny
 from safetensors.torch import save_file
 
 from fl_sim import Experiment, codecs, run
@@ -65,7 +65,7 @@ def test_a_run_is_named_by_the_content_of_its_weights(trained: Path, tmp_path: P
 
 def test_what_is_frozen_and_comes_from_a_file_is_sent_once_to_each_client(trained: Path, tmp_path: Path) -> None:
     trains = ["model.trainable=batchnorm", "rounds=1"]
-    report, seeded = run_tiny(tmp_path, given(trained), *trains), run_tiny(tmp_path, *trains)
+    report, seeded = run_tiny(tmp_path, *FOUR, given(trained), *trains), run_tiny(tmp_path, *FOUR, *trains)
     made, stored = read(report.folder).params, read(trained).params
     frozen = [name for name in stored if name not in (report.params or {})]
     assert frozen

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from properties import examples
 
 from fl_sim.core.types import Scores, UserError
 from fl_sim.sparsity import (
@@ -53,7 +54,7 @@ def total(some: Scores) -> int:
 
 
 @given(some=scores(), density=st.floats(0, 1), least=st.integers(0, 4))
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=examples(200))
 def test_sums_are_exact_and_floors_hold(some: Scores, density: float, least: int) -> None:
     floors = {name: min(least, s.numel()) for name, s in some.items()}
     for allocate in PLAIN:
@@ -91,7 +92,7 @@ def test_more_density_keeps_more_everywhere_and_scale_does_not_matter(allocate: 
 
 
 @given(some=scores(), density=st.floats(0, 1), least=st.integers(0, 3))
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=examples(200))
 def test_proportional_allocations_are_within_one_of_the_real_solution(some: Scores, density: float, least: int) -> None:
     """The real solution, found by bisection: clip(factor * share, floor, size) that sums to the budget."""
     budget = round(density * total(some))

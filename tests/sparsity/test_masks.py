@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from properties import examples
 from torch import Tensor
 
 from fl_sim.core.types import UserError
@@ -33,7 +34,7 @@ def tied(draw: st.DrawFn) -> Tensor:
 
 
 @given(values=tied(), data=st.data())
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=examples(300))
 def test_topk_is_a_stable_sort_in_every_dtype(values: Tensor, data: st.DataObject) -> None:
     k = data.draw(st.integers(0, values.numel()))
     mask = topk_mask({"w": values}, {"w": k})["w"]
@@ -42,7 +43,7 @@ def test_topk_is_a_stable_sort_in_every_dtype(values: Tensor, data: st.DataObjec
 
 
 @given(numbers=st.lists(st.floats(0, width=32) | st.just(-0.0), min_size=1, max_size=40), data=st.data())
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=examples(300))
 def test_any_non_negative_float_is_ranked_by_value(numbers: list[float], data: st.DataObject) -> None:
     """Subnormals, infinities and both zeros, which are equal, included."""
     dtype = data.draw(st.sampled_from([torch.float32, torch.float64]))
@@ -74,7 +75,7 @@ def test_layout_and_shape_do_not_matter() -> None:
 
 
 @given(seed=st.integers(0, 999), data=st.data())
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=examples(200))
 def test_counts_over_tensors_with_floors(seed: int, data: st.DataObject) -> None:
     """Each tensor's floor first, then a stable sort of everything that is left."""
     sizes = data.draw(st.lists(st.integers(0, 7), min_size=1, max_size=4))
@@ -120,7 +121,7 @@ def test_mask_operations() -> None:
 
 
 @given(seed=st.integers(0, 999), alive=st.integers(0, 12), fraction=st.floats(0, 1))
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=examples(200))
 def test_exchange_against_sorting_with_ties(seed: int, alive: int, fraction: float) -> None:
     drop, grow = (torch.randint(0, 3, (12,), generator=rng(seed + i)).float() for i in range(2))
     mask = by_sorting(torch.rand(12, generator=rng(seed + 2)), alive)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from properties import examples
 
 from fl_sim.core.types import UserError
 from fl_sim.sparsity import knapsack as program
@@ -52,7 +53,7 @@ def check(rates: Rates, table: Table, budget: int, minimum: list[int], best: flo
 
 
 @given(instance=instances(), data=st.data())
-@settings(deadline=None, max_examples=500)
+@settings(deadline=None, max_examples=examples(500))
 def test_it_is_exhaustive_search(instance: tuple[Rates, Table, int], data: st.DataObject) -> None:
     rates, table, budget = instance
     minimum = [data.draw(st.integers(0, len(r) - 1)) for r in rates]
@@ -60,7 +61,7 @@ def test_it_is_exhaustive_search(instance: tuple[Rates, Table, int], data: st.Da
 
 
 @given(instance=instances())
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=examples(300))
 def test_table_merges_give_the_same(instance: tuple[Rates, Table, int]) -> None:
     """Every merge through the table, which otherwise only large instances use."""
     rates, table, budget = instance

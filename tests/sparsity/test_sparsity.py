@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from properties import examples
 
 from fl_sim.core.types import Scores, UserError
 from fl_sim.sparsity import (
@@ -47,7 +48,7 @@ def total(some: Scores) -> int:
 
 
 @given(some=scores(), share=st.floats(0, 1))
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=examples(200))
 def test_counts_sum_exactly_and_masks_have_them(some: Scores, share: float) -> None:
     for allocate in ALLOCATIONS:
         keep = allocate(some, share)
@@ -57,7 +58,7 @@ def test_counts_sum_exactly_and_masks_have_them(some: Scores, share: float) -> N
 
 
 @given(some=scores(), share=st.floats(0, 1))
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=examples(200))
 def test_topk_masks_equal_a_stable_sort(some: Scores, share: float) -> None:
     keep = uniform(some, share)
     for name, mask in topk_mask(some, keep).items():
@@ -68,7 +69,7 @@ def test_topk_masks_equal_a_stable_sort(some: Scores, share: float) -> None:
 
 
 @given(some=scores(), share=st.floats(0, 1))
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=examples(200))
 def test_global_ranking_equals_a_stable_sort_of_everything(some: Scores, share: float) -> None:
     entries = [
         (-value, order, i) for order, s in enumerate(some.values()) for i, value in enumerate(s.reshape(-1).tolist())
@@ -82,7 +83,7 @@ def test_global_ranking_equals_a_stable_sort_of_everything(some: Scores, share: 
 
 
 @given(some=scores(most=3), share=st.floats(0, 1), least=st.integers(0, 3))
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=examples(200))
 def test_the_minimum_threshold_is_the_constrained_optimum(some: Scores, share: float, least: int) -> None:
     budget = round(share * total(some))
     floors = [min(least, s.numel()) for s in some.values()]

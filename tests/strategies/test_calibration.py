@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from federation import run_tiny, tiny
+from federation import FOUR, run_tiny, tiny
 
 from fl_sim.codecs import CorruptPayload
 from fl_sim.communication.ledger import Ledger
@@ -35,7 +35,7 @@ def queries(ledger: Ledger) -> Mapping[tuple[str | int | float, ...], int]:
 
 
 def test_curves_of_clients_pool_to_those_of_all_their_images(tmp_path: Path) -> None:
-    experiment = tiny(tmp_path, *PRUNING)
+    experiment = tiny(tmp_path, *FOUR, *PRUNING)
     federation = Federation.build(experiment)
     ledger, measure = Ledger(), MeasureCurves(levels=6)
     server = build_server(federation, ledger).models[0]
@@ -56,7 +56,7 @@ def test_curves_of_clients_pool_to_those_of_all_their_images(tmp_path: Path) -> 
 
 
 def test_a_federation_is_pruned_by_what_its_clients_measured(tmp_path: Path) -> None:
-    report = run_tiny(tmp_path, *PRUNING, "rounds=3", "strategy.min_keep=10")
+    report = run_tiny(tmp_path, *FOUR, *PRUNING, "rounds=3", "strategy.min_keep=10")
     total = sum(report.params[name].numel() for name in ("0.weight", "3.weight", "6.weight", "11.weight"))
     assert report.summary["density"]["prunable"] == round(0.2 * total) / total
     assert all(int(report.params[n].count_nonzero()) >= 10 for n in ("0.weight", "3.weight", "6.weight", "11.weight"))
@@ -70,7 +70,7 @@ def test_a_federation_is_pruned_by_what_its_clients_measured(tmp_path: Path) -> 
 
 def test_steps_reach_the_density_and_masks_are_nested(tmp_path: Path) -> None:
     options = ["rounds=4", "strategy.amount=0.5", "strategy.every=1", "wire.record_masks=true"]
-    report = run_tiny(tmp_path, *PRUNING, *options)
+    report = run_tiny(tmp_path, *FOUR, *PRUNING, *options)
     assert [row["density"] for row in report.rounds] == pytest.approx([0.5, 0.25, 0.2, 0.2], abs=1e-3)
     assert report.ledger.messages(phase="query") == {"down": 12, "up": 12}
     layers = [key for key in report.rounds[0] if key.startswith("density/")]

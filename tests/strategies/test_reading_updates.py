@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from federation import tiny
+from federation import FOUR, tiny
 
 from fl_sim import Report, run
 from fl_sim.codecs import Schema
@@ -229,7 +229,7 @@ def test_the_log_warns_once_a_round(
     text = "def first(state, updates):\n    return next(iter(updates)).params\n"
     (tmp_path / "lazy_rule.py").write_text(text)
     monkeypatch.syspath_prepend(str(tmp_path))
-    report = run(tiny(tmp_path, "strategy.aggregate=lazy_rule:first"))
+    report = run(tiny(tmp_path, *FOUR, "strategy.aggregate=lazy_rule:first"))
     assert report.ledger.messages(phase="train") == {"down": 8, "up": 8}, "what was not read is booked"
     said = [r for r in caplog.records if r.levelno >= logging.WARNING]
     assert len(said) == 2

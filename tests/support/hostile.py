@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
+from properties import examples
 
 from fl_sim.core.types import UserError
 
-QUICK = settings(deadline=None, max_examples=60, suppress_health_check=list(HealthCheck))
+QUICK = settings(deadline=None, max_examples=examples(60), suppress_health_check=list(HealthCheck))
 LONG = settings(deadline=None, max_examples=2000, suppress_health_check=list(HealthCheck))
 LENGTHS = pytest.mark.parametrize("length", [QUICK, pytest.param(LONG, marks=pytest.mark.slow)], ids=["quick", "long"])
 JSON = st.recursive(

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from properties import examples
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -60,7 +61,7 @@ BATCH = (normal(6, 1, 8, 8), torch.arange(6) % 4)
     alpha=st.floats(0, 1),
     rows=st.integers(1, 5),
 )
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=examples(100))
 def test_distillation_gradient_is_the_formula(seed: int, temperature: float, alpha: float, rows: int) -> None:
     student = normal(rows, 7, seed=seed).double().requires_grad_()
     teacher = normal(rows, 7, seed=seed + 1).double().requires_grad_()

@@ -177,7 +177,9 @@ ATTACKS: Mapping[str, Attack] = {
     "alie": alie,
     "colluding": colluding,
 }
-DECLARED = frozenset(("class_scores", "require", "extra", "before_evaluation", "keeps", "weighs", "training"))
+DECLARED = frozenset(
+    ("class_scores", "token_scores", "require", "extra", "before_evaluation", "keeps", "weighs", "training")
+)
 """Attributes of a client that tell the framework about it. How to train several as one batch is not among them."""
 NEED_CLASSES = ("label_flip",)
 

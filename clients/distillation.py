@@ -87,6 +87,7 @@ class LearnLogits:
     objective: Distillation
     teacher: Teacher = received
     class_scores: ClassVar[bool] = True
+    token_scores: ClassVar[bool] = True
     reads_outputs_alone: ClassVar[bool] = True
 
     def __call__(self, task: Task, ctx: ClientContext) -> Loss:

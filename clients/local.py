@@ -245,6 +245,11 @@ class LocalClient:
         return bool(getattr(self.loss, "class_scores", False))
 
     @property
+    def token_scores(self) -> bool:
+        """Whether a loss of scores of classes takes those of tokens too."""
+        return bool(getattr(self.loss, "token_scores", False))
+
+    @property
     def weighs(self) -> bool:
         """Whether the loss uses the weights of samples."""
         return weighs(self.loss)

@@ -10,23 +10,24 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from fl_sim.core.types import UserError
 from fl_sim.models.hugging_face import adapt_by_peft, peft_weights, pretrained
 from fl_sim.models.layers import CONVOLUTION, RECURRENT
 from fl_sim.models.parameters import FLOATS
-from fl_sim.models.reparametrized import Reparametrized
+from fl_sim.models.reparametrized import Reparametrized, compute
 from fl_sim.models.trainable import freeze
 
 ATTENTION = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 """Weights of `nn.MultiheadAttention` itself; its output projection is a linear layer."""
+ON_REQUEST = (nn.Embedding, *RECURRENT)
+"""Layers whose weights have adapters only where `targets` names them."""
 Holders = list[tuple[nn.Module, str]]
 """Modules that use one weight, each with the attribute by which it does."""
 
@@ -121,7 +122,7 @@ def adapt(model: nn.Module, adapter: Adapter, *, seed: int = 0) -> list[str]:
         _check_rank(adapter, name, weight)
         part = KINDS[adapter.kind](weight.detach(), adapter, generator)
         for layer, attribute in holders:
-            parametrize.register_parametrization(layer, attribute, part)
+            compute(layer, attribute, part)
     if not theirs or chosen == []:
         return list(ours)
     made = adapt_by_peft(model, adapter, chosen, set(full), seed)
@@ -147,7 +148,7 @@ def _targeted(model: nn.Module, adapter: Adapter, full: set[str], theirs: Mappin
         if name not in full and not any(id(layer) in inside for layer, _ in holders)
     }
     if not adapter.targets:
-        chosen = {n: h for n, h in weights.items() if not isinstance(h[0][0], nn.Embedding)}
+        chosen = {n: h for n, h in weights.items() if not isinstance(h[0][0], ON_REQUEST)}
         if not chosen and not theirs:
             raise UserError(
                 f"model.adapter: this model has no linear, convolution or attention layer for adapters; {_allowed(weights)}"
@@ -156,11 +157,6 @@ def _targeted(model: nn.Module, adapter: Adapter, full: set[str], theirs: Mappin
     weights |= {name: [] for name in theirs}
     found: set[str] = set()
     for target in adapter.targets:
-        if recurrent := [name for name in _recurrent(model) if _matches(name, target)]:
-            raise UserError(
-                f"model.adapter.targets: {target!r} selects {recurrent[0]!r}: recurrent layers have no adapters; "
-                f"{_allowed(weights)}"
-            )
         if not (selected := {name for name in weights if _matches(name, target)}):
             raise UserError(
                 f"model.adapter.targets: {target!r} selects no weight that can have an adapter; {_allowed(weights)}"
@@ -170,16 +166,15 @@ def _targeted(model: nn.Module, adapter: Adapter, full: set[str], theirs: Mappin
 
 
 def adaptable(model: nn.Module) -> dict[str, Holders]:
-    """Name of each weight that can have an adapter -> the layers that use it: of linear, embedding, convolution and
-    attention layers, unless something computes the weight already."""
+    """Name of each weight that can have an adapter -> the layers that use it: of linear, embedding, convolution, attention
+    and recurrent layers, unless something computes the weight already."""
     first: dict[int, str] = {}
     found: dict[str, Holders] = {}
     users = Counter(id(p) for module in model.modules() for p in module._parameters.values() if p is not None)
     for path, layer in model.named_modules():
-        attributes = ATTENTION if isinstance(layer, nn.MultiheadAttention) else ("weight",)
-        if not isinstance(layer, (nn.Linear, nn.Embedding, nn.MultiheadAttention, *CONVOLUTION)):
+        if not isinstance(layer, (nn.Linear, nn.MultiheadAttention, *ON_REQUEST, *CONVOLUTION)):
             continue
-        for attribute in attributes:
+        for attribute in _matrices(layer):
             weight = layer._parameters.get(attribute)
             if weight is not None and weight.dtype in FLOATS and weight.numel():
                 name = first.setdefault(id(weight), f"{path}.{attribute}".removeprefix("."))
@@ -188,15 +183,11 @@ def adaptable(model: nn.Module) -> dict[str, Holders]:
     return {name: held for name, held in found.items() if len(held) == users[id(held[0][0]._parameters[held[0][1]])]}
 
 
-def _recurrent(model: nn.Module) -> list[str]:
-    """Names of the weight matrices of recurrent layers, whose kernels take all weights as one."""
-    layers = [(path, layer) for path, layer in model.named_modules() if isinstance(layer, RECURRENT)]
-    return [
-        f"{path}.{name}".removeprefix(".")
-        for path, layer in layers
-        for name, p in layer._parameters.items()
-        if p is not None and p.dim() > 1
-    ]
+def _matrices(layer: nn.Module) -> Sequence[str]:
+    """Attributes of a layer's weight matrices."""
+    if isinstance(layer, RECURRENT):
+        return [name for name, value in layer._parameters.items() if value is not None and value.dim() > 1]
+    return ATTENTION if isinstance(layer, nn.MultiheadAttention) else ("weight",)
 
 
 def _matches(name: str, target: str) -> bool:

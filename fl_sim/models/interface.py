@@ -94,3 +94,13 @@ def arguments(name: str, builder: Callable[..., nn.Module], interface: Interface
             "builder with a parameter input_shape"
         )
     return {**asked, "in_channels": shape[0], "image_size": shape[1], "width": width}
+
+
+def changed(builder: Callable[..., nn.Module], change: Callable[[nn.Module], nn.Module]) -> Callable[..., nn.Module]:
+    """A builder that takes the same arguments, of models that `change` has changed."""
+
+    def build(**options: object) -> nn.Module:
+        return change(builder(**options))
+
+    build.__signature__ = inspect.signature(builder)  # type: ignore[attr-defined]
+    return build

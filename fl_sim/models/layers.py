@@ -61,6 +61,24 @@ def _matrices(path: str, module: nn.Module) -> list[str]:
     return [name for name, shape in given.items() if len(shape) > 1 and sum(size > 1 for size in shape) >= least]
 
 
+def row_blocks(model: nn.Module) -> dict[str, int]:
+    """Weight matrix -> how many equal blocks its rows, the outputs, are of: one, or the gates of a recurrent layer.
+
+    0 = the rows are tokens and the columns outputs, as in embeddings. Layers whose outputs are not told by their rows have no
+    entry: recurrent ones of two directions or with a projection, attention, parameters of one's own.
+    """
+    found: dict[str, int] = {}
+    for path, layer in model.named_modules():
+        if isinstance(layer, PRUNABLE):
+            found[f"{path}.weight".removeprefix(".")] = 1
+        elif isinstance(layer, nn.Embedding):
+            found[f"{path}.weight".removeprefix(".")] = 0
+        elif isinstance(layer, nn.RNNBase) and not layer.bidirectional and not layer.proj_size:
+            gates = layer.weight_hh_l0.shape[0] // layer.hidden_size
+            found |= {f"{path}.{name}".removeprefix("."): gates for name, _ in layer.named_parameters(recurse=False)}
+    return found
+
+
 def map_names(model: nn.Module) -> list[str]:
     """Names of the weights of convolutions and linear layers alone, in module order."""
     maps = (f"{n}.weight".removeprefix(".") for n, m in model.named_modules() if isinstance(m, PRUNABLE))

@@ -32,6 +32,27 @@ class Reparametrized(nn.Module):
         return {}
 
 
+def compute(layer: nn.Module, name: str, part: Reparametrized) -> None:
+    """Let a part compute a weight of a layer from here on.
+
+    A recurrent layer keeps a list of its weights beside its parameters, for its kernel: the list is read anew too.
+    """
+    parametrize.register_parametrization(layer, name, part)
+    if isinstance(layer, nn.RNNBase):
+        own = type(layer)  # `parametrize` made a class for this layer alone
+        own._flat_weights = property(_flat_weights, _nothing)  # type: ignore[assignment]
+        own._update_flat_weights = own.flatten_parameters = _nothing  # type: ignore[assignment, method-assign]
+        layer.__dict__.pop("_flat_weights", None)
+
+
+def _flat_weights(layer: nn.RNNBase) -> list[Tensor]:
+    return [getattr(layer, name) for name in layer._flat_weights_names]
+
+
+def _nothing(layer: nn.Module, *ignored: object) -> None:
+    """In the place of what would keep computed weights beyond their forward pass."""
+
+
 def parts(model: nn.Module) -> dict[str, Reparametrized]:
     """Name of each weight that is computed so -> the module that computes it."""
     found: dict[str, Reparametrized] = {}

@@ -12,12 +12,11 @@ from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from fl_sim.core.types import Params, UserError
 from fl_sim.models.layers import CONVOLUTION, batchnorm_names, head_names, map_names, norm_names
 from fl_sim.models.parameters import canonical
-from fl_sim.models.reparametrized import Reparametrized
+from fl_sim.models.reparametrized import Reparametrized, compute
 
 VALUES = ".parametrizations.weight.0.values"
 PER_CHANNEL = 2
@@ -52,7 +51,7 @@ def choose_random_weights(model: nn.Module, generator: torch.Generator) -> list[
     names = []
     for name, layer in list(model.named_modules()):
         if isinstance(layer, CONVOLUTION) and layer.weight.requires_grad:
-            parametrize.register_parametrization(layer, "weight", ChosenWeights(layer.weight, PER_CHANNEL, generator))
+            compute(layer, "weight", ChosenWeights(layer.weight, PER_CHANNEL, generator))
             names.append(name + VALUES)
     return names
 

@@ -123,10 +123,12 @@ def _fits(track: ModelTrack) -> None:
             f"wire.codec.uplink = {track.exchange.uplink.name!r}: codes whole tensors, and client = "
             f"{track.experiment.client.target!r} chooses what it sends; allowed: a client that sends everything, such as fedavg"
         )
-    if getattr(client, "class_scores", False) and not learning_task(track.experiment.task).class_scores:
+    learning, tokens = learning_task(track.experiment.task), getattr(client, "token_scores", False)
+    if getattr(client, "class_scores", False) and not (learning.class_scores or (tokens and learning.token_scores)):
+        allowed = "'classification' or 'next_token'" if tokens else "'classification'"
         raise UserError(
             f"client = {track.experiment.client.target!r}: its loss compares scores of classes; allowed: task = "
-            f"'classification', not {track.experiment.task!r}"
+            f"{allowed}, not {track.experiment.task!r}"
         )
     if track.experiment.training.cut_channels:
         _cuts(track)

@@ -146,7 +146,10 @@ class Distillation:
             raise UserError(f"temperature = {self.temperature}: must be above 0 and at most {HOTTEST:g}")
 
     def __call__(self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> Tensor:
-        """Logits (B, K) and labels (B,) -> scalar."""
+        """Logits (B, K) and labels (B,), or (B, T, K) and (B, T) with a mean over positions too -> scalar."""
+        if labels.dim() == 2:  # tokens
+            student_logits, teacher_logits = student_logits.flatten(0, 1), teacher_logits.flatten(0, 1)
+            labels = labels.flatten()
         hard = functional.cross_entropy(student_logits, labels)
         if self.alpha == 0.0:
             return hard

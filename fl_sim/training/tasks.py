@@ -70,6 +70,7 @@ class LearningTask:
         further: metrics by name that need all outputs (N, K) and targets as arrays; None where the samples do not define one.
         class_scores: whether outputs (B, classes) are scores of one class each, which distillation and label smoothing need.
         beside: what `metrics` gives beside `metric`; `stop` may name these.
+        token_scores: whether outputs (B, T, tokens) are scores of one token each, which logit distillation takes too.
     """
 
     targets: Targets
@@ -80,6 +81,7 @@ class LearningTask:
     class_scores: bool = False
     further: Mapping[str, FurtherMetric] = field(default_factory=dict, hash=False)
     beside: tuple[Metric, ...] = ()
+    token_scores: bool = False
     weighs: ClassVar[bool] = True
 
     @property
@@ -198,6 +200,7 @@ TASKS: Mapping[str, LearningTask] = {
         _token_sums,
         _perplexity,
         beside=(Metric("accuracy", True, True),),
+        token_scores=True,
     ),
 }
 WORDS: Mapping[str, str] = {

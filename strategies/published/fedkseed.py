@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from clients.local import LocalClient
 from clients.transformed import At
 from fl_sim.core.types import Metrics, Task, Update, UserError
+from fl_sim.models.interface import changed
+from fl_sim.models.sequence import lstm
 from fl_sim.models.simple import cnn_bn
 from fl_sim.training.client import Client, ClientContext
 from fl_sim.training.loop import Training, Trains, check_converged, endless
@@ -48,9 +50,7 @@ class OfSeeds(nn.Module):
         return At(self.inner, self.flat())(inputs)
 
 
-def cnn_of_seeds(*, num_classes: int, in_channels: int, image_size: int, width: float = 1.0) -> nn.Module:
-    """`cnn_bn` along the directions of K seeds; needs `model.trainable = "coefficients"`."""
-    return OfSeeds(cnn_bn(num_classes=num_classes, in_channels=in_channels, image_size=image_size, width=width))
+cnn_of_seeds, lstm_of_seeds = changed(cnn_bn, OfSeeds), changed(lstm, OfSeeds)  # need model.trainable = "coefficients"
 
 
 @dataclass(frozen=True)
@@ -100,8 +100,8 @@ class SeedClient:
         trained = [name for name, value in model.named_parameters() if value.requires_grad]
         if not isinstance(model, OfSeeds) or trained != [NAME]:
             raise UserError(
-                "client: needed: model.name = 'strategies.published.fedkseed:cnn_of_seeds' and model.trainable = 'coefficients'; "
-                f"trained are {', '.join(trained[:3])}"
+                f"client: needed: model.name = '{__name__}:cnn_of_seeds' or '{__name__}:lstm_of_seeds', and "
+                f"model.trainable = 'coefficients'; trained are {', '.join(trained[:3])}"
             )
 
     def __call__(self, task: Task, ctx: ClientContext) -> Update:

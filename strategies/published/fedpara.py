@@ -7,10 +7,11 @@ Filters of a convolution are the rows of a matrix. Layers that would not shrink,
 from __future__ import annotations
 
 from torch import Tensor, nn, randn
-from torch.nn.utils import parametrize
 
-from fl_sim.models.layers import CONVOLUTION
-from fl_sim.models.reparametrized import Reparametrized
+from fl_sim.models import prunable_names
+from fl_sim.models.interface import changed
+from fl_sim.models.reparametrized import Reparametrized, compute
+from fl_sim.models.sequence import lstm
 from fl_sim.models.simple import cnn_bn
 
 RANK = 4
@@ -41,11 +42,15 @@ def shrinks(weight: Tensor, rank: int) -> bool:
     return 2 * rank * (len(weight) + weight[0].numel()) < weight.numel()
 
 
-def factored_cnn(*, num_classes: int, in_channels: int, image_size: int, width: float = 1.0) -> nn.Module:
-    """`cnn_bn` whose wide layers are Hadamard products of low-rank factors."""
-    model = cnn_bn(num_classes=num_classes, in_channels=in_channels, image_size=image_size, width=width)
-    for layer in list(model.modules()):
-        if isinstance(layer, CONVOLUTION) and shrinks(layer.weight, RANK):
-            layer.weight.requires_grad_(False)
-            parametrize.register_parametrization(layer, "weight", Hadamard(layer.weight.detach(), RANK))
+def factored(model: nn.Module) -> nn.Module:
+    """The model with Hadamard products of low-rank factors in the place of its wide weight matrices, the last one excepted."""
+    for name in prunable_names(model)[:-1]:
+        path, _, attribute = name.rpartition(".")
+        layer, weight = model.get_submodule(path), model.get_parameter(name)
+        if shrinks(weight, RANK):
+            weight.requires_grad_(False)
+            compute(layer, attribute, Hadamard(weight.detach(), RANK))
     return model
+
+
+factored_cnn, factored_lstm = changed(cnn_bn, factored), changed(lstm, factored)

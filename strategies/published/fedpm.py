@@ -13,13 +13,14 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from clients.local import LocalClient
 from fl_sim.core.seeding import derive
 from fl_sim.core.types import Params, Task, Update, UserError
-from fl_sim.models.layers import CONVOLUTION
-from fl_sim.models.reparametrized import Reparametrized
+from fl_sim.models import prunable_names
+from fl_sim.models.interface import changed
+from fl_sim.models.reparametrized import Reparametrized, compute
+from fl_sim.models.sequence import lstm
 from fl_sim.models.simple import cnn_bn
 from fl_sim.training.client import Client, ClientContext
 from fl_sim.training.loop import Training
@@ -52,13 +53,15 @@ class RandomWeight(Reparametrized):
         return self.size * torch.sign(weight) * (theta + (hard - theta).detach())
 
 
-def masked_cnn(*, num_classes: int, in_channels: int, image_size: int, width: float = 1.0) -> nn.Module:
-    """`cnn_bn` with a trained mask over random weights; needs `model.trainable = "*.score"`."""
-    model = cnn_bn(num_classes=num_classes, in_channels=in_channels, image_size=image_size, width=width)
-    for layer in list(model.modules()):
-        if isinstance(layer, (nn.Linear, *CONVOLUTION)):
-            parametrize.register_parametrization(layer, "weight", RandomWeight(layer.weight.detach()))
+def masked(model: nn.Module) -> nn.Module:
+    """The model with a trained mask over each weight matrix; needs `model.trainable = "*.score"`."""
+    for name in prunable_names(model):
+        path, _, attribute = name.rpartition(".")
+        compute(model.get_submodule(path), attribute, RandomWeight(model.get_parameter(name).detach()))
     return model
+
+
+masked_cnn, masked_lstm = changed(cnn_bn, masked), changed(lstm, masked)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ it, which is the default aggregate.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +19,7 @@ from clients.local import LocalClient
 from clients.transformed import Through, Transform
 from fl_sim.core.seeding import derive
 from fl_sim.core.types import Mask, Params, Task, Update, UserError
-from fl_sim.models.layers import CONVOLUTION
+from fl_sim.models.layers import prunable_names, row_blocks
 from fl_sim.training.client import Client, ClientContext
 from fl_sim.training.loop import Training
 
@@ -27,15 +27,18 @@ STEPS = 41
 """Last element of the key from which FjORD draws the width of a step."""
 
 
-def nested_mask(params: Params, ratio: float) -> Mask:
-    """The sub-model of a ratio, of weight matrices in the order of the layers; rows are outputs, columns inputs."""
-    names = list(params)
-    masks = {}
+def nested_mask(params: Params, ratio: float, blocks: Mapping[str, int]) -> Mask:
+    """The sub-model of a ratio, of weight matrices in the order of the layers; `blocks` as `row_blocks` has them.
+
+    Rows are outputs, columns inputs. Each block keeps its first rows; tokens are whole.
+    """
+    first, *_, last, masks = *params, dict[str, Tensor]()
     for name, value in params.items():
-        rows = len(value) if name == names[-1] else math.ceil(ratio * len(value))
-        columns = value.shape[1] if name == names[0] else math.ceil(ratio * value.shape[1])
+        count = blocks.get(name, 1)
+        rows = len(value) if name == last or not count else math.ceil(ratio * len(value) / count)
+        columns = value.shape[1] if name == first and count else math.ceil(ratio * value.shape[1])
         mask = torch.zeros_like(value, dtype=torch.bool)
-        mask[:rows, :columns] = True
+        mask.unflatten(0, (count or 1, -1))[:, :rows, :columns] = True
         masks[name] = mask
     return masks
 
@@ -64,11 +67,11 @@ class Nested:
         """Weights outside of the sub-model are zero in the forward pass, and have no gradient."""
         largest = self.of(ctx.client)
         allowed = [ratio for ratio in self.ratios if ratio <= largest] if self.drawn else [largest]
-        rng = torch.Generator().manual_seed(derive(ctx.seed, STEPS))
+        rng, blocks = torch.Generator().manual_seed(derive(ctx.seed, STEPS)), row_blocks(ctx.model)
 
         def cut(params: Params) -> Params:
             ratio = allowed[int(torch.randint(len(allowed), (), generator=rng))]
-            return {n: torch.where(m, params[n], 0.0) for n, m in nested_mask(params, ratio).items()}
+            return {n: torch.where(m, params[n], 0.0) for n, m in nested_mask(params, ratio, blocks).items()}
 
         return cut
 
@@ -82,18 +85,17 @@ class NestedClient:
 
     def require(self, model: nn.Module, image: Tensor) -> None:
         """Complain of a model whose weights are not nested by channels. Raises UserError."""
-        for path, layer in model.named_modules():
-            matrices = [value for value in layer.parameters(recurse=False) if value.dim() > 1]
-            if matrices and not isinstance(layer, (nn.Linear, *CONVOLUTION)):
-                raise UserError(
-                    f"client: nested sub-models need linear and convolution layers alone; {path!r} is a {type(layer).__name__}"
-                )
+        if others := [name for name in prunable_names(model) if name not in row_blocks(model)]:
+            raise UserError(
+                "client: nested sub-models need linear, convolution and embedding layers and recurrent ones of one direction; "
+                f"{others[0]!r} is of none"
+            )
 
     def __call__(self, task: Task, ctx: ClientContext) -> Update:
         """Train and upload the sub-model of this client's ratio."""
 
         def own(task: Task, params: Params) -> Mask | None:
-            return nested_mask(params, self.nested.of(ctx.client))
+            return nested_mask(params, self.nested.of(ctx.client), row_blocks(ctx.model))
 
         return LocalClient(self.training, loss=Through(self.nested.loss), upload=own)(task, ctx)
 

@@ -13,7 +13,7 @@ from fl_sim.bench.claims.parts import PARTS, parts_of
 from fl_sim.bench.claims.picture import draw
 from fl_sim.bench.claims.rates import Search, validated
 from fl_sim.bench.claims.rows import BETTER, ONE, OPEN, WORSE, front, row_of, verdict
-from fl_sim.bench.claims.trial import Asked, Case, case_of, chosen, experiments, merged
+from fl_sim.bench.claims.trial import Asked, Case, case_of, chosen, experiments, merged, method_tree
 from fl_sim.cli.reproduce import reproduce
 from fl_sim.config.experiment import Experiment
 from fl_sim.core.errors import UserError
@@ -72,6 +72,8 @@ def test_a_claim_is_read() -> None:
         (GOOD + NUMBER.replace('formula = "a"\n', ""), "formula: needed, since the claim has a number"),
         (GOOD + NUMBER.replace("values up", "value up"), "counts = 'value up': unknown; did you mean 'values up'?"),
         (GOOD + NUMBER.replace('"up"\nc', '"sideways"\nc'), "direction = 'sideways': unknown"),
+        (GOOD + 'cannot = "x"', "cannot = 'x': needed: a table of texts"),
+        (GOOD + 'cannot.rolls = "x"', "cannot = 'rolls': unknown; did you mean 'roles'?"),
         (GOOD + "ratio = 3", "a claim without a number has no ratio"),
         ("m = 3", "m: is a int; needed: a table"),
         ("[m", "not valid TOML"),
@@ -90,13 +92,20 @@ def test_a_wrong_claim_is_one_line(text: str, said: str) -> None:
         (["tpok"], False, "digits", "did you mean 'topk'?"),
         ([], False, "digits", "which method?"),
         (["topk"], True, "digits", "name methods, or write --all"),
-        (["fedbn"], False, "roles", "not defined for the task roles; allowed: digits"),
+        (["fedbn"], False, "roles", "cannot run on the task roles: it keeps BatchNorm"),
         (["topk"], False, "cifar", "--task 'cifar': unknown; allowed: digits, roles"),
     ],
 )
 def test_what_cannot_be_asked_is_one_line(names: list[str], everything: bool, task: str, said: str) -> None:
     with pytest.raises(UserError, match=said.replace("?", r"\?")):
         chosen(names, everything=everything, task=task)
+
+
+def test_a_method_has_a_table_for_one_task_alone() -> None:
+    assert method_tree("heterofl", "digits")["model"] == {"statistics": "recalibrate"}
+    assert "model" not in method_tree("heterofl", "roles")
+    for name in read_claims():
+        assert not method_tree(name, "roles").keys() & set(task_names())
 
 
 def test_trees_are_merged_key_by_key() -> None:
@@ -163,8 +172,11 @@ def test_the_front_has_what_no_other_run_beats(case: Case) -> None:
 def test_the_page_says_what_is_there_and_what_is_missing(case: Case) -> None:
     failed = Case(case.task, case.dense, case.methods, case.small, [("set, seed 1", "no disk")])
     text = page(failed, command="fl-sim reproduce topk", code="code 12", missing=["fedbn"], picture="digits.svg")
+    assert "cannot run here" not in text
     for line in ("- set, seed 1: failed: no disk", "- fedbn: not run", "https://aclanthology.org/D17-1045/", "code 12"):
         assert line in text
+    other = page(replace(failed, task="roles"), command="c", code="d", missing=[], picture="roles.svg")
+    assert "- fedbn: cannot run here: it keeps BatchNorm with the client, and an LSTM has none" in other
     tables = [line for line in text.splitlines() if line.startswith("| topk |")]
     assert len(tables) == 3
     picture = draw(case)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional
 
 from fl_sim import models
@@ -103,6 +106,26 @@ def test_the_merged_model_is_the_plain_one_and_costs_what_it_costs() -> None:
     assert count_macs(model, (5,), tokens=True) == count_macs(other, (5,), tokens=True)
 
 
+def test_a_recurrent_layer_computes_its_weights_anew_in_every_pass() -> None:
+    model = adapted(rank=2, targets=("gru",))
+    assert torch.allclose(model(TOKENS), adapted(rank=2, targets=("conv",))(TOKENS), atol=1e-6)
+    filled(model)
+    trained = [name for name, p in model.named_parameters() if p.requires_grad]
+    assert trained == [f"gru.parametrizations.weight_{w}_l0.0.lora_{x}" for w in ("ih", "hh") for x in "ab"]
+    other = Attending().eval()
+    other.load_state_dict(dict(models.merged(snapshot(model), model=model)), strict=False)
+    assert torch.allclose(other(TOKENS), model(TOKENS), atol=1e-5)
+    assert count_macs(model, (5,), tokens=True) == count_macs(other, (5,), tokens=True)
+    model(TOKENS).sum().backward()
+    assert all(model.get_parameter(name).grad.any() for name in trained)  # type: ignore[union-attr]
+    again = copy.deepcopy(model).to(torch.float32)
+    with torch.no_grad():
+        again.get_parameter(trained[1]).zero_()
+    assert not torch.allclose(again(TOKENS), model(TOKENS), atol=1e-3)
+    moved = {trained[1]: torch.zeros_like(model.get_parameter(trained[1]))}
+    assert torch.allclose(functional_call(model, moved, (TOKENS,)), again(TOKENS), atol=1e-6)
+
+
 def test_every_machine_draws_the_same_and_another_seed_others() -> None:
     first, second = adapted(rank=2), adapted(rank=2)
     assert all(torch.equal(p, q) for p, q in zip(first.parameters(), second.parameters(), strict=True))
@@ -129,7 +152,7 @@ def test_what_travels_in_full_has_no_adapter() -> None:
         ({"train": "all"}, "leaves nothing for adapters"),
         ({"train": "tail"}, "model.adapter.train = 'tail': 'tail' selects no parameter"),
         ({"rank": 9}, "'attention.in_proj_weight' has shape (24, 8), of rank at most 8"),
-        ({"targets": ("gru",)}, "selects 'gru.weight_ih_l0': recurrent layers have no adapters"),
+        ({"rank": 9, "targets": ("gru",)}, "'gru.weight_ih_l0' has shape (24, 8), of rank at most 8"),
         ({"targets": ("norm",)}, "'norm' selects no weight that can have an adapter; allowed: embedding.weight"),
         ({"targets": ("head",)}, "'head' selects no weight"),  # its name is that of the embedding, which comes first
         ({"targets": ("embedding",), "train": "embedding.weight"}, "'embedding' selects no weight"),

@@ -16,13 +16,15 @@ from torch.func import functional_call
 from clients.transformed import Seen
 from fl_sim import codecs
 from fl_sim.bench.claims.claim import read_claims, tree_of
-from fl_sim.bench.claims.trial import merged
+from fl_sim.bench.claims.trial import chosen, merged, method_tree
 from fl_sim.codecs import Schema
 from fl_sim.communication import messages as wire
 from fl_sim.config.experiment import Experiment
 from fl_sim.core.types import FlatParams, Params, Task, Update, UserError
 from fl_sim.data import Split
 from fl_sim.models.parameters import snapshot
+from fl_sim.models.reparametrized import merged as merged_entries
+from fl_sim.models.sequence import TokenLSTM
 from fl_sim.models.simple import cnn_bn
 from fl_sim.report import Report
 from fl_sim.simulation.loop import run
@@ -60,7 +62,7 @@ class Told:
         return list(self.answers)
 
 
-def counted(name: str, out: Path) -> tuple[Report, int]:
+def counted(name: str, out: Path, task: str = "digits") -> tuple[Report, int]:
     """A tiny run of a method, and the bytes of the arrays in its messages, counted apart from the ledger."""
     sizes: list[int] = []
     book = Booking.book
@@ -71,7 +73,7 @@ def counted(name: str, out: Path) -> tuple[Report, int]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Booking, "book", counting)
-        return _run(name, out), sum(sizes)
+        return _run(name, out, task=task), sum(sizes)
 
 
 @pytest.fixture(scope="module")
@@ -80,13 +82,13 @@ def messages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Report
     return {name: counted(name, tmp_path_factory.mktemp(name)) for name in OWN}
 
 
-def _run(name: str, out: Path, *overrides: str) -> Report:
-    tree = tree_of("tasks", "digits")
+def _run(name: str, out: Path, *overrides: str, task: str = "digits") -> Report:
+    tree = tree_of("tasks", task)
     del tree["widths"]
     small = [f'out="{out}"', "rounds=2", "data.clients=4", "cohort.size=2", "training.steps=2", "evaluate.every=2"]
     quick = {"feddst": ["strategy.every=1"], "prunefl": ["strategy.every=1"], "fedkseed": ["client.zo_steps=3"]}
     own = [*small, *quick.get(name, []), *overrides]
-    return run(Experiment.from_tree(merged(tree, tree_of("methods", name)), own), quiet=True)
+    return run(Experiment.from_tree(merged(tree, method_tree(name, task)), own), quiet=True)
 
 
 @pytest.mark.parametrize("name", OWN)
@@ -102,6 +104,13 @@ def test_the_ledger_is_the_sum_of_the_messages_for_composed_methods(name: str, t
     assert report.ledger.total()[()] == report.results.total_bytes >= size
     evaluated = report.ledger.total(where={"phase": "evaluate"})[()]
     assert report.ledger.total()[()] - evaluated <= size
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", chosen([], everything=True, task="roles"))
+def test_the_ledger_is_the_sum_of_the_messages_on_the_roles(name: str, tmp_path: Path) -> None:
+    report, size = counted(name, tmp_path, task="roles")
+    assert report.ledger.total()[()] == report.results.total_bytes == size
 
 
 # -- ZeroFL ------------------------------------------------------------------------------------------------------------
@@ -157,7 +166,10 @@ def test_a_nested_sub_model_is_a_narrower_network() -> None:
 def test_heterofl_takes_the_mean_over_the_clients_that_have_a_weight() -> None:
     start, sent = weights(0), [weights(seed) for seed in (1, 2, 3)]
     ratios, counts = (1.0, 0.5, 0.25), (10, 20, 30)
-    updates = [Update(p, n, nested.nested_mask(p, r)) for p, n, r in zip(sent, counts, ratios, strict=True)]
+    updates = [
+        Update(p, n, nested.nested_mask(p, r, dict.fromkeys(SHAPES, 1)))
+        for p, n, r in zip(sent, counts, ratios, strict=True)
+    ]
     mean = coverage_mean(state_of(start), updates)
     for name, (rows, columns) in SHAPES.items():
         for i, j in itertools.product(range(rows), range(columns)):
@@ -180,13 +192,28 @@ def test_fjord_draws_widths_up_to_the_clients_own_and_heterofl_takes_its_own() -
         nested.Nested((1.0, 0.0), drawn=True)
 
 
-def _context(client: int) -> object:
+def _context(client: int, model: torch.nn.Module | None = None) -> object:
     class Context:
         seed = 7
 
     found = Context()
-    found.client = client  # type: ignore[attr-defined]
+    found.client, found.model = client, model or torch.nn.Identity()  # type: ignore[attr-defined]
     return found
+
+
+def test_a_nested_sub_model_of_a_recurrent_network_is_a_narrower_one() -> None:
+    torch.manual_seed(0)
+    whole, narrow = TokenLSTM(11, 11, 6, each_token=True), TokenLSTM(11, 11, 3, each_token=True)
+    narrow.embedding, narrow.lstm = torch.nn.Embedding(11, 4), torch.nn.LSTM(4, 3, num_layers=2, batch_first=True)
+    with torch.no_grad():
+        for name, value in narrow.named_parameters():
+            gates = whole.get_parameter(name).unflatten(0, (4 if name.startswith("lstm") else 1, -1))
+            value.copy_(
+                gates[(slice(None), *(slice(n) for n in (len(value) // len(gates), *value.shape[1:])))].flatten(0, 1)
+            )
+    cut = nested.Nested((0.5,), drawn=False).loss(Task(1, {}), _context(0, whole))
+    tokens = torch.arange(20).view(2, 10) % 11
+    assert torch.allclose(Seen(whole, cut)(tokens), narrow(tokens), atol=1e-6)
 
 
 # -- FedLUAR -----------------------------------------------------------------------------------------------------------
@@ -333,6 +360,20 @@ def test_fedpara_is_a_product_of_two_low_rank_matrices_of_a_larger_rank() -> Non
     assert float(wide(torch.empty(400, 500)).detach().var()) == pytest.approx(2 / 500, rel=0.3)
 
 
+def test_computed_weights_of_a_recurrent_network_are_in_its_forward_pass() -> None:
+    tokens = torch.arange(20).view(2, 10) % 11
+    for change in (fedpara.factored, fedpm.masked):
+        torch.manual_seed(0)
+        model = change(TokenLSTM(11, 11, 64, each_token=True)).eval()
+        plain = TokenLSTM(11, 11, 64, each_token=True)
+        plain.load_state_dict(dict(merged_entries(snapshot(model), model=model)))
+        assert torch.allclose(model(tokens), plain(tokens), atol=1e-5)
+        model(tokens).sum().backward()
+        own = [p for n, p in model.named_parameters() if ".lstm." in f".{n}" and ".0." in n]
+        assert len(own) >= 4
+        assert all(p.grad is not None and p.grad.any() for p in own)
+
+
 def test_fedpara_sends_factors_and_what_stays(messages: dict[str, tuple[Report, int]]) -> None:
     report, _ = messages["fedpara"]
     sent = sum(value.numel() for value in report.params.values())
@@ -431,6 +472,7 @@ def test_what_a_method_cannot_do_is_said_before_round_1(name: str, override: str
     assert not list(tmp_path.glob("*/rounds.jsonl"))
 
 
-def test_nested_sub_models_refuse_a_recurrent_layer() -> None:
-    with pytest.raises(UserError, match="'0' is a LSTM"):
-        nested.heterofl(training=fedkseed.Training()).require(torch.nn.Sequential(torch.nn.LSTM(2, 3)), torch.zeros(1))  # type: ignore[attr-defined]
+@pytest.mark.parametrize("layer", [torch.nn.MultiheadAttention(4, 2), torch.nn.LSTM(2, 3, bidirectional=True)])
+def test_nested_sub_models_refuse_what_is_not_nested_by_rows(layer: torch.nn.Module) -> None:
+    with pytest.raises(UserError, match=r"'0\..*' is of none"):
+        nested.heterofl(training=fedkseed.Training()).require(torch.nn.Sequential(layer), torch.zeros(1))  # type: ignore[attr-defined]

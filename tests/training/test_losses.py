@@ -52,6 +52,14 @@ class Net(nn.Module):
         return self.head(self.second(self.first(images)).mean((2, 3)))
 
 
+def test_distillation_of_tokens_is_that_of_all_positions() -> None:
+    student, teacher, labels = normal(3, 5, 7), normal(3, 5, 7, seed=1), torch.arange(15) % 7
+    for alpha in (0.0, 0.5):
+        loss = Distillation(2.0, alpha)
+        expected = loss(student.view(15, 7), teacher.view(15, 7), labels)
+        assert torch.equal(loss(student, teacher, labels.view(3, 5)), expected)
+
+
 BATCH = (normal(6, 1, 8, 8), torch.arange(6) % 4)
 
 

@@ -39,7 +39,7 @@ class Claim:
         formula: how the paper gets at the number. setting: data, model and clients of the paper.
         equations: equations or algorithm of the paper that the method's file stands for.
         deviations: what differs from the paper.
-        tasks: tasks that the method is defined for.
+        cannot: task -> why the method cannot run on it.
     """
 
     title: str
@@ -54,12 +54,14 @@ class Claim:
     counts: list[str] | None = None
     formula: str = ""
     setting: str = ""
-    tasks: list[str] | None = None
+    cannot: dict[str, str] | None = None
 
     def __post_init__(self) -> None:
         find("direction", self.direction, DIRECTIONS)
         for part in self.counts or ():
             find("counts", part, PARTS)
+        for task in self.cannot or ():
+            find("cannot", task, dict.fromkeys(task_names()))
         needed = {"ratio": self.ratio, "formula": self.formula, "setting": self.setting, "counts": self.counts}
         if self.number and (missing := [key for key, value in needed.items() if not value]):
             raise UserError(f"{missing[0]}: needed, since the claim has a number")
@@ -115,11 +117,19 @@ def _fits(value: object, kind: object) -> bool:
         return isinstance(value, str)
     if kind == float | None:
         return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if kind == dict[str, str] | None:
+        return isinstance(value, dict) and all(isinstance(each, str) for each in value.values())
     return isinstance(value, list) and all(isinstance(each, str) for each in value)
 
 
 def _words(kind: object) -> str:
-    return "a text" if kind is str else "a number" if kind == float | None else "a list of texts"
+    known = {str: "a text", float | None: "a number", dict[str, str] | None: "a table of texts"}
+    return known.get(kind, "a list of texts")  # type: ignore[call-overload, no-any-return]
+
+
+def cannot(task: str) -> dict[str, str]:
+    """Methods that cannot run on a task, and why."""
+    return {name: why for name, claim in read_claims().items() if (why := (claim.cannot or {}).get(task))}
 
 
 def tree_of(kind: str, name: str) -> dict[str, object]:

@@ -7,7 +7,7 @@ import os
 import platform
 from collections.abc import Sequence
 
-from fl_sim.bench.claims.claim import DIRECTIONS
+from fl_sim.bench.claims.claim import DIRECTIONS, cannot
 from fl_sim.bench.claims.parts import PARTS
 from fl_sim.bench.claims.rates import SEED
 from fl_sim.bench.claims.rows import MOVED, Row, front, row_of, shares, verdict
@@ -192,4 +192,5 @@ def _deviations(rows: Sequence[Row]) -> list[str]:
 def _missing(case: Case, missing: Sequence[str]) -> list[str]:
     lines = [f"- {name}: failed: {why}" for name, why in case.failed]
     lines += [f"- {name}: not run" for name in missing]
-    return lines or ["Nothing: every method of this task has a row."]
+    lines += [f"- {name}: cannot run here: {why}" for name, why in cannot(case.task).items()]
+    return lines or ["Nothing: every method has a row."]

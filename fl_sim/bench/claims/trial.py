@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from fl_sim.bench.claims.claim import Claim, read_claims, task_names, tree_of
+from fl_sim.bench.claims.claim import Claim, cannot, read_claims, task_names, tree_of
 from fl_sim.config.experiment import Experiment
 from fl_sim.core.lookup import find, nearest
 from fl_sim.core.types import UserError
@@ -46,7 +46,8 @@ def chosen(names: Sequence[str], *, everything: bool, task: str) -> list[str]:
     claims = read_claims()
     if task not in task_names():
         raise UserError(f"--task {task!r}: unknown; allowed: {', '.join(task_names())}")
-    defined = [name for name, claim in claims.items() if claim.tasks is None or task in claim.tasks]
+    without = cannot(task)
+    defined = [name for name in claims if name not in without]
     if everything:
         if names:
             raise UserError(f"reproduce {names[0]} --all: name methods, or write --all")
@@ -57,9 +58,7 @@ def chosen(names: Sequence[str], *, everything: bool, task: str) -> list[str]:
         if name not in claims:
             raise UserError(f"reproduce {name!r}: unknown method{nearest(name, list(claims))}; --list shows all")
         if name not in defined:
-            raise UserError(
-                f"reproduce {name!r}: not defined for the task {task}; allowed: {', '.join(claims[name].tasks or [])}"
-            )
+            raise UserError(f"reproduce {name!r}: cannot run on the task {task}: {without[name]}")
     return list(dict.fromkeys(names))
 
 
@@ -67,10 +66,17 @@ def arms(asked: Asked) -> dict[str, dict[str, object]]:
     """Name -> config tree of every arm in the order in which it is worth having: dense, then methods, then smaller models."""
     base = tree_of("tasks", asked.task)
     widths = base.pop(WIDTHS, [])
-    trees = {DENSE: base} | {name: merged(base, tree_of("methods", name)) for name in asked.methods}
+    trees = {DENSE: base} | {name: merged(base, method_tree(name, asked.task)) for name in asked.methods}
     for width in widths if isinstance(widths, list) else []:
         trees[f"{SMALL}{width:g}"] = merged(base, {"model": {"width": width}})
     return trees
+
+
+def method_tree(name: str, task: str) -> dict[str, object]:
+    """What a method changes of a task's config: its file, whose tables of a task's name are for that task alone."""
+    tree = tree_of("methods", name)
+    own = {each: tree.pop(each, {}) for each in task_names()}[task]
+    return merged(tree, own) if isinstance(own, Mapping) else tree
 
 
 def experiments(asked: Asked, rates: Mapping[str, float] | None = None) -> list[Experiment]:

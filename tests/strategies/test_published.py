@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,11 +32,23 @@ from fl_sim.simulation.loop import run
 from fl_sim.sparsity.curves import Curves, MeasureCurves
 from strategies.aggregation import coverage_mean
 from strategies.booking import Booking
-from strategies.published import feddst, fedkseed, fedluar, fedpara, fedpm, nested, saliency, zerofl
-from strategies.server_step import ServerState
+from strategies.published import feddst, fedkseed, fedluar, fedpara, fedpm, fetchsgd, nested, saliency, zerofl
+from strategies.server_step import Arrived, ServerState
 
 SHAPES = {"a": (4, 3), "b": (4, 4), "c": (2, 4)}
-OWN = ("zerofl", "heterofl", "fjord", "fedluar", "fedpm", "fedkseed", "feddst", "ssfl", "prunefl", "fedpara")
+OWN = (
+    "zerofl",
+    "heterofl",
+    "fjord",
+    "fedluar",
+    "fedpm",
+    "fedkseed",
+    "feddst",
+    "ssfl",
+    "prunefl",
+    "fedpara",
+    "fetchsgd",
+)
 
 
 def weights(seed: int) -> Params:
@@ -476,3 +489,55 @@ def test_what_a_method_cannot_do_is_said_before_round_1(name: str, override: str
 def test_nested_sub_models_refuse_what_is_not_nested_by_rows(layer: torch.nn.Module) -> None:
     with pytest.raises(UserError, match=r"'0\..*' is of none"):
         nested.heterofl(training=fedkseed.Training()).require(torch.nn.Sequential(layer), torch.zeros(1))  # type: ignore[attr-defined]
+
+
+# -- FetchSGD ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_sketch_is_linear_and_tells_a_few_large_values() -> None:
+    rng = torch.Generator().manual_seed(0)
+    first, second = torch.randn(2000, generator=rng), torch.randn(2000, generator=rng)
+    both = fetchsgd.sketch(2 * first - second)
+    assert torch.allclose(both, 2 * fetchsgd.sketch(first) - fetchsgd.sketch(second), atol=1e-4)
+    few = torch.zeros(2000).index_fill_(0, torch.tensor([3, 700, 1999]), -5.0)
+    table = fetchsgd.sketch(few)
+    said = fetchsgd.unsketch(table, 2000)
+    assert said[few != 0].tolist() == [-5.0] * 3
+    for row, bucket in ((0, 0), (4, 7)):  # by hand
+        buckets, signs = fetchsgd.hashes(2000)
+        inside = buckets[row] == bucket
+        assert float(table[row, bucket]) == float((signs[row] * few)[inside].sum())
+
+
+def test_fetchsgd_steps_along_what_its_sketches_say() -> None:
+    wide = [{"a": torch.randn(40, 60, generator=torch.Generator().manual_seed(n))} for n in range(8)]
+    state, rule = state_of(wide[0]), fetchsgd.Unsketched(0.01, lr=0.5, momentum=0.5)
+    part = state.schema.prunable_part
+    momentum = error = torch.zeros_like(fetchsgd.sketch(torch.zeros(part.size)))
+    for number in range(3):
+        changes = [part.flat(wide[2 * number + client]) for client in (1, 2)]
+        summed = sum(fetchsgd.sketch(each).double().flatten() for each in changes)
+        arrived = Arrived(2, 2, {fetchsgd.NAME: summed})  # type: ignore[dict-item]
+        new, memory = rule(replace(state, arrived=arrived), state.params)
+        momentum = 0.5 * momentum + fetchsgd.sketch((changes[0] + changes[1]) / 2)
+        error = error + 0.5 * momentum
+        said = fetchsgd.unsketch(error, part.size)
+        step = part.flat(new) - part.flat(state.params)
+        moved = step.nonzero().flatten()
+        assert len(moved) == int(np.ceil(0.01 * part.size))
+        assert torch.allclose(step[moved], said[moved], atol=1e-5)
+        assert float(said[moved].abs().min()) >= float(said[step == 0].abs().max())
+        buckets, _ = fetchsgd.hashes(part.size)
+        for table, kept in ((momentum, memory["momentum"]), (error, memory["error"])):
+            for row in range(fetchsgd.ROWS):
+                table[row, buckets[row, moved]] = 0.0
+            assert torch.allclose(kept, table, atol=1e-5)
+        state = ServerState(state.schema, part.view(part.flat(new)), number + 1, memory=memory)
+
+
+def test_fetchsgd_sends_its_sketch_and_no_weight(messages: dict[str, tuple[Report, int]]) -> None:
+    report, _ = messages["fetchsgd"]
+    assert report.ledger.total(where={"direction": "up", "section": "values"})[()] == 0
+    sent = report.ledger.total(where={"direction": "up", "section": "extra/sketch"})[()]
+    weights_of_the_model = 144 + 4608 + 18432 + 640
+    assert sent == pytest.approx(4 * 4 * fetchsgd.SHARE * weights_of_the_model, rel=0.02)  # 4 uploads of float32

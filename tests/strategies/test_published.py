@@ -13,6 +13,7 @@ import torch
 from federation import run_tiny
 from flwr.app import Message
 from torch.func import functional_call
+from torch.nn import Linear, Sequential
 
 from clients.transformed import Seen
 from fl_sim import codecs
@@ -30,9 +31,23 @@ from fl_sim.models.simple import cnn_bn
 from fl_sim.report import Report
 from fl_sim.simulation.loop import run
 from fl_sim.sparsity.curves import Curves, MeasureCurves
+from fl_sim.training.client import ClientContext
+from fl_sim.training.loop import Training
 from strategies.aggregation import coverage_mean
 from strategies.booking import Booking
-from strategies.published import feddst, fedkseed, fedluar, fedpara, fedpm, fetchsgd, nested, saliency, zerofl
+from strategies.published import (
+    feddst,
+    fedkseed,
+    fedluar,
+    fedpara,
+    fedpm,
+    fetchsgd,
+    lotteryfl,
+    nested,
+    saliency,
+    sparsyfed,
+    zerofl,
+)
 from strategies.server_step import Arrived, ServerState
 
 SHAPES = {"a": (4, 3), "b": (4, 4), "c": (2, 4)}
@@ -541,3 +556,82 @@ def test_fetchsgd_sends_its_sketch_and_no_weight(messages: dict[str, tuple[Repor
     sent = report.ledger.total(where={"direction": "up", "section": "extra/sketch"})[()]
     weights_of_the_model = 144 + 4608 + 18432 + 640
     assert sent == pytest.approx(4 * 4 * fetchsgd.SHARE * weights_of_the_model, rel=0.02)  # 4 uploads of float32
+
+
+# -- LotteryFL ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_ticket_shrinks_by_magnitude_down_to_its_share_and_goes_back_to_the_first_weights() -> None:
+    task, context = _client_of(Sequential(Linear(6, 20), Linear(20, 3)))
+    ticket = lotteryfl.Ticket(threshold=0.0, rate=0.5, share=0.6)
+    first = {name: task.params[name].clone() for name in ("0.weight", "1.weight")}
+    sizes = []
+    for number in range(4):
+        weights = {
+            name: torch.randn(value.shape, generator=torch.Generator().manual_seed(number))
+            for name, value in first.items()
+        }
+        before = {name: context.state.get(lotteryfl.KEPT + name, torch.ones_like(v)) > 0 for name, v in first.items()}
+        mask, start = ticket(Task(number + 1, {**task.params, **(weights if number else first)}), context)
+        sizes.append(sum(int(kept.sum()) for kept in mask.values()))
+        for name, kept in mask.items():
+            assert not (kept & ~before[name]).any()
+        if sizes[-1] < 180 and len(set(sizes)) == len(sizes):
+            assert all(torch.equal(start[name], first[name] * kept) for name, kept in mask.items())
+        else:
+            assert all(torch.equal(start[name], weights[name] * kept) for name, kept in mask.items())
+    assert sizes == [90, 72, 72, 72]
+    flat = torch.cat([first[name].abs().flatten() for name in first])
+    kept = torch.cat([(context.state[lotteryfl.KEPT + name] > 0).flatten() for name in first])
+    assert kept.sum() == 72
+    assert set(kept.nonzero().flatten().tolist()) <= set(flat.topk(90).indices.tolist())
+
+
+def test_a_client_below_the_threshold_trains_all_and_one_above_it_its_ticket_alone() -> None:
+    for threshold, expected in ((1.0, 180), (0.0, 144)):
+        task, context = _client_of(Sequential(Linear(6, 20), Linear(20, 3)))
+        update = lotteryfl.client(training=Training(lr=0.1), threshold=threshold)(task, context)  # type: ignore[arg-type]
+        assert update.mask is not None
+        assert sum(int(kept.sum()) for kept in update.mask.values()) == expected
+        for name, kept in update.mask.items():
+            assert (update.params[name] != task.params[name])[kept].float().mean() > 0.5
+            assert not update.params[name][~kept].any()
+
+
+# -- SparsyFed ---------------------------------------------------------------------------------------------------------
+
+
+def test_sparsyfed_keeps_the_largest_weights_and_sends_what_changed() -> None:
+    task, context = _client_of(Sequential(Linear(6, 20), Linear(20, 3)))
+    for name in ("0.weight", "1.weight"):
+        task.params[name].view(-1)[::3] = 0.0
+    update = sparsyfed.client(training=Training(lr=0.1), density=0.2, beta=1.5)(task, context)  # type: ignore[arg-type]
+    assert update.mask is not None
+    assert sum(int((update.params[name] != 0).sum()) for name in update.mask) == 36
+    for name, sent in update.mask.items():
+        assert torch.equal(sent, (task.params[name] != 0) | (update.params[name] != 0))
+        assert not update.params[name][task.params[name] == 0].any()  # the gradient of a power is zero at zero
+
+
+def test_one_step_of_powers_is_the_chain_rule_and_an_exponent_of_one_is_plain_training() -> None:
+    made = {}
+    for beta in (1.0, 2.0):
+        task, context = _client_of(Sequential(Linear(6, 3, bias=False)))
+        made[beta] = sparsyfed.client(training=Training(lr=0.1, steps=1, batch_size=30), density=1.0, beta=beta)(
+            task, context
+        )  # type: ignore[arg-type]
+    w = task.params["0.weight"]
+    gradient = (w - made[1.0].params["0.weight"]) / 0.1
+    phi = w.sign() * w.abs().sqrt()
+    moved = phi - 0.1 * gradient * 2 * phi.abs()
+    assert torch.allclose(made[2.0].params["0.weight"], moved * moved.abs(), atol=1e-6)
+
+
+def _client_of(model: Sequential) -> tuple[Task, ClientContext]:
+    """A task and a client with 30 samples of three classes, the same each time."""
+    rng = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=rng))
+    data = Split(torch.randn(30, 6, generator=rng), torch.arange(30) % 3)
+    return Task(1, dict(snapshot(model))), ClientContext(model, data, torch.Generator().manual_seed(1))

@@ -74,7 +74,7 @@ def row_blocks(model: nn.Module) -> dict[str, int]:
         elif isinstance(layer, nn.Embedding):
             found[f"{path}.weight".removeprefix(".")] = 0
         elif isinstance(layer, nn.RNNBase) and not layer.bidirectional and not layer.proj_size:
-            gates = layer.weight_hh_l0.shape[0] // layer.hidden_size
+            gates = layer.get_parameter("weight_hh_l0").shape[0] // layer.hidden_size
             found |= {f"{path}.{name}".removeprefix("."): gates for name, _ in layer.named_parameters(recurse=False)}
     return found
 

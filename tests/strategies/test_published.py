@@ -24,7 +24,7 @@ from fl_sim.communication import messages as wire
 from fl_sim.config.experiment import Experiment
 from fl_sim.core.types import FlatParams, Params, Task, Update, UserError
 from fl_sim.data import Split
-from fl_sim.models.parameters import snapshot
+from fl_sim.models.parameters import load, snapshot
 from fl_sim.models.reparametrized import merged as merged_entries
 from fl_sim.models.sequence import TokenLSTM
 from fl_sim.models.simple import cnn_bn
@@ -39,6 +39,7 @@ from strategies.published import (
     feddst,
     fedkseed,
     fedluar,
+    fedmef,
     fedpara,
     fedpm,
     fetchsgd,
@@ -625,6 +626,25 @@ def test_one_step_of_powers_is_the_chain_rule_and_an_exponent_of_one_is_plain_tr
     phi = w.sign() * w.abs().sqrt()
     moved = phi - 0.1 * gradient * 2 * phi.abs()
     assert torch.allclose(made[2.0].params["0.weight"], moved * moved.abs(), atol=1e-6)
+
+
+def test_fedmef_presses_the_smallest_living_weights_more_as_the_exchange_comes() -> None:
+    for number, pressure in ((1, 0.25), (2, 0.5), (5, 0.25)):
+        task, context = _client_of(Sequential(Linear(6, 20), Linear(20, 3)))
+        mask = {
+            name: torch.arange(task.params[name].numel()).view_as(task.params[name]) % 2 == 0
+            for name in ("0.weight", "1.weight")
+        }
+        masked = Task(number, {**task.params, **{n: task.params[n] * m for n, m in mask.items()}}, mask)
+        load(context.model, masked.params)
+        rule = fedmef.Extrusion(strength=1.0, fraction=0.5, every=4)
+        batch = next(iter(context.data.batches(30, rng=None)))
+        added = float(rule(masked, context)(context.model, batch) - context.loss(context.model, batch))
+        expected = 0.0
+        for name, alive in mask.items():
+            living = np.sort(np.abs(masked.params[name][alive].numpy()))
+            expected += float((living[: round(0.5 * len(living))] ** 2).sum())
+        assert added == pytest.approx(pressure / 2 * expected, rel=1e-4)
 
 
 def _client_of(model: Sequential) -> tuple[Task, ClientContext]:

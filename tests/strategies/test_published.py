@@ -36,6 +36,7 @@ from fl_sim.training.loop import Training
 from strategies.aggregation import coverage_mean
 from strategies.booking import Booking
 from strategies.published import (
+    fedcode,
     feddst,
     fedkseed,
     fedluar,
@@ -645,6 +646,34 @@ def test_fedmef_presses_the_smallest_living_weights_more_as_the_exchange_comes()
             living = np.sort(np.abs(masked.params[name][alive].numpy()))
             expected += float((living[: round(0.5 * len(living))] ** 2).sum())
         assert added == pytest.approx(pressure / 2 * expected, rel=1e-4)
+
+
+def test_centres_are_those_of_k_means_and_lose_no_more_than_they_did() -> None:
+    values = torch.randn(3000, generator=torch.Generator().manual_seed(0))
+    book = fedcode.clustered(values, torch.zeros(fedcode.CENTRES))
+    assert torch.equal(book, book.sort().values)
+    own = fedcode.nearest(values, book)
+    assert torch.equal(own, (values[:, None] - book).abs().argmin(dim=1))
+    again = fedcode.clustered(values, book)
+    lost = [(values - b[fedcode.nearest(values, b)]).square().sum() for b in (book, again)]
+    assert lost[1] <= lost[0] < 0.003 * values.square().sum()
+    means = torch.stack([values[fedcode.nearest(values, again) == k].mean() for k in range(fedcode.CENTRES)])
+    assert (means - again).abs().max() < 0.05
+
+
+def test_fedcode_moves_weights_with_their_centres_and_asks_for_them_seldom() -> None:
+    rule, start = fedcode.Codebook(start=1, request=3), state_of(weights(0))
+    part = start.schema.prunable_part
+    assert [rule.asks(number) for number in range(1, 8)] == [True, False, True, False, False, True, False]
+    new, memory = rule(replace(start, arrived=Arrived(2, 2)), weights(1))
+    assert set(part.flat(new).tolist()) <= set(memory["codebook"].tolist())
+    state = ServerState(start.schema, new, 1, memory=memory)
+    books = [memory["codebook"] * 2 + 1, memory["codebook"] * 4 + 3]
+    arrived = Arrived(2, 2, {"codebook": (books[0] + books[1]).double()})
+    moved, kept = rule(replace(state, arrived=arrived), state.params)
+    assert torch.allclose(part.flat(moved), 3 * part.flat(new) + 2, atol=1e-5)
+    assert torch.allclose(kept["codebook"], 3 * memory["codebook"] + 2, atol=1e-5)
+    assert not float(rule.send(state)["asked"]["asked"])
 
 
 def _client_of(model: Sequential) -> tuple[Task, ClientContext]:

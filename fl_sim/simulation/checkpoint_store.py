@@ -1,6 +1,6 @@
 """Checkpoints on disk: objects named by the SHA-256 of their bytes, and one small manifest a checkpoint.
 
-    checkpoint/objects/<sha256>     safetensors (tensors), parquet (ledger, recorded masks) or JSON lines (rounds)
+    checkpoint/objects/<sha256>     safetensors (tensors), parquet (ledger, recorded masks), JSON lines (rounds) or a pack
     checkpoint/round-00000012.json  {"sha256": of the manifest's text, "manifest": which objects, and the scalars}
 
 An object is written once however many checkpoints, clients or rounds name it, so a checkpoint costs what changed since
@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, BinaryIO, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 from safetensors import safe_open
@@ -55,11 +55,13 @@ class Damaged(ValueError):
     """A checkpoint that is incomplete or whose bytes are not those that were written."""
 
 
-class _Record(BaseModel):
+class Record(BaseModel):
+    """A part of a checkpoint that is JSON."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Chunk(_Record):
+class Chunk(Record):
     """Chunk of a log that only grows.
 
     Attributes:
@@ -71,7 +73,7 @@ class Chunk(_Record):
     stop: Count
 
 
-class FlightRecord(_Record):
+class FlightRecord(Record):
     """A `FlightSnapshot`; `reply` is the object that holds its bytes."""
 
     client: Count
@@ -84,7 +86,7 @@ class FlightRecord(_Record):
     holds: Count = 0
 
 
-class ServerRecord(_Record):
+class ServerRecord(Record):
     """The server's side of one model: a `ServerSnapshot` without its round.
 
     Attributes:
@@ -112,7 +114,7 @@ class ServerRecord(_Record):
         return {self.tensors, *self.held, *self.bases.values(), *(flight.reply for flight in self.flights)}
 
 
-class Manifest(_Record):
+class Manifest(Record):
     """Manifest of a checkpoint: scalars, and the names of the objects that hold the rest.
 
     Attributes:
@@ -121,7 +123,8 @@ class Manifest(_Record):
         round: rounds finished. messages: messages numbered so far (the numbers' lengths are part of Flower's traffic).
         training_s, wall_s: seconds spent so far.
         models: the server's side of each model, in the order of the config.
-        clients: partition -> record of its kept state -> object.
+        clients: partition -> record of its kept state -> object, where the record is large.
+        packs: objects that hold the others, the oldest first (`fl_sim.simulation.checkpoint_states`).
         ledger, rounds, masks: chunks of the three logs, in order.
     """
 
@@ -135,6 +138,7 @@ class Manifest(_Record):
     wall_s: Seconds
     models: list[ServerRecord]
     clients: dict[Count, dict[str, ObjectName]]
+    packs: list[ObjectName] = Field(default_factory=list)
     ledger: list[Chunk]
     rounds: list[Chunk]
     masks: list[Chunk]
@@ -145,7 +149,7 @@ class Manifest(_Record):
         chunks = [chunk.name for log_ in (self.ledger, self.rounds, self.masks) for chunk in log_]
         kept = [name for records in self.clients.values() for name in records.values()]
         servers = [name for model in self.models for name in model.objects]
-        return {*servers, *chunks, *kept}
+        return {*servers, *chunks, *kept, *self.packs}
 
 
 class Checkpoints:
@@ -197,6 +201,11 @@ class Checkpoints:
         """
         self._require_whole(name)
         return read_plain(self.path(name))
+
+    def opened(self, name: str) -> BinaryIO:
+        """The file of an object, for reading; raises as `get` does."""
+        self._require_whole(name)
+        return open_plain(self.path(name))
 
     def tensors(self, name: str) -> Params:
         """The tensors of an object, read from its file one after the other.

@@ -26,6 +26,7 @@ from fl_sim.runtime.server_context import ServerSnapshot
 from fl_sim.runtime.state.client_states import ClientStates
 from fl_sim.runtime.worlds import require_same
 from fl_sim.simulation.checkpoint_snapshot import put_snapshot, read_snapshot
+from fl_sim.simulation.checkpoint_states import KeptStates
 from fl_sim.simulation.checkpoint_store import Chunk, Damaged, Manifest, Put
 from fl_sim.simulation.federation import Federation
 from fl_sim.simulation.round_hooks import Row
@@ -112,7 +113,7 @@ class CheckpointHook:
         self.ledger, self.rows, self.recorder = ledger, rows, recorder
         self.saved_round, self.seconds, self._started = 0, 0.0, time.perf_counter()
         self._clients: tuple[LocalGrid, ClientStates] | None = None
-        self._objects: dict[bytes, str] = {}
+        self._kept = KeptStates()
         self._chunks: dict[str, list[Chunk]] = {}
 
     def attach(self, grid: LocalGrid, states: ClientStates) -> None:
@@ -148,6 +149,7 @@ class CheckpointHook:
         return logs if self.recorder is None else {**logs, "masks": _masks_log(self.recorder)}
 
     def _manifest(self, put: Put, saved: Sequence[ServerSnapshot], grid: LocalGrid, states: ClientStates) -> Manifest:
+        clients, packs = self._kept.put(put, states)
         return Manifest(
             experiment=self.experiment.id,
             precision=self.precision,
@@ -157,19 +159,12 @@ class CheckpointHook:
             training_s=self.seconds,
             wall_s=self.wall_s,
             models=[put_snapshot(put, each) for each in saved],
-            clients=self._put_clients(put, states),
+            clients=clients,
+            packs=packs,
             ledger=self._put_log(put, "ledger"),
             rounds=self._put_log(put, "rounds"),
             masks=self._put_log(put, "masks"),
         )
-
-    def _put_clients(self, put: Put, states: ClientStates) -> dict[int, dict[str, str]]:
-        kept, known, named = states.kept(), self._objects, dict[bytes, str]()
-        for blob in (blob for records in kept.values() for blob in records.values()):
-            if blob not in named:
-                named[blob] = known[blob] if blob in known else put(states.blob(blob))
-        self._objects = named
-        return {client: {key: named[blob] for key, blob in records.items()} for client, records in kept.items()}
 
     def _put_log(self, put: Put, name: str) -> list[Chunk]:
         if (log_ := self._logs().get(name)) is None:
@@ -218,9 +213,7 @@ class CheckpointHook:
             raise ValueError(f"id {manifest.experiment!r}, not {self.experiment.id!r}")
         for (schema, model), side in zip(self.models, manifest.models, strict=True):
             model.restore(read_snapshot(self.store, manifest.round, side, schema))
-        for client, records in manifest.clients.items():
-            for key, name in records.items():
-                self._objects[states.restore(client, key, self.store.get(name))] = name
+        self._kept.restore(self.store, manifest, states)
         for name, log_ in self._logs().items():
             self._chunks[name] = chunks = list(getattr(manifest, name))
             for chunk in chunks:

@@ -63,6 +63,10 @@ class Heap:
         blob = self._blobs[name]
         return self._area.read((blob.at, blob.at + blob.size))
 
+    def length(self, name: bytes) -> int:
+        """Bytes of a blob."""
+        return self._blobs[name].size
+
     def __contains__(self, name: bytes) -> bool:
         return name in self._blobs
 

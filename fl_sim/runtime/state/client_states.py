@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from flwr.app import Array, ArrayRecord, Context, RecordDict
+from flwr.app import ArrayRecord, Context, RecordDict
 from safetensors.numpy import load as read_arrays
 from safetensors.numpy import save as write_arrays
 
+from fl_sim.communication.kept_arrays import array_from, values_of
 from fl_sim.runtime.state.blob_file import Heap
 from fl_sim.runtime.state.contexts import Contexts
 
@@ -24,6 +25,7 @@ class ClientStates(Contexts):
         super().__init__(nodes)
         self._heap = Heap(folder)
         self._kept: dict[int, dict[str, bytes]] = {}
+        self._changed: set[int] = set()
         self._out: tuple[Context, dict[str, object]] | None = None
         # The last record of each kind: clients that keep the same (a broadcast model) share it, read and written once.
         self._last: dict[str, tuple[ArrayRecord, bytes]] = {}
@@ -50,6 +52,7 @@ class ClientStates(Contexts):
         kept = self._kept.get(node, {})
         for key in kept.keys() - context.state.keys():
             self._heap.drop(kept.pop(key))
+            self._changed.add(node)
         for key, record in context.state.items():
             if before.get(key) is not record:
                 assert isinstance(record, ArrayRecord)
@@ -57,12 +60,13 @@ class ClientStates(Contexts):
                 if key in kept:
                     self._heap.drop(kept[key])
                 self._kept.setdefault(node, kept)[key] = name
+                self._changed.add(node)
 
     def _put(self, key: str, record: ArrayRecord) -> bytes:
         last = self._last.get(key)
         if last is not None and last[0] is record and last[1] in self._heap:
             return self._heap.share(last[1])
-        name = self._heap.put(write_arrays({n: array.numpy() for n, array in record.items()}))
+        name = self._heap.put(write_arrays({n: values_of(array) for n, array in record.items()}))
         self._last[key] = record, name
         return name
 
@@ -70,7 +74,7 @@ class ClientStates(Contexts):
         last = self._last.get(key)
         if last is not None and last[1] == name:
             return last[0]
-        record = ArrayRecord({n: Array(value) for n, value in read_arrays(self._heap.get(name)).items()})
+        record = ArrayRecord({n: array_from(value) for n, value in read_arrays(self._heap.get(name)).items()})
         self._last[key] = record, name
         return record
 
@@ -79,6 +83,24 @@ class ClientStates(Contexts):
         self._settle()
         first = self.nodes.start
         return {node - first: names for node, names in self._kept.items() if names}
+
+    def changed(self) -> set[int]:
+        """The partitions whose records changed since this was asked for the last time."""
+        self._settle()
+        first, changed, self._changed = self.nodes.start, self._changed, set()
+        return {node - first for node in changed}
+
+    def records(self, partition: int) -> Mapping[str, bytes]:
+        """Record -> the name of its bytes, of one partition."""
+        return self._kept.get(self.nodes[partition], {})
+
+    def has(self, name: bytes) -> bool:
+        """Whether any partition keeps these bytes."""
+        return name in self._heap
+
+    def length(self, name: bytes) -> int:
+        """Bytes of a record."""
+        return self._heap.length(name)
 
     def blob(self, name: bytes) -> bytes:
         """A record as safetensors."""
@@ -96,6 +118,7 @@ class ClientStates(Contexts):
         if node < 0:
             raise KeyError(partition)
         self._kept.setdefault(node, {})[key] = name = self._heap.put(blob)
+        self._changed.add(node)
         return name
 
     @property

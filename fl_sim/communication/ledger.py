@@ -182,24 +182,21 @@ class Ledger:
             ValueError: a column, or a word of one, that does not exist.
         """
         _known(*by, column)
-        keep = np.ones(max(0, len(self) - start), dtype=bool)
-        for name, value in (where or {}).items():
-            keep &= self.column(name, start=start) == self._code(name, value)
-        values = self.column(column, start=start)[keep]
+        wanted = {name: self._code(name, value) for name, value in (where or {}).items()}
+        kept = (block[_matching(block, wanted)] for block in self.blocks(start))
         if not by:
-            return {(): values.sum().item()}
-        group = np.zeros(len(values), dtype=np.int64)
-        parts: list[NDArray[np.generic]] = []
-        for name in by:
-            part, place = np.unique(self.column(name, start=start)[keep], return_inverse=True)
-            parts.append(part)
-            group = group * len(part) + place
-        groups, place = np.unique(group, return_inverse=True)
-        sums = np.zeros(len(groups), values.dtype)
-        np.add.at(sums, place, values)  # not bincount: sums of bytes stay integers
-        places = np.unravel_index(groups, [len(part) for part in parts]) if len(groups) else []
-        keys = [self._words(name, part[p]) for name, part, p in zip(by, parts, places, strict=False)]
-        return dict(zip(zip(*keys, strict=True), sums.tolist(), strict=True))
+            parts = [np.zeros(0, TYPES[column]), *(_part(block, column) for block in kept)]
+            return {(): np.concatenate(parts).sum().item()}
+        slots: dict[Key, int] = {}
+        sums = np.zeros(0, TYPES[column])
+        for block in kept:
+            keys, place = _grouped([_part(block, name) for name in by])
+            slot = np.array([slots.setdefault(key, len(slots)) for key in keys], np.int64)
+            sums = np.append(sums, np.zeros(len(slots) - len(sums), sums.dtype))
+            np.add.at(sums, slot[place], _part(block, column))  # not bincount: sums of bytes stay integers
+        words = self.words
+        named = [tuple(words[n][int(c)] if n in words else c for n, c in zip(by, key, strict=True)) for key in slots]
+        return {name: sum_ for _, name, sum_ in sorted(zip(slots, named, sums.tolist(), strict=True))}
 
     def messages(self, *, phase: str, clients: Sequence[int] | None = None, start: int = 0) -> dict[str, int]:
         """Messages of a phase by direction, of these clients (None = of all), booked from row `start` on."""
@@ -297,6 +294,27 @@ class Ledger:
     def _coded(self, name: str, words: pa.DictionaryArray) -> NDArray[np.int8]:
         codes = [self._code(name, word, new=True) for word in words.dictionary.to_pylist()]
         return np.asarray(np.array(codes, np.int8)[array_of(words.indices)], np.int8)
+
+
+def _matching(rows: NDArray[np.void], wanted: Mapping[str, int]) -> NDArray[np.bool_]:
+    """The rows of a block whose columns have these codes."""
+    keep = np.ones(len(rows), np.bool_)
+    for name, code in wanted.items():
+        keep &= _part(rows, name) == code
+    return keep
+
+
+def _grouped(columns: Sequence[Column]) -> tuple[list[Key], NDArray[np.int64]]:
+    """(distinct rows of some columns, the place among them of each row)."""
+    group = np.zeros(len(columns[0]), dtype=np.int64)
+    parts: list[NDArray[np.generic]] = []
+    for values in columns:
+        part, place = np.unique(values, return_inverse=True)
+        parts.append(part)
+        group = group * len(part) + place
+    groups, place = np.unique(group, return_inverse=True)
+    places = np.unravel_index(groups, [len(part) for part in parts]) if len(groups) else [groups] * len(parts)
+    return list(zip(*(part[p].tolist() for part, p in zip(parts, places, strict=True)), strict=True)), place
 
 
 def _part(rows: NDArray[np.void], name: str) -> Column:

@@ -14,7 +14,7 @@ from rich.table import Table
 from fl_sim.core.types import UserError
 from fl_sim.report.groups import Group
 from fl_sim.report.measures import DOWN, LAST, SENT, UP, Measure, last_ten, named, score_of
-from fl_sim.report.summary import Report, bytes_to
+from fl_sim.report.summary import Report, bytes_of_run
 
 POINTS = 1.0
 """What a run may fall short of the baseline's end, in points of accuracy, or percent of a metric that is no share."""
@@ -44,8 +44,7 @@ def _megabytes_to_its_end(report: Report, base: Report) -> float | None:
     score, end = report.results.score, last_ten(base)
     short = POINTS if score.percent else abs(end) * POINTS / 100
     target = (end - short if score.higher else end + short) / score.scale
-    rows = [row for row in report.rounds if score.name in row]
-    size = bytes_to(rows, target, score.name, higher=score.higher)
+    size = bytes_of_run(report, target)
     return None if size is None else size / 1e6
 
 

@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from fl_sim.report.charts import ROUND, Chart, Figure, Quantity, lines
 from fl_sim.report.groups import Group, resolved
 from fl_sim.report.measures import metric_axis, score_of
-from fl_sim.report.numbers import at_round, curve
-from fl_sim.report.overfitting import Column
+from fl_sim.report.numbers import Column, at_round, curve
 
 CLIENTS = "on each client's own kind of test samples"
 Views = Mapping[str, tuple[Quantity, Column]]

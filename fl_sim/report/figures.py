@@ -166,18 +166,16 @@ def layers(groups: Sequence[Group]) -> Figure | None:
     for group in groups:
         report = group.reports[0]
         for prefix, word in (("density", "alive"), ("sent", "sent up")):
-            rounds, shares = densities(report, prefix)
+            kept = every_nth(len(report.rounds))
+            rounds, shares = densities(report, prefix, kept)
             if not shares:
                 continue
             tallest = max(tallest, len(shares))
-            kept = every_nth(len(rounds))
-            some |= len(kept) < len(rounds)
-            rows = [[_percent(row[i]) for i in kept] for row in shares.values()]
+            some |= len(kept) < len(report.rounds)
+            rows = [[_percent(share) for share in row] for row in shares.values()]
             names: list[Json] = [plain(name, longest=22) for name in shares]
             hover = f"<b>%{{y}}</b><br>round: %{{x}}<br>{word}: %{{z:.1f}} %<extra></extra>"
-            views[f"{group.name}: {word}"] = heat(
-                [rounds[i] for i in kept], names, rows, ("round", "", f"{word} [%]"), hover
-            )
+            views[f"{group.name}: {word}"] = heat([*rounds], names, rows, ("round", "", f"{word} [%]"), hover)
     if not views:
         return None
     caption = "Share of each layer's prunable weights, first seed of each group; the input side is on top."

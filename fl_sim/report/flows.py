@@ -6,7 +6,7 @@ A ledger of 1,000 rounds of 1,000 clients has 8 million rows; no column of it is
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +42,7 @@ class Flows:
     up: Numbers
     has_down: NDArray[np.bool_]
     has_up: NDArray[np.bool_]
+    _behind: dict[Link, dict[int, float]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def of(cls, ledger: Ledger) -> Flows:
@@ -62,6 +63,11 @@ class Flows:
         A round lasts as long as its slowest client's download and upload; clients do not share a link. A client that sent
         nothing back waits for no link.
         """
+        if link not in self._behind:
+            self._behind[link] = self._seconds(link)
+        return self._behind[link]
+
+    def _seconds(self, link: Link) -> dict[int, float]:
         spent = np.zeros(len(self.rounds))
         for moved, happened, time in ((self.down, self.has_down, link.down_s), (self.up, self.has_up, link.up_s)):
             distinct, which = np.unique(moved[happened], return_inverse=True)

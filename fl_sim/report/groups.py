@@ -27,6 +27,13 @@ DENSITY = "strategy.density"
 """The config key in which the members of a family differ."""
 
 
+def t_factor(count: int) -> float:
+    """Standard errors to either side of the mean of `count` values, at least two, that make its 95 % interval (Student's t)."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(count - 1, 0.975))
+
+
 @dataclass(frozen=True)
 class Spread:
     """A number over the seeds of a group.
@@ -52,10 +59,8 @@ class Spread:
         mean = sum(found) / count if count else None
         if mean is None or count < 2:
             return cls(found, len(given), mean, None)
-        from scipy.special import stdtrit
-
         variance = sum((value - mean) ** 2 for value in found) / (count - 1)
-        return cls(found, len(given), mean, float(stdtrit(count - 1, 0.975)) * (variance / count) ** 0.5)
+        return cls(found, len(given), mean, t_factor(count) * (variance / count) ** 0.5)
 
     def text(self, digits: int, *, scale: float = 1.0) -> str:
         """`mean ± ci`, and how many seeds have a value where not all do."""

@@ -10,7 +10,7 @@ from fl_sim.core.types import UserError
 from fl_sim.report.charts import Quantity
 from fl_sim.report.groups import Group, Spread
 from fl_sim.report.schema import Score, Summary
-from fl_sim.report.summary import Report, bytes_to
+from fl_sim.report.summary import Report, bytes_of_run
 
 
 @dataclass(frozen=True)
@@ -137,9 +137,7 @@ class MegabytesTo:
     level: float
 
     def __call__(self, report: Report) -> float | None:
-        score = report.results.score
-        rows = [row for row in report.rounds if score.name in row]
-        size = bytes_to(rows, self.level, score.name, higher=score.higher)
+        size = bytes_of_run(report, self.level)
         return None if size is None else size / 1e6
 
 

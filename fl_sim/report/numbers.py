@@ -2,35 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from fl_sim.communication.schedule import ROUNDS
 from fl_sim.communication.virtual_clock import Link
-from fl_sim.report.groups import Group, Spread
+from fl_sim.report.groups import Group, t_factor
+from fl_sim.report.rounds import Floats, Rounds, Series, combined, common
 from fl_sim.report.summary import Report
 
 POINTS = 240
 """Points that a curve of the page has at most."""
-Axis = Callable[[Report], Mapping[int, float]]
-"""Run -> round -> position on the x axis."""
+Axis = Callable[[Report], Series]
+"""Run -> position of each round on the x axis."""
 
 
-def at_round(report: Report) -> dict[int, float]:
+def at_round(report: Report) -> Series:
     """The round itself."""
-    return {int(row["round"]): row["round"] for row in report.rounds}
+    return report.columns.series("round")
 
 
-def at_megabytes(report: Report) -> dict[int, float]:
+def at_megabytes(report: Report) -> Series:
     """MB of both directions so far."""
-    return {int(row["round"]): (row["uplink_bytes"] + row["downlink_bytes"]) / 1e6 for row in report.rounds}
+    both = [report.columns.series(name) for name in ("uplink_bytes", "downlink_bytes")]
+    return combined(both, lambda up, down: (up + down) / 1e6)
 
 
-def at_clock(report: Report) -> dict[int, float]:
+def at_clock(report: Report) -> Series:
     """Seconds on the run's own virtual clock."""
-    return {int(row["round"]): row["simulated_s"] for row in report.rounds if "simulated_s" in row}
+    return report.columns.series("simulated_s")
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,9 @@ class BehindLink:
 
     link: Link
 
-    def __call__(self, report: Report) -> dict[int, float]:
-        return report.flows.seconds(self.link) if in_rounds(report) else {}
+    def __call__(self, report: Report) -> Series:
+        found = report.flows.seconds(self.link) if in_rounds(report) else {}
+        return Series.of(np.array(list(found), np.float64), np.array(list(found.values()), np.float64))
 
 
 def in_rounds(report: Report) -> bool:
@@ -49,8 +52,24 @@ def in_rounds(report: Report) -> bool:
     return not isinstance(schedule, dict) or schedule.get("kind", ROUNDS) == ROUNDS
 
 
-Value = Callable[[Mapping[str, float]], float | None]
-"""Line of rounds.jsonl -> the number that is drawn; None = this round has none."""
+Value = Callable[[Rounds], Series]
+"""Rounds of a run -> the number that is drawn, of those that have it."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """`scale` times a column of rounds.jsonl, less another one where it is named."""
+
+    name: str
+    less: str | None = None
+    scale: float = 1.0
+
+    def __call__(self, rounds: Rounds) -> Series:
+        """See `Value`."""
+        own = rounds.series(self.name)
+        if self.less is None:
+            return Series(own.rounds, self.scale * own.values)
+        return combined([own, rounds.series(self.less)], lambda first, second: self.scale * (first - second))
 
 
 @dataclass(frozen=True)
@@ -67,9 +86,9 @@ class Curve:
         count = len(self.x)
         if count <= most:
             return self
-        kept = {0, count - 1}
+        kept, every = {0, count - 1}, np.nan_to_num(np.array(self.y))
         for stretch in np.array_split(np.arange(count), (most - 2) // 2):
-            values = np.nan_to_num(np.array(self.y)[stretch])
+            values = every[stretch]
             kept |= {int(stretch[values.argmin()]), int(stretch[values.argmax()])}
         chosen = sorted(kept)
         return Curve(
@@ -85,24 +104,29 @@ class Curve:
 def curve(group: Group, axis: Axis, value: Value) -> Curve:
     """The number over the rounds that every seed has it for, means over the seeds on both axes."""
     places = [axis(report) for report in group.reports]
-    found = [{int(row["round"]): value(row) for row in report.rounds} for report in group.reports]
-    had = [{number for number, v in each.items() if v is not None} for each in found]
-    common = sorted(set.intersection(*(set(a) & b for a, b in zip(places, had, strict=True))))
-    x = [Spread.of(place[number] for place in places).mean or 0.0 for number in common]
-    y = [Spread.of(each[number] for each in found) for number in common]
-    means = tuple(spread.mean or 0.0 for spread in y)
+    found = [value(report.columns) for report in group.reports]
+    rounds = common([*places, *found])
+    x, _ = _spread([place.at(rounds) for place in places])
+    means, reach = _spread([each.at(rounds) for each in found])
     if len(group.reports) == 1:
-        return Curve(tuple(x), means)
-    reach = [spread.ci or 0.0 for spread in y]
-    low = tuple(mean - ci for mean, ci in zip(means, reach, strict=True))
-    high = tuple(mean + ci for mean, ci in zip(means, reach, strict=True))
-    return Curve(tuple(x), means, low, high)
+        return Curve(tuple(x.tolist()), tuple(means.tolist()))
+    bounds = (x, means, means - reach, means + reach)
+    return Curve(*(tuple(each.tolist()) for each in bounds))
+
+
+def _spread(values: Sequence[Floats]) -> tuple[Floats, Floats]:
+    """(mean, half the 95 % confidence interval) over the seeds, of each round; as `Spread`."""
+    mean = sum(values, np.zeros(())) / len(values)
+    if len(values) < 2:
+        return mean, np.zeros(mean.shape)
+    variance = sum(((value - mean) ** 2 for value in values), np.zeros(())) / (len(values) - 1)
+    return mean, t_factor(len(values)) * (variance / len(values)) ** 0.5
 
 
 def accuracy_curve(group: Group, axis: Axis) -> Curve:
     """Test metric of the runs' task, in percent where it is a share, as accuracy is."""
     score = group.reports[0].results.score
-    drawn = curve(group, axis, score.of)
+    drawn = curve(group, axis, Column(score.name, scale=score.scale))
     return drawn.within(0.0, 100.0) if score.percent else drawn
 
 
@@ -115,8 +139,13 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     return front
 
 
-def densities(report: Report, prefix: str) -> tuple[list[int], dict[str, list[float | None]]]:
-    """(rounds, layer -> density a round) from the columns `<prefix>/<layer>` of rounds.jsonl; None = not in that round."""
-    layers = list(dict.fromkeys(key for row in report.rounds for key in row if key.startswith(prefix + "/")))
-    rounds = [int(row["round"]) for row in report.rounds]
-    return rounds, {layer.split("/", 1)[1]: [row.get(layer) for row in report.rounds] for layer in layers}
+def densities(
+    report: Report, prefix: str, places: Sequence[int] | None = None
+) -> tuple[list[int], dict[str, list[float | None]]]:
+    """(rounds, layer -> density a round) from the columns `<prefix>/<layer>` of rounds.jsonl, at some `places` or all; None = not
+    in that round."""
+    columns = report.columns
+    chosen = range(len(columns)) if places is None else places
+    layers = [name for name in columns.names if name.startswith(prefix + "/")]
+    rounds = [int(number or 0) for number in columns.at("round", chosen)]
+    return rounds, {layer.split("/", 1)[1]: columns.at(layer, chosen) for layer in layers}

@@ -3,27 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from fl_sim.report.charts import ROUND, Chart, Figure, Quantity, lines
 from fl_sim.report.groups import Group
 from fl_sim.report.measures import score_of
-from fl_sim.report.numbers import at_round, curve
+from fl_sim.report.numbers import Column, at_round, curve
 from fl_sim.report.schema import Score
-
-
-@dataclass(frozen=True)
-class Column:
-    """`scale` times a column of rounds.jsonl, less another one where it is named."""
-
-    name: str
-    less: str | None = None
-    scale: float = 1.0
-
-    def __call__(self, row: Mapping[str, float]) -> float | None:
-        if self.name not in row or (self.less is not None and self.less not in row):
-            return None
-        return self.scale * (row[self.name] - (row[self.less] if self.less is not None else 0.0))
 
 
 def _views(score: Score) -> Mapping[str, tuple[Quantity, Column]]:

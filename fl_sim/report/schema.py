@@ -7,7 +7,7 @@ programs is docs/summary.schema.json, written by `python -m fl_sim.report.schema
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Self, TypeVar
 
@@ -98,10 +98,6 @@ class Score(_Strict):
     def text(self, value: float) -> str:
         """A value in the reader's unit, with the unit."""
         return f"{value:.2f} {self.unit}".rstrip()
-
-    def of(self, row: Mapping[str, float]) -> float | None:
-        """The value of a line of rounds.jsonl in the reader's unit; None where it has none."""
-        return self.scale * row[self.name] if self.name in row else None
 
 
 class ClientScores(_Strict):
@@ -220,7 +216,7 @@ class Row(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="allow")
     __pydantic_extra__: dict[Word, float]
-    round: int
+    round: int = Field(ge=-(2**53), le=2**53)
     uplink_bytes: float
     downlink_bytes: float
 
@@ -256,13 +252,13 @@ def origin_of(tree: object, folder: Path) -> Origin:
     return _valid(_ORIGIN, tree, folder, "identity.json")
 
 
-def check_rows(rows: object, folder: Path) -> None:
-    """Refuse what are no lines of rounds.jsonl.
+def check_rows(rows: object, folder: Path, *, before: int = 0) -> None:
+    """Refuse what are no lines of rounds.jsonl; `before` counts the lines before them.
 
     Raises:
         UserError: names the first wrong column.
     """
-    _valid(_ROWS, rows, folder, "rounds.jsonl")
+    _valid(_ROWS, rows, folder, f"rounds.jsonl after line {before}" if before else "rounds.jsonl")
 
 
 def check_counts(counts: object, folder: Path) -> Sequence[Sequence[int]]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import operator
 import platform
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -19,9 +21,10 @@ from fl_sim.communication.virtual_clock import time_to
 from fl_sim.config.experiment import Experiment
 from fl_sim.config.toml import Json
 from fl_sim.core.errors import in_one_line
-from fl_sim.core.files import read_plain
+from fl_sim.core.files import open_plain, read_plain
 from fl_sim.core.types import Params, UserError
 from fl_sim.report.flows import Flows
+from fl_sim.report.rounds import Rounds
 from fl_sim.report.schema import (
     Accuracy,
     ClientScores,
@@ -42,6 +45,8 @@ if TYPE_CHECKING:
     import pandas
     from rich.table import Table
 
+LINES = 1000
+"""Of rounds.jsonl that are checked together."""
 TARGETS = tuple(t / 100 for t in range(10, 100, 5))
 R20 = (100, 112, 125, 140, 160, 180, 200, 224, 250, 280, 315, 355, 400, 450, 500, 560, 630, 710, 800, 900)
 """Twenty preferred numbers of a decade, in hundredths."""
@@ -115,15 +120,14 @@ class Report:
             raise Unfinished(f"{folder}: not a finished run; there is no summary.json in it")
         try:
             summary = json.loads(read_plain(folder / "summary.json"))
-            rounds = [
-                json.loads(line, object_hook=_numbers) for line in read_plain(folder / "rounds.jsonl").splitlines()
-            ]
+            rounds = Rounds(_checked_rows(folder))
+        except UserError:
+            raise
         except OSError as error:
             raise UserError(f"{folder}: not a finished run ({error.strerror}: {Path(error.filename).name})") from error
         except (ValueError, RecursionError) as error:
             raise UserError(f"{folder}: damaged run folder: {in_one_line(error)}") from error
         summary_of(summary, folder)
-        check_rows(rounds, folder)
         return cls(folder, summary, rounds, Ledger.read(folder / "ledger.parquet"), {})
 
     @cached_property
@@ -181,6 +185,11 @@ class Report:
         )
 
     @cached_property
+    def columns(self) -> Rounds:
+        """The rounds as columns."""
+        return self.rounds if isinstance(self.rounds, Rounds) else Rounds(self.rounds)
+
+    @cached_property
     def flows(self) -> Flows:
         """Sums of the ledger by part, and by client and round."""
         return Flows.of(self.ledger)
@@ -217,6 +226,16 @@ class Report:
             return None
         except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"{self.folder}: damaged run folder: {name}: {in_one_line(error)}") from error
+
+
+def _checked_rows(folder: Path) -> Iterator[Mapping[str, float]]:
+    """The lines of rounds.jsonl, of which some are in memory at a time."""
+    with open_plain(folder / "rounds.jsonl") as stream:
+        lines, before = iter(stream), 0
+        while rows := [json.loads(line, object_hook=_numbers) for line in islice(lines, LINES)]:
+            check_rows(rows, folder, before=before)
+            before += len(rows)
+            yield from rows
 
 
 def _numbers(row: Mapping[str, float | None]) -> dict[str, float]:
@@ -375,8 +394,20 @@ def bytes_to(
     """
     for row in evaluated:
         if row[metric] >= target if higher else row[metric] <= target:
-            moved = row["uplink_bytes"] + row["downlink_bytes"]
-            if not math.isfinite(moved):
-                raise UserError(f"rounds.jsonl: round {row['round']}: uplink_bytes, downlink_bytes: not numbers")
-            return int(moved)
+            return _moved(row)
     return None
+
+
+def bytes_of_run(report: Report, target: float) -> int | None:
+    """`bytes_to` of a run's rounds and its task's metric."""
+    score = report.results.score
+    reached = partial(operator.le, target) if score.higher else partial(operator.ge, target)
+    row = report.columns.first(score.name, reached)
+    return None if row is None else _moved(row)
+
+
+def _moved(row: Mapping[str, float]) -> int:
+    moved = row["uplink_bytes"] + row["downlink_bytes"]
+    if not math.isfinite(moved):
+        raise UserError(f"rounds.jsonl: round {row['round']}: uplink_bytes, downlink_bytes: not numbers")
+    return int(moved)

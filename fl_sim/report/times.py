@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+import numpy as np
 
 from fl_sim.communication.virtual_clock import PRESETS
 from fl_sim.report.charts import Chart, Figure, Quantity, lines
-from fl_sim.report.groups import Group
+from fl_sim.report.groups import Group, Spread
 from fl_sim.report.measures import level_text, levels, metric_axis, score_of
 from fl_sim.report.numbers import Axis, BehindLink, accuracy_curve, at_clock
+from fl_sim.report.rounds import Series
 from fl_sim.report.summary import Report
 
 OWN = "the run's own network"
@@ -18,8 +19,12 @@ OWN = "the run's own network"
 
 def networks(groups: Sequence[Group]) -> dict[str, Axis]:
     """Name -> round -> seconds: the runs' own virtual clock, where one has it, and every nominal link."""
-    own: dict[str, Axis] = {OWN: at_clock} if any(at_clock(r) for group in groups for r in group.reports) else {}
+    own: dict[str, Axis] = {OWN: at_clock} if any(_has_clock(r) for group in groups for r in group.reports) else {}
     return own | {name: BehindLink(link) for name, link in PRESETS.items()}
+
+
+def _has_clock(report: Report) -> bool:
+    return len(at_clock(report).rounds) > 0
 
 
 def by_time(groups: Sequence[Group], band: str) -> Figure:
@@ -31,7 +36,7 @@ def by_time(groups: Sequence[Group], band: str) -> Figure:
         curves = [accuracy_curve(group, axis) for group in groups]
         views[name] = lines(groups, curves, Quantity(words, "s", 1), metric_axis(groups))
     own = "The run's own network is the config's [network], devices' speeds included. " if OWN in views else ""
-    clockless = [group.name for group in groups if OWN in views and not all(map(at_clock, group.reports))]
+    clockless = [group.name for group in groups if OWN in views and not all(map(_has_clock, group.reports))]
     without = f"Without one: {', '.join(clockless)}. " if clockless else ""
     caption = (
         f"{band}{own}{without}Under a link's name: the time that the encoded bytes take over it (Mbit/s, one-way latency: "
@@ -41,29 +46,27 @@ def by_time(groups: Sequence[Group], band: str) -> Figure:
     return Figure(f"{score_of(groups).title} by simulated time", caption, views, "groups")
 
 
-@dataclass(frozen=True)
-class SecondsTo:
+def _seconds_to(report: Report, places: Series, level: float) -> float | None:
     """Seconds on an axis of time until the test metric first reached `level`; None where it never did."""
-
-    axis: Axis
-    level: float
-
-    def __call__(self, report: Report) -> float | None:
-        places, score = self.axis(report), report.results.score
-        rows = [row for row in report.rounds if score.name in row]
-        better = operator.ge if score.higher else operator.le
-        reached = (int(row["round"]) for row in rows if better(row[score.name], self.level))
-        return next((places[number] for number in reached if number in places), None)
+    score = report.results.score
+    metric = report.columns.series(score.name)
+    reached = metric.rounds[metric.values >= level if score.higher else metric.values <= level]
+    known = np.intersect1d(reached, places.rounds)
+    return float(places.at(known[:1])[0]) if len(known) else None
 
 
 def time_to_accuracy(groups: Sequence[Group]) -> tuple[list[str], list[list[str]]]:
     """(headings, rows) of seconds to the best levels that any run reached, a row for each run and network."""
     asked = levels(groups)
-    chosen = [float(level) for level in asked]
     rows = [
-        [group.name, name, *(group.spread(SecondsTo(axis, level)).text(1) for level in chosen)]
+        [group.name, name, *_times(group, axis, [float(level) for level in asked])]
         for group in groups
-        for name, axis in networks([group]).items()
+        for name, axis in (networks([group]) if asked else {}).items()
     ]
     headings = ["run", "network", *(f"{level_text(groups, level)} [s]" for level in asked)]
-    return headings, rows if chosen else []
+    return headings, rows
+
+
+def _times(group: Group, axis: Axis, asked: Sequence[float]) -> list[str]:
+    places = [(report, axis(report)) for report in group.reports]
+    return [Spread.of(_seconds_to(*each, level) for each in places).text(1) for level in asked]

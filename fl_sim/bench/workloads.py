@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 
 from fl_sim.config.experiment import Experiment
 from fl_sim.core.seeding import Purpose, numpy_generator
 from fl_sim.core.types import FlatParams, Task, Update
 from fl_sim.data import Data
+from fl_sim.sparsity import global_topk, magnitude, topk_mask
 from fl_sim.training.client import ClientContext
 
 
@@ -44,6 +46,17 @@ def nudge(task: Task, ctx: ClientContext) -> Update:
     shapes = tuple(value.shape for value in task.params.values())
     moved = task.params.flat + (ctx.seed % 1000) / 1e6
     return Update(FlatParams.view(moved, task.params.names, shapes), ctx.num_examples)
+
+
+def largest(task: Task, ctx: ClientContext) -> Update:
+    """A client that draws a change, and sends the largest tenth of it with what error feedback adds."""
+    assert isinstance(task.params, FlatParams)
+    shapes = tuple(value.shape for value in task.params.values())
+    moved = task.params.flat + torch.randn(len(task.params.flat), generator=ctx.rng).mul_(1e-3)
+    params = FlatParams.view(moved, task.params.names, shapes)
+    weights = {name: value for name, value in params.items() if value.dim() > 1}
+    change = magnitude({name: value - task.params[name] for name, value in ctx.corrected(weights).items()})
+    return Update(params, ctx.num_examples, topk_mask(change, global_topk(change, 0.1)))
 
 
 @dataclass(frozen=True)
@@ -94,6 +107,7 @@ class Workload:
 
 
 ECHO, NUDGE = "fl_sim.bench.workloads:echo", "fl_sim.bench.workloads:nudge"
+LARGEST = "fl_sim.bench.workloads:largest"
 B0 = Workload("cnn", clients=1000, cohort=10, steps=5)
 """CIFAR shape, 1,000 clients x 50 samples, 10 a round, one epoch in batches of 10, 1,626,442 parameters."""
 B0_SMALL = Workload("cnn", clients=1000, cohort=10, steps=5, width=0.178)

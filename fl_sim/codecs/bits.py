@@ -53,20 +53,17 @@ def _words() -> _Words:
     return _Words(counts, ranks, sizes, starts, ordered.astype("<u2"))
 
 
-def _models(segments: Sequence[Segment]) -> list[constriction.stream.model.Categorical]:
-    """Of each segment, how likely it is that 0..16 of a word's bits are set."""
-    if not segments:
-        return []
-    p = np.array([ones / size for ones, size in segments])
-    set_, unset = np.ones((2, len(segments), WORD + 1))
-    set_[:, 1:], unset[:, 1:] = p[:, None], 1.0 - p[:, None]
-    likely = _words().sizes * np.cumprod(set_, axis=1) * np.cumprod(unset, axis=1)[:, ::-1]
-    tables = np.floor(likely * SCALE) + FLOOR
+@lru_cache(maxsize=4096)
+def _model(ones: int, size: int) -> constriction.stream.model.Categorical:
+    """Of a segment, how likely it is that 0..16 of a word's bits are set. Clients of one model have the same few segments."""
+    p = ones / size
+    set_, unset = np.ones((2, WORD + 1))
+    set_[1:], unset[1:] = p, 1.0 - p
+    likely = _words().sizes * np.cumprod(set_) * np.cumprod(unset)[::-1]
     # `lazy` changes no byte: where a word has less than one bit on average, searching from 0 upwards is the faster way.
-    return [
-        constriction.stream.model.Categorical(table, lazy=WORD * ones < size, perfect=False)
-        for table, (ones, size) in zip(tables, segments, strict=True)
-    ]
+    return constriction.stream.model.Categorical(
+        np.floor(likely * SCALE) + FLOOR, lazy=WORD * ones < size, perfect=False
+    )
 
 
 def floor_bits(ones: int, size: int) -> float:
@@ -145,8 +142,8 @@ def _coded(segments: Sequence[Segment], cut: Sequence[Words]) -> bytes:
     several = sizes > 1
     # Last in, first out: what is decoded last goes in first.
     coder.choices(words.ranks[joined[several]], sizes[several])
-    for part, model in zip(reversed(cut), reversed(_models(segments)), strict=True):
-        coder.symbols(words.counts[part].astype(np.int32), model)
+    for part, segment in zip(reversed(cut), reversed(segments), strict=True):
+        coder.symbols(words.counts[part].astype(np.int32), _model(*segment))
     return coder.words()
 
 
@@ -177,7 +174,7 @@ def _decoded(segments: Sequence[Segment], decoder: Decoder) -> Bits:
     """The segments' bits one after the other, each padded to whole words."""
     words, lengths = _words(), [-(-size // WORD) for _, size in segments]
     counts = np.concatenate(
-        [decoder.symbols(model, length) for model, length in zip(_models(segments), lengths, strict=True)]
+        [decoder.symbols(_model(*segment), length) for segment, length in zip(segments, lengths, strict=True)]
     )
     starts = np.cumsum([0, *lengths[:-1]])
     if (np.add.reduceat(counts, starts) != [ones for ones, _ in segments]).any():

@@ -65,11 +65,17 @@ class ErrorFeedback:
         """
         schema, count = self.exchange.schema, self.exchange.schema.prunable_size
         received = schema.flat(self.task.params)[:count]
-        arrived = self.exchange.reconstructed(*self.exchange.decode_up(sent, self.task), self.task.params)
+        arrived = self._arrived(update, sent).flat[:count]
         left = schema.flat(update.params)[:count] - received
         if self.residual is not None:
             left += self.residual
-        return self._alive(left.sub_(arrived.flat[:count] - received))
+        return self._alive(left.sub_(arrived - received))
+
+    def _arrived(self, update: Update, sent: bytes) -> FlatParams:
+        """The parameters as the server decodes them; exact values under a mask of the client's own are what was encoded."""
+        if self.exchange.uplink.is_exact and self.task.mask is None:
+            return self.exchange.reconstructed(self.encoded(update).params, update.mask, self.task.params)
+        return self.exchange.reconstructed(*self.exchange.decode_up(sent, self.task), self.task.params)
 
     def _plus(self, params: Params, residual: Tensor) -> FlatParams:
         flat = self.exchange.schema.flat(params).clone()

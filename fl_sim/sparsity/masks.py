@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fl_sim.core.types import Mask, Params, Scores, UserError
-from fl_sim.sparsity.selection import CHUNK, top
+from fl_sim.sparsity.selection import CHUNK, are_few, top, top_of_few
 
 
 def topk_mask(scores: Scores, keep: Mapping[str, int]) -> Mask:
@@ -28,6 +28,8 @@ def topk_mask(scores: Scores, keep: Mapping[str, int]) -> Mask:
 def _top_mask(score: Tensor, k: int) -> Tensor:
     if k == score.numel():
         return torch.ones_like(score, dtype=torch.bool)
+    if are_few([score]):
+        return top_of_few(score, k)
     selection = top(score, k)
     comparable = score if score.dtype.is_floating_point else score.double()
     mask = (comparable > selection.threshold).contiguous()

@@ -20,6 +20,8 @@ from fl_sim.core.types import UserError
 
 CHUNK = 1 << 18
 RADIX = 11
+FEW = 1 << 14
+"""Values that one partial sort takes less time for than the passes of a radix sort."""
 # Bits below the sign.
 WIDTHS = {torch.float32: (torch.int32, 31), torch.float64: (torch.int64, 63)}
 
@@ -73,6 +75,22 @@ def top(tensor: Tensor, k: int) -> Selection:
     return Selection(threshold, k - int(above[0]), k)
 
 
+def are_few(tensors: Sequence[Tensor]) -> bool:
+    """Whether one partial sort is the faster way."""
+    return sum(t.numel() for t in tensors) <= FEW and all(t.device.type == "cpu" for t in tensors)
+
+
+def top_of_few(tensor: Tensor, k: int) -> Tensor:
+    """Where the k highest of one tensor on the CPU are, as bool of its shape; ties go to the lower flat index. Raises as `top`."""
+    values = _values(tensor, common_dtype([tensor]))
+    chosen = np.zeros(len(values), np.bool_)
+    if k:
+        threshold = _highest(values, k)
+        np.greater(values, threshold, out=chosen)
+        chosen[np.flatnonzero(values == threshold)[: k - np.count_nonzero(chosen)]] = True
+    return torch.from_numpy(chosen).view(tensor.shape)
+
+
 def common_dtype(tensors: Sequence[Tensor]) -> torch.dtype:
     """The dtype in which values are compared: it holds all of them exactly, except integers beyond 2^53."""
     if any(t.dtype == torch.float64 or not t.dtype.is_floating_point for t in tensors):
@@ -85,6 +103,8 @@ def _kth(
 ) -> tuple[float, NDArray[np.int64], NDArray[np.int64]]:
     """(threshold, values above it in each tensor, values equal to it in each tensor)."""
     dtype = common_dtype(tensors)
+    if k and not floors.any() and are_few(tensors):
+        return _kth_of_few([_values(t, dtype) for t in tensors], k)
     integer, width = WIDTHS[dtype]
     prefix, above, equal = 0, np.zeros_like(floors), np.zeros_like(floors)
     while width:
@@ -101,6 +121,31 @@ def _kth(
     return float(torch.tensor(prefix, dtype=integer).view(dtype)), above, equal
 
 
+def _kth_of_few(parts: Sequence[NDArray[np.float64]], k: int) -> tuple[float, NDArray[np.int64], NDArray[np.int64]]:
+    """`_kth` without floors, of tensors on the CPU."""
+    threshold = _highest(np.concatenate(parts), k)
+    above, equal = (
+        np.array([np.count_nonzero(test(part, threshold)) for part in parts]) for test in (np.greater, np.equal)
+    )
+    return float(threshold), above, equal
+
+
+def _values(tensor: Tensor, dtype: torch.dtype) -> NDArray[np.float64]:
+    return tensor.detach().to("cpu", dtype).reshape(-1).numpy()
+
+
+def _highest(values: NDArray[np.float64], k: int) -> np.float64:
+    """The k-th highest value, by one partial sort."""
+    _require_scores(bool(values.min() >= 0))
+    found: np.float64 = np.partition(values, len(values) - k)[len(values) - k]
+    return found
+
+
+def _require_scores(all_are: bool) -> None:
+    if not all_are:
+        raise UserError("scores must be non-negative, and none may be NaN")
+
+
 def _histogram(tensor: Tensor, dtype: torch.dtype, prefix: int, place: tuple[int, int]) -> NDArray[np.int64]:
     """Counts of the `digit` bits above bit `shift`, over the values whose higher bits equal `prefix`."""
     shift, digit = place
@@ -109,8 +154,8 @@ def _histogram(tensor: Tensor, dtype: torch.dtype, prefix: int, place: tuple[int
     counts = torch.zeros(1 << digit, dtype=torch.int64, device=tensor.device)
     for chunk in _chunks(tensor):
         values = chunk.to(dtype)
-        if not rest and not bool(values.min() >= 0):
-            raise UserError("scores must be non-negative, and none may be NaN")
+        if not rest:
+            _require_scores(bool(values.min() >= 0))
         bits = values.view(integer)
         if rest:
             bits = bits[(bits >> (shift + digit)).bitwise_and_((1 << rest) - 1) == prefix]

@@ -11,8 +11,8 @@ from fl_sim.bench import scale
 def test_each_measure_reports_its_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     few = scale._many
 
-    def fewer(clients: int, cohort: int, place: str) -> object:
-        return few(clients // 1000, max(1, cohort // 100), place)
+    def fewer(clients: int, cohort: int, *more: str, **given: object) -> object:
+        return few(clients // 1000, max(1, cohort // 100), *more, **given)
 
     monkeypatch.setattr(scale, "_many", fewer)
     found = {name: value for measure in scale.MEASURES.values() for name, value in measure().items()}
@@ -22,5 +22,6 @@ def test_each_measure_reports_its_numbers(monkeypatch: pytest.MonkeyPatch) -> No
         "million_run_s",
         "million_run_mb",
         "round_of_5000_s",
+        "feedback_round_of_5000_s",
     }
     assert all(value >= 0 for value in found.values())

@@ -35,7 +35,7 @@ def forged(word: int, ones: int, size: int) -> memoryview:
     coder, words = bits.Encoder(), bits._words()
     count = words.counts[word]
     coder.choices(words.ranks[[word]], words.sizes[[count]])
-    coder.symbols(np.array([count], dtype=np.int32), bits._models([(ones, size)])[0])
+    coder.symbols(np.array([count], dtype=np.int32), bits._model(ones, size))
     return memoryview(coder.words())
 
 

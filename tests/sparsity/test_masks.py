@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from unittest import mock
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,10 +13,16 @@ from properties import examples
 from torch import Tensor
 
 from fl_sim.core.types import UserError
-from fl_sim.sparsity import apply_mask, density, intersect, prune_and_grow, topk_mask
-from fl_sim.sparsity.selection import CHUNK, select
+from fl_sim.sparsity import apply_mask, density, intersect, prune_and_grow, selection, topk_mask
+from fl_sim.sparsity.selection import CHUNK, FEW, select
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.uint8]
+
+
+@pytest.fixture(autouse=True, scope="module", params=[0, FEW], ids=["by digits", "few at once"])
+def _few(request: pytest.FixtureRequest) -> Iterator[None]:
+    with mock.patch.object(selection, "FEW", request.param):
+        yield
 
 
 def rng(seed: int = 0) -> torch.Generator:

@@ -23,6 +23,7 @@ from fl_sim.communication import messages as wire
 from fl_sim.communication.error_feedback import ErrorFeedback
 from fl_sim.communication.exchange import Exchange, Frozen, OwnCoding
 from fl_sim.communication.flower_private import reply_to
+from fl_sim.communication.kept_arrays import array_from, values_of
 from fl_sim.communication.messages import PARTITION
 from fl_sim.communication.sparse_broadcast import received
 from fl_sim.communication.task_header import BroadcastHeader, CurveRequest, GradientRequest
@@ -407,12 +408,12 @@ def _tensors(context: Context, key: str) -> dict[str, Tensor]:
         return {}
     record = context.state[key]
     items = record.items() if isinstance(record, ArrayRecord) else ()
-    return {name: torch.from_numpy(array.numpy()) for name, array in items}
+    return {name: torch.from_numpy(values_of(array)) for name, array in items}
 
 
 def _keep(context: Context, key: str, tensors: dict[str, Tensor]) -> None:
     """Keep tensors in the node's state, which every Flower runtime carries from round to round."""
     if tensors or key in context.state:
         context.state[key] = ArrayRecord(
-            {name: Array(tensor.detach().cpu().numpy()) for name, tensor in tensors.items()}
+            {name: array_from(tensor.detach().cpu().numpy()) for name, tensor in tensors.items()}
         )

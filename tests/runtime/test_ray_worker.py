@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from fl_sim.core.types import UserError
 from fl_sim.runtime.grids import ray as ray_engine
 from fl_sim.runtime.grids.ray import RayOptions
+from fl_sim.runtime.grids.ray_actors import Actors, Starting
 from fl_sim.runtime.grids.ray_worker import PACKAGES, Here, actor_class, why_not_built
 from fl_sim.simulation.client_side import make_client_app
 
@@ -72,3 +75,25 @@ def test_one_working_folder_is_given() -> None:
         "working_dir": "a",
     }
     assert RayOptions().environment == {}
+
+
+@pytest.mark.parametrize(("whole", "waited", "fails"), [(1, 59, False), (1, 100, False), (1, 301, True), (0, 61, True)])
+def test_a_busy_cluster_is_waited_for_longer_than_one_that_is_too_small(
+    whole: int, waited: float, fails: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    ray = ModuleType("ray")
+    vars(ray).update(
+        remote=lambda made: SimpleNamespace(options=lambda **needs: made),
+        available_resources=dict,
+        cluster_resources=lambda: {"CPU": whole},
+    )
+    actors = Actors(ray, lambda but: 1, cast("Any", None), {"num_cpus": 1.0, "num_gpus": 0.0}, 30.0)
+    actors.starting[1] = Starting(cast("Any", None), cast("Any", None), cast("Any", None))
+    actors._last_alive = time.monotonic() - waited
+    if fails:
+        with pytest.raises(UserError, match=r"no room for a worker \(1 CPU and 0 GPU\); free are 0 CPUs, 0 GPUs"):
+            actors.require_some(UserError)
+        return
+    for _ in range(2):
+        actors.require_some(UserError)
+    assert [record.message.count("waiting up to 300 s") for record in caplog.records] == [1] * (waited > 60)

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fl_sim")
 START_S = 60.0
-"""How long Ray may take to place a first actor."""
+"""How long Ray may take to place a first actor, where the cluster is too small for one."""
+BUSY_S = 300.0
+"""How long where it is large enough: somebody else has its processors, or a busy machine is slow to start the process."""
 GRACE_S = 3.0
 """How long the others may stay away, once nothing is starting any more: somebody else has their processors."""
 PULSE_S = 1.0
@@ -75,7 +77,7 @@ class Actors:
         self._refused: set[str] = set()
         self._known: set[str] = set()
         self._started = False
-        self._last_alive = time.monotonic()
+        self._last_alive, self._told_to_wait = time.monotonic(), False
         self.starting: dict[int, Starting] = {}
         self.working: dict[int, Working] = {}
         self.heartbeat = Heartbeat(node_timeout_s)
@@ -100,16 +102,27 @@ class Actors:
         self._started = True
 
     def require_some(self, kind: type[Exception]) -> None:
-        """Complain when no actor works, and none has been placed for a while."""
+        """Complain when no actor works, and none has been placed for a while; say once that one is waited for."""
         if self.working or any(each.here is not None for each in self.starting.values()):
-            self._last_alive = time.monotonic()
-        elif not self.starting or time.monotonic() - self._last_alive > max(START_S, self.heartbeat.timeout_s):
-            have = self._ray.available_resources()
-            free = ", ".join(f"{have.get(name, 0):g} {name}s" for name in ("CPU", "GPU"))
-            needs = " and ".join(
-                f"{value:g} {name}" for name, value in zip(("CPU", "GPU"), self._needs.values(), strict=True)
-            )
+            self._last_alive, self._told_to_wait = time.monotonic(), False
+            return
+        waited = time.monotonic() - self._last_alive
+        if self.starting and waited <= max(START_S, self.heartbeat.timeout_s):
+            return
+        names = dict(zip(("CPU", "GPU"), self._needs.values(), strict=True))
+        have, whole = self._ray.available_resources(), self._ray.cluster_resources()
+        free = ", ".join(f"{have.get(name, 0):g} {name}s" for name in names)
+        needs = " and ".join(f"{value:g} {name}" for name, value in names.items())
+        fits = all(whole.get(name, 0) >= value for name, value in names.items())
+        if not (self.starting and fits and waited <= BUSY_S):
             raise kind(f"the Ray cluster has no room for a worker ({needs}); free are {free}")
+        if not self._told_to_wait:
+            log.warning(
+                "the Ray cluster has started no worker for %.0f s (one takes %s; free are %s): others use it, or it is busy; "
+                "waiting up to %.0f s",
+                *(waited, needs, free, BUSY_S),
+            )
+        self._told_to_wait = True
 
     def fill(self) -> None:
         """Ask for actors until there are as many as there is room for."""

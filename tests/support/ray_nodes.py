@@ -190,7 +190,7 @@ class Nodes:
         assert "Traceback" not in said
         return said
 
-    def started(self, node: int, *, seconds: float = 300) -> None:
+    def started(self, node: int, *, seconds: float = 900) -> None:
         """Wait until Ray runs on a node."""
         log = self.folder / f"node{node}.log"
         until(lambda: b"Ray runtime started" in log.read_bytes(), seconds=seconds, what=f"Ray on node {node}")

@@ -17,7 +17,7 @@ from fl_sim.communication.extra import NO_EXTRA, Extra
 from fl_sim.core.types import Mask, Metrics, Params, Task, Update, UserError
 from fl_sim.models import prunable_names
 from fl_sim.models.parameters import load, snapshot
-from fl_sim.sparsity import global_topk, intersect, magnitude, topk_mask
+from fl_sim.sparsity import global_topk_mask, intersect, magnitude
 from fl_sim.training.client import ANYTHING, Client, ClientContext
 from fl_sim.training.loop import Training, Trains
 from fl_sim.training.losses import CrossEntropy, Loss, Proximal, weighs
@@ -164,7 +164,7 @@ class TopK:
 
     def __call__(self, task: Task, params: Params) -> Mask | None:
         change = magnitude({name: value - task.params[name] for name, value in params.items()})
-        return topk_mask(change, global_topk(change, self.density))
+        return global_topk_mask(change, self.density)
 
 
 def _restore(params: Params, received: Params, retained_mask: Mask) -> None:

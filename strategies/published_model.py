@@ -27,7 +27,7 @@ from fl_sim.communication.sparse_broadcast import (
 from fl_sim.communication.task_header import BroadcastHeader
 from fl_sim.core.seeding import Purpose, derive
 from fl_sim.core.types import Mask, Params, UserError
-from fl_sim.sparsity import global_topk, magnitude, topk_mask
+from fl_sim.sparsity import global_topk_mask, magnitude
 from fl_sim.sparsity.masks import alive
 from strategies.codec_state import CodecState
 
@@ -110,7 +110,7 @@ class SparseBroadcastServer:
         if self.rule.density == 1 and (codecs.is_relative(self.rule.values) or isinstance(self._coding, OwnCoding)):
             return None
         moved = {name: new[name] - old[name] for name in self._part.names}
-        largest = topk_mask(magnitude(moved), global_topk(magnitude(moved), self.rule.density))
+        largest = global_topk_mask(magnitude(moved), self.rule.density)
         return {name: keep & (moved[name] != 0) for name, keep in largest.items()}
 
     def _forget_old(self) -> None:

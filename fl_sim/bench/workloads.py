@@ -12,7 +12,7 @@ from fl_sim.config.experiment import Experiment
 from fl_sim.core.seeding import Purpose, numpy_generator
 from fl_sim.core.types import FlatParams, Task, Update
 from fl_sim.data import Data
-from fl_sim.sparsity import global_topk, magnitude, topk_mask
+from fl_sim.sparsity import global_topk_mask, magnitude
 from fl_sim.training.client import ClientContext
 
 
@@ -56,7 +56,7 @@ def largest(task: Task, ctx: ClientContext) -> Update:
     params = FlatParams.view(moved, task.params.names, shapes)
     weights = {name: value for name, value in params.items() if value.dim() > 1}
     change = magnitude({name: value - task.params[name] for name, value in ctx.corrected(weights).items()})
-    return Update(params, ctx.num_examples, topk_mask(change, global_topk(change, 0.1)))
+    return Update(params, ctx.num_examples, global_topk_mask(change, 0.1))
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from fl_sim.core.types import Mask, Params, UserError
 from fl_sim.models.modes import evaluating
 from fl_sim.simulation.federation import Federation
 from fl_sim.simulation.recorded_rounds import Encoder, RecordedRound
-from fl_sim.sparsity import OneShot, PruneTo, RateDistortion, global_topk, magnitude, topk_mask
+from fl_sim.sparsity import OneShot, PruneTo, RateDistortion, global_topk_mask, magnitude
 from fl_sim.sparsity.curve_messages import encode_curves
 from fl_sim.sparsity.curves import Curves, MeasureCurves, calibration
 
@@ -215,7 +215,7 @@ class Sizes:
 def largest_changes(received: Params, trained: Params, share: float, prunable: tuple[str, ...]) -> Mask:
     """The mask of `clients.presets:topk`: the `share` of the prunable weights that changed most, over all layers."""
     change = magnitude({name: trained[name] - received[name] for name in prunable})
-    return topk_mask(change, global_topk(change, share))
+    return global_topk_mask(change, share)
 
 
 def require_plain(experiment: Experiment) -> None:

@@ -1,7 +1,7 @@
 """Pruning from orthogonal parts: what matters (scores), how much where (allocation), which ones (masks), when (schedules).
 
 scores = magnitude(params)
-mask = topk_mask(scores, global_topk(scores, 0.1))
+mask = global_topk_mask(scores, 0.1)
 
 `rules` composes them into what a server or client calls every round.
 """
@@ -14,6 +14,7 @@ from fl_sim.sparsity.allocation import (
     erk,
     global_published,
     global_topk,
+    global_topk_mask,
     lamp,
     uniform,
 )
@@ -61,6 +62,7 @@ __all__ = [
     "erk",
     "global_published",
     "global_topk",
+    "global_topk_mask",
     "gradient",
     "grow_by_gradient",
     "intersect",

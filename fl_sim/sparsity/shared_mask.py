@@ -8,8 +8,7 @@ import torch
 
 from fl_sim.core.seeding import Purpose, generator
 from fl_sim.core.types import Mask, Params
-from fl_sim.sparsity.allocation import global_topk
-from fl_sim.sparsity.masks import topk_mask
+from fl_sim.sparsity.allocation import global_topk_mask
 
 
 @dataclass(frozen=True)
@@ -28,4 +27,4 @@ class Shared:
         """The mask of round `number` over these prunable parameters, whose values do not matter."""
         rng = generator(self.seed, number, Purpose.SHARED_MASK)
         scores = {name: torch.rand(value.shape, generator=rng) for name, value in params.items()}
-        return topk_mask(scores, global_topk(scores, self.density))
+        return global_topk_mask(scores, self.density)

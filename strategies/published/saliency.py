@@ -17,8 +17,7 @@ import torch
 from fl_sim.core.types import Grads, Mask, MaskRule, Params, UserError
 from fl_sim.runtime.server_context import ServerContext
 from fl_sim.sparsity import OneShot, PruneTo
-from fl_sim.sparsity.allocation import global_topk
-from fl_sim.sparsity.masks import topk_mask
+from fl_sim.sparsity.allocation import global_topk_mask
 from fl_sim.sparsity.rules import no_mask
 from fl_sim.sparsity.scores import saliency
 from strategies.base import Method
@@ -75,7 +74,7 @@ class MostForTheTime:
         ranked = torch.cat([value.flatten() for value in squares.values()]).sort(descending=True).values
         time = self.overhead * len(ranked) + torch.arange(1, len(ranked) + 1)
         count = int((ranked.cumsum(0) / time).argmax()) + 1
-        return topk_mask(squares, global_topk(squares, count / len(ranked)))
+        return global_topk_mask(squares, count / len(ranked))
 
 
 def ssfl(*, density: float = 0.5) -> Method:

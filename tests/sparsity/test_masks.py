@@ -13,7 +13,16 @@ from properties import examples
 from torch import Tensor
 
 from fl_sim.core.types import UserError
-from fl_sim.sparsity import apply_mask, density, intersect, prune_and_grow, selection, topk_mask
+from fl_sim.sparsity import (
+    apply_mask,
+    density,
+    global_topk,
+    global_topk_mask,
+    intersect,
+    prune_and_grow,
+    selection,
+    topk_mask,
+)
 from fl_sim.sparsity.selection import CHUNK, FEW, select
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.uint8]
@@ -146,3 +155,15 @@ def test_an_exchange_of_more_than_everything_is_refused() -> None:
     mask = {"w": torch.tensor([True, False])}
     with pytest.raises(UserError, match=r"fraction = 1\.5"):
         prune_and_grow(mask, {"w": torch.ones(2)}, {"w": torch.ones(2)}, 1.5)
+
+
+@given(first=tied(), second=tied(), density=st.floats(0, 1))
+@settings(deadline=None)
+def test_the_highest_of_all_tensors_are_those_that_each_keeps_of_its_own(
+    first: Tensor, second: Tensor, density: float
+) -> None:
+    scores = {"a": first.reshape(1, -1), "b": torch.empty(0, 2), "c": second}
+    expected = topk_mask(scores, global_topk(scores, density))
+    found = global_topk_mask(scores, density)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)

@@ -23,7 +23,7 @@ from fl_sim.data import Split
 from fl_sim.models.parameters import load, snapshot
 from fl_sim.runtime.client.leftovers import Shape
 from fl_sim.runtime.client.update_validation import as_taken
-from fl_sim.sparsity import apply_mask, global_topk, magnitude, topk_mask
+from fl_sim.sparsity import apply_mask, global_topk_mask, magnitude
 from fl_sim.training.client import Client, ClientContext
 
 DENSITY = 0.5
@@ -136,7 +136,7 @@ class Examination:
         """Half of the prunable weights, by magnitude."""
         params = snapshot(self.model)
         scores = magnitude({name: params[name] for name in models.prunable_names(self.model)})
-        return topk_mask(scores, global_topk(scores, DENSITY))
+        return global_topk_mask(scores, DENSITY)
 
     @cached_property
     def masked(self) -> Attempt:

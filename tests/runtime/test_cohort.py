@@ -121,7 +121,7 @@ def test_a_diverging_client_is_told_as_inline(tmp_path: Path) -> None:
         with pytest.raises(
             RunStopped, match=r"client \d: TrainingDiverged: the training loss became nan within \d steps"
         ):
-            run_tiny(tmp_path / engine, "training.lr=1e30", "rounds=1", f"engine={engine}")
+            run_tiny(tmp_path / engine, "training.lr=1e30", "training.steps=2", "rounds=1", f"engine={engine}")
 
 
 def test_how_many_fit_falls_with_the_size_of_the_model() -> None:

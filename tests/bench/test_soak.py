@@ -17,13 +17,13 @@ from fl_sim.bench import soak
 from fl_sim.core.observer import Silent
 
 MANY = {
-    "rounds": 20,
-    "data": {"clients": 20},
-    "cohort": {"size": 8},
+    "rounds": 32,
+    "data": {"clients": 50},
+    "cohort": {"size": 20},
     "model": {"name": "mlp", "width": 0.25},
     "client": {"target": "clients.presets:topk"},
     "training": {"steps": 1},
-    "evaluate": {"every": 20},
+    "evaluate": {"every": 32},
 }
 
 
@@ -38,7 +38,7 @@ class Held(Silent):
         self.rounds += 1
         if self.rounds == 4:
             tracemalloc.start()
-        if self.rounds in (11, 19):
+        if self.rounds in (23, 31):
             gc.collect()
             self.seen.append(tracemalloc.get_traced_memory()[0])
 

@@ -64,7 +64,8 @@ def test_sums_do_not_depend_on_the_pieces(tmp_path: Path) -> None:
         assert flows.parts["up", "waste"] == late > 0
         assert flows.parts["down", "waste"] > 0
         assert len(flows.rounds) == 45
-        found.append((flows.parts, flows.seconds(PRESETS["3G"]), flows.up.tolist(), flows.down.tolist()))
+        groups = [list(ledger.total(by=by).items()) for by in (("client", "section"), ("status", "round"))]
+        found.append((flows.parts, flows.seconds(PRESETS["3G"]), flows.up.tolist(), flows.down.tolist(), groups))
     assert found[0] == found[1] == found[2]
 
 

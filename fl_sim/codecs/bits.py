@@ -53,7 +53,7 @@ def _words() -> _Words:
     return _Words(counts, ranks, sizes, starts, ordered.astype("<u2"))
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=64)
 def _model(ones: int, size: int) -> constriction.stream.model.Categorical:
     """Of a segment, how likely it is that 0..16 of a word's bits are set. Clients of one model have the same few segments."""
     p = ones / size

@@ -191,9 +191,17 @@ class Nodes:
         return said
 
     def started(self, node: int, *, seconds: float = 900) -> None:
-        """Wait until Ray runs on a node."""
+        """Wait until Ray runs on a node; where Ray gave up its start, as on a busy machine, it is started again."""
         log = self.folder / f"node{node}.log"
-        until(lambda: b"Ray runtime started" in log.read_bytes(), seconds=seconds, what=f"Ray on node {node}")
+
+        def runs() -> bool:
+            if b"Ray runtime started" in log.read_bytes():
+                return True
+            if self.processes[node].poll() is not None:
+                self.join(node)
+            return False
+
+        until(runs, seconds=seconds, what=f"Ray on node {node}")
 
     def close(self) -> None:
         for program in self.programs:

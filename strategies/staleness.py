@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from fl_sim.codecs import Schema
 from fl_sim.communication.schedule import Schedule
 from fl_sim.core import kernels
-from fl_sim.core.types import FlatParams, Update
+from fl_sim.core.types import Update
 from strategies.robust import is_statistic
 from strategies.server_step import ServerState
 
@@ -39,8 +39,8 @@ class Refresh:
         if stale == 0 and weight == 1.0:
             return update
         flat = self.schema.flat
-        y, b, x = flat(update.params), flat(base.params), flat(current.params)
-        return replace(update, params=self._view(self._moved(y, b, x, weight)))
+        moved = self._moved(flat(update.params), flat(base.params), flat(current.params), weight)
+        return Update(self.schema.view(moved), update.num_examples, update.mask, update.metrics, update.extra)
 
     def _moved(self, y: Tensor, b: Tensor, x: Tensor, weight: float) -> Tensor:
         if self.schedule.kind == "fedasync":
@@ -48,9 +48,6 @@ class Refresh:
         moved = torch.empty_like(x)
         kernels.moved(moved.numpy(), y.numpy(), b.numpy(), x.numpy(), weight)
         return moved if self._mixed is None else torch.where(self._mixed, torch.lerp(x, y, weight), moved)
-
-    def _view(self, flat: Tensor) -> FlatParams:
-        return self.schema.view(flat)
 
 
 def same_mask(base: ServerState, current: ServerState) -> bool:

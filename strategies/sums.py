@@ -70,7 +70,8 @@ class Sums:
             self._add_sent(values, self.schema.flat_mask(update.mask).numpy(), weight)
         for place, total in self.others.pieces():
             add_scaled(total, values[count:][place], weight)
-        add_squares(self.squares.numpy(), values, self.means.numpy(), weight)
+        if self.means.numel():
+            add_squares(self.squares.numpy(), values, self.means.numpy(), weight)
         self.weight += weight
 
     def _add_sent(self, values: NDArray[np.float32], sent: NDArray[np.bool_], weight: float) -> None:

@@ -43,9 +43,7 @@ def echo(task: Task, ctx: ClientContext) -> Update:
 def nudge(task: Task, ctx: ClientContext) -> Update:
     """A client that does next to nothing: it adds a number of its own to all that it received."""
     assert isinstance(task.params, FlatParams)
-    shapes = tuple(value.shape for value in task.params.values())
-    moved = task.params.flat + (ctx.seed % 1000) / 1e6
-    return Update(FlatParams.view(moved, task.params.names, shapes), ctx.num_examples)
+    return Update(task.params.over(task.params.flat + (ctx.seed % 1000) / 1e6), ctx.num_examples)
 
 
 def largest(task: Task, ctx: ClientContext) -> Update:

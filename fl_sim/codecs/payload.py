@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -10,13 +10,11 @@ import xxhash
 from torch import Tensor
 
 from fl_sim.codecs import mask_coding, tensor_coding
-from fl_sim.codecs.bits import varint
 from fl_sim.codecs.held_model import HeldModel
 from fl_sim.codecs.mask_coding import MODES
 from fl_sim.codecs.own_coding import Own
 from fl_sim.codecs.payload_format import (
     AGAINST_BASE,
-    ALIGNMENT,
     HEAD,
     HELD,
     MAGIC,
@@ -28,8 +26,9 @@ from fl_sim.codecs.payload_format import (
     mixed_coder,
     names_held_mask,
     others_of,
+    whole,
+    with_lengths,
 )
-from fl_sim.codecs.plane_coding import raw
 from fl_sim.codecs.schema import Schema
 from fl_sim.codecs.value_coder import ValueCoder
 from fl_sim.codecs.value_coding import EXACT, VALUES, is_relative
@@ -65,6 +64,8 @@ def encode(
         ValueError: NaN or infinity (named), a value beyond the value type's range, a name or shape not in the schema, or a
             value type that codes against a base where none is given.
     """
+    if sent_mask is None and values == EXACT and schema.is_flat:
+        return _encode_whole(params, schema)
     alive = None if sent_mask is None else schema.flat_mask(sent_mask)
     known = HeldModel.of(base, alive, schema) if _is_relative(values, schema) and base is not None else None
     coder = _coder(values, alive, schema, known)
@@ -75,14 +76,12 @@ def encode(
         head += mask_coding.flat_hash(before)
     if known is not None:
         head += known.hash
-    if alive is None and coder.id == VALUES[EXACT].id and schema.is_flat:
-        return _encode_dense(head, params, schema)
     sent = schema.prunable_size if alive is None else int(np.count_nonzero(alive.numpy()))
     parts = [
         mask_bytes,
         *tensor_coding.encode(params, alive, schema=schema, coder=coder, seed=seed, others=others_of(known, coder)),
     ]
-    head = _with_lengths(head, sent, map(len, parts))
+    head = with_lengths(head, sent, map(len, parts))
     check = xxhash.xxh3_64(head)
     for part in parts:
         check.update(part)
@@ -109,19 +108,13 @@ def _coder(
     return values
 
 
-def _encode_dense(head: bytes, params: Params, schema: Schema) -> bytes:
+def _encode_whole(params: Params, schema: Schema) -> bytes:
     """A complete float32 vector is the body as it is."""
-    values = schema.flat(params).numpy()
-    head = _with_lengths(head, schema.prunable_size, (0, *schema.section_bytes.values()))
+    values, head = schema.flat(params).numpy(), whole(schema).head
     check = xxhash.xxh3_64(head)
     if not tensor_coding.swept(check, values):
         tensor_coding.refuse(params, schema)
-    return b"".join([head, raw(values), last_bytes(check)])
-
-
-def _with_lengths(head: bytes, sent: int, lengths: Iterable[int]) -> bytes:
-    head += b"".join(map(varint, (sent, *lengths)))
-    return head + bytes(-len(head) % ALIGNMENT)
+    return b"".join((head, values.data, last_bytes(check)))
 
 
 def _encode_mask(alive: Tensor | None, before: Tensor | None, schema: Schema, contexts: bool) -> tuple[int, bytes]:

@@ -15,17 +15,23 @@ The checksum guards against accidents; an adversary can always encode legal valu
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import NamedTuple
 
 import xxhash
 from torch import Tensor
 
+from fl_sim.codecs.bits import varint
+from fl_sim.codecs.description import Description
 from fl_sim.codecs.held_model import HeldModel
 from fl_sim.codecs.mask_coding import MODES, Layout
 from fl_sim.codecs.mixed_coding import Mixed
 from fl_sim.codecs.own_coding import OWN, Own
 from fl_sim.codecs.schema import Schema
+from fl_sim.codecs.sections import BODY, HEADER, VALUE_SECTIONS
 from fl_sim.codecs.value_coder import Counts, ValueCoder, Values
-from fl_sim.codecs.value_coding import BY_ID, BY_TENSOR, VALUES, fitted
+from fl_sim.codecs.value_coding import BY_ID, BY_TENSOR, EXACT, VALUES, fitted
 
 HEAD = struct.Struct("<4sBBBB8s")
 CHECK = struct.Struct("<I")
@@ -47,6 +53,41 @@ def layout_of(schema: Schema) -> Layout:
         (shape[0] if len(shape) else 1, size, shape[2:].numel())
         for shape, size in zip(schema.shapes[:count], schema.numels[:count], strict=True)
     )
+
+
+def with_lengths(head: bytes, sent: int, lengths: Iterable[int]) -> bytes:
+    """A header with the number of values sent and the bytes of each section, padded."""
+    head += b"".join(map(varint, (sent, *lengths)))
+    return head + bytes(-len(head) % ALIGNMENT)
+
+
+class Whole(NamedTuple):
+    """What all payloads of a schema have in common that carry every value as float32, without a mask: all but the values.
+
+    Attributes:
+        head: their header.
+        lengths: bytes of each section of their body.
+        described: their description.
+    """
+
+    head: bytes
+    lengths: dict[str, int]
+    described: Description
+
+
+def whole(schema: Schema) -> Whole:
+    """Of a schema of float32; made once, as a small model's header takes as long to write and to read as its values."""
+    return _whole(schema.hash, schema.prunable_size, tuple(schema.section_bytes.values()))
+
+
+@lru_cache(maxsize=256)
+def _whole(schema_hash: bytes, values: int, sizes: tuple[int, ...]) -> Whole:
+    head = HEAD.pack(MAGIC, VERSION, VALUES[EXACT].id, NONE, 0, schema_hash)
+    lengths = dict(zip(BODY, (0, *sizes), strict=True))
+    head = with_lengths(head, values, lengths.values())
+    dense = dict(zip(VALUE_SECTIONS, sizes, strict=True))
+    sections = {name: size for name, size in lengths.items() if size} | {HEADER: len(head) + CHECK.size}
+    return Whole(head, lengths, Description(sections, values, dense, 0.0, NAMES[NONE], EXACT))
 
 
 def last_bytes(check: xxhash.xxh3_64) -> bytes:

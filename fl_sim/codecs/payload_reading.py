@@ -34,6 +34,7 @@ from fl_sim.codecs.payload_format import (
     mixed_coder,
     names_held_mask,
     others_of,
+    whole,
 )
 from fl_sim.codecs.schema import Schema
 from fl_sim.codecs.sections import BODY, CODEC, HEADER, KINDS, MASK, VALUE_SECTIONS
@@ -44,7 +45,7 @@ from fl_sim.core.types import Mask, Params
 
 @dataclass(frozen=True)
 class Opened:
-    """Payload whose header was checked, and the length of each section in its body."""
+    """Payload whose header was checked, and the length of each section in its body; `known` = its description, if it is whole."""
 
     data: bytes | memoryview
     schema: Schema
@@ -56,6 +57,7 @@ class Opened:
     lengths: dict[str, int]
     body: memoryview
     base_hash: bytes | None = None
+    known: Description | None = None
 
     def section(self, name: str) -> memoryview:
         """Bytes of one section, not copied. Raises KeyError for a name that is not in `fl_sim.codecs.sections.BODY`."""
@@ -110,7 +112,7 @@ class Opened:
     def _in_place(self, data: bytes) -> Params:
         """A complete float32 vector, where it lies in the payload."""
         sizes, schema = (self.nnz, *self.lengths.values()), self.schema
-        if sizes != (schema.prunable_size, 0, *schema.section_bytes.values()):
+        if self.known is None and sizes != (schema.prunable_size, 0, *schema.section_bytes.values()):
             raise CorruptPayload("a section has another length than the schema says")
         check = xxhash.xxh3_64(data[: self.header - CHECK.size])
         values = tensor_coding.in_place(self.body)
@@ -123,6 +125,8 @@ class Opened:
 
     def described(self) -> Description:
         """See `describe`."""
+        if self.known is not None:
+            return self.known
         entropy = 0.0
         if self.mode > HELD:
             mode = MODES[NAMES[self.mode]]
@@ -145,6 +149,8 @@ def opened(data: bytes | memoryview, *, schema: Schema, held_mask: Mask | None =
     view = memoryview(data)
     if len(view) < HEAD.size + CHECK.size:
         raise CorruptPayload("shorter than a header")
+    if schema.is_flat and (usual := _opened_whole(data, view, schema)) is not None:
+        return usual
     magic, version, value_id, mode, flags, schema_hash = HEAD.unpack_from(view)
     if magic != MAGIC or version != VERSION or flags & ~AGAINST_BASE:
         raise CorruptPayload(f"not a payload of version {VERSION}")
@@ -170,6 +176,16 @@ def opened(data: bytes | memoryview, *, schema: Schema, held_mask: Mask | None =
         raise CorruptPayload("section lengths do not add up to the payload")
     header, body = reader.at + CHECK.size, view[reader.at : -CHECK.size]
     return Opened(data, schema, mode, TYPES[value_id], before, nnz, header, lengths, body, base)
+
+
+def _opened_whole(data: bytes | memoryview, view: memoryview, schema: Schema) -> Opened | None:
+    """A payload that has the header of all values as float32; None = another one, or of another length."""
+    head, lengths, known = whole(schema)
+    start = len(head)
+    if view[:start] != head or len(view) != start + schema.nbytes + CHECK.size:
+        return None
+    body, header = view[start : -CHECK.size], start + CHECK.size
+    return Opened(data, schema, NONE, EXACT, None, schema.prunable_size, header, lengths, body, known=known)
 
 
 def _named_base(view: memoryview, reader: Reader, values: str, schema: Schema) -> bytes:

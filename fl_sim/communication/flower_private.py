@@ -132,11 +132,17 @@ def mark_sent(message: Message) -> None:
 
 def twin(message: Message, content: RecordDict | None = None) -> Message:
     """A message with a copy of the metadata, and this content; None = a copy of its own one, or its error."""
-    made, metadata = object.__new__(Message), object.__new__(Metadata)
-    vars(metadata).update(vars(message.metadata))
     if content is None and message.has_content():
         content = copied(message.content)
-    vars(made).update(_metadata=metadata, _content=content, _error=vars(message)["_error"])
+    return _with(message, content, {})
+
+
+def _with(message: Message, content: RecordDict | None, changed: dict[str, object]) -> Message:
+    """A message with this content and a copy of the metadata, of which some entries are others."""
+    own = vars(message)
+    made, metadata = object.__new__(Message), object.__new__(Metadata)
+    metadata.__dict__ = {**vars(own["_metadata"]), **changed}
+    made.__dict__ = {"_metadata": metadata, "_content": content, "_error": own["_error"]}
     return made
 
 
@@ -205,37 +211,41 @@ Records = TypeVar("Records", ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 def array_of(data: bytes, stype: str, *, dtype: str = "uint8", shape: tuple[int, ...] | None = None) -> Array:
     """`Array(dtype, shape, stype, data)`, in a tenth of the time: Flower's constructor tells several forms apart."""
     made = object.__new__(Array)
-    vars(made).update(dtype=dtype, shape=(len(data),) if shape is None else shape, stype=stype, data=data)
+    made.__dict__ = {"dtype": dtype, "shape": (len(data),) if shape is None else shape, "stype": stype, "data": data}
     return made
+
+
+_BLANK = {kind: vars(kind()) for kind in (ArrayRecord, ConfigRecord, MetricRecord, RecordDict)}
+"""Kind of record -> what an empty one holds."""
 
 
 def filled(kind: type[Records], items: dict[str, object]) -> Records:
     """`kind(items)` over the dict itself, where all items have the types that Flower would check one by one."""
-    made = kind()
-    vars(made)["_data"] = items
+    made = object.__new__(kind)
+    made.__dict__ = {**_BLANK[kind], "_data": items}
     return made
 
 
 def renewed(message: Message, content: RecordDict) -> Message:
     """A message made now, with another content and a copy of the metadata, which was checked when it was made first."""
-    made = twin(message, content)
-    vars(made.metadata).update(_created_at=time.time(), _delivered_at="")
-    return made
+    return _with(message, content, {"_created_at": time.time(), "_delivered_at": ""})
 
 
 def reply_to(message: Message, content: RecordDict) -> Message:
     """`Message(content, reply_to=message)`, without checking again what the task's metadata was checked for."""
-    made, asked = renewed(message, content), message.metadata
-    vars(made.metadata).update(
-        _message_id="",
-        _reply_to_message_id=asked.message_id,
-        _src_node_id=asked.dst_node_id,
-        _dst_node_id=asked.src_node_id,
-        _src_task_id=asked.dst_task_id,
-        _dst_task_id=asked.src_task_id,
-        _ttl=asked.created_at + asked.ttl - made.metadata.created_at,
-    )
-    return made
+    asked, now = vars(message.metadata), time.time()
+    changed = {
+        "_created_at": now,
+        "_delivered_at": "",
+        "_message_id": "",
+        "_reply_to_message_id": asked["_message_id"],
+        "_src_node_id": asked["_dst_node_id"],
+        "_dst_node_id": asked["_src_node_id"],
+        "_src_task_id": asked["_dst_task_id"],
+        "_dst_task_id": asked["_src_task_id"],
+        "_ttl": asked["_created_at"] + asked["_ttl"] - now,
+    }
+    return _with(message, content, changed)
 
 
 def envelope(message: Message) -> tuple[str, str, str, tuple[int | None, ...]]:

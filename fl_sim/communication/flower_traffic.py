@@ -41,16 +41,18 @@ class Form(NamedTuple):
         """The form of a content that is not changed from here on."""
         parts: list[object] = []
         arrays: list[Array] = []
+        chunks = 0
         for key, record in content.items():
             parts.append(key)
-            if isinstance(record, ArrayRecord):
+            if type(record) is ArrayRecord:
                 for name, array in record.items():
-                    shape = len(str(array.shape)), len(array.shape)
-                    parts.append((name, array.dtype, *shape, array.stype, _chunks(array)))
+                    shape, size = array.shape, len(array.data)
+                    parts.append((name, array.dtype, len(str(shape)), len(shape), array.stype, -(-size // CHUNK_BYTES)))
                     arrays.append(array)
+                    chunks += chunk_bytes(size)
             else:
                 parts += [(name, *_size(value)) for name, value in record.items()]
-        return cls(tuple(parts), arrays, sum([chunk_bytes(len(array.data)) for array in arrays]))
+        return cls(tuple(parts), arrays, chunks)
 
 
 def protocol_bytes(message: Message, *, direction: str, form: Form | None = None) -> int:
@@ -64,7 +66,7 @@ def protocol_bytes(message: Message, *, direction: str, form: Form | None = None
     if message.has_error():
         return _SIZES[direction](message)
     form = form or Form.of(message.content)
-    key = (direction, *_envelope(message), *form.structure)
+    key = (direction, _envelope(message), form.structure)
     frame = _FRAMES.get(key)
     if frame is None:
         if len(_FRAMES) >= _LIMIT:
@@ -85,7 +87,12 @@ def _chunks(array: Array) -> int:
 def _envelope(message: Message) -> Structure:
     """Key of a frame's size: the metadata that it depends on."""
     kind, group, replied_to, ids = envelope(message)
-    return (kind, len(group.encode()), len(replied_to), *[_varint(n or 0) for n in ids])
+    return (
+        kind,
+        len(group) if group.isascii() else len(group.encode()),
+        len(replied_to),
+        *[_varint(n or 0) for n in ids],
+    )
 
 
 def _size(value: object) -> tuple[object, ...]:

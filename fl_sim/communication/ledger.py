@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import struct
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
 from typing import TYPE_CHECKING, BinaryIO, cast
@@ -53,8 +54,7 @@ OWNERS: Mapping[str, str] = {"nnz": "values", "entropy_bytes": "mask", "protocol
 ARROW = {"i": "int32", "q": "int64", "d": "float64"}
 FIELDS = ("round", "client", "direction", "phase", "section", "status", "payload_bytes", "dense_bytes")
 ROW = np.dtype([*((name, f"<{TYPES[name]}") for name in FIELDS), ("own", "<q")])
-_PLAIN = "<" + "".join(TYPES[name] for name in FIELDS)
-_WHOLE, _FLOAT = struct.Struct(_PLAIN + "q"), struct.Struct(_PLAIN + "d")
+_PLAIN = "".join(TYPES[name] for name in FIELDS)
 BLOCK = 1 << 16
 """Rows that are read at a time."""
 MEMORY = 1 << 26
@@ -103,17 +103,18 @@ class Ledger:
         """Book one message that moved. Raises OSError where the rows' file cannot grow."""
         way, kind, outcome = CODES["direction"][direction], CODES["phase"][phase], CODES["status"][status]
         own = {"values": description.nnz, "mask": description.entropy_bytes, "header": protocol_bytes}
-        rows = []
-        for section in (*(name for name in description.sections if name != "header"), "header"):
-            size, dense = description.sections.get(section, 0), description.dense_bytes.get(section, 0)
-            pack = (_FLOAT if section == "mask" else _WHOLE).pack
+        sections, dense = description.sections, description.dense_bytes
+        names, packed = _layout_of(tuple(sections))
+        fields: list[int | float] = []
+        for section in names:
             number = self._codes.get(section)
             if number is None:
                 number = self._code("section", section, new=True)
-            rows.append(pack(round, client, way, kind, number, outcome, size, dense, own.get(section, 0)))
-        self._rows.write(b"".join(rows))
-        self._count += len(rows)
-        self._totals[direction] += sum(description.sections.values())
+            size = sections.get(section, 0)
+            fields += (round, client, way, kind, number, outcome, size, dense.get(section, 0), own.get(section, 0))
+        self._rows.write(packed.pack(*fields))
+        self._count += len(names)
+        self._totals[direction] += sum(sections.values())
 
     def cut(self, count: int) -> None:
         """Keep the first `count` rows only: those of a round that was undone were never booked."""
@@ -315,6 +316,13 @@ def _grouped(columns: Sequence[Column]) -> tuple[list[Key], NDArray[np.int64]]:
     groups, place = np.unique(group, return_inverse=True)
     places = np.unravel_index(groups, [len(part) for part in parts]) if len(groups) else [groups] * len(parts)
     return list(zip(*(part[p].tolist() for part, p in zip(parts, places, strict=True)), strict=True)), place
+
+
+@lru_cache(maxsize=256)
+def _layout_of(sections: tuple[str, ...]) -> tuple[tuple[str, ...], struct.Struct]:
+    """A message's sections in the order of their rows, the header last, and how these rows are packed."""
+    names = (*(name for name in sections if name != "header"), "header")
+    return names, struct.Struct("<" + "".join(_PLAIN + ("d" if name == "mask" else "q") for name in names))
 
 
 def _part(rows: NDArray[np.void], name: str) -> Column:

@@ -105,7 +105,7 @@ def _arrays(message: RecordDict, stype: str) -> list[bytes | memoryview]:
 
 def array_records(message: RecordDict) -> list[tuple[str, ArrayRecord]]:
     """A content's records of arrays with their keys; `message.array_records` builds and checks a new mapping each time."""
-    return [(key, record) for key, record in message.items() if isinstance(record, ArrayRecord)]
+    return [(key, record) for key, record in message.items() if type(record) is ArrayRecord]
 
 
 def array_bytes(message: RecordDict) -> int:
@@ -166,7 +166,7 @@ def read_metrics(message: RecordDict) -> tuple[int, dict[str, float]]:
         CorruptPayload: the number of examples is missing or not a positive integer below 2**31, or a metric is no number.
     """
     record = message.get(METRICS)
-    values = dict(record) if isinstance(record, MetricRecord) else {}
+    values = dict(record.items()) if isinstance(record, MetricRecord) else {}
     count = values.pop(NUM_EXAMPLES, None)
     if not isinstance(count, int) or not 0 < count < 2**31:
         raise CorruptPayload(f"{NUM_EXAMPLES} must be a positive integer, not {count!r}")

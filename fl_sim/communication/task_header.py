@@ -141,7 +141,7 @@ class TaskHeader:
         Raises:
             CorruptPayload: an entry is missing, of another type, or not known to this version.
         """
-        entries = dict(record)
+        entries = dict(record.items())
         number, seed = _take(entries, "round", int), _take(entries, "seed", int)
         broadcast = BroadcastHeader.read(entries) if "model-version" in entries else None
         request: Request | None = CurveRequest.read(entries) if "levels" in entries else None

@@ -5,13 +5,12 @@ generator(seed, round, partition, Purpose.CLIENT)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import suppress
 from enum import IntEnum
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+
+from fl_sim.core import kernels
 
 
 class Purpose(IntEnum):
@@ -36,10 +35,10 @@ class Purpose(IntEnum):
 
 def derive(*key: int) -> int:
     """A 63-bit seed from a key of non-negative integers."""
-    words: Sequence[int] | NDArray[np.uint32] = key
-    with suppress(OverflowError):  # where each is one word of 32 bits, NumPy need not make an array for each
-        words = np.array(key, dtype=np.uint32)
-    return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0]) >> 1
+    try:
+        return kernels.seed(*key) >> 1
+    except OverflowError:  # a number of several words, or a negative one, which NumPy refuses
+        return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]) >> 1
 
 
 def generator(*key: int) -> torch.Generator:

@@ -91,6 +91,10 @@ class _Flat(_Tensors):
         made.flat, made.names, made._shapes, made._lazy = flat, names, shapes, True
         return made
 
+    def over(self, flat: Tensor) -> Self:
+        """The same names and shapes over another buffer of this length."""
+        return self.view(flat, self.names, self._shapes)
+
     @classmethod
     def pack(cls, tensors: Mapping[str, Tensor]) -> Self:
         """Copy tensors of one dtype into one new buffer; its views are made at once."""

@@ -197,3 +197,21 @@ def test_what_is_no_array_of_the_right_kind_and_length_is_refused(change: dict[i
 def test_positions_of_another_kind_or_length_are_refused(positions: object) -> None:
     with pytest.raises((TypeError, ValueError, BufferError)):
         kernels.add_squares(np.zeros(3), np.ones(5, np.float32), positions, 1.0)
+
+
+@FORMS
+@given(key=st.lists(st.integers(0, 2**32 - 1), max_size=9))
+@settings(deadline=None)
+def test_a_seed_is_the_first_state_of_numpys_seed_sequence(form, key: list[int]) -> None:
+    words = np.array(key, dtype=np.uint32)
+    assert form.seed(*key) == int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0])
+
+
+@FORMS
+@pytest.mark.parametrize("word", [-1, 2**32, 2**70])
+@pytest.mark.parametrize("place", [0, 3, 5])
+def test_a_word_of_a_seed_that_is_no_32_bits_is_refused(form, word: int, place: int) -> None:
+    key = [7] * 6
+    key[place] = word
+    with pytest.raises(OverflowError):
+        form.seed(*key)

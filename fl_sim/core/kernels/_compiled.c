@@ -1,4 +1,4 @@
-/* The innermost loops of the server; `reference.py` says what they compute. No products are fused with sums: every machine
+/* The innermost loops of the server, and seeds; `reference.py` says what they compute. No products are fused with sums: every machine
    gives the same bits. */
 
 #define EXPECTED "float64 sums, float32 values, bool, int64 positions"
@@ -133,12 +133,76 @@ static PyObject *all_finite(PyObject *Py_UNUSED(module), PyObject *values)
     return PyErr_Occurred() ? NULL : PyBool_FromLong(answer);
 }
 
+/* NumPy's `SeedSequence` (M. O'Neill's seed_seq_fe128) of a key of 32-bit words, and the first 64 bits of its state. */
+enum { POOL = 4 };
+
+static uint32_t hashed(uint32_t value, uint32_t *constant)
+{
+    value ^= *constant;
+    *constant *= 0x931E8875u;
+    value *= *constant;
+    return value ^ value >> 16;
+}
+
+static void stir(uint32_t *into, uint32_t word, uint32_t *constant)
+{
+    const uint32_t mixed = 0xCA01F9DDu * *into - 0x4973F715u * hashed(word, constant);
+    *into = mixed ^ mixed >> 16;
+}
+
+static uint64_t first_state(const uint32_t pool[POOL])
+{
+    uint32_t constant = 0x8B51F9DDu, state[2];
+    for (int i = 0; i < 2; i++) {
+        uint32_t value = pool[i] ^ constant;
+        constant *= 0x58F38DEDu;
+        value *= constant;
+        state[i] = value ^ value >> 16;
+    }
+    return (uint64_t)state[1] << 32 | state[0];
+}
+
+/* A word of a key; -1 with an exception set where it is no whole number from 0 to 2^32 - 1. */
+static int word_of(PyObject *number, uint32_t *word)
+{
+    PyObject *whole = PyNumber_Index(number);
+    const unsigned long value = whole ? PyLong_AsUnsignedLong(whole) : 0;
+    Py_XDECREF(whole);
+    if (!PyErr_Occurred() && value > UINT32_MAX)
+        PyErr_SetString(PyExc_OverflowError, "a word of a key has 32 bits");
+    *word = (uint32_t)value;
+    return PyErr_Occurred() ? -1 : 0;
+}
+
+static PyObject *seed(PyObject *Py_UNUSED(module), PyObject *const *key, Py_ssize_t count)
+{
+    uint32_t pool[POOL], constant = 0x43B0D7E5u, word;
+    for (int i = 0; i < POOL; i++) {
+        word = 0;
+        if (i < count && word_of(key[i], &word) < 0)
+            return NULL;
+        pool[i] = hashed(word, &constant);
+    }
+    for (int from = 0; from < POOL; from++)
+        for (int to = 0; to < POOL; to++)
+            if (from != to)
+                stir(&pool[to], pool[from], &constant);
+    for (Py_ssize_t i = POOL; i < count; i++) {
+        if (word_of(key[i], &word) < 0)
+            return NULL;
+        for (int to = 0; to < POOL; to++)
+            stir(&pool[to], word, &constant);
+    }
+    return PyLong_FromUnsignedLongLong(first_state(pool));
+}
+
 static PyMethodDef methods[] = {
     {"add_scaled", add_scaled, METH_VARARGS, NULL},
     {"add_sent", add_sent, METH_VARARGS, NULL},
     {"add_squares", add_squares, METH_VARARGS, NULL},
     {"all_finite", all_finite, METH_O, NULL},
     {"moved", moved, METH_VARARGS, NULL},
+    {"seed", (PyCFunction)(void (*)(void))seed, METH_FASTCALL, NULL},
     {NULL, NULL, 0, NULL},
 };
 

@@ -55,3 +55,12 @@ def moved(
     np.subtract(values, base, out=out)
     out *= np.float32(weight)
     out += current
+
+
+def seed(*key: int) -> int:
+    """The first 64 bits of NumPy's `SeedSequence` of a key of 32-bit words.
+
+    Raises:
+        OverflowError: a number that is negative or has more than 32 bits.
+    """
+    return int(np.random.SeedSequence(np.array(key, dtype=np.uint32)).generate_state(1, np.uint64)[0])

@@ -404,7 +404,7 @@ def _seed(task: Task, partition: int) -> int:
 
 def _tensors(context: Context, key: str) -> dict[str, Tensor]:
     """A client's kept tensors under `key`; fresh copies."""
-    if key not in context.state:  # the rule; Flower's `get` raises and catches
+    if not len(context.state) or key not in context.state:  # the rule; Flower's `get` raises and catches
         return {}
     record = context.state[key]
     items = record.items() if isinstance(record, ArrayRecord) else ()

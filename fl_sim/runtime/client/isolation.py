@@ -131,8 +131,7 @@ class Received:
         """Wrap decoded parameters, which may lie in the message itself; with `copied` the clients get a copy of them."""
         if not copied or not isinstance(params, FlatParams):
             return cls(params, mask)
-        shapes = tuple(value.shape for value in params.values())
-        return cls(FlatParams.view(params.flat.clone(), params.names, shapes), mask, params.flat)
+        return cls(params.over(params.flat.clone()), mask, params.flat)
 
     @property
     def changed(self) -> bool:

@@ -86,7 +86,7 @@ def request_of(message: Message) -> Message:
 
 def isolated(content: RecordDict) -> RecordDict:
     """Copy the mutable records, as a real transport would; arrays hold immutable bytes and are shared."""
-    return filled(RecordDict, {key: r if isinstance(r, ArrayRecord) else r.copy() for key, r in content.items()})
+    return filled(RecordDict, {key: r if type(r) is ArrayRecord else r.copy() for key, r in content.items()})
 
 
 class LocalGrid(Grid):

@@ -50,8 +50,8 @@ algorithms: $(VENV)/ready
 
 # docs/claims_digits.md and docs/claims_roles.md with their pictures: published methods beside what their papers claim of bytes.
 claims: $(VENV)/ready
-	$(FL) reproduce --all --seeds 0,1,2
-	$(FL) reproduce --all --seeds 0,1,2 --task roles
+	$(FL) reproduce --all --seeds 0,1,2 --jobs 2
+	$(FL) reproduce --all --seeds 0,1,2 --task roles --jobs 2
 	cp runs/claims/claims_* docs/
 
 # docs/figures/report.png: the report page of a run, photographed by Chromium.

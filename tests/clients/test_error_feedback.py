@@ -29,7 +29,7 @@ from strategies.aggregation import coverage_mean, mean, settled, zero_fill
 from strategies.robust import ClipNorm, coordinate_median
 from strategies.server_step import Aggregate, ServerState, server_step
 
-SIZE, CLIENTS, ROUNDS = 400, 5, 30
+SIZE, CLIENTS, ROUNDS = 400, 5, 60
 EXACT = Coding()
 Choose = Callable[[Task, ClientContext, Params], Mask | None]
 
@@ -143,7 +143,7 @@ WEIGHT = sum(range(1, CLIENTS + 1))
 @pytest.mark.parametrize("uplink", [Coding(), Coding("int8", "difference"), Coding("int4", "difference")])
 @pytest.mark.parametrize(
     ("choose", "rounds"),
-    [(largest(0.1), 15), (largest(0.02), ROUNDS), (uncorrected, 15), (nothing_chosen, 5)],
+    [(largest(0.1), 30), (largest(0.02), ROUNDS), (uncorrected, 30), (nothing_chosen, 10)],
     ids=["0.1", "0.02", "uncorrected", "all"],
 )
 def test_applied_and_residuals_add_up_to_all_updates(choose: Choose, rounds: int, uplink: Coding) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from contextlib import nullcontext
-from itertools import product
 
 import pytest
 import torch
@@ -15,7 +14,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
-from unfilled import unfilled
 
 from fl_sim import count_macs
 from fl_sim.core.types import UserError
@@ -50,10 +48,8 @@ def test_kept_channels_are_those_of_the_authors_code() -> None:
     assert [kept_channels(ratio, 5) for ratio in (0.01, 0.1, 0.5, 0.7, 1.0)] == [1, 1, 2, 4, 5]  # halves go to even
 
 
-@pytest.mark.parametrize(
-    ("name", "salience"),
-    [*product(("cnn_bn", "resnet8"), ("gate", "activation", "taylor", "weight")), ("resnet18", "gate")],
-)
+@pytest.mark.parametrize("salience", ["gate", "activation", "taylor", "weight"])
+@pytest.mark.parametrize("name", ["cnn_bn", "resnet8", "resnet18"])
 def test_keeping_all_with_unit_gates_is_the_plain_network_bit_for_bit(name: str, salience: str) -> None:
     model = lively(build(name))
     gated, x = unit(gate(model, keep=1.0, salience=salience)), images(3)
@@ -159,8 +155,7 @@ def test_macs_with_every_channel_on_are_the_dense_count(name: str, macs: float, 
 
 @pytest.mark.parametrize("name", ["cnn_bn", "resnet50"])
 def test_what_saves_macs_and_what_does_not(name: str) -> None:
-    with unfilled():
-        model, x = build(name), images(2)
+    model, x = build(name), images(2)
     dense = count_macs(model, (3, 16, 16))
     mean = {s: gate(model, keep=0.5, salience=s).count_macs(x).float().mean().item() for s in SALIENCES}
     assert mean["taylor"] == dense
@@ -245,14 +240,14 @@ def test_layout_and_dtype_change_results_within_tolerance_only(salience: str) ->
 
 
 @pytest.mark.parametrize("salience", ["gate", "activation", "taylor", "weight"])
-def test_100_steps_at_a_high_rate_stay_finite_and_fall(salience: str) -> None:
+def test_200_steps_at_a_high_rate_stay_finite_and_fall(salience: str) -> None:
     data = load_data("digits").train
-    gated = gate(build("resnet8", in_channels=1, width=0.25), keep=0.5, salience=salience)
+    gated = gate(build("resnet8", in_channels=1, width=0.5), keep=0.5, salience=salience)
     rng = torch.Generator().manual_seed(0)
     first = local_sgd(gated, data, lr=0.1, steps=20, batch_size=16, rng=rng)["loss"]
-    local_sgd(gated, data, lr=0.1, steps=60, batch_size=16, rng=rng)
+    local_sgd(gated, data, lr=0.1, steps=160, batch_size=16, rng=rng)
     last = local_sgd(gated, data, lr=0.1, steps=20, batch_size=16, rng=rng)["loss"]
-    assert last < 0.9 * first
+    assert last < 0.5 * first
 
 
 @pytest.mark.parametrize("salience", list(SALIENCES))

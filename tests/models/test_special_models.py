@@ -15,7 +15,7 @@ from federation import run_tiny, same, tiny
 from fl_sim.core.types import UserError
 from fl_sim.simulation.federation import Federation
 
-SMALL = ("data.clients=3", "cohort.size=2", "training.steps=1", "training.batch_size=8")
+SMALL = ("data.clients=4", "cohort.size=3", "training.steps=2", "training.batch_size=16")
 MASKED = (*SMALL, "strategy.target=strategies.presets:global_magnitude", "strategy.density=0.3")
 
 

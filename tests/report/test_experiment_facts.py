@@ -32,7 +32,7 @@ def test_the_box_says_what_the_experiment_was(runs: list[Report]) -> None:
     assert told["cohort"] == "3 of 6 clients a round, 2 rounds"
     assert told["client"] == "clients.presets:topk, density = 0.05"
     assert told["strategy"] == "strategies.presets:fedavg"
-    assert told["training"] == "learning rate 0.1, sgd, 1 step a round, batches of 8, constant schedule"
+    assert told["training"] == "learning rate 0.1, sgd, 2 steps a round, batches of 8, constant schedule"
     assert told["codecs"] == "up float32 parameters; down float32 parameters, error feedback"
     assert "4G = 1" in told["network"]
     identity = json.loads((runs[1].folder / "identity.json").read_text())

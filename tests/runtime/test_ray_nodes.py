@@ -75,7 +75,7 @@ def seconds(tmp_path: Path) -> list[float]:
 def begun(tmp_path: Path, nodes: Nodes, program: subprocess.Popen[str], *, more: int = 3) -> None:
     """Wait until some more rounds are over."""
     target = len(seconds(tmp_path)) + more
-    until(lambda: len(seconds(tmp_path)) >= target or program.poll() is not None, seconds=1800, what="rounds")
+    until(lambda: len(seconds(tmp_path)) >= target or program.poll() is not None, seconds=600, what="rounds")
     assert program.poll() is None, f"ended too early: {nodes.said(program)}"
 
 
@@ -92,7 +92,7 @@ def held(hold: Path, nodes: Nodes, program: subprocess.Popen[str], node: int) ->
     try:
         yield
         until(
-            lambda: nodes.said(program).count(joined) > before or program.poll() is not None, seconds=1800, what=joined
+            lambda: nodes.said(program).count(joined) > before or program.poll() is not None, seconds=900, what=joined
         )
     finally:
         hold.unlink()

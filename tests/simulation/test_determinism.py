@@ -18,7 +18,7 @@ from fl_sim import Report, run
 from fl_sim.communication.flower_private import identified
 from fl_sim.simulation import resume
 
-FEW = ("rounds=2", "training.steps=2")
+FEW = ("rounds=3", "training.steps=2")
 METHODS: Mapping[str, Sequence[str]] = {
     "dense": FEW,
     "adaptive": (

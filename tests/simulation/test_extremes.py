@@ -138,7 +138,7 @@ def test_there_are_many() -> None:
 
 @EVERYWHERE
 def test_a_config_refuses_it_or_everything_can_be_built(tmp_path: Path, place: Place) -> None:
-    """Of the values that a config takes, the first and the last are built; all of them run in the slow test."""
+    """Of the values that a config takes, the first two and the last are built; all of them run in the slow test."""
     taken = []
     for value in EXTREMES:
         try:
@@ -146,7 +146,7 @@ def test_a_config_refuses_it_or_everything_can_be_built(tmp_path: Path, place: P
             taken.append(value)
         except UserError as error:
             refuses(error, place.key)
-    for value in [*taken[:1], *taken[1:][-1:]]:
+    for value in [*taken[:2], *taken[2:][-1:]]:
         try:
             build(place.holding(value, tmp_path))
         except UserError as error:

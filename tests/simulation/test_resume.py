@@ -94,7 +94,7 @@ METHODS = {
         "cohort.size=2",
     ],
 }
-SHORT = ("rounds=5", "training.steps=1", "training.batch_size=8")
+SHORT = ("rounds=5", "training.steps=2", "training.batch_size=16")
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ TINY: Mapping[str, object] = {
     "data": {"source": "digits", "clients": 6, "partition": "dirichlet", "alpha": 0.5},
     "model": {"name": "cnn_bn"},
     "cohort": {"size": 3},
-    "training": {"lr": 0.1, "steps": 1, "batch_size": 8},
+    "training": {"lr": 0.1, "steps": 2, "batch_size": 8},
 }
 
 # For a test whose right values are those of four clients a round.

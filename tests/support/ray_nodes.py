@@ -190,18 +190,10 @@ class Nodes:
         assert "Traceback" not in said
         return said
 
-    def started(self, node: int, *, seconds: float = 900) -> None:
-        """Wait until Ray runs on a node; where Ray gave up its start, as on a busy machine, it is started again."""
+    def started(self, node: int, *, seconds: float = 300) -> None:
+        """Wait until Ray runs on a node."""
         log = self.folder / f"node{node}.log"
-
-        def runs() -> bool:
-            if b"Ray runtime started" in log.read_bytes():
-                return True
-            if self.processes[node].poll() is not None:
-                self.join(node)
-            return False
-
-        until(runs, seconds=seconds, what=f"Ray on node {node}")
+        until(lambda: b"Ray runtime started" in log.read_bytes(), seconds=seconds, what=f"Ray on node {node}")
 
     def close(self) -> None:
         for program in self.programs:

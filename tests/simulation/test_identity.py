@@ -175,6 +175,25 @@ def test_packages_relative_and_circular_imports_are_followed(tmp_path: Path, mon
     ]
 
 
+def test_an_installed_module_hides_one_of_the_users_behind_it_and_is_seen_as_soon_as_it_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python takes the first of its path; the list of a folder of packages is kept only while the folder is as it was."""
+    packages, mine = tmp_path / "env" / "site-packages", tmp_path / "mine"
+    for folder in (packages, mine):
+        folder.mkdir(parents=True)
+        monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.setattr("sys.path", [str(packages), str(mine), *sys.path[2:]])
+    (mine / "lab_of_two.py").write_text("import helper_one, helper_two\ndef f(task, ctx): ...\n")
+    for name in ("helper_one.py", "helper_two.py"):
+        (mine / name).write_text("x = 1\n")
+    (packages / "helper_one.py").write_text("x = 2\n")
+    assert [*code_of("lab_of_two:f")] == ["helper_two.py", "lab_of_two.py"]
+    (packages / "helper_two.py").write_text("x = 2\n")
+    os.utime(packages, ns=(0, packages.stat().st_mtime_ns + 10**9))
+    assert [*code_of("lab_of_two:f")] == ["lab_of_two.py"]
+
+
 def test_what_is_installed_is_known_by_its_version() -> None:
     assert code_of("torch.nn:Linear") == code_of("json:dumps") == code_of("no_such_module:f") == {}
 

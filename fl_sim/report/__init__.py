@@ -7,7 +7,8 @@ from fl_sim.report.groups import grouped
 from fl_sim.report.page import write_page, write_report
 from fl_sim.report.pruned import effect, pruned_table
 from fl_sim.report.small_models import require_small, small_models, small_table
-from fl_sim.report.summary import ModelFacts, Report, Unfinished, against_dense, summarise
+from fl_sim.report.summary import Report, Unfinished
+from fl_sim.report.summary_numbers import ModelFacts, against_dense, summarise
 from fl_sim.report.table import comparison, estimates, floors, over_seeds, per_run, replayed
 
 __all__ = [

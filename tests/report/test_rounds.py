@@ -17,7 +17,8 @@ from fl_sim import Report, UserError
 from fl_sim.report.groups import Group, Spread
 from fl_sim.report.numbers import Column, at_clock, at_megabytes, curve, densities
 from fl_sim.report.rounds import Rounds
-from fl_sim.report.summary import LINES, bytes_of_run, bytes_to
+from fl_sim.report.summary import LINES, bytes_of_run
+from fl_sim.report.summary_numbers import bytes_to
 from fl_sim.report.times import time_to_accuracy
 
 Row = Mapping[str, float]

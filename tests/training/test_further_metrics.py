@@ -15,7 +15,7 @@ from fl_sim import UserError, run
 from fl_sim.data import Split
 from fl_sim.report.groups import grouped
 from fl_sim.report.measures import targets
-from fl_sim.report.summary import passed
+from fl_sim.report.summary_numbers import passed
 from fl_sim.training import evaluate, learning_task
 from fl_sim.training.further_metrics import with_further
 from fl_sim.training.tasks import Metric

@@ -34,6 +34,7 @@ from fl_sim.simulation.earlier_runs import already_there, finished, prepare, req
 from fl_sim.simulation.engines import open_grid, settled
 from fl_sim.simulation.federation import Federation
 from fl_sim.simulation.identity import Identity, hash_of
+from fl_sim.simulation.interrupts import Interrupts
 from fl_sim.simulation.live_log import LiveLog
 from fl_sim.simulation.model_facts import dense_payloads
 from fl_sim.simulation.parts import check, check_built
@@ -163,9 +164,9 @@ def serve(
         recording = [] if payloads is None else [payloads]
         metric = learning_task(federation.experiment.task).metric
         live_log = LiveLog(folder.path, ledger, rounds, observer, metric)
-        with RoundsFile(folder.path, rows) as rounds_file, live_log as live:
+        with RoundsFile(folder.path, rows) as rounds_file, live_log as live, Interrupts() as interrupts:
             measuring = Evaluation(federation, server, ledger, dense)
-            hooks: list[Hook] = [measuring, stopping, rounds_file, *recording, checkpoint, live]
+            hooks: list[Hook] = [measuring, stopping, rounds_file, *recording, checkpoint, live, interrupts]
             for row in rows:
                 stopping.round(row)
             while stopping.reason is None and len(rows) < rounds:

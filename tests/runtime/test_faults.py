@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from misbehaviour import FAULTS, KINDS
 
 from fl_sim import Experiment, load, local_sgd, run, snapshot
 from fl_sim.core.types import Task, Update, UserError
+from fl_sim.runtime.grids.faults import Overdue, alarm
 from fl_sim.simulation import RunStopped, resume
 from fl_sim.simulation.federation import Federation
 from fl_sim.training.client import ClientContext
@@ -125,3 +127,25 @@ def test_a_time_limit_is_not_for_clients_that_train_together(tmp_path: Path) -> 
 def test_impossible_limits_are_refused(tmp_path: Path, override: str) -> None:
     with pytest.raises(UserError, match=override.partition("=")[0]):
         tiny(tmp_path, override)
+
+
+def test_an_alarm_that_a_client_swallows_rings_again() -> None:
+    swallowed: list[float] = []
+
+    def sleep_through_alarms() -> None:
+        with alarm(0.05):
+            while len(swallowed) < 2:
+                started = time.monotonic()
+                with suppress(BaseException):
+                    time.sleep(5)
+                swallowed.append(time.monotonic() - started)
+
+    with pytest.raises(Overdue):
+        sleep_through_alarms()
+    assert len(swallowed) == 2
+    assert max(swallowed) < 4
+
+
+def test_who_swallowed_the_alarm_and_answered_is_late_all_the_same() -> None:
+    with pytest.raises(Overdue), alarm(0.05), suppress(BaseException):
+        time.sleep(5)

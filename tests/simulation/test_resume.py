@@ -9,6 +9,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import cache
 from itertools import accumulate
 from pathlib import Path
@@ -280,6 +282,41 @@ def test_interrupting_prints_how_to_go_on(tmp_path: Path) -> None:
             assert process.poll() is None
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 130, said
     assert "--resume" in said
     assert "Traceback" not in said
+
+
+@dataclass
+class SwallowsAnInterrupt:
+    """An observer in which Ctrl-C meets a bare `except:`, as it may in any callback from which Python raises nothing."""
+
+    seen: list[int] = field(default_factory=list)
+
+    def reply(self, answered: int, cohort: int) -> None:
+        if len(self.seen) == 1 and answered == 1:
+            with suppress(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+
+    def round(self, row) -> None:
+        self.seen.append(int(row["round"]))
+
+
+def test_an_interrupt_that_somebody_swallowed_stops_the_run_after_the_round(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny(tmp_path, *SHORT), observer := SwallowsAnInterrupt())
+    assert observer.seen == [1, 2]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    resume(tiny(tmp_path, *SHORT), left := KillAfter(99))
+    assert left.seen == [3, 4, 5]
+
+
+def test_a_handler_of_the_callers_own_stays(tmp_path: Path) -> None:
+    rings: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: rings.append(number))
+    try:
+        run(tiny(tmp_path, *SHORT), observer := SwallowsAnInterrupt())
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert observer.seen == [1, 2, 3, 4, 5]
+    assert rings == [signal.SIGINT]

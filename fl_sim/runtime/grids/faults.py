@@ -11,6 +11,9 @@ from types import FrameType
 
 from fl_sim.core.types import UserError
 
+AGAIN_S = 1.0
+"""Seconds until a client that swallowed its alarm hears it again."""
+
 LONGEST_S = 1e9
 """Thirty years; the system's timers do not take much more."""
 
@@ -47,19 +50,27 @@ class Overdue(BaseException):
 def alarm(seconds: float) -> Iterator[None]:
     """Raise `Overdue` in the block once it has taken that long: in Python code and in blocking calls such as `sleep`.
 
+    Again every second while the block goes on, and after it at the latest: Python drops what is raised in a destructor, and
+    a client's bare `except:` takes it for its own.
+
     Raises:
         UserError: not in the main thread of a Unix process, which alone can be interrupted.
     """
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
         raise UserError("faults.timeout_s on the inline engine works in the main thread only; use engine = 'ray'")
-    before = signal.signal(signal.SIGALRM, _ring)
+    has_rung = False
+
+    def ring(number: int, frame: FrameType | None) -> None:
+        nonlocal has_rung
+        has_rung = True
+        raise Overdue
+
+    before = signal.signal(signal.SIGALRM, ring)
     try:
-        signal.setitimer(signal.ITIMER_REAL, seconds)
+        signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN_S)
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-
-
-def _ring(number: int, frame: FrameType | None) -> None:
-    raise Overdue
+    if has_rung:
+        raise Overdue

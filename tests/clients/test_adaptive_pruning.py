@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from federation import run_tiny, tiny
+from federation import WHOLE, run_tiny, tiny
 
 from clients import presets
 from clients.local import _restore, _within
@@ -150,7 +150,7 @@ def test_topk_within_retained_channels(tmp_path: Path) -> None:
 
 
 def test_columns_of_channels_that_are_not_retained_stay_too(tmp_path: Path) -> None:
-    federation = Federation.build(tiny(tmp_path, *GATED))
+    federation = Federation.build(tiny(tmp_path, *WHOLE, *GATED))
     model = federation.first.model
     assert isinstance(model, Gated)
     assert model.readers == {"3": ("net.6.weight",), "6": ()}
@@ -195,7 +195,7 @@ def test_the_ratio_falls_on_its_schedule_on_both_sides(tmp_path: Path) -> None:
     plan = Gating(keep=0.25, start=1, end=3)
     assert [round(plan.at(n), 3) for n in (1, 2, 3, 4)] == [1.0, 0.344, 0.25, 0.25]
     assert Gating(keep={"3": 0.5}).at(1) == {"3": 0.5}
-    federation = Federation.build(tiny(tmp_path, *GATED, "gating.keep=0.25", "gating.start=1", "gating.end=3"))
+    federation = Federation.build(tiny(tmp_path, *WHOLE, *GATED, "gating.keep=0.25", "gating.start=1", "gating.end=3"))
     assert isinstance(federation.first.model, Gated)
     seen = []
     for g in federation.first.model.gates.values():
@@ -220,7 +220,7 @@ def test_a_budget_is_kept_and_used_up(name: str, budget: float) -> None:
 
 
 def test_the_budget_shows_in_the_summary(tmp_path: Path) -> None:
-    report = run_tiny(tmp_path, *GATED, "gating.macs_budget=0.5")
+    report = run_tiny(tmp_path, *WHOLE, *GATED, "gating.macs_budget=0.5")
     macs = report.summary["macs"]
     assert macs["dense"] == count_macs(build("cnn_bn", in_channels=1, image_size=8), (1, 8, 8))
     assert 0.45 < macs["mean"] / macs["dense"] <= 0.5

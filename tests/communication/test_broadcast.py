@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from federation import run_tiny, tiny
+from federation import WHOLE, run_tiny, tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from properties import examples
@@ -251,7 +251,7 @@ def exchange_of(out: Path, asked: list[str]) -> Schema:
 )
 def test_other_methods_compose(tmp_path: Path, overrides: list[str]) -> None:
     report = run_tiny(
-        tmp_path, "rounds=5", "cohort.size=5", "training.batch_size=32", "training.steps=3", *SPARSE, *overrides
+        tmp_path, *WHOLE, "rounds=5", "cohort.size=5", "training.batch_size=32", "training.steps=3", *SPARSE, *overrides
     )
     assert report.summary["failures"] == {"raised": 0, "rejected": 0, "late": 0, "lost": 0}
     assert report.rounds[-1]["accuracy"] > 0.3

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from federation import FOUR, run_tiny
+from federation import FOUR, WHOLE, run_tiny
 
 from fl_sim.codecs import Description
 from fl_sim.communication.estimates import ESTIMATES, Traffic, estimate, traffic
@@ -145,7 +145,7 @@ def test_messages_are_told_apart_by_phase_client_and_section() -> None:
 
 
 def test_on_a_ledger(tmp_path: Path) -> None:
-    report = run_tiny(tmp_path, *FOUR, "client.target=clients.presets:topk", "client.density=0.1")
+    report = run_tiny(tmp_path, *WHOLE, *FOUR, "client.target=clients.presets:topk", "client.density=0.1")
     messages = traffic(report.ledger, index_dims=3.9)
     assert sum(n for m, n in messages.items() if m.up) == sum(n for m, n in messages.items() if not m.up) == 8
     assert {m.prunable for m in messages} == {23_824}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from federation import run_tiny, tiny
+from federation import WHOLE, run_tiny, tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -72,7 +72,7 @@ def test_sparse_uploads_shorten_the_simulated_time(tmp_path: Path) -> None:
 
 
 def test_late_clients_cost_their_bytes_and_are_not_used(tmp_path: Path) -> None:
-    links = ['network.links={"3G" = 1, "Wi-Fi" = 1}', "network.samples_per_s=1e6", "cohort.size=6", "seed=3"]
+    links = ['network.links={"3G" = 1, "Wi-Fi" = 1}', "network.samples_per_s=1e6", "cohort.size=6", "seed=3", *WHOLE]
     patient = run_tiny(tmp_path / "patient", *links)
     hasty = run_tiny(tmp_path / "hasty", *links, "network.deadline_s=1.0")
     late = hasty.ledger.total(by=("status",)).get(("late",), 0)

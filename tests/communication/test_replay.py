@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from federation import FOUR, run_tiny, tiny
+from federation import FOUR, WHOLE, run_tiny, tiny
 
 from fl_sim import Experiment, Report, run
 from fl_sim.communication.mask_log import read_masks
@@ -83,7 +83,7 @@ def test_a_value_type_for_both_directions(finished: Callable[..., Report]) -> No
 
 
 def test_other_mask_codecs_are_encoded(finished: Callable[..., Report]) -> None:
-    report = finished(ALL, *TOPK, "rounds=1")
+    report = finished(ALL, *WHOLE, *TOPK, "rounds=1")
     count, sent = 23_824, 2382
     sizes = {mask: replayed(report, mask=mask).replayed["up", "mask"] for mask in ("free", "fl_sim", "bitmap", "coo")}
     assert (sizes["free"], sizes["bitmap"], sizes["coo"]) == (0, 3 * -(-count // 8), 3 * 4 * sent)

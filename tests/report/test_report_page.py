@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from federation import FOUR, run_tiny
+from federation import FOUR, WHOLE, run_tiny
 
 from fl_sim import Report, UserError
 from fl_sim.communication.estimates import ESTIMATES, SOURCES
@@ -49,7 +49,9 @@ def test_rounds_say_what_was_saved_so_far(reports: list[Report]) -> None:
 
 
 def test_waste_is_what_led_to_no_update(tmp_path: Path) -> None:
-    late = run_tiny(tmp_path, *FOUR, "network.links.3G=1", "network.deadline_s=2.1", "rounds=3", "training.epochs=1")
+    late = run_tiny(
+        tmp_path, *WHOLE, *FOUR, "network.links.3G=1", "network.deadline_s=2.1", "rounds=3", "training.epochs=1"
+    )
     assert late.summary["failures"]["late"] > 0
     parts, ledger = late.flows.parts, late.ledger
     rows = zip(

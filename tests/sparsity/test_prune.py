@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from command import cli_here
-from federation import run_tiny
+from federation import WHOLE, run_tiny
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -120,7 +120,7 @@ def test_wrong_files_are_refused_with_one_line(tmp_path: Path) -> None:
 def test_the_command_on_a_run_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = run_tiny(tmp_path).folder
+    folder = run_tiny(tmp_path, *WHOLE).folder
     words = ["prune", str(folder), "--method", "rd", "--density", "0.25", "--calibration", "digits", "--levels", "5"]
     status, said = cli_here(monkeypatch, *words), capsys.readouterr()
     assert status == 0, said.err

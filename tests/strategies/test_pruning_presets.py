@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from federation import run_tiny
+from federation import WHOLE, run_tiny
 
 from clients.presets import fedavg
 from fl_sim import Experiment, run
@@ -18,7 +18,7 @@ GLOBAL = ["strategy.target=strategies.presets:global_magnitude", "strategy.densi
 
 
 def kept(out: Path, *overrides: str) -> list[int]:
-    report = run_tiny(out, *GLOBAL, *overrides)
+    report = run_tiny(out, *WHOLE, *GLOBAL, *overrides)
     return [int(report.params[name].count_nonzero()) for name in WEIGHTS]
 
 

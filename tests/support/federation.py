@@ -22,9 +22,14 @@ TINY: Mapping[str, object] = {
 FOUR = ("cohort.size=4",)
 
 
+# For a test whose right values are those of the whole width.
+WHOLE = ("model.width=1.0",)
+
+
 def tiny(out: Path, *overrides: str) -> Experiment:
-    """A two-round federation on digits; seconds."""
-    return Experiment.from_tree(TINY, [f'out="{out}"', *overrides])
+    """A two-round federation on digits; a tenth of a second. Its network has half of its width unless a test says its model."""
+    narrow = [] if any(override.startswith("model.") for override in overrides) else ["model.width=0.5"]
+    return Experiment.from_tree(TINY, [f'out="{out}"', *narrow, *overrides])
 
 
 def run_tiny(out: Path, *overrides: str) -> Report:

@@ -17,13 +17,13 @@ from fl_sim.bench import soak
 from fl_sim.core.observer import Silent
 
 MANY = {
-    "rounds": 32,
+    "rounds": 24,
     "data": {"clients": 50},
     "cohort": {"size": 20},
     "model": {"name": "mlp", "width": 0.25},
     "client": {"target": "clients.presets:topk"},
     "training": {"steps": 1},
-    "evaluate": {"every": 32},
+    "evaluate": {"every": 24},
 }
 
 
@@ -38,7 +38,7 @@ class Held(Silent):
         self.rounds += 1
         if self.rounds == 4:
             tracemalloc.start()
-        if self.rounds in (23, 31):
+        if self.rounds in (15, 23):
             gc.collect()
             self.seen.append(tracemalloc.get_traced_memory()[0])
 

@@ -117,7 +117,7 @@ def _encode_symbols(symbols: Bytes, sizes: Counts | Sizes, rider: bytes) -> byte
         # Pairs of neighbours together.
         classes, counts = classes // 2, np.add.reduceat(counts, np.arange(0, len(counts), 2))
     counts, told, classes = best
-    contexts, code = symbol_coding.by_block(classes, runs), Code.of(counts)
+    contexts, code = symbol_coding.by_block(classes, runs), Code.of(counts, size)
     coded = symbol_coding.encode(symbols, contexts, len(counts), code, rider)
     return b"".join([bytes([len(counts)]), told, coded])
 

@@ -6,6 +6,7 @@
 #include "_mask_model.h"
 #include "_rans.h"
 #include "_round.h"
+#include "_tables.h"
 
 static PyObject *answer(Buffers *all, Py_ssize_t number)
 {
@@ -120,6 +121,67 @@ static PyObject *rans_decode(PyObject *Py_UNUSED(module), PyObject *args)
     }
     PyMem_Free(owners);
     return answer(&all, wrong == 0);
+}
+
+static PyObject *table_make(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    PyObject *counts, *tables;
+    int fewest, most, precision = 0;
+    Buffers all = {.taken = 0};
+    if (!PyArg_ParseTuple(args, "OiiO:table_make", &counts, &fewest, &most, &tables))
+        return NULL;
+    const Py_buffer *views = all.views;
+    if (take(&all, counts, 'q', 0) < 0 || take_equal(&all, tables, 'H', PyBUF_WRITABLE) < 0)
+        return done(&all);
+    const Py_ssize_t contexts = length(&views[0]) / SYMBOLS;
+    if (length(&views[0]) % SYMBOLS || fewest < FEWEST_BITS || most < FEWEST_BITS || most > MOST_PRECISE ||
+        !countable(views[0].buf, length(&views[0])))
+        PyErr_SetString(PyExc_ValueError, "256 counts for each table, 8 to 12 bits");
+    else {
+        const int64_t *count = views[0].buf;
+        precision = precision_of(count, contexts, fewest, most);
+        for (Py_ssize_t c = 0; c < contexts; c++)
+            slots_of(count + c * SYMBOLS, precision, (uint16_t *)views[1].buf + c * SYMBOLS);
+    }
+    return answer(&all, precision);
+}
+
+static PyObject *table_write(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    PyObject *tables, *out;
+    int precision;
+    Py_ssize_t size = 0;
+    Buffers all = {.taken = 0};
+    if (!PyArg_ParseTuple(args, "OiO:table_write", &tables, &precision, &out))
+        return NULL;
+    const Py_buffer *views = all.views;
+    if (take(&all, tables, 'H', 0) < 0 || take(&all, out, 'B', PyBUF_WRITABLE) < 0)
+        return done(&all);
+    const Py_ssize_t contexts = length(&views[0]) / SYMBOLS;
+    if (length(&views[0]) % SYMBOLS || precision < FEWEST_BITS || precision > MOST_PRECISE ||
+        !whole_tables(views[0].buf, contexts, precision) || length(&views[1]) < table_room(contexts))
+        PyErr_SetString(PyExc_ValueError, "tables of 256 that sum to their precision, and room for them");
+    else
+        size = put_tables(views[0].buf, contexts, precision, views[1].buf) - (uint8_t *)views[1].buf;
+    return answer(&all, size);
+}
+
+static PyObject *table_read(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    PyObject *data, *tables;
+    int most, alphabet;
+    Py_ssize_t size = 0;
+    Buffers all = {.taken = 0};
+    if (!PyArg_ParseTuple(args, "OiiO:table_read", &data, &most, &alphabet, &tables))
+        return NULL;
+    const Py_buffer *views = all.views;
+    if (take(&all, data, 'B', 0) < 0 || take(&all, tables, 'H', PyBUF_WRITABLE) < 0)
+        return done(&all);
+    if (length(&views[1]) % SYMBOLS || most > MOST_PRECISE || alphabet > SYMBOLS)
+        PyErr_SetString(PyExc_ValueError, "tables of 256, at most 12 bits and 256 symbols");
+    else
+        size = get_tables(views[0].buf, length(&views[0]), length(&views[1]) / SYMBOLS, most, alphabet, views[1].buf);
+    return answer(&all, size);
 }
 
 static PyObject *count_symbols(PyObject *Py_UNUSED(module), PyObject *args)
@@ -505,6 +567,9 @@ static PyMethodDef methods[] = {
     {"rans_encode", rans_encode, METH_VARARGS, NULL},
     {"round_blocks", round_blocks, METH_VARARGS, NULL},
     {"scale_blocks", scale_blocks, METH_VARARGS, NULL},
+    {"table_make", table_make, METH_VARARGS, NULL},
+    {"table_read", table_read, METH_VARARGS, NULL},
+    {"table_write", table_write, METH_VARARGS, NULL},
     {"unpack_bits", unpack_bits, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},
 };

@@ -10,3 +10,6 @@ from fl_sim.core.kernels.mask_reference import mask_encode as mask_encode
 from fl_sim.core.kernels.rounding_reference import block_sums as block_sums
 from fl_sim.core.kernels.rounding_reference import round_blocks as round_blocks
 from fl_sim.core.kernels.rounding_reference import scale_blocks as scale_blocks
+from fl_sim.core.kernels.table_reference import table_make as table_make
+from fl_sim.core.kernels.table_reference import table_read as table_read
+from fl_sim.core.kernels.table_reference import table_write as table_write

@@ -5,7 +5,7 @@
 #define FL_SIM_RANS_H
 #include "_buffers.h"
 
-enum { SYMBOLS = 256, CONTEXTS = 64, LANES = 256, LOWEST = 1 << 16, MOST_PRECISE = 12 };
+enum { SYMBOLS = 256, CONTEXTS = 64, LANES = 256, LOWEST = 1 << 16, MOST_PRECISE = 12, FEW = 8 };
 
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && __GNUC__ >= 12
 #define VECTORS 16
@@ -15,6 +15,14 @@ static int has_vectors(void)
 {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
 }
+#endif
+
+#ifdef __GNUC__
+#define ALWAYS __attribute__((always_inline))
+#define UNROLLED _Pragma("GCC unroll 8")
+#else
+#define ALWAYS
+#define UNROLLED
 #endif
 
 /* Little-endian numbers at any address; the loops are for machines of the other order. */
@@ -180,30 +188,65 @@ static void owners_of(const uint16_t *tables, Py_ssize_t contexts, int bits, uin
     }
 }
 
+/* Take one symbol from a lane and, where the state is low, the word at `at`; no branch, because that is at random. */
+static inline ALWAYS uint32_t get_one(const uint32_t *restrict owners, int bits, uint32_t *state, uint32_t word, uint8_t *symbol)
+{
+    const uint32_t x = *state, owner = owners[x & ((1u << bits) - 1)];
+    const uint32_t next = ((owner >> 20) + 1) * (x >> bits) + (owner >> 8 & 0xFFF), low = next < LOWEST;
+    *state = low ? next << 16 | word : next;
+    *symbol = (uint8_t)owner;
+    return low;
+}
+
 /* Read from symbol `i` on, each word only where there is one; where the words end, or NULL where they do too early. */
 static const uint8_t *get_each(const Plan *plan, const uint32_t *restrict owners, uint32_t *restrict states, Py_ssize_t i,
                                const uint8_t *restrict at, const uint8_t *end, uint8_t *restrict symbols)
 {
-    const int bits = plan->bits, lanes = plan->lanes;
-    const uint32_t below = (1u << bits) - 1;
     while (i < plan->count) {
         /* As many symbols as there are words take no more than these. */
         const Py_ssize_t words = (end - at) / 2, safe = words && words < plan->count - i ? i + words : plan->count;
         for (; i < safe; i++) {
-            uint32_t state = states[i & (lanes - 1)];
-            const uint32_t owner = owners[(size_t)plan->contexts[i] << bits | (state & below)];
-            state = ((owner >> 20) + 1) * (state >> bits) + (owner >> 8 & 0xFFF);
-            const uint32_t low = state < LOWEST;
+            const uint32_t low = get_one(owners + ((size_t)plan->contexts[i] << plan->bits), plan->bits,
+                                         states + (i & (plan->lanes - 1)), words ? (uint32_t)fetch(at, 2) : 0, symbols + i);
             if (!words && low)
                 return NULL;
-            const uint32_t word = words ? (uint32_t)fetch(at, 2) : 0;
-            state = state << 16 * low | (word & (0u - low)); /* at random: a branch would be mispredicted */
             at += 2 * low;
-            states[i & (lanes - 1)] = state;
-            symbols[i] = (uint8_t)owner;
         }
     }
     return at;
+}
+
+/* Rounds of `lanes` symbols, a constant, while there are as many words: the states stay in registers. How many symbols. */
+static inline ALWAYS Py_ssize_t get_rounds(const Plan *plan, const uint32_t *restrict owners, uint32_t *restrict states,
+                                           const uint8_t *restrict *from, const uint8_t *end, uint8_t *restrict symbols,
+                                           const int lanes)
+{
+    const uint8_t *restrict at = *from, *const contexts = plan->contexts;
+    const int bits = plan->bits;
+    uint32_t held[FEW];
+    Py_ssize_t i = 0;
+    for (int j = 0; j < lanes; j++)
+        held[j] = states[j];
+    for (; plan->count - i >= lanes && end - at >= 2 * lanes; i += lanes)
+        UNROLLED
+        for (int j = 0; j < lanes; j++)
+            at += 2 * get_one(owners + ((size_t)contexts[i + j] << bits), bits, held + j, (uint32_t)fetch(at, 2), symbols + i + j);
+    for (int j = 0; j < lanes; j++)
+        states[j] = held[j];
+    *from = at;
+    return i;
+}
+
+FOR_EACH_CPU static Py_ssize_t get_most(const Plan *plan, const uint32_t *restrict owners, uint32_t *restrict states,
+                           const uint8_t *restrict *from, const uint8_t *end, uint8_t *restrict symbols)
+{
+    switch (plan->lanes) {
+    case 1: return get_rounds(plan, owners, states, from, end, symbols, 1);
+    case 2: return get_rounds(plan, owners, states, from, end, symbols, 2);
+    case 4: return get_rounds(plan, owners, states, from, end, symbols, 4);
+    case FEW: return get_rounds(plan, owners, states, from, end, symbols, FEW);
+    default: return 0;
+    }
 }
 
 #ifdef VECTORS
@@ -255,6 +298,8 @@ static int got(const Plan *plan, const uint8_t *data, Py_ssize_t size, const uin
     if (plan->lanes >= VECTORS && has_vectors())
         done = get_groups(plan, owners, states, &at, end, symbols);
 #endif
+    if (!done)
+        done = get_most(plan, owners, states, &at, end, symbols);
     at = get_each(plan, owners, states, done, at, end, symbols);
     if (at != end)
         return -1;

@@ -17,6 +17,9 @@ try:
         rans_encode,
         round_blocks,
         scale_blocks,
+        table_make,
+        table_read,
+        table_write,
         unpack_bits,
     )
 
@@ -34,6 +37,7 @@ except ImportError:
     )
     from fl_sim.core.kernels.mask_reference import mask_decode, mask_encode
     from fl_sim.core.kernels.rounding_reference import block_sums, round_blocks, scale_blocks
+    from fl_sim.core.kernels.table_reference import table_make, table_read, table_write
 
     FORM = "NumPy"
 
@@ -56,5 +60,8 @@ __all__ = [
     "reference",
     "round_blocks",
     "scale_blocks",
+    "table_make",
+    "table_read",
+    "table_write",
     "unpack_bits",
 ]

@@ -30,17 +30,23 @@ from fl_sim.codecs.bits import Reader, varint
 from fl_sim.codecs.errors import CorruptPayload
 from fl_sim.codecs.symbol_coding import Bytes
 from fl_sim.codecs.value_coder import Counts, Values, tensor_slices
-from fl_sim.core.kernels.change_reference import BINS, FINITE, FIRST, SAME, WHOLE, Keys, Words
-from fl_sim.core.kernels.coding import change_bins, change_cut, change_join, change_keys, pack_bits, unpack_bits
+from fl_sim.core.kernels.change_reference import BINS, COARSE, FINITE, FIRST, SAME, WHOLE, Keys, Words
+from fl_sim.core.kernels.coding import (
+    change_bins,
+    change_contexts,
+    change_cut,
+    change_join,
+    change_keys,
+    pack_bits,
+    unpack_bits,
+)
 
 PIECE = 1 << 16
 HEAD = struct.Struct("<BHB")
 FINEST, OCTAVE = 4, 16
 """Largest detail; keys of an octave."""
-BIAS, MANTISSA = 1023 - 127, 23
-"""Exponent of a float64 over that of the same float32, as stored; bits below a float32's exponent."""
-COARSE = 12
-"""Contexts of weights whose unit in the last place is 2**-8 of the typical change or more."""
+BIAS = 1023 - 127
+"""Exponent of a float64 over that of the same float32, as stored."""
 SCALES, ENOUGH = 16, 8192
 """Most scales with tables of their own, and the changes that are worth one."""
 ABOVE = 8
@@ -76,17 +82,10 @@ class Plan(NamedTuple):
 
     def contexts(self, base: Words, tensors: list[slice]) -> Bytes:
         """The context of each change, given the bits of what it changes."""
-        table_of = {scale: COARSE + 1 + i for i, scale in enumerate(self.own.tolist())}
+        table_of = np.full(256, COARSE, dtype=np.uint8)
+        table_of[self.own] = COARSE + 1 + np.arange(len(self.own))
         contexts = np.empty(len(base), dtype=np.uint8)
-        for scale, tensor in zip(self.scales.tolist(), tensors, strict=True):
-            rank = table_of.get(scale, COARSE)
-            distances = scale + MANTISSA - np.arange(256)
-            table = np.where(distances < 8, np.clip(distances + COARSE - 8, 0, COARSE - 1), rank).astype(np.uint8)
-            for piece in _pieces([tensor]):
-                if table[_largest_exponent(base[piece])] == rank:
-                    contexts[piece] = rank
-                else:
-                    contexts[piece] = table[base[piece] >> MANTISSA & 255]
+        change_contexts(base, _sizes(tensors), self.scales, table_of[self.scales], contexts)
         return contexts
 
     @property
@@ -114,8 +113,7 @@ class ExactDelta:
             return b""
         size, words, base = len(values), _words(values), _words(self.base)
         keys, symbols, tensors = np.empty(size, np.uint16), np.empty(size, np.uint8), tensor_slices(self.counts, size)
-        for piece in _pieces(tensors):
-            change_keys(words[piece], base[piece], keys[piece])
+        change_keys(words, base, keys)
         plan = _plan(keys, tensors)
         room = _room(tensors)
         signs, widths, places = np.empty(room, np.uint8), np.empty(room, np.uint8), np.empty(room, np.uint32)
@@ -193,9 +191,8 @@ class _Bits:
             raise CorruptPayload("the bits of the changes have another length")
 
 
-def _largest_exponent(words: Words) -> int:
-    """Exponent of the largest of these floats, as stored."""
-    return max(int(words.max()) & 0x7FFFFFFF, int(words.view(np.int32).max())) >> MANTISSA
+def _sizes(tensors: list[slice]) -> NDArray[np.int64]:
+    return np.array([tensor.stop - tensor.start for tensor in tensors], dtype=np.int64)
 
 
 def _words(values: Values) -> Words:
@@ -233,29 +230,25 @@ def _read(data: memoryview, tensors: int) -> Plan:
 
 def _plan(keys: Keys, tensors: list[slice]) -> Plan:
     """What suits these changes, by a sample of each tensor."""
-    steps = [1 + (tensor.stop - tensor.start) // SAMPLE for tensor in tensors]
-    samples = [_changed(keys[tensor][::step]) for tensor, step in zip(tensors, steps, strict=True)]
-    seen = np.array([len(sample) for sample in samples])
-    sums = np.array([sample.sum(dtype=np.int64) for sample in samples])
-    changed = seen * np.array(steps)
+    steps = 1 + _sizes(tensors) // SAMPLE
+    drawn = [keys[tensor][::step] for tensor, step in zip(tensors, steps.tolist(), strict=True)]
+    owners = np.repeat(np.arange(len(drawn)), [len(part) for part in drawn])
+    sample = np.concatenate(drawn)
+    finite = (sample - np.uint16(1)) < np.uint16(FINITE - 1)
+    sample, owners = sample[finite], owners[finite]
+    seen = np.bincount(owners, minlength=len(drawn))
+    # Sums of integers below 2**53 are exact in the float64 that they are made in.
+    sums = np.bincount(owners, weights=sample, minlength=len(drawn))
     scales = np.clip(np.rint(sums / np.maximum(1, OCTAVE * seen)).astype(np.int64) - BIAS, 0, 255)
+    changed = seen * steps
     sizes = np.bincount(scales, weights=changed, minlength=256)
     own = np.sort(np.argsort(-sizes, kind="stable")[: min(SCALES, np.count_nonzero(sizes >= ENOUGH))]).astype(np.uint8)
-    sample = np.concatenate(samples)
     if not len(sample):
         return Plan(0, 0, own, scales.astype(np.uint8))
     detail = _detail(sample, 1 + len(own), int(changed.sum()))
-    largest = max(
-        int(part.max(initial=0)) - OCTAVE * (scale + BIAS) for part, scale in zip(samples, scales.tolist(), strict=True)
-    )
+    largest = int((sample - OCTAVE * (scales + BIAS)[owners]).max())
     above = min(max(0, largest + OCTAVE), ABOVE * OCTAVE) >> (FINEST - detail)
     return Plan(detail, BINS - 1 - above, own, scales.astype(np.uint8))
-
-
-def _changed(keys: Keys) -> Keys:
-    """Keys of finite changes."""
-    changed: Keys = keys[(keys - np.uint16(1)) < np.uint16(FINITE - 1)]
-    return changed
 
 
 def _detail(sample: Keys, tables: int, size: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,12 @@ def _cut(counts: Counts | Sizes, most: int) -> Sizes:
     cut = np.full(int(blocks.sum()), most, dtype=np.int64)
     cut[(np.cumsum(blocks) - 1)[sizes > 0]] = (sizes - (blocks - 1) * most)[sizes > 0]
     return cut
+
+
+@lru_cache(maxsize=64)
+def _blocks(counts: Counts) -> Sizes:
+    """Values of each block that has a scale; clients of one model have the same. Not to be changed."""
+    return _cut(counts, BLOCK)
 
 
 def _told_scales(scales: NDArray[np.float32]) -> tuple[bytes, bytes]:
@@ -157,11 +164,11 @@ class Rounded:
         if not len(values):
             return b""
         counts = self.counts or (len(values),)
-        sizes = _cut(counts, BLOCK)
+        sizes = _blocks(counts)
         largest = np.maximum.reduceat(np.abs(values), np.cumsum(sizes) - sizes)
         scales = (largest / self.top).astype(np.float32)
         # The bits of which `Generator.random` of float32 makes its numbers, two in each number of 64 bits.
-        drawn = np.random.default_rng(seed).bit_generator.random_raw(-(-len(values) // 2))
+        drawn = np.random.PCG64(seed).random_raw(-(-len(values) // 2))
         noise = drawn.astype("<u8", copy=False).view("<u4").astype(np.uint32, copy=False)[: len(values)]
         symbols = np.empty(len(values), dtype=np.uint8)
         units = np.where(scales > 0, scales, 1).astype(np.float32)
@@ -173,7 +180,7 @@ class Rounded:
         if count == 0:
             return _nothing(data)
         counts = self.counts or (count,)
-        sizes = _cut(counts, BLOCK)
+        sizes = _blocks(counts)
         exponents, at, length = _head_of_scales(data, len(sizes))
         symbols, rider = _decode_symbols(data[at:], counts, self.top, length)
         return _scaled(symbols, _scales(exponents, rider), sizes)
@@ -276,6 +283,10 @@ def _by_tensor(values: Values, counts: Counts) -> Sequence[Values]:
 
 def _largest(values: Values, keep: int) -> NDArray[np.bool_]:
     """Positions of the `keep` largest magnitudes; of equal ones the first, so that bytes do not depend on how a machine sorts."""
-    chosen = np.zeros(len(values), dtype=np.bool_)
-    chosen[np.argsort(-np.abs(values), kind="stable")[:keep]] = True
+    sizes = np.abs(values)
+    if keep == len(sizes):
+        return np.ones(keep, dtype=np.bool_)
+    least = np.partition(sizes, len(sizes) - keep)[len(sizes) - keep]
+    chosen: NDArray[np.bool_] = sizes > least
+    chosen[np.flatnonzero(sizes == least)[: keep - np.count_nonzero(chosen)]] = True
     return chosen

@@ -105,9 +105,28 @@ def test_what_is_not_in_its_bin_is_said() -> None:
         assert not form.change_join(spans.copy(), firsts, spans, symbols, signs)
 
 
+def test_a_context_is_the_distance_of_a_weights_last_place_from_its_tensors_change() -> None:
+    """Exponents of 1.0 (127) and others against scales; a unit in the last place lies 23 below the exponent."""
+    base = np.array([1.0, -1.0, 2.0, 2.0**-40, 0.0, 1.0, 1.0, 1.0], np.float32).view(np.uint32)
+    sizes, scales = np.array([5, 0, 2, 1], np.int64), np.array([111, 9, 255, 0], np.uint8)
+    found = []
+    for form in FORMS:
+        contexts = np.zeros(8, np.uint8)
+        form.change_contexts(base, sizes, scales, np.array([12, 13, 14, 15], np.uint8), contexts)
+        found.append(contexts.tolist())
+    # 111 - (127 - 23) = 7 is below 8: 7 + 4; the other sign alike; one more exponent one less; far above; above; and 0 at least.
+    assert found == [[11, 11, 10, 12, 12, 14, 14, 0]] * 2
+    rng = np.random.default_rng(3)
+    bits, made = rng.integers(0, 2**32, 3000, dtype=np.uint32), np.zeros((2, 3000), np.uint8)
+    for form, contexts in zip(FORMS, made, strict=True):
+        ends = np.array([1000, 2000], np.int64), np.array([100, 140], np.uint8), np.array([12, 30], np.uint8)
+        form.change_contexts(bits, *ends, contexts)
+    assert made[0].tolist() == made[1].tolist()
+
+
 @pytest.mark.parametrize("form", FORMS, ids=["chosen", "NumPy"])
 def test_what_would_leave_a_buffer_is_refused(form) -> None:
-    u8, u16, u32 = (lambda n, t=t: np.zeros(n, t) for t in (np.uint8, np.uint16, np.uint32))
+    u8, u16, u32, i64 = (lambda n, t=t: np.zeros(n, t) for t in (np.uint8, np.uint16, np.uint32, np.int64))
     last = FINITE - BINS - FIRST
     form.change_cut(u32(2), u32(2), u16(2), last, 0, u8(2), u8(2), u8(2), u32(2))
     for call in (
@@ -119,6 +138,11 @@ def test_what_would_leave_a_buffer_is_refused(form) -> None:
         lambda: form.change_bins(u32(2), u8(2), u8(2), last + 1, 0, u32(2), u32(2), u8(2)),
         lambda: form.change_bins(u32(2), u8(3), u8(2), 0, 0, u32(2), u32(2), u8(2)),
         lambda: form.change_join(u32(2), u32(2), u32(3), u8(2), u8(2)),
+        lambda: form.change_contexts(u32(2), i64(1) + 2, u8(1), u8(1), u8(3)),
+        lambda: form.change_contexts(u32(2), i64(1) + 3, u8(1), u8(1), u8(2)),
+        lambda: form.change_contexts(u32(2), i64(2) + np.array([3, -1]), u8(2), u8(2), u8(2)),
+        lambda: form.change_contexts(u32(2), i64(2) + 1, u8(1), u8(2), u8(2)),
+        lambda: form.change_contexts(u32(2), i64(2) + 1, u8(2), u8(1), u8(2)),
     ):
         with pytest.raises(ValueError):
             call()

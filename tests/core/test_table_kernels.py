@@ -149,5 +149,5 @@ def test_what_would_leave_a_buffer_or_overflow_is_refused(form) -> None:
         lambda: form.table_read(u8(99), 12, 257, u16(256)),
         lambda: form.table_read(u8(99), 12, 256, u16(255)),
     ):
-        with pytest.raises(ValueError, match="256|equal length"):
+        with pytest.raises(ValueError, match=r"256|equal length"):
             call()

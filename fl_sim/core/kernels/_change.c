@@ -1,6 +1,6 @@
 /* The loops of exact changes; `change_reference.py` says what they compute. */
 
-#define EXPECTED "bits as uint32, keys as uint16, bytes as uint8"
+#define EXPECTED "bits as uint32, keys as uint16, bytes as uint8, sizes as int64"
 #include "_buffers.h"
 #include "_change.h"
 
@@ -89,8 +89,38 @@ static PyObject *change_join(PyObject *Py_UNUSED(module), PyObject *args)
     return answer(&all, fine);
 }
 
+static PyObject *change_contexts(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    PyObject *base, *sizes, *scales, *ranks, *contexts;
+    Buffers all = {.taken = 0};
+    if (!PyArg_ParseTuple(args, "OOOOO:change_contexts", &base, &sizes, &scales, &ranks, &contexts))
+        return NULL;
+    const Py_buffer *views = all.views;
+    if (take(&all, base, 'I', 0) < 0 || take_equal(&all, contexts, 'B', PyBUF_WRITABLE) < 0 || take(&all, sizes, 'q', 0) < 0 ||
+        take(&all, scales, 'B', 0) < 0 || take(&all, ranks, 'B', 0) < 0)
+        return done(&all);
+    const Py_ssize_t tensors = length(&views[2]);
+    const int64_t *size = views[2].buf;
+    int64_t left = length(&views[0]);
+    int fits = length(&views[3]) == tensors && length(&views[4]) == tensors;
+    for (Py_ssize_t t = 0; fits && t < tensors; left -= size[t++])
+        fits = size[t] >= 0 && size[t] <= left;
+    if (!fits || left)
+        PyErr_SetString(PyExc_ValueError, "a scale and a rank for each tensor, and as many changes as they have");
+    else {
+        Py_BEGIN_ALLOW_THREADS
+        const uint32_t *bits = views[0].buf;
+        uint8_t *to = views[1].buf;
+        for (Py_ssize_t t = 0; t < tensors; bits += size[t], to += size[t], t++)
+            find_contexts(bits, (Py_ssize_t)size[t], ((const uint8_t *)views[3].buf)[t], ((const uint8_t *)views[4].buf)[t], to);
+        Py_END_ALLOW_THREADS
+    }
+    return done(&all);
+}
+
 static PyMethodDef methods[] = {
     {"change_bins", change_bins, METH_VARARGS, NULL},
+    {"change_contexts", change_contexts, METH_VARARGS, NULL},
     {"change_cut", change_cut, METH_VARARGS, NULL},
     {"change_join", change_join, METH_VARARGS, NULL},
     {"change_keys", change_keys, METH_VARARGS, NULL},

@@ -4,7 +4,8 @@
 #define FL_SIM_CHANGE_H
 #include "_buffers.h"
 
-enum { SAME = 0, BELOW = 1, FIRST = 2, WHOLE = 255, BINS = WHOLE - FIRST, KEY_SHIFT = 48, FINITE = 0x7FF0, OTHER_ZERO = 0x7FFF };
+enum { SAME = 0, BELOW = 1, FIRST = 2, WHOLE = 255, BINS = WHOLE - FIRST, KEY_SHIFT = 48, FINITE = 0x7FF0, OTHER_ZERO = 0x7FFF,
+       MANTISSA = 23, COARSE = 12, FAR = 8 };
 #define SIGN 0x80000000u
 
 static inline double real(uint32_t bits)
@@ -109,5 +110,14 @@ FOR_EACH_CPU static int join(uint32_t *restrict extra, const uint32_t *restrict 
         extra[i] = symbols[i] == SAME ? firsts[i] : symbols[i] == WHOLE ? extra[i] : moved;
     }
     return !outside;
+}
+/* The context of each change of one tensor: `rank`, or the distance where a unit in the last place of the base is large. */
+FOR_EACH_CPU static void find_contexts(const uint32_t *restrict base, Py_ssize_t count, int32_t scale, int32_t rank,
+                                       uint8_t *restrict contexts)
+{
+    for (Py_ssize_t i = 0; i < count; i++) {
+        const int32_t distance = scale + MANTISSA - (int32_t)(base[i] >> MANTISSA & 255), near = distance + COARSE - FAR;
+        contexts[i] = (uint8_t)(distance >= FAR ? rank : near > 0 ? near : 0);
+    }
 }
 #endif

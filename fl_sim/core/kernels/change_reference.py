@@ -18,9 +18,12 @@ from numpy.typing import NDArray
 Bytes = NDArray[np.uint8]
 Words = NDArray[np.uint32]
 Keys = NDArray[np.uint16]
+Sizes = NDArray[np.int64]
 
 SAME, BELOW, FIRST, WHOLE = 0, 1, 2, 255
 BINS = WHOLE - FIRST
+MANTISSA, COARSE, FAR = 23, 12, 8
+"""Bits below a float's exponent; contexts of weights whose unit in the last place is `2**-FAR` of the typical change or more."""
 KEY_SHIFT, FINITE, OTHER_ZERO, SIGN = 48, 0x7FF0, 0x7FFF, 0x80000000
 
 
@@ -142,3 +145,22 @@ def change_join(extra: Words, firsts: Words, spans: Words, symbols: Bytes, signs
     moved = np.where(number & SIGN, number ^ np.uint32(SIGN), ~number) ^ (signs.astype(np.uint32) << np.uint32(31))
     extra[:] = np.where(symbols == SAME, firsts, np.where(symbols == WHOLE, extra, moved))
     return inside
+
+
+def change_contexts(base: Words, sizes: Sizes, scales: Bytes, ranks: Bytes, contexts: Bytes, /) -> None:
+    """The context of each change, given what it changes.
+
+    Args:
+        base: bits of float32, all tensors one after the other.
+        sizes: values of each tensor.
+        scales: exponent of each tensor's typical change, as a float32 stores it.
+        ranks: the context of each tensor's changes where a unit in the last place of the base is far below the typical change;
+            elsewhere the context is the distance of the two, from 0 to `COARSE - 1`.
+        contexts: receives one for each value.
+    """
+    if len(base) != len(contexts):
+        raise ValueError("expected arrays of equal length")
+    if not len(sizes) == len(scales) == len(ranks) or (sizes < 0).any() or sizes.sum() != len(base):
+        raise ValueError("a scale and a rank for each tensor, and as many changes as they have")
+    distances = np.repeat(scales.astype(np.int64) + MANTISSA, sizes) - (base >> np.uint32(MANTISSA) & np.uint32(255))
+    contexts[:] = np.where(distances < FAR, np.maximum(0, distances + COARSE - FAR), np.repeat(ranks, sizes))

@@ -4,7 +4,7 @@ from fl_sim.core.kernels import change_reference
 from fl_sim.core.kernels import coding_reference as reference
 
 try:
-    from fl_sim.core.kernels._change import change_bins, change_cut, change_join, change_keys
+    from fl_sim.core.kernels._change import change_bins, change_contexts, change_cut, change_join, change_keys
     from fl_sim.core.kernels._coding import (
         block_sums,
         count_symbols,
@@ -25,7 +25,7 @@ try:
 
     FORM = "compiled"
 except ImportError:
-    from fl_sim.core.kernels.change_reference import change_bins, change_cut, change_join, change_keys
+    from fl_sim.core.kernels.change_reference import change_bins, change_contexts, change_cut, change_join, change_keys
     from fl_sim.core.kernels.coding_reference import (
         count_symbols,
         float_join,
@@ -45,6 +45,7 @@ __all__ = [
     "FORM",
     "block_sums",
     "change_bins",
+    "change_contexts",
     "change_cut",
     "change_join",
     "change_keys",

@@ -37,7 +37,7 @@ class PowerSGD:
         """See `fl_sim.codecs.Codec`; keeps Q under the tensor's name."""
         parts = []
         for name, value in tensors.items():
-            if not self._is_factored(value.shape):
+            if not is_factored(value.shape, self.rank):
                 parts.append(value)
                 continue
             matrix = value.flatten(1)
@@ -66,14 +66,16 @@ class PowerSGD:
             made[name] = (parts[0] @ parts[1].T).view(shape) if len(parts) == 2 else parts[0]
         return made
 
-    def _is_factored(self, shape: torch.Size) -> bool:
-        return len(list(self._parts(shape))) == 2
-
     def _parts(self, shape: torch.Size) -> Iterator[torch.Size]:
         """Shapes of what travels of one tensor."""
-        rows, columns = (shape[0], shape[1:].numel()) if len(shape) > 1 else (0, 0)
-        if self.rank * (rows + columns) < rows * columns:
-            yield torch.Size((rows, self.rank))
-            yield torch.Size((columns, self.rank))
+        if is_factored(shape, self.rank):
+            yield torch.Size((shape[0], self.rank))
+            yield torch.Size((shape[1:].numel(), self.rank))
         else:
             yield shape
+
+
+def is_factored(shape: torch.Size, rank: int) -> bool:
+    """Whether factors of a rank are smaller than the tensor, as the matrix of its first dimension by the others."""
+    rows, columns = (shape[0], shape[1:].numel()) if len(shape) > 1 else (0, 0)
+    return rank * (rows + columns) < rows * columns

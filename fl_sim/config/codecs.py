@@ -17,7 +17,9 @@ GROUP = "fl_sim.codecs"
 CODECS: Mapping[str, str] = {
     "signsgd": "clients.sign_codec:SignSGD",
     "powersgd": "clients.low_rank_codec:PowerSGD",
+    "atomo": "clients.spectral_codec:Atomo",
     "drive": "clients.rotation_codec:Drive",
+    "sketch": "clients.sketch_codec:CountSketch",
 }
 """Name -> import path of the codecs that come with fl-sim."""
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from clients.local import Finish, LocalClient
+from clients.sketch_codec import estimated, sketched
 from fl_sim.codecs import Schema
 from fl_sim.communication.extra import Extra, Fixed
 from fl_sim.core.types import Mask, Metrics, Params, Task, UserError
@@ -43,13 +44,12 @@ def hashes(size: int) -> tuple[Tensor, Tensor]:
 
 def sketch(vector: Tensor) -> Tensor:
     """The Count Sketch (ROWS, columns) of a vector."""
-    buckets, signs = hashes(size := len(vector))
-    return torch.zeros(ROWS, ceil(SHARE * size / ROWS)).scatter_add_(1, buckets, signs * vector)
+    return sketched(vector, zip(*hashes(len(vector)), strict=True), ceil(SHARE * len(vector) / ROWS))
 
 
 def unsketch(table: Tensor, size: int) -> Tensor:
     """What a sketch says of each of `size` values."""
-    return (table.gather(1, hashes(size)[0]) * hashes(size)[1]).median(dim=0).values
+    return estimated(table, zip(*hashes(size), strict=True))
 
 
 def layout(model: Schema) -> Schema:

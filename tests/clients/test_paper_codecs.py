@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from clients.low_rank_codec import PowerSGD
 from clients.rotation_codec import Drive, hadamard
 from clients.sign_codec import SignSGD
+from clients.sketch_codec import CountSketch
+from clients.spectral_codec import Atomo, probabilities
 from fl_sim.codecs import Codec, CorruptPayload, Schema
 from fl_sim.core.types import Params, Update
 from strategies.majority_vote import MajorityVote
@@ -156,7 +158,125 @@ def test_several_blocks_and_odd_sizes_come_back_in_their_places() -> None:
     assert Drive().decode(sent(Drive(), values), schema)["b"].shape == (3, 3)
 
 
-CODECS = {"signsgd": SignSGD(), "powersgd": PowerSGD(), "drive": Drive(), "drive, biased": Drive(unbiased=False)}
+def test_a_sketch_is_the_table_of_its_hash_functions() -> None:
+    x, codec = torch.randn(100, generator=torch.Generator().manual_seed(1)), CountSketch(rows=3, share=0.3, density=0.1)
+    schema = Schema.of({"x": x}, ["x"])
+    data = sent(codec, {"x": x}, seed=4)
+    assert len(data) == codec.size(schema) == 8 + 4 + 4 * 3 * 10
+    draw, table, said = torch.Generator().manual_seed(int.from_bytes(data[:8], "little")), np.zeros((3, 10)), []
+    for row in table:
+        buckets, signs = (
+            torch.randint(10, (100,), generator=draw).numpy(),
+            torch.randint(2, (100,), generator=draw) * 2 - 1,
+        )
+        for bucket, sign, value in zip(buckets, signs.tolist(), x.tolist(), strict=True):
+            row[bucket] += sign * value
+        said.append(row[buckets] * signs.numpy())
+    assert np.allclose(np.frombuffer(data, "<f4", offset=12).reshape(3, 10), table, atol=1e-5)
+    found = np.median(said, axis=0)
+    found[np.argsort(-np.abs(found), kind="stable")[10:]] = 0
+    expected = (found @ x.double().numpy()) / (found @ found) * found
+    assert np.allclose(codec.decode(data, schema)["x"].numpy(), expected, atol=1e-5)
+
+
+def test_a_sketch_finds_the_heavy_hitters() -> None:
+    """10 of 5,000 values are 1, ten times the norm over the root of 1,000 columns; the others are 0.01."""
+    rng = np.random.default_rng(0)
+    x = torch.from_numpy((0.01 * rng.normal(size=5000)).astype(np.float32))
+    heavy = torch.from_numpy(rng.choice(5000, 10, replace=False))
+    x[heavy] = torch.from_numpy(rng.choice([-1.0, 1.0], 10).astype(np.float32))
+    schema, codec = Schema.of({"x": x}, ["x"]), CountSketch(rows=5, share=1.0, density=10 / 5000)
+    for seed in range(5):
+        made = codec.decode(sent(codec, {"x": x}, seed=seed), schema)["x"]
+        assert set(made.nonzero().flatten().tolist()) == set(heavy.tolist())
+        assert torch.allclose(made[heavy], x[heavy], atol=0.15)
+
+
+def test_a_sketch_of_everything_is_unbiased_and_one_of_the_largest_contractive() -> None:
+    x = torch.cat([value.flatten() for value in tensors().values()])
+    schema, codec = Schema.of({"x": x}, ["x"]), CountSketch(rows=3, share=0.9, density=1.0)
+    total, errors = torch.zeros_like(x), []
+    for seed in range(2000):
+        decoded = codec.decode(sent(codec, {"x": x}, seed=seed), schema)["x"]
+        total += decoded
+        errors.append(float((decoded - x).square().sum() / x.square().sum()))
+    bound = 3 * np.sqrt(np.mean(errors) / 2000)
+    assert bound < 0.2
+    assert float((total / 2000 - x).norm() / x.norm()) < bound
+    # A row errs by ||x||^2 / columns at each value; the median of three by 0.45 of that where errors are normal.
+    assert np.mean(errors) == pytest.approx(0.45 * 616 / 185, rel=0.25)
+    largest = CountSketch(density=0.05)
+    for seed in range(20):
+        decoded = largest.decode(sent(largest, {"x": x}, seed=seed), schema)["x"].double()
+        left = float((decoded - x).square().sum())
+        assert left == pytest.approx(float(x.double().square().sum() - decoded.square().sum()), rel=1e-4), (
+            "a projection"
+        )
+        assert left < float(x.square().sum())
+
+
+def test_atomo_draws_in_proportion_and_never_the_same_budget_twice() -> None:
+    """Algorithm 1 by hand: 8 is sure of 2 because 8 * 2 > 12; the others share one."""
+    p = probabilities(torch.tensor([8.0, 2.0, 1.0, 1.0]), 2)
+    assert p.tolist() == [1.0, 0.5, 0.25, 0.25]
+    assert probabilities(torch.tensor([1.0, 1.0, 1.0, 1.0]), 2).tolist() == [0.5] * 4
+    assert probabilities(torch.tensor([3.0, 1.0, 0.0]), 2).tolist() == [1.0, 1.0, 0.0]
+    assert probabilities(torch.zeros(3), 2).tolist() == [0.0] * 3
+    assert probabilities(torch.tensor([3.0, 2.0]), 5).tolist() == [1.0, 1.0]
+
+
+def test_atomo_is_unbiased_with_the_variance_of_its_probabilities() -> None:
+    matrix, codec = tensors()["weight"], Atomo(rank=3)
+    schema = Schema.of({"weight": matrix}, ["weight"])
+    sigma = torch.linalg.svdvals(matrix)
+    p = probabilities(sigma, 3).double()
+    assert float(p.sum()) == pytest.approx(3)
+    total, errors, counts = torch.zeros_like(matrix), [], []
+    for seed in range(1500):
+        data = sent(codec, {"weight": matrix}, seed=seed)
+        counts.append((len(data) - 2) / (4 * (17 + 23)))
+        decoded = codec.decode(data, schema)["weight"]
+        total += decoded
+        errors.append(float((decoded - matrix).square().sum()))
+    assert np.mean(counts) == pytest.approx(3, abs=0.15)
+    expected = float((sigma.double().square() * (1 / p - 1)).sum())
+    assert np.mean(errors) == pytest.approx(expected, rel=0.1)
+    assert float((total / 1500 - matrix).norm()) < 3 * np.sqrt(expected / 1500)
+
+
+@pytest.mark.parametrize("codec", [Atomo(rank=2), Atomo(rank=2, unbiased=False)], ids=["drawn", "largest"])
+def test_atomo_is_exact_for_matrices_of_its_rank(codec: Atomo) -> None:
+    rng = torch.Generator().manual_seed(2)
+    given = tensors()
+    for name in ("kernel", "weight"):
+        rows, columns = given[name].flatten(1).shape
+        made = torch.randn(rows, 2, generator=rng) @ torch.randn(2, columns, generator=rng)
+        given[name] = made.view(given[name].shape)
+    for seed in range(3):
+        made = through(codec, given, seed=seed)
+        assert all(torch.allclose(made[name], given[name], atol=1e-4) for name in SHAPES)
+        assert torch.equal(made["row"], given["row"])
+
+
+def test_atomo_without_drawing_is_the_best_of_its_rank() -> None:
+    codec, matrix = Atomo(rank=2, unbiased=False), tensors()["weight"]
+    schema = Schema.of({"weight": matrix}, ["weight"])
+    data = sent(codec, {"weight": matrix})
+    assert len(data) == 2 + 4 * 2 * (17 + 23)
+    left = (codec.decode(data, schema)["weight"] - matrix).double().square().sum()
+    assert float(left) == pytest.approx(float(torch.linalg.svdvals(matrix.double())[2:].square().sum()), rel=1e-4)
+
+
+CODECS = {
+    "signsgd": SignSGD(),
+    "powersgd": PowerSGD(),
+    "drive": Drive(),
+    "drive, biased": Drive(unbiased=False),
+    "sketch": CountSketch(),
+    "sketch, unbiased": CountSketch(density=1.0),
+    "atomo": Atomo(),
+    "atomo, biased": Atomo(unbiased=False),
+}
 
 
 @pytest.mark.parametrize("name", CODECS)

@@ -18,7 +18,7 @@ from fl_sim.simulation.part_doctor import Part
 
 PAGE = Path("docs/codecs.md").read_text(encoding="utf-8")
 (CODE,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-OWN, VOTE, BOTH_WAYS = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
+OWN, EDEN, VOTE, BOTH_WAYS = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
 SIZES = dict(re.findall(r"^\| `(\w+)` \|.*\| ([\d,]+) \| [^|]* \|$", PAGE, re.MULTILINE))
 
 
@@ -37,6 +37,12 @@ def test_the_codec_of_the_page_runs() -> None:
     report = outcome(OWN)
     assert report.summary["failures"] == {"raised": 0, "rejected": 0, "late": 0, "lost": 0}
     assert report.ledger.total(where={"section": "codec"}) == {(): 3 * (23_824 + 4 * 4)}
+
+
+def test_eden_over_fedavg_is_two_lines() -> None:
+    report = outcome(EDEN)
+    assert report.summary["failures"]["rejected"] == 0
+    assert report.ledger.total(where={"section": "codec"}) == {(): 3 * 3104}
 
 
 def test_the_vote_is_a_bit_each_way() -> None:

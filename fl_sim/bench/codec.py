@@ -39,12 +39,17 @@ MODELS: Mapping[str, Shapes] = {"0.46M": shapes(5, 16), "11M": shapes(6, 70)}
 
 @dataclass(frozen=True)
 class Sample:
-    """A sparse update: flat values, flat mask, and its floor in bytes (4 a value plus log2 C(n, k) a tensor)."""
+    """A sparse update: flat values, flat mask, its floor in bytes (4 a value plus log2 C(n, k) a tensor), and what it changes."""
 
     schema: Schema
     values: NDArray[np.float32]
     mask: NDArray[np.bool_]
     floor: float
+    old: NDArray[np.float32]
+
+    def params(self, flat: NDArray[np.float32]) -> FlatParams:
+        """Flat values as the tensors of the schema."""
+        return FlatParams.view(torch.from_numpy(flat), self.schema.names, self.schema.shapes)
 
 
 @dataclass(frozen=True)
@@ -64,8 +69,8 @@ def sample(layers: Shapes, density: float) -> Sample:
     """Independent coordinates whose density differs from layer to layer; values are differences of float32 weights."""
     rng, parts, floor = numpy_generator(0, Purpose.DATA), [], 0.0
     for shape in layers.values():
-        odds = density / (1 - density) * math.exp(0.8 * rng.standard_normal())
-        part = rng.random(shape.numel()) < odds / (1 + odds)
+        odds = density / (1 - density) * math.exp(0.8 * rng.standard_normal()) if density < 1 else math.inf
+        part = rng.random(shape.numel()) < (odds / (1 + odds) if density < 1 else 1)
         n, k = len(part), int(part.sum())
         floor += (math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)) / math.log(2) / 8
         parts.append(part)
@@ -73,19 +78,30 @@ def sample(layers: Shapes, density: float) -> Sample:
     old = rng.normal(0, 0.05, len(mask)).astype(np.float32)
     new = old + rng.normal(0, 0.002, len(mask)).astype(np.float32)
     zeros = {name: torch.empty(shape) for name, shape in layers.items()}
-    return Sample(Schema.of(zeros, zeros), new - old, mask, floor + 4 * int(mask.sum()))
+    return Sample(Schema.of(zeros, zeros), new - old, mask, floor + 4 * int(mask.sum()), old)
 
 
 Coder = tuple[Callable[[Sample], bytes], Callable[[bytes, Sample], object]]
 
 
-def _ours(values: str) -> Coder:
+def _ours(values: str, *, contexts: bool = False) -> Coder:
     def write(s: Sample) -> bytes:
-        params = FlatParams.view(torch.from_numpy(s.values), s.schema.names, s.schema.shapes)
         mask = FlatMask.view(torch.from_numpy(s.mask), s.schema.names, s.schema.shapes)
-        return encode(params, mask, schema=s.schema, values=values)
+        return encode(s.params(s.values), mask, schema=s.schema, values=values, contexts=contexts)
 
     return write, lambda data, s: decode(data, schema=s.schema)
+
+
+def _whole(values: str) -> Coder:
+    def write(s: Sample) -> bytes:
+        return encode(s.params(s.values), None, schema=s.schema, values=values)
+
+    return write, lambda data, s: decode(data, schema=s.schema)
+
+
+def _exact_change(s: Sample) -> bytes:
+    new = s.params(s.old + s.values)
+    return encode(new, None, schema=s.schema, values="float32-delta", base=s.params(s.old))
 
 
 def _coo_write(s: Sample) -> bytes:
@@ -131,24 +147,31 @@ def _npz_write(s: Sample) -> bytes:
 CODECS: Mapping[str, Coder] = {
     "fl_sim float32": _ours("float32"),
     "fl_sim float32-zstd": _ours("float32-zstd"),
+    "fl_sim masks smallest": _ours("float32", contexts=True),
     "COO int32": (_coo_write, _coo_read),
     "bitmap": (_bitmap_write, _bitmap_read),
     "bitmap + zstd-3": (_zstd_write, _zstd_read),
     "np.savez_compressed": (_npz_write, lambda data, s: np.load(io.BytesIO(data), allow_pickle=False)["x"]),
 }
 
+WHOLE: Mapping[str, Coder] = {
+    "fl_sim float32-delta": (_exact_change, lambda data, s: decode(data, schema=s.schema, base=s.params(s.old))),
+    **{f"fl_sim {name}": _whole(name) for name in ("float32-zstd", "int8", "int4", "int2", "sign")},
+}
+"""What codes a whole model, at density 1."""
+
 
 def measure(
     *, models: Mapping[str, Shapes] = MODELS, densities: Sequence[float] = DENSITIES, repeats: int = 5
 ) -> list[Row]:
-    """Every codec on every model and density, on one thread; the best of `repeats`."""
+    """Every codec on every model and density, then on the whole model, on one thread; the best of `repeats`."""
     torch.set_num_threads(1)
     keep_freed_memory()  # as the engines do; it serves every codec here alike
     rows = []
     for model, layers in models.items():
-        for density in densities:
+        for density in (*densities, 1.0):
             s = sample(layers, density)
-            for name, (write, read) in CODECS.items():
+            for name, (write, read) in (CODECS if density < 1 else WHOLE).items():
                 times = 1 if name == "np.savez_compressed" else repeats
                 data = write(s)
                 megabytes = 4 * len(s.mask) / 1e6

@@ -18,7 +18,9 @@ LAYERS = {"toy": codec.shapes(1, 4)}
 def test_every_codec_is_measured_on_every_model_and_density() -> None:
     rows = codec.measure(models=LAYERS, densities=[0.05, 0.5], repeats=1)
     assert [(row.model, row.density, row.codec) for row in rows] == [
-        ("toy", density, name) for density in (0.05, 0.5) for name in codec.CODECS
+        ("toy", density, name)
+        for density, codecs in ((0.05, codec.CODECS), (0.5, codec.CODECS), (1.0, codec.WHOLE))
+        for name in codecs
     ]
     assert all(min(row.encode_mbps, row.decode_mbps, row.peak_mb) > 0 for row in rows)
 
@@ -42,6 +44,20 @@ def test_every_codec_of_the_table_returns_what_was_written(name: str) -> None:
     if isinstance(found, tuple):  # (parameters, mask)
         found = sample.schema.flat(found[0]).numpy()
     assert torch.equal(torch.as_tensor(found), torch.from_numpy(sample.values * sample.mask))
+
+
+def test_a_whole_model_comes_back_exactly_where_nothing_is_lost() -> None:
+    sample = codec.sample(LAYERS["toy"], 1.0)
+    assert sample.mask.all()
+    assert sample.floor == 4 * len(sample.mask)
+    for name, expected in (("float32-delta", sample.old + sample.values), ("float32-zstd", sample.values)):
+        write, read = codec.WHOLE[f"fl_sim {name}"]
+        params, mask = read(write(sample), sample)
+        assert mask is None
+        assert torch.equal(sample.schema.flat(params), torch.from_numpy(expected)), name
+    for name in ("int8", "int4", "int2", "sign"):
+        write, read = codec.WHOLE[f"fl_sim {name}"]
+        assert len(write(sample)) < {"int8": 0.3, "int4": 0.16, "int2": 0.1, "sign": 0.1}[name] * sample.floor
 
 
 def test_selection_is_measured_beside_torchs_own() -> None:

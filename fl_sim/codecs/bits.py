@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from functools import cache, lru_cache
+from itertools import accumulate
 from typing import NamedTuple
 
 import constriction
@@ -27,6 +28,7 @@ Symbols = NDArray[np.int32]
 Segment = tuple[int, int]
 """(ones, size) of a run of bits."""
 WORD = 16
+_BYTE = np.zeros(1, np.uint8)
 SCALE, FLOOR = float(1 << 30), 64.0
 
 
@@ -66,6 +68,7 @@ def _model(ones: int, size: int) -> constriction.stream.model.Categorical:
     )
 
 
+@lru_cache(maxsize=4096)
 def floor_bits(ones: int, size: int) -> float:
     """log2 C(size, ones): the fewest bits that tell which of the segment's bits are set."""
     if ones in (0, size):
@@ -119,7 +122,7 @@ class Reader:
 
 def _cut(segment: Bits) -> Words:
     packed = np.packbits(segment)
-    return (np.append(packed, np.uint8(0)) if len(packed) % 2 else packed).view("<u2")
+    return (np.concatenate((packed, _BYTE)) if len(packed) % 2 else packed).view("<u2")
 
 
 def encode(segments: Iterable[Bits]) -> tuple[bytes, bytes]:
@@ -164,7 +167,7 @@ def decode(words: memoryview, segments: Sequence[Segment]) -> list[Bits]:
             continue
         end = at + -(-size // WORD) * WORD
         parts.append(flat[at : at + size])
-        if flat[at + size : end].any():
+        if at + size < end and np.count_nonzero(flat[at + size : end]):
             raise CorruptPayload("a mask segment is not padded with zeros")
         at = end
     return parts
@@ -176,11 +179,11 @@ def _decoded(segments: Sequence[Segment], decoder: Decoder) -> Bits:
     counts = np.concatenate(
         [decoder.symbols(_model(*segment), length) for segment, length in zip(segments, lengths, strict=True)]
     )
-    starts = np.cumsum([0, *lengths[:-1]])
-    if (np.add.reduceat(counts, starts) != [ones for ones, _ in segments]).any():
+    starts = [0, *accumulate(lengths[:-1])]
+    if np.add.reduceat(counts, starts).tolist() != [ones for ones, _ in segments]:
         raise CorruptPayload("a mask segment has another number of ones than it says")
     places, sizes = words.starts[counts], words.sizes[counts]
-    several = np.flatnonzero(sizes > 1)
+    (several,) = (sizes > 1).nonzero()
     places[several] += decoder.choices(sizes[several])
     return np.unpackbits(words.ordered[places].view(np.uint8)).view(np.bool_)
 

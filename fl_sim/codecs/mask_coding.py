@@ -16,7 +16,7 @@ but `held` start with the number of ones of every coded segment (LEB128), from w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,9 +58,12 @@ def _count(reader: Reader, size: int) -> int:
     return reader.varint(size) if size else 0
 
 
-def _cost(segments: Iterator[tuple[int, int]]) -> float:
+def _cost(segments: Iterable[tuple[int, int]]) -> float:
     """Predicted bits of coded segments given as (ones, size): the floor, and a byte for each count."""
-    return sum(floor_bits(ones, size) + (8 if size < 128 else 16) for ones, size in segments)
+    total = 0.0
+    for ones, size in segments:
+        total += floor_bits(ones, size) + (8 if size < 128 else 16)
+    return total
 
 
 # -- whole -------------------------------------------------------------------------------------------------------------
@@ -276,7 +279,7 @@ def choose(flat: Bits, layout: Layout, held: Bits | None) -> str:
         costs["split"] = _cost(zip(split, sides, strict=True))
     if 0 < sum(ones) < gap_coding.DENSEST * len(flat) and _clustered(flat, ones, sizes):
         costs["gaps"] = gap_coding.cost_bits(flat) + 16 * len(layout)
-    return min(costs, key=lambda name: costs[name])
+    return min(costs, key=costs.__getitem__)
 
 
 def _clustered(flat: Bits, ones: list[int], sizes: list[int]) -> bool:
@@ -291,9 +294,10 @@ def _rows_cost(tensors: list[Bits], ones: list[int], layout: Layout) -> float:
     for part, k, (rows, size, _) in zip(tensors, ones, layout, strict=True):
         if size:
             table, width = part.reshape(rows, -1), size // rows
-            live, full = int(np.count_nonzero(table.any(axis=1))), int(np.count_nonzero(table.all(axis=1)))
+            live = int(np.count_nonzero(np.logical_or.reduce(table, axis=1)))
+            full = int(np.count_nonzero(np.logical_and.reduce(table, axis=1))) if k >= width else 0
             useful = useful or live < rows or full > 0
-            total += _cost(iter([(live, rows)]))
+            total += _cost([(live, rows)])
             if full < live:
-                total += _cost(iter([(full, live), (k - full * width, (live - full) * width)])) + 8
+                total += _cost([(full, live), (k - full * width, (live - full) * width)]) + 8
     return total if useful else float("inf")

@@ -19,6 +19,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import NamedTuple
 
+import torch
 import xxhash
 from torch import Tensor
 
@@ -48,11 +49,12 @@ TYPES = {**BY_ID, Mixed.id: MIXED, Own.id: OWN}
 
 def layout_of(schema: Schema) -> Layout:
     """Of the masks of the prunable tensors."""
-    count = len(schema.prunable)
-    return tuple(
-        (shape[0] if len(shape) else 1, size, shape[2:].numel())
-        for shape, size in zip(schema.shapes[:count], schema.numels[:count], strict=True)
-    )
+    return _layout(schema.shapes[: len(schema.prunable)])
+
+
+@lru_cache(maxsize=256)
+def _layout(shapes: tuple[torch.Size, ...]) -> Layout:
+    return tuple((shape[0] if len(shape) else 1, shape.numel(), shape[2:].numel()) for shape in shapes)
 
 
 def with_lengths(head: bytes, sent: int, lengths: Iterable[int]) -> bytes:

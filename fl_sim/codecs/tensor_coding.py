@@ -85,7 +85,9 @@ CHUNK, PIECE = 1 << 18, 1 << 16
 
 def gathered(flat: NDArray[np.float32], alive: NDArray[np.bool_]) -> NDArray[np.float32]:
     """`flat[alive]`, in pieces that stay in the cache; by positions, which beats a mask two to four times at half density."""
-    pieces = [np.compress(alive[i : i + CHUNK], flat[i : i + CHUNK]) for i in range(0, len(flat), CHUNK)]
+    pieces = [flat[i : i + CHUNK].compress(alive[i : i + CHUNK]) for i in range(0, len(flat), CHUNK)]
+    if len(pieces) == 1:
+        return pieces[0]
     return np.concatenate(pieces) if pieces else flat
 
 
@@ -93,9 +95,10 @@ def _scatter(flat: NDArray[np.float32], alive: NDArray[np.bool_], values: NDArra
     """`flat[alive] = values`, in pieces."""
     done = 0
     for i in range(0, len(flat), CHUNK):
-        where = np.flatnonzero(alive[i : i + CHUNK])
+        (where,) = alive[i : i + CHUNK].nonzero()
+        part = values[done : done + len(where)]
         # Values lie in the payload behind a mask of any length; assigning from unaligned memory takes five times as long.
-        flat[i : i + CHUNK][where] = np.require(values[done : done + len(where)], requirements="A")
+        flat[i : i + CHUNK][where] = part if part.flags.aligned else part.copy()
         done += len(where)
 
 
@@ -141,6 +144,8 @@ def decode(
     at = schema.prunable_size
     for kind in KINDS[1:]:
         size = schema.section_bytes[kind] // 4
+        if not size and not sections[kind]:
+            continue
         if size and others is not None:
             array[at : at + size] = _delta(kind, schema, others[at - schema.prunable_size :][:size]).decode(
                 sections[kind], size

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from fl_sim.communication.exchange import Exchange
-from fl_sim.core.types import FlatParams, Params, Task, Update
+from fl_sim.core.types import FlatParams, Mask, Params, Task, Update
 
 
 @dataclass(frozen=True)
@@ -64,18 +64,22 @@ class ErrorFeedback:
         What the client wanted is the change in `update` plus the residual before.
         """
         schema, count = self.exchange.schema, self.exchange.schema.prunable_size
-        received = schema.flat(self.task.params)[:count]
-        arrived = self._arrived(update, sent).flat[:count]
-        left = schema.flat(update.params)[:count] - received
+        trained, received = (schema.flat(params)[:count] for params in (update.params, self.task.params))
+        left = trained - received
         if self.residual is not None:
             left += self.residual
-        return self._alive(left.sub_(arrived - received))
+        values, upload_mask = self._arrived(update, trained, sent)
+        change = values - received
+        if upload_mask is not None:
+            change = torch.where(schema.flat_mask(upload_mask), change, 0.0)
+        return self._alive(left.sub_(change))
 
-    def _arrived(self, update: Update, sent: bytes) -> FlatParams:
-        """The parameters as the server decodes them; exact values under a mask of the client's own are what was encoded."""
+    def _arrived(self, update: Update, trained: Tensor, sent: bytes) -> tuple[Tensor, Mask | None]:
+        """The prunable values as the server decodes them; exact values under a mask of the client's own are what was encoded."""
         if self.exchange.uplink.is_exact and self.task.mask is None:
-            return self.exchange.reconstructed(self.encoded(update).params, update.mask, self.task.params)
-        return self.exchange.reconstructed(*self.exchange.decode_up(sent, self.task), self.task.params)
+            return (trained if self.residual is None else trained + self.residual), update.mask
+        params, upload_mask = self.exchange.decode_up(sent, self.task)
+        return self.exchange.schema.flat(params)[: len(trained)], upload_mask
 
     def _plus(self, params: Params, residual: Tensor) -> FlatParams:
         flat = self.exchange.schema.flat(params).clone()

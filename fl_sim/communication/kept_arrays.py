@@ -26,12 +26,21 @@ def array_from(values: NDArray[np.generic]) -> Array:
     """`Array(values)`, which may not be changed later."""
     if values.dtype.hasobject or not values.flags.c_contiguous:
         return Array(values)
-    shape = values.shape
-    return array_of(_header(values.dtype, shape) + values.tobytes(), STYPE, dtype=str(values.dtype), shape=shape)
+    header, dtype = _header(values.dtype, values.shape)
+    return array_of(header + values.tobytes(), STYPE, dtype=dtype, shape=values.shape)
 
 
 def values_of(array: Array) -> NDArray[np.generic]:
     """`array.numpy()`: a copy.
+
+    Raises:
+        ValueError: not the bytes of an array.
+    """
+    return values_in(array).copy()
+
+
+def values_in(array: Array) -> NDArray[np.generic]:
+    """The values where they lie in the array's bytes, for reading only, where that can be.
 
     Raises:
         ValueError: not the bytes of an array.
@@ -43,15 +52,16 @@ def values_of(array: Array) -> NDArray[np.generic]:
     dtype, shape, is_fortran = _read(bytes(data[:end]))
     if dtype.hasobject or is_fortran or len(data) != end + math.prod(shape) * dtype.itemsize:
         return array.numpy()
-    return np.frombuffer(data, dtype, offset=end).reshape(shape).copy()
+    return np.frombuffer(data, dtype, offset=end).reshape(shape)
 
 
 @lru_cache(maxsize=256)
-def _header(dtype: np.dtype[np.generic], shape: tuple[int, ...]) -> bytes:
+def _header(dtype: np.dtype[np.generic], shape: tuple[int, ...]) -> tuple[bytes, str]:
+    """(what comes before the values, the dtype's name)."""
     stream = io.BytesIO()
     descr = {"descr": npy.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     npy.write_array_header_1_0(stream, descr)
-    return stream.getvalue()
+    return stream.getvalue(), str(dtype)
 
 
 @lru_cache(maxsize=256)

@@ -113,6 +113,11 @@ class _Flat(_Tensors):
         return self
 
     @property
+    def sizes(self) -> tuple[int, ...]:
+        """Elements of each entry."""
+        return _sizes(self._shapes)
+
+    @property
     def whole(self) -> bool:
         """Whether every entry is still a view of its part of the buffer; `entry.data = ...` moves one elsewhere."""
         if self._lazy:
@@ -190,6 +195,11 @@ for _name in ("__delitem__", "__ior__", "clear", "pop", "popitem", "setdefault",
 def _like(shapes: tuple[torch.Size, ...]) -> list[Tensor]:
     """Tensors of these shapes that take no memory."""
     return [torch.empty(shape, device="meta") for shape in shapes]
+
+
+@lru_cache(maxsize=64)
+def _sizes(shapes: tuple[torch.Size, ...]) -> tuple[int, ...]:
+    return tuple(shape.numel() for shape in shapes)
 
 
 @lru_cache(maxsize=64)

@@ -18,7 +18,7 @@ from torch import Tensor
 from fl_sim.core.types import FlatMask, Mask, Scores, UserError
 from fl_sim.sparsity.masks import size, topk_mask
 from fl_sim.sparsity.scores import Random
-from fl_sim.sparsity.selection import are_few, common_dtype, select, top_of_few
+from fl_sim.sparsity.selection import are_few, select, top_of_few
 
 
 class Allocate(Protocol):
@@ -66,9 +66,7 @@ def global_topk_mask(scores: Scores, density: float) -> Mask:
     if not are_few(tensors):
         return topk_mask(scores, global_topk(scores, density))
     kept, _ = budget(scores, density, 0)
-    dtype = common_dtype(tensors)
-    flat = torch.cat([torch.empty(0, dtype=dtype), *(tensor.detach().reshape(-1).to(dtype) for tensor in tensors)])
-    return FlatMask.view(top_of_few(flat, kept), tuple(scores), tuple(tensor.shape for tensor in tensors))
+    return FlatMask.view(top_of_few(tensors, kept), tuple(scores), tuple([tensor.shape for tensor in tensors]))
 
 
 def global_published(scores: Scores, density: float, *, min_keep: int = 0) -> dict[str, int]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from fl_sim.core.types import Mask, Params, Scores, UserError
+from fl_sim.core.types import FlatMask, Mask, Params, Scores, UserError
 from fl_sim.sparsity.selection import CHUNK, are_few, top, top_of_few
 
 
@@ -29,7 +30,7 @@ def _top_mask(score: Tensor, k: int) -> Tensor:
     if k == score.numel():
         return torch.ones_like(score, dtype=torch.bool)
     if are_few([score]):
-        return top_of_few(score, k)
+        return top_of_few([score], k).view(score.shape)
     selection = top(score, k)
     comparable = score if score.dtype.is_floating_point else score.double()
     mask = (comparable > selection.threshold).contiguous()
@@ -56,12 +57,23 @@ def density(mask: Mask) -> float:
 
 def layer_densities(mask: Mask) -> dict[str, float]:
     """Share of true coordinates of each tensor that has any."""
-    return {name: int(m.count_nonzero()) / m.numel() for name, m in mask.items() if m.numel()}
+    return {name: count / size for name, count, size in _counts(mask) if size}
 
 
 def alive(mask: Mask) -> int:
     """Number of true coordinates."""
-    return sum(int(m.count_nonzero()) for m in mask.values())
+    return sum(count for _, count, _ in _counts(mask))
+
+
+def _counts(mask: Mask) -> Iterator[tuple[str, int, int]]:
+    """(name, true coordinates, all of them) of each tensor; of a flat mask without making its views."""
+    if not (isinstance(mask, FlatMask) and mask.whole and mask.flat.is_cpu):
+        yield from ((name, int(part.count_nonzero()), part.numel()) for name, part in mask.items())
+        return
+    flat, at = mask.flat.numpy(), 0
+    for name, size in zip(mask.names, mask.sizes, strict=True):
+        yield name, int(np.count_nonzero(flat[at : at + size])), size
+        at += size
 
 
 def size(tensors: Mapping[str, Tensor]) -> int:

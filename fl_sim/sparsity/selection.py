@@ -77,23 +77,29 @@ def top(tensor: Tensor, k: int) -> Selection:
 
 def are_few(tensors: Sequence[Tensor]) -> bool:
     """Whether one partial sort is the faster way."""
-    return sum(t.numel() for t in tensors) <= FEW and all(t.device.type == "cpu" for t in tensors)
+    return sum(map(Tensor.numel, tensors)) <= FEW and all(t.is_cpu for t in tensors)
 
 
-def top_of_few(tensor: Tensor, k: int) -> Tensor:
-    """Where the k highest of one tensor on the CPU are, as bool of its shape; ties go to the lower flat index. Raises as `top`."""
-    values = _values(tensor, common_dtype([tensor]))
-    chosen = np.zeros(len(values), np.bool_)
-    if k:
-        threshold = _highest(values, k)
-        np.greater(values, threshold, out=chosen)
-        chosen[np.flatnonzero(values == threshold)[: k - np.count_nonzero(chosen)]] = True
-    return torch.from_numpy(chosen).view(tensor.shape)
+def top_of_few(tensors: Sequence[Tensor], k: int) -> Tensor:
+    """Where the k highest of some tensors on the CPU are, one 1-D bool tensor; ties go to the earlier one and the lower flat
+    index. Raises as `top`."""
+    dtype = common_dtype(tensors)
+    values = np.concatenate([_values(tensor, dtype) for tensor in tensors]) if tensors else np.zeros(0)
+    if not k:
+        return torch.zeros(len(values), dtype=torch.bool)
+    threshold = _highest(values, k)
+    chosen = values >= threshold
+    if np.count_nonzero(chosen) > k:
+        tied = values == threshold
+        chosen ^= tied
+        chosen[np.flatnonzero(tied)[: k - np.count_nonzero(chosen)]] = True
+    return torch.from_numpy(chosen)
 
 
 def common_dtype(tensors: Sequence[Tensor]) -> torch.dtype:
     """The dtype in which values are compared: it holds all of them exactly, except integers beyond 2^53."""
-    if any(t.dtype == torch.float64 or not t.dtype.is_floating_point for t in tensors):
+    dtypes = {tensor.dtype for tensor in tensors}
+    if any(dtype == torch.float64 or not dtype.is_floating_point for dtype in dtypes):
         return torch.float64
     return torch.float32
 
@@ -136,8 +142,10 @@ def _values(tensor: Tensor, dtype: torch.dtype) -> NDArray[np.float64]:
 
 def _highest(values: NDArray[np.float64], k: int) -> np.float64:
     """The k-th highest value, by one partial sort."""
-    _require_scores(bool(values.min() >= 0))
-    found: np.float64 = np.partition(values, len(values) - k)[len(values) - k]
+    _require_scores(bool(np.minimum.reduce(values) >= 0))
+    ordered = values.copy()
+    ordered.partition(len(values) - k)
+    found: np.float64 = ordered[len(values) - k]
     return found
 
 

@@ -22,7 +22,7 @@ from fl_sim.communication import gradient_query, loss_query
 from fl_sim.communication import messages as wire
 from fl_sim.communication.error_feedback import ErrorFeedback
 from fl_sim.communication.exchange import Exchange, Frozen, OwnCoding
-from fl_sim.communication.flower_private import reply_to
+from fl_sim.communication.flower_private import filled, reply_to
 from fl_sim.communication.kept_arrays import array_from, values_of
 from fl_sim.communication.messages import PARTITION
 from fl_sim.communication.sparse_broadcast import received
@@ -414,6 +414,5 @@ def _tensors(context: Context, key: str) -> dict[str, Tensor]:
 def _keep(context: Context, key: str, tensors: dict[str, Tensor]) -> None:
     """Keep tensors in the node's state, which every Flower runtime carries from round to round."""
     if tensors or key in context.state:
-        context.state[key] = ArrayRecord(
-            {name: array_from(tensor.detach().cpu().numpy()) for name, tensor in tensors.items()}
-        )
+        arrays: dict[str, object] = {name: array_from(value.detach().cpu().numpy()) for name, value in tensors.items()}
+        context.state[key] = filled(ArrayRecord, arrays)

@@ -2,16 +2,41 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 from flwr.app import ArrayRecord, Context, RecordDict
+from numpy.typing import NDArray
 from safetensors.numpy import load as read_arrays
 from safetensors.numpy import save as write_arrays
 
-from fl_sim.communication.kept_arrays import array_from, values_of
+from fl_sim.communication.kept_arrays import array_from, values_in
 from fl_sim.runtime.state.blob_file import Heap
 from fl_sim.runtime.state.contexts import Contexts
+
+SMALL = 1 << 16
+"""Bytes of arrays whose file's header is remembered."""
+Entry = tuple[str, np.dtype[np.generic], tuple[int, ...]]
+
+
+def _saved(arrays: Mapping[str, NDArray[np.generic]]) -> bytes:
+    """Arrays as safetensors. The headers of small ones, which take longer to write than their values, are remembered."""
+    if sum(values.nbytes for values in arrays.values()) > SMALL:
+        return write_arrays(dict(arrays))
+    header, order = _header(tuple((name, values.dtype, values.shape) for name, values in arrays.items()))
+    return b"".join([header, *(arrays[name].tobytes() for name in order)])
+
+
+@lru_cache(maxsize=256)
+def _header(entries: tuple[Entry, ...]) -> tuple[bytes, tuple[str, ...]]:
+    """(the header of a file of such arrays, their names in the order of their bytes)."""
+    blank = write_arrays({name: np.zeros(shape, dtype) for name, dtype, shape in entries})
+    length = 8 + int.from_bytes(blank[:8], "little")
+    places: Mapping[str, Mapping[str, list[int]]] = json.loads(blank[8:length])
+    return blank[:length], tuple(sorted(places, key=lambda name: places[name]["data_offsets"]))
 
 
 class ClientStates(Contexts):
@@ -66,7 +91,7 @@ class ClientStates(Contexts):
         last = self._last.get(key)
         if last is not None and last[0] is record and last[1] in self._heap:
             return self._heap.share(last[1])
-        name = self._heap.put(write_arrays({n: values_of(array) for n, array in record.items()}))
+        name = self._heap.put(_saved({n: values_in(array) for n, array in record.items()}))
         self._last[key] = record, name
         return name
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord
 from safetensors import SafetensorError
+from safetensors.numpy import save
 
 from fl_sim.communication.messages import PARTITION
 from fl_sim.runtime.state.blob_file import Heap
@@ -48,6 +49,31 @@ def test_what_was_kept_comes_back_whoever_was_asked_for_since(tmp_path: Path) ->
     assert states[1000].state.keys() == set()
     assert states.kept() == {}
     assert not list(tmp_path.iterdir()), "the file has no name"
+
+
+KEPT = {
+    "b": np.arange(3, dtype=np.int8),
+    "a": np.array([[1.5, -0.0, np.nan]], np.float32),
+    "z": np.array(2.0),
+    "é": np.zeros((0, 4), np.int64),
+    "turned": np.arange(6).reshape(2, 3).T,
+    "large and turned": np.arange(20_000).reshape(2, -1).T,
+    "foreign": np.arange(3, dtype=">i4"),
+}
+
+
+@pytest.mark.parametrize("names", ["b a z", "é turned", "large and turned", "foreign b", ""])
+def test_a_record_lies_there_as_safetensors_writes_it(names: str, tmp_path: Path) -> None:
+    arrays = {name: KEPT[name] for name in KEPT if name == names or name in names.split()}
+    states = ClientStates(NODES, tmp_path)
+    for change in (np.copy, np.flip, np.copy):  # from the second time on its header is known
+        some = {name: np.asarray(change(array)) for name, array in arrays.items()}
+        states[1000].state["kept"] = ArrayRecord({name: Array(array) for name, array in some.items()})
+        (blob,) = states.kept()[0].values()
+        assert states.blob(blob) == save({name: array.copy(order="C") for name, array in some.items()})
+        states[1001].state["kept"] = ArrayRecord()
+        for name, array in states[1000].state.array_records["kept"].items():
+            np.testing.assert_array_equal(array.numpy(), some[name])
 
 
 def test_a_node_is_made_when_it_is_asked_for_and_no_other_is_known(tmp_path: Path) -> None:

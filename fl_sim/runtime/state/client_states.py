@@ -24,8 +24,9 @@ Entry = tuple[str, np.dtype[np.generic], tuple[int, ...]]
 
 def _saved(arrays: Mapping[str, NDArray[np.generic]]) -> bytes:
     """Arrays as safetensors. The headers of small ones, which take longer to write than their values, are remembered."""
-    if sum(values.nbytes for values in arrays.values()) > SMALL:
-        return write_arrays(dict(arrays))
+    if sum(values.nbytes for values in arrays.values()) > SMALL or not all(v.dtype.isnative for v in arrays.values()):
+        # safetensors takes an array's memory as it lies there, whatever its strides say.
+        return write_arrays({n: v if v.flags.c_contiguous else v.copy(order="C") for n, v in arrays.items()})
     header, order = _header(tuple((name, values.dtype, values.shape) for name, values in arrays.items()))
     return b"".join([header, *(arrays[name].tobytes() for name in order)])
 

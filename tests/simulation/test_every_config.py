@@ -19,7 +19,7 @@ from federation import same
 from interruption import KillAfter, Killed
 from numpy.typing import NDArray
 from PIL import Image
-from ray_nodes import Nodes, cluster, finished, why_not
+from ray_nodes import Nodes, cluster, finished, read, why_not
 
 from fl_sim import Experiment, Report, run
 
@@ -61,9 +61,10 @@ def shortened(path: Path, data: Path, out: Path, *overrides: str) -> Experiment:
     asked = Experiment.load(path)
     clients = min(asked.data.clients, 8)
     few = [f"data.clients={clients}", f"cohort.size={min(asked.cohort.size, clients, 4)}"]
+    at_work = [] if asked.schedule.concurrency is None else ["schedule.concurrency=3", "schedule.buffer=2"]
     pruning = [f"strategy.{key}={PRUNING[key]}" for key in asked.strategy.options.keys() & PRUNING.keys()]
     source = [] if asked.data.source != "cifar10" else [f'data.source="{data}"']
-    return Experiment.load(path, [*SHORT, *few, *pruning, *source, f'out="{out}"', *overrides])
+    return Experiment.load(path, [*SHORT, *few, *at_work, *pruning, *source, f'out="{out}"', *overrides])
 
 
 def killed_and_resumed(path: Path, data: Path, out: Path) -> Report:
@@ -115,5 +116,7 @@ def test_every_config_ends_in_the_same_bits_on_three_nodes(
 ) -> None:
     config = tmp_path / path.name
     config.write_text(shortened(path, drawn, tmp_path / "runs").to_toml())
-    nodes.ended(nodes.run(0, config))
-    same(inline(path), finished(tmp_path / "runs"))
+    program = nodes.run(0, config)
+    expected = inline(path)  # the nodes start their workers meanwhile
+    nodes.ended(program)
+    same(read(expected.folder), finished(tmp_path / "runs"))

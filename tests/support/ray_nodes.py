@@ -220,6 +220,11 @@ def _ancestry(pid: int) -> Iterator[int]:
 def finished(runs: Path) -> Report:
     """The one run in a folder."""
     (folder,) = runs.iterdir()
+    return read(folder)
+
+
+def read(folder: Path) -> Report:
+    """A finished run as its folder has it, with the parameters of its file: adapters are in the weights there."""
     return replace(Report.load(folder), params=saved_params(folder))
 
 

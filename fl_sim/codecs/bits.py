@@ -29,6 +29,7 @@ Segment = tuple[int, int]
 """(ones, size) of a run of bits."""
 WORD = 16
 _BYTE = np.zeros(1, np.uint8)
+_EVEN = constriction.stream.model.Uniform()
 SCALE, FLOOR = float(1 << 30), 64.0
 
 
@@ -200,7 +201,7 @@ class Encoder:
 
     def choices(self, chosen: Symbols, sizes: Symbols) -> None:
         """For each size one of 0..size-1, all equally likely; sizes are at least 2."""
-        self._coder.encode_reverse(chosen, constriction.stream.model.Uniform(), sizes)
+        self._coder.encode_reverse(chosen, _EVEN, sizes)
 
     def words(self) -> bytes:
         """All bytes written so far."""
@@ -225,7 +226,7 @@ class Decoder:
 
     def choices(self, sizes: Symbols) -> Symbols:
         """For each size, at least 2, one of 0..size-1."""
-        return np.asarray(self._coder.decode(constriction.stream.model.Uniform(), sizes), dtype=np.int32)
+        return np.asarray(self._coder.decode(_EVEN, sizes), dtype=np.int32)
 
     def finish(self) -> None:
         """Refuse what is left over."""

@@ -83,7 +83,7 @@ class ErrorFeedback:
 
     def _plus(self, params: Params, residual: Tensor) -> FlatParams:
         flat = self.exchange.schema.flat(params).clone()
-        flat[: len(residual)] += residual
+        flat[: residual.numel()].add_(residual)
         return self.exchange.schema.view(flat)
 
     def _alive(self, residual: Tensor) -> Tensor:

@@ -137,7 +137,10 @@ def _kth_of_few(parts: Sequence[NDArray[np.float64]], k: int) -> tuple[float, ND
 
 
 def _values(tensor: Tensor, dtype: torch.dtype) -> NDArray[np.float64]:
-    return tensor.detach().to("cpu", dtype).reshape(-1).numpy()
+    value = tensor.detach()
+    if value.dtype != dtype or not value.is_cpu:
+        value = value.to("cpu", dtype)
+    return value.reshape(-1).numpy()
 
 
 def _highest(values: NDArray[np.float64], k: int) -> np.float64:

@@ -32,7 +32,7 @@ SHORT = (
     "training.batch_size=16",
     "training.precision=float32",
 )
-PRUNING = {"at": "1", "start": "1", "end": "2", "steps": "2", "images": "8"}
+PRUNING = {"at": "1", "start": "1", "end": "2", "steps": "2", "images": "8", "levels": "6"}
 """Options of a strategy that would put off what it does, or make it long."""
 Way = Callable[[Path, Path, Path], Report]
 """(config, data of the shape of CIFAR-10, folder) -> the run."""

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load as read_arrays
 from safetensors.numpy import save as write_arrays
 
+from fl_sim.communication.flower_private import filled
 from fl_sim.communication.kept_arrays import array_from, values_in
 from fl_sim.runtime.state.blob_file import Heap
 from fl_sim.runtime.state.contexts import Contexts
@@ -61,7 +62,7 @@ class ClientStates(Contexts):
             return self._out[0]
         self._settle()
         kept = self._kept.get(node, {})
-        context = self.fresh(node, RecordDict({key: self._record(key, name) for key, name in kept.items()}))
+        context = self.fresh(node, filled(RecordDict, {key: self._record(key, name) for key, name in kept.items()}))
         self._out = context, dict(context.state.items())
         return context
 
@@ -100,7 +101,7 @@ class ClientStates(Contexts):
         last = self._last.get(key)
         if last is not None and last[1] == name:
             return last[0]
-        record = ArrayRecord({n: array_from(value) for n, value in read_arrays(self._heap.get(name)).items()})
+        record = filled(ArrayRecord, {n: array_from(value) for n, value in read_arrays(self._heap.get(name)).items()})
         self._last[key] = record, name
         return record
 

@@ -19,9 +19,9 @@ from fl_sim.runtime.grids.allocator import keep_freed_memory
 
 @dataclass(frozen=True)
 class Bare:
-    """A workload's steps on random images of CIFAR's shape, and nothing else.
+    """A workload's steps on random images, and nothing else.
 
-    Attributes: `model`, `width`, `batch`, `steps` as in `Workload`; `clients` of a round.
+    Attributes: `model`, `width`, `batch`, `steps` as in `Workload`; `clients` of a round; `shape` of an image.
     """
 
     model: str
@@ -29,20 +29,23 @@ class Bare:
     clients: int
     batch: int
     steps: int
+    shape: tuple[int, int, int] = (3, 32, 32)
 
     @classmethod
     def of(cls, work: Workload) -> Bare:
-        """The limit of a workload on CIFAR's shape with a fixed number of steps."""
+        """The limit of a workload with a fixed number of steps."""
         assert work.steps is not None
-        return cls(work.model, work.width, work.cohort, work.batch, work.steps)
+        shape = (3, 32, 32) if work.data == "cifar_shape" else (1, 8, 8)
+        return cls(work.model, work.width, work.cohort, work.batch, work.steps, shape)
 
     def start(self) -> Callable[[int], None]:
         """Build a function that trains a number of clients, one after the other, in this process."""
         torch.set_num_threads(1)
         rng = generator(0, Purpose.DATA)
-        images = torch.randn(self.steps * self.batch, 3, 32, 32, generator=rng)
+        images = torch.randn(self.steps * self.batch, *self.shape, generator=rng)
         labels = torch.randint(0, 10, (self.steps * self.batch,), generator=rng)
-        model = models.build(self.model, width=self.width).train()
+        channels, side, _ = self.shape
+        model = models.build(self.model, width=self.width, in_channels=channels, image_size=side).train()
 
         def run(clients: int) -> None:
             optimizer = torch.optim.SGD(

@@ -50,10 +50,10 @@ class Measured:
 def alternate(contestants: Mapping[str, Callable[[], None]], *, repeats: int, warmup: int = 2) -> dict[str, Measured]:
     """Time every contestant once per repetition, in turn: seconds of a round, the mean of a turn's rounds."""
     times: dict[str, list[float]] = {name: [] for name in contestants}
-    turn = {name: math.ceil(TURN_S / min(_seconds(one) for _ in range(warmup))) for name, one in contestants.items()}
+    turn = {name: math.ceil(TURN_S / min(seconds(one) for _ in range(warmup))) for name, one in contestants.items()}
     for _ in range(repeats):
         for name, one_round in contestants.items():
-            times[name].append(_seconds(one_round, turn[name]) / turn[name])
+            times[name].append(seconds(one_round, turn[name]) / turn[name])
     return {name: Measured(name, tuple(seconds)) for name, seconds in times.items()}
 
 
@@ -69,16 +69,17 @@ def each_alone(
         for name, opened_one in contestants.items():
             with opened_one() as one_round:
                 count = max(1, min(START_ROUNDS, math.ceil(START_S / quickest(one_round, warmup))))
-                times[name].append(_seconds(one_round, count) / count)
+                times[name].append(seconds(one_round, count) / count)
     return {name: Measured(name, tuple(seconds)) for name, seconds in times.items()}
 
 
 def quickest(action: Callable[[], object], repeats: int) -> float:
     """The fewest seconds of several calls."""
-    return min(_seconds(action) for _ in range(repeats))
+    return min(seconds(action) for _ in range(repeats))
 
 
-def _seconds(one_round: Callable[[], object], rounds: int = 1) -> float:
+def seconds(one_round: Callable[[], object], rounds: int = 1) -> float:
+    """Seconds of some calls."""
     start = time.perf_counter()
     for _ in range(rounds):
         one_round()

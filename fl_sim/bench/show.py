@@ -18,7 +18,7 @@ from rich.table import Table
 from fl_sim.core import kernels
 
 if TYPE_CHECKING:
-    from fl_sim.bench import additivity, asynchrony, codec, cohort, density, inference, pruning, recorded
+    from fl_sim.bench import additivity, asynchrony, codec, cohort, density, inference, peer_table, pruning, recorded
     from fl_sim.bench import capacity_study as study
 
     Rows = Sequence[
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         | additivity.Row
         | inference.Row
         | recorded.Row
+        | peer_table.Row
         | study.Row
     ]
 
@@ -90,3 +91,11 @@ def show_rows(console: Console, rows: Rows, *, as_json: bool) -> None:
     for row in rows:
         table.add_row(*map(_told, dataclasses.astuple(row)))
     console.print(table)
+
+
+def rows_as_markdown(rows: Rows) -> str:
+    """Format equal rows as a Markdown table under a line that names the machine."""
+    names = [field.name for field in dataclasses.fields(rows[0])]
+    lines = [" · ".join(f"{k} {v}" for k, v in header().items()), "", names, ["---"] * len(names)]
+    lines += [list(map(_told, dataclasses.astuple(row))) for row in rows]
+    return "\n".join(line if isinstance(line, str) else f"| {' | '.join(line)} |" for line in lines)

@@ -7,13 +7,16 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from torch import nn
 
 from fl_sim.config.experiment import Experiment
 from fl_sim.core.seeding import Purpose, numpy_generator
 from fl_sim.core.types import FlatParams, Task, Update
 from fl_sim.data import Data
+from fl_sim.models.parameters import load, snapshot
 from fl_sim.sparsity import global_topk_mask, magnitude
-from fl_sim.training.client import ClientContext
+from fl_sim.training.client import Client, ClientContext
+from fl_sim.training.loop import Training
 
 
 def cifar_shape() -> Data:
@@ -24,6 +27,11 @@ def cifar_shape() -> Data:
 def small_shape() -> Data:
     """20,000 random grey 8x8 images."""
     return _random(20_000, (1, 8, 8))
+
+
+def tiny_shape() -> Data:
+    """Random grey 8x8 images of which 12,800 are for training: 50 for each of 256 clients."""
+    return _random(12_827, (1, 8, 8))
 
 
 def _random(count: int, shape: tuple[int, int, int]) -> Data:
@@ -57,6 +65,20 @@ def largest(task: Task, ctx: ClientContext) -> Update:
     return Update(params, ctx.num_examples, global_topk_mask(change, 0.1))
 
 
+def in_order(*, training: Training) -> Client:
+    """Clients that train on their samples in the order they have them, without dropout, so that another library can do the same."""
+
+    def train(task: Task, ctx: ClientContext) -> Update:
+        model = load(ctx.model, task.params)
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        metrics = training.fit(model, ctx.data, ctx.loss)
+        return Update(snapshot(model, task.params), ctx.num_examples, metrics=metrics)
+
+    return train
+
+
 @dataclass(frozen=True)
 class Workload:
     """A federation to be timed: which model, how many clients of how many a round, and what each of them does.
@@ -66,7 +88,7 @@ class Workload:
         clients, cohort: in the federation; in a round.
         batch: samples a step.
         steps: SGD steps (learning rate 0.1) of a client in a round; None = one epoch.
-        data: "cifar_shape" or "small_shape".
+        data: "cifar_shape", "small_shape" or "tiny_shape".
         partition: as in the config's `[data]` table.
         client: what the clients do.
     """
@@ -105,11 +127,13 @@ class Workload:
 
 
 ECHO, NUDGE = "fl_sim.bench.workloads:echo", "fl_sim.bench.workloads:nudge"
-LARGEST = "fl_sim.bench.workloads:largest"
+LARGEST, IN_ORDER = "fl_sim.bench.workloads:largest", "fl_sim.bench.workloads:in_order"
 B0 = Workload("cnn", clients=1000, cohort=10, steps=5)
 """CIFAR shape, 1,000 clients x 50 samples, 10 a round, one epoch in batches of 10, 1,626,442 parameters."""
 B0_SMALL = Workload("cnn", clients=1000, cohort=10, steps=5, width=0.178)
 """The same with 50,624 parameters, where what surrounds the training weighs more."""
+TINY_MLP = Workload("mlp", clients=256, cohort=256, steps=5, width=0.5, data="tiny_shape")
+"""256 clients x 50 samples, all of them each round, five steps of ten, an MLP 64-32-10 of 2,410 parameters."""
 RESNET32 = Workload("resnet32", clients=190, cohort=4, batch=64, steps=4)
 """Four clients of 256 samples in batches of 64, 466,906 parameters."""
 SKEWED = Workload(

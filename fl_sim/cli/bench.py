@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from fl_sim.cli.screen import console, wide
+from fl_sim.core.errors import UserError
 
 bench = typer.Typer(no_args_is_help=True, help="Benchmarks that anyone can rerun. Run them on an idle machine.")
 AS_JSON = Annotated[bool, typer.Option("--json", help="print one JSON object instead of a table")]
@@ -27,20 +28,53 @@ def engine(
         bool, typer.Option("--with-flower", help="also Flower's own simulation of the same apps")
     ] = False,
     repeats: Annotated[int, typer.Option(min=2, help="alternated repetitions")] = 15,
+    peers: Annotated[
+        str,
+        typer.Option(
+            "--with", help="other libraries beside ours, and no other part: pfl, flower, fedjax, each with =PYTHON"
+        ),
+    ] = "",
+    work: Annotated[str, typer.Option(help="what they do, comma-separated: b0, small, mlp")] = "b0,small,mlp",
 ) -> None:
     """The engines beside the same SGD steps in bare PyTorch, overheads, idle workers, start-up and memory.
 
     Example: fl-sim bench engine --only b0,small --repeats 5 --table
+
+    With other federated libraries, each in a Python that has it (a third of the repetitions are turns, each alone):
+
+    Example: fl-sim bench engine --with pfl=PLACE/bin/python,flower --work b0
     """
     from fl_sim.bench import engine as measured
     from fl_sim.bench.show import markdown, show
 
+    if peers:
+        if only or with_flower:
+            raise UserError("--with measures other libraries alone: leave --only and --with-flower out")
+        _with_peers(peers, work, turns=max(2, repeats // 3), as_json=as_json, as_markdown=as_markdown)
+        return
     parts = only.split(",") if only else list(measured.PARTS)
     found = measured.results([*parts, *(measured.OPTIONAL if with_flower else ())], repeats=repeats)
     if as_markdown:
         typer.echo(markdown(found))
     else:
         show(console, found, as_json=as_json)
+
+
+def _with_peers(peers: str, works: str, *, turns: int, as_json: bool, as_markdown: bool) -> None:
+    from fl_sim.bench import peer_run, peer_table
+    from fl_sim.bench.show import rows_as_markdown, show_rows
+
+    asked = peer_run.asked(peers)
+    rows = peer_table.measure(asked, works.split(","), turns=turns)
+    if as_json:
+        show_rows(console, rows, as_json=True)
+        return
+    if as_markdown:
+        typer.echo(rows_as_markdown(rows))
+    else:
+        show_rows(wide(130), rows, as_json=False)
+    for line in peer_table.notes(asked):
+        typer.echo(f"- {line}")
 
 
 @bench.command(name="cohort")
@@ -238,7 +272,6 @@ def memory(
     """
     from fl_sim.bench import memory as measured
     from fl_sim.bench.show import show
-    from fl_sim.core.types import UserError
 
     if client not in measured.CLIENTS:
         raise UserError(f"--client {client!r}: allowed: {', '.join(measured.CLIENTS)}")

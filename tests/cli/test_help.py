@@ -11,6 +11,8 @@ import pytest
 
 from fl_sim import codecs
 from fl_sim.bench import engine, soak
+from fl_sim.bench.peer_run import PEERS
+from fl_sim.bench.peer_table import CONTESTS
 from fl_sim.cli.app import parser
 from fl_sim.communication.estimates import ESTIMATES
 from fl_sim.communication.exchange import Coding
@@ -48,6 +50,8 @@ def helped(command: Sequence[str], option: str) -> str:
         (["replay"], "mask", MASKS),
         (["prune"], "method", METHODS),
         (["bench", "engine"], "only", [*engine.PARTS, *engine.OPTIONAL]),
+        (["bench", "engine"], "peers", PEERS),
+        (["bench", "engine"], "work", CONTESTS),
         (["bench", "density"], "precision", PRECISIONS),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) and len(value) < 3 else None,

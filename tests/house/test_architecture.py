@@ -111,7 +111,7 @@ def test_old_import_paths_lead_to_the_same_modules() -> None:
 
 
 def test_ray_and_private_flower_have_one_home() -> None:
-    public = ("flwr.app", "flwr.serverapp", "flwr.clientapp")
+    public = ("flwr.app", "flwr.serverapp", "flwr.clientapp", "flwr.simulation")
     homes: dict[str, set[str]] = {"ray": set(), "private names of Flower": set()}
     touching = set()
     for module, imported in ((_module(path), name) for path in FILES for name in _imports(path)):

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from pfl.aggregate.simulate import SimulatedBackend
-from pfl.aggregate.weighting import WeightByUser
 from pfl.algorithm.base import NNAlgorithmParams
 from pfl.algorithm.federated_averaging import FederatedAveraging
 from pfl.callback.base import TrainingProcessCallback
@@ -103,7 +102,7 @@ def main(place: Path) -> None:
             train_cohort_size=work["cohort"],
             val_cohort_size=None,
         ),
-        SimulatedBackend(training_data=dataset, val_data=None, postprocessors=[WeightByUser()]),
+        SimulatedBackend(training_data=dataset, val_data=None),
         model,
         NNTrainHyperParams(local_num_epochs=1, local_learning_rate=work["lr"], local_batch_size=work["batch"]),
         callbacks=[Clock()],

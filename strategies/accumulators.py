@@ -42,6 +42,11 @@ class Accumulator:
         file.truncate(8 * size)
         return cls(size, None, file)
 
+    @classmethod
+    def over(cls, numbers: NDArray[np.float64]) -> Accumulator:
+        """These numbers, which lie in memory."""
+        return cls(len(numbers), numbers)
+
     @property
     def in_memory(self) -> bool:
         """Whether all numbers are in memory, so that they are one piece."""
@@ -65,6 +70,23 @@ class Accumulator:
             yield slice(start, start + len(part)), part
             if keep:
                 self._move(start, part, out=True)
+
+    def add(self, other: Accumulator) -> None:
+        """Add the numbers of another one, as many, each once.
+
+        Raises:
+            OSError: the disk is full.
+        """
+        for place, total in self.pieces():
+            total += other._part(place)
+
+    def _part(self, place: slice) -> NDArray[np.float64]:
+        """The numbers of a place, to be read."""
+        if self._array is not None:
+            return self._array[place]
+        part = np.empty(place.stop - place.start)
+        self._move(place.start, part, out=False)
+        return part
 
     def _move(self, start: int, part: NDArray[np.float64], *, out: bool) -> None:
         """Write a part to the file, or read it; the system may take several calls for that."""

@@ -10,7 +10,7 @@ a client sends later what it leaves out now, so the server has to apply each cha
 among all: `zero_fill` does, and the literature on error feedback averages so (Stich et al., 2018; Sattler et al., 2019).
 `coverage` divides by the few that sent a coordinate: a change that one client of ten sends alone counts ten times. `mean`,
 the default, is the one that fits. Memory is O(model) whatever the cohort; float64 and a
-fixed order of updates make the result independent of engine and workers.
+fixed order of updates (`strategies.blocks`) make the result independent of engine and workers.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from dataclasses import Field, dataclass, replace
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from fl_sim.core.types import Params, Update
+from strategies.blocks import BlockSums
 from strategies.reading import ReadOnce
 from strategies.server_step import Aggregate, ServerState
 from strategies.sums import Part, Sums
@@ -32,11 +33,11 @@ log = logging.getLogger("fl_sim")
 
 
 def _folded(state: ServerState, updates: Iterable[Update]) -> Sums:
-    sums = Sums.zeros(state.schema, state.scratch)
+    sums = BlockSums(state.schema, state.scratch)
     for update in updates:
         sums.add(update)
         del update  # given back before the next one is asked for
-    return sums
+    return sums.total()
 
 
 def coverage_mean(state: ServerState, updates: Iterable[Update]) -> Params:
@@ -104,6 +105,20 @@ class Around(Protocol):
     @property
     def aggregate(self) -> Aggregate:
         """The other."""
+
+
+LINEAR: tuple[Aggregate, ...] = (coverage_mean, zero_fill)
+"""Rules that need no more of a block of updates than its sums."""
+
+
+def weights_of_sums(aggregate: Aggregate) -> Literal["examples", "equal"] | None:
+    """How a rule weighs updates where it needs no more than their sums, so that whoever has them may add them up.
+
+    None = it looks at single updates, or nobody knows.
+    """
+    if type(aggregate) is EqualWeights:
+        return "equal" if weights_of_sums(aggregate.aggregate) else None
+    return "examples" if any(aggregate is rule for rule in LINEAR) else None
 
 
 def settled(aggregate: Aggregate, *, error_feedback: bool) -> Aggregate:

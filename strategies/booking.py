@@ -35,15 +35,19 @@ class Booking:
         phase: str,
         status: str = "ok",
         form: Form | None = None,
+        size: int | None = None,
     ) -> None:
-        """Book a message to a client (`down`) or its reply (`up`) in round `number`; `form` is its content's, if known."""
+        """Book a message to a client (`down`) or its reply (`up`) in round `number`.
+
+        `form` is its content's, `size` Flower's own traffic for it, where one of them is known.
+        """
         self.accounting.ledger.book(
             round=number,
             direction=direction,
             phase=phase,
             client=client,
             description=described,
-            protocol_bytes=protocol_bytes(message, direction=direction, form=form),
+            protocol_bytes=protocol_bytes(message, direction=direction, form=form) if size is None else size,
             status=status,
         )
 

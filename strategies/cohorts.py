@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from flwr.app import Message, MessageType, RecordDict
@@ -15,8 +15,10 @@ from fl_sim.communication import messages as wire
 from fl_sim.communication.messages import PARTITION
 from fl_sim.core.numbered import Numbered
 from fl_sim.core.seeding import Purpose, numpy_generator
+from fl_sim.runtime.grids.folding import Reply
 from fl_sim.runtime.worlds import World, require_same
 
+R = TypeVar("R", Message, Reply)
 Cohort = Sequence[tuple[int, int]]
 """(partition, node) of each client drawn, in partition order."""
 
@@ -82,9 +84,9 @@ class Cohorts:
             self._last = key, [(partition, nodes[partition]) for partition in drawn]
         return self._last[1]
 
-    def in_order(self, replies: Iterable[Message], cohort: Cohort) -> Iterator[tuple[int, Message]]:
+    def in_order(self, replies: Iterable[R], cohort: Cohort) -> Iterator[tuple[int, R]]:
         """(partition, reply) in the cohort's order. Early replies wait; our Grids send none early, others may send all."""
-        waiting: dict[int, Message] = {}
+        waiting: dict[int, R] = {}
         due = iter(cohort)
         head, _ = next(due, (None, None))
         for reply in replies:

@@ -13,6 +13,9 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from fl_sim.core.types import Mask, Params, Scalar
+from fl_sim.runtime.grids.folding import Reply
+from fl_sim.runtime.grids.pool import PooledGrid
+from strategies.cohorts import R
 from strategies.distillation import CoupleModels
 from strategies.downlink_sender import Outgoing
 from strategies.sparse_server import SparseServer
@@ -41,12 +44,19 @@ class FederatedServer:
             RoundFailed: too few usable updates.
         """
         sent = [model.configure_train(grid, options) for model in self.models]
-        replies = grid.send_and_receive([message for each in sent for message in each.messages])
-        self.aggregate(grid, sent, replies, on_reply)
+        self.aggregate(grid, sent, self._replies(grid, sent), on_reply)
         self.evaluate(grid)
 
+    def _replies(self, grid: Grid, sent: Sequence[Outgoing]) -> Iterable[Reply]:
+        """Send the messages of a round. Worker processes may fold what comes back, where there is one model."""
+        messages = [message for each in sent for message in each.messages]
+        blocks = self.models[0].foldable(sent[0]) if len(sent) == 1 and isinstance(grid, PooledGrid) else None
+        if blocks is None or not isinstance(grid, PooledGrid):
+            return grid.send_and_receive(messages)
+        return grid.send_and_fold(messages, blocks)
+
     def aggregate(
-        self, grid: Grid, sent: Sequence[Outgoing], replies: Iterable[Message], on_reply: OnReply = no_progress
+        self, grid: Grid, sent: Sequence[Outgoing], replies: Iterable[Reply], on_reply: OnReply = no_progress
     ) -> None:
         """Fold the replies of a round, each model's in turn."""
         for model, outgoing, own in zip(self.models, sent, _split(replies, sent), strict=True):
@@ -104,7 +114,7 @@ class FederatedServer:
         return {kind: sum(model.failures[kind] for model in self.models) for kind in self.models[0].failures}
 
 
-def _split(replies: Iterable[Message], sent: Sequence[Outgoing]) -> list[Iterable[Message]]:
+def _split(replies: Iterable[R], sent: Sequence[Outgoing]) -> list[Iterable[R]]:
     """One stream of replies for each model; a reply that comes before its model's turn waits.
 
     A reader stops at as many replies as its cohort has clients, so that with replies in the order of the messages, as our
@@ -114,9 +124,9 @@ def _split(replies: Iterable[Message], sent: Sequence[Outgoing]) -> list[Iterabl
         return [replies]
     stream = iter(replies)
     owner = {node: number for number, outgoing in enumerate(sent) for node in outgoing.nodes}
-    waiting: list[deque[Message]] = [deque() for _ in sent]
+    waiting: list[deque[R]] = [deque() for _ in sent]
 
-    def own(number: int) -> Iterator[Message]:
+    def own(number: int) -> Iterator[R]:
         for _ in sent[number].nodes:
             while not waiting[number]:
                 reply = next(stream, None)

@@ -55,7 +55,7 @@ class RoundLog:
     failures: list[Failure] = field(default_factory=list)
     down_bytes: dict[int, int] = field(default_factory=dict)
     finished_s: list[float] = field(default_factory=list)
-    chosen: list[dict[str, float]] = field(default_factory=list)
+    chosen: list[Mapping[str, float]] = field(default_factory=list)
 
     def add(self, count: int, metrics: Mapping[str, float]) -> None:
         """Count a usable reply; each metric is averaged over the clients that report it, by their number of examples."""

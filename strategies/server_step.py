@@ -24,6 +24,7 @@ from fl_sim.core.process_state import seeded, unchanged_settings
 from fl_sim.core.types import FlatMask, FlatParams, Grads, Mask, MaskRule, Params, Update, UserError
 from fl_sim.runtime.client.update_validation import KEPT
 from fl_sim.sparsity import apply_mask
+from strategies.blocks import Summed
 from strategies.reading import ReadOnce
 
 
@@ -42,8 +43,8 @@ class Arrived:
     sums: dict[str, Tensor] = field(default_factory=dict)
 
     def add(self, update: Update) -> Update:
-        """Count an update, and pass it on."""
-        self.clients += 1
+        """Count an update, or those that it stands for, and pass it on."""
+        self.clients += update.clients if isinstance(update, Summed) else 1
         for name, tensors in update.extra.items():
             flat = (tensors if isinstance(tensors, FlatParams) else FlatParams.pack(tensors)).flat.double()
             self.sums[name] = flat if name not in self.sums else self.sums[name].add_(flat)

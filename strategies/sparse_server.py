@@ -26,11 +26,13 @@ from fl_sim.communication import messages as wire
 from fl_sim.core.seeding import Purpose, numpy_generator
 from fl_sim.core.types import Mask, MaskRule, Params, Scalar, Task, Update
 from fl_sim.runtime.client.kept_between_calls import RULE, Watch
+from fl_sim.runtime.grids.folding import Blocks, Reply
 from fl_sim.runtime.server_context import ServerContext, ServerSnapshot
 from strategies.aggregation import settled
 from strategies.cohorts import Cohort, Cohorts
 from strategies.downlink_sender import DownlinkSender, Outgoing
 from strategies.queries import Query
+from strategies.remote_sums import foldable
 from strategies.round_log import RoundFailed, RoundLog
 from strategies.selection import Request, drawn, uniform
 from strategies.server_step import ServerState, masked, server_step
@@ -143,7 +145,16 @@ class SparseServer:
         number, extra = self.state.round + 1, self.slots.send(self.state)
         return Task(number, self.state.params, self.state.mask, config, self.context.seed, extra)
 
-    def aggregate_train(self, grid: Grid, sent: Outgoing, replies: Iterable[Message], on_reply: OnReply) -> None:
+    def foldable(self, sent: Outgoing) -> Blocks | None:
+        """What workers may fold of the replies to these messages; None where this server needs each of them."""
+        return foldable(self.slots, self.context, self._start, len(sent.cohort))
+
+    @property
+    def _start(self) -> ServerState:
+        """The state that this round's clients start from."""
+        return replace(self.state, params=self.sender.start(self.state.params))
+
+    def aggregate_train(self, grid: Grid, sent: Outgoing, replies: Iterable[Reply], on_reply: OnReply) -> None:
         """Book what was sent, decode the replies one at a time, aggregate them, prune.
 
         Raises:
@@ -152,7 +163,7 @@ class SparseServer:
         sent.book()
         if self.slots.select is uniform:  # drawn while clients train, not when they wait for the next round
             self._selected(grid, self.state.round + 2)
-        start = replace(self.state, params=self.sender.start(self.state.params))
+        start = self._start
         try:
             self.fold(grid, start, self.receiver.updates(start, sent.cohort, replies, self.round_log, on_reply))
         finally:

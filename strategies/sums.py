@@ -76,12 +76,35 @@ class Sums:
 
     def _add_sent(self, values: NDArray[np.float32], sent: NDArray[np.bool_], weight: float) -> None:
         """Fold the prunable part of an update that was sent under a mask."""
+        covering = self._covering().pieces()
+        for (place, total), (_, covered) in zip(self.prunable.pieces(), covering, strict=True):
+            add_sent(total, covered, values[place], sent[place], weight)
+
+    def _covering(self) -> Accumulator:
+        """The weights that cover each prunable coordinate; until now every update was complete, where there were none."""
         if self.covered is None:
             self.covered = Accumulator.zeros(self.schema.prunable_size, self.folder)
             for _, covered in self.covered.pieces():
                 covered += self.weight
-        for (place, total), (_, covered) in zip(self.prunable.pieces(), self.covered.pieces(), strict=True):
-            add_sent(total, covered, values[place], sent[place], weight)
+        return self.covered
+
+    def merge(self, other: Sums) -> None:
+        """Add other sums of the same schema.
+
+        Raises:
+            OSError: the disk is full, where sums lie in a file.
+        """
+        self.prunable.add(other.prunable)
+        self.others.add(other.others)
+        if self.covered is not None or other.covered is not None:
+            covering = self._covering()
+            if other.covered is not None:
+                covering.add(other.covered)
+            else:
+                for _, covered in covering.pieces():
+                    covered += other.weight
+        self.squares += other.squares
+        self.weight += other.weight
 
     def divided(self, divide: Divide, *, between: bool = True) -> FlatParams:
         """The mean that `divide` makes of the sums, in float32; it is given part after part, once, and may change them.

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
 from flwr.app import Message
 
-from fl_sim import codecs
-from fl_sim.codecs import CorruptPayload, Description
-from fl_sim.codecs.sections import extra_section
-from fl_sim.communication import messages as wire
+from fl_sim.codecs import Description
 from fl_sim.core.types import Update
+from fl_sim.runtime.grids.folding import FoldedReply, Receipt, Reply
 from fl_sim.runtime.server_context import ServerContext, ServerSnapshot
-from fl_sim.sparsity import layer_densities
+from strategies.blocks import block_size, placed
 from strategies.cohorts import Cohort, Cohorts
+from strategies.decoding import Rejected, decoded
 from strategies.downlink_sender import DownlinkSender
+from strategies.remote_sums import summed
 from strategies.round_log import KINDS, RoundLog, Unusable, require_content
 from strategies.server_step import ServerState
 
@@ -53,29 +53,40 @@ class UplinkReceiver:
         self,
         start: ServerState,
         cohort: Cohort,
-        replies: Iterable[Message],
+        replies: Iterable[Reply],
         round_log: RoundLog,
         on_reply: OnReply,
     ) -> Iterator[Update]:
         """Decode replies into updates in partition order; book each; leave out those that failed.
+
+        Where a worker has folded the replies of a block, the block's last one becomes a `Summed` for all of them.
 
         `start` is the state that the clients started from; failures and metrics go to `round_log`.
 
         Raises:
             RoundFailed, UserError: see `RoundLog.require_enough`.
         """
-        number = start.round + 1
+        number, block = start.round + 1, block_size(len(cohort))
+        places = {client: place for place, (client, _) in enumerate(cohort)} if len(cohort) > block else {}
         answered = itertools.count(1)
         for client, reply in self.cohorts.in_order(replies, cohort):
+            update: Update | None
             try:
-                is_late = partial(self._is_late, client, round_log)
-                update = self.update(start, client, reply, round_log, number=number, is_late=is_late)
+                if isinstance(reply, FoldedReply):
+                    receipt = self.receipt(number, client, reply, round_log)
+                    count, metrics = receipt.num_examples, receipt.metrics
+                    update = summed(reply.message.content, self.context.exchange.schema)
+                else:
+                    is_late = partial(self._is_late, client, round_log)
+                    update = self.update(start, client, reply, round_log, number=number, is_late=is_late)
+                    count, metrics = update.num_examples, update.metrics
             except Unusable as problem:
                 self.failed(number, client, problem, round_log)
             else:
                 self.sender.received(client, start.mask)
-                round_log.add(update.num_examples, update.metrics)
-                yield update
+                round_log.add(count, metrics)
+                if update is not None:
+                    yield placed(update, places.get(client, 0) // block)
                 del update  # it was folded: its bytes are free while the next client trains
             del reply
             on_reply(next(answered), len(cohort))
@@ -114,31 +125,41 @@ class UplinkReceiver:
         Raises:
             Unusable: the client failed, dropped out or was late, or its bytes are no update of this federation.
         """
-        held_mask = start.mask
         if self.drops(start, client):
             raise Unusable("lost", f"client {client}: dropped out of the simulated network", is_fault=False)
         require_content(client, reply)
-        exchange, described = self.context.exchange, None
         try:
-            payload = codecs.opened(wire.payload(reply.content), schema=exchange.schema, held_mask=held_mask)
-            extra_payloads = wire.extra_payloads(reply.content)
-            described = _with_extra(payload.described(), extra_payloads, exchange.extra.up)
-            count, metrics = wire.read_metrics(reply.content)
-            params, upload_mask = exchange.uplink.restore(payload, start.params)
-            extra = exchange.extra.decode(exchange.extra.up, extra_payloads, held_mask)
-        except CorruptPayload as error:
-            whole = described or Description.opaque(wire.array_bytes(reply.content))
-            self.booking.book("up", number, client, reply, whole, phase="train", status="rejected")
-            raise Unusable("rejected", f"client {client}: rejected update: {error}") from error
-        late = is_late(described, metrics.get("examples", count))
+            found = decoded(self.context.exchange, reply.content, start.params, start.mask)
+        except Rejected as problem:
+            self.booking.book("up", number, client, reply, problem.described, phase="train", status="rejected")
+            raise Unusable("rejected", f"client {client}: rejected update: {problem}") from problem
+        update, described = found.update, found.described
+        late = is_late(described, update.metrics.get("examples", update.num_examples))
         self.booking.book("up", number, client, reply, described, phase="train", status="late" if late else "ok")
-        self.booking.record("up", number, client, described, upload_mask)
-        self.booking.keep("up", number, client, payload.data, held_mask, phase="train")
+        self.booking.record("up", number, client, described, update.mask)
+        self.booking.keep("up", number, client, found.payload, start.mask, phase="train")
         if late:
             raise Unusable("late", f"client {client}: its update came too late to be used", is_fault=False)
-        if upload_mask is not None and described.mask_mode != "held":
-            round_log.chosen.append(layer_densities(upload_mask))
-        return Update(params, count, upload_mask, metrics, extra)
+        if found.chosen is not None:
+            round_log.chosen.append(found.chosen)
+        return update
+
+    def receipt(self, number: int, client: int, reply: FoldedReply, round_log: RoundLog) -> Receipt:
+        """Book a reply that a worker has folded, in round `number`.
+
+        Raises:
+            Unusable: its bytes were no update of this federation, so that the worker left it out.
+        """
+        receipt, status = reply.receipt, "ok" if reply.receipt.rejected is None else "rejected"
+        size = receipt.protocol_bytes
+        self.booking.book(
+            "up", number, client, reply.message, receipt.described, phase="train", status=status, size=size
+        )
+        if receipt.rejected is not None:
+            raise Unusable("rejected", f"client {client}: rejected update: {receipt.rejected}")
+        if receipt.chosen is not None:
+            round_log.chosen.append(receipt.chosen)
+        return receipt
 
     def drops(self, start: ServerState, client: int) -> bool:
         """Whether a client that started from this state never answers in the simulated network."""
@@ -161,12 +182,3 @@ class UplinkReceiver:
         if not late:
             round_log.finished_s.append(seconds)
         return late
-
-
-def _with_extra(
-    described: Description, payloads: Mapping[str, bytes | memoryview], declared: Collection[str]
-) -> Description:
-    """A description with the sections of extra tensors; names that nobody declared are booked as header."""
-    for name, payload in payloads.items():
-        described = described.plus(extra_section(name) if name in declared else "header", len(payload))
-    return described

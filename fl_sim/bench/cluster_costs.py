@@ -25,7 +25,7 @@ from fl_sim.communication.messages import array_bytes
 from fl_sim.config.experiment import Experiment
 from fl_sim.core.observer import SILENT, Observer
 from fl_sim.core.types import UserError
-from fl_sim.runtime.grids.pool import Costs as SecondsOfClients
+from fl_sim.runtime.grids.costs import Costs as SecondsOfClients
 from fl_sim.runtime.grids.ray import RayGrid
 from fl_sim.runtime.state.client_states import ClientStates
 from fl_sim.simulation.engines import open_grid

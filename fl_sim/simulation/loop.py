@@ -39,7 +39,7 @@ from fl_sim.simulation.live_log import LiveLog
 from fl_sim.simulation.model_facts import dense_payloads
 from fl_sim.simulation.parts import check, check_built
 from fl_sim.simulation.results import finish
-from fl_sim.simulation.round_hooks import Evaluation, Hook, RoundsFile, Row, client_options, round_row
+from fl_sim.simulation.round_hooks import Evaluation, Folded, Hook, RoundsFile, Row, client_options, round_row
 from fl_sim.simulation.run_folder import RunFolder, claimed, saved_params
 from fl_sim.simulation.server import build_server
 from fl_sim.simulation.stopping import ByteBudget, Stopping
@@ -166,7 +166,8 @@ def serve(
         live_log = LiveLog(folder.path, ledger, rounds, observer, metric)
         with RoundsFile(folder.path, rows) as rounds_file, live_log as live, Interrupts() as interrupts:
             measuring = Evaluation(federation, server, ledger, dense)
-            hooks: list[Hook] = [measuring, stopping, rounds_file, *recording, checkpoint, live, interrupts]
+            folded = Folded(grid, live.say)
+            hooks: list[Hook] = [measuring, stopping, rounds_file, *recording, checkpoint, live, folded, interrupts]
             for row in rows:
                 stopping.round(row)
             while stopping.reason is None and len(rows) < rounds:

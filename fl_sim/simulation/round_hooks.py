@@ -5,10 +5,12 @@ A row is one line of rounds.jsonl, by column. Hooks run in order, and later ones
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
+
+from flwr.serverapp import Grid
 
 from fl_sim.communication.ledger import Ledger
 from fl_sim.config.experiment import Experiment
@@ -16,6 +18,7 @@ from fl_sim.core.files import as_json, create
 from fl_sim.core.process_state import seeded
 from fl_sim.core.seeding import Purpose, derive
 from fl_sim.report import against_dense
+from fl_sim.runtime.grids.pool import PooledGrid
 from fl_sim.simulation.federation import Federation
 from fl_sim.simulation.model_facts import DensePayloads
 from fl_sim.simulation.server import Server
@@ -51,6 +54,19 @@ def round_row(number: int, seconds: float, server: Server, ledger: Ledger) -> Ro
         "density": 1.0 if mask is None else density(mask),
         **layers,
     }
+
+
+class Folded:
+    """Says once, after the first round in which workers added up updates, how many they were."""
+
+    def __init__(self, grid: Grid, say: Callable[[str], None]) -> None:
+        self._grid, self._say, self._said = grid, say, False
+
+    def round(self, row: Row) -> None:
+        """See `Hook`."""
+        if not self._said and isinstance(self._grid, PooledGrid) and self._grid.traffic.folded:
+            self._said = True
+            self._say(f"round {row['round']}: {self._grid.traffic.told()}")
 
 
 class Evaluation:

@@ -14,6 +14,7 @@ import pytest
 from command import cli_here
 
 from fl_sim.bench.cluster_model import Cluster, Costs, memory_of, round_on, tasks_of
+from fl_sim.runtime.grids import costs as seconds
 from fl_sim.runtime.grids import pool
 from fl_sim.runtime.grids.worker import Job
 
@@ -84,7 +85,7 @@ def test_more_nodes_compute_no_longer_and_never_faster_than_the_slowest_client()
 @pytest.mark.parametrize("cohort", [1, 10, 700])
 @pytest.mark.parametrize("weight", [1000, 9_000_000])
 def test_the_model_cuts_a_round_as_the_engine_does(fit_s: float, workers: int, cohort: int, weight: int) -> None:
-    costs = pool.Costs([1] * cohort)
+    costs = seconds.Costs([1] * cohort)
     for partition in range(cohort):
         costs.learn("train", partition, fit_s)
     grid = SimpleNamespace(costs=costs, width=workers, clients_per_task=None)

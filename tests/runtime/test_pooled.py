@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from fl_sim.communication.flower_private import set_message_id
 from fl_sim.runtime.grids.base import FIRST_NODE
-from fl_sim.runtime.grids.pool import Costs, Finished, Jobs, PooledGrid
+from fl_sim.runtime.grids.costs import Costs
+from fl_sim.runtime.grids.pool import Finished, Jobs, PooledGrid
 from fl_sim.runtime.grids.scheduling import packed
 from fl_sim.runtime.grids.worker import Answer
 

@@ -18,6 +18,9 @@ class KillAfter:
     _rounds: int = 0
     seen: list[int] = field(default_factory=list)
 
+    def say(self, line: str) -> None:
+        """Ignore."""
+
     def reply(self, answered: int, cohort: int) -> None:
         if self._rounds == self.round_number and answered == self.replies:
             raise Killed

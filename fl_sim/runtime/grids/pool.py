@@ -13,14 +13,17 @@ import time
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from typing import cast
 
 from flwr.app import Error, Message, RecordDict
 
 from fl_sim.communication.flower_private import CLIENT_APP_CRASHED, set_message_id
 from fl_sim.communication.messages import array_bytes
 from fl_sim.runtime.grids.base import LocalGrid, overdue
-from fl_sim.runtime.grids.scheduling import packed
+from fl_sim.runtime.grids.costs import Costs
+from fl_sim.runtime.grids.folding import Blocks, Fold, FoldedReply, Reply, Traffic
+from fl_sim.runtime.grids.scheduling import evenly, packed
 from fl_sim.runtime.grids.worker import Answer, Job
 
 DEPTH = 2
@@ -30,7 +33,8 @@ WINDOW_BYTES = 256_000_000
 TASK_BYTES = 16_000_000
 """Clients of one task answer together: about this much at a time."""
 TASKS, CLIENTS = 8, 32
-"""Tasks that every worker gets in a round, so that all end together; clients of a task at most."""
+"""Tasks that every worker gets in a round, so that all end together; clients of a task at most. Blocks that workers fold are
+tasks of their own."""
 TASK_S = 0.05
 """What a task should last at least: what it costs to send one and to take its answer must weigh little beside that."""
 
@@ -47,59 +51,22 @@ class Finished:
     machine: bool = False
 
 
-@dataclass
-class Costs:
-    """Seconds that a node's work of one kind will take: by its samples (`sizes`), and by its own times as they come in."""
-
-    sizes: Sequence[int]
-    _seconds: dict[tuple[str, int], float] = field(default_factory=dict)
-    _totals: dict[str, tuple[float, int]] = field(default_factory=dict)
-
-    def learn(self, kind: str, partition: int, seconds: float) -> None:
-        """A node took that long: half of that counts, half of what was expected, since one time alone is mostly noise."""
-        expected = self.expect(kind, partition) if kind in self._totals else seconds
-        self._seconds[kind, partition] = (expected + seconds) / 2
-        spent, samples = self._totals.get(kind, (0.0, 0))
-        self._totals[kind] = spent + seconds, samples + self._size(partition)
-
-    @property
-    def spent(self) -> float:
-        """Seconds of all finished tasks, summed."""
-        return sum(seconds for seconds, _ in self._totals.values())
-
-    @property
-    def longest(self) -> float:
-        """Seconds of the slowest node; 0 while nothing was measured."""
-        return max(self._seconds.values(), default=0.0)
-
-    def total_seconds(self, kind: str, partitions: Sequence[int]) -> float:
-        """Seconds of several nodes one after the other; infinite while nothing of this kind was measured."""
-        return sum(self.expect(kind, p) for p in partitions) if kind in self._totals else math.inf
-
-    def expect(self, kind: str, partition: int) -> float:
-        """Seconds; while nothing of this kind was measured, samples."""
-        known = self._seconds.get((kind, partition))
-        if known is not None:
-            return known
-        spent, samples = self._totals.get(kind, (1.0, 1))
-        return self._size(partition) * spent / samples
-
-    def _size(self, partition: int) -> int:
-        return self.sizes[partition] if self.sizes else 1
-
-
 class PooledGrid(LocalGrid):
     """A Grid over worker processes. Subclasses carry tasks there and answers back."""
 
     runs_beside = True
     clients_per_task: int | None = None
     window_bytes: int = WINDOW_BYTES
+    sums_bytes: float = math.inf
+    """Above this size of a block's sums workers fold nothing."""
 
     def __init__(self, num_nodes: int, *, sizes: Sequence[int] = (), timeout_s: float | None = None) -> None:
         super().__init__(num_nodes)
         self.timeout_s = timeout_s
         self.costs = Costs(sizes)
         self.contents = 0
+        self.fold: Fold | None = None
+        self.traffic = Traffic()
         self._round: Round | None = None
 
     @abstractmethod
@@ -132,14 +99,30 @@ class PooledGrid(LocalGrid):
         """Whether a worker has started."""
 
     def stream(self, messages: list[Message], timeout: float | None) -> Iterator[Message]:
+        return cast("Iterator[Message]", self._begun(messages, None))  # nothing is folded
+
+    def send_and_fold(self, messages: Sequence[Message], blocks: Blocks) -> Iterator[Reply]:
+        """`send_and_receive`, where workers may fold the replies of whole blocks; replies come in the messages' order.
+
+        A worker that dies in a block folds nothing: its clients run again, each alone, and their replies come as they are.
+        """
+        for message in messages:
+            self._stamp(message)
+        return self._begun(list(messages), blocks)
+
+    def fold_of(self, jobs: Jobs) -> Fold | None:
+        """How a worker folds the replies of a task; None where they travel."""
+        return self.fold if jobs and jobs[0].fold else None
+
+    def _begun(self, messages: list[Message], blocks: Blocks | None) -> Iterator[Reply]:
         if not messages:
             return iter(())
         if self._round is not None:
             raise RuntimeError("one round at a time: read the replies of the last one first")
-        self._round = Round(self, messages)
+        self._round = Round(self, messages, blocks)
         return self._replies(self._round)
 
-    def _replies(self, current: Round) -> Iterator[Message]:
+    def _replies(self, current: Round) -> Iterator[Reply]:
         try:
             for number, reply in enumerate(current.replies(), start=1):
                 if number == len(current.messages):
@@ -156,26 +139,50 @@ class PooledGrid(LocalGrid):
 class Round:
     """The dispatch of one round's messages; the first tasks are at the workers when it is made."""
 
-    def __init__(self, grid: PooledGrid, messages: list[Message]) -> None:
+    def __init__(self, grid: PooledGrid, messages: list[Message], blocks: Blocks | None = None) -> None:
         self.grid, self.messages = grid, messages
         keys: dict[int, int] = {}
         for message in messages:
             if id(message.content) not in keys:
-                grid.contents += 1
-                keys[id(message.content)] = grid.contents
-        grid.announce({keys[id(m.content)]: m.content for m in messages})
+                keys[id(message.content)] = self._next_content()
+        contents = {keys[id(m.content)]: m.content for m in messages}
         jobs = [self._job(i, m, keys[id(m.content)]) for i, m in enumerate(messages)]
+        folded = [] if blocks is None else self._folded(jobs, blocks)
+        if blocks is not None and folded:
+            fold = self._next_content()
+            contents[fold], grid.fold = blocks.start, blocks.fold
+            folded = [tuple(replace(job, fold=fold) for job in task) for task in folded]
+        grid.announce(contents)
+        inside = {job.index for task in folded for job in task}
+        rest = [job for job in jobs if job.index not in inside]
         weight = max(1, array_bytes(messages[0].content))
-        groups = self._groups(jobs, weight)
-        self.todo = [tuple(jobs[position] for position in group) for group in groups]
-        self.begins = {group[0] for group in groups}
-        self.window = max(4 * DEPTH * grid.width * max(map(len, groups)), grid.window_bytes // weight)
+        single = [tuple(rest[position] for position in group) for group in self._groups(rest, weight)] if rest else []
+        self.todo = [*folded, *single]
+        self.begins = {task[0].index for task in self.todo}
+        self.window = max(
+            4 * DEPTH * grid.width * max(map(len, single), default=1),
+            (DEPTH + 1) * grid.width * max(map(len, folded), default=1),
+            grid.window_bytes // weight,
+        )
         self.at_work: dict[int, deque[Jobs]] = {}
         self.since: dict[int, float] = {}
-        self.done: dict[int, Message] = {}
+        self.done: dict[int, Reply] = {}
         self.suspects: set[int] = set()
         self._sort()
         self._dispatch(0)
+
+    def _next_content(self) -> int:
+        self.grid.contents += 1
+        return self.grid.contents
+
+    def _folded(self, jobs: Sequence[Job], blocks: Blocks) -> list[Jobs]:
+        """The blocks that workers take whole: as many as leave no worker with more than its share of the round."""
+        limit = self.grid.clients_per_task
+        if blocks.nbytes > self.grid.sums_bytes or (limit is not None and limit < max(map(len, blocks.places))):
+            return []
+        tasks = [tuple(jobs[place] for place in places) for places in blocks.places]
+        costs = [sum(self.grid.costs.expect(job.kind, job.partition) for job in task) for task in tasks]
+        return [tasks[position] for position in evenly(costs, workers=self.grid.width)]
 
     def _groups(self, jobs: Sequence[Job], weight: int) -> list[list[int]]:
         """The round's tasks: `TASKS` a worker, unless those would be shorter than a task should be."""
@@ -193,11 +200,18 @@ class Round:
         return Job(index, meta.dst_node_id, meta.message_type, meta.message_id, meta.group_id, content)
 
     def _sort(self) -> None:
-        """Longest first: what starts last is short, so that all workers end together."""
-        costs = self.grid.costs
-        self.todo.sort(key=lambda jobs: -sum(costs.expect(job.kind, job.partition) for job in jobs))
+        """Longest first: what starts last is short, so that all workers end together.
 
-    def replies(self) -> Iterator[Message]:
+        Before them folded blocks, which are the longest, in their own order: sums that wait for an earlier one take memory.
+        """
+        costs = self.grid.costs
+        self.todo.sort(
+            key=lambda jobs: (
+                (0, jobs[0].index) if jobs[0].fold else (1, -sum(costs.expect(job.kind, job.partition) for job in jobs))
+            )
+        )
+
+    def replies(self) -> Iterator[Reply]:
         """Yield one reply per message, in order."""
         for head in range(len(self.messages)):
             self._dispatch(head)
@@ -250,7 +264,9 @@ class Round:
             if answer.context is not None:
                 self.grid.contexts[job.node] = answer.context
             self.grid.costs.learn(job.kind, job.partition, answer.seconds)
-            self.done[job.index] = answer.reply
+            receipt = answer.receipt
+            self.grid.traffic.add(answer.reply, receipt)
+            self.done[job.index] = answer.reply if receipt is None else FoldedReply(answer.reply, receipt)
 
     def _replace(self, worker: int) -> Jobs:
         """End a worker, and have another one if there is room; returns the clients it was at, its other task is queued again."""
@@ -296,7 +312,7 @@ class Round:
 
     def _retry_alone(self, jobs: Jobs) -> None:
         self.suspects.update(job.index for job in jobs)
-        self.todo += [(job,) for job in jobs]
+        self.todo += [(replace(job, fold=0),) for job in jobs]
         self._sort()
 
     def _give_up(self, job: Job, error: Error) -> None:

@@ -27,6 +27,7 @@ from fl_sim.runtime.grids.last_words import LastWords
 from fl_sim.runtime.grids.pool import Finished, Jobs, PooledGrid
 from fl_sim.runtime.grids.ray_actors import PULSE_S, Actors
 from fl_sim.runtime.grids.ray_worker import Content, whole
+from fl_sim.runtime.grids.worker import contents_of
 from fl_sim.runtime.state.buffers import split_off
 
 if TYPE_CHECKING:
@@ -135,8 +136,8 @@ class RayGrid(PooledGrid):
         with self._cluster() as actors:
             to = actors.working[worker]
             contexts = [self.contexts[job.node] for job in jobs]
-            contents = {job.content: [self._contents[job.content]] for job in jobs}
-            to.tasks.append(to.actor.run.remote(list(jobs), contexts, contents))
+            contents = {number: [self._contents[number]] for number in contents_of(jobs)}
+            to.tasks.append(to.actor.run.remote(list(jobs), contexts, contents, self.fold_of(jobs)))
 
     def finished(self, timeout: float | None) -> Sequence[Finished]:
         with self._cluster() as actors:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 from flwr.app import Context, RecordDict
 
 from fl_sim.core.errors import UserError, in_one_line, shortened
+from fl_sim.runtime.grids.folding import Fold
 from fl_sim.runtime.grids.worker import Answer, Job, Workplace
 from fl_sim.runtime.state.buffers import Blobs, join, split_off
 
@@ -71,7 +72,11 @@ class RunMethod(Protocol):
     """The method that runs clients."""
 
     def remote(
-        self, jobs: list[Job], contexts: list[Context], contents: Mapping[int, list[ObjectRef[Content]]]
+        self,
+        jobs: list[Job],
+        contexts: list[Context],
+        contents: Mapping[int, list[ObjectRef[Content]]],
+        fold: Fold | None,
     ) -> ObjectRef[Answers]: ...
 
 
@@ -121,8 +126,10 @@ def actor_class() -> type:
             with open("/proc/self/status") as status:
                 return next(1024 * int(line.split()[1]) for line in status if line.startswith("VmHWM:"))
 
-        def run(self, jobs: list[object], contexts: list[object], contents: Mapping[int, list[object]]) -> object:
-            return self.resident.run(jobs, contexts, contents)  # type: ignore[arg-type]
+        def run(
+            self, jobs: list[object], contexts: list[object], contents: Mapping[int, list[object]], fold: object
+        ) -> object:
+            return self.resident.run(jobs, contexts, contents, fold)  # type: ignore[arg-type]
 
     return Worker
 
@@ -139,7 +146,11 @@ class ResidentApp:
         self._contents: dict[int, RecordDict] = {}
 
     def run(
-        self, jobs: list[Job], contexts: list[Context], contents: Mapping[int, list[ObjectRef[Content]]]
+        self,
+        jobs: list[Job],
+        contexts: list[Context],
+        contents: Mapping[int, list[ObjectRef[Content]]],
+        fold: Fold | None,
     ) -> Answers:
         import ray
 
@@ -147,14 +158,15 @@ class ResidentApp:
             if key not in self._contents:
                 self._contents = {k: v for k, v in self._contents.items() if k in contents}
                 self._contents[key] = whole(*ray.get(ref))
-        return [self._one(job, context) for job, context in zip(jobs, contexts, strict=True)]
+        return [_bare(answer) for answer in self._workplace.task(jobs, self._contents, contexts, fold)]
 
-    def _one(self, job: Job, context: Context) -> tuple[Answer, Blobs]:
-        answer = self._workplace.run(job, self._contents[job.content], context)
-        blobs: Blobs = {}
-        if answer.reply.has_content():
-            answer.reply.content, blobs = split_off(answer.reply.content)
-        return answer, blobs
+
+def _bare(answer: Answer) -> tuple[Answer, Blobs]:
+    """An answer and its reply's array bytes, taken out of it."""
+    blobs: Blobs = {}
+    if answer.reply.has_content():
+        answer.reply.content, blobs = split_off(answer.reply.content)
+    return answer, blobs
 
 
 def whole(content: RecordDict, blobs: Blobs) -> RecordDict:

@@ -26,6 +26,22 @@ def packed(costs: Sequence[float], *, workers: int, tasks: int, most: int) -> li
     return consecutive if even else _balanced(costs, count, most)
 
 
+def evenly(costs: Sequence[float], *, workers: int) -> list[int]:
+    """Positions of tasks, in order, that can be dealt out whole; the rest is for smaller tasks that fill up.
+
+    Each goes to the worker that has least so far, unless that would have more than its share of all costs, give or take
+    `NEARLY`.
+    """
+    share = NEARLY * sum(costs) / workers
+    loads = [0.0] * workers
+    dealt = []
+    for position, cost in enumerate(costs):
+        if loads[0] + cost <= share:
+            heapq.heapreplace(loads, loads[0] + cost)
+            dealt.append(position)
+    return dealt
+
+
 def _balanced(costs: Sequence[float], count: int, most: int) -> list[list[int]]:
     groups: list[list[int]] = [[] for _ in range(count)]
     loads = [(0.0, number) for number in range(count)]

@@ -6,8 +6,8 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from flwr.app import Context, Message, RecordDict
@@ -16,11 +16,15 @@ from flwr.clientapp import ClientApp
 from fl_sim.communication.flower_private import adopt_identity, set_message_id
 from fl_sim.runtime.grids.allocator import keep_freed_memory
 from fl_sim.runtime.grids.base import FIRST_NODE, DeviceLost, execute, isolated
+from fl_sim.runtime.grids.folding import Fold, Receipt
 
 
 @dataclass(frozen=True)
 class Job:
-    """A job: one client of a task, with its place in the round, its node, and its message's kind, id, group and content."""
+    """A job: one client of a task, with its place in the round, its node, and its message's kind, id, group and content.
+
+    `fold` is the content that the worker needs to fold the replies of the task; 0 = they travel.
+    """
 
     index: int
     node: int
@@ -28,6 +32,7 @@ class Job:
     message_id: str
     group: str
     content: int
+    fold: int = 0
 
     @property
     def partition(self) -> int:
@@ -35,13 +40,22 @@ class Job:
         return self.node - FIRST_NODE
 
 
+def contents_of(jobs: Iterable[Job]) -> set[int]:
+    """Numbers of the contents that a task needs."""
+    return {number for job in jobs for number in (job.content, job.fold) if number}
+
+
 @dataclass(frozen=True)
 class Answer:
-    """Result of a job: the reply, the node's context where it holds state (else None), and the seconds it took."""
+    """Result of a job: the reply, the node's context where it holds state (else None), and the seconds it took.
+
+    Where the worker folded the reply, there is its receipt.
+    """
 
     reply: Message
     context: Context | None
     seconds: float
+    receipt: Receipt | None = None
 
 
 class Workplace:
@@ -54,6 +68,21 @@ class Workplace:
         logging.getLogger("flwr").setLevel(logging.WARNING)
         adopt_identity()
         self._app = factory()
+
+    def task(
+        self, jobs: Sequence[Job], contents: Mapping[int, RecordDict], contexts: Iterable[Context], fold: Fold | None
+    ) -> list[Answer]:
+        """Run the clients of a task, and fold their replies where the task says so."""
+        folding = fold.begin(contents[jobs[0].fold]) if fold is not None and jobs and jobs[0].fold else None
+        answers = []
+        for job, context in zip(jobs, contexts, strict=True):
+            answers.append(self.run(job, contents[job.content], context))
+            if folding is not None:
+                folding.add(answers[-1].reply)
+        if folding is None:
+            return answers
+        receipts = folding.finish()
+        return [replace(answer, receipt=receipt) for answer, receipt in zip(answers, receipts, strict=True)]
 
     def run(self, job: Job, content: RecordDict, context: Context) -> Answer:
         """Run one client; what it raises becomes an error reply."""

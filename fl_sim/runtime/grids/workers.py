@@ -22,11 +22,13 @@ from flwr.app import Context, RecordDict
 from flwr.clientapp import ClientApp
 
 from fl_sim.core.errors import USERS_OWN, in_one_line
+from fl_sim.core.large import LARGE_BYTES
 from fl_sim.core.types import UserError
+from fl_sim.runtime.grids.folding import Fold
 from fl_sim.runtime.grids.forkserver import end_with_parent, prepare, without_main
 from fl_sim.runtime.grids.pool import DEPTH, Finished, Jobs, PooledGrid
 from fl_sim.runtime.grids.watchdog import Watchdog, end_group, own_group
-from fl_sim.runtime.grids.worker import Answer, Workplace
+from fl_sim.runtime.grids.worker import Answer, Workplace, contents_of
 from fl_sim.runtime.state.buffers import Blobs, join, split_off
 from fl_sim.runtime.state.shared_memory import Area, Key, Span
 
@@ -59,12 +61,13 @@ def cores() -> int:
 
 @dataclass(frozen=True)
 class _Task:
-    """Clients with their contexts (array bytes: in the worker's inbox), and contents that the worker has not seen yet
-    (array bytes: in the broadcast area)."""
+    """Clients with their contexts (array bytes: in the worker's inbox), contents that the worker has not seen yet
+    (array bytes: in the broadcast area), and how their replies are folded, where they are."""
 
     jobs: Jobs
     contexts: list[tuple[Context, Spans]]
     contents: dict[int, tuple[RecordDict, Spans]]
+    fold: Fold | None
 
 
 @dataclass(frozen=True)
@@ -128,14 +131,12 @@ def work(
         except (EOFError, OSError):
             return
         slot, number = number % DEPTH, number + 1
-        wanted = {job.content for job in task.jobs}
+        wanted = contents_of(task.jobs)
         if task.contents:
             contents = {key: content for key, content in contents.items() if key in wanted}
             contents |= {key: _filled(*told, areas.broadcast) for key, told in task.contents.items()}
-        answers = [
-            workplace.run(job, contents[job.content], _with_state(context, spans, areas.inbox[slot]))
-            for job, (context, spans) in zip(task.jobs, task.contexts, strict=True)
-        ]
+        contexts = (_with_state(context, spans, areas.inbox[slot]) for context, spans in task.contexts)
+        answers = workplace.task(task.jobs, contents, contexts, task.fold)
         pipe.send(_put(answers, areas.outbox[slot]))
 
 
@@ -169,7 +170,12 @@ class _Worker:
 
 
 class WorkersGrid(PooledGrid):
-    """Flower Grid over resident processes of this machine."""
+    """Flower Grid over resident processes of this machine.
+
+    Sums of large models are not made in the workers: all of them would be in the memory of one machine.
+    """
+
+    sums_bytes = LARGE_BYTES
 
     def __init__(
         self,
@@ -222,13 +228,14 @@ class WorkersGrid(PooledGrid):
         to = self._workers[worker]
         contexts = [_slim(self.contexts[job.node]) for job in jobs]
         spans = to.areas.inbox[to.sent % DEPTH].write(blobs for _, blobs in contexts)
-        new = {job.content for job in jobs} - to.seen
-        to.seen = {job.content for job in jobs} if new else to.seen
+        new = contents_of(jobs) - to.seen
+        to.seen = contents_of(jobs) if new else to.seen
         to.sent += 1
         task = _Task(
             jobs,
             [(slim, at) for (slim, _), at in zip(contexts, spans, strict=True)],
             {key: self._contents[key] for key in new},
+            self.fold_of(jobs),
         )
         try:
             to.pipe.send(task)

@@ -13,7 +13,7 @@ from functools import partial
 import torch
 
 from fl_sim import models
-from fl_sim.bench import apps, flower, processes, scale, tasks, workloads
+from fl_sim.bench import apps, flower, folding, processes, scale, tasks, workloads
 from fl_sim.bench.bare import Bare, spread
 from fl_sim.bench.contest import Flat, alternate, each_alone, federation_rounds, over, spread_of
 from fl_sim.bench.idle import idle_shares
@@ -166,7 +166,12 @@ PARTS: Mapping[str, Part] = {
     "start": start,
     "tasks": tasks.results,
 }
-OPTIONAL: Mapping[str, Part] = {"flower": with_flower, "app": apps.beside_flower, "scale": scale.results}
+OPTIONAL: Mapping[str, Part] = {
+    "flower": with_flower,
+    "app": apps.beside_flower,
+    "scale": scale.results,
+    "fold": folding.results,
+}
 """Measured only when asked for."""
 
 

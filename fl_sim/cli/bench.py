@@ -21,7 +21,7 @@ def engine(
     only: Annotated[
         str,
         typer.Option(
-            help="parts, comma-separated: b0, small, resnet32, overhead, rates, idle, memory, start, tasks, flower, app, scale"
+            help="parts, with commas: b0, small, resnet32, overhead, rates, idle, memory, start, tasks, flower, app, scale, fold"
         ),
     ] = "",
     with_flower: Annotated[

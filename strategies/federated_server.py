@@ -50,7 +50,7 @@ class FederatedServer:
     def _replies(self, grid: Grid, sent: Sequence[Outgoing]) -> Iterable[Reply]:
         """Send the messages of a round. Worker processes may fold what comes back, where there is one model."""
         messages = [message for each in sent for message in each.messages]
-        blocks = self.models[0].foldable(sent[0]) if len(sent) == 1 and isinstance(grid, PooledGrid) else None
+        blocks = self.models[0].foldable(len(messages)) if len(sent) == 1 and isinstance(grid, PooledGrid) else None
         if blocks is None or not isinstance(grid, PooledGrid):
             return grid.send_and_receive(messages)
         return grid.send_and_fold(messages, blocks)

@@ -145,9 +145,9 @@ class SparseServer:
         number, extra = self.state.round + 1, self.slots.send(self.state)
         return Task(number, self.state.params, self.state.mask, config, self.context.seed, extra)
 
-    def foldable(self, sent: Outgoing) -> Blocks | None:
-        """What workers may fold of the replies to these messages; None where this server needs each of them."""
-        return foldable(self.slots, self.context, self._start, len(sent.cohort))
+    def foldable(self, cohort: int) -> Blocks | None:
+        """What workers may fold in a round of so many clients, whose tasks are made; None where this server needs each update."""
+        return foldable(self.slots, self.context, self._start, cohort)
 
     @property
     def _start(self) -> ServerState:

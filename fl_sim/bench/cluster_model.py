@@ -5,7 +5,8 @@ Nothing is measured here: `Costs` comes from a short run (`fl_sim.bench.cluster_
     begin + sending + max(compute, folding, receiving) + one fold + end
 
 since workers compute, the driver folds, and the head's link takes replies in at the same time. The driver is one thread. Nodes are
-equal and so are their workers; each node but the head fetches a broadcast once, from the head.
+equal and so are their workers; each node but the head fetches a broadcast once, from the head. Where workers add up the updates
+of blocks, a block's sums cross in the place of its clients' uploads, and what the driver took for a reply the worker takes.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fl_sim.runtime.grids.pool import CLIENTS, TASK_BYTES, TASK_S, TASKS
+from fl_sim.runtime.grids.scheduling import computes_longer, evenly
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,10 @@ class Costs:
         client_bytes: of the program for each client, beside its samples.
         client_s: of the start for each client.
         clients: in the short run's federation.
+        block: clients of a block whose updates a worker may add up, in the config's cohort.
+        sums_bytes: of a block's sums; 0 = the server needs each update.
+        receipt_s: of the driver for a client whose update was added up elsewhere.
+        add_s: of the driver for a block's sums.
     """
 
     fit_s: float
@@ -58,6 +64,10 @@ class Costs:
     client_bytes: float
     client_s: float
     clients: int
+    block: int = 0
+    sums_bytes: float = 0.0
+    receipt_s: float = 0.0
+    add_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -128,13 +138,18 @@ class Memory:
 def round_on(costs: Costs, cluster: Cluster, cohort: int) -> Round:
     """Predict a round of `cohort` clients."""
     others, workers = cluster.nodes - 1, cluster.nodes * cluster.workers
-    tasks, away = tasks_of(costs, workers, cohort), cohort / cluster.nodes
-    down, up = (0.0, 0.0) if not others else _across(costs, away)
+    blocks = blocks_of(costs, workers, cohort)
+    folded = sum(blocks)
+    single = cohort - folded
+    tasks = len(blocks) + (tasks_of(costs, workers, single) if single else 0)
+    away = cohort / cluster.nodes
+    coming = (single * costs.up_bytes + len(blocks) * costs.sums_bytes) / cluster.nodes
+    down, up = (0.0, 0.0) if not others else (_fetched(costs, away), coming + away * costs.state_bytes)
     per_second = cluster.mbps * 1e6 / 8
     sending_s, receiving_s = others * down / per_second, others * up / per_second
-    waves = math.ceil(cohort / workers) * costs.fit_s
+    waves = math.ceil(cohort / workers) * costs.fit_s + math.ceil(folded / workers) * costs.fold_s
     compute_s = max(waves, costs.longest_s) + math.ceil(tasks / workers) * costs.task_s
-    folding_s = cohort * costs.fold_s + tasks * costs.send_s
+    folding_s = single * costs.fold_s + folded * costs.receipt_s + len(blocks) * costs.add_s + tasks * costs.send_s
     at_once_s = max(compute_s, folding_s, receiving_s)
     return Round(
         nodes=cluster.nodes,
@@ -149,6 +164,15 @@ def round_on(costs: Costs, cluster: Cluster, cohort: int) -> Round:
     )
 
 
+def blocks_of(costs: Costs, workers: int, cohort: int) -> list[int]:
+    """Clients of each block whose updates a worker adds up; the updates of all other clients come to the driver."""
+    if not 0 < costs.sums_bytes <= costs.block * costs.up_bytes or costs.block >= cohort:
+        return []
+    sizes = [min(costs.block, cohort - start) for start in range(0, cohort, costs.block)]
+    spare = costs.block if computes_longer(costs.fit_s, costs.down_bytes, workers) else 0
+    return [sizes[position] for position in evenly(sizes, workers=workers, spare=spare)]
+
+
 def tasks_of(costs: Costs, workers: int, cohort: int) -> int:
     """Tasks that the engine cuts a round into: enough for all workers, none too short, large or long."""
     each = max(1.0, min(TASKS, cohort * costs.fit_s / (workers * TASK_S)))
@@ -156,10 +180,9 @@ def tasks_of(costs: Costs, workers: int, cohort: int) -> int:
     return min(cohort, max(workers * int(each), math.ceil(cohort / int(most))))
 
 
-def _across(costs: Costs, clients: float) -> tuple[float, float]:
-    """Bytes to and from a node that has so many clients of a round: broadcasts once each, states both ways."""
-    fetched = min(costs.broadcasts or clients, clients)
-    return fetched * costs.down_bytes + clients * costs.state_bytes, clients * (costs.up_bytes + costs.state_bytes)
+def _fetched(costs: Costs, clients: float) -> float:
+    """Bytes to a node that has so many clients of a round: broadcasts once each, and what clients keep."""
+    return min(costs.broadcasts or clients, clients) * costs.down_bytes + clients * costs.state_bytes
 
 
 def memory_of(costs: Costs, cluster: Cluster, clients: int) -> Memory:

@@ -13,7 +13,7 @@ from typing import cast
 import pytest
 from command import cli_here
 
-from fl_sim.bench.cluster_model import Cluster, Costs, memory_of, round_on, tasks_of
+from fl_sim.bench.cluster_model import Cluster, Costs, blocks_of, memory_of, round_on, tasks_of
 from fl_sim.runtime.grids import costs as seconds
 from fl_sim.runtime.grids import pool
 from fl_sim.runtime.grids.worker import Job
@@ -60,6 +60,32 @@ def test_a_broadcast_of_its_own_for_each_client_and_what_clients_keep_cross_for_
     own = round_on(replace(COSTS, broadcasts=0, state_bytes=1e3), Cluster(4, 1, 1000), COHORT)
     assert own.node_down == 30 * (1e6 + 1e3)
     assert own.node_up == 30 * (4e5 + 1e3)
+
+
+FOLDED = replace(COSTS, fit_s=0.01, longest_s=0.01, up_bytes=4e6, block=32, sums_bytes=8e6, receipt_s=1e-5, add_s=0.001)
+
+
+def test_sums_of_blocks_cross_in_the_place_of_their_clients_uploads() -> None:
+    cohort = 256
+    four, single = (round_on(costs, Cluster(4, 1, 1000), cohort) for costs in (FOLDED, replace(FOLDED, sums_bytes=0.0)))
+    assert (single.head_up, four.head_up) == (3 * 64 * 4e6, 3 * 2 * 8e6)
+    assert four.driver_s == pytest.approx(0.02 + 256 * 1e-5 + 8 * 0.001 + 8 * 0.001 + 0.03)
+    assert four.compute_s == pytest.approx(64 * (0.01 + 0.004) + 2 * 0.002)
+
+
+@pytest.mark.parametrize(
+    ("costs", "workers", "folded"),
+    [
+        (FOLDED, 1, [32] * 7 + [26]),
+        (FOLDED, 3, [32] * 6),  # the last two blocks would leave a worker idle
+        (FOLDED, 12, []),  # a block is more than a worker's share
+        (replace(FOLDED, fit_s=0.5), 2, [32] * 4 + [26]),  # clients compute for long: the rest is dealt out client by client
+        (replace(FOLDED, up_bytes=8e6 / 33), 1, []),  # the uploads are smaller
+        (replace(FOLDED, block=250), 1, []),
+    ],
+)
+def test_workers_add_up_the_blocks_that_the_engine_gives_them(costs: Costs, workers: int, folded: list[int]) -> None:
+    assert blocks_of(costs, workers, 250) == folded
 
 
 def test_a_node_without_a_client_fetches_nothing() -> None:

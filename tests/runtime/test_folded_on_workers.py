@@ -19,9 +19,10 @@ from fl_sim import Experiment, load, local_sgd, run, snapshot
 from fl_sim.communication.exchange import Exchange
 from fl_sim.core.observer import Silent
 from fl_sim.core.types import Task, Update
+from fl_sim.runtime.grids import scheduling
 from fl_sim.runtime.grids.folding import Traffic
 from fl_sim.runtime.grids.pool import PooledGrid
-from fl_sim.runtime.grids.scheduling import evenly
+from fl_sim.runtime.grids.scheduling import computes_longer, evenly
 from fl_sim.simulation import resume
 from fl_sim.simulation.federation import Federation
 from fl_sim.training.client import ClientContext
@@ -51,6 +52,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cohorts of some clients are cut; only the server's process asks how."""
     for name, value in {"LEAST": 10, "SMALLEST": BLOCK, "LARGEST": BLOCK}.items():
         monkeypatch.setattr(blocks, name, value)
+    monkeypatch.setattr(scheduling, "LINK", 1.0)  # so slow that it counts what crosses
 
 
 @pytest.fixture
@@ -276,3 +278,24 @@ def test_no_worker_gets_more_whole_blocks_than_its_share(costs: list[float], wor
     assert max(loads) <= 1.02 * sum(costs) / workers + 1e-9
     assert workers > 1 or len(dealt) == len(costs)
     assert evenly([1.0] * 4, workers=3) == [0, 1, 2]
+    assert evenly([1.0] * 8, workers=2, spare=1.0) == [0, 1, 2, 3, 4, 5]
+    assert evenly([1.0] * 8, workers=1, spare=1.0) == [*range(8)]
+
+
+def test_what_bounds_a_round_is_told_from_bytes_and_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduling, "LINK", 125e6)
+    assert computes_longer(1.0, 1.87e6, 2)
+    assert not computes_longer(1.0, 1.87e6, 20), "twenty workers' replies take 0.3 s a second of computing"
+    assert not computes_longer(float("inf"), 1.0, 1), "nobody has measured it yet"
+
+
+def test_long_clients_leave_a_blocks_time_for_small_tasks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, traffic: Traffic
+) -> None:
+    monkeypatch.setattr(scheduling, "LINK", 1e15)
+    tree = {"data": {"source": "digits", "clients": 30, "partition": "iid"}, "rounds": 2}
+    same(
+        run(experiment(tmp_path / "a", "dense", **tree)),
+        run(experiment(tmp_path / "b", "dense", **tree, **on("workers", 2))),
+    )
+    assert 20 < traffic.folded < 40, "all of the first round, and fewer once it is known how long clients take"

@@ -23,7 +23,7 @@ from fl_sim.communication.messages import array_bytes
 from fl_sim.runtime.grids.base import LocalGrid, overdue
 from fl_sim.runtime.grids.costs import Costs
 from fl_sim.runtime.grids.folding import Blocks, Fold, FoldedReply, Reply, Traffic
-from fl_sim.runtime.grids.scheduling import evenly, packed
+from fl_sim.runtime.grids.scheduling import computes_longer, evenly, packed
 from fl_sim.runtime.grids.worker import Answer, Job
 
 DEPTH = 2
@@ -176,13 +176,19 @@ class Round:
         return self.grid.contents
 
     def _folded(self, jobs: Sequence[Job], blocks: Blocks) -> list[Jobs]:
-        """The blocks that workers take whole: as many as leave no worker with more than its share of the round."""
+        """The blocks that workers take whole: as many as leave no worker with more than its share of the round.
+
+        Where clients compute for long, a block's time is left for smaller tasks, so that all workers end together.
+        """
         limit = self.grid.clients_per_task
         if blocks.nbytes > self.grid.sums_bytes or (limit is not None and limit < max(map(len, blocks.places))):
             return []
+        costs, kind, workers = self.grid.costs, jobs[0].kind, self.grid.width
         tasks = [tuple(jobs[place] for place in places) for places in blocks.places]
-        costs = [sum(self.grid.costs.expect(job.kind, job.partition) for job in task) for task in tasks]
-        return [tasks[position] for position in evenly(costs, workers=self.grid.width)]
+        each = [sum(costs.expect(kind, job.partition) for job in task) for task in tasks]
+        seconds = costs.total_seconds(kind, [job.partition for job in jobs]) / len(jobs)
+        spare = max(each) if computes_longer(seconds, array_bytes(self.messages[0].content), workers) else 0.0
+        return [tasks[position] for position in evenly(each, workers=workers, spare=spare)]
 
     def _groups(self, jobs: Sequence[Job], weight: int) -> list[list[int]]:
         """The round's tasks: `TASKS` a worker, unless those would be shorter than a task should be."""

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Sequence
 
 NEARLY = 1.02
 """Longest of consecutive groups over their mean. Reading replies while the last group trains saves a percent or two of a
 short round, so more imbalance than that would lose what it gains."""
+
+LINK, MUCH = 125e6, 4
+"""Bytes a second of a link of 1 Gbit/s; how many times longer than their replies' way clients compute where that is much."""
 
 
 def packed(costs: Sequence[float], *, workers: int, tasks: int, most: int) -> list[list[int]]:
@@ -26,13 +30,13 @@ def packed(costs: Sequence[float], *, workers: int, tasks: int, most: int) -> li
     return consecutive if even else _balanced(costs, count, most)
 
 
-def evenly(costs: Sequence[float], *, workers: int) -> list[int]:
+def evenly(costs: Sequence[float], *, workers: int, spare: float = 0.0) -> list[int]:
     """Positions of tasks, in order, that can be dealt out whole; the rest is for smaller tasks that fill up.
 
     Each goes to the worker that has least so far, unless that would have more than its share of all costs, give or take
-    `NEARLY`.
+    `NEARLY`, less `spare`. One worker takes all of them.
     """
-    share = NEARLY * sum(costs) / workers
+    share = NEARLY * sum(costs) / workers - (spare if workers > 1 else 0.0)
     loads = [0.0] * workers
     dealt = []
     for position, cost in enumerate(costs):
@@ -40,6 +44,14 @@ def evenly(costs: Sequence[float], *, workers: int) -> list[int]:
             heapq.heapreplace(loads, loads[0] + cost)
             dealt.append(position)
     return dealt
+
+
+def computes_longer(seconds: float, nbytes: float, workers: int) -> bool:
+    """Whether clients of so many seconds keep the workers busy for much longer than their replies keep a link of `LINK`.
+
+    Then it counts that all workers end together, and not what crosses. Infinite seconds are not known yet.
+    """
+    return MUCH * workers * nbytes / LINK < seconds < math.inf
 
 
 def _balanced(costs: Sequence[float], count: int, most: int) -> list[list[int]]:

@@ -95,17 +95,21 @@ def test_any_number_of_workers(tmp_path: Path, count: int, traffic: Traffic) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize("count", [1, 2])
-@pytest.mark.parametrize("method", ["dense", "topk", "delta"])
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(("method", "count"), [("dense", 1), ("dense", 2), ("topk", 2), ("delta", 2)])
 def test_the_same_on_ray(tmp_path: Path, method: str, count: int, traffic: Traffic, ray_cluster: None) -> None:
     inline = run(experiment(tmp_path / "inline", method))
     same(inline, run(experiment(tmp_path / "ray", method, **on("ray", count))))
     assert traffic.folded >= traffic.replies / 2
-    single = {"engine": "ray", "ray": {"workers": count, "clients_per_task": 2}}
-    folded = traffic.folded
-    same(inline, run(experiment(tmp_path / "single", method, **single)))
-    assert traffic.folded == folded, "tasks of two clients are no blocks"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_tasks_of_two_clients_are_no_blocks(tmp_path: Path, traffic: Traffic, ray_cluster: None) -> None:
+    inline = run(experiment(tmp_path / "inline", "dense"))
+    single = {"engine": "ray", "ray": {"workers": 2, "clients_per_task": 2}}
+    same(inline, run(experiment(tmp_path / "single", "dense", **single)))
+    assert traffic.folded == 0
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +122,7 @@ def ray_cluster() -> Iterator[None]:
 @pytest.mark.parametrize(
     ("method", "tree"),
     [
-        ("topk", {"client": {"target": "clients.presets:topk", "density": 0.1}}),  # smaller than their sums
+        ("topk", {"client": {"target": "clients.presets:topk", "density": 0.45}}),  # smaller than sums with covers
         ("dense", {"wire": {"record_masks": True}}),
         ("dense", {"wire": {"record_payloads": 1}}),
         ("dense", {"network": {"links": {"4G": 1}}}),

@@ -146,13 +146,12 @@ class Round:
             if id(message.content) not in keys:
                 keys[id(message.content)] = self._next_content()
         contents = {keys[id(m.content)]: m.content for m in messages}
-        jobs = [self._job(i, m, keys[id(m.content)]) for i, m in enumerate(messages)]
-        folded = [] if blocks is None else self._folded(jobs, blocks)
-        if blocks is not None and folded:
-            fold = self._next_content()
+        fold = 0 if blocks is None else self._next_content()
+        if blocks is not None:
             contents[fold], grid.fold = blocks.start, blocks.fold
-            folded = [tuple(replace(job, fold=fold) for job in task) for task in folded]
         grid.announce(contents)
+        jobs = [self._job(i, m, keys[id(m.content)]) for i, m in enumerate(messages)]
+        folded = [] if blocks is None else self._folded(jobs, blocks, fold)
         inside = {job.index for task in folded for job in task}
         rest = [job for job in jobs if job.index not in inside]
         weight = max(1, array_bytes(messages[0].content))
@@ -175,16 +174,17 @@ class Round:
         self.grid.contents += 1
         return self.grid.contents
 
-    def _folded(self, jobs: Sequence[Job], blocks: Blocks) -> list[Jobs]:
+    def _folded(self, jobs: Sequence[Job], blocks: Blocks, fold: int) -> list[Jobs]:
         """The blocks that workers take whole: as many as leave no worker with more than its share of the round.
 
         Where clients compute for long, a block's time is left for smaller tasks, so that all workers end together.
         """
-        limit = self.grid.clients_per_task
+        # A task has as many times `timeout_s` as clients until a hanging one is noticed: no longer than in other tasks.
+        limit = self.grid.clients_per_task or (None if self.grid.timeout_s is None else CLIENTS)
         if blocks.nbytes > self.grid.sums_bytes or (limit is not None and limit < max(map(len, blocks.places))):
             return []
         costs, kind, workers = self.grid.costs, jobs[0].kind, self.grid.width
-        tasks = [tuple(jobs[place] for place in places) for places in blocks.places]
+        tasks = [tuple(replace(jobs[place], fold=fold) for place in places) for places in blocks.places]
         each = [sum(costs.expect(kind, job.partition) for job in task) for task in tasks]
         seconds = costs.total_seconds(kind, [job.partition for job in jobs]) / len(jobs)
         spare = max(each) if computes_longer(seconds, array_bytes(self.messages[0].content), workers) else 0.0

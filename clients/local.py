@@ -5,7 +5,7 @@ client = LocalClient(training=Training(lr=0.1, epochs=2), upload=TopK(0.1))
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol, TypeVar, runtime_checkable
@@ -273,7 +273,36 @@ class LocalClient:
         ctx.state.update(own)
         params = snapshot(model, task.params)
         extra = finish(params, metrics)
-        prunable = {name: params[name] for name in prunable_names(model) if name in params}
+        return self._update(task, ctx, params, metrics, prunable_names(model), extra)
+
+    @property
+    def reads_parameters_alone(self) -> bool:
+        """Whether all that follows the training looks at the trained parameters, and neither at the model nor at data or state."""
+        shipped = self.upload is upload_all or isinstance(self.upload, TopK)
+        return shipped and self.retain is retain_all and self.report is no_report
+
+    def update_of(
+        self, task: Task, ctx: ClientContext, params: Params, metrics: Metrics, prunable: Sequence[str]
+    ) -> Update:
+        """The update of a client that was trained elsewhere, as `__call__` makes it; for clients that read the parameters alone.
+
+        `ctx.model` is not asked for.
+        """
+        return self._update(task, ctx, params, metrics, prunable, {})
+
+    def _update(
+        self,
+        task: Task,
+        ctx: ClientContext,
+        params: Params,
+        metrics: Metrics,
+        prunable_names: Iterable[str],
+        extra: Mapping[str, Params],
+    ) -> Update:
+        """What a client of these parameters uploads."""
+        if self.upload is upload_all and self.retain is retain_all:
+            return Update(params, ctx.num_examples, task.mask, metrics, extra)
+        prunable = {name: params[name] for name in prunable_names if name in params}
         # With error feedback, what earlier uploads left out competes with what this round learnt.
         candidates = ctx.corrected(prunable)
         retained_mask = self.retain(task, ctx)

@@ -18,7 +18,8 @@ from fl_sim.data import CropFlip, Split, load
 from fl_sim.models.parameters import entries
 from fl_sim.simulation import RunStopped
 from fl_sim.training import Training, snapshot
-from fl_sim.training.batched import Member, fit, fitting
+from fl_sim.training.batchable import fitting
+from fl_sim.training.batched import Member, fit
 
 METHODS = {
     "dense": [],

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -235,6 +235,29 @@ class ClientHost:
         personal = self._resident.leave()
         if self._is_large:
             self.model.zero_grad(set_to_none=True)
+        return self._answer(client_task, update, personal, fit, message, context)
+
+    @property
+    def needs_no_model_after_training(self) -> bool:
+        """Whether a trained client is left with nothing but its parameters: no measurement, no entry of its own, no extra
+        tensors. Then `answer` does, and the model need not be made the client's."""
+        return self.measure is no_measurement and not self.exchange.personal and not self.exchange.extra.up
+
+    def answer(self, client_task: ClientTask, update: Update, message: Message, context: Context) -> Message:
+        """Encode the update of a client that was trained elsewhere, on a host that needs no model after training."""
+        return self._answer(client_task, update, {}, {}, message, context)
+
+    def _answer(
+        self,
+        client_task: ClientTask,
+        update: Update,
+        personal: Params,
+        fit: Mapping[str, float],
+        message: Message,
+        context: Context,
+    ) -> Message:
+        """Check and encode an update, and keep what the client keeps."""
+        task, ctx = client_task.task, client_task.ctx
         update = checked(update, self.exchange.schema, self._known, self.exchange.extra.up)
         state = kept(ctx.state)
         codec_state = _tensors(context, CODEC_STATE)

@@ -7,7 +7,7 @@ the steps themselves are taken together. What cannot be batched runs one client 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -20,17 +20,20 @@ from torch import nn
 
 from fl_sim.communication.flower_private import set_message_id
 from fl_sim.core.errors import USERS_OWN
-from fl_sim.core.types import Mask, Metrics, Task
+from fl_sim.core.types import Mask, Metrics, Params, Task, Update
 from fl_sim.data import Split
 from fl_sim.runtime.client.host import ClientHost, ClientTask
 from fl_sim.runtime.grids.base import LocalGrid, execute, request_of
-from fl_sim.training.batched import Member, Trained, failure, fit, fitting, obstacle
+from fl_sim.training.batchable import failure, fitting, obstacle
+from fl_sim.training.batched import Member, Trained, fit
 from fl_sim.training.client import Client, ClientContext
 from fl_sim.training.loop import Training, Trains, check_converged
 from fl_sim.training.losses import Loss
 
 log = logging.getLogger("fl_sim")
 TRAIN = "train"
+Run = Callable[[Message, Context], Message]
+"""(request, context) -> reply."""
 
 
 @runtime_checkable
@@ -46,6 +49,15 @@ class Stackable(Protocol):
 
     def trained_by(self, trains: Trains) -> Client:
         """Replace the client's training."""
+
+    @property
+    def reads_parameters_alone(self) -> bool:
+        """Whether what follows the training looks at the trained parameters alone: then `update_of` is the same in less time."""
+
+    def update_of(
+        self, task: Task, ctx: ClientContext, params: Params, metrics: Metrics, prunable: Sequence[str]
+    ) -> Update:
+        """The update of trained parameters, in the order of `task.params`; `prunable` are the names of those that are."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +91,10 @@ class CohortGrid(LocalGrid):
         self._said: set[str] = set()
         self._sizes: dict[int, int] = {}
         self._failures: dict[int, str | None] = {}
+        self._able: dict[int, bool] = {}
 
     def stream(self, messages: list[Message], timeout: float | None) -> Iterator[Message]:
+        self._able.clear()
         at = 0
         while at < len(messages):
             host = self._hosts(self.contexts[messages[at].metadata.dst_node_id])
@@ -102,10 +116,9 @@ class CohortGrid(LocalGrid):
 
     def _train_together(self, messages: list[Message]) -> Iterator[Message]:
         begun = [self._begin(message) for message in messages]
-        done = self._train([b for b in begun if b.client_task is not None])
+        finish = self._train([b for b in begun if b.client_task is not None])
         for message, beginning in zip(messages, begun, strict=True):
-            ready = done.get(id(beginning))
-            run = beginning.run if ready is None else partial(_finish, beginning, ready)
+            run = finish.get(id(beginning), beginning.run)
             reply = execute(run, beginning.request, self.contexts[message.metadata.dst_node_id])
             set_message_id(reply, f"r{message.metadata.message_id}")
             yield reply
@@ -121,53 +134,108 @@ class CohortGrid(LocalGrid):
             return _Begun(request, host, partial(_fail, error))
 
     def _can(self, host: ClientHost) -> bool:
-        training = _training(host.client)
-        why = "the client does more than local SGD" if training is None else obstacle(host.model, training)
-        why = "weights of samples" if why is None and host.split_of(0).weights is not None else why
-        if why is None and training is not None:
-            if id(host) not in self._failures:
-                self._failures[id(host)] = failure(
-                    host.model, host.split_of(0), training.at(1), host.learning.criterion
-                )
-            why = self._failures[id(host)]
-        if why is not None and why not in self._said:
-            self._said.add(why)
-            log.warning("the cohort engine trains client by client here: %s", why)
-        return why is None
+        """Whether the host's clients train as one; looked at once for all messages of a call."""
+        if id(host) not in self._able:
+            why = self._hindrance(host)
+            if why is not None and why not in self._said:
+                self._said.add(why)
+                log.warning("the cohort engine trains client by client here: %s", why)
+            self._able[id(host)] = why is None
+        return self._able[id(host)]
 
-    def _train(self, begun: Sequence[_Begun]) -> dict[int, Ready]:
-        ready: dict[int, Ready] = {}
+    def _hindrance(self, host: ClientHost) -> str | None:
+        training = _training(host.client)
+        if training is None:
+            return "the client does more than local SGD"
+        if why := obstacle(host.model, training):
+            return why
+        if host.split_of(0).weights is not None:
+            return "weights of samples"
+        if id(host) not in self._failures:
+            self._failures[id(host)] = failure(host.model, host.split_of(0), training.at(1), host.learning.criterion)
+        return self._failures[id(host)]
+
+    def _train(self, begun: Sequence[_Begun]) -> dict[int, Run]:
+        """Train the clients of each host together; returns what makes each one's reply."""
+        runs: dict[int, Run] = {}
         for host in {id(b.host): b.host for b in begun}.values():
             mine = [b for b in begun if b.host is host]
-            visits = [b.client_task for b in mine if b.client_task is not None]
-            training = _training(host.client)
-            assert training is not None
-            training = training.at(visits[0].task.round)
-            members = [Member(v.ctx.data, v.task.mask, v.ctx.rng) for v in visits]
-            assert isinstance(host.client, Stackable)
-            starts = [
-                host.start(client_task) for client_task in visits
-            ]  # before the setting, which puts back nothing that it set
-            with host.client.setting(visits[0].task, visits[0].ctx):
-                trained = fit(host.model, starts, members, training, host.learning.criterion)
-            ready |= {id(b): Ready(t, training) for b, t in zip(mine, trained, strict=True)}
-        return ready
+            runs |= dict(zip(map(id, mine), _trained(host, [_task_of(b) for b in mine]), strict=True))
+        return runs
 
 
 @dataclass(frozen=True, eq=False)
 class _Begun:
-    """A message on its way: with a visit its training is taken together with others, without one `run` does all."""
+    """A message on its way: with a task its training is taken together with others, without one `run` does all."""
 
     request: Message
     host: ClientHost
-    run: Callable[[Message, Context], Message]
+    run: Run
     client_task: ClientTask | None = None
 
 
-def _finish(begun: _Begun, ready: Ready, message: Message, context: Context) -> Message:
+def _task_of(begun: _Begun) -> ClientTask:
     assert begun.client_task is not None
-    assert isinstance(begun.host.client, Stackable)
-    return begun.host.finish(begun.client_task, begun.host.client.trained_by(ready), message, context)
+    return begun.client_task
+
+
+def _trained(host: ClientHost, tasks: Sequence[ClientTask]) -> list[Run]:
+    """Train clients of one host together; returns what makes the reply of each."""
+    client, training = host.client, _training(host.client)
+    assert isinstance(client, Stackable)
+    assert training is not None
+    training = training.at(tasks[0].task.round)
+    members = [Member(v.ctx.data, v.task.mask, v.ctx.rng) for v in tasks]
+    starts = _starts(host, tasks)  # before the setting, which puts back nothing that it set
+    with client.setting(tasks[0].task, tasks[0].ctx):
+        together = fit(host.model, starts, members, training, host.learning.criterion)
+    schema = host.exchange.schema
+    quick = host.needs_no_model_after_training and client.reads_parameters_alone
+    flat = together.flat(schema.names) if quick else None
+    if flat is None:
+        return [
+            partial(_finish, host, one, client.trained_by(Ready(trained, training)))
+            for one, trained in zip(tasks, together, strict=True)
+        ]
+    return [
+        partial(_answer, host, client, one, schema.view(row), metrics, training.lr)
+        for one, row, metrics in zip(tasks, flat.unbind(), together.metrics, strict=True)
+    ]
+
+
+def _starts(host: ClientHost, tasks: Sequence[ClientTask]) -> list[Params]:
+    """What each client starts from; one object for all that received the same and keep nothing of their own."""
+    shared: dict[int, Params] = {}
+    starts = []
+    for one in tasks:
+        if one.personal:
+            starts.append(host.start(one))
+            continue
+        if id(one.received) not in shared:
+            shared[id(one.received)] = host.start(one)
+        starts.append(shared[id(one.received)])
+    return starts
+
+
+def _finish(host: ClientHost, one: ClientTask, client: Client, message: Message, context: Context) -> Message:
+    """Run a client whose training is over, on the resident model."""
+    return host.finish(one, client, message, context)
+
+
+def _answer(
+    host: ClientHost,
+    client: Stackable,
+    one: ClientTask,
+    params: Params,
+    metrics: Mapping[str, float],
+    lr: float,
+    message: Message,
+    context: Context,
+) -> Message:
+    """The same of a client that reads the parameters alone, without the model."""
+    check_converged(metrics["loss"], int(metrics["steps"]), lr)
+    update = client.update_of(one.task, one.ctx, params, dict(metrics), host.exchange.schema.prunable)
+    return host.answer(one, update, message, context)
 
 
 def _fail(error: BaseException, message: Message, context: Context) -> Message:

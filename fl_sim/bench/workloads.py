@@ -34,6 +34,11 @@ def tiny_shape() -> Data:
     return _random(12_827, (1, 8, 8))
 
 
+def digit_shape() -> Data:
+    """20,000 random grey 28x28 images, the shape of MNIST."""
+    return _random(20_000, (1, 28, 28))
+
+
 def _random(count: int, shape: tuple[int, int, int]) -> Data:
     rng = numpy_generator(0, Purpose.DATA)
     images = rng.integers(0, 256, (count, *shape), dtype=np.uint8)
@@ -88,7 +93,7 @@ class Workload:
         clients, cohort: in the federation; in a round.
         batch: samples a step.
         steps: SGD steps (learning rate 0.1) of a client in a round; None = one epoch.
-        data: "cifar_shape", "small_shape" or "tiny_shape".
+        data: "cifar_shape", "digit_shape", "small_shape" or "tiny_shape".
         partition: as in the config's `[data]` table.
         client: what the clients do.
     """
@@ -111,7 +116,7 @@ class Workload:
         source = f"fl_sim.bench.workloads:{self.data}"
         return Experiment.from_tree(
             {
-                "name": f"bench-{self.model}",
+                "name": f"bench-{self.model.rpartition(':')[2]}",
                 "engine": engine,
                 "device": "cpu",
                 "client": self.client,

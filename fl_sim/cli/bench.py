@@ -100,6 +100,35 @@ def cohort_(
 
 
 @bench.command()
+def tiny(
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, for other codecs and masks")] = None,
+    models: Annotated[
+        str, typer.Option(help="mlp, logistic, cnn, gru, cnn_bn, mlp_784; comma-separated")
+    ] = "mlp,logistic,cnn,gru,mlp_784",
+    cohorts: Annotated[str, typer.Option(help="clients of a round, up to 300")] = "64,256",
+    steps: Annotated[int, typer.Option(min=1, help="SGD steps of ten samples of a client in a round")] = 5,
+    repeats: Annotated[int, typer.Option(min=2, help="alternated repetitions")] = 9,
+    as_json: AS_JSON = False,
+) -> None:
+    """Whole rounds of tiny models on the cohort engine and inline, in turn, on the CPU.
+
+    Example: fl-sim bench tiny --models mlp --cohorts 256 wire.uplink.values=int8
+    """
+    from fl_sim.bench import tiny as measured
+    from fl_sim.bench.show import show
+    from fl_sim.simulation.sweep import integers
+
+    found = measured.measure(
+        works=models.split(","),
+        cohorts=integers("--cohorts", cohorts),
+        repeats=repeats,
+        overrides=overrides or [],
+        steps=steps,
+    )
+    show(console, found, as_json=as_json)
+
+
+@bench.command()
 def codec(
     as_json: AS_JSON = False,
     updates: Annotated[

@@ -47,7 +47,7 @@ def failure(model: nn.Module, data: Split, training: Training, criterion: Criter
     """Train two clients for one step as a batch, on a copy of the model; why that fails or gives other values, or None.
 
     A forward pass that counts or remembers is one pass of all clients here, and one of each client elsewhere.
-    `vmap` has no rule for some operations (LSTM), and cannot run what looks into a value (`.item()`). A buffer that the
+    `vmap` has no rule for some operations, and cannot run what looks into a value (`.item()`). A buffer that the
     forward pass replaces, rather than writes into, stays as it was.
     """
     probe = copy.deepcopy(model)

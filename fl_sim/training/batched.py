@@ -24,6 +24,7 @@ from fl_sim.models.parameters import COUNTER, entries, load, tensors
 from fl_sim.training.draws import Rows, draws
 from fl_sim.training.loop import SCHEDULES, Training
 from fl_sim.training.precision import PRECISIONS
+from fl_sim.training.recurrent import unrolled
 from fl_sim.training.tasks import Criterion
 
 Stacked = dict[str, Tensor]
@@ -118,9 +119,10 @@ def fit(
         [m.data for m in sorted_members], [m.rng for m in sorted_members], [samples[i] for i in order], training
     )
     model.train()
-    for step in range(max(steps)):
-        for rows, inputs, targets in batches.next(sum(one > step for one in steps)):
-            batch.step(step, rows, inputs, targets)
+    with unrolled(model):
+        for step in range(max(steps)):
+            for rows, inputs, targets in batches.next(sum(one > step for one in steps)):
+                batch.step(step, rows, inputs, targets)
     if isinstance(model, Gated):
         model.forget_masks()  # those of a whole cohort
     return batch.trained(order)

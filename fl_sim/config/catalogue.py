@@ -26,8 +26,8 @@ ENGINES = {
     "inline": "One process: clients train one after the other; every other engine gives the same result.",
     "workers": "Forked processes of this machine that share its memory.",
     "ray": "Ray actors: several machines.",
-    "cohort": "One process that trains a round's clients as one batch; needs a GPU to be fast.",
-    "auto": "One of the above, by a rule over cohort, cores and device; a run says which and why.",
+    "cohort": "One process that trains a round's clients as one batch: for tiny models, or a GPU that one client does not fill.",
+    "auto": "One of the above, by a rule over model, cohort, cores and device; a run says which and why.",
     "flower": "Flower's own SuperLink and SuperNodes: `flwr run examples/flower`.",
 }
 

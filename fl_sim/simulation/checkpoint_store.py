@@ -119,6 +119,7 @@ class Manifest(Record):
 
     Attributes:
         experiment: id of the experiment. precision: the settled precision, which a probe of the machine may have chosen.
+        engine: the engine that computed the rounds, which a rule may have chosen; empty = not recorded.
         world: hashes of data, labels, split, partition, initial models and the user's code.
         round: rounds finished. messages: messages numbered so far (the numbers' lengths are part of Flower's traffic).
         training_s, wall_s: seconds spent so far.
@@ -131,6 +132,7 @@ class Manifest(Record):
     format: Literal["fl_sim.checkpoint/2"] = "fl_sim.checkpoint/2"
     experiment: str
     precision: str
+    engine: str = ""
     world: dict[str, str] = Field(default_factory=dict)
     round: Count
     messages: Count

@@ -105,7 +105,7 @@ class CheckpointHook:
         recorder: MaskRecorder | None,
     ) -> None:
         self.store, self.experiment = folder.checkpoints, folder.asked
-        self.precision = federation.experiment.training.precision
+        self.precision, self.engine = federation.experiment.training.precision, federation.experiment.engine
         self.models = [
             (track.exchange.schema, model) for track, model in zip(federation.tracks, server.models, strict=True)
         ]
@@ -153,6 +153,7 @@ class CheckpointHook:
         return Manifest(
             experiment=self.experiment.id,
             precision=self.precision,
+            engine=self.engine,
             world=dict(self.world),
             round=saved[0].round,
             messages=grid.numbered,

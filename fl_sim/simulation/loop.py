@@ -31,7 +31,7 @@ from fl_sim.runtime.state.client_states import ClientStates
 from fl_sim.simulation.checkpointing import CheckpointHook
 from fl_sim.simulation.client_side import attackers_of
 from fl_sim.simulation.earlier_runs import already_there, finished, prepare, require_same
-from fl_sim.simulation.engines import open_grid, settled
+from fl_sim.simulation.engines import open_grid, settled, settled_by_model
 from fl_sim.simulation.federation import Federation
 from fl_sim.simulation.identity import Identity, hash_of
 from fl_sim.simulation.interrupts import Interrupts
@@ -87,9 +87,8 @@ def run(
 
 
 def _run(experiment: Experiment, observer: Observer, *, resume: bool, fresh: bool) -> Report:
+    by_rule = experiment.engine == "auto"
     experiment, why = settled(experiment)
-    if why is not None:
-        observer.say(why)
     check(experiment)
     with claimed(experiment) as folder:
         if folder.is_finished and not fresh:
@@ -99,6 +98,17 @@ def _run(experiment: Experiment, observer: Observer, *, resume: bool, fresh: boo
         prepare(folder, resume=resume, fresh=fresh)
         federation = Federation.build(experiment, precision=_precision_before(folder) if resume else None)
         check_built(federation)
+        before = _engine_before(folder) if resume else None
+        if by_rule and why is not None:
+            federation, why = settled_by_model(federation, why, before=before)
+            observer.say(why)
+            folder = replace(folder, asked=folder.asked.model_copy(update={"engine": federation.experiment.engine}))
+        elif before is not None and "cohort" in (before, experiment.engine) and before != experiment.engine:
+            log.warning(
+                "engine: %s goes on with rounds of %s: the results are equal up to rounding to those of a run that never stopped",
+                experiment.engine,
+                before,
+            )
         identity = Identity.of(federation.code, hash_of(federation.data))
         if resume:
             require_same(folder.path, experiment, identity)
@@ -205,6 +215,11 @@ def _precision_before(folder: RunFolder) -> str | None:
     """The precision that the stopped run computed in: a probe of the machine now may choose another."""
     manifests = folder.checkpoints.manifests()
     return next((each.precision for each in manifests if each.precision in PRECISIONS), None)
+
+
+def _engine_before(folder: RunFolder) -> str | None:
+    """The engine of the stopped run; None where its checkpoints do not say."""
+    return next((each.engine for each in folder.checkpoints.manifests() if each.engine), None)
 
 
 @contextmanager

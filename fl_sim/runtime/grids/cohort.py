@@ -80,6 +80,14 @@ class Ready:
         return self
 
 
+def obstacle_of(client: Client, model: nn.Module, data: Split) -> str | None:
+    """Why clients of this kind cannot train as one batch, as far as can be told without trying it; None = they can."""
+    training = _training(client)
+    if training is None:
+        return "the client does more than local SGD"
+    return obstacle(model, training) or ("weights of samples" if data.weights is not None else None)
+
+
 class CohortGrid(LocalGrid):
     """Trains up to `chunk` clients together (None: as many as memory holds); all else runs as inline."""
 
@@ -144,16 +152,13 @@ class CohortGrid(LocalGrid):
         return self._able[id(host)]
 
     def _hindrance(self, host: ClientHost) -> str | None:
-        training = _training(host.client)
-        if training is None:
-            return "the client does more than local SGD"
-        if why := obstacle(host.model, training):
-            return why
-        if host.split_of(0).weights is not None:
-            return "weights of samples"
-        if id(host) not in self._failures:
-            self._failures[id(host)] = failure(host.model, host.split_of(0), training.at(1), host.learning.criterion)
-        return self._failures[id(host)]
+        data = host.split_of(0)
+        why = obstacle_of(host.client, host.model, data)
+        if why is None and id(host) not in self._failures:
+            training = _training(host.client)
+            assert training is not None
+            self._failures[id(host)] = failure(host.model, data, training.at(1), host.learning.criterion)
+        return why or self._failures.get(id(host))
 
     def _train(self, begun: Sequence[_Begun]) -> dict[int, Run]:
         """Train the clients of each host together; returns what makes each one's reply."""

@@ -103,12 +103,7 @@ def _run(experiment: Experiment, observer: Observer, *, resume: bool, fresh: boo
             federation, why = settled_by_model(federation, why, before=before)
             observer.say(why)
             folder = replace(folder, asked=folder.asked.model_copy(update={"engine": federation.experiment.engine}))
-        elif before is not None and "cohort" in (before, experiment.engine) and before != experiment.engine:
-            log.warning(
-                "engine: %s goes on with rounds of %s: the results are equal up to rounding to those of a run that never stopped",
-                experiment.engine,
-                before,
-            )
+        _say_other_rounding(federation.experiment.engine, before)
         identity = Identity.of(federation.code, hash_of(federation.data))
         if resume:
             require_same(folder.path, experiment, identity)
@@ -215,6 +210,16 @@ def _precision_before(folder: RunFolder) -> str | None:
     """The precision that the stopped run computed in: a probe of the machine now may choose another."""
     manifests = folder.checkpoints.manifests()
     return next((each.precision for each in manifests if each.precision in PRECISIONS), None)
+
+
+def _say_other_rounding(engine: str, before: str | None) -> None:
+    """Say where the rounds of a stopped run go on with an engine whose last bits are others."""
+    if before is not None and before != engine and "cohort" in (before, engine):
+        log.warning(
+            "engine: %s goes on with rounds of %s: the results are equal up to rounding to those of a run that never stopped",
+            engine,
+            before,
+        )
 
 
 def _engine_before(folder: RunFolder) -> str | None:

@@ -92,20 +92,35 @@ def _differing(start: Params, together: Params, alone: Params) -> str | None:
     return None
 
 
+MOST_ON_CPU = 512
+"""Clients that train together on a CPU: more were no faster, and each is held in memory until the last has trained."""
+PER_STATE = 12
+"""Values that a step of a recurrent layer leaves for the backward pass, for each unit of its output."""
+
+
 def fitting(model: nn.Module, data: Split, training: Training) -> int:
-    """Count how many clients fit into memory together: half of a GPU's free memory, 1 GB on a CPU; at least one.
+    """Count how many clients fit into memory together: half of a GPU's free memory, 1 GB on a CPU and at most `MOST_ON_CPU`; at
+    least one.
 
     Counted: parameters, their gradients, momentum and a copy, and the outputs of all layers for a batch with gradients.
     """
     device = next(model.parameters()).device
     sizes: list[int] = []
+
+    def count(module: nn.Module, inputs: object, output: object) -> None:
+        if torch.is_tensor(output):
+            sizes.append(output.numel())
+        elif isinstance(module, nn.RNNBase) and isinstance(output, tuple) and torch.is_tensor(output[0]):
+            sizes.append(PER_STATE * output[0].numel())
+
     probe = copy.deepcopy(model).eval()
     for module in probe.modules():
         if not list(module.children()):
-            module.register_forward_hook(lambda m, x, out: sizes.append(out.numel()) if torch.is_tensor(out) else None)
+            module.register_forward_hook(count)
     images, _ = next(data.batches(training.batch_size))
     with torch.no_grad():
         probe(images)
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     room = torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else 1_000_000_000
-    return max(1, room // (4 * (4 * parameters + 2 * sum(sizes) * training.batch_size // len(images))))
+    fit_in = max(1, room // (4 * (4 * parameters + 2 * sum(sizes) * training.batch_size // len(images))))
+    return fit_in if device.type == "cuda" else min(fit_in, MOST_ON_CPU)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from federation import run_tiny
+from torch import nn
 
 from fl_sim import models
 from fl_sim.bench.cohort import Grid, measure
@@ -132,6 +133,27 @@ def test_how_many_fit_falls_with_the_size_of_the_model() -> None:
     counts = [fitting(model, split(range(20)), Training(batch_size=32)) for model in sizes]
     assert counts == sorted(counts, reverse=True)
     assert counts[-1] >= 1
+
+
+def test_steps_of_a_recurrent_layer_take_memory_too() -> None:
+    class Rows(nn.Module):
+        """Eight rows through a GRU."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.gru = nn.GRU(8, 400, batch_first=True)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.gru(images[:, 0])[0][:, -1]
+
+    model, training = Rows(), Training(batch_size=20)
+    parameters = sum(p.numel() for p in model.parameters())
+    assert fitting(model, split(range(20)), training) == 10**9 // (4 * (4 * parameters + 2 * 12 * 20 * 8 * 400))
+
+
+def test_on_a_cpu_no_more_train_together_than_pays() -> None:
+    tiny = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    assert fitting(tiny, split(range(20)), Training(batch_size=1)) == 512
 
 
 def test_the_bench_runs_and_says_when_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

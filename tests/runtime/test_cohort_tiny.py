@@ -21,7 +21,7 @@ from fl_sim.training.recurrent import Unrolled, unrolled
 TOPK = ["client.target=clients.presets:topk", "client.density=0.2"]
 METHODS: dict[str, tuple[list[str], float]] = {
     "dense": ([], 1e-5),
-    "logistic": (["model.name=linear", "training.momentum=0.9", "training.batch_size=64", "training.steps=9"], 1e-5),
+    "logistic": (["model.name=linear", "training={lr=0.1, momentum=0.9, batch_size=32, epochs=2}"], 1e-5),
     "top-k": (TOPK, 1e-5),
     "error feedback": ([*TOPK, "wire.error_feedback=true", "rounds=2"], 1e-5),
     "masked": (["strategy.target=strategies.presets:global_magnitude", "strategy.density=0.2", "rounds=2"], 1e-5),

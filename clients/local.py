@@ -277,9 +277,13 @@ class LocalClient:
 
     @property
     def reads_parameters_alone(self) -> bool:
-        """Whether all that follows the training looks at the trained parameters, and neither at the model nor at data or state."""
-        shipped = self.upload is upload_all or isinstance(self.upload, TopK)
-        return shipped and self.retain is retain_all and self.report is no_report
+        """Whether all that follows the training looks at the trained parameters, and neither at the model nor at data or state.
+
+        What a user wrote may look at anything.
+        """
+        shipped = self.upload is upload_all or type(self.upload) is TopK
+        own = type(self).__call__ is LocalClient.__call__
+        return own and shipped and self.retain is retain_all and self.report is no_report
 
     def update_of(
         self, task: Task, ctx: ClientContext, params: Params, metrics: Metrics, prunable: Sequence[str]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,9 +11,9 @@ import torch
 from federation import run_tiny
 from torch import Tensor, nn
 
-from clients.local import LocalClient
+from clients.local import LocalClient, TopK
 from fl_sim.core.seeding import generator
-from fl_sim.core.types import Task, Update
+from fl_sim.core.types import Mask, Params, Task, Update
 from fl_sim.data import Split, load
 from fl_sim.training import Training
 from fl_sim.training.client import ClientContext
@@ -52,6 +54,57 @@ def test_updates_without_the_resident_model_equal_those_with_it(
     assert cohort.rounds[0]["loss"] == pytest.approx(inline.rounds[0]["loss"], rel=1e-5)
     if method != "int8":  # its bytes depend on the integers
         assert cohort.ledger.total(by=("direction", "section")) == inline.ledger.total(by=("direction", "section"))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["model.statistics=local", "evaluate.clients=6"], ["evaluate.fit=20"]],
+    ids=["personal entries", "measured after training"],
+)
+def test_what_needs_the_model_after_training_gets_it(tmp_path: Path, options: list[str]) -> None:
+    inline = run_tiny(tmp_path / "inline", "cohort.size=6", *options)
+    cohort = run_tiny(tmp_path / "cohort", "cohort.size=6", *options, "engine=cohort")
+    for row, other in zip(inline.rounds, cohort.rounds, strict=True):
+        assert row.keys() == other.keys()
+        numbers = {key: value for key, value in row.items() if key != "seconds"}
+        assert {key: other[key] for key in numbers} == pytest.approx(numbers, rel=1e-3)
+
+
+class Norm(LocalClient):
+    """Reports a number of the model."""
+
+    def __call__(self, task: Task, ctx: ClientContext) -> Update:
+        update = super().__call__(task, ctx)
+        return replace(update, metrics={**update.metrics, "norm": float(ctx.model[1].weight.norm())})  # type: ignore[index]
+
+
+class Nothing(TopK):
+    """Sends no weight."""
+
+    def __call__(self, task: Task, params: Params) -> Mask | None:
+        return {name: torch.zeros_like(value, dtype=torch.bool) for name, value in params.items()}
+
+
+def norm(*, training: Training) -> LocalClient:
+    """A client with a `__call__` of its own."""
+    return Norm(training)
+
+
+def nothing(*, training: Training) -> LocalClient:
+    """A client with an upload of its own."""
+    return LocalClient(training, upload=Nothing(0.5))
+
+
+@pytest.mark.parametrize("client", ["norm", "nothing"])
+def test_what_a_user_overrides_is_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, client: str) -> None:
+    options = ["model.name=mlp", f"client.target={__name__}:{client}"]
+    assert not getattr(sys.modules[__name__], client)(training=Training()).reads_parameters_alone
+    inline = run_tiny(tmp_path / "inline", *options)
+    cohort = run_tiny(tmp_path / "cohort", *options, "engine=cohort")
+    for row, other in zip(inline.rounds, cohort.rounds, strict=True):
+        assert ("train_norm" in row) == (client == "norm")
+        assert other.get("train_norm") == pytest.approx(row.get("train_norm"), rel=1e-5)
+        assert other["up_bytes"] == row["up_bytes"]
 
 
 class First(nn.Module):

@@ -67,7 +67,7 @@ class CountSketch:
     def _found(self, table: Tensor, size: int, seed: int) -> Tensor:
         """The largest estimates, of equal ones the first; 0 elsewhere."""
         said = estimated(table, self._hashes(size, table.shape[1], seed))
-        return said.masked_fill(~top_of_few(said.abs(), ceil(self.density * size)), 0)
+        return said.masked_fill(~top_of_few([said.abs()], ceil(self.density * size)), 0)
 
     def decode(self, data: bytes, schema: Schema) -> Params:
         """See `fl_sim.codecs.Codec`.

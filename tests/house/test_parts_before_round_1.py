@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from federation import tiny
+from federation import WHOLE, tiny
 from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import DataLoader
@@ -228,7 +228,7 @@ def test_a_value_where_a_table_stands_is_said() -> None:
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "module._orig_mod."])
 def test_prefixes_of_wrappers_are_read_over(tmp_path: Path, prefix: str, caplog: pytest.LogCaptureFixture) -> None:
-    model = Federation.build(tiny(tmp_path)).first.model
+    model = Federation.build(tiny(tmp_path, *WHOLE)).first.model
     save_file({prefix + name: value + 1 for name, value in snapshot(model).items()}, tmp_path / "w.safetensors")
     start = Federation.build(tiny(tmp_path, f"model.weights={tmp_path / 'w.safetensors'}")).first.start
     assert all(torch.equal(start[name], value + 1) for name, value in snapshot(model).items())

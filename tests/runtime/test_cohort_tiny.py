@@ -124,7 +124,9 @@ BOTH_WAYS = {"num_layers": 2, "bidirectional": True, "batch_first": True}
 
 @pytest.mark.parametrize("options", [{}, BOTH_WAYS, {"bias": False}], ids=["plain", "both ways", "no bias"])
 @pytest.mark.parametrize(
-    "kind", [nn.GRU, nn.LSTM, nn.RNN, lambda *a, **o: nn.RNN(*a, nonlinearity="relu", **o)], ids=str
+    "kind",
+    [nn.GRU, nn.LSTM, nn.RNN, lambda *a, **o: nn.RNN(*a, nonlinearity="relu", **o)],
+    ids=["gru", "lstm", "rnn", "relu"],
 )
 @pytest.mark.parametrize("given", [False, True], ids=["from zero", "from a state"])
 def test_unrolled_layers_give_outputs_states_and_gradients_of_the_layers(

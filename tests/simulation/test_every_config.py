@@ -62,9 +62,11 @@ def shortened(path: Path, data: Path, out: Path, *overrides: str) -> Experiment:
     clients = min(asked.data.clients, 8)
     few = [f"data.clients={clients}", f"cohort.size={min(asked.cohort.size, clients, 4)}"]
     at_work = [] if asked.schedule.concurrency is None else ["schedule.concurrency=3", "schedule.buffer=2"]
-    pruning = [f"strategy.{key}={PRUNING[key]}" for key in asked.strategy.options.keys() & PRUNING.keys()]
+    curves = {"images", "levels"} if str(asked.strategy.target).endswith(":rate_distortion") else set()
+    pruning = [f"strategy.{key}={PRUNING[key]}" for key in asked.strategy.options.keys() & PRUNING.keys() | curves]
+    taught = ["strategy.distil.steps=10"] if "distil" in asked.strategy.options else []
     source = [] if asked.data.source != "cifar10" else [f'data.source="{data}"']
-    return Experiment.load(path, [*SHORT, *few, *at_work, *pruning, *source, f'out="{out}"', *overrides])
+    return Experiment.load(path, [*SHORT, *few, *at_work, *pruning, *taught, *source, f'out="{out}"', *overrides])
 
 
 def killed_and_resumed(path: Path, data: Path, out: Path) -> Report:

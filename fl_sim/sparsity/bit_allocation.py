@@ -26,7 +26,8 @@ from fl_sim.models.partial_forward import resumed
 from fl_sim.sparsity import min_distortion
 from fl_sim.sparsity.curves import squared_error
 
-TYPES = ("float32-zstd", "bfloat16", "int8", "int4", "int2", "top25-int8", "top10-int8", "top10-ternary")
+TYPES = tuple(name for name in VALUES if name != "float16" and not is_relative(name))
+"""Offered unless others are named: all that need no held model, but for float16, beyond whose range a weight may lie."""
 SLACK = 3
 """Bytes of padding by which a header may grow."""
 

@@ -12,18 +12,18 @@ from federation import run_tiny
 from torch import Tensor
 
 from fl_sim import Report, codecs
-from fl_sim.codecs import Schema
+from fl_sim.codecs import VALUES, Schema
 from fl_sim.core.types import FlatParams, Mask, Params, UserError
 from fl_sim.models import build, prunable_names
 from fl_sim.sparsity import apply_mask, global_topk, magnitude, topk_mask
-from fl_sim.sparsity.bit_allocation import LayerAdaptive
+from fl_sim.sparsity.bit_allocation import TYPES, LayerAdaptive
 from fl_sim.sparsity.curves import gaussian_calibration, squared_error
 from fl_sim.training import load, snapshot
 
 IMAGES = gaussian_calibration((1, 8, 8), 8)
 RESERVED = 12
 """Bytes of a budget that may stay unused: padding, and a byte less in the length of a tensor."""
-OFFERED = ("float32-zstd", "int8", "int2")
+OFFERED = ("float32-zstd", "int8", "int2", "sign")
 
 
 def given(*, masked: bool) -> tuple[FlatParams, Mask | None, Schema]:
@@ -65,6 +65,20 @@ def test_the_choice_is_the_best_of_all_within_the_budget(masked: bool) -> None:
         assert sizes[chosen] <= budget
         best = min(value for types, value in total.items() if sizes[types] <= budget - RESERVED)
         assert total[chosen] <= best * (1 + 1e-6) + 1e-12
+
+
+def test_every_type_is_offered_that_needs_no_held_model_and_holds_every_weight() -> None:
+    refused = {"float16", "float32-delta", "float16-delta", "bfloat16-delta"}
+    assert set(TYPES) == VALUES.keys() - refused
+    params, mask, schema = given(masked=False)
+    used = set()
+    for budget in (1_000, 2_000, 4_000, 12_000, 40_000, 10**6):
+        model = build("cnn_bn", in_channels=1, image_size=8, width=0.5)
+        types = LayerAdaptive(budget)(model, params, mask, IMAGES, schema=schema, seed=5)
+        assert sent(params, mask, schema, types)[0] <= budget
+        used |= set(types)
+    assert len(used) >= 6, used
+    assert "sign" in used or "top1-ternary" in used
 
 
 def test_a_budget_that_nothing_fits_is_refused_with_the_least_that_does() -> None:

@@ -169,7 +169,7 @@ def blocks_of(costs: Costs, workers: int, cohort: int) -> list[int]:
     if not 0 < costs.sums_bytes <= costs.block * costs.up_bytes or costs.block >= cohort:
         return []
     sizes = [min(costs.block, cohort - start) for start in range(0, cohort, costs.block)]
-    spare = costs.block if computes_longer(costs.fit_s, costs.down_bytes, workers) else 0
+    spare = computes_longer(costs.fit_s, costs.down_bytes, workers)
     return [sizes[position] for position in evenly(sizes, workers=workers, spare=spare)]
 
 

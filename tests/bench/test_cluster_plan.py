@@ -77,8 +77,8 @@ def test_sums_of_blocks_cross_in_the_place_of_their_clients_uploads() -> None:
     ("costs", "workers", "folded"),
     [
         (FOLDED, 1, [32] * 7 + [26]),
-        (FOLDED, 3, [32] * 6),  # the last two blocks would leave a worker idle
-        (FOLDED, 12, []),  # a block is more than a worker's share
+        (FOLDED, 3, [32] * 6 + [26]),  # one more would leave a worker idle
+        (FOLDED, 20, []),  # a block is more than a worker's share
         (
             replace(FOLDED, fit_s=0.5),
             2,

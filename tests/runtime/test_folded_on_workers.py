@@ -275,15 +275,19 @@ def test_blocks_are_a_partition_of_the_cohort_and_small_ones_are_one_block(cohor
 
 @given(costs=st.lists(st.floats(0.01, 1), min_size=1, max_size=40), workers=st.integers(1, 8))
 def test_no_worker_gets_more_whole_blocks_than_its_share(costs: list[float], workers: int) -> None:
-    dealt, loads = evenly(costs, workers=workers), [0.0] * workers
-    assert dealt == sorted(set(dealt))
-    for position in dealt:
-        loads[loads.index(min(loads))] += costs[position]
-    assert max(loads) <= 1.02 * sum(costs) / workers + 1e-9
-    assert workers > 1 or len(dealt) == len(costs)
+    for spare in (False, True):
+        dealt, loads = evenly(costs, workers=workers, spare=spare), [0.0] * workers
+        assert dealt == sorted(set(dealt))
+        for position in dealt:
+            loads[loads.index(min(loads))] += costs[position]
+        assert max(loads) <= sum(costs) / workers + max(costs) / 4 + 1e-9
+        if workers == 1:
+            assert len(dealt) == len(costs)
+        elif spare:
+            assert max(loads) <= max(0.0, sum(costs) / workers - 0.75 * max(costs)) + 1e-9
     assert evenly([1.0] * 4, workers=3) == [0, 1, 2]
-    assert evenly([1.0] * 8, workers=2, spare=1.0) == [0, 1, 2, 3, 4, 5]
-    assert evenly([1.0] * 8, workers=1, spare=1.0) == [*range(8)]
+    assert evenly([1.0] * 8, workers=2, spare=True) == [0, 1, 2, 3, 4, 5]
+    assert evenly([1.0, 1.1] * 4, workers=2) == [*range(8)]
 
 
 def test_what_bounds_a_round_is_told_from_bytes_and_seconds(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -187,7 +187,7 @@ class Round:
         tasks = [tuple(replace(jobs[place], fold=fold) for place in places) for places in blocks.places]
         each = [sum(costs.expect(kind, job.partition) for job in task) for task in tasks]
         seconds = costs.total_seconds(kind, [job.partition for job in jobs]) / len(jobs)
-        spare = max(each) if computes_longer(seconds, array_bytes(self.messages[0].content), workers) else 0.0
+        spare = computes_longer(seconds, array_bytes(self.messages[0].content), workers)
         return [tasks[position] for position in evenly(each, workers=workers, spare=spare)]
 
     def _groups(self, jobs: Sequence[Job], weight: int) -> list[list[int]]:

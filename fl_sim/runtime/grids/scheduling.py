@@ -30,17 +30,18 @@ def packed(costs: Sequence[float], *, workers: int, tasks: int, most: int) -> li
     return consecutive if even else _balanced(costs, count, most)
 
 
-def evenly(costs: Sequence[float], *, workers: int, spare: float = 0.0) -> list[int]:
+def evenly(costs: Sequence[float], *, workers: int, spare: bool = False) -> list[int]:
     """Positions of tasks, in order, that can be dealt out whole; the rest is for smaller tasks that fill up.
 
-    Each goes to the worker that has least so far, unless that would have more than its share of all costs, give or take
-    `NEARLY`, less `spare`. One worker takes all of them.
+    Each goes to the worker that has least so far, unless that would have more than its share of all costs, give or take a quarter
+    of the longest. With `spare` the longest's time is left for smaller tasks. One worker takes all of them.
     """
-    share = NEARLY * sum(costs) / workers - (spare if workers > 1 else 0.0)
+    share = sum(costs) / workers
+    limit = share + max(costs) / 4 - (max(costs) if spare and workers > 1 else 0.0)
     loads = [0.0] * workers
     dealt = []
     for position, cost in enumerate(costs):
-        if loads[0] + cost <= share:
+        if loads[0] + cost <= limit:
             heapq.heapreplace(loads, loads[0] + cost)
             dealt.append(position)
     return dealt

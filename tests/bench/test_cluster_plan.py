@@ -79,11 +79,7 @@ def test_sums_of_blocks_cross_in_the_place_of_their_clients_uploads() -> None:
         (FOLDED, 1, [32] * 7 + [26]),
         (FOLDED, 3, [32] * 6 + [26]),  # one more would leave a worker idle
         (FOLDED, 20, []),  # a block is more than a worker's share
-        (
-            replace(FOLDED, fit_s=0.5),
-            2,
-            [32] * 4 + [26],
-        ),  # clients compute for long: the rest is dealt out client by client
+        (replace(FOLDED, fit_s=0.5), 2, [32] * 6),  # clients compute for long: the rest client by client
         (replace(FOLDED, up_bytes=8e6 / 33), 1, []),  # the uploads are smaller
         (replace(FOLDED, block=250), 1, []),
     ],

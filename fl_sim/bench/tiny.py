@@ -66,7 +66,13 @@ WORKS: Mapping[str, Workload] = {
 
 
 def measure(
-    *, works: Sequence[str], cohorts: Sequence[int], repeats: int, overrides: Sequence[str] = (), steps: int = 5
+    *,
+    works: Sequence[str],
+    cohorts: Sequence[int],
+    repeats: int,
+    overrides: Sequence[str] = (),
+    steps: int = 5,
+    beside: str = "inline",
 ) -> Flat:
     """Rounds of each workload and size of cohort, everything encoded, decoded and booked.
 
@@ -76,10 +82,12 @@ def measure(
         repeats: turns of each engine.
         overrides: as on the command line, for other codecs and masks.
         steps: of a client in a round.
+        beside: the other engine: inline, or workers (two processes).
 
     Returns:
         Client updates a second on each engine, and the paired ratio of both: `mlp_256_cohort_over_inline`, with quartiles.
     """
+    find("--beside", beside, dict.fromkeys(("inline", "workers")))
     torch.set_num_threads(1)
     flat: Flat = {}
     for name in works:
@@ -89,10 +97,10 @@ def measure(
             with ExitStack() as stack:
                 running = {
                     engine: stack.enter_context(federation_rounds(work.on(engine, overrides=sized)))
-                    for engine in ("inline", "cohort")
+                    for engine in (beside, "cohort")
                 }
                 found = alternate(running, repeats=repeats)
             for engine, one in found.items():
                 flat |= spread_of(f"{name}_{count}_{engine}_updates_per_s", [count / s for s in one.seconds])
-            flat |= over(f"{name}_{count}_cohort_over_inline", found["inline"], found["cohort"])
+            flat |= over(f"{name}_{count}_cohort_over_{beside}", found[beside], found["cohort"])
     return flat

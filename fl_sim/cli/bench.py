@@ -107,10 +107,11 @@ def tiny(
     ] = "mlp,logistic,cnn,gru,mlp_784",
     cohorts: Annotated[str, typer.Option(help="clients of a round, up to 300")] = "64,256",
     steps: Annotated[int, typer.Option(min=1, help="SGD steps of ten samples of a client in a round")] = 5,
+    beside: Annotated[str, typer.Option(help="the other engine: inline, or workers (two processes)")] = "inline",
     repeats: Annotated[int, typer.Option(min=2, help="alternated repetitions")] = 9,
     as_json: AS_JSON = False,
 ) -> None:
-    """Whole rounds of tiny models on the cohort engine and inline, in turn, on the CPU.
+    """Whole rounds of tiny models on the cohort engine and on another one, in turn, on the CPU.
 
     Example: fl-sim bench tiny --models mlp --cohorts 256 wire.uplink.values=int8
     """
@@ -124,6 +125,7 @@ def tiny(
         repeats=repeats,
         overrides=overrides or [],
         steps=steps,
+        beside=beside,
     )
     show(console, found, as_json=as_json)
 

@@ -30,3 +30,5 @@ def test_both_engines_are_measured_in_turn(monkeypatch: pytest.MonkeyPatch) -> N
 def test_an_unknown_model_is_one_line() -> None:
     with pytest.raises(UserError, match=r"--models = 'lenet': unknown; allowed: mlp, logistic"):
         measure(works=["lenet"], cohorts=[4], repeats=2)
+    with pytest.raises(UserError, match=r"--beside = 'ray': unknown; allowed: inline, workers"):
+        measure(works=["mlp"], cohorts=[4], repeats=2, beside="ray")

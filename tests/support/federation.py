@@ -27,7 +27,10 @@ WHOLE = ("model.width=1.0",)
 
 
 def tiny(out: Path, *overrides: str) -> Experiment:
-    """A two-round federation on digits; a tenth of a second. Its network has half of its width unless a test says anything of its model."""
+    """A two-round federation on digits; a tenth of a second.
+
+    Its network has half of its width, unless a test says anything of its model.
+    """
     narrow = [] if any(override.startswith("model.") for override in overrides) else ["model.width=0.5"]
     return Experiment.from_tree(TINY, [f'out="{out}"', *narrow, *overrides])
 

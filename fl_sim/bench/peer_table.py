@@ -147,8 +147,10 @@ def _rows(name: str, cohort: int, taken: Mapping[str, Sequence[float]]) -> list[
     limit, ours = list(taken.values())[:2]
     rows = []
     for label, times in taken.items():
-        low, middle, high = quantiles([cohort / one for one in times], n=4)
-        first, half, third = quantiles([one / other for one, other in zip(times, ours, strict=True)], n=4)
+        low, middle, high = quantiles([cohort / one for one in times], n=4, method="inclusive")
+        first, half, third = quantiles(
+            [one / other for one, other in zip(times, ours, strict=True)], n=4, method="inclusive"
+        )
         over_limit = min(limit) / median(times)
         rows.append(Row(name, label, len(times), middle, low, high, over_limit, half, first, third))
     return rows

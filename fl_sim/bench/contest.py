@@ -47,13 +47,23 @@ class Measured:
         return min(self.seconds)
 
 
-def alternate(contestants: Mapping[str, Callable[[], None]], *, repeats: int, warmup: int = 2) -> dict[str, Measured]:
+Clock = Callable[[], float]
+"""Seconds: those that pass (`time.perf_counter`), or those of this process's processors (`time.process_time`)."""
+
+
+def alternate(
+    contestants: Mapping[str, Callable[[], None]],
+    *,
+    repeats: int,
+    warmup: int = 2,
+    clock: Clock = time.perf_counter,
+) -> dict[str, Measured]:
     """Time every contestant once per repetition, in turn: seconds of a round, the mean of a turn's rounds."""
     times: dict[str, list[float]] = {name: [] for name in contestants}
     turn = {name: math.ceil(TURN_S / min(seconds(one) for _ in range(warmup))) for name, one in contestants.items()}
     for _ in range(repeats):
         for name, one_round in contestants.items():
-            times[name].append(seconds(one_round, turn[name]) / turn[name])
+            times[name].append(seconds(one_round, turn[name], clock) / turn[name])
     return {name: Measured(name, tuple(seconds)) for name, seconds in times.items()}
 
 
@@ -78,12 +88,11 @@ def quickest(action: Callable[[], object], repeats: int) -> float:
     return min(seconds(action) for _ in range(repeats))
 
 
-def seconds(one_round: Callable[[], object], rounds: int = 1) -> float:
-    """Seconds of some calls."""
-    start = time.perf_counter()
+def seconds(one_round: Callable[[], object], rounds: int = 1, clock: Clock = time.perf_counter) -> float:
+    start = clock()
     for _ in range(rounds):
         one_round()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def spread_of(name: str, values: Sequence[float]) -> Flat:

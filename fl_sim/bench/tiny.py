@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from fl_sim.bench.contest import Flat, alternate, federation_rounds, over, spread_of
 from fl_sim.bench.workloads import Workload
 from fl_sim.core.lookup import find
+from fl_sim.core.types import UserError
 
 CLIENTS = 300
 """In the federation; up to so many are in a round."""
@@ -73,6 +75,7 @@ def measure(
     overrides: Sequence[str] = (),
     steps: int = 5,
     beside: str = "inline",
+    processor_time: bool = False,
 ) -> Flat:
     """Rounds of each workload and size of cohort, everything encoded, decoded and booked.
 
@@ -83,10 +86,16 @@ def measure(
         overrides: as on the command line, for other codecs and masks.
         steps: of a client in a round.
         beside: the other engine: inline, or workers (two processes).
+        processor_time: take the seconds of this process's processors, for a machine with other work.
 
     Returns:
         Client updates a second on each engine, and the paired ratio of both: `mlp_256_cohort_over_inline`, with quartiles.
+
+    Raises:
+        UserError: no such model or engine, or the processor time of workers, which are other processes.
     """
+    if processor_time and beside != "inline":
+        raise UserError(f"--processor-time: --beside {beside} computes in other processes; allowed: inline")
     find("--beside", beside, dict.fromkeys(("inline", "workers")))
     torch.set_num_threads(1)
     flat: Flat = {}
@@ -99,7 +108,9 @@ def measure(
                     engine: stack.enter_context(federation_rounds(work.on(engine, overrides=sized)))
                     for engine in (beside, "cohort")
                 }
-                found = alternate(running, repeats=repeats)
+                found = alternate(
+                    running, repeats=repeats, clock=time.process_time if processor_time else time.perf_counter
+                )
             for engine, one in found.items():
                 flat |= spread_of(f"{name}_{count}_{engine}_updates_per_s", [count / s for s in one.seconds])
             flat |= over(f"{name}_{count}_cohort_over_{beside}", found[beside], found["cohort"])

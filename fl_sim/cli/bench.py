@@ -108,6 +108,9 @@ def tiny(
     cohorts: Annotated[str, typer.Option(help="clients of a round, up to 300")] = "64,256",
     steps: Annotated[int, typer.Option(min=1, help="SGD steps of ten samples of a client in a round")] = 5,
     beside: Annotated[str, typer.Option(help="the other engine: inline, or workers (two processes)")] = "inline",
+    processor_time: Annotated[
+        bool, typer.Option("--processor-time", help="seconds of the processors, for a machine with other work")
+    ] = False,
     repeats: Annotated[int, typer.Option(min=2, help="alternated repetitions")] = 9,
     as_json: AS_JSON = False,
 ) -> None:
@@ -126,6 +129,7 @@ def tiny(
         overrides=overrides or [],
         steps=steps,
         beside=beside,
+        processor_time=processor_time,
     )
     show(console, found, as_json=as_json)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from fl_sim.bench import contest
@@ -32,3 +34,13 @@ def test_an_unknown_model_is_one_line() -> None:
         measure(works=["lenet"], cohorts=[4], repeats=2)
     with pytest.raises(UserError, match=r"--beside = 'ray': unknown; allowed: inline, workers"):
         measure(works=["mlp"], cohorts=[4], repeats=2, beside="ray")
+    with pytest.raises(UserError, match=r"--processor-time: --beside workers computes in other processes"):
+        measure(works=["mlp"], cohorts=[4], repeats=2, beside="workers", processor_time=True)
+
+
+def test_processor_time_leaves_out_what_is_waited_for() -> None:
+    def wait() -> None:
+        time.sleep(0.05)
+
+    found = contest.alternate({"waits": wait}, repeats=2, clock=time.process_time)
+    assert all(seconds < 0.025 for seconds in found["waits"].seconds)

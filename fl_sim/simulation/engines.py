@@ -34,7 +34,7 @@ FEW = 4
 """A smaller cohort is over before further processes have paid for their start."""
 MOST_PARAMETERS, MOST_MACS, LEAST_CLIENTS = 10_000, 1_000_000, 32
 """Parameters that train, multiply-accumulates of the forward passes of a step, and clients of a round: within all three, clients
-that train as one batch were 4.9 to 10 times as fast as one after the other on a CPU (docs/performance.md). A rule, not a
+that train as one batch were 4.9 to 13 times as fast as one after the other on a CPU (docs/performance.md). A rule, not a
 measurement: two runs of a config take the same engine, whose last bits differ from the others'."""
 
 

@@ -89,6 +89,7 @@ def quickest(action: Callable[[], object], repeats: int) -> float:
 
 
 def seconds(one_round: Callable[[], object], rounds: int = 1, clock: Clock = time.perf_counter) -> float:
+    """Seconds of some calls."""
     start = clock()
     for _ in range(rounds):
         one_round()

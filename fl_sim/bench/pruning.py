@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from fl_sim.core.seeding import Purpose, generator, numpy_generator
-from fl_sim.sparsity import global_topk, magnitude, min_distortion, topk_mask
+from fl_sim.sparsity import global_topk, global_topk_mask, magnitude, min_distortion, topk_mask
 
 DENSITY = 0.1
 # Shares of the weights in layers from small to large, as a residual network has them.
@@ -78,6 +78,8 @@ def _selection(total: int, repeats: int) -> list[Row]:
         "global_topk of scores": lambda: global_topk(scores, DENSITY),
         "magnitude, global_topk, topk_mask": lambda: _masks(params),
         "topk_mask of scores": lambda: topk_mask(scores, keep),
+        "global_topk_mask of scores": lambda: global_topk_mask(scores, DENSITY),
+        "cat, kthvalue, >= (all ties kept)": lambda: _joined(scores),
         "torch global_unstructured": lambda: _torchs_own(params),
     }
     held = 4 * sum(p.numel() for p in params.values())
@@ -88,6 +90,12 @@ def _selection(total: int, repeats: int) -> list[Row]:
 def _masks(params: dict[str, Tensor]) -> object:
     scores = magnitude(params)
     return topk_mask(scores, global_topk(scores, DENSITY))
+
+
+def _joined(scores: dict[str, Tensor]) -> Tensor:
+    """The plain way: all scores in one tensor, and what is not below the k-th highest, however many that are."""
+    flat = torch.cat([score.reshape(-1) for score in scores.values()])
+    return flat >= flat.kthvalue(len(flat) - round(DENSITY * len(flat)) + 1).values
 
 
 def _torchs_own(params: dict[str, Tensor]) -> object:

@@ -1,6 +1,6 @@
 """Optimizers: SGD and AdamW.
 
-SGD is our own: building an optimiser of PyTorch imports its compiler, a second of every process's start, and each of its steps
+They are our own: building an optimiser of PyTorch imports its compiler, a second of every process's start, and each of its steps
 passes through hooks that cost as much as a small model's update. The results are equal bit for bit (tested).
 """
 
@@ -60,14 +60,51 @@ class SGD:
         return list(torch._foreach_add(grads, velocities, alpha=self.momentum)) if self.nesterov else velocities
 
 
-class AdamW:
-    """PyTorch's own (Loshchilov and Hutter, 2019)."""
+BETAS, EPSILON = (0.9, 0.999), 1e-8
+"""Of AdamW, as PyTorch has them by default."""
+Moments = tuple[Tensor, Tensor, Tensor]
+"""Mean of the gradients, mean of their squares, number of steps."""
 
-    def __init__(self, parameters: Sequence[nn.Parameter], weight_decay: float) -> None:
-        self._inner = torch.optim.AdamW(parameters, weight_decay=weight_decay, fused=True)
+
+@dataclass
+class AdamW:
+    """AdamW (Loshchilov and Hutter, 2019) as `torch.optim.AdamW(fused=True)` does it: the same call, without what surrounds it."""
+
+    parameters: Sequence[nn.Parameter]
+    weight_decay: float
+    _moments: dict[nn.Parameter, Moments] = field(default_factory=dict, repr=False)
 
     def step(self, lr: float) -> None:
         """See `Optimizer.step`."""
-        for group in self._inner.param_groups:
-            group["lr"] = lr
-        self._inner.step()
+        alike: dict[tuple[torch.device, torch.dtype], dict[nn.Parameter, Tensor]] = {}
+        for parameter in self.parameters:
+            if parameter.grad is not None:
+                alike.setdefault((parameter.device, parameter.dtype), {})[parameter] = parameter.grad
+        for gradients in alike.values():
+            self._step(gradients, lr)
+
+    def _step(self, gradients: dict[nn.Parameter, Tensor], lr: float) -> None:
+        means, squares, steps = map(list, zip(*map(self._moments_of, gradients), strict=True))
+        torch._foreach_add_(steps, 1)
+        torch._fused_adamw_(
+            [parameter.detach() for parameter in gradients],
+            list(gradients.values()),
+            means,
+            squares,
+            [],
+            steps,
+            lr=lr,
+            beta1=BETAS[0],
+            beta2=BETAS[1],
+            weight_decay=self.weight_decay,
+            eps=EPSILON,
+            amsgrad=False,
+            maximize=False,
+        )
+
+    def _moments_of(self, parameter: nn.Parameter) -> Moments:
+        if parameter not in self._moments:
+            value = parameter.detach()
+            count = torch.zeros((), dtype=torch.float32, device=value.device)
+            self._moments[parameter] = torch.zeros_like(value), torch.zeros_like(value), count
+        return self._moments[parameter]

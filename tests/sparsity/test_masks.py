@@ -23,14 +23,18 @@ from fl_sim.sparsity import (
     selection,
     topk_mask,
 )
-from fl_sim.sparsity.selection import CHUNK, FEW, select
+from fl_sim.sparsity.selection import CHUNK, FEW, SORTED, select
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.uint8]
 
 
-@pytest.fixture(autouse=True, scope="module", params=[0, FEW], ids=["by digits", "few at once"])
+WAYS = {"by digits": (0, SORTED), "joined, by digits": (FEW, 0), "joined, sorted": (FEW, FEW)}
+
+
+@pytest.fixture(autouse=True, scope="module", params=WAYS.values(), ids=WAYS)
 def _few(request: pytest.FixtureRequest) -> Iterator[None]:
-    with mock.patch.object(selection, "FEW", request.param):
+    few, sorted_at_once = request.param
+    with mock.patch.object(selection, "FEW", few), mock.patch.object(selection, "SORTED", sorted_at_once):
         yield
 
 

@@ -15,7 +15,7 @@ from fl_sim.models import batchnorm_names, build, prunable_names
 from fl_sim.sparsity import apply_mask, magnitude, topk_mask, uniform
 from fl_sim.training import Training, TrainingDiverged, evaluate, load, local_sgd, snapshot
 from fl_sim.training.losses import CrossEntropy, Distillation, Proximal, cross_entropy
-from fl_sim.training.optimizers import SGD
+from fl_sim.training.optimizers import SGD, AdamW
 from fl_sim.training.precision import PRECISIONS, choose
 
 
@@ -74,6 +74,30 @@ def test_a_step_leaves_parameters_without_a_gradient_where_they_are() -> None:
         own.step(0.5)
         reference.step()
         assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_adamw_is_pytorchs_bit_for_bit() -> None:
+    """Also in the layout of channels last, for two dtypes, and where parameters have a gradient in some steps only."""
+
+    def made() -> list[nn.Parameter]:
+        source = rng(3)
+        values = [torch.randn(4, 3, 2, 2, generator=source), torch.randn(5, generator=source)]
+        return [*map(nn.Parameter, (values[0].to(memory_format=torch.channels_last), values[1], values[1].double()))]
+
+    ours, theirs = made(), made()
+    own, reference = AdamW(ours, 0.1), torch.optim.AdamW(theirs, weight_decay=0.1, fused=True)
+    own.step(0.5)
+    for number, chosen in enumerate(([0], [0, 1, 2], [1], [0, 2], [0, 1, 2])):
+        source = rng(number)
+        gradients = [torch.randn(parameter.shape, generator=source) for parameter in ours]
+        lr = reference.param_groups[0]["lr"] = 0.1 / (number + 1)
+        for parameters in (ours, theirs):
+            for i, parameter in enumerate(parameters):
+                parameter.grad = gradients[i].to(parameter) if i in chosen else None
+        own.step(lr)
+        reference.step()
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    assert not torch.equal(ours[0], made()[0])
 
 
 def test_seeding_dropout_walks_no_stack(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -162,12 +162,10 @@ def _highest(values: NDArray[np.float64], k: int) -> np.float64:
         chosen = int(np.flatnonzero(at_least >= k)[-1])
         k -= int(at_least[chosen] - counts[chosen])
         bits = bits[digits == chosen]
-    if not width:
-        found: np.float64 = bits[:1].view(values.dtype)[0]
-        return found
     ordered = bits.copy()
-    ordered.partition(len(bits) - k)
-    found = ordered.view(values.dtype)[len(bits) - k]
+    if width:
+        ordered.partition(len(bits) - k)
+    found: np.float64 = ordered.view(values.dtype)[len(bits) - k]  # all are equal where no digit is left
     return found
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from federation import run_tiny, same, tiny
+from federation import WHOLE, run_tiny, same, tiny
 from interruption import KillAfter, Killed
 
 from fl_sim import UserError, run
@@ -19,7 +19,7 @@ FEDPER = ("model.personal=head", "evaluate.clients=4")
 
 
 def test_what_is_personal_travels_neither_way(tmp_path: Path) -> None:
-    whole, split = run_tiny(tmp_path / "whole", "evaluate.clients=4"), run_tiny(tmp_path / "split", *FEDPER)
+    whole, split = run_tiny(tmp_path / "whole", *WHOLE, "evaluate.clients=4"), run_tiny(tmp_path / "split", *FEDPER)
     head = [name for name in snapshot(build("cnn_bn", in_channels=1, image_size=8)) if name.startswith("11.")]
     assert set(whole.params) - set(split.params) == set(head)
     held = sum(whole.params[name].numel() for name in head)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from federation import FOUR, TINY, run_tiny, tiny
+from federation import FOUR, TINY, WHOLE, run_tiny, tiny
 from safetensors.torch import save_file
 
 from fl_sim import Experiment, codecs, run
@@ -28,7 +28,7 @@ STILL = "training.lr=1e-30"
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run."""
-    return run_tiny(tmp_path_factory.mktemp("trained")).folder
+    return run_tiny(tmp_path_factory.mktemp("trained"), *WHOLE).folder
 
 
 def given(path: Path) -> str:
@@ -36,7 +36,10 @@ def given(path: Path) -> str:
 
 
 def test_the_server_starts_from_the_file_and_the_clients_know_only_the_seed(trained: Path, tmp_path: Path) -> None:
-    warm, seeded = Federation.build(tiny(tmp_path, given(trained))).first, Federation.build(tiny(tmp_path)).first
+    warm, seeded = (
+        Federation.build(tiny(tmp_path, given(trained))).first,
+        Federation.build(tiny(tmp_path, *WHOLE)).first,
+    )
     stored = read(trained).params
     assert all(torch.equal(value, stored[name]) for name, value in warm.start.items())
     assert torch.equal(warm.initial.flat, seeded.initial.flat)
@@ -48,7 +51,7 @@ def test_the_server_starts_from_the_file_and_the_clients_know_only_the_seed(trai
 
 def test_given_weights_are_sent_and_booked_like_any_others(trained: Path, tmp_path: Path) -> None:
     for wire in ("wire.downlink.content=parameters", "wire.downlink.content=difference", "wire.broadcast.density=0.1"):
-        warm, seeded = (run_tiny(tmp_path, *extra, wire, "rounds=1") for extra in ([given(trained)], []))
+        warm, seeded = (run_tiny(tmp_path, *extra, wire, "rounds=1") for extra in ([given(trained)], WHOLE))
         assert warm.summary["downlink_bytes"] >= 0.9 * warm.results.dense_total_bytes / 2
         assert warm.results.uplink_bytes == seeded.results.uplink_bytes
 

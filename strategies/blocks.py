@@ -7,7 +7,7 @@ begin depends on the size of the cohort alone, and not on the engine, its worker
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from fl_sim.codecs import Schema
@@ -54,13 +54,6 @@ class Summed(Placed):
 
     sums: Sums
     clients: int
-
-
-def placed(update: Update, block: int) -> Placed:
-    """An update in its block."""
-    if isinstance(update, Placed):
-        return replace(update, block=block)
-    return Placed(update.params, update.num_examples, update.mask, update.metrics, update.extra, block)
 
 
 class BlockSums:

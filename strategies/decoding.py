@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from flwr.app import RecordDict
 
@@ -12,12 +12,12 @@ from fl_sim.codecs import CorruptPayload, Description
 from fl_sim.codecs.sections import extra_section
 from fl_sim.communication import messages as wire
 from fl_sim.communication.exchange import Exchange
-from fl_sim.core.types import Mask, Params, Update
+from fl_sim.core.types import Mask, Params
 from fl_sim.sparsity import layer_densities
+from strategies.blocks import Placed
 
 
-@dataclass(frozen=True)
-class Decoded:
+class Decoded(NamedTuple):
     """An update, with what is booked of it.
 
     Attributes:
@@ -26,7 +26,7 @@ class Decoded:
         payload: its bytes.
     """
 
-    update: Update
+    update: Placed
     described: Description
     payload: bytes | memoryview
 
@@ -45,8 +45,10 @@ class Rejected(Exception):
         self.described = described
 
 
-def decoded(exchange: Exchange, content: RecordDict, start: Params, held_mask: Mask | None) -> Decoded:
-    """Decode a reply of a client that started from these parameters, under this pruning mask.
+def decoded(
+    exchange: Exchange, content: RecordDict, start: Params, held_mask: Mask | None, *, block: int = 0
+) -> Decoded:
+    """Decode a reply of a client of a block that started from these parameters, under this pruning mask.
 
     Raises:
         Rejected: its bytes are no update of this federation.
@@ -61,7 +63,7 @@ def decoded(exchange: Exchange, content: RecordDict, start: Params, held_mask: M
         extra = exchange.extra.decode(exchange.extra.up, extra_payloads, held_mask)
     except CorruptPayload as error:
         raise Rejected(str(error), described or Description.opaque(wire.array_bytes(content))) from error
-    return Decoded(Update(params, count, upload_mask, metrics, extra), described, payload.data)
+    return Decoded(Placed(params, count, upload_mask, metrics, extra, block), described, payload.data)
 
 
 def _with_extra(

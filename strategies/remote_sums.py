@@ -174,8 +174,8 @@ def content_of(sums: Sums, clients: int) -> RecordDict:
     return filled(RecordDict, {SUMS: filled(ArrayRecord, records), NUMBERS: numbers})
 
 
-def summed(content: RecordDict, schema: Schema) -> Summed | None:
-    """Invert `content_of`; None where a content has no sums."""
+def summed(content: RecordDict, schema: Schema, block: int) -> Summed | None:
+    """Invert `content_of`, for the sums of a block; None where a content has no sums."""
     if SUMS not in content:
         return None
     arrays = {name: np.frombuffer(array.data) for name, array in cast(ArrayRecord, content[SUMS]).items()}
@@ -189,7 +189,7 @@ def summed(content: RecordDict, schema: Schema) -> Summed | None:
         Accumulator.over(arrays["covered"]) if "covered" in arrays else None,
         numbers["weight"],
     )
-    return Summed(Params(), 1, sums=sums, clients=int(numbers["clients"]))
+    return Summed(Params(), 1, block=block, sums=sums, clients=int(numbers["clients"]))
 
 
 def _in_memory(numbers: Accumulator) -> NDArray[np.float64]:

@@ -13,7 +13,7 @@ from fl_sim.codecs import Description
 from fl_sim.core.types import Update
 from fl_sim.runtime.grids.folding import FoldedReply, Receipt, Reply
 from fl_sim.runtime.server_context import ServerContext, ServerSnapshot
-from strategies.blocks import block_size, placed
+from strategies.blocks import block_size
 from strategies.cohorts import Cohort, Cohorts
 from strategies.decoding import Rejected, decoded
 from strategies.downlink_sender import DownlinkSender
@@ -71,14 +71,15 @@ class UplinkReceiver:
         answered = itertools.count(1)
         for client, reply in self.cohorts.in_order(replies, cohort):
             update: Update | None
+            place = places.get(client, 0) // block
             try:
                 if isinstance(reply, FoldedReply):
                     receipt = self.receipt(number, client, reply, round_log)
                     count, metrics = receipt.num_examples, receipt.metrics
-                    update = summed(reply.message.content, self.context.exchange.schema)
+                    update = summed(reply.message.content, self.context.exchange.schema, place)
                 else:
                     is_late = partial(self._is_late, client, round_log)
-                    update = self.update(start, client, reply, round_log, number=number, is_late=is_late)
+                    update = self.update(start, client, reply, round_log, number=number, is_late=is_late, block=place)
                     count, metrics = update.num_examples, update.metrics
             except Unusable as problem:
                 self.failed(number, client, problem, round_log)
@@ -86,7 +87,7 @@ class UplinkReceiver:
                 self.sender.received(client, start.mask)
                 round_log.add(count, metrics)
                 if update is not None:
-                    yield placed(update, places.get(client, 0) // block)
+                    yield update
                 del update  # it was folded: its bytes are free while the next client trains
             del reply
             on_reply(next(answered), len(cohort))
@@ -111,6 +112,7 @@ class UplinkReceiver:
         *,
         number: int,
         is_late: Callable[[Description, float], bool],
+        block: int = 0,
     ) -> Update:
         """Decode one reply, and book it in round `number`.
 
@@ -121,6 +123,7 @@ class UplinkReceiver:
             round_log: of the round.
             number: the round that the update counts in.
             is_late: (sizes of the reply, samples that the client took) -> whether it comes too late.
+            block: the block of the cohort that the client is in.
 
         Raises:
             Unusable: the client failed, dropped out or was late, or its bytes are no update of this federation.
@@ -129,7 +132,7 @@ class UplinkReceiver:
             raise Unusable("lost", f"client {client}: dropped out of the simulated network", is_fault=False)
         require_content(client, reply)
         try:
-            found = decoded(self.context.exchange, reply.content, start.params, start.mask)
+            found = decoded(self.context.exchange, reply.content, start.params, start.mask, block=block)
         except Rejected as problem:
             self.booking.book("up", number, client, reply, problem.described, phase="train", status="rejected")
             raise Unusable("rejected", f"client {client}: rejected update: {problem}") from problem

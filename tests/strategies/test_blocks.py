@@ -16,7 +16,7 @@ from updates import SHAPES, mask, params, state
 from fl_sim.core import large
 from fl_sim.core.types import Update
 from strategies.aggregation import EQUAL, EqualWeights, coverage_mean, mean, weights_of_sums, zero_fill
-from strategies.blocks import BlockSums, Placed, placed
+from strategies.blocks import BlockSums, Placed
 from strategies.remote_sums import content_of, summed
 from strategies.robust import ClipNorm
 from strategies.server_step import Arrived
@@ -32,14 +32,19 @@ def update(seed: int, *, sparse: bool) -> Update:
     return Update(SCHEMA.view(SCHEMA.flat(made)), 1 + seed % 5, mask(seed) if sparse else None)
 
 
+def placed(made: Update, block: int) -> Placed:
+    """An update in a block."""
+    return Placed(made.params, made.num_examples, made.mask, made.metrics, made.extra, block)
+
+
 def elsewhere(block: Sequence[Placed]) -> Update:
     """A block as a worker sends it."""
     sums = Sums.zeros(SCHEMA)
     for each in block:
         sums.add(each)
-    made = summed(content_of(sums, len(block)), SCHEMA)
+    made = summed(content_of(sums, len(block)), SCHEMA, block[0].block)
     assert made is not None
-    return placed(made, block[0].block)
+    return made
 
 
 @given(
@@ -96,7 +101,6 @@ def test_additions_are_those_of_the_blocks() -> None:
 def test_the_block_stays_with_an_update_that_a_rule_changes() -> None:
     assert replace(placed(update(1, sparse=False), 7), num_examples=1).block == 7
     first = placed(update(1, sparse=False), 3)
-    assert placed(first, 4).block == 4
     assert EqualWeights(zero_fill)(state(), [first]).keys() == SHAPES.keys()
 
 
@@ -118,7 +122,7 @@ def test_which_rules_need_sums_alone() -> None:
 
 
 def test_a_content_without_sums_is_none() -> None:
-    assert summed(content_of(Sums.zeros(SCHEMA), 0), SCHEMA) is not None
+    assert summed(content_of(Sums.zeros(SCHEMA), 0), SCHEMA, 0) is not None
     content = content_of(Sums.zeros(SCHEMA), 0)
     del content["sums"]
-    assert summed(content, SCHEMA) is None
+    assert summed(content, SCHEMA, 0) is None

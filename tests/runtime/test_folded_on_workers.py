@@ -185,8 +185,16 @@ def faults(first: int, second: int, third: int = -1) -> dict[str, object]:
     return {"client": client, "rounds": 3}
 
 
+@pytest.fixture(params=["workers", pytest.param("ray", marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
+def engine(request: pytest.FixtureRequest) -> str:
+    """Each engine whose workers add up, with the cluster that it needs."""
+    if request.param == "ray":
+        request.getfixturevalue("ray_cluster")
+    return str(request.param)
+
+
 @pytest.mark.parametrize("last", [0, 1])
-def test_failed_clients_are_left_out_of_a_block(tmp_path: Path, last: int, traffic: Traffic) -> None:
+def test_failed_clients_are_left_out_of_a_block(tmp_path: Path, last: int, engine: str, traffic: Traffic) -> None:
     """`last`: the one that raises comes after the others of its block, or before."""
     found = victims(tmp_path / "v")
     tree = faults(found[-1 - last], found[last - 2])
@@ -194,13 +202,13 @@ def test_failed_clients_are_left_out_of_a_block(tmp_path: Path, last: int, traff
     assert [row["clients"] for row in inline.rounds] == [20, 18, 20]
     assert inline.summary["failures"] == {"raised": 1, "rejected": 1, "late": 0, "lost": 0}
     traffic.folded = 0
-    same(inline, run(experiment(tmp_path / "workers", "dense", **tree, **on("workers", 1))))
+    same(inline, run(experiment(tmp_path / engine, "dense", **tree, **on(engine, 1))))
     assert traffic.folded == 59, "all but the one that raised"
 
 
-def test_a_block_whose_worker_is_killed_runs_client_by_client(tmp_path: Path, traffic: Traffic) -> None:
+def test_a_block_whose_worker_is_killed_runs_client_by_client(tmp_path: Path, engine: str, traffic: Traffic) -> None:
     found = victims(tmp_path / "v")
-    lost = run(experiment(tmp_path / "lost", "dense", **faults(-1, -1, found[0]), **on("workers", 1)))
+    lost = run(experiment(tmp_path / "lost", "dense", **faults(-1, -1, found[0]), **on(engine, 1)))
     assert lost.summary["failures"] == {"raised": 0, "rejected": 0, "late": 0, "lost": 1}
     assert traffic.folded == 55, "all but the block"
     raised = run(experiment(tmp_path / "raised", "dense", **faults(found[0], -1)))
@@ -228,21 +236,23 @@ def registering(task: Task, ctx: ClientContext) -> Update:
     return Update(snapshot(model), ctx.num_examples)
 
 
-def test_a_worker_that_somebody_kills_costs_nothing(tmp_path: Path, traffic: Traffic) -> None:
+def test_a_worker_that_somebody_kills_costs_nothing(tmp_path: Path, engine: str, traffic: Traffic) -> None:
     (folder := tmp_path / "ids").mkdir()
     tree = {"client": {"target": f"{__name__}:registering", "folder": str(folder)}}
     killing = Killing(folder)
-    report = run(experiment(tmp_path / "killed", "dense", **tree, **on("workers", 2)), killing)
+    report = run(experiment(tmp_path / "killed", "dense", **tree, **on(engine, 2)), killing)
     assert killing.killed
     assert 25 <= traffic.folded < 40
     same(run(experiment(tmp_path / "inline", "dense", **tree)), report)
 
 
 @pytest.mark.parametrize(("method", "replies"), [("dense", 7), ("topk", 0)])
-def test_a_resumed_run_has_the_same_bits(tmp_path: Path, method: str, replies: int, traffic: Traffic) -> None:
+def test_a_resumed_run_has_the_same_bits(
+    tmp_path: Path, method: str, replies: int, engine: str, traffic: Traffic
+) -> None:
     with pytest.raises(Killed):
-        run(experiment(tmp_path / "b", method, **on("workers", 2)), KillAfter(1, replies))
-    resumed = resume(experiment(tmp_path / "b", method, **on("workers", 2)))
+        run(experiment(tmp_path / "b", method, **on(engine, 2)), KillAfter(1, replies))
+    resumed = resume(experiment(tmp_path / "b", method, **on(engine, 2)))
     assert traffic.folded
     same(run(experiment(tmp_path / "a", method)), resumed)
 

@@ -21,7 +21,7 @@ from fl_sim.simulation.federation import Federation
 
 SETTINGS, DATA, INITIAL, ANSWER = "work.json", "data.npz", "initial.npz", "answer.npz"
 Layer = tuple[str | int | float, ...]
-"""Kind, and its numbers: ("conv", 3, 32, 3), ("linear", 128, 10), ("pool", 2), ("dropout", 0.5), ("relu",), ("flatten",)."""
+"""Class of `torch.nn`, and its arguments: ("Conv2d", 3, 32, 3), ("Linear", 128, 10), ("ReLU", True), ("Flatten",)."""
 
 
 @dataclass(frozen=True)
@@ -66,17 +66,17 @@ def _layer(module: nn.Module) -> Layer:
     if isinstance(module, nn.Conv2d):
         plain = nn.Conv2d(module.in_channels, module.out_channels, module.kernel_size[0])
         if repr(plain) == repr(module):
-            return "conv", module.in_channels, module.out_channels, module.kernel_size[0]
+            return "Conv2d", module.in_channels, module.out_channels, module.kernel_size[0]
     elif isinstance(module, nn.Linear) and module.bias is not None:
-        return "linear", module.in_features, module.out_features
+        return "Linear", module.in_features, module.out_features
     elif isinstance(module, nn.MaxPool2d) and repr(module) == repr(nn.MaxPool2d(module.kernel_size)):
-        return "pool", int(str(module.kernel_size))
+        return "MaxPool2d", int(str(module.kernel_size))
     elif isinstance(module, nn.Dropout):
-        return "dropout", module.p
+        return "Dropout", module.p
     elif isinstance(module, nn.ReLU):
-        return ("relu",)
+        return "ReLU", module.inplace
     elif isinstance(module, nn.Flatten):
-        return ("flatten",)
+        return ("Flatten",)
     raise UserError(f"layer {module}: a peer's network has plain Conv2d, Linear, MaxPool2d, Dropout, ReLU and Flatten")
 
 

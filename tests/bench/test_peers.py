@@ -28,7 +28,7 @@ from fl_sim.simulation.federation import Federation
 SMALL = Workload("cnn", clients=8, cohort=2, steps=2, width=0.05, batch=4)
 CONTEST = Contest(SMALL, (("inline", "float32"),), rounds=2, held=8)
 DENSE = Contest(TINY_MLP, (("inline", "float32"),), rounds=2, held=256)
-SETTINGS = Settings((("flatten",), ("linear", 2, 3)), 8, 2, 4, 2, 0.1, 2, warmup=1, rounds=2, dropout=True)
+SETTINGS = Settings((("Flatten",), ("Linear", 2, 3)), 8, 2, 4, 2, 0.1, 2, warmup=1, rounds=2, dropout=True)
 
 
 def line(fits: object, seconds: object) -> str:

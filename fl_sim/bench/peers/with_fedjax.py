@@ -17,12 +17,12 @@ def logits(layers: list[list[object]], params: dict[str, jax.Array], inputs: jax
     """Outputs of a network of linear layers and ReLU; parameters as PyTorch names and shapes them."""
     outputs = inputs.reshape(len(inputs), -1)
     for number, (kind, *_) in enumerate(layers):
-        if kind == "linear":
+        if kind == "Linear":
             outputs = outputs @ params[f"{number}.weight"].T + params[f"{number}.bias"]
-        elif kind == "relu":
+        elif kind == "ReLU":
             outputs = jnp.maximum(outputs, 0)
-        elif kind != "flatten":
-            raise ValueError(f"layer {kind!r}: allowed: linear, relu, flatten")
+        elif kind != "Flatten":
+            raise ValueError(f"layer {kind!r}: allowed: Linear, ReLU, Flatten")
     return outputs
 
 

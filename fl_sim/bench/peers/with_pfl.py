@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -27,15 +26,11 @@ from torch.nn import functional
 
 def network(layers: list[list[object]], dropout: bool) -> Net:
     """The layers of work.json as modules."""
-    kinds: dict[object, Callable[..., nn.Module]] = {
-        "conv": nn.Conv2d,
-        "linear": nn.Linear,
-        "relu": lambda: nn.ReLU(inplace=True),
-        "pool": nn.MaxPool2d,
-        "dropout": lambda share: nn.Dropout(share if dropout else 0.0),
-        "flatten": nn.Flatten,
-    }
-    return Net(*(kinds[kind](*numbers) for kind, *numbers in layers))
+    net = Net(*(getattr(nn, str(kind))(*numbers) for kind, *numbers in layers))
+    for layer in net:
+        if isinstance(layer, nn.Dropout) and not dropout:
+            layer.p = 0.0
+    return net
 
 
 class Net(nn.Sequential):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator, Mapping
+from functools import partial, reduce
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import torch
 from federation import TINY, same
 from hypothesis import given
 from hypothesis import strategies as st
@@ -84,6 +86,36 @@ def test_sums_of_workers_have_the_bits_of_inline(tmp_path: Path, method: str, tr
     same(inline, run(experiment(tmp_path / "workers", method, **on("workers", 2))))
     assert traffic.folded >= traffic.replies / 2
     assert traffic.sums_bytes < traffic.kept_bytes
+
+
+def huge(task: Task, ctx: ClientContext) -> Update:
+    """Ones, but of one client 2^54 and of another the negative of it, beside which ones are lost."""
+    value = {task.config["plus"]: 2.0**54, task.config["minus"]: -(2.0**54)}.get(ctx.num_examples, 1.0)
+    return Update({name: torch.full_like(old, value) for name, old in task.params.items()}, ctx.num_examples)
+
+
+def test_sums_that_round_show_the_blocks_on_every_engine(tmp_path: Path, traffic: Traffic) -> None:
+    first, *_, last = victims(tmp_path / "v", number=1)
+    tree = {
+        "model": {"name": "mlp", "width": 0.25},
+        "client": {"target": f"{__name__}:huge", "plus": first, "minus": last},
+        "strategy": {"target": "strategies.presets:fedavg", "aggregate": "equal"},
+        "rounds": 1,
+    }
+    inline = run(experiment(tmp_path / "inline", "dense", **tree))
+    traffic.folded = 0
+    same(inline, run(experiment(tmp_path / "workers", "dense", **tree, **on("workers", 3))))
+    assert 0 < traffic.folded < COHORT, "workers add up some blocks, and the program another"
+
+    sizes = [len(part) for part in Federation.build(experiment(tmp_path, "dense")).partitions]
+    clients = sorted({row["client"] for row in inline.ledger.to_table().to_pylist()})
+    sent = [{first: 2.0**54, last: -(2.0**54)}.get(sizes[client], 1.0) for client in clients]
+    added = partial(reduce, float.__add__)
+    in_blocks = added([added(sent[at : at + BLOCK]) for at in range(0, COHORT, BLOCK)])
+    assert in_blocks != added(sent)
+    assert {float(value) for each in inline.params.values() for value in each.flatten()} == {
+        float(torch.tensor(in_blocks / COHORT))
+    }
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -172,10 +204,10 @@ def faulty(task: Task, ctx: ClientContext) -> Update:
     return Update(snapshot(model), ctx.num_examples, metrics={"seen": 1.0})
 
 
-def victims(out: Path) -> list[int]:
-    """Numbers of examples of the clients of round 2 that no other client has."""
-    report = run(experiment(out, "dense", rounds=2))
-    cohort = sorted({row["client"] for row in report.ledger.to_table().to_pylist() if row["round"] == 2})
+def victims(out: Path, number: int = 2) -> list[int]:
+    """Numbers of examples of the clients of a round that no other client has."""
+    report = run(experiment(out, "dense", rounds=number))
+    cohort = sorted({row["client"] for row in report.ledger.to_table().to_pylist() if row["round"] == number})
     sizes = [len(part) for part in Federation.build(experiment(out, "dense")).partitions]
     return [sizes[client] for client in cohort if sizes.count(sizes[client]) == 1]
 

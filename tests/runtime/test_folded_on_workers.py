@@ -349,4 +349,4 @@ def test_long_clients_leave_a_blocks_time_for_small_tasks(
         run(experiment(tmp_path / "a", "dense", **tree)),
         run(experiment(tmp_path / "b", "dense", **tree, **on("workers", 2))),
     )
-    assert 20 < traffic.folded < 40, "all of the first round, and fewer once it is known how long clients take"
+    assert 20 <= traffic.folded < 40, "all of the first round, and fewer once it is known how long clients take"

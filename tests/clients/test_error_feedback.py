@@ -22,7 +22,8 @@ from fl_sim.communication.messages import PARTITION
 from fl_sim.core.types import FlatParams, Mask, Params, Task, Update
 from fl_sim.data import Split
 from fl_sim.models.parameters import snapshot
-from fl_sim.runtime.client.host import RESIDUAL, STATE, ClientHost
+from fl_sim.runtime.client.host import ClientHost
+from fl_sim.runtime.client.node_state import RESIDUAL, STATE
 from fl_sim.sparsity import global_topk, magnitude, topk_mask
 from fl_sim.training.client import Client, ClientContext
 from strategies.aggregation import coverage_mean, mean, settled, zero_fill

@@ -61,10 +61,12 @@ report-picture: $(VENV)/ready
 	$(BIN)/python docs/figures/photograph.py runs/picture/topk-both-ways-*
 
 # Two processes of one thread each, with whole files, so that what a file's tests share is made once. Compiled before, as
-# dozens of processes start that would each compile the packages where PYTHONDONTWRITEBYTECODE is set.
+# dozens of processes start that would each compile the packages where PYTHONDONTWRITEBYTECODE is set. Only the plugins that
+# are needed: the others, and Hypothesis whose package pytest rewrites for its plugin, take a second of each process.
 test: $(VENV)/dev
 	$(BIN)/python -m compileall -q fl_sim strategies clients
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 $(BIN)/python -m pytest -p xdist.plugin -p pytest_timeout \
+		-n 2 --dist loadfile
 
 test-all: $(VENV)/dev
 	FL_SIM_ALL_EXAMPLES=1 $(BIN)/python -m pytest -m 'slow or not slow' --timeout 3600

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from functools import cached_property
+
 import numpy as np
 import zstandard
 from numpy.typing import NDArray
@@ -9,6 +12,21 @@ from numpy.typing import NDArray
 from fl_sim.codecs.errors import CorruptPayload
 
 WINDOW = 1 << 27
+
+
+class _Contexts(threading.local):
+    """zstd's working memory, one of each thread: to make it takes longer than to compress the biases of a small model."""
+
+    @cached_property
+    def compressor(self) -> zstandard.ZstdCompressor:
+        return zstandard.ZstdCompressor(level=1, write_content_size=True)
+
+    @cached_property
+    def decompressor(self) -> zstandard.ZstdDecompressor:
+        return zstandard.ZstdDecompressor(max_window_size=WINDOW)
+
+
+_contexts = _Contexts()
 
 
 def raw(values: NDArray[np.generic]) -> memoryview:
@@ -19,7 +37,7 @@ def raw(values: NDArray[np.generic]) -> memoryview:
 def shuffled(raw: memoryview, width: int) -> bytes:
     """zstd over the bytes of equal significance together: exponents repeat, mantissas do not."""
     planes = np.frombuffer(raw, dtype=np.uint8).reshape(-1, width).T
-    return zstandard.ZstdCompressor(level=1, write_content_size=True).compress(memoryview(planes.tobytes()))
+    return _contexts.compressor.compress(memoryview(planes.tobytes()))
 
 
 def unshuffled(data: memoryview, width: int, size: int) -> bytes:
@@ -29,9 +47,7 @@ def unshuffled(data: memoryview, width: int, size: int) -> bytes:
         frame = zstandard.get_frame_parameters(bytes(data[:18]))
         if frame.content_size != size or frame.window_size > max(WINDOW, size):
             raise CorruptPayload("compressed values declare another size")
-        planes = zstandard.ZstdDecompressor(max_window_size=WINDOW).decompress(
-            bytes(data), max_output_size=size, allow_extra_data=False
-        )
+        planes = _contexts.decompressor.decompress(bytes(data), max_output_size=size, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise CorruptPayload(f"compressed values are damaged: {error}") from error
     if len(planes) != size:

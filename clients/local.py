@@ -18,6 +18,7 @@ from fl_sim.core.types import Mask, Metrics, Params, Task, Update, UserError
 from fl_sim.models import prunable_names
 from fl_sim.models.parameters import load, snapshot
 from fl_sim.sparsity import global_topk_mask, intersect, magnitude
+from fl_sim.sparsity.selection import top_of_rows
 from fl_sim.training.client import ANYTHING, Client, ClientContext
 from fl_sim.training.loop import Training, Trains
 from fl_sim.training.losses import CrossEntropy, Loss, Proximal, weighs
@@ -166,6 +167,10 @@ class TopK:
         change = magnitude({name: value - task.params[name] for name, value in params.items()})
         return global_topk_mask(change, self.density)
 
+    def of_rows(self, received: torch.Tensor, rows: torch.Tensor) -> torch.Tensor | None:
+        """The masks of several clients that received the same: their prunable parameters are rows; None = one by one."""
+        return top_of_rows((rows - received).abs_(), round(self.density * rows.shape[1]))
+
 
 def _restore(params: Params, received: Params, retained_mask: Mask) -> None:
     """Reset, in place, the coordinates where the retained mask is False to the received values."""
@@ -285,13 +290,30 @@ class LocalClient:
         own = type(self).__call__ is LocalClient.__call__
         return own and shipped and self.retain is retain_all and self.report is no_report
 
+    def upload_masks(self, received: torch.Tensor, rows: torch.Tensor) -> torch.Tensor | None:
+        """The upload masks of several clients, bool (clients, prunable values), for `update_of`; None = each chooses by itself.
+
+        Args:
+            received: the prunable parameters that all of them received, 1-D.
+            rows: those after training, corrected by error feedback.
+        """
+        return self.upload.of_rows(received, rows) if type(self.upload) is TopK else None
+
     def update_of(
-        self, task: Task, ctx: ClientContext, params: Params, metrics: Metrics, prunable: Sequence[str]
+        self,
+        task: Task,
+        ctx: ClientContext,
+        params: Params,
+        metrics: Metrics,
+        prunable: Sequence[str],
+        chosen: Mask | None = None,
     ) -> Update:
         """The update of a client that was trained elsewhere, as `__call__` makes it; for clients that read the parameters alone.
 
-        `ctx.model` is not asked for.
+        `ctx.model` is not asked for. `chosen` is the client's upload mask, where `upload_masks` has made it.
         """
+        if chosen is not None:
+            return Update(params, ctx.num_examples, chosen, metrics)
         return self._update(task, ctx, params, metrics, prunable, {})
 
     def _update(

@@ -14,7 +14,7 @@ from fl_sim.codecs.description import Description
 from fl_sim.codecs.errors import CorruptPayload
 from fl_sim.codecs.mask_coding import mask_hash
 from fl_sim.codecs.own_coding import OWN, Codec, Own
-from fl_sim.codecs.payload import encode
+from fl_sim.codecs.payload import encode, encode_all
 from fl_sim.codecs.payload_reading import Opened, decode, describe, opened
 from fl_sim.codecs.schema import Schema
 from fl_sim.codecs.tensor_coding import finite
@@ -33,6 +33,7 @@ __all__ = [
     "decode",
     "describe",
     "encode",
+    "encode_all",
     "finite",
     "is_relative",
     "mask_hash",

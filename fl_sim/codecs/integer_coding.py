@@ -13,6 +13,7 @@ from fl_sim.codecs import bits, symbol_coding
 from fl_sim.codecs.errors import CorruptPayload
 from fl_sim.codecs.symbol_coding import Bytes, Code
 from fl_sim.codecs.value_coder import Counts, Values
+from fl_sim.core.kernels import random_bits
 from fl_sim.core.kernels.coding import block_sums, round_blocks, scale_blocks
 
 Sizes = NDArray[np.int64]
@@ -143,6 +144,15 @@ def _decode_symbols(data: memoryview, sizes: Counts | Sizes, top: int, rider: in
     return symbol_coding.with_rider(data[at:], contexts, kinds, 2 * top + 1, rider)
 
 
+def _draw(seed: int, bits: NDArray[np.uint32]) -> None:
+    """Random bits of which `Generator.random` of float32 makes its numbers."""
+    try:
+        random_bits(seed, bits)
+    except OverflowError:  # a number of several words, which NumPy takes
+        drawn = np.random.PCG64(seed).random_raw(-(-len(bits) // 2))
+        bits[:] = drawn.astype("<u8", copy=False).view("<u4")[: len(bits)]
+
+
 @dataclass(frozen=True)
 class Rounded:
     """Integers -top..top by stochastic rounding, unbiased (QSGD; Alistarh et al., 2017), each block of values by its scale.
@@ -161,20 +171,25 @@ class Rounded:
     counts: Counts = ()
 
     def encode(self, values: Values, seed: int) -> bytes:
-        if not len(values):
-            return b""
-        counts = self.counts or (len(values),)
+        return self.encode_all(values[np.newaxis], (seed,))[0]
+
+    def encode_all(self, values: Values, seeds: Sequence[int]) -> list[bytes]:
+        """`encode` of several clients' values, (clients, values), each with its seed."""
+        clients, size = values.shape
+        if not size:
+            return [b""] * clients
+        counts = self.counts or (size,)
         sizes = _blocks(counts)
-        largest = np.maximum.reduceat(np.abs(values), np.cumsum(sizes) - sizes)
+        largest = np.maximum.reduceat(np.abs(values), np.cumsum(sizes) - sizes, axis=1)
         scales = (largest / self.top).astype(np.float32)
-        # The bits of which `Generator.random` of float32 makes its numbers, two in each number of 64 bits.
-        drawn = np.random.PCG64(seed).random_raw(-(-len(values) // 2))
-        noise = drawn.astype("<u8", copy=False).view("<u4").astype(np.uint32, copy=False)[: len(values)]
-        symbols = np.empty(len(values), dtype=np.uint8)
         units = np.where(scales > 0, scales, 1).astype(np.float32)
-        round_blocks(np.ascontiguousarray(values), noise, units, sizes, self.top, symbols)
-        head, rider = _told_scales(scales)
-        return head + _encode_symbols(symbols, counts, rider)
+        noise, symbols = np.empty((clients, size), dtype=np.uint32), np.empty((clients, size), dtype=np.uint8)
+        for seed, row in zip(seeds, noise, strict=True):
+            _draw(seed, row)
+        flat, blocks = np.ascontiguousarray(values).reshape(-1), np.tile(sizes, clients)
+        round_blocks(flat, noise.reshape(-1), units.reshape(-1), blocks, self.top, symbols.reshape(-1))
+        told = map(_told_scales, scales)
+        return [head + _encode_symbols(row, counts, rider) for row, (head, rider) in zip(symbols, told, strict=True)]
 
     def decode(self, data: memoryview, count: int) -> Values:
         if count == 0:
@@ -210,16 +225,21 @@ class Signs:
         return np.array([n for n in self.counts or (count,) if n], dtype=np.int64)
 
     def encode(self, values: Values, seed: int) -> bytes:
-        if not len(values):
-            return b""
-        sizes = self._sizes(len(values))
+        return self.encode_all(values[np.newaxis], (seed,))[0]
+
+    def encode_all(self, values: Values, seeds: Sequence[int]) -> list[bytes]:
+        """`encode` of several clients' values, (clients, values)."""
+        clients, size = values.shape
+        if not size:
+            return [b""] * clients
+        sizes = self._sizes(size)
         starts = np.cumsum(sizes) - sizes
         # The mean of magnitudes up to the largest float32 is one of float64.
-        sums = np.add.reduceat(np.abs(values), starts, dtype=np.float64)
-        counts = np.add.reduceat(values != 0, starts, dtype=np.int64)
-        head, rider = _told_scales((sums / np.maximum(counts, 1)).astype(np.float32))
+        sums = np.add.reduceat(np.abs(values), starts, axis=1, dtype=np.float64)
+        counts = np.add.reduceat(values != 0, starts, axis=1, dtype=np.int64)
+        told = map(_told_scales, (sums / np.maximum(counts, 1)).astype(np.float32))
         symbols: Bytes = (values < 0).view(np.uint8) | (values > 0).view(np.uint8) << np.uint8(1)
-        return head + _encode_symbols(symbols, sizes, rider)
+        return [head + _encode_symbols(row, sizes, rider) for row, (head, rider) in zip(symbols, told, strict=True)]
 
     def decode(self, data: memoryview, count: int) -> Values:
         if count == 0:

@@ -22,7 +22,6 @@ from fl_sim.codecs.payload_format import (
     VERSION,
     coder_of_type,
     last_bytes,
-    layout_of,
     mixed_coder,
     names_held_mask,
     others_of,
@@ -30,7 +29,7 @@ from fl_sim.codecs.payload_format import (
     with_lengths,
 )
 from fl_sim.codecs.schema import Schema
-from fl_sim.codecs.value_coder import ValueCoder
+from fl_sim.codecs.value_coder import Together, ValueCoder
 from fl_sim.codecs.value_coding import EXACT, VALUES, is_relative
 from fl_sim.core.types import Mask, Params
 
@@ -81,6 +80,32 @@ def encode(
         mask_bytes,
         *tensor_coding.encode(params, alive, schema=schema, coder=coder, seed=seed, others=others_of(known, coder)),
     ]
+    return _joined(head, sent, parts)
+
+
+def encode_all(rows: Tensor, *, schema: Schema, values: str, seeds: Sequence[int]) -> list[bytes] | None:
+    """Encode several clients' parameters, each as `encode` does without a mask and with its seed.
+
+    Args:
+        rows: float32 (clients, values), on the CPU; each row in the order of the schema.
+        schema: the receiver's expectations.
+        values: value type, a name of `VALUES`.
+        seeds: of each client.
+
+    Returns:
+        The payloads; None where each is to be encoded by itself: values of this type are not encoded together, or one is not
+        finite, which `encode` names.
+    """
+    coder = coder_of_type(values, None, schema, None) if schema.is_flat and not is_relative(values) else None
+    if not isinstance(coder, Together) or not tensor_coding.finite(rows.reshape(-1)):
+        return None
+    head = HEAD.pack(MAGIC, VERSION, coder.id, NONE, 0, schema.hash)
+    sections = tensor_coding.encode_all(rows.numpy(), schema=schema, coder=coder, seeds=seeds)
+    return [_joined(head, schema.prunable_size, [b"", *parts]) for parts in sections]
+
+
+def _joined(head: bytes, sent: int, parts: Sequence[tensor_coding.Buffer]) -> bytes:
+    """A payload of a header, which lacks the lengths, and the parts of a body."""
     head = with_lengths(head, sent, map(len, parts))
     check = xxhash.xxh3_64(head)
     for part in parts:
@@ -123,7 +148,7 @@ def _encode_mask(alive: Tensor | None, before: Tensor | None, schema: Schema, co
     if before is not None and torch.equal(alive, before):
         return HELD, b""
     flat, held = alive.numpy(), None if before is None else before.numpy()
-    layout = layout_of(schema)
+    layout = schema.mask_layout
     name = mask_coding.choose(flat, layout, held)
     data = MODES[name].encode(flat, layout, held)
     if contexts and (smaller := mask_coding.smaller(flat, layout, len(data))) is not None:

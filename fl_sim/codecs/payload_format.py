@@ -19,14 +19,13 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import NamedTuple
 
-import torch
 import xxhash
 from torch import Tensor
 
 from fl_sim.codecs.bits import varint
 from fl_sim.codecs.description import Description
 from fl_sim.codecs.held_model import HeldModel
-from fl_sim.codecs.mask_coding import MODES, Layout
+from fl_sim.codecs.mask_coding import MODES
 from fl_sim.codecs.mixed_coding import Mixed
 from fl_sim.codecs.own_coding import OWN, Own
 from fl_sim.codecs.schema import Schema
@@ -45,16 +44,6 @@ ALIGNMENT = 4
 NAMES = {NONE: "none", HELD: "held", **{mode.id: name for name, mode in MODES.items()}}
 MIXED = "mixed"
 TYPES = {**BY_ID, Mixed.id: MIXED, Own.id: OWN}
-
-
-def layout_of(schema: Schema) -> Layout:
-    """Of the masks of the prunable tensors."""
-    return _layout(schema.shapes[: len(schema.prunable)])
-
-
-@lru_cache(maxsize=256)
-def _layout(shapes: tuple[torch.Size, ...]) -> Layout:
-    return tuple((shape[0] if len(shape) else 1, shape.numel(), shape[2:].numel()) for shape in shapes)
 
 
 def with_lengths(head: bytes, sent: int, lengths: Iterable[int]) -> bytes:

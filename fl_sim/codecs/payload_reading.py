@@ -30,7 +30,6 @@ from fl_sim.codecs.payload_format import (
     VERSION,
     coder_of_type,
     last_bytes,
-    layout_of,
     mixed_coder,
     names_held_mask,
     others_of,
@@ -130,7 +129,7 @@ class Opened:
         entropy = 0.0
         if self.mode > HELD:
             mode = MODES[NAMES[self.mode]]
-            segments = mode.segments(Reader(self.section(MASK)), layout_of(self.schema), self.held_mask)
+            segments = mode.segments(Reader(self.section(MASK)), self.schema.mask_layout, self.held_mask)
             entropy = sum(floor_bits(ones, size) for ones, size in segments) / 8
         dense = dict(zip(VALUE_SECTIONS, (self.schema.section_bytes[kind] for kind in KINDS), strict=True))
         present = {name: length for name, length in self.lengths.items() if length or dense.get(name)}
@@ -238,7 +237,7 @@ def _decode_mask(payload: Opened) -> NDArray[np.bool_] | None:
         if len(section):
             raise CorruptPayload("mask bytes where none are due")
         return None if payload.held_mask is None else payload.held_mask.copy()
-    return MODES[NAMES[payload.mode]].decode(Reader(section), layout_of(payload.schema), payload.held_mask)
+    return MODES[NAMES[payload.mode]].decode(Reader(section), payload.schema.mask_layout, payload.held_mask)
 
 
 def describe(data: bytes | memoryview, *, schema: Schema, held_mask: Mask | None = None) -> Description:

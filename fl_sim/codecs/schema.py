@@ -107,6 +107,12 @@ class Schema:
         return sum(self.numels[: len(self.prunable)])
 
     @cached_property
+    def mask_layout(self) -> tuple[tuple[int, int, int], ...]:
+        """(rows, elements, elements of a kernel) of each prunable tensor; rows = output channels."""
+        shapes = self.shapes[: len(self.prunable)]
+        return tuple((shape[0] if len(shape) else 1, shape.numel(), shape[2:].numel()) for shape in shapes)
+
+    @cached_property
     def prunable_part(self) -> Schema:
         """The prunable tensors alone."""
         return self._part(0, len(self.prunable))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -16,7 +18,7 @@ from fl_sim.codecs.plane_coding import raw as raw_bytes
 from fl_sim.codecs.plane_coding import shuffled, unshuffled
 from fl_sim.codecs.schema import Schema
 from fl_sim.codecs.sections import KINDS, SECTION_OF
-from fl_sim.codecs.value_coder import ValueCoder
+from fl_sim.codecs.value_coder import Together, ValueCoder
 from fl_sim.codecs.value_coding import EXACT, VALUES, fitted
 from fl_sim.core.kernels import all_finite
 from fl_sim.core.types import Params
@@ -72,6 +74,19 @@ def encode(
             parts.append(_exact(raw_bytes(part), 4, coder) if size else b"")
         at += size
     return parts
+
+
+def encode_all(
+    rows: NDArray[np.float32], *, schema: Schema, coder: Together, seeds: Sequence[int]
+) -> list[list[Buffer]]:
+    """`encode` of several clients' finite values, (clients, values) in schema order, without masks."""
+    coded = coder.encode_all(rows[:, : schema.prunable_size], seeds)
+    ends = np.cumsum([schema.section_bytes[kind] // 4 for kind in KINDS]).tolist()
+    edges = list(pairwise(ends))
+    return [
+        [first, *(_exact(raw_bytes(row[start:end]), 4, coder) if start < end else b"" for start, end in edges)]
+        for first, row in zip(coded, rows, strict=True)
+    ]
 
 
 def _delta(kind: str, schema: Schema, base: NDArray[np.float32]) -> ValueCoder:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,3 +39,11 @@ class ValueCoder(Protocol):
         Raises:
             CorruptPayload: the bytes do not hold exactly that many.
         """
+
+
+@runtime_checkable
+class Together(ValueCoder, Protocol):
+    """A value type that encodes several clients' values in less time than one after the other."""
+
+    def encode_all(self, values: Values, seeds: Sequence[int]) -> list[bytes]:
+        """What `encode` makes of each row of (clients, values), with its seed."""

@@ -18,6 +18,7 @@ server never uses (rejected, late or lost on the way) is lost with what it carri
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -90,3 +91,39 @@ class ErrorFeedback:
         """The residual, zero where the global mask is."""
         mask = self.task.mask
         return residual if mask is None else torch.where(self.exchange.schema.flat_mask(mask), residual, 0.0)
+
+
+@dataclass(frozen=True)
+class RowsFeedback:
+    """`ErrorFeedback` of several clients that received the same, without a pruning mask, and send exact values: one row of a
+    matrix for each, and the same bits.
+
+    Attributes:
+        received: the prunable parameters that all received, 1-D.
+        residuals: of each client; None before its first upload.
+    """
+
+    received: Tensor
+    residuals: Sequence[Tensor | None]
+
+    def corrected(self, rows: Tensor) -> Tensor:
+        """All values of the clients, the prunable ones first, plus the residuals: what is encoded."""
+        known = [i for i, residual in enumerate(self.residuals) if residual is not None]
+        if not known:
+            return rows
+        added = torch.stack([residual for residual in self.residuals if residual is not None])
+        sums, count = rows.clone(), len(self.received)
+        if len(known) == len(rows):
+            sums[:, :count].add_(added)
+        else:
+            sums[known, :count] = rows[known, :count].add(added)
+        return sums
+
+    def left_out(self, rows: Tensor, encoded: Tensor, upload_masks: Tensor | None) -> Tensor:
+        """The next residuals, of what was trained (`rows`) and `corrected`; upload masks as rows over the prunable values."""
+        count = len(self.received)
+        left = self.corrected(rows[:, :count] - self.received)
+        change = encoded[:, :count] - self.received
+        if upload_masks is not None:
+            change = torch.where(upload_masks, change, 0.0)
+        return left.sub_(change)

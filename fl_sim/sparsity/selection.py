@@ -101,6 +101,23 @@ def top_of_few(tensors: Sequence[Tensor], k: int) -> Tensor:
     return torch.from_numpy(chosen)
 
 
+def top_of_rows(scores: Tensor, k: int) -> Tensor | None:
+    """`top_of_few` of each row of float32 scores on the CPU, bool of the same shape; None where it takes less time, or is not
+    allowed, row by row: rows of many values, or a score that is negative or NaN."""
+    values = scores.numpy()
+    if not 0 < k <= values.shape[1] <= SORTED or not np.minimum.reduce(values, axis=None) >= 0:
+        return None
+    bits = values.view(np.int32) & 0x7FFFFFFF  # -0.0 counts as 0.0
+    place = values.shape[1] - k
+    threshold = np.partition(bits, place, axis=1)[:, place, np.newaxis]
+    chosen = bits >= threshold
+    for i in np.flatnonzero(np.count_nonzero(chosen, axis=1) > k):
+        tied = bits[i] == threshold[i]
+        chosen[i] ^= tied
+        chosen[i, np.flatnonzero(tied)[: k - np.count_nonzero(chosen[i])]] = True
+    return torch.from_numpy(chosen)
+
+
 def common_dtype(tensors: Sequence[Tensor]) -> torch.dtype:
     """The dtype in which values are compared: it holds all of them exactly, except integers beyond 2^53."""
     dtypes = {tensor.dtype for tensor in tensors}

@@ -131,6 +131,23 @@ def test_the_largest_and_smallest_values_are_finite(form) -> None:
     assert form.all_finite(np.full(1000, info.max)) is True
 
 
+@FORMS
+@given(seed=st.integers(0, 2**64 - 1), size=st.integers(0, BEYOND))
+@settings(deadline=None)
+def test_random_bits_are_those_of_numpys_pcg64(form, seed: int, size: int) -> None:
+    bits = np.empty(size, dtype=np.uint32)
+    form.random_bits(seed, bits)
+    words = np.random.PCG64(seed).random_raw(size // 2 + 1).tolist()
+    assert bits.tolist() == [half for word in words for half in (word & 0xFFFFFFFF, word >> 32)][:size]
+
+
+@FORMS
+@pytest.mark.parametrize("seed", [-1, 2**64])
+def test_a_seed_of_more_than_64_bits_is_refused(form, seed: int) -> None:
+    with pytest.raises(OverflowError):
+        form.random_bits(seed, np.empty(2, dtype=np.uint32))
+
+
 def test_a_piece_of_a_larger_array_leaves_the_rest_alone() -> None:
     total, covered, values, sent = drawn(0, 100)
     before = total.copy(), covered.copy()

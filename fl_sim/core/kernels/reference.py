@@ -64,3 +64,15 @@ def seed(*key: int) -> int:
         OverflowError: a number that is negative or has more than 32 bits.
     """
     return int(np.random.SeedSequence(np.array(key, dtype=np.uint32)).generate_state(1, np.uint64)[0])
+
+
+def random_bits(seed: int, out: NDArray[np.uint32], /) -> None:
+    """Fill `out` with random bits: each number of `PCG64(seed)` is two of them, its lower half first.
+
+    Raises:
+        OverflowError: a seed that is negative or has more than 64 bits.
+    """
+    if not 0 <= seed < 2**64:
+        raise OverflowError("a seed has 64 bits")
+    drawn = np.random.PCG64(seed).random_raw(-(-len(out) // 2))
+    out[:] = drawn.astype("<u8", copy=False).view("<u4")[: len(out)]

@@ -35,6 +35,7 @@ from fl_sim.runtime.client.over_fitting import MeasureFit, Settle, keep_statisti
 from fl_sim.runtime.client.receiver import Receiver
 from fl_sim.runtime.client.update_validation import BadUpdate as BadUpdate
 from fl_sim.runtime.client.update_validation import checked, kept
+from fl_sim.runtime.client.uploads import NOTHING, Made
 from fl_sim.runtime.worlds import World
 from fl_sim.sparsity import curve_messages as measuring
 from fl_sim.training.client import Client, ClientContext, as_they_are
@@ -167,9 +168,12 @@ class ClientHost:
         tensors. Then `answer` does, and the model need not be made the client's."""
         return self.measure is no_measurement and not self.exchange.personal and not self.exchange.extra.up
 
-    def answer(self, client_task: ClientTask, update: Update, message: Message, context: Context) -> Message:
-        """Encode the update of a client that was trained elsewhere, on a host that needs no model after training."""
-        return self._answer(client_task, update, {}, {}, message, context)
+    def answer(
+        self, client_task: ClientTask, update: Update, message: Message, context: Context, made: Made = NOTHING
+    ) -> Message:
+        """Encode the update of a client that was trained elsewhere, on a host that needs no model after training; `made` is
+        what was made of it together with others."""
+        return self._answer(client_task, update, {}, {}, message, context, made)
 
     def _answer(
         self,
@@ -179,13 +183,14 @@ class ClientHost:
         fit: Mapping[str, float],
         message: Message,
         context: Context,
+        made: Made = NOTHING,
     ) -> Message:
         """Check and encode an update, and keep what the client keeps."""
         task, ctx = client_task.task, client_task.ctx
         update = checked(update, self.exchange.schema, self._known, self.exchange.extra.up)
         state = kept(ctx.state)
         codec_state = kept_tensors(context, CODEC_STATE)
-        encoded, left_out = self._encoded(client_task, update, codec_state)
+        encoded, left_out = self._encoded(client_task, update, codec_state, made)
         self._look_at_what_is_kept(CODEC)
         codec_state = kept(codec_state, "the codec's state")
         extra = self.exchange.encode_extra_up(update, task, seed=ctx.seed) if update.extra else {}
@@ -209,14 +214,19 @@ class ClientHost:
         return self.model.state_dict().keys()
 
     def _encoded(
-        self, client_task: ClientTask, update: Update, codec_state: dict[str, Tensor]
+        self, client_task: ClientTask, update: Update, codec_state: dict[str, Tensor], made: Made
     ) -> tuple[bytes, dict[str, Tensor]]:
         """The payload of an update, and the residual of error feedback, which adds what it left out before."""
-        task, seed = client_task.task, client_task.ctx.seed
-        if client_task.feedback is None:
-            return self.exchange.encode_up(update, task, seed=seed, state=codec_state), {}
-        encoded = self.exchange.encode_up(client_task.feedback.encoded(update), task, seed=seed, state=codec_state)
-        return encoded, {RESIDUAL: client_task.feedback.left_out(update, encoded)}
+        feedback, encoded = client_task.feedback, made.payload
+        if encoded is None:
+            if made.sent is not None:
+                sent = replace(update, params=made.sent)
+            else:
+                sent = update if feedback is None else feedback.encoded(update)
+            encoded = self.exchange.encode_up(sent, client_task.task, seed=client_task.ctx.seed, state=codec_state)
+        if feedback is None:
+            return encoded, {}
+        return encoded, {RESIDUAL: feedback.left_out(update, encoded) if made.left_out is None else made.left_out}
 
     def _require_untouched(self, client_task: ClientTask) -> None:
         """Complain of a client that wrote into what it shares with others; the next one gets a fresh copy of the task."""

@@ -16,13 +16,15 @@ from typing import Protocol, runtime_checkable
 import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
-from torch import nn
+from torch import Tensor, nn
 
 from fl_sim.communication.flower_private import set_message_id
 from fl_sim.core.errors import USERS_OWN
 from fl_sim.core.types import Mask, Metrics, Params, Task, Update
 from fl_sim.data import Split
+from fl_sim.runtime.client import uploads
 from fl_sim.runtime.client.host import ClientHost, ClientTask
+from fl_sim.runtime.client.uploads import Made
 from fl_sim.runtime.grids.base import LocalGrid, execute, request_of
 from fl_sim.training.batchable import failure, fitting, obstacle
 from fl_sim.training.batched import Member, Trained, fit
@@ -54,8 +56,21 @@ class Stackable(Protocol):
     def reads_parameters_alone(self) -> bool:
         """Whether what follows the training looks at the trained parameters alone: then `update_of` is the same in less time."""
 
+    @property
+    def sends_all(self) -> bool:
+        """Whether the client sends everything while there is no pruning mask."""
+
+    def upload_masks(self, received: Tensor, rows: Tensor) -> Tensor | None:
+        """What all clients choose to upload; None = each chooses by itself."""
+
     def update_of(
-        self, task: Task, ctx: ClientContext, params: Params, metrics: Metrics, prunable: Sequence[str]
+        self,
+        task: Task,
+        ctx: ClientContext,
+        params: Params,
+        metrics: Metrics,
+        prunable: Sequence[str],
+        chosen: Mask | None = None,
     ) -> Update:
         """The update of trained parameters, in the order of `task.params`; `prunable` are the names of those that are."""
 
@@ -202,9 +217,18 @@ def _trained(host: ClientHost, tasks: Sequence[ClientTask]) -> list[Run]:
             partial(_finish, host, one, client.trained_by(Ready(trained, training)))
             for one, trained in zip(tasks, together, strict=True)
         ]
+    made = uploads.together(
+        host.exchange,
+        [one.task for one in tasks],
+        [one.feedback for one in tasks],
+        flat,
+        seeds=[one.ctx.seed for one in tasks],
+        choose=client.upload_masks,
+        sends_all=client.sends_all,
+    )
     return [
-        partial(_answer, host, client, one, schema.view(row), metrics, training.lr)
-        for one, row, metrics in zip(tasks, flat.unbind(), together.metrics, strict=True)
+        partial(_answer, host, client, one, schema.view(row), metrics, training.lr, mine)
+        for one, row, metrics, mine in zip(tasks, flat.unbind(), together.metrics, made, strict=True)
     ]
 
 
@@ -234,13 +258,14 @@ def _answer(
     params: Params,
     metrics: Mapping[str, float],
     lr: float,
+    made: Made,
     message: Message,
     context: Context,
 ) -> Message:
     """The same of a client that reads the parameters alone, without the model."""
     check_converged(metrics["loss"], int(metrics["steps"]), lr)
-    update = client.update_of(one.task, one.ctx, params, dict(metrics), host.exchange.schema.prunable)
-    return host.answer(one, update, message, context)
+    update = client.update_of(one.task, one.ctx, params, dict(metrics), host.exchange.schema.prunable, made.mask)
+    return host.answer(one, update, message, context, made)
 
 
 def _fail(error: BaseException, message: Message, context: Context) -> Message:

@@ -39,7 +39,7 @@ class Drive:
         seed = int(torch.randint(2**62, (1,), generator=rng))
         flat = torch.cat([value.reshape(-1) for value in tensors.values()])
         scales, bits = [], []
-        for block, signs in _blocks(flat.numel(), seed):
+        for block, signs in blocks(flat.numel(), seed):
             x = torch.zeros(len(signs))
             x[: block.stop - block.start] = flat[block]
             rotated = hadamard(x * signs)
@@ -57,7 +57,7 @@ class Drive:
         Raises:
             CorruptPayload: another length, or a scale that is negative or not finite.
         """
-        sizes = [-(-_padded(size) // 8) for size in _sizes(schema.size)]
+        sizes = [-(-padded(size) // 8) for size in block_sizes(schema.size)]
         if len(data) != 8 + 4 * len(sizes) + sum(sizes):
             raise CorruptPayload("another length than the schema says")
         scales, at = np.frombuffer(data, "<f4", count=len(sizes), offset=8), 8 + 4 * len(sizes)
@@ -65,7 +65,7 @@ class Drive:
             raise CorruptPayload("a scale that is negative or not finite")
         flat = torch.empty(schema.size)
         seed = int.from_bytes(data[:8], "little")
-        for (block, signs), scale, size in zip(_blocks(schema.size, seed), scales.tolist(), sizes, strict=True):
+        for (block, signs), scale, size in zip(blocks(schema.size, seed), scales.tolist(), sizes, strict=True):
             bits = np.unpackbits(np.frombuffer(data, np.uint8, count=size, offset=at))[: len(signs)]
             rotated = torch.from_numpy(bits.astype(np.float32)) * 2 - 1
             flat[block] = (hadamard(rotated * scale) * signs)[: block.stop - block.start]
@@ -83,19 +83,21 @@ def hadamard(x: Tensor) -> Tensor:
     return x.div(count**0.5)
 
 
-def _sizes(count: int) -> list[int]:
+def block_sizes(count: int) -> list[int]:
+    """Values of each block."""
     return [min(BLOCK, count - start) for start in range(0, count, BLOCK)]
 
 
-def _padded(size: int) -> int:
+def padded(size: int) -> int:
+    """Values of a block once it is filled up to a power of two."""
     return 1 << (size - 1).bit_length()
 
 
-def _blocks(count: int, seed: int) -> list[tuple[slice, Tensor]]:
+def blocks(count: int, seed: int) -> list[tuple[slice, Tensor]]:
     """(place, random signs of its padded length) of each block."""
     draw, start, made = torch.Generator().manual_seed(seed), 0, []
-    for size in _sizes(count):
-        signs = torch.randint(0, 2, (_padded(size),), generator=draw).float() * 2 - 1
+    for size in block_sizes(count):
+        signs = torch.randint(0, 2, (padded(size),), generator=draw).float() * 2 - 1
         made.append((slice(start, start + size), signs))
         start += size
     return made

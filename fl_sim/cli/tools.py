@@ -80,6 +80,8 @@ def doctor(
     Example: fl-sim doctor my_clients:proximal_client mu=0.01
 
     Example: fl-sim doctor --aggregate my_parts:equal_mean --partition my_parts:by_label
+
+    Example: fl-sim doctor --codec eden bits=2
     """
     from fl_sim.config.experiment import Experiment
     from fl_sim.runtime.client.doctor import examine
@@ -99,6 +101,8 @@ def doctor(
         raise UserError(
             "doctor: name a client, a config, or a part: --aggregate, --mask-rule, --allocate, --partition, --data, --codec"
         )
+    if codec is not None and client is not None and "=" in client:
+        coded, client = [_with_options(parts.pop("codec"), [client, *(options or [])])], None
     findings: list[Finding] = []
     if client is not None:
         if client.endswith(".toml"):
@@ -120,6 +124,17 @@ def doctor(
         findings += _shown(f"codec {each.target}", examine_part("codec", each.target, each.options))
     if any(finding.problem for finding in findings):
         raise typer.Exit(1)
+
+
+def _with_options(codec: str, options: list[str]) -> CodecTarget:
+    """A codec with `key=value` options, as in its table of a config."""
+    from fl_sim.config.experiment import Experiment
+
+    table = {"wire": {"codec": {"uplink": {"target": codec}}}}
+    chosen = Experiment.from_tree(table, [f"wire.codec.uplink.{option}" for option in options]).wire.codec
+    assert chosen is not None
+    assert chosen.uplink is not None
+    return chosen.uplink
 
 
 def _own_parts(experiment: Experiment) -> dict[str, str]:

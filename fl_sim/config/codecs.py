@@ -19,6 +19,7 @@ CODECS: Mapping[str, str] = {
     "powersgd": "clients.low_rank_codec:PowerSGD",
     "atomo": "clients.spectral_codec:Atomo",
     "drive": "clients.rotation_codec:Drive",
+    "eden": "clients.eden_codec:Eden",
     "sketch": "clients.sketch_codec:CountSketch",
 }
 """Name -> import path of the codecs that come with fl-sim."""

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from scipy.stats import norm
 
+from clients.eden_codec import Eden, lloyd_max
 from clients.low_rank_codec import PowerSGD
 from clients.rotation_codec import Drive, hadamard
 from clients.sign_codec import SignSGD
 from clients.sketch_codec import CountSketch
 from clients.spectral_codec import Atomo, probabilities
 from fl_sim.codecs import Codec, CorruptPayload, Schema
-from fl_sim.core.types import Params, Update
+from fl_sim.core.types import Params, Update, UserError
 from strategies.majority_vote import MajorityVote
 from strategies.server_step import ServerState
 
@@ -150,6 +153,76 @@ def test_drive_with_the_least_error_loses_what_its_rotation_says() -> None:
         assert 0 < left < float(x.square().sum())
 
 
+def lloyd(bits: int) -> tuple[Array, float]:
+    """(levels, squared error) of Lloyd's method I for N(0, 1), on a fine grid."""
+    grid = np.linspace(-9, 9, 180_001)
+    weight = np.exp(-(grid**2) / 2)
+    levels = np.linspace(-2, 2, 1 << bits)
+    for _ in range(400 * bits):
+        places = np.searchsorted(grid, (levels[1:] + levels[:-1]) / 2)
+        starts = np.concatenate([[0], places])
+        levels = np.add.reduceat(grid * weight, starts) / np.add.reduceat(weight, starts)
+    nearest = levels[np.searchsorted((levels[1:] + levels[:-1]) / 2, grid)]
+    return levels, float(np.sum((grid - nearest) ** 2 * weight) / weight.sum())
+
+
+PUBLISHED = {1: 0.3634, 2: 0.1175, 3: 0.03454, 4: 0.009497}
+"""Least squared error of so many bits (Max, 1960, table I)."""
+
+
+@pytest.mark.parametrize("bits", PUBLISHED)
+def test_eden_has_the_levels_of_lloyd_and_max_and_their_error(bits: int) -> None:
+    levels, error = lloyd(bits)
+    assert np.allclose(lloyd_max(bits), levels, atol=2e-3)
+    assert error == pytest.approx(PUBLISHED[bits], rel=1e-3)
+    x = torch.randn(4096, generator=torch.Generator().manual_seed(1)) ** 3
+    schema, codec = Schema.of({"x": x}, ["x"]), Eden(bits=bits)
+    total, errors = torch.zeros_like(x), []
+    for seed in range(60):
+        decoded = codec.decode(sent(codec, {"x": x}, seed=seed), schema)["x"]
+        assert float(decoded @ x) == pytest.approx(float(x @ x), rel=1e-4)
+        total += decoded
+        errors.append(float((decoded - x).square().sum() / x.square().sum()))
+    assert np.mean(errors) == pytest.approx(error / (1 - error), rel=0.03), "its limit as d grows"
+    expected = np.sqrt(np.mean(errors) / 60)
+    assert float((total / 60 - x).norm() / x.norm()) == pytest.approx(expected, rel=0.1), "unbiased over rotations"
+    assert len(sent(codec, {"x": x})) < 4096 * bits / 8 + 60
+
+
+def test_levels_of_eden_are_the_means_of_their_cells_up_to_eight_bits() -> None:
+    for bits in (3, 8):
+        levels = lloyd_max(bits).astype(np.float64)
+        edges = np.concatenate([[-np.inf], (levels[1:] + levels[:-1]) / 2, [np.inf]])
+        means = [norm.expect(lb=low, ub=high, conditional=True) for low, high in itertools.pairwise(edges)]
+        assert np.allclose(levels, means, atol=1e-6)
+
+
+def test_eden_at_one_bit_decodes_what_drive_does() -> None:
+    for unbiased in (True, False):
+        drive, eden = (
+            through(codec, tensors()) for codec in (Drive(unbiased=unbiased), Eden(bits=1, unbiased=unbiased))
+        )
+        assert all(torch.allclose(drive[name], eden[name], rtol=1e-4, atol=1e-7) for name in SHAPES)
+
+
+def test_eden_with_the_least_error_projects() -> None:
+    x = torch.cat([value.flatten() for value in tensors().values()])
+    schema = Schema.of({"x": x}, ["x"])
+    least, plain = (
+        codec.decode(sent(codec, {"x": x}), schema)["x"] for codec in (Eden(bits=2, unbiased=False), Eden(bits=2))
+    )
+    left, lost = (float((made - x).square().sum() / x.square().sum()) for made in (least, plain))
+    assert 0 < left < lost < 1
+    cosine = float(plain @ x / plain.norm() / x.norm())
+    assert left >= 1 - cosine**2 - 1e-4, "no multiple of the levels is nearer, but for the zeros filled in"
+
+
+@pytest.mark.parametrize("bits", [0, 9, 2.5])
+def test_other_numbers_of_bits_are_refused(bits: int) -> None:
+    with pytest.raises(UserError, match="from 1 to 8"):
+        Eden(bits=bits)
+
+
 def test_several_blocks_and_odd_sizes_come_back_in_their_places() -> None:
     values = {"a": torch.ones(5000), "b": -torch.ones(3, 3)}
     schema = Schema.of(values, values)
@@ -272,6 +345,9 @@ CODECS = {
     "powersgd": PowerSGD(),
     "drive": Drive(),
     "drive, biased": Drive(unbiased=False),
+    "eden": Eden(),
+    "eden, 1 bit": Eden(bits=1),
+    "eden, 8 bits, biased": Eden(bits=8, unbiased=False),
     "sketch": CountSketch(),
     "sketch, unbiased": CountSketch(density=1.0),
     "atomo": Atomo(),

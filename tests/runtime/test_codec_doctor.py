@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from typer.testing import CliRunner
 
+from fl_sim.cli.app import app
 from fl_sim.config.codecs import CODECS
 from fl_sim.core.types import UserError
 from fl_sim.simulation.part_doctor import examine_part
@@ -21,3 +23,14 @@ def test_options_reach_a_codec() -> None:
     assert "as float32" in large.problem
     with pytest.raises((UserError, ValueError), match="no such codec"):
         examine_part("codec", "powersg")
+
+
+@pytest.mark.parametrize("bits", [1, 8])
+def test_eden_passes_with_few_and_many_bits(bits: int) -> None:
+    assert [finding for finding in examine_part("codec", "eden", {"bits": bits}) if finding.problem] == []
+
+
+def test_the_command_takes_options_of_a_codec() -> None:
+    tried = CliRunner().invoke(app, ["doctor", "--codec", "eden", "bits=9"])
+    assert tried.exit_code == 1
+    assert "bits = 9: must be a whole number from 1 to 8" in tried.output

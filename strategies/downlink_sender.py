@@ -20,6 +20,7 @@ from fl_sim.communication.task_header import Request
 from fl_sim.core.large import is_large
 from fl_sim.core.seeding import Purpose, derive
 from fl_sim.core.types import Mask, Params, Task, UserError
+from fl_sim.runtime.budget_coding import BudgetCoding
 from fl_sim.runtime.server_context import ServerContext, ServerSnapshot
 from strategies.booking import Booking
 from strategies.codec_state import CodecState
@@ -185,6 +186,10 @@ class DownlinkSender:
             after = task.round - 1 if kind == MessageType.TRAIN else task.round
             self.published.publish(after, task.params, task.mask)
             return self.published.encoded
+        if kind not in PHASES and isinstance(self.exchange.downlink, BudgetCoding):
+            raise UserError(
+                "wire.budget: this strategy asks clients questions, whose messages no budget holds; remove one"
+            )
         seed = derive(self.context.seed, task.round, Purpose.ENCODING)
         types = self.downlink(self.context, task, seed)
         made: dict[bytes, EncodedModel] = {}

@@ -9,6 +9,7 @@ from fl_sim.communication.exchange import OwnCoding
 from fl_sim.communication.extra import problem
 from fl_sim.core.errors import USERS_OWN, error_line
 from fl_sim.core.types import MaskRule, Params, Scalar, UserError
+from fl_sim.runtime.budget_coding import BudgetCoding
 from fl_sim.runtime.server_context import ServerContext
 from strategies.aggregation import mean
 from strategies.calibration import Calibrate
@@ -92,6 +93,20 @@ def require_whole_tensors(slots: Slots, context: ServerContext) -> None:
             raise UserError(f"{where}, and this strategy prunes; allowed: strategies without a mask rule")
         if way == "downlink" and slots.downlink is not configured_types:
             raise UserError(f"{where}, and this strategy chooses a value type for each; remove one")
+
+
+def require_nothing_beside_a_budget(slots: Slots, context: ServerContext) -> None:
+    """Check before round 1 that a byte budget of a round (`wire.budget`) holds all that this strategy sends.
+
+    Raises:
+        UserError: the method chooses value types itself, or measures on clients.
+    """
+    if not isinstance(context.exchange.downlink, BudgetCoding):
+        return
+    if slots.downlink is not configured_types:
+        raise UserError("wire.budget: this strategy chooses the value types of the downlink itself; remove one")
+    if slots.calibrate is not None:
+        raise UserError("wire.budget: this strategy measures on clients, whose messages no budget holds; remove one")
 
 
 def require_extra(slots: Slots, state: ServerState, context: ServerContext) -> None:

@@ -36,7 +36,7 @@ from strategies.remote_sums import foldable
 from strategies.round_log import RoundFailed, RoundLog
 from strategies.selection import Request, drawn, uniform
 from strategies.server_step import ServerState, masked, server_step
-from strategies.slots import Slots, require_extra, require_whole_tensors
+from strategies.slots import Slots, require_extra, require_nothing_beside_a_budget, require_whole_tensors
 from strategies.uplink_receiver import OnReply, UplinkReceiver
 
 log = logging.getLogger("fl_sim")
@@ -68,6 +68,7 @@ class SparseServer:
         self._watches = [watch for watch in watched if watch is not None]
         require_extra(self.slots, self.state, context)
         require_whole_tensors(self.slots, context)
+        require_nothing_beside_a_budget(self.slots, context)
 
     @property
     def params(self) -> Params:

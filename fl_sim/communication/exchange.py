@@ -86,6 +86,11 @@ class Coding:
         """Whether the receiver decodes the sender's parameters bit for bit."""
         return self.values in codecs.LOSSLESS and self.content == "parameters"
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether every value takes four bytes, whatever it is."""
+        return self.values == "float32"
+
     def encode(
         self,
         params: Params,
@@ -189,6 +194,11 @@ class OwnCoding(Coding):
     @property
     def is_exact(self) -> bool:
         """Nobody knows: the answer is no."""
+        return False
+
+    @property
+    def is_plain(self) -> bool:
+        """See `Coding`."""
         return False
 
     def value_type(self, schema: Schema, state: Params) -> Own:

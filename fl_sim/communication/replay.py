@@ -24,7 +24,7 @@ from torch import Tensor
 from fl_sim import codecs
 from fl_sim.codecs import CorruptPayload, Opened, Schema
 from fl_sim.codecs.sections import is_extra
-from fl_sim.communication.exchange import CONTENTS, Coding, Exchange, OwnCoding
+from fl_sim.communication.exchange import CONTENTS, Coding, Exchange
 from fl_sim.communication.ledger import Ledger
 from fl_sim.communication.mask_log import Bits
 from fl_sim.communication.payload_log import Recorded, read_round, recorded_files
@@ -223,8 +223,7 @@ class _Round:
 
     def _require_exact(self, payload: Opened, new: Coding, direction: str) -> None:
         """Refuse to encode values that were rounded before; float32 takes four bytes whatever the values are."""
-        plain = new.values == "float32" and not isinstance(new, OwnCoding)
-        if payload.values not in codecs.LOSSLESS and not plain:
+        if payload.values not in codecs.LOSSLESS and not new.is_plain:
             raise UserError(
                 f"{self.where}: the {direction}link moved {payload.values}, and what that rounded away was not recorded; "
                 f"record a run with wire.{direction}link.values = 'float32', allowed here: the run's own type or float32"

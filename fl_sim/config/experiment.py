@@ -161,6 +161,14 @@ class Experiment(Section):
         return self
 
     @model_validator(mode="after")
+    def _a_budget_has_rounds(self) -> Self:
+        if self.wire.budget is not None and not self.schedule.in_rounds:
+            raise ValueError(f"wire.budget: is of a round; schedule.kind = {self.schedule.kind!r}; allowed: 'rounds'")
+        if self.wire.budget is not None and self.capacities:
+            raise ValueError("wire.budget: not with capacities; allowed with one model only")
+        return self
+
+    @model_validator(mode="after")
     def _somebody_can_evaluate(self) -> Self:
         """A client that is on its way is not asked to evaluate."""
         schedule, asked = self.schedule, self.evaluate.clients

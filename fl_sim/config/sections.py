@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from fl_sim.codecs import LOSSLESS, is_relative
+from fl_sim.communication.byte_budget import ByteBudget
 from fl_sim.communication.exchange import Coding
 from fl_sim.communication.sparse_broadcast import SparseBroadcast
 from fl_sim.config.codecs import CodecSection
@@ -297,6 +298,11 @@ class WireSection(Section):
         None,
         description="compressors of your own, or of `fl-sim list codecs`: a class with `encode` and `decode`",
     )
+    budget: ByteBudget | None = Field(
+        None,
+        description="byte budget of a round, for both directions and all clients together, in which a value type is chosen for "
+        "each tensor of each payload",
+    )
     error_feedback: bool = Field(
         False,
         description="error feedback: each client adds what its last upload left out to its next one. The default mean then "
@@ -328,6 +334,25 @@ class WireSection(Section):
                 f"uplink.values = {self.uplink.values!r} codes against the model that clients received, bit for bit, and the "
                 f"downlink ({down.values}, {down.content}) rounds; allowed there: {', '.join(LOSSLESS)} of parameters, or "
                 "a broadcast"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _a_budget_chooses(self) -> Self:
+        """What a byte budget chooses would be ignored beside it."""
+        if self.budget is None:
+            return self
+        for key in ("codec", "broadcast"):
+            if getattr(self, key) is not None:
+                raise ValueError(
+                    f"{key}: not beside budget, which chooses a value type for each tensor of a whole model; remove one"
+                )
+        for way in ("uplink", "downlink"):
+            if (values := getattr(self, way).values) != Coding().values:
+                raise ValueError(f"{way}.values = {values!r}: not beside budget, which chooses it; allowed: unset")
+        if self.uplink.content == "parameters":
+            raise ValueError(
+                "uplink.content = 'parameters': beside budget, under which little of them would be left; needed: 'difference'"
             )
         return self
 

@@ -148,8 +148,9 @@ def _codecs(config: Config) -> str:
         f"{config.text(f'wire.{link}.content')}"
         for way, link in (("up", "uplink"), ("down", "downlink"))
     ]
-    broadcast = config.under("wire.broadcast")
+    broadcast, budget = config.under("wire.broadcast"), config.under("wire.budget")
     more = [
+        f"value types by tensor under a byte budget of a round ({budget})" if budget else "",
         f"sparse broadcast ({broadcast})" if broadcast else "",
         "error feedback" * config.is_set("wire.error_feedback"),
     ]

@@ -11,12 +11,14 @@ from torch import Tensor
 from fl_sim.codecs import Codec, CorruptPayload, Schema
 from fl_sim.communication.exchange import Coding, Exchange, OwnCoding
 from fl_sim.config.codecs import CodecTarget
+from fl_sim.config.experiment import Experiment
 from fl_sim.config.sections import WireSection
 from fl_sim.core.errors import USERS_OWN, error_line
 from fl_sim.core.lookup import takes
 from fl_sim.core.seeding import Purpose, generator
 from fl_sim.core.types import Params, UserError
 from fl_sim.runtime.client.update_validation import BadUpdate, kept
+from fl_sim.simulation.round_budget import budget_codings
 
 CALLS = {"encode": ("tensors", "state", "rng"), "decode": ("data", "schema")}
 """Method of a codec -> what it is called with."""
@@ -36,8 +38,11 @@ def coding_of(wire: WireSection, way: str) -> Coding:
     return OwnCoding(content=plain.content, codec=codec_of(named, f"wire.codec.{way}"), name=named.target + options)
 
 
-def codings_of(wire: WireSection) -> tuple[Coding, Coding]:
-    """`coding_of` the uplink and the downlink."""
+def codings_of(experiment: Experiment) -> tuple[Coding, Coding]:
+    """The encoding of uplink and downlink: `coding_of` each, or what a byte budget leaves to it."""
+    wire = experiment.wire
+    if wire.budget is not None:
+        return budget_codings(experiment, wire.budget)
     return coding_of(wire, "uplink"), coding_of(wire, "downlink")
 
 

@@ -47,7 +47,7 @@ def check(experiment: Experiment) -> None:
             raise UserError(str(error)) from error
     _tell_coarse(experiment)
     _client(experiment)
-    codings_of(experiment.wire)
+    codings_of(experiment)
     _rules(experiment)
 
 

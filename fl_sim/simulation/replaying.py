@@ -16,7 +16,7 @@ from fl_sim.simulation.own_codecs import codings_of
 
 KEYS = tuple(f"wire.{way}.{key}" for way in ("uplink", "downlink") for key in ("values", "content", "masks"))
 """Keys of the config that a replay may change."""
-CODECS = ("wire.codec.uplink", "wire.codec.downlink")
+CODECS = ("wire.codec.uplink", "wire.codec.downlink", "wire.budget")
 """Tables of the config that a replay may change, with the keys below."""
 
 
@@ -41,7 +41,7 @@ def asked(
             raise UserError(f"replay: {key!r} cannot change after a run; allowed: {allowed}")
     both = [] if values is None else [f'wire.{way}.values="{values}"' for way in ("uplink", "downlink")]
     experiment = Experiment.from_tree(report.config, [*both, *overrides], where="replay")
-    return Recoding(*codings_of(experiment.wire), mask)
+    return Recoding(*codings_of(experiment), mask)
 
 
 def replay_run(report: Report, recoding: Recoding) -> Replayed:
@@ -59,7 +59,7 @@ def replay_run(report: Report, recoding: Recoding) -> Replayed:
         ]
         return replay(report.ledger, report.folder / FOLDER, links, recoding)
     masks = read_masks(report.folder / "masks.parquet", federation.first.exchange.schema)
-    if replace(recoding, mask="fl_sim") != Recoding(*codings_of(experiment.wire)):
+    if replace(recoding, mask="fl_sim") != Recoding(*codings_of(experiment)):
         raise UserError(
             f"{report.folder}: masks were recorded, values were not: only --mask can change; "
             "for other values run it with wire.record_payloads=1"

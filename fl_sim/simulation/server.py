@@ -21,8 +21,10 @@ from fl_sim.core.types import Mask, Params, Scalar, UserError
 from fl_sim.models.module_state import ModuleState
 from fl_sim.models.parameters import load
 from fl_sim.runtime.server_context import Accounting, Sampling, ServerContext, ServerSnapshot
+from fl_sim.simulation.client_side import client_of
 from fl_sim.simulation.federation import Federation
 from fl_sim.simulation.model_track import ModelTrack
+from fl_sim.simulation.round_budget import require_budget
 
 T = TypeVar("T")
 
@@ -101,6 +103,12 @@ def build_server(
         raise UserError(
             f"model.adapter: not with a strategy that prunes, {experiment.strategy.target!r}: B starts at zero, so that a mask "
             "would keep it there; allowed: fedavg, and uploads of client = 'clients.presets:topk'"
+        )
+    if experiment.wire.budget is not None:
+        sends_all = getattr(client_of(federation.first), "sends_all", True) is not False
+        first = federation.first
+        require_budget(
+            experiment, first.exchange, first.initial, first.start, prunes=_prunes(method), sends_all=sends_all
         )
     if len(federation.tracks) > 1 and experiment.wire.record_masks:
         raise UserError("wire.record_masks: not with capacities; allowed with one model only")

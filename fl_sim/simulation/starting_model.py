@@ -110,7 +110,7 @@ def make_exchange(
     kept = statistics if experiment.model.statistics == "local" else []
     exchange = Exchange(
         schema,
-        *codings_of(experiment.wire),
+        *codings_of(experiment),
         experiment.wire.error_feedback,
         personal=(*models.personal_names(model, experiment.model.personal), *kept),
         extra=extra.of(schema),

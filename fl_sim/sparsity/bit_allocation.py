@@ -10,15 +10,17 @@ the logits move when this layer alone is sent in that type.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fl_sim import codecs
 from fl_sim.codecs import VALUES, Schema, is_relative
 from fl_sim.codecs.mixed_coding import tensor_seed
+from fl_sim.codecs.value_coder import Values
 from fl_sim.core.types import Mask, Params, UserError
 from fl_sim.models.modes import evaluating, restored
 from fl_sim.models.parameters import load
@@ -30,6 +32,74 @@ TYPES = tuple(name for name in VALUES if name != "float16" and not is_relative(n
 """Offered unless others are named: all that need no held model, but for float16, beyond whose range a weight may lie."""
 SLACK = 3
 """Bytes of padding by which a header may grow."""
+
+
+Tried = Sequence[Sequence[tuple[int, float]]]
+"""(bytes, distortion) of each tensor in each type."""
+
+
+class TooSmall(UserError):
+    """A budget below the smallest payload.
+
+    Attributes:
+        least: bytes of the smallest payload.
+    """
+
+    def __init__(self, budget: int, least: int) -> None:
+        super().__init__(f"budget = {budget} bytes: the smallest payload of these types has {least}")
+        self.least = least
+
+
+Encode = Callable[[Sequence[str]], bytes]
+"""A value type for each tensor -> the payload."""
+
+
+def allotted(tried: Tried, types: Sequence[str], budget: int, encode: Encode) -> list[str]:
+    """The type of each tensor with the least sum of distortions in a payload of at most so many bytes.
+
+    Args:
+        tried: bytes and distortion of each tensor in each of `types`.
+        types: names of `fl_sim.codecs.VALUES`.
+        budget: bytes of the payload.
+        encode: makes the payload.
+
+    Raises:
+        TooSmall: no choice fits the budget.
+    """
+    rest = _rest(tried, types, encode)
+    if (least := _least(tried) + rest) > budget:
+        raise TooSmall(budget, least)
+    rates = [[rate for rate, _ in levels] for levels in tried]
+    distortions = [[distortion for _, distortion in levels] for levels in tried]
+    return [types[level] for level in min_distortion(rates, distortions, budget - rest)]
+
+
+def smallest(tried: Tried, types: Sequence[str], encode: Encode) -> int:
+    """Bytes of the least budget of `allotted`."""
+    return _least(tried) + _rest(tried, types, encode)
+
+
+def _least(tried: Tried) -> int:
+    return sum(min(rate for rate, _ in levels) for levels in tried)
+
+
+def _rest(tried: Tried, types: Sequence[str], encode: Encode) -> int:
+    """Bytes of a payload beside its values: header, mask and other tensors, and padding."""
+    largest = [max((rate, number) for number, (rate, _) in enumerate(levels)) for levels in tried]
+    return len(encode([types[number] for _, number in largest])) - sum(rate for rate, _ in largest) + SLACK
+
+
+def rounding_errors(tensors: Sequence[Values], types: Sequence[str], seed: int) -> Tried:
+    """What `allotted` takes, of the sent values of each tensor: the distortion is the squared error of the values."""
+    found = []
+    for position, values in enumerate(tensors):
+        rounding, levels = tensor_seed(seed, position), []
+        for kind in types:
+            data = bytes(VALUES[kind].encode(values, rounding))
+            lost = VALUES[kind].decode(memoryview(data), len(values)) - values
+            levels.append((len(data), float(np.square(lost, dtype=np.float64).sum())))
+        found.append(levels)
+    return found
 
 
 @dataclass(frozen=True)
@@ -76,18 +146,14 @@ class LayerAdaptive:
                 self._levels(model, name, None if mask is None else mask[name], images, tensor_seed(seed, position))
                 for position, name in enumerate(schema.prunable)
             ]
-        rates = [[rate for rate, _ in levels] for levels in measured]
-        whole = codecs.encode(params, mask, schema=schema, held_mask=mask, values=self._largest(rates), seed=seed)
-        rest = len(whole) - sum(map(max, rates)) + SLACK
-        least = sum(map(min, rates)) + rest
-        if least > self.budget_bytes:
-            smallest = f"the smallest payload of these types has {least}"
-            raise UserError(f"strategy.kilobytes: budget = {self.budget_bytes} bytes: {smallest}")
-        distortions = [[distortion for _, distortion in levels] for levels in measured]
-        return tuple(self.types[level] for level in min_distortion(rates, distortions, self.budget_bytes - rest))
 
-    def _largest(self, rates: Sequence[Sequence[int]]) -> list[str]:
-        return [self.types[row.index(max(row))] for row in rates]
+        def encode(types: Sequence[str]) -> bytes:
+            return codecs.encode(params, mask, schema=schema, held_mask=mask, values=types, seed=seed)
+
+        try:
+            return tuple(allotted(measured, self.types, self.budget_bytes, encode))
+        except TooSmall as error:
+            raise UserError(f"strategy.kilobytes: {error}") from error
 
     def _levels(
         self, model: nn.Module, name: str, alive: Tensor | None, images: Tensor, seed: int

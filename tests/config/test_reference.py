@@ -72,6 +72,8 @@ def test_every_default_in_the_template_can_be_switched_on() -> None:
     tree = tomllib.loads("\n".join(lines))
     codec = tree["wire"].pop("codec")  # not beside a broadcast of changed weights
     assert Experiment.from_tree({"wire": {"codec": codec}}).wire.codec is not None
+    budget = {"budget": tree["wire"].pop("budget"), "uplink": {"content": "difference"}}  # chooses what others name
+    assert Experiment.from_tree({"wire": budget}).wire.budget is not None
     switched = Experiment.from_tree(tree)
     wire = switched.wire.model_copy(update={"broadcast": None})
     model = switched.model.model_copy(update={"adapter": None})

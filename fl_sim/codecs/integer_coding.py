@@ -25,7 +25,7 @@ FEWEST = 8 * BLOCK
 """Fewer values are not worth more than one table, nor the time to find that out."""
 
 
-def _cut(counts: Counts | Sizes, most: int) -> Sizes:
+def _cut(counts: Counts, most: int) -> Sizes:
     """Values of each block: at most `most`, never of two tensors; no block for a tensor without values."""
     sizes = np.asarray(counts, dtype=np.int64)
     blocks = -(-sizes // most)
@@ -38,6 +38,12 @@ def _cut(counts: Counts | Sizes, most: int) -> Sizes:
 def _blocks(counts: Counts) -> Sizes:
     """Values of each block that has a scale; clients of one model have the same. Not to be changed."""
     return _cut(counts, BLOCK)
+
+
+@lru_cache(maxsize=64)
+def _runs(counts: Counts) -> Sizes:
+    """Values of each run that has a class. Not to be changed."""
+    return _cut(counts, RUN)
 
 
 def _told_scales(scales: NDArray[np.float32]) -> tuple[bytes, bytes]:
@@ -84,8 +90,12 @@ def _classes(symbols: Bytes, runs: Sizes) -> Bytes:
     sums = np.empty(len(runs), dtype=np.int64)
     block_sums(symbols, runs, sums)
     levels = np.rint(2 * np.log2(sums / runs + 2.0**-6)).astype(np.int64)
-    ranks = np.unique(levels, return_inverse=True)[1]
-    return (ranks * MOST_CLASSES // max(MOST_CLASSES, int(ranks.max()) + 1)).astype(np.uint8)
+    levels -= levels.min()
+    occurs = np.zeros(int(levels.max()) + 1, dtype=np.int64)
+    occurs[levels] = 1
+    ranks, count = (np.cumsum(occurs) - 1)[levels], int(occurs.sum())
+    classes: Bytes = (ranks * MOST_CLASSES // max(MOST_CLASSES, count)).astype(np.uint8)
+    return classes
 
 
 def _told(symbols: Bytes) -> bytes:
@@ -107,21 +117,22 @@ def _cost(counts: NDArray[np.int64]) -> float:
     return float((totals * np.log2(totals)).sum() - (used * np.log2(used)).sum()) + 8 * len(used) + 16 * len(totals)
 
 
-def _encode_symbols(symbols: Bytes, sizes: Counts | Sizes, rider: bytes) -> bytes:
+def _encode_symbols(symbols: Bytes, sizes: Counts, rider: bytes) -> bytes:
     """classes u8 | with several, bytes (LEB128) and code of the class of each run | code of the symbols, a table a class."""
     size = len(symbols)
     if size < FEWEST:
         return b"\1" + symbol_coding.encode(symbols, symbol_coding.single(size), 1, rider=rider)
-    runs = _cut(sizes, RUN)
+    runs = _runs(sizes)
     classes = _classes(symbols, runs)
     counts = symbol_coding.counted(symbols, symbol_coding.by_block(classes, runs), int(classes.max()) + 1)
     best = counts.sum(axis=0, keepdims=True), b"", np.zeros_like(classes)
     least = _cost(best[0])
     while len(counts) > 1:
-        told = _told(classes)
-        cost = _cost(counts) + 8 * len(told)
-        if cost < least:
-            best, least = (counts, told, classes), cost
+        if (cost := _cost(counts)) < least:  # else the classes themselves need not be coded to find out
+            told = _told(classes)
+            cost += 8 * len(told)
+            if cost < least:
+                best, least = (counts, told, classes), cost
         # Pairs of neighbours together.
         classes, counts = classes // 2, np.add.reduceat(counts, np.arange(0, len(counts), 2))
     counts, told, classes = best
@@ -130,7 +141,7 @@ def _encode_symbols(symbols: Bytes, sizes: Counts | Sizes, rider: bytes) -> byte
     return b"".join([bytes([len(counts)]), told, coded])
 
 
-def _decode_symbols(data: memoryview, sizes: Counts | Sizes, top: int, rider: int) -> tuple[Bytes, memoryview | bytes]:
+def _decode_symbols(data: memoryview, sizes: Counts, top: int, rider: int) -> tuple[Bytes, memoryview | bytes]:
     """Invert `_encode_symbols` for integers -top..top. Raises CorruptPayload."""
     kinds = data[0] if len(data) else 0
     if not 1 <= kinds <= MOST_CLASSES:
@@ -138,7 +149,7 @@ def _decode_symbols(data: memoryview, sizes: Counts | Sizes, top: int, rider: in
     if kinds == 1:
         contexts, at = symbol_coding.single(int(sum(sizes))), 1
     else:
-        runs = _cut(sizes, RUN)
+        runs = _runs(sizes)
         classes, end = _heard(data[1:], len(runs), kinds)
         contexts, at = symbol_coding.by_block(classes, runs), 1 + end
     return symbol_coding.with_rider(data[at:], contexts, kinds, 2 * top + 1, rider)
@@ -239,14 +250,15 @@ class Signs:
         counts = np.add.reduceat(values != 0, starts, axis=1, dtype=np.int64)
         told = map(_told_scales, (sums / np.maximum(counts, 1)).astype(np.float32))
         symbols: Bytes = (values < 0).view(np.uint8) | (values > 0).view(np.uint8) << np.uint8(1)
-        return [head + _encode_symbols(row, sizes, rider) for row, (head, rider) in zip(symbols, told, strict=True)]
+        whole = self.counts or (size,)
+        return [head + _encode_symbols(row, whole, rider) for row, (head, rider) in zip(symbols, told, strict=True)]
 
     def decode(self, data: memoryview, count: int) -> Values:
         if count == 0:
             return _nothing(data)
         sizes = self._sizes(count)
         exponents, at, length = _head_of_scales(data, len(sizes))
-        symbols, rider = _decode_symbols(data[at:], sizes, 1, length)
+        symbols, rider = _decode_symbols(data[at:], self.counts or (count,), 1, length)
         return _scaled(symbols, _scales(exponents, rider), sizes)
 
 

@@ -64,18 +64,19 @@ static PyObject *rans_encode(PyObject *Py_UNUSED(module), PyObject *args)
         PyErr_SetString(PyExc_ValueError, "too little room");
         return done(&all);
     }
-    uint32_t *shares = PyMem_Malloc((size_t)kinds * SYMBOLS * sizeof *shares);
-    if (!shares)
+    uint64_t *inverses = PyMem_Malloc((size_t)kinds * SYMBOLS * (sizeof *inverses + sizeof(uint32_t)));
+    if (!inverses)
         PyErr_NoMemory();
     else {
         Py_BEGIN_ALLOW_THREADS
+        uint32_t *const shares = (uint32_t *)(inverses + kinds * SYMBOLS);
         shares_of(views[2].buf, kinds, shares);
-        start = put(&plan, views[0].buf, shares, views[3].buf, views[4].buf, length(&views[4]));
+        start = put(&plan, views[0].buf, shares, kinds * SYMBOLS, inverses, views[3].buf, views[4].buf, length(&views[4]));
         Py_END_ALLOW_THREADS
         if (start < 0)
             PyErr_SetString(PyExc_ValueError, "a symbol that its table does not have");
     }
-    PyMem_Free(shares);
+    PyMem_Free(inverses);
     return answer(&all, start);
 }
 

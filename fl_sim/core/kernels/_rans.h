@@ -111,6 +111,7 @@ WITH_VECTORS static uint8_t *put_groups(const Plan *plan, const uint8_t *restric
 {
     const __m128i bits = _mm_cvtsi32_si128(plan->bits), rest = _mm_cvtsi32_si128(32 - plan->bits);
     const __m512i low = _mm512_set1_epi32(0xFFFF), one = _mm512_set1_epi32(1);
+    const __m256i upwards = _mm256_setr_epi16(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     __mmask16 missing = 0;
     while (i > stop) {
         i -= VECTORS;
@@ -123,10 +124,12 @@ WITH_VECTORS static uint8_t *put_groups(const Plan *plan, const uint8_t *restric
         missing |= _mm512_testn_epi32_mask(slots, slots);
         __m512i state = _mm512_loadu_si512(held);
         const __mmask16 full = _mm512_cmpge_epu32_mask(_mm512_srl_epi32(state, rest), slots);
+        /* Sixteen words that end at `at`; those before the first full one are written over later. A store under a mask is slow. */
         const int words = __builtin_popcount(full);
+        const __m256i some = _mm512_cvtepi32_epi16(_mm512_maskz_compress_epi32(full, state));
+        const __m256i from = _mm256_add_epi16(_mm256_set1_epi16((short)words), upwards);
+        _mm256_storeu_si256((__m256i *)(at - 2 * VECTORS), _mm256_permutexvar_epi16(from, some));
         at -= 2 * words;
-        _mm256_mask_storeu_epi16(at, (__mmask16)((1u << words) - 1),
-                                 _mm512_cvtepi32_epi16(_mm512_maskz_compress_epi32(full, state)));
         state = _mm512_mask_srli_epi32(state, full, state, 16);
         /* A quotient of floats that is below 2**22 is at most 1 from that of integers. */
         __m512i times = _mm512_cvttps_epi32(_mm512_div_ps(_mm512_cvtepu32_ps(state), _mm512_cvtepi32_ps(slots)));
@@ -141,11 +144,61 @@ WITH_VECTORS static uint8_t *put_groups(const Plan *plan, const uint8_t *restric
     }
     return missing ? NULL : at;
 }
+
+/* What eight lanes need of each symbol, in 64 bits: the inverse of its slots without its first one (32), its slots (13), the first
+   of them (12), and a shift: x / slots == (x * inverse / 2**32 + x) >> shift for all x below 2**32. */
+static void inverses_of(const uint32_t *shares, Py_ssize_t entries, uint64_t *inverses)
+{
+    for (Py_ssize_t e = 0; e < entries; e++) {
+        const uint64_t slots = shares[e] & 0xFFFF, first = shares[e] >> 16 & 0xFFF;
+        int shift = 0;
+        while (1u << shift < slots)
+            shift++;
+        const uint64_t inverse = slots ? ((1ull << (32 + shift)) + slots - 1) / slots : 0;
+        inverses[e] = (inverse & 0xFFFFFFFF) | slots << 32 | first << 45 | (uint64_t)shift << 57;
+    }
+}
+
+/* The same for eight lanes, which stay in a register: i and stop are multiples of 8. */
+WITH_VECTORS static uint8_t *put_eights(const Plan *plan, const uint8_t *restrict symbols, const uint64_t *restrict inverses,
+                                        uint32_t *restrict states, Py_ssize_t i, Py_ssize_t stop, uint8_t *restrict at)
+{
+    const __m128i rest = _mm_cvtsi32_si128(32 - plan->bits);
+    const __m512i most = _mm512_set1_epi64(1 << plan->bits), low = _mm512_set1_epi64(0x1FFF), lower = _mm512_set1_epi64(0xFFF);
+    /* 16 bytes from 2 n on move the first n words to the end. */
+    static const uint8_t shifts[32] = {128, 128, 128, 128, 128, 128, 128, 128, 128, 128, 128, 128, 128, 128, 128, 128,
+                                       0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    __m512i state = _mm512_cvtepu32_epi64(_mm256_loadu_si256((const __m256i *)states));
+    __mmask8 missing = 0;
+    while (i > stop) {
+        i -= FEW;
+        const __m512i symbol = _mm512_cvtepu8_epi64(_mm_loadl_epi64((const __m128i *)(symbols + i)));
+        const __m512i context = _mm512_cvtepu8_epi64(_mm_loadl_epi64((const __m128i *)(plan->contexts + i)));
+        const __m512i inverse = _mm512_i64gather_epi64(_mm512_or_si512(_mm512_slli_epi64(context, 8), symbol), inverses, 8);
+        const __m512i slots = _mm512_and_si512(_mm512_srli_epi64(inverse, 32), low);
+        const __m512i start = _mm512_and_si512(_mm512_srli_epi64(inverse, 45), lower);
+        missing |= _mm512_testn_epi64_mask(slots, slots);
+        const __mmask8 full = _mm512_cmpge_epu64_mask(state, _mm512_sll_epi64(slots, rest));
+        /* Eight words that end at `at`; those before the first full one are written over later. */
+        const int words = __builtin_popcount(full);
+        const __m128i some = _mm512_cvtepi64_epi16(_mm512_maskz_compress_epi64(full, state));
+        _mm_storeu_si128((__m128i *)(at - 16), _mm_shuffle_epi8(some, _mm_loadu_si128((const __m128i *)(shifts + 2 * words))));
+        at -= 2 * words;
+        state = _mm512_mask_srli_epi64(state, full, state, 16);
+        const __m512i share = _mm512_add_epi64(_mm512_srli_epi64(_mm512_mul_epu32(state, inverse), 32), state);
+        const __m512i times = _mm512_srlv_epi64(share, _mm512_srli_epi64(inverse, 57));
+        /* (times << bits) + (state - times * slots) + start */
+        state = _mm512_add_epi64(_mm512_add_epi64(state, start), _mm512_mul_epu32(times, _mm512_sub_epi64(most, slots)));
+    }
+    _mm256_storeu_si256((__m256i *)states, _mm512_cvtepi64_epi32(state));
+    return missing ? NULL : at;
+}
 #endif
 
-/* Writes from the end of `out` backwards; where the code starts, or -1 where a symbol has no slots. */
-static Py_ssize_t put(const Plan *plan, const uint8_t *symbols, const uint32_t *shares, const uint16_t *ends, uint8_t *out,
-                      Py_ssize_t room)
+/* Writes from the end of `out` backwards; where the code starts, or -1 where a symbol has no slots. `inverses` has room for as
+   many as there are shares. */
+static Py_ssize_t put(const Plan *plan, const uint8_t *symbols, const uint32_t *shares, Py_ssize_t entries, uint64_t *inverses,
+                      const uint16_t *ends, uint8_t *out, Py_ssize_t room)
 {
     _Alignas(64) uint32_t states[LANES];
     uint8_t *at = out + room;
@@ -158,7 +211,15 @@ static Py_ssize_t put(const Plan *plan, const uint8_t *symbols, const uint32_t *
         at = put_each(plan, symbols, shares, states, left, whole, at);
         at = at ? put_groups(plan, symbols, shares, states, whole, 0, at) : at;
         left = 0;
+    } else if (plan->lanes == FEW && has_vectors()) {
+        const Py_ssize_t whole = left / FEW * FEW;
+        inverses_of(shares, entries, inverses);
+        at = put_each(plan, symbols, shares, states, left, whole, at);
+        at = at ? put_eights(plan, symbols, inverses, states, whole, 0, at) : at;
+        left = 0;
     }
+#else
+    (void)entries, (void)inverses;
 #endif
     at = at ? put_each(plan, symbols, shares, states, left, 0, at) : at;
     if (!at)

@@ -1,8 +1,10 @@
 """Hold `fl-sim plan` against clusters of 1, 2 and 3 network namespaces, one worker each. Takes minutes; run it on an idle machine.
 
-    PYTHONPATH=.:tests/support python tests/support/plan_on_nodes.py compute      # or link, or driver, or a config
+    PYTHONPATH=.:tests/support python tests/support/plan_on_nodes.py compute      # or link, driver, fold_..., or a config
+    PYTHONPATH=.:tests/support python tests/support/plan_on_nodes.py fold_compute here      # one machine, 1 and 2 workers
 
-The nodes share this machine's processors, so that the clients of "compute" wait for a fixed time and do not work.
+The nodes share this machine's processors, so that the clients of "compute" wait for a fixed time and do not work. In the rounds of
+"fold_..." workers add up the updates of blocks.
 """
 
 from __future__ import annotations
@@ -23,24 +25,37 @@ from fl_sim.training.client import ClientContext
 
 ROUNDS, COUNTED_FROM = 6, 2
 """Of a measured run; its first rounds warm up."""
-WAIT_S = 1.0
-DIGITS = 'rounds = 100\n[data]\nsource = "digits"\nclients = 60\n[model]\nname = "{model}"\n[cohort]\nsize = {cohort}\n'
+
+
+def _digits(client: str, model: str, cohort: int) -> str:
+    data = f'[data]\nsource = "digits"\npartition = "iid"\nclients = {max(60, cohort)}\n'
+    return f'rounds = 100\n{data}[model]\nname = "{model}"\n[cohort]\nsize = {cohort}\n[client]\n{client}\n'
+
+
+def _waiting(seconds: float) -> str:
+    return f'target = "plan_on_nodes:waiting"\nseconds = {seconds}'
+
+
+NUDGE, ECHO = ('target = "fl_sim.bench.workloads:nudge"', 'target = "fl_sim.bench.workloads:echo"')
 WORKLOADS: Mapping[str, tuple[str, float]] = {
-    "compute": ('client = "plan_on_nodes:waiting"\n' + DIGITS.format(model="cnn_bn", cohort=12), 1000.0),
-    "link": ('client = "fl_sim.bench.workloads:nudge"\n' + DIGITS.format(model="resnet32", cohort=12), 20.0),
-    "driver": ('client = "fl_sim.bench.workloads:echo"\n' + DIGITS.format(model="resnet32", cohort=48), 1000.0),
+    "compute": (_digits(_waiting(1.0), "cnn_bn", 12), 1000.0),
+    "link": (_digits(NUDGE, "resnet32", 12), 20.0),
+    "driver": (_digits(ECHO, "resnet32", 48), 1000.0),
+    "fold_compute": (_digits(_waiting(0.05), "cnn_bn", 256), 1000.0),
+    "fold_link": (_digits(NUDGE, "resnet32", 256), 50.0),
+    "fold_driver": (_digits(ECHO, "resnet32", 256), 1000.0),
 }
 """Name -> (config, Mbit/s of every link)."""
 
 
 def waiting(task: Task, ctx: ClientContext) -> Update:
     """A client that waits and returns what it received."""
-    time.sleep(WAIT_S)
+    time.sleep(float(task.config["seconds"]))
     return Update(task.params, ctx.num_examples)
 
 
-def planned(config: Path, mbps: float) -> Mapping[str, list[Mapping[str, float]]]:
-    command = [sys.executable, "-m", "fl_sim.cli", "plan", str(config), "--nodes", "1,2,3", "--workers", "1"]
+def planned(config: Path, mbps: float, *, nodes: str, workers: int) -> Mapping[str, list[Mapping[str, float]]]:
+    command = [sys.executable, "-m", "fl_sim.cli", "plan", str(config), "--nodes", nodes, "--workers", str(workers)]
     done = subprocess.run([*command, "--mbps", str(mbps), "--json"], check=True, stdout=subprocess.PIPE, text=True)
     found: Mapping[str, list[Mapping[str, float]]] = json.loads(done.stdout)
     return found
@@ -80,21 +95,47 @@ def peak_bytes(nodes: Nodes, node: int) -> float:
     return max(peaks)
 
 
-def main(name: str) -> None:
+def on_this_machine(config: Path, workers: int, place: Path) -> float:
+    """Seconds of a round (median) with so many Ray workers, without namespaces."""
+    out = place / f"here{workers}"
+    options = ["engine=ray", f"ray.workers={workers}", f'out="{out}"', f"rounds={ROUNDS}"]
+    subprocess.run(
+        [sys.executable, "-m", "fl_sim.cli", "run", str(config), *options], check=True, stdout=subprocess.PIPE
+    )
+    return statistics.median(row["seconds"] for row in rows(out)[COUNTED_FROM:])
+
+
+def main(name: str, where: str = "nodes") -> None:
     text, mbps = WORKLOADS[name] if name in WORKLOADS else (Path(name).read_text(), 1000.0)
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / "config.toml"
         config.write_text(text)
-        plan = planned(config, mbps)
-        worker = plan["memory"][0]["node_bytes"]
-        print("workload nodes bound | s: measured planned error | MB out of head | MB into it | MB of a worker")
-        for round_ in plan["rounds"]:
-            count = int(round_["nodes"])
-            seconds, away, into, peak = measured(config, count, mbps, Path(folder))
-            pairs = ((away, round_["head_down"]), (into, round_["head_up"]), (peak, worker))
-            moved = " | ".join(f"{a / 1e6:.2f} {b / 1e6:.2f} {_error(a, b)}" for a, b in pairs)
-            error = _error(seconds, round_["seconds"])
-            print(f"{name} {count} {round_['bound']} | {seconds:.3f} {round_['seconds']:.3f} {error} | {moved}")
+        if where == "here":
+            _here(name, config, Path(folder))
+        else:
+            _nodes(name, config, mbps, Path(folder))
+
+
+def _here(name: str, config: Path, folder: Path) -> None:
+    print("workload workers bound | s: measured planned error")
+    for workers in (1, 2):
+        (round_,) = planned(config, 1000.0, nodes="1", workers=workers)["rounds"]
+        pair = on_this_machine(config, workers, folder), round_["seconds"]
+        print(f"{name} {workers} {round_['bound']} | {pair[0]:.3f} {pair[1]:.3f} {_error(*pair)}", flush=True)
+
+
+def _nodes(name: str, config: Path, mbps: float, folder: Path) -> None:
+    plan = planned(config, mbps, nodes="1,2,3", workers=1)
+    print(plan["measured"]["costs"])
+    worker = plan["memory"][0]["node_bytes"]
+    print("workload nodes bound | s: measured planned error | MB out of head | MB into it | MB of a worker")
+    for round_ in plan["rounds"]:
+        count = int(round_["nodes"])
+        seconds, away, into, peak = measured(config, count, mbps, folder)
+        pairs = ((away, round_["head_down"]), (into, round_["head_up"]), (peak, worker))
+        moved = " | ".join(f"{a / 1e6:.2f} {b / 1e6:.2f} {_error(a, b)}" for a, b in pairs)
+        error = _error(seconds, round_["seconds"])
+        print(f"{name} {count} {round_['bound']} | {seconds:.3f} {round_['seconds']:.3f} {error} | {moved}", flush=True)
 
 
 def _error(measured: float, planned: float) -> str:
@@ -102,4 +143,4 @@ def _error(measured: float, planned: float) -> str:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -21,6 +21,7 @@ from fl_sim.models import batchnorm_names
 from fl_sim.simulation.batch_checks import check_batches
 from fl_sim.simulation.client_side import client_of
 from fl_sim.simulation.federation import Federation
+from fl_sim.simulation.idle_keys import tell_idle_keys
 from fl_sim.simulation.model_track import ModelTrack
 from fl_sim.simulation.own_codecs import codings_of, try_codecs
 from fl_sim.training.client import ANYTHING, BATCHNORM, KEEPS, NOTHING, PARTS, Client
@@ -49,6 +50,7 @@ def check(experiment: Experiment) -> None:
     _client(experiment)
     codings_of(experiment)
     _rules(experiment)
+    tell_idle_keys(experiment)
 
 
 def _tell_coarse(experiment: Experiment) -> None:

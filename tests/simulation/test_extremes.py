@@ -45,6 +45,7 @@ NEEDED: Mapping[str, Tree] = {
     "attack": {"attack": {"share": 0.5}},
     "schedule": {"schedule": {"kind": "fedbuff"}, "network": {"links": {"3G": 1}}, "evaluate": {"clients": 0}},
     "wire.broadcast": {"wire": {"broadcast": {}}},
+    "wire.budget": {"wire": {"budget": {}, "uplink": {"content": "difference"}}},
     "network": {"network": {"links": {"3G": 1}}},
     "clients.presets:feature_distillation": {"client": {"stages": ["2"]}, "model": {"name": "cnn_bn", "width": 0.25}},
     **{f"strategies.presets:{name}": {"client": {"target": f"clients.presets:{name}"}} for name in PAIRED},

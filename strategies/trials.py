@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from numbers import Integral
 from typing import cast
@@ -38,10 +39,16 @@ def attempt(rules: Mapping[str, object], schema: Schema, start: Params) -> None:
                 TRIED[key](f"strategy.{key}", cast("Callable[..., object]", rule), schema, start)
 
 
+def one() -> float:
+    """A metric of a trial."""
+    return 1.0
+
+
 def _try_aggregate(where: str, rule: Callable[..., object], schema: Schema, start: Params) -> None:
     """Two clients send the first model."""
     state = ServerState(schema, schema.view(schema.flat(start).clone()))
-    updates = (Update(schema.view(schema.flat(start).clone()), 10) for _ in range(2))
+    # A rule may read whatever its clients report: every metric is 1.
+    updates = (Update(schema.view(schema.flat(start).clone()), 10, metrics=defaultdict(one)) for _ in range(2))
     try:
         made = rule(state, updates)
     except USERS_OWN as error:  # the user's own, whatever it is

@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
+from torch import Tensor
 
 from fl_sim.core.errors import in_one_line
 from fl_sim.core.lookup import nearest
 from fl_sim.core.types import UserError
-from fl_sim.data.arrays import Array, Unshared
+from fl_sim.data.arrays import Array, Unshared, as_array
 from fl_sim.data.table import number_classes
 from fl_sim.data.table_columns import FRAME, labels, numbers, values
 
@@ -75,13 +76,26 @@ def read_frame(
 def numbered(parts: Mapping[str, object]) -> dict[str, object]:
     """Targets that are names or truth values as numbers of classes, in training and test set alike; says so."""
     made = dict(parts)
-    own = {key: value for key in ("targets", "test_targets") if isinstance(value := made.get(key), np.ndarray)}
+    own = {key: value for key in ("targets", "test_targets") if (value := _column(made.get(key), key)) is not None}
     if own and all(value.ndim == 1 and value.dtype.kind in "Ub" for value in own.values()):
-        arrays = cast("dict[str, Array]", own)
-        for note in number_classes(arrays, "targets", "classes"):
+        for note in number_classes(own, "targets", "classes"):
             log.warning("data: %s", note)
-        made |= arrays
+        made |= own
     return made
+
+
+def _column(value: object, name: str) -> Array | None:
+    """Targets as an array, texts as such, where they came in a list, an array or a column of a frame; else None."""
+    if isinstance(value, Tensor) or not (isinstance(value, (list, tuple)) or hasattr(value, "__array__")):
+        return None
+    found = as_array(value, name)
+    if found.dtype != object or found.ndim != 1:
+        return found
+    is_text = [isinstance(one, str) for one in found]
+    if any(is_text) and not all(is_text):
+        at = is_text.index(False)
+        raise UserError(f"data: {name}: sample {at} (from 0) is {found[at]!r} among texts; needed: one kind")
+    return found.astype(str) if all(is_text) else found
 
 
 def _names(value: object) -> bool:

@@ -83,17 +83,19 @@ def arguments(name: str, builder: Callable[..., nn.Module], interface: Interface
         asked |= {"input_shape": shape} if "input_shape" in parameters or any_name else {}
         asked |= {} if interface.vocabulary is None else {"vocabulary": interface.vocabulary}
         asked |= {"each_token": interface.each_token} if "each_token" in parameters else {}
-        if "width" not in parameters and not any_name:
-            if width != 1.0:
-                raise UserError(f"model.width = {width:g}: {name!r} has one width")
-            return asked
-        return {**asked, "width": width}
-    if len(shape) != IMAGE:
+    elif len(shape) != IMAGE:
         raise UserError(
             f"{where}: is for images (channels, height, width), and inputs have shape {shape}; allowed: linear, mlp, or a "
             "builder with a parameter input_shape"
         )
-    return {**asked, "in_channels": shape[0], "image_size": shape[1], "width": width}
+    else:
+        told = {"in_channels": shape[0], "image_size": shape[1]}
+        asked |= {key: value for key, value in told.items() if any_name or key in parameters}
+    if "width" in parameters or any_name:
+        return {**asked, "width": width}
+    if width != 1.0:
+        raise UserError(f"model.width = {width:g}: {name!r} has one width")
+    return asked
 
 
 def changed(builder: Callable[..., nn.Module], change: Callable[[nn.Module], nn.Module]) -> Callable[..., nn.Module]:

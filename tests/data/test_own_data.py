@@ -338,3 +338,39 @@ def test_other_parts_are_refused(publish: Publish, kind: str) -> None:
     function, words = REFUSED_PARTS[kind]
     path = publish(function)
     refused(lambda: partition(LABELS, 4, kind=path), f"data.partition = {path!r}", words)
+
+
+def _texts() -> dict[str, object]:
+    pandas = pytest.importorskip("pandas")
+    words = ["no", "yes", "no", "maybe", "yes"] * 8
+    return {
+        "array": np.array(words),
+        "objects": np.array(words, dtype=object),
+        "list": words,
+        "series": pandas.Series(words),
+        "categories": pandas.Series(words).astype("category"),
+    }
+
+
+@pytest.mark.parametrize("kind", ["array", "objects", "list", "series", "categories"])
+def test_targets_that_are_texts_are_classes_however_they_come(kind: str) -> None:
+    words = _texts()
+    rows = np.arange(80, dtype=np.float32).reshape(40, 2)
+    data = Data.of(rows, words[kind])
+    expected = Data.of(rows, np.unique(np.asarray(words["array"]), return_inverse=True)[1])
+    assert data.num_classes == 3
+    assert torch.equal(data.train.labels, expected.train.labels)
+    assert torch.equal(data.test.labels, expected.test.labels)
+
+
+def test_truth_values_of_a_frames_column_are_classes() -> None:
+    pandas = pytest.importorskip("pandas")
+    rows = np.arange(80, dtype=np.float32).reshape(40, 2)
+    data = Data.of(rows, pandas.Series(rows[:, 0] > 30))
+    assert data.num_classes == 2
+
+
+def test_texts_among_which_one_is_missing_are_refused() -> None:
+    words = np.array([*["a", "b"] * 10, None], dtype=object)
+    with pytest.raises(UserError, match=r"targets: sample 20 \(from 0\) is None among texts"):
+        Data.of(np.ones((21, 2), dtype=np.float32), words)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,11 @@ from torch.utils.data import DataLoader
 
 from fl_sim import ClientContext, Experiment, Task, Update, UserError, load, local_sgd, run, snapshot
 from fl_sim.cli import main
+from fl_sim.core.types import Params
 from fl_sim.data import load as load_data
 from fl_sim.simulation.federation import Federation
 from fl_sim.simulation.parts import check, check_built
+from strategies.server_step import ServerState
 
 HERE = __name__
 SEEN: list[object] = []
@@ -266,3 +269,15 @@ def test_the_version_and_the_help_of_sweep(monkeypatch: pytest.MonkeyPatch, caps
             main()
         assert ended.value.code == 0
         assert expected in capsys.readouterr().out
+
+
+def by_loss(state: ServerState, updates: Iterable[Update]) -> Params:
+    """A mean in which a client counts by its loss."""
+    read = [(update.metrics["loss"], update.params) for update in updates]
+    whole = sum(loss for loss, _ in read)
+    return {n: sum(loss / whole * p[n] for loss, p in read) for n in state.params}  # type: ignore[misc]
+
+
+def test_a_rule_that_reads_what_clients_report_is_tried_with_metrics(tmp_path: Path) -> None:
+    report = run(tiny(tmp_path, f"strategy.aggregate={HERE}:by_loss", "rounds=1"))
+    assert report.summary["rounds"] == 1

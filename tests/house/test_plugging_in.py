@@ -62,7 +62,7 @@ def beyond(labels, request):
 def no_module(*, num_classes, in_channels, image_size, width):
     return 3
 
-def no_width(*, num_classes, in_channels, image_size):
+def no_classes(*, in_channels, image_size):
     return nn.Linear(1, 1)
 
 def five(*, num_classes, in_channels, image_size, width):
@@ -149,7 +149,7 @@ def test_a_function_of_a_notebook_is_given_as_it_is(monkeypatch: pytest.MonkeyPa
         ("data.partition=wrong:left_out", "sample 359 is in 0 parts"),
         ("data.partition=wrong:beyond", "a part holds position 360; there are 360 samples"),
         ("model.name=wrong:no_module", "returned int, not a torch.nn.Module"),
-        ("model.name=wrong:no_width", "unexpected keyword argument 'width'; it is called with num_classes"),
+        ("model.name=wrong:no_classes", "unexpected keyword argument 'num_classes'; it is called with num_classes"),
         ("model.name=wrong:five", "answers (2, 5) to 2 images; needed: (2, 2)"),
         ("model.name=wrong:other_input", "mat1 and mat2 shapes cannot be multiplied"),
         ("data.source=wrong:no_data", "returned int, not fl_sim.data.Data"),

@@ -159,6 +159,18 @@ def test_the_seed_decides_and_the_global_generator_is_left_alone() -> None:
     assert not torch.equal(first.conv1.weight, other.conv1.weight)
 
 
+def own_images(num_classes: int, in_channels: int) -> nn.Module:
+    """A builder for images that names neither their size nor a width."""
+    return nn.Sequential(nn.Conv2d(in_channels, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, num_classes))
+
+
+def test_builders_for_images_get_the_arguments_that_they_name() -> None:
+    model = build(f"{__name__}:own_images", num_classes=5, in_channels=1, image_size=8)
+    assert model(torch.zeros(2, 1, 8, 8)).shape == (2, 5)
+    with pytest.raises(UserError, match=r"model.width = 0.5: .* has one width"):
+        build(f"{__name__}:own_images", width=0.5)
+
+
 def test_width_and_unknown_names() -> None:
     assert build("resnet20", width=0.5).conv1.out_channels == 8
     with pytest.raises(UserError, match="did you mean 'resnet20'"):

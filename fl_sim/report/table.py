@@ -108,9 +108,10 @@ def replayed(found: Replayed) -> Table:
     which = f"round {first}" if count == 1 else f"{count} rounds from {first} to {last}"
     headings = ("direction", "section", "bytes measured", "bytes encoded again")
     table = _table(f"{which}: all that moved, encoded again", headings, text=headings[:2])
+    booked = dict.fromkeys([*found.measured, *found.replayed])  # another codec may have sections that the run did not
     for direction in ("up", "down"):
-        for way, section in found.measured:
-            before, after = found.measured[way, section], found.replayed.get((way, section), 0)
+        for way, section in booked:
+            before, after = (sizes.get((way, section), 0) for sizes in (found.measured, found.replayed))
             if way == direction and (before or after):
                 table.add_row(direction, section, f"{before:,}", f"{after:,}")
         both = (found.total(direction, replayed=False), found.total(direction))

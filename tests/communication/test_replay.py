@@ -14,6 +14,7 @@ from fl_sim.communication.mask_log import read_masks
 from fl_sim.communication.payload_log import read_round, recorded_files
 from fl_sim.communication.replay import Replayed
 from fl_sim.core.types import UserError
+from fl_sim.report import replayed as shown
 from fl_sim.simulation.federation import Federation
 from fl_sim.simulation.replaying import asked, replay_run
 
@@ -55,6 +56,18 @@ def test_round_1_is_that_of_a_run_with_the_codec_to_the_byte(
     for direction in ("up", "down"):
         mine = {section: size for (way, section), size in found.replayed.items() if way == direction and size}
         assert mine == {section: size for section, size in sections(measured_run, direction).items() if size}
+
+
+def test_rows_add_up_to_all_of_a_direction_for_any_sections() -> None:
+    """A codec books its values in a section that the run did not have."""
+    measured = {("up", "values"): 1000, ("up", "header"): 8, ("down", "extra/control"): 20, ("down", "header"): 8}
+    after = {("up", "codec"): 100, ("up", "header"): 8, ("down", "extra/control"): 20, ("down", "header"): 8}
+    columns = [list(column.cells) for column in shown(Replayed(measured, after, (1, 2))).columns]
+    rows = list(zip(*columns, strict=True))
+    assert ("up", "codec", "0", "100") in rows
+    for direction in ("up", "down"):
+        own = [[int(str(cell).replace(",", "")) for cell in row[2:]] for row in rows if row[0] == direction]
+        assert [sum(cells) for cells in zip(*own[:-1], strict=True)] == own[-1]
 
 
 @pytest.mark.parametrize(("up", "down"), [("int8", "int8"), ("int4", "bfloat16"), ("bfloat16", "float32-zstd")])

@@ -71,6 +71,7 @@ def compare(
         beside,
         comparison,
         grouped,
+        other_data,
         over_seeds,
         require_small,
         small_models,
@@ -82,6 +83,8 @@ def compare(
     groups = grouped(reports)
     require_small(groups, small or [])
     columns = [] if baseline is None else against(groups, baseline)
+    if different := other_data(reports):
+        errors.print(f"fl-sim: {different}", soft_wrap=True, markup=False)
     if page is not None:
         write_page(reports, page)
     if as_text is not None:

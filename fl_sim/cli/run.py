@@ -161,7 +161,7 @@ def _studies(experiments: list[Experiment], seeds: list[int], *, quiet: bool) ->
 
 def _federations(experiments: list[Experiment], *, page: Path | None, jobs: int, fresh: bool, quiet: bool) -> None:
     from fl_sim.config.experiment import run_folder
-    from fl_sim.report import grouped, over_seeds, write_page
+    from fl_sim.report import grouped, other_data, over_seeds, write_page
     from fl_sim.report.progress import display
     from fl_sim.simulation.earlier_runs import already_there, is_finished, is_stopped
     from fl_sim.simulation.loop import run as start
@@ -200,6 +200,8 @@ def _federations(experiments: list[Experiment], *, page: Path | None, jobs: int,
             console.print(f"{where}  {how}{rest}", highlight=False, soft_wrap=True, markup=False)
     if finished and not quiet:
         show(over_seeds(grouped(finished)))
+        if different := other_data(finished):
+            errors.print(f"fl-sim: {different}", soft_wrap=True, markup=False)
     if finished and page is not None:
         write_page(finished, page)
         if not quiet:

@@ -6,6 +6,7 @@ from fl_sim.report.export import FORMATS
 from fl_sim.report.groups import grouped
 from fl_sim.report.page import write_page, write_report
 from fl_sim.report.pruned import effect, pruned_table
+from fl_sim.report.same_data import other_data
 from fl_sim.report.small_models import require_small, small_models, small_table
 from fl_sim.report.summary import Report, Unfinished
 from fl_sim.report.summary_numbers import ModelFacts, against_dense, summarise
@@ -25,6 +26,7 @@ __all__ = [
     "explanation",
     "floors",
     "grouped",
+    "other_data",
     "over_seeds",
     "per_run",
     "pruned_table",

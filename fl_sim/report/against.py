@@ -14,6 +14,7 @@ from rich.table import Table
 from fl_sim.core.types import UserError
 from fl_sim.report.groups import Group
 from fl_sim.report.measures import DOWN, LAST, SENT, UP, Measure, last_ten, named, score_of
+from fl_sim.report.same_data import same_data
 from fl_sim.report.summary import Report, bytes_of_run
 
 POINTS = 1.0
@@ -22,14 +23,14 @@ POINTS = 1.0
 
 @dataclass(frozen=True)
 class Beside:
-    """A number of a run and of the baseline's run with the same seed; None where the baseline has no such seed."""
+    """A number of a run and of the baseline's run with the same seed; None without one, or where it is on other data."""
 
     baseline: Mapping[int, Report]
     of: Callable[[Report, Report], float | None]
 
     def __call__(self, report: Report) -> float | None:
         base = self.baseline.get(report.results.seed)
-        return None if base is None else self.of(report, base)
+        return self.of(report, base) if base is not None and same_data(report, base) else None
 
 
 def _difference(report: Report, base: Report) -> float:
@@ -57,7 +58,7 @@ def _percent(part: int, whole: int) -> float | None:
 
 
 def against(groups: Sequence[Group], baseline: str) -> list[Measure]:
-    """Columns beside the group of this name; differences are paired by seed.
+    """Columns beside the group of this name; differences are paired by seed, of runs on the same data.
 
     Raises:
         UserError: no group has this name.

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from fl_sim.report.groups import Group
 from fl_sim.report.measures import MEASURES, Measure, claims, named, targets
+from fl_sim.report.same_data import other_data
 
 LATEX = {
     "\\": r"\textbackslash{}",
@@ -44,10 +45,12 @@ def as_csv(groups: Sequence[Group], chosen: Sequence[Measure] = ()) -> str:
 
 
 def as_markdown(groups: Sequence[Group], chosen: Sequence[Measure] = ()) -> str:
-    """A pipe table."""
+    """A pipe table; below it a line where not all runs are on the same data."""
     headings, rows = _sheet(groups, chosen)
     rule = ["---", *("---:" for _ in headings[1:])]
-    return "".join(f"| {' | '.join(map(_markdown, cells))} |\n" for cells in (headings, rule, *rows))
+    table = "".join(f"| {' | '.join(map(_markdown, cells))} |\n" for cells in (headings, rule, *rows))
+    said = other_data(report for group in groups for report in group.reports)
+    return f"{table}\n{_markdown(said[0].upper() + said[1:])}.\n" if said else table
 
 
 def _markdown(cell: str) -> str:
@@ -55,9 +58,16 @@ def _markdown(cell: str) -> str:
 
 
 def as_latex(groups: Sequence[Group], chosen: Sequence[Measure] = ()) -> str:
-    """A `tabular` with rules of the booktabs package."""
+    """A `tabular` with rules of the booktabs package; above it a comment where not all runs are on the same data."""
     headings, rows = _sheet(groups, chosen)
-    lines = [f"\\begin{{tabular}}{{l{'r' * (len(headings) - 1)}}}", "\\toprule", _latex(headings), "\\midrule"]
+    said = other_data(report for group in groups for report in group.reports)
+    lines = [
+        *([f"% {said}"] if said else []),
+        f"\\begin{{tabular}}{{l{'r' * (len(headings) - 1)}}}",
+        "\\toprule",
+        _latex(headings),
+        "\\midrule",
+    ]
     return "\n".join([*lines, *map(_latex, rows), "\\bottomrule", "\\end{tabular}"]) + "\n"
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from fl_sim.report.groups import Group, Spread
 from fl_sim.report.measures import LAST, SAVING, TOTAL, Measure, paired, score_of
+from fl_sim.report.same_data import same_data
 from fl_sim.report.schema import Score
 from fl_sim.report.sizes import size
 
@@ -25,13 +26,14 @@ def _size(group: Group) -> str:
 def headline(groups: Sequence[Group]) -> str:
     """Write the headline: one sentence; with several groups it compares the smallest with the one nearest to dense messages.
 
-    Accuracies are means of the last ten rounds.
+    Accuracies are means of the last ten rounds. Groups on other data than that reference are left out.
 
     The thriftiest is the one of the fewest bytes within `TOLERATED` points of that reference, or of the fewest bytes at
     all where none is.
     """
     reference = min(groups, key=lambda group: abs(_mean(SAVING, group)))
-    others = [group for group in groups if group is not reference]
+    rest = [group for group in groups if group is not reference]
+    others = [group for group in rest if same_data(group.reports[0], reference.reports[0])]
     if not others:
         return _alone(reference)
     score, wanted = score_of(groups), _mean(LAST, reference)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from fl_sim.core.types import UserError
 from fl_sim.report.charts import Quantity
 from fl_sim.report.groups import Group, Spread
+from fl_sim.report.same_data import same_data
 from fl_sim.report.schema import Score, Summary
 from fl_sim.report.summary import Report, bytes_of_run
 
@@ -73,9 +74,13 @@ LAST = Measure("last ten rounds", "%", last_ten)
 
 
 def paired(group: Group, other: Group) -> Spread:
-    """Difference of their metrics, seed by seed, as `compare --baseline` has it: a seed shares data and cohorts."""
-    first, second = ({r.results.seed: LAST.of(r) or 0.0 for r in each.reports} for each in (group, other))
-    return Spread.of(first[seed] - second[seed] for seed in first if seed in second)
+    """Difference of their metrics, seed by seed, as `compare --baseline` has it: a seed shares data and cohorts.
+
+    Runs on different data are no pair.
+    """
+    first, second = ({report.results.seed: report for report in each.reports} for each in (group, other))
+    pairs = [(first[seed], second[seed]) for seed in first if seed in second]
+    return Spread.of((LAST.of(a) or 0.0) - (LAST.of(b) or 0.0) for a, b in pairs if same_data(a, b))
 
 
 def score_of(groups: Sequence[Group]) -> Score:

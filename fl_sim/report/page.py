@@ -29,6 +29,7 @@ from fl_sim.report.headline import headline
 from fl_sim.report.legends import keys
 from fl_sim.report.measures import MEASURES, TOTAL, Measure, claims, named, score_of, targets
 from fl_sim.report.overfitting import overfitting
+from fl_sim.report.same_data import other_data
 from fl_sim.report.small_models import table_of
 from fl_sim.report.summary import Report
 from fl_sim.report.times import time_to_accuracy
@@ -79,6 +80,7 @@ def page(groups: Sequence[Group]) -> str:
             policy=POLICY,
             score=score_of(groups),
             headline=headline(groups),
+            warning=_sentence(other_data(report for group in groups for report in group.reports)),
             shared=shared,
             differing=Sheet(["what", *(group.name for group in groups)], differing),
             measured=_measured(groups),
@@ -96,6 +98,10 @@ def page(groups: Sequence[Group]) -> str:
             licence=Markup(licence()),
         )
     )
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def card(report: Report) -> str:

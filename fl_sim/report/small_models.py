@@ -16,6 +16,7 @@ from rich.table import Table
 from fl_sim.core.errors import UserError
 from fl_sim.report.groups import Group, Spread, resolved
 from fl_sim.report.measures import LAST, SAVING, TOTAL, paired, score_of
+from fl_sim.report.same_data import same_data
 
 NOTHING_LEFT_OUT = 1.0
 """Saving in percent up to which a run counts as dense."""
@@ -93,6 +94,7 @@ def _beside(group: Group, groups: Sequence[Group]) -> SmallModel:
         and other.reports[0].results.params < report.results.params
         and (TOTAL.spread(other).mean or 0.0) <= SLACK * bytes_
         and all(resolved(other.reports[0]).get(key) == config.get(key) for key in SAME)
+        and same_data(other.reports[0], report)
     ]
     best = max(smaller, key=lambda other: rank(other, sign), default=None)
     width = config.get("model.width")

@@ -108,8 +108,10 @@ def _leaves(file: pq.ParquetFile, columns: Sequence[str]) -> Mapping[int, str]:
     every = {number: file.schema.column(number) for number in range(len(file.schema))}
     leaves = {number: leaf for number, leaf in every.items() if leaf.path.split(".")[0] in columns}
     for leaf in leaves.values():
-        if leaf.max_repetition_level or leaf.physical_type not in READ:
-            raise ValueError(f"column {leaf.path!r} holds lists or {leaf.physical_type}")
+        if leaf.max_repetition_level:
+            raise ValueError(f"column {leaf.path.split('.')[0]!r} holds lists; needed: one value in each row")
+        if leaf.physical_type not in READ:
+            raise ValueError(f"column {leaf.path!r} holds {leaf.physical_type}; allowed: {', '.join(sorted(READ))}")
     return {number: leaf.physical_type for number, leaf in leaves.items()}
 
 

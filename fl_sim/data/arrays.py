@@ -110,16 +110,22 @@ def _finite(given: Array, name: str) -> Array:
     """float32 numbers that are there."""
     with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused below
         numbers = np.require(given, np.float32, ["C", "W"])
+    require_finite(numbers, name)
+    check_rounding(f"data: {name}", given, numbers)
+    return numbers
+
+
+def require_finite(numbers: Array, name: str) -> None:
+    """Complain of the first sample with a number that is missing, infinite, or beyond float32. Raises UserError."""
     for start in range(0, len(numbers), 1 << 16):  # some rows at a time: a mapped file's memory is let go
-        piece = np.isfinite(numbers[start : start + (1 << 16)])
+        with np.errstate(over="ignore"):
+            piece = np.isfinite(numbers[start : start + (1 << 16)].astype(np.float32, copy=False))
         if not piece.all():
             at = int(np.argwhere(~piece)[0][0]) + start
             raise UserError(
-                f"data: {name} hold NaN or infinity, first in sample {at}; needed: finite numbers of float32"
+                f"data: {name} hold NaN or infinity, first in sample {at} (from 0); needed: finite numbers of float32"
             )
         let_go(numbers)
-    check_rounding(f"data: {name}", given, numbers)
-    return numbers
 
 
 def check_rounding(where: str, given: Array, numbers: NDArray[np.float32]) -> None:

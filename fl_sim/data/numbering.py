@@ -14,7 +14,7 @@ from fl_sim.core.parquet import array_of
 from fl_sim.core.types import UserError
 from fl_sim.data.arrays import Array, Labels
 from fl_sim.data.csv_file import as_it_looks
-from fl_sim.data.table_columns import is_text, plain, require_all, values
+from fl_sim.data.table_columns import NOT_UTF8, is_text, plain, require_all, values
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -113,7 +113,7 @@ def _as_they_look(columns: Sequence[Written], what: str) -> dict[bytes, int | st
     try:
         texts = [word.decode() for word in words]
     except UnicodeDecodeError:
-        raise UserError(f"data.source: {path.name}: column {name!r} holds binary; needed: integers or names") from None
+        raise UserError(f"data.source: {path.name}: column {name!r} holds {NOT_UTF8}") from None
     read = values(as_it_looks(texts), path, name).tolist()
     first: dict[object, str] = {}
     for text, value in zip(texts, read, strict=True):

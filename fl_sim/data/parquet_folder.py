@@ -248,13 +248,15 @@ def _labels(column: pa.ChunkedArray, where: str) -> Labels:
         raise UserError(f"data.source: {where} holds {column.type}; needed: integers, the numbers of classes")
     if column.null_count:
         row = column.is_null().to_numpy().argmax()
-        raise UserError(f"data.source: {where}: {column.null_count} labels are missing, the first in row {row}")
+        raise UserError(
+            f"data.source: {where}: {column.null_count} labels are missing, the first in row {row} (from 0)"
+        )
     given = column.to_numpy()
     wrong = np.flatnonzero((given < 0) | (given >= MOST_CLASSES))
     if len(wrong):
         row = wrong[0]
         raise UserError(
-            f"data.source: {where}: {given[row]} in row {row}; needed: classes from 0 to {MOST_CLASSES - 1}"
+            f"data.source: {where}: {given[row]} in row {row} (from 0); needed: classes from 0 to {MOST_CLASSES - 1}"
         )
     labels: Labels = given.astype(np.int64)
     return labels

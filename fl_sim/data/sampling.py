@@ -10,7 +10,7 @@ import torch
 
 from fl_sim.core.seeding import Purpose, numpy_generator
 from fl_sim.core.types import UserError
-from fl_sim.data.arrays import Array, Labels, Rows, as_array, stays_whole
+from fl_sim.data.arrays import Array, Labels, Rows, as_array, require_finite, stays_whole
 from fl_sim.data.kinds import Targets, target_kind
 from fl_sim.data.torch_dataset import is_dataset, read_dataset
 
@@ -50,12 +50,15 @@ def with_test(parts: Mapping[str, Array], test: float | None) -> dict[str, Array
     Inputs that stay whole are rows of one array.
 
     Raises:
-        UserError: a share of data that have a test set, or one that leaves no samples of a part.
+        UserError: a share of data that have a test set, or one that leaves no samples of a part; numbers that are not finite.
     """
     if "test_inputs" in parts:
         if test is not None:
             raise UserError(f"data.test = {test:g}: the source has a test set of its own; leave data.test out")
         return dict(parts)
+    for name in ("inputs", "targets"):  # before the split: a sample's number is that of the array that was given
+        if np.issubdtype(parts[name].dtype, np.floating) and not stays_whole(parts[name]):
+            require_finite(parts[name], name)
     targets, groups = parts["targets"], parts.get("groups")
     if groups is not None and groups.dtype != np.int64:
         groups = np.unique(groups, return_inverse=True)[1].astype(np.int64)

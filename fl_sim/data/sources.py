@@ -147,6 +147,8 @@ def load(
     embedded = name_or_path in SOURCES and not path.is_dir()
     try:
         layout = None if embedded else layout_of(path, columns)
+        if layout is None and not embedded and (path.exists() or ":" not in name_or_path):
+            raise _no_source(where, path)
         may: Collection[str] = layout.keys if layout is not None else ()
         if embedded:
             may = ("data.context",) if name_or_path in TEXTS else ("data.test",)
@@ -171,16 +173,17 @@ def load(
             notes.append(f"no test files: {share:g} of the samples test (data.test)")
         data, said = _split(name_or_path, arrays, columns.test, validation, proxy)
         notes += said
-    elif ":" in name_or_path and not path.exists():
-        data, notes = load_own(name_or_path, validation=validation, proxy=proxy)
     else:
-        known = ", ".join(SOURCES)
-        there = "is a file, not a folder or a table" if path.exists() else "no such folder or file"
-        raise UserError(f"{where}: {there}; allowed: a folder, a file {', '.join(FILES)}, or one of {known}")
+        data, notes = load_own(name_or_path, validation=validation, proxy=proxy)
     if not quiet:
         for note in (*notes, *remarks(data)):
             log.warning("data.source = %r: %s", name_or_path, note)
     return data
+
+
+def _no_source(where: str, path: Path) -> UserError:
+    there = "is a file, not a folder or a table" if path.exists() else "no such folder or file"
+    return UserError(f"{where}: {there}; allowed: a folder, a file {', '.join(FILES)}, or one of {', '.join(SOURCES)}")
 
 
 def _expanded(path: str) -> Path:

@@ -86,8 +86,7 @@ def read(path: Path, columns: Columns, targets: Targets) -> tuple[Arrays, list[s
     used = [file for part in files.values() for file in part]
     chosen = [_chosen(file, columns) for file in used]
     for file, other in zip(used, chosen, strict=True):
-        if other != chosen[0]:
-            raise UserError(f"data.source: {used[0].name} and {file.name} have other columns")
+        _require_same(used[0], chosen[0].inputs, file, other.inputs)
     if targets is Targets.CLASSES and len(columns.target) > 1:
         raise UserError(
             f"data.target: {len(columns.target)} columns; a classification has one; task = 'multilabel' has several"
@@ -137,6 +136,16 @@ def _chosen(path: Path, columns: Columns) -> Chosen:
     return Chosen(inputs, columns.target, columns.group, columns.weight)
 
 
+def _require_same(first: Path, wanted: Sequence[str], file: Path, there: Sequence[str]) -> None:
+    """Complain of a file whose columns are not those of the first; their order may differ. Raises UserError."""
+    if lacks := [name for name in wanted if name not in there]:
+        raise UserError(f"data.source: {file.name} lacks columns of {first.name}: {listed(lacks)}")
+    if more := [name for name in there if name not in wanted]:
+        raise UserError(
+            f"data.source: {file.name} has columns that {first.name} lacks: {listed(more)}; data.input names the columns to read"
+        )
+
+
 def _part(part: str, files: Sequence[Path], chosen: Chosen, targets: Targets, room: Room) -> tuple[Arrays, TableRows]:
     """The rows of one part's files: arrays of numbers; inputs are in the room."""
     names = [name for name in (*(chosen.targets if targets is Targets.CLASSES else ()), chosen.group) if name]
@@ -168,7 +177,7 @@ TARGETS: Mapping[Targets, Callable[[NDArray[np.float32], Path, str], NDArray[np.
 def _positive(weights: NDArray[np.float32], name: str) -> NDArray[np.float32]:
     if not (weights > 0).all():
         row = int((weights <= 0).argmax())
-        raise UserError(f"data.weight: {name!r} is {weights[row]:g} in row {row}; needed: {POSITIVE}")
+        raise UserError(f"data.weight: {name!r} is {weights[row]:g} in row {row} (from 0); needed: {POSITIVE}")
     return weights
 
 

@@ -30,6 +30,16 @@ def is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
+NOT_UTF8 = "text that is not UTF-8; save the file in that encoding"
+
+
+def shown_type(kind: pa.DataType) -> str:
+    """A column's type for a reader: Arrow calls text of another encoding binary."""
+    import pyarrow as pa
+
+    return NOT_UTF8 if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) else str(kind)
+
+
 def plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """The column, a dictionary's as its values."""
     import pyarrow as pa
@@ -41,7 +51,7 @@ def require_all(missing: NDArray[np.bool_], path: Path, name: str) -> None:
     """Complain of missing values, where some are. Raises UserError."""
     if missing.any():
         raise UserError(
-            f"{_of(path)}: column {name!r}: {missing.sum()} values are missing, the first in row {missing.argmax()}; "
+            f"{_of(path)}: column {name!r}: {missing.sum()} values are missing, the first in row {missing.argmax()} (from 0); "
             "fill them in, or leave the rows out"
         )
 
@@ -74,7 +84,9 @@ def as_numbers(column: pa.ChunkedArray, path: Path, name: str) -> tuple[Array, N
         numbers: NDArray[np.float32] = given.astype(np.float32)
     if not (finite := np.isfinite(numbers)).all():
         row = int((~finite).argmax())
-        raise UserError(f"{where} holds NaN or infinity, first in row {row}; needed: finite numbers of float32")
+        raise UserError(
+            f"{where} holds NaN or infinity, first in row {row} (from 0); needed: finite numbers of float32"
+        )
     return given, numbers
 
 
@@ -88,12 +100,12 @@ def numbers(column: pa.ChunkedArray, path: Path, name: str) -> NDArray[np.float3
 def _told(column: pa.ChunkedArray) -> str:
     """The type of a column that is not what it should be; of text, the first value that is no number."""
     if not is_text(column.type):
-        return str(column.type)
+        return shown_type(column.type)
     for row, value in enumerate(column.to_pylist()):
         try:
             float(value)
         except ValueError:
-            return f"text, for instance {value[:40]!r} in row {row}"
+            return f"text, for instance {value[:40]!r} in row {row} (from 0)"
     return "text"
 
 
@@ -110,7 +122,7 @@ def values(column: pa.ChunkedArray, path: Path, name: str) -> NDArray[np.generic
         return integers
     if is_text(column.type):
         return np.array(column.to_pylist(), dtype=str)
-    raise UserError(f"{_of(path)}: column {name!r} holds {column.type}; needed: integers or names")
+    raise UserError(f"{_of(path)}: column {name!r} holds {shown_type(column.type)}; needed: integers or names")
 
 
 def truths(found: NDArray[np.float32], path: Path, name: str) -> NDArray[np.bool_]:

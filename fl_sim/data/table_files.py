@@ -12,6 +12,7 @@ from fl_sim.core.errors import in_one_line
 from fl_sim.core.parquet import read_batches, read_schema, read_table
 from fl_sim.core.types import UserError
 from fl_sim.data.csv_file import csv_blocks, read_csv
+from fl_sim.data.table_columns import NOT_UTF8
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -111,5 +112,7 @@ def named(path: Path) -> Iterator[None]:
         yield
     except UserError:
         raise
+    except UnicodeDecodeError as error:
+        raise UserError(f"data.source: {path.name} holds {NOT_UTF8}") from error
     except (pa.ArrowException, ValueError) as error:
         raise UserError(f"data.source: {path.name}: unreadable table: {in_one_line(error)}") from error

@@ -420,13 +420,16 @@ def test_a_frame_is_read_by_its_columns(as_given: Callable[[object], object], ca
     [
         (
             {"weight": np.where(np.arange(60) == 7, np.nan, 1.0)},
-            "the frame: column 'weight': 1 values are missing, the first in row 7",
+            "the frame: column 'weight': 1 values are missing, the first in row 7 .from 0.",
         ),
         ({"age": [1, "two", 3] * 20}, "data: the frame: .*; needed: one type in a column"),
-        ({"age": ["1", "two", "3"] * 20}, "column 'age' holds text, for instance 'two' in row 1; needed: numbers"),
+        (
+            {"age": ["1", "two", "3"] * 20},
+            "column 'age' holds text, for instance 'two' in row 1 .from 0.; needed: numbers",
+        ),
         (
             {"weight": np.where(np.arange(60) == 7, np.inf, 1.0)},
-            "column 'weight' holds NaN or infinity, first in row 7",
+            "column 'weight' holds NaN or infinity, first in row 7 .from 0.",
         ),
         ({"kind": None}, "column 'kind'"),
         ({"day": pd.Timestamp("2020-01-01")}, r"column 'day' holds timestamp.*; needed: numbers"),

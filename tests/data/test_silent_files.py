@@ -479,7 +479,7 @@ LABELS: Mapping[str, tuple[pa.Array, str]] = {
     "words in a dictionary": (pa.array(["cat"] * 20).dictionary_encode(), "holds string"),
     "fractions": (pa.array([0.0] * 20), "holds double"),
     "truth values": (pa.array([True] * 20), "holds bool"),
-    "missing": (pa.array([*[0] * 7, None, *[1] * 12]), "1 labels are missing, the first in row 7"),
+    "missing": (pa.array([*[0] * 7, None, *[1] * 12]), "1 labels are missing, the first in row 7 (from 0)"),
     "negative": (pa.array([*[0] * 7, -1, *[1] * 12]), "-1 in row 7"),
     "too many": (pa.array([*[0] * 7, 2**63, *[1] * 12], pa.uint64()), "9223372036854775808 in row 7"),
 }

@@ -43,10 +43,20 @@ def names(odd: str, *at: int) -> list[object]:
 
 
 REFUSED: Mapping[str, tuple[dict[str, list[object]], Columns, Targets, str]] = {
-    "a class without a name": ({"y": names("", 5)}, Y, CLASSES, "'y': 1 values are missing, the first in row 5"),
-    "a class in blanks": ({"y": names("  ", 6)}, Y, CLASSES, "'y': 1 values are missing, the first in row 6"),
-    "a class in quotes": ({"y": names('""', 7)}, Y, CLASSES, "'y': 1 values are missing, the first in row 7"),
-    "not available": ({"y": names("NA", 38, 39)}, Y, CLASSES, "'y': 2 values are missing, the first in row 38"),
+    "a class without a name": (
+        {"y": names("", 5)},
+        Y,
+        CLASSES,
+        "'y': 1 values are missing, the first in row 5 (from 0)",
+    ),
+    "a class in blanks": ({"y": names("  ", 6)}, Y, CLASSES, "'y': 1 values are missing, the first in row 6 (from 0)"),
+    "a class in quotes": ({"y": names('""', 7)}, Y, CLASSES, "'y': 1 values are missing, the first in row 7 (from 0)"),
+    "not available": (
+        {"y": names("NA", 38, 39)},
+        Y,
+        CLASSES,
+        "'y': 2 values are missing, the first in row 38 (from 0)",
+    ),
     "a group without a name": ({"g": names("", 3)}, Columns(("a",), ("y",), "g"), CLASSES, "'g': 1 values are missing"),
     "times of a minute": ({"a": SECONDS}, Y, CLASSES, UNTOLD),
     "a minute to predict": ({"y": SECONDS}, Y, Targets.NUMBERS, UNTOLD),
@@ -123,7 +133,14 @@ def test_a_column_that_counts_the_rows_is_said(
 
 def test_what_is_no_text_is_one_line_that_names_the_file(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_bytes(b"a,y\n" + b"".join(b"%d,\xe9\n" % i for i in ROWS))
-    with pytest.raises(UserError, match=r"t\.csv: column 'y' holds binary; needed: integers or names"):
+    with pytest.raises(UserError, match=r"t\.csv: column 'y' holds text that is not UTF-8"):
+        load(str(tmp_path / "t.csv"), columns=Y)
+
+
+@pytest.mark.parametrize("text", [b"a,y\n\xe9,p\n2,q\n", b"\xe9,y\n1,p\n2,q\n"], ids=["input", "name of a column"])
+def test_text_of_another_encoding_is_called_that(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "t.csv").write_bytes(text)
+    with pytest.raises(UserError, match=r"t\.csv.* holds text that is not UTF-8; save the file in that encoding"):
         load(str(tmp_path / "t.csv"), columns=Y)
 
 

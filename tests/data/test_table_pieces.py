@@ -106,16 +106,20 @@ def test_no_file_is_read_whole_that_need_not_be(tmp_path: Path, monkeypatch: pyt
 @pytest.mark.parametrize(
     ("columns", "changes", "words"),
     [
-        (Columns(("late",), ("kind",)), {}, "column 'late' holds text, for instance 'x' in row 70; needed: numbers"),
+        (
+            Columns(("late",), ("kind",)),
+            {},
+            "column 'late' holds text, for instance 'x' in row 70 (from 0); needed: numbers",
+        ),
         (
             Columns(("level",), ("kind",)),
             {"level": [float("inf") if i == 80 else 0.5 * i for i in range(ROWS)]},
-            "column 'level' holds NaN or infinity, first in row 80",
+            "column 'level' holds NaN or infinity, first in row 80 (from 0)",
         ),
         (
             Columns(("level",), ("kind",), "site"),
             {"site": ["" if i in (33, 77) else "a" for i in range(ROWS)]},
-            "column 'site': 2 values are missing, the first in row 33",
+            "column 'site': 2 values are missing, the first in row 33 (from 0)",
         ),
         (
             Columns(("times",), ("kind",)),

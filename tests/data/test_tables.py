@@ -129,9 +129,9 @@ WRONG: Mapping[str, tuple[Mapping[str, object], Columns, str]] = {
     "no such input": ({}, Columns(("agee",), ("kind",)), "data.input: t.csv has no column 'agee'; did you mean 'age'?"),
     "no such group": ({}, Columns(("age",), ("kind",), "user"), "data.group: t.csv has no column 'user'"),
     "the target as input": ({}, Columns(("age", "kind"), ("kind",)), "data.input: 'kind' is data.target too"),
-    "missing": ({"age": MISSING}, BY_KIND, "column 'age': 1 values are missing, the first in row 7"),
-    "mixed": ({"age": MIXED}, BY_KIND, "column 'age' holds text, for instance 'unknown' in row 9; needed: numbers"),
-    "infinite": ({"age": [1e300] * ROWS}, BY_KIND, "column 'age' holds NaN or infinity, first in row 0"),
+    "missing": ({"age": MISSING}, BY_KIND, "column 'age': 1 values are missing, the first in row 7 (from 0)"),
+    "mixed": ({"age": MIXED}, BY_KIND, "column 'age' holds text, for instance 'unknown' in row 9 (from 0); needed: numbers"),
+    "infinite": ({"age": [1e300] * ROWS}, BY_KIND, "column 'age' holds NaN or infinity, first in row 0 (from 0)"),
     "fractions as classes": ({}, Columns(("age",), ("score",)), "column 'score' holds double; needed: integers or names"),
     "two classes": ({}, Columns(("age",), ("kind", "tall")), "a classification has one; task = 'multilabel' has several"),
     "too few rows": ({k: v[:2] for k, v in GOOD.items()}, BY_KIND, "2 rows leave none for the test set"),  # type: ignore[index]
@@ -146,6 +146,59 @@ def test_a_wrong_table_is_one_line(tmp_path: Path, kind: str) -> None:
         load(str(path), columns=columns)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_columns_of_a_test_file_are_taken_by_name(tmp_path: Path, suffix: str) -> None:
+    """Two folders, of which one has the test file's columns in another order, hold the same data."""
+    folders = [tmp_path / "same", tmp_path / "other"]
+    for folder, order in zip(folders, (GOOD, reversed(GOOD)), strict=True):
+        folder.mkdir()
+        written(folder, f"train.{suffix}")
+        columns = {key: GOOD[key] for key in order}
+        path = folder / f"test.{suffix}"
+        if suffix == "parquet":
+            pq.write_table(pa.table(columns), path)
+        else:
+            rows = zip(*columns.values(), strict=True)
+            path.write_text("\n".join([",".join(columns), *(",".join(map(str, row)) for row in rows)]) + "\n")
+    same, other = (load(str(folder), columns=Columns(target=("kind",), group="site")) for folder in folders)
+    assert torch.equal(same.test.images, other.test.images)
+    assert torch.equal(same.test.labels, other.test.labels)
+
+
+def test_columns_that_one_file_lacks_are_named(tmp_path: Path) -> None:
+    written(tmp_path, "train.csv")
+    for change, words in (
+        ({"age": None}, "test.csv lacks columns of train.csv: age"),
+        ({"size": GOOD["age"]}, "test.csv has columns that train.csv lacks: size"),
+    ):
+        written(tmp_path, "test.csv", **change)
+        with pytest.raises(UserError, match=words):
+            load(str(tmp_path), columns=Columns(target=("kind",), group="site"))
+    assert load(str(tmp_path), columns=BY_KIND).shape == (2,)
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [BY_KIND, Columns(test=0.5), Columns(context=8), Columns(resize=(8, 8))],
+    ids=["target", "test", "context", "resize"],
+)
+@pytest.mark.parametrize("source", ["nosuch.csv", "nofolder/x.parquet", "nofolder"])
+def test_a_source_that_is_not_there_is_said_whatever_is_asked_of_it(source: str, columns: Columns) -> None:
+    with pytest.raises(UserError, match="no such folder or file"):
+        load(source, columns=columns)
+
+
+def test_the_first_sample_without_a_number_is_that_of_the_array_that_was_given() -> None:
+    numbers = np.zeros((60, 2))
+    numbers[3, 1] = np.nan
+    for inputs, targets, name in (
+        (numbers, np.arange(60) % 2, "inputs"),
+        (np.zeros((60, 2)), numbers[:, 1], "targets"),
+    ):
+        with pytest.raises(UserError, match=rf"data: {name} hold NaN or infinity, first in sample 3 \(from 0\)"):
+            Data.of(inputs, targets)
 
 
 def test_columns_are_for_tables() -> None:

@@ -205,7 +205,7 @@ def test_a_column_of_a_table_holds_the_weights(tmp_path: Path, monkeypatch: pyte
     assert train.shape == (1,)
     weights = train.stored[:, 0] + 1
     torch.testing.assert_close(train.weights, weights / weights.mean())
-    with pytest.raises(UserError, match=r"data.weight: 'w' is -2 in row 3; needed: numbers above 0"):
+    with pytest.raises(UserError, match=r"data.weight: 'w' is -2 in row 3 \(from 0\); needed: numbers above 0"):
         load_data(str(table(tmp_path, -2)), columns=columns)
     with pytest.raises(UserError, match=r"data.weight: 'y' is an input, target or group too"):
         load_data(str(table(tmp_path, 4)), columns=replace(columns, weight="y"))

@@ -93,8 +93,9 @@ def _classes(symbols: Bytes, runs: Sizes) -> Bytes:
     levels -= levels.min()
     occurs = np.zeros(int(levels.max()) + 1, dtype=np.int64)
     occurs[levels] = 1
-    ranks, count = (np.cumsum(occurs) - 1)[levels], int(occurs.sum())
-    classes: Bytes = (ranks * MOST_CLASSES // max(MOST_CLASSES, count)).astype(np.uint8)
+    ranks = np.cumsum(occurs)
+    class_of: Bytes = ((ranks - 1) * MOST_CLASSES // max(MOST_CLASSES, int(ranks[-1]))).astype(np.uint8)
+    classes: Bytes = class_of[levels]
     return classes
 
 

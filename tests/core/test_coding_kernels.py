@@ -67,6 +67,22 @@ def test_symbols_come_back_from_the_same_bytes(seed, size, kinds, bits, lanes, s
             assert not fine or (len(other) == len(damaged) and other_code)
 
 
+@pytest.mark.parametrize("lanes", [4, 8, 16, 64])
+@pytest.mark.parametrize("spread", [0.3, 40.0])
+def test_lanes_that_are_coded_at_once_write_the_same_bytes(lanes: int, spread: float) -> None:
+    rng = np.random.default_rng(lanes)
+    symbols = np.minimum(np.abs(rng.normal(0, spread, 3003)), 255).astype(np.uint8)
+    contexts, ends = rng.integers(0, 2, 3003).astype(np.uint8), rng.integers(0, 2**16, lanes).astype(np.uint16)
+    for bits in (8, 10, 12):
+        codes = []
+        for form in FORMS:
+            counts, out = np.zeros(512, np.int64), np.zeros(2 * 3003 + 4 * lanes, np.uint8)
+            form.count_symbols(symbols, contexts, counts)
+            tables = np.concatenate([table(row, bits) for row in counts.reshape(2, 256)])
+            codes.append(out[form.rans_encode(symbols, contexts, tables, bits, ends, out) :].tobytes())
+        assert codes[0] == codes[1]
+
+
 @given(
     seed=st.integers(0, 2**32 - 1),
     blocks=st.lists(st.integers(0, 40), max_size=5),

@@ -159,7 +159,16 @@ static void inverses_of(const uint32_t *shares, Py_ssize_t entries, uint64_t *in
     }
 }
 
-/* The same for eight lanes, which stay in a register: i and stop are multiples of 8. */
+/* (state / slots << bits) + state % slots + start, with the slots of the other symbols. */
+WITH_VECTORS static inline __m512i eight_more(__m512i state, __m512i inverse, __m512i start, __m512i others)
+{
+    const __m512i share = _mm512_add_epi64(_mm512_srli_epi64(_mm512_mul_epu32(state, inverse), 32), state);
+    const __m512i times = _mm512_srlv_epi64(share, _mm512_srli_epi64(inverse, 57));
+    return _mm512_add_epi64(_mm512_add_epi64(state, start), _mm512_mul_epu32(times, others));
+}
+
+/* The same as `put_groups` for eight lanes, which stay in a register: i and stop are multiples of 8. The next state is made with
+   and without the word that may be put, so that no product waits for that. */
 WITH_VECTORS static uint8_t *put_eights(const Plan *plan, const uint8_t *restrict symbols, const uint64_t *restrict inverses,
                                         uint32_t *restrict states, Py_ssize_t i, Py_ssize_t stop, uint8_t *restrict at)
 {
@@ -172,9 +181,9 @@ WITH_VECTORS static uint8_t *put_eights(const Plan *plan, const uint8_t *restric
     __mmask8 missing = 0;
     while (i > stop) {
         i -= FEW;
-        const __m512i symbol = _mm512_cvtepu8_epi64(_mm_loadl_epi64((const __m128i *)(symbols + i)));
-        const __m512i context = _mm512_cvtepu8_epi64(_mm_loadl_epi64((const __m128i *)(plan->contexts + i)));
-        const __m512i inverse = _mm512_i64gather_epi64(_mm512_or_si512(_mm512_slli_epi64(context, 8), symbol), inverses, 8);
+        const __m256i symbol = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(symbols + i)));
+        const __m256i context = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(plan->contexts + i)));
+        const __m512i inverse = _mm512_i32gather_epi64(_mm256_or_si256(_mm256_slli_epi32(context, 8), symbol), inverses, 8);
         const __m512i slots = _mm512_and_si512(_mm512_srli_epi64(inverse, 32), low);
         const __m512i start = _mm512_and_si512(_mm512_srli_epi64(inverse, 45), lower);
         missing |= _mm512_testn_epi64_mask(slots, slots);
@@ -184,11 +193,8 @@ WITH_VECTORS static uint8_t *put_eights(const Plan *plan, const uint8_t *restric
         const __m128i some = _mm512_cvtepi64_epi16(_mm512_maskz_compress_epi64(full, state));
         _mm_storeu_si128((__m128i *)(at - 16), _mm_shuffle_epi8(some, _mm_loadu_si128((const __m128i *)(shifts + 2 * words))));
         at -= 2 * words;
-        state = _mm512_mask_srli_epi64(state, full, state, 16);
-        const __m512i share = _mm512_add_epi64(_mm512_srli_epi64(_mm512_mul_epu32(state, inverse), 32), state);
-        const __m512i times = _mm512_srlv_epi64(share, _mm512_srli_epi64(inverse, 57));
-        /* (times << bits) + (state - times * slots) + start */
-        state = _mm512_add_epi64(_mm512_add_epi64(state, start), _mm512_mul_epu32(times, _mm512_sub_epi64(most, slots)));
+        const __m512i others = _mm512_sub_epi64(most, slots), cut = _mm512_srli_epi64(state, 16);
+        state = _mm512_mask_mov_epi64(eight_more(state, inverse, start, others), full, eight_more(cut, inverse, start, others));
     }
     _mm256_storeu_si256((__m256i *)states, _mm512_cvtepi64_epi32(state));
     return missing ? NULL : at;

@@ -82,6 +82,9 @@ def _rows(updates: Sequence[RecordedUpdate], repeats: int) -> Iterator[Row]:
         yield _row(
             rounds, "model", name, "raw", [_other(update.sent.flat.numpy(), coder, repeats) for update in updates]
         )
+        if name in ORDERED:
+            found = [_other(steps(update), coder, repeats) for update in updates]
+            yield _row(rounds, "model", f"{name}, given the received model", "raw", found)
     for name in INTEGERS:
         yield _row(rounds, "change", name, "entropy", [_integers(update, name, repeats) for update in updates])
     for density in DENSITIES:
@@ -144,10 +147,21 @@ def _mask(update: RecordedUpdate, density: float, contexts: bool, repeats: int) 
 
 # -- other packages ----------------------------------------------------------------------------------------------------
 
-Coder = tuple[Callable[[Floats], bytes], Callable[[bytes], object]]
+Numbers = Floats | NDArray[np.int32]
+Coder = tuple[Callable[[Numbers], bytes], Callable[[bytes], object]]
+ORDERED = ("pcodec",)
+"""Packages that code integers by their size, so that `steps` can tell them of the received model."""
 
 
-def _other(values: Floats, coder: Coder, repeats: int) -> Tried:
+def steps(update: RecordedUpdate) -> NDArray[np.int32]:
+    """How many float32 values lie between what was received and what was sent, modulo 2^32: exact for whoever holds the former."""
+    places = (model.flat.numpy().view(np.int32) for model in (update.sent, update.received))
+    sent, received = (place ^ (place >> 31 & 0x7FFFFFFF) for place in places)
+    change: NDArray[np.int32] = sent - received
+    return change
+
+
+def _other(values: Numbers, coder: Coder, repeats: int) -> Tried:
     write, read = coder
     data, megabytes = write(values), values.nbytes / 1e6
     writing, reading = quickest(lambda: write(values), repeats), quickest(lambda: read(data), repeats)

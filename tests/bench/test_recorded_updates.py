@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from federation import run_tiny
 
 from fl_sim.bench import recorded
 from fl_sim.codecs.value_coding import VALUES
-from fl_sim.core.types import UserError
+from fl_sim.communication.recorded_updates import RecordedUpdate
+from fl_sim.core.types import FlatParams, UserError
 
 
 def test_every_codec_is_measured_against_its_floor(tmp_path: Path) -> None:
@@ -23,6 +26,22 @@ def test_every_codec_is_measured_against_its_floor(tmp_path: Path) -> None:
             assert 0.9 < by[rounds, "change", name].ratio < 1.2, name
     assert set(recorded.INTEGERS) == {"int8", "int4", "int2", "sign"} <= VALUES.keys()
     assert all(row.encode_mbps > 0 and row.decode_mbps > 0 for row in rows)
+
+
+def test_steps_give_the_sent_weights_to_whoever_holds_the_received_ones() -> None:
+    rng = np.random.default_rng(0)
+    bits = rng.integers(0, 2**32, (2, 1000), dtype=np.uint32)
+    bits[:, :4] = [[0, 0x80000000, 1, 0x80000001], [0x80000000, 0, 0x80000001, 1]]
+    received, sent = (
+        FlatParams.view(torch.from_numpy(row.view(np.float32).copy()), ["w"], [torch.Size([1000])]) for row in bits
+    )
+    change = recorded.steps(RecordedUpdate(1, 0, received, sent)).astype(np.int64)
+    place = bits.view(np.int32) ^ (bits.view(np.int32) >> 31 & 0x7FFFFFFF)
+    whole = (place[0] + change).astype(np.int32)
+    assert (whole ^ (whole >> 31 & 0x7FFFFFFF)).view(np.uint32).tolist() == bits[1].tolist()
+    up = {"w": torch.tensor([1.0, -1.0])}
+    near = {"w": torch.from_numpy(np.nextafter(up["w"].numpy(), np.float32(9)))}
+    assert recorded.steps(RecordedUpdate(1, 0, FlatParams.pack(up), FlatParams.pack(near))).tolist() == [1, 1]
 
 
 def test_a_run_without_recorded_updates_is_refused(tmp_path: Path) -> None:

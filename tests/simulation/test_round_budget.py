@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from federation import run_tiny
+from federation import run_tiny, same
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -45,9 +45,9 @@ def by_round(report: Report) -> list[int]:
         (0.03, TOPK),
         (0.08, PRUNED),
         (0.01, HEAD),
-        (0.05, ["wire.budget.downlink=0.3", "engine=workers", "workers.count=1"]),
+        (0.05, ["wire.budget.downlink=0.3", "engine=cohort"]),
     ],
-    ids=["dense", "feedback", "evaluate", "topk", "pruned", "head", "workers"],
+    ids=["dense", "feedback", "evaluate", "topk", "pruned", "head", "cohort"],
 )
 def test_every_round_fits(tmp_path: Path, megabytes: float, options: list[str]) -> None:
     report = budgeted(tmp_path, megabytes, *options)
@@ -56,6 +56,14 @@ def test_every_round_fits(tmp_path: Path, megabytes: float, options: list[str]) 
     assert not any(report.summary["failures"].values())
     if options not in (TOPK, PRUNED, HEAD):  # which need less
         assert min(sizes) > 0.9 * 1e6 * megabytes
+
+
+def test_workers_send_what_inline_sends(tmp_path: Path) -> None:
+    options = ["wire.error_feedback=true", "rounds=1"]
+    same(
+        budgeted(tmp_path, 0.05, *options),
+        budgeted(tmp_path / "w", 0.05, *options, "engine=workers", "workers.count=1"),
+    )
 
 
 def test_a_budget_above_what_is_needed_loses_nothing_of_the_model(

@@ -89,6 +89,7 @@ METHODS: Mapping[str, Sequence[str]] = {
         "wire.error_feedback=true",
     ),
     "DRIVE": ("wire.codec.uplink=drive", CHANGES),
+    "EDEN, 4 bits": ("wire.codec.uplink={target='eden', bits=4}", CHANGES),
 }
 """Name -> what differs from FedAvg."""
 

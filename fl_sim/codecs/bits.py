@@ -151,6 +151,37 @@ def _coded(segments: Sequence[Segment], cut: Sequence[Words]) -> bytes:
     return coder.words()
 
 
+def encode_all(parts: Sequence[Bits], ones: NDArray[np.int64]) -> list[bytes]:
+    """Counts and words, joined, of several vectors, each cut into the same segments: `encode` of each.
+
+    Args:
+        parts: the segments, bool (vectors, size) each.
+        ones: how many bits of each are set, (vectors, segments); neither none nor all.
+    """
+    words, cut = _words(), [_cut_all(part) for part in parts]
+    ends = np.cumsum([part.shape[1] for part in cut]).tolist()
+    joined = np.concatenate(cut, axis=1)
+    counts = words.counts[joined].astype(np.int32)
+    sizes, ranks = words.sizes[counts], words.ranks[joined]
+    several = sizes > 1
+    places = [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
+    segments = list(zip(places, [part.shape[1] for part in parts], strict=True))
+    made = []
+    for i, mine in enumerate(ones.tolist()):
+        coder, where = Encoder(), several[i]
+        coder.choices(ranks[i][where], sizes[i][where])
+        for (place, size), count in zip(reversed(segments), reversed(mine), strict=True):
+            coder.symbols(counts[i, place], _model(count, size))
+        made.append(b"".join([*map(varint, mine), coder.words()]))
+    return made
+
+
+def _cut_all(part: Bits) -> Words:
+    """`_cut` of each row."""
+    packed = np.packbits(part, axis=1)
+    return (np.pad(packed, ((0, 0), (0, 1))) if packed.shape[1] % 2 else packed).view("<u2")
+
+
 def decode(words: memoryview, segments: Sequence[Segment]) -> list[Bits]:
     """Invert `encode` for segments whose ones and sizes the receiver knows.
 

@@ -301,3 +301,32 @@ def _rows_cost(tensors: list[Bits], ones: list[int], layout: Layout) -> float:
             if full < live:
                 total += _cost([(full, live), (k - full * width, (live - full) * width)]) + 8
     return total if useful else float("inf")
+
+
+def encode_all(flat: Bits, layout: Layout) -> list[tuple[int, bytes]]:
+    """(mode, bytes) of several masks, (masks, elements), of which the receiver holds none: what `choose` and its mode make of
+    each. Those for which `whole` alone comes into question are looked at and cut into words together."""
+    edges = np.cumsum([size for _, size, _ in layout])[:-1]
+    parts = np.split(flat, edges, axis=1)
+    sizes = np.array([size for _, size, _ in layout])
+    ones = np.stack([np.count_nonzero(part, axis=1) for part in parts], axis=1)
+    simple: Bits = np.logical_and.reduce((ones > 0) & (ones < sizes), axis=1)
+    if simple.any():
+        # One less than in `_clustered`: sums of another order are no reason for another mode.
+        pairs = np.count_nonzero(flat[:, 1:] & flat[:, :-1], axis=1)
+        simple &= pairs < 1.2 * (ones * ones / sizes).sum(axis=1) + 1
+        for part, (rows, _, _) in zip(parts, layout, strict=True):
+            table = part.reshape(len(part), rows, -1)
+            live, full = np.logical_or.reduce(table, axis=2), np.logical_and.reduce(table, axis=2)
+            simple &= np.logical_and.reduce(live, axis=1) & ~np.logical_or.reduce(full, axis=1)
+    whole = iter(bits.encode_all([part[simple] for part in parts], ones[simple]) if simple.any() else ())
+    return [
+        (MODES["whole"].id, next(whole)) if plain else encode(row, layout)
+        for plain, row in zip(simple, flat, strict=True)
+    ]
+
+
+def encode(flat: Bits, layout: Layout, held: Bits | None = None) -> tuple[int, bytes]:
+    """(mode, bytes) of a mask in the mode of the fewest predicted bytes."""
+    mode = MODES[choose(flat, layout, held)]
+    return mode.id, mode.encode(flat, layout, held)

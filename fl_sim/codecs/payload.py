@@ -83,25 +83,49 @@ def encode(
     return _joined(head, sent, parts)
 
 
-def encode_all(rows: Tensor, *, schema: Schema, values: str, seeds: Sequence[int]) -> list[bytes] | None:
-    """Encode several clients' parameters, each as `encode` does without a mask and with its seed.
+def encode_all(
+    rows: Tensor, *, schema: Schema, values: str, seeds: Sequence[int], masks: Tensor | None = None
+) -> list[bytes] | None:
+    """Encode several clients' parameters, each as `encode` does with its mask and seed, and no held mask.
 
     Args:
         rows: float32 (clients, values), on the CPU; each row in the order of the schema.
         schema: the receiver's expectations.
         values: value type, a name of `VALUES`.
         seeds: of each client.
+        masks: the coordinates to send, bool (clients, prunable values); None sends all.
 
     Returns:
         The payloads; None where each is to be encoded by itself: values of this type are not encoded together, or one is not
         finite, which `encode` names.
     """
-    coder = coder_of_type(values, None, schema, None) if schema.is_flat and not is_relative(values) else None
-    if not isinstance(coder, Together) or not tensor_coding.finite(rows.reshape(-1)):
+    together = schema.is_flat and isinstance(VALUES[values], Together)
+    if not (together or (values == EXACT and masks is not None)) or not tensor_coding.finite(rows.reshape(-1)):
         return None
-    head = HEAD.pack(MAGIC, VERSION, coder.id, NONE, 0, schema.hash)
+    if masks is not None:
+        return _encode_masked(rows, masks, schema=schema, values=values, seeds=seeds)
+    coder = coder_of_type(values, None, schema, None)
+    assert isinstance(coder, Together)
     sections = tensor_coding.encode_all(rows.numpy(), schema=schema, coder=coder, seeds=seeds)
+    head = HEAD.pack(MAGIC, VERSION, coder.id, NONE, 0, schema.hash)
     return [_joined(head, schema.prunable_size, [b"", *parts]) for parts in sections]
+
+
+def _encode_masked(
+    rows: Tensor, masks: Tensor, *, schema: Schema, values: str, seeds: Sequence[int]
+) -> list[bytes] | None:
+    """Payloads of clients under masks of their own: the masks are coded together, the values one after the other."""
+    if not schema.is_flat or not schema.prunable_size:
+        return None
+    made = []
+    for (mode, mask_bytes), row, alive, seed in zip(
+        mask_coding.encode_all(masks.numpy(), schema.mask_layout), rows, masks, seeds, strict=True
+    ):
+        coder = coder_of_type(values, alive, schema, None)
+        sections = tensor_coding.encode(schema.view(row), alive, schema=schema, coder=coder, seed=seed)
+        head = HEAD.pack(MAGIC, VERSION, coder.id, mode, 0, schema.hash)
+        made.append(_joined(head, int(np.count_nonzero(alive.numpy())), [mask_bytes, *sections]))
+    return made
 
 
 def _joined(head: bytes, sent: int, parts: Sequence[tensor_coding.Buffer]) -> bytes:
@@ -149,8 +173,7 @@ def _encode_mask(alive: Tensor | None, before: Tensor | None, schema: Schema, co
         return HELD, b""
     flat, held = alive.numpy(), None if before is None else before.numpy()
     layout = schema.mask_layout
-    name = mask_coding.choose(flat, layout, held)
-    data = MODES[name].encode(flat, layout, held)
+    mode, data = mask_coding.encode(flat, layout, held)
     if contexts and (smaller := mask_coding.smaller(flat, layout, len(data))) is not None:
         return MODES[mask_coding.CONTEXTS].id, smaller
-    return MODES[name].id, data
+    return mode, data

@@ -287,14 +287,19 @@ class Exchange:
             update.params, update.mask, task.params, schema=self.schema, held_mask=task.mask, seed=seed, state=state
         )
 
-    def encode_up_all(self, rows: Tensor, received: Tensor, *, seeds: Sequence[int]) -> list[bytes] | None:
-        """The payloads of several clients without masks, each as `encode_up` makes it; (clients, values) in schema order, of
-        clients that `received` the same. None where each is to be encoded by itself."""
-        if type(self.uplink) is not Coding or not self.schema.is_flat:
+    def encode_up_all(
+        self, rows: Tensor, received: Tensor, *, seeds: Sequence[int], masks: Tensor | None = None
+    ) -> list[bytes] | None:
+        """The payloads of several clients, each as `encode_up` makes it; (clients, values) in schema order, of clients that
+        `received` the same and no pruning mask. `masks` are upload masks, bool (clients, prunable values); None sends all.
+
+        None where each is to be encoded by itself."""
+        contexts = masks is not None and MASK_CODINGS[self.uplink.masks]
+        if type(self.uplink) is not Coding or not self.schema.is_flat or contexts:
             return None
         outgoing = CONTENTS[self.uplink.content].outgoing
         values = rows if outgoing is None else outgoing(rows, received)
-        return codecs.encode_all(values, schema=self.schema, values=self.uplink.values, seeds=seeds)
+        return codecs.encode_all(values, schema=self.schema, values=self.uplink.values, seeds=seeds, masks=masks)
 
     def decode_up(self, data: bytes | memoryview, task: Task) -> tuple[Params, Mask | None]:
         """Invert `encode_up`; raises as `Coding.decode` does."""

@@ -68,11 +68,9 @@ def together(
     feedback = RowsFeedback(received[:count], known) if known else None
     sent = rows if feedback is None else feedback.corrected(rows)
     masks = choose(received[:count], sent[:, :count])
-    payloads = None
-    if masks is None:
-        if not sends_all:
-            return [NOTHING] * len(tasks)
-        payloads = exchange.encode_up_all(sent, received, seeds=seeds)
+    if masks is None and not sends_all:
+        return [NOTHING] * len(tasks)
+    payloads = exchange.encode_up_all(sent, received, seeds=seeds, masks=masks)
     exact = feedback is not None and exchange.uplink.is_exact
     left = feedback.left_out(rows, sent, masks) if feedback is not None and exact else None
     return [

@@ -13,7 +13,7 @@ from federation import run_tiny, same
 from torch import Tensor
 
 from fl_sim import codecs
-from fl_sim.codecs import Schema
+from fl_sim.codecs import Schema, bits
 from fl_sim.communication.exchange import Exchange
 from fl_sim.core.types import Task
 from fl_sim.runtime.client import uploads
@@ -67,7 +67,7 @@ def test_what_can_be_made_together_is(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def _model() -> Schema:
-    params = {name: torch.zeros(shape) for name, shape in {"w": (40, 130), "v": (7,), "b": (40,)}.items()}
+    params = {name: torch.zeros(shape) for name, shape in {"w": (40, 130), "v": (7, 9), "b": (40,)}.items()}
     return Schema.of(params, ["w", "v"])
 
 
@@ -87,11 +87,13 @@ def test_payloads_of_rows_are_those_of_each_row(values: str) -> None:
 
 
 def _masks(layout: Sequence[tuple[int, int, int]]) -> np.ndarray:
-    """Independent bits, a dead row, a full row, a tensor of nothing, one of everything, clusters, everything, nothing."""
+    """Independent bits, six dead rows, six full rows, a dead and a full tensor, clusters, everything, nothing."""
     size = sum(each[1] for each in layout)
     drawn = np.random.default_rng(1).random((10, size)) < np.linspace(0.05, 0.6, 10)[:, None]
-    drawn[1, : layout[0][1] // layout[0][0]] = False
-    drawn[2, : layout[0][1] // layout[0][0]] = True
+    rows, elements, _ = layout[0]
+    drawn[1] = np.random.default_rng(2).random(size) < 0.3
+    drawn[1, : 6 * elements // rows] = False
+    drawn[2] = ~drawn[1]
     drawn[3, -layout[-1][1] :] = False
     drawn[4, -layout[-1][1] :] = True
     drawn[5] = np.arange(size) // 50 % 10 == 0
@@ -100,7 +102,15 @@ def _masks(layout: Sequence[tuple[int, int, int]]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("values", ["float32", "int8", "sign"])
-def test_payloads_of_rows_under_masks_are_those_of_each_row(values: str) -> None:
+def test_payloads_of_rows_under_masks_are_those_of_each_row(values: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    together: list[int] = []
+    encode_all = bits.encode_all
+
+    def counted(parts: Sequence[np.ndarray], ones: np.ndarray) -> list[bytes]:
+        together.append(len(ones))
+        return encode_all(parts, ones)
+
+    monkeypatch.setattr(bits, "encode_all", counted)
     schema = _model()
     rows = torch.randn(10, schema.size, generator=torch.Generator().manual_seed(0))
     masks = torch.from_numpy(_masks(schema.mask_layout))
@@ -111,6 +121,7 @@ def test_payloads_of_rows_under_masks_are_those_of_each_row(values: str) -> None
     ]
     modes = {codecs.describe(data, schema=schema).mask_mode for data in made or ()}
     assert {"whole", "rows", "gaps"} <= modes
+    assert together == [2]
 
 
 @pytest.mark.parametrize("values", ["float32", "float16", "float32-delta", "top10-int8"])

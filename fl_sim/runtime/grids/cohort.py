@@ -1,7 +1,8 @@
 """The cohort engine: the clients of a round train as one vectorised batch (`fl_sim.training.batched`), in this process.
 
-Everything around the training, from decoding to encoding, is the same code client by client as on the other engines; only
-the steps themselves are taken together. What cannot be batched runs one client after the other, and the log says so once.
+What a client reads, checks and keeps, and what the server does with its reply, is the same code client by client as on the
+other engines. Plain uploads are chosen and encoded together as well (`fl_sim.runtime.client.uploads`), with the same bytes.
+What cannot be batched runs one client after the other, and the log says so once.
 """
 
 from __future__ import annotations

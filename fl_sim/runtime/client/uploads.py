@@ -71,12 +71,14 @@ def together(
     if masks is None and not sends_all:
         return [NOTHING] * len(tasks)
     payloads = exchange.encode_up_all(sent, received, seeds=seeds, masks=masks)
+    if masks is None and payloads is None and feedback is None:
+        return [NOTHING] * len(tasks)
     exact = feedback is not None and exchange.uplink.is_exact
     left = feedback.left_out(rows, sent, masks) if feedback is not None and exact else None
     return [
         Made(
             None if masks is None else schema.view_mask(masks[i]),
-            schema.view(sent[i]),
+            schema.view(sent[i]) if payloads is None else None,
             None if payloads is None else payloads[i],
             None if left is None else left[i],
         )

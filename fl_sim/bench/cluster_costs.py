@@ -12,21 +12,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Protocol, TypedDict, cast
+from typing import cast
 
-import numpy as np
-
+from fl_sim.bench.cluster_blocks import of_a_block
 from fl_sim.bench.cluster_model import Costs
 from fl_sim.bench.processes import status_kb
 from fl_sim.bench.workloads import ECHO
-from fl_sim.codecs import Description
 from fl_sim.communication.flower_private import RUN_ID, identified
 from fl_sim.communication.ledger import Ledger
 from fl_sim.communication.messages import array_bytes
 from fl_sim.config.experiment import Experiment
-from fl_sim.core.lookup import imported
 from fl_sim.core.observer import SILENT, Observer
 from fl_sim.core.types import UserError
 from fl_sim.runtime.grids.costs import Costs as SecondsOfClients
@@ -38,26 +35,12 @@ from fl_sim.simulation.identity import Identity, hash_of
 from fl_sim.simulation.loop import run, serve
 from fl_sim.simulation.parts import check, check_built
 from fl_sim.simulation.run_folder import claimed
-from fl_sim.simulation.server import build_server
 
 COHORT, ROUNDS = 8, 5
 """Of the short run, where the experiment has as many. Round 1 warms up and does not count; rounds 2, 4 and 5 are evaluated."""
-EMPTY_TASKS, ENTRIES, ADDITIONS = 200, 1000, 10
+EMPTY_TASKS = 200
 FEW, MANY = 10_000, 1_000_000
 """Clients of the two synthetic federations whose difference is the cost of a client."""
-
-
-class _Foldable(Protocol):
-    """A model's server that knows whether workers may add up updates (`strategies.sparse_server.SparseServer`)."""
-
-    def foldable(self, cohort: int) -> object | None: ...
-
-
-class _Sums(TypedDict):
-    block: int
-    sums_bytes: float
-    receipt_s: float
-    add_s: float
 
 
 @dataclass(frozen=True)
@@ -164,12 +147,15 @@ def _costs(experiment: Experiment, federation: Federation, watch: _Watch, ledger
     task_s, send_s = _of_a_task(watch.grid)
     client_bytes, client_s = of_a_client()
     end_s, contents = watch.median("end"), watch.median("contents")
+    fit_s, fold_s = watch.median("fit"), max(0.0, watch.median("fold") - send_s)
+    longest_s = max(fit_s, watch.grid.costs.longest)
+    block = of_a_block(experiment, federation, watch.grid, ledger, fit_s=fit_s, fold_s=fold_s)
     return Costs(
-        fit_s=watch.median("fit"),
-        longest_s=max(watch.median("fit"), watch.grid.costs.longest),
+        fit_s=fit_s,
+        longest_s=longest_s,
         task_s=task_s,
         begin_s=watch.median("begin"),
-        fold_s=max(0.0, watch.median("fold") - send_s),
+        fold_s=fold_s,
         send_s=send_s,
         end_s=end_s + max(0.0, watch.median("evaluated") - end_s) / experiment.evaluate.every,
         start_s=start_s,
@@ -182,41 +168,12 @@ def _costs(experiment: Experiment, federation: Federation, watch: _Watch, ledger
         client_bytes=client_bytes,
         client_s=client_s,
         clients=len(federation.partitions),
-        **_sums(experiment, federation, ledger),
+        block=block.block,
+        sums_bytes=block.sums_bytes,
+        folded_s=block.folded_s,
+        receipt_s=block.receipt_s,
+        add_s=block.add_s,
     )
-
-
-def _sums(experiment: Experiment, federation: Federation, ledger: Ledger) -> _Sums:
-    """What workers may add up in a round of the whole cohort, and what that leaves to the driver."""
-    schema = federation.first.exchange.schema
-    block = cast("Callable[[int], int]", imported("", "strategies.blocks:block_size"))(experiment.cohort.size)
-    models = build_server(federation, Ledger()).models
-    if len(models) > 1 or cast(_Foldable, models[0]).foldable(experiment.cohort.size) is None:
-        return {"block": block, "sums_bytes": 0.0, "receipt_s": 0.0, "add_s": 0.0}
-    sent = ledger.total(by=("direction",), column="nnz", where={"phase": "train"})["up",]
-    sparse = sent < ledger.messages(phase="train")["up"] * schema.prunable_size
-    size = schema.size + sparse * schema.prunable_size
-    return {"block": block, "sums_bytes": 8.0 * size, "receipt_s": _of_a_receipt(), "add_s": _of_sums(size)}
-
-
-def _of_a_receipt() -> float:
-    """Seconds of the ledger's entry for a client."""
-    ledger, described = Ledger(), Description.opaque(1)
-    began = time.thread_time()
-    for client in range(ENTRIES):
-        ledger.book(
-            round=1, direction="up", phase="train", client=client, description=described, protocol_bytes=1, status="ok"
-        )
-    return (time.thread_time() - began) / ENTRIES
-
-
-def _of_sums(size: int) -> float:
-    """Seconds to add so many float64 numbers to others."""
-    total, part = np.zeros(size), np.ones(size)
-    began = time.thread_time()
-    for _ in range(ADDITIONS):
-        total += part
-    return (time.thread_time() - began) / ADDITIONS
 
 
 def _samples(federation: Federation) -> float:

@@ -6,17 +6,17 @@ Nothing is measured here: `Costs` comes from a short run (`fl_sim.bench.cluster_
 
 since workers compute, the driver folds, and the head's link takes replies in at the same time. The driver is one thread. Nodes are
 equal and so are their workers; each node but the head fetches a broadcast once, from the head. Where workers add up the updates
-of blocks, a block's sums cross in the place of its clients' uploads, and what the driver took for a reply the worker takes.
+of blocks, a block's sums cross in the place of its clients' uploads, and its clients cost what was measured of one block.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fl_sim.runtime.grids.pool import CLIENTS, TASK_BYTES, TASK_S, TASKS
-from fl_sim.runtime.grids.scheduling import computes_longer, evenly
+from fl_sim.runtime.grids.scheduling import whole
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class Costs:
         clients: in the short run's federation.
         block: clients of a block whose updates a worker may add up, in the config's cohort.
         sums_bytes: of a block's sums; 0 = the server needs each update.
+        folded_s: of a worker for a client of a block: `fit_s`, check, decode, add.
         receipt_s: of the driver for a client whose update was added up elsewhere.
         add_s: of the driver for a block's sums.
     """
@@ -66,6 +67,7 @@ class Costs:
     clients: int
     block: int = 0
     sums_bytes: float = 0.0
+    folded_s: float = 0.0
     receipt_s: float = 0.0
     add_s: float = 0.0
 
@@ -147,8 +149,9 @@ def round_on(costs: Costs, cluster: Cluster, cohort: int) -> Round:
     down, up = (0.0, 0.0) if not others else (_fetched(costs, away), coming + away * costs.state_bytes)
     per_second = cluster.mbps * 1e6 / 8
     sending_s, receiving_s = others * down / per_second, others * up / per_second
-    waves = math.ceil(cohort / workers) * costs.fit_s + math.ceil(folded / workers) * costs.fold_s
-    compute_s = max(waves, costs.longest_s) + math.ceil(tasks / workers) * costs.task_s
+    compute_s = (
+        max(_busy_s(costs, blocks, workers, single), costs.longest_s) + math.ceil(tasks / workers) * costs.task_s
+    )
     folding_s = single * costs.fold_s + folded * costs.receipt_s + len(blocks) * costs.add_s + tasks * costs.send_s
     at_once_s = max(compute_s, folding_s, receiving_s)
     return Round(
@@ -164,13 +167,21 @@ def round_on(costs: Costs, cluster: Cluster, cohort: int) -> Round:
     )
 
 
+def _busy_s(costs: Costs, blocks: Sequence[int], workers: int, single: int) -> float:
+    """Seconds of the busiest worker for its clients: single ones fill up what blocks leave."""
+    if not blocks:
+        return math.ceil(single / workers) * costs.fit_s
+    most = math.ceil(len(blocks) / workers) * max(blocks) * costs.folded_s
+    return max(most, (sum(blocks) * costs.folded_s + single * costs.fit_s) / workers)
+
+
 def blocks_of(costs: Costs, workers: int, cohort: int) -> list[int]:
     """Clients of each block whose updates a worker adds up; the updates of all other clients come to the driver."""
     if not 0 < costs.sums_bytes <= costs.block * costs.up_bytes or costs.block >= cohort:
         return []
     sizes = [min(costs.block, cohort - start) for start in range(0, cohort, costs.block)]
-    spare = computes_longer(costs.fit_s, costs.down_bytes, workers)
-    return [sizes[position] for position in evenly(sizes, workers=workers, spare=spare)]
+    dealt = whole(sizes, workers=workers, seconds=costs.folded_s, nbytes=costs.down_bytes)
+    return [sizes[position] for position in dealt]
 
 
 def tasks_of(costs: Costs, workers: int, cohort: int) -> int:

@@ -31,7 +31,7 @@ class Load:
 
     Attributes:
         millions: parameters of the model, a `cnn` on images of CIFAR's shape, in millions.
-        clients: that train in a round.
+        clients: that train in a round; from 128 on they are cut into blocks, which have a sum of their own.
         client: a name of `CLIENTS`.
         resume: whether the run is stopped after its second round, and the peak is that of going on.
     """
@@ -53,8 +53,9 @@ class Load:
                 "client": CLIENTS[self.client],
                 "data": {
                     "source": "fl_sim.bench.scale:few_images",
-                    "clients": 6,
+                    "clients": max(6, self.clients),
                     "partition": "iid",
+                    "min_size": 1,
                     "validation": 0.1,
                 },
                 "model": {"name": "cnn", "width": width},

@@ -98,11 +98,11 @@ def tiny_samples() -> Data:
 
 
 def few_images() -> Data:
-    """100 random images of CIFAR's shape."""
+    """400 random images of CIFAR's shape, of which 100 are the test set too."""
     rng = numpy_generator(0, Purpose.DATA)
-    images = rng.integers(0, 256, (100, 3, 32, 32), dtype=np.uint8)
-    labels = rng.integers(0, 10, 100, dtype=np.int64)
-    return Data.of(images, labels, test_inputs=images, test_targets=labels, num_classes=10, validation=0.1)
+    images = rng.integers(0, 256, (400, 3, 32, 32), dtype=np.uint8)
+    labels = rng.integers(0, 10, len(images), dtype=np.int64)
+    return Data.of(images, labels, test_inputs=images[:100], test_targets=labels[:100], num_classes=10, validation=0.1)
 
 
 MEASURES: Mapping[str, Callable[[], Flat]] = {

@@ -297,7 +297,7 @@ def soak(
 def memory(
     as_json: AS_JSON = False,
     millions: Annotated[float, typer.Option(min=0.01, help="parameters of the model, in millions")] = 100.0,
-    clients: Annotated[int, typer.Option(min=1, max=6, help="clients a round")] = 3,
+    clients: Annotated[int, typer.Option(min=1, max=300, help="clients a round")] = 3,
     client: Annotated[str, typer.Option(help="what they do: nudge (add a number), sgd (train)")] = "nudge",
     resume: Annotated[bool, typer.Option("--resume", help="of a run that goes on from a checkpoint")] = False,
 ) -> None:

@@ -62,7 +62,17 @@ def test_a_broadcast_of_its_own_for_each_client_and_what_clients_keep_cross_for_
     assert own.node_up == 30 * (4e5 + 1e3)
 
 
-FOLDED = replace(COSTS, fit_s=0.01, longest_s=0.01, up_bytes=4e6, block=32, sums_bytes=8e6, receipt_s=1e-5, add_s=0.001)
+FOLDED = replace(
+    COSTS,
+    fit_s=0.01,
+    longest_s=0.01,
+    up_bytes=4e6,
+    block=32,
+    sums_bytes=8e6,
+    folded_s=0.008,
+    receipt_s=1e-5,
+    add_s=0.001,
+)
 
 
 def test_sums_of_blocks_cross_in_the_place_of_their_clients_uploads() -> None:
@@ -70,7 +80,16 @@ def test_sums_of_blocks_cross_in_the_place_of_their_clients_uploads() -> None:
     four, single = (round_on(costs, Cluster(4, 1, 1000), cohort) for costs in (FOLDED, replace(FOLDED, sums_bytes=0.0)))
     assert (single.head_up, four.head_up) == (3 * 64 * 4e6, 3 * 2 * 8e6)
     assert four.driver_s == pytest.approx(0.02 + 256 * 1e-5 + 8 * 0.001 + 8 * 0.001 + 0.03)
-    assert four.compute_s == pytest.approx(64 * (0.01 + 0.004) + 2 * 0.002)
+    assert four.compute_s == pytest.approx(64 * 0.008 + 2 * 0.002)
+
+
+def test_single_clients_fill_up_what_blocks_leave() -> None:
+    three = round_on(FOLDED, Cluster(1, 3, 1000), 250)  # six blocks of 32 and one of 26, and 32 clients one by one
+    assert three.compute_s == pytest.approx(3 * 32 * 0.008 + math.ceil((7 + tasks_of(FOLDED, 3, 32)) / 3) * 0.002)
+    slow = round_on(replace(FOLDED, fit_s=0.05), Cluster(1, 3, 1000), 250)
+    assert slow.compute_s == pytest.approx(
+        (218 * 0.008 + 32 * 0.05) / 3 + math.ceil((7 + tasks_of(replace(FOLDED, fit_s=0.05), 3, 32)) / 3) * 0.002
+    )
 
 
 @pytest.mark.parametrize(
@@ -79,7 +98,8 @@ def test_sums_of_blocks_cross_in_the_place_of_their_clients_uploads() -> None:
         (FOLDED, 1, [32] * 7 + [26]),
         (FOLDED, 3, [32] * 6 + [26]),  # one more would leave a worker idle
         (FOLDED, 20, []),  # a block is more than a worker's share
-        (replace(FOLDED, fit_s=0.5), 2, [32] * 6),  # clients compute for long: the rest client by client
+        (replace(FOLDED, folded_s=0.5), 2, [32] * 6),  # clients compute for long: the rest client by client
+        (replace(FOLDED, folded_s=0.007), 3, [32] * 7 + [26]),  # for less than their replies take: no reply crosses
         (replace(FOLDED, up_bytes=8e6 / 33), 1, []),  # the uploads are smaller
         (replace(FOLDED, block=250), 1, []),
     ],
@@ -176,3 +196,27 @@ def test_the_short_run_agrees_with_its_ledger_and_the_model_with_the_short_run(
     assert [each["nodes"] for each in found["rounds"]] == [1, 3]
     assert found["rounds"][1]["head_down"] == 2 * costs["down_bytes"]
     assert [each["clients"] for each in found["memory"]] == [20, 10**4, 10**5, 10**6, 10**7]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("more", "is_folded"),
+    [((), True), (("ray.clients_per_task=8",), False), (("strategy.aggregate=median",), False)],
+    ids=["mean", "short tasks", "median"],
+)
+def test_a_block_is_measured_where_workers_add_up_blocks(
+    more: tuple[str, ...],
+    is_folded: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = tmp_path / "echo.toml"
+    data = '[data]\nsource = "digits"\npartition = "iid"\nclients = 200\n[cohort]\nsize = 160\n'
+    config.write_text('client = "fl_sim.bench.workloads:echo"\nstrategy.target = "strategies.presets:fedavg"\n' + data)
+    assert cli_here(monkeypatch, "plan", str(config), "--nodes", "1", *more, "--json") == 0
+    costs = json.loads(capsys.readouterr().out)["measured"]["costs"]
+    assert costs["block"] == 32
+    assert (costs["sums_bytes"] > 1.9 * costs["up_bytes"]) is is_folded
+    assert (0 < costs["folded_s"] < costs["fit_s"] + costs["fold_s"]) is is_folded
+    assert (0 < costs["receipt_s"] < costs["fold_s"]) is is_folded

@@ -24,7 +24,7 @@ from fl_sim.core.types import Task, Update
 from fl_sim.runtime.grids import scheduling
 from fl_sim.runtime.grids.folding import Traffic
 from fl_sim.runtime.grids.pool import PooledGrid
-from fl_sim.runtime.grids.scheduling import computes_longer, evenly
+from fl_sim.runtime.grids.scheduling import computes_longer, evenly, whole
 from fl_sim.simulation import resume
 from fl_sim.simulation.federation import Federation
 from fl_sim.training.client import ClientContext
@@ -338,6 +338,15 @@ def test_what_bounds_a_round_is_told_from_bytes_and_seconds(monkeypatch: pytest.
     assert computes_longer(1.0, 1.87e6, 2)
     assert not computes_longer(1.0, 1.87e6, 20), "twenty workers' replies take 0.3 s a second of computing"
     assert not computes_longer(float("inf"), 1.0, 1), "nobody has measured it yet"
+
+
+def test_clients_that_take_less_time_than_their_replies_are_folded_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduling, "LINK", 125e6)
+    five = [1.0] * 5
+    assert whole(five, workers=3, seconds=0.009, nbytes=1.25e6) == [0, 1, 2, 3, 4]
+    assert whole(five, workers=3, seconds=0.011, nbytes=1.25e6) == evenly(five, workers=3) == [0, 1, 2]
+    assert whole([1.0] * 8, workers=2, seconds=0.1, nbytes=1.25e6) == evenly([1.0] * 8, workers=2, spare=True)
+    assert whole(five, workers=3, seconds=float("inf"), nbytes=1.25e6) == evenly(five, workers=3)
 
 
 def test_long_clients_leave_a_blocks_time_for_small_tasks(

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from ray_nodes import Nodes, cluster, until
 
+from fl_sim.bench.cluster_model import Cluster, Costs, round_on
 from fl_sim.core.types import Task, Update
 from fl_sim.training.client import ClientContext
 
@@ -41,7 +42,7 @@ WORKLOADS: Mapping[str, tuple[str, float]] = {
     "compute": (_digits(_waiting(1.0), "cnn_bn", 12), 1000.0),
     "link": (_digits(NUDGE, "resnet32", 12), 20.0),
     "driver": (_digits(ECHO, "resnet32", 48), 1000.0),
-    "fold_compute": (_digits(_waiting(0.05), "cnn_bn", 256), 1000.0),
+    "fold_compute": (_digits(_waiting(0.02), "cnn_bn", 256), 1000.0),
     "fold_link": (_digits(NUDGE, "resnet32", 256), 50.0),
     "fold_driver": (_digits(ECHO, "resnet32", 256), 1000.0),
 }
@@ -54,11 +55,12 @@ def waiting(task: Task, ctx: ClientContext) -> Update:
     return Update(task.params, ctx.num_examples)
 
 
-def planned(config: Path, mbps: float, *, nodes: str, workers: int) -> Mapping[str, list[Mapping[str, float]]]:
-    command = [sys.executable, "-m", "fl_sim.cli", "plan", str(config), "--nodes", nodes, "--workers", str(workers)]
-    done = subprocess.run([*command, "--mbps", str(mbps), "--json"], check=True, stdout=subprocess.PIPE, text=True)
-    found: Mapping[str, list[Mapping[str, float]]] = json.loads(done.stdout)
-    return found
+def planned(config: Path) -> tuple[Costs, int]:
+    """What the short run measured, and the clients of a round."""
+    command = [sys.executable, "-m", "fl_sim.cli", "plan", str(config), "--json"]
+    found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    print(found["measured"]["costs"])
+    return Costs(**found["measured"]["costs"]), found["cohort"]
 
 
 def measured(config: Path, count: int, mbps: float, place: Path) -> tuple[float, float, float, float]:
@@ -117,25 +119,24 @@ def main(name: str, where: str = "nodes") -> None:
 
 
 def _here(name: str, config: Path, folder: Path) -> None:
+    costs, cohort = planned(config)
     print("workload workers bound | s: measured planned error")
     for workers in (1, 2):
-        (round_,) = planned(config, 1000.0, nodes="1", workers=workers)["rounds"]
-        pair = on_this_machine(config, workers, folder), round_["seconds"]
-        print(f"{name} {workers} {round_['bound']} | {pair[0]:.3f} {pair[1]:.3f} {_error(*pair)}", flush=True)
+        round_ = round_on(costs, Cluster(1, workers, 1000.0), cohort)
+        pair = on_this_machine(config, workers, folder), round_.seconds
+        print(f"{name} {workers} {round_.bound} | {pair[0]:.3f} {pair[1]:.3f} {_error(*pair)}", flush=True)
 
 
 def _nodes(name: str, config: Path, mbps: float, folder: Path) -> None:
-    plan = planned(config, mbps, nodes="1,2,3", workers=1)
-    print(plan["measured"]["costs"])
-    worker = plan["memory"][0]["node_bytes"]
+    costs, cohort = planned(config)
     print("workload nodes bound | s: measured planned error | MB out of head | MB into it | MB of a worker")
-    for round_ in plan["rounds"]:
-        count = int(round_["nodes"])
+    for count in (1, 2, 3):
+        round_ = round_on(costs, Cluster(count, 1, mbps), cohort)
         seconds, away, into, peak = measured(config, count, mbps, folder)
-        pairs = ((away, round_["head_down"]), (into, round_["head_up"]), (peak, worker))
+        pairs = ((away, round_.head_down), (into, round_.head_up), (peak, costs.worker_bytes))
         moved = " | ".join(f"{a / 1e6:.2f} {b / 1e6:.2f} {_error(a, b)}" for a, b in pairs)
-        error = _error(seconds, round_["seconds"])
-        print(f"{name} {count} {round_['bound']} | {seconds:.3f} {round_['seconds']:.3f} {error} | {moved}", flush=True)
+        error = _error(seconds, round_.seconds)
+        print(f"{name} {count} {round_.bound} | {seconds:.3f} {round_.seconds:.3f} {error} | {moved}", flush=True)
 
 
 def _error(measured: float, planned: float) -> str:

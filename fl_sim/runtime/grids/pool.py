@@ -23,7 +23,7 @@ from fl_sim.communication.messages import array_bytes
 from fl_sim.runtime.grids.base import LocalGrid, overdue
 from fl_sim.runtime.grids.costs import Costs
 from fl_sim.runtime.grids.folding import Blocks, Fold, FoldedReply, Reply, Traffic
-from fl_sim.runtime.grids.scheduling import computes_longer, evenly, packed
+from fl_sim.runtime.grids.scheduling import packed, whole
 from fl_sim.runtime.grids.worker import Answer, Job
 
 DEPTH = 2
@@ -177,7 +177,8 @@ class Round:
     def _folded(self, jobs: Sequence[Job], blocks: Blocks, fold: int) -> list[Jobs]:
         """The blocks that workers take whole: as many as leave no worker with more than its share of the round.
 
-        Where clients compute for long, a block's time is left for smaller tasks, so that all workers end together.
+        Where clients compute for long, a block's time is left for smaller tasks, so that all workers end together. Where they take
+        less time than their replies would on the way, it counts what crosses, and workers take all blocks.
         """
         # A task has as many times `timeout_s` as clients until a hanging one is noticed: no longer than in other tasks.
         limit = self.grid.clients_per_task or (None if self.grid.timeout_s is None else CLIENTS)
@@ -187,8 +188,8 @@ class Round:
         tasks = [tuple(replace(jobs[place], fold=fold) for place in places) for places in blocks.places]
         each = [sum(costs.expect(kind, job.partition) for job in task) for task in tasks]
         seconds = costs.total_seconds(kind, [job.partition for job in jobs]) / len(jobs)
-        spare = computes_longer(seconds, array_bytes(self.messages[0].content), workers)
-        return [tasks[position] for position in evenly(each, workers=workers, spare=spare)]
+        nbytes = array_bytes(self.messages[0].content)
+        return [tasks[position] for position in whole(each, workers=workers, seconds=seconds, nbytes=nbytes)]
 
     def _groups(self, jobs: Sequence[Job], weight: int) -> list[list[int]]:
         """The round's tasks: `TASKS` a worker, unless those would be shorter than a task should be."""

@@ -30,6 +30,20 @@ def packed(costs: Sequence[float], *, workers: int, tasks: int, most: int) -> li
     return consecutive if even else _balanced(costs, count, most)
 
 
+def whole(costs: Sequence[float], *, workers: int, seconds: float, nbytes: float) -> list[int]:
+    """Positions of the blocks that workers fold whole; the clients of the others are tasks of their own, whose replies cross.
+
+    Args:
+        costs: of the blocks.
+        workers: their number.
+        seconds: that a client takes; infinite while nobody knows.
+        nbytes: of its reply.
+    """
+    if seconds * LINK < nbytes:  # what evens out the workers' time by a client costs more time than that on its way
+        return list(range(len(costs)))
+    return evenly(costs, workers=workers, spare=computes_longer(seconds, nbytes, workers))
+
+
 def evenly(costs: Sequence[float], *, workers: int, spare: bool = False) -> list[int]:
     """Positions of tasks, in order, that can be dealt out whole; the rest is for smaller tasks that fill up.
 

@@ -49,7 +49,7 @@ def contents_of(jobs: Iterable[Job]) -> set[int]:
 class Answer:
     """Result of a job: the reply, the node's context where it holds state (else None), and the seconds it took.
 
-    Where the worker folded the reply, there is its receipt.
+    Where the worker folded the reply, there is its receipt, and the seconds are also those of folding.
     """
 
     reply: Message
@@ -76,9 +76,11 @@ class Workplace:
         folding = fold.begin(contents[jobs[0].fold]) if fold is not None and jobs and jobs[0].fold else None
         answers = []
         for job, context in zip(jobs, contexts, strict=True):
-            answers.append(self.run(job, contents[job.content], context))
+            answer, began = self.run(job, contents[job.content], context), time.perf_counter()
             if folding is not None:
-                folding.add(answers[-1].reply)
+                folding.add(answer.reply)
+                answer = replace(answer, seconds=answer.seconds + time.perf_counter() - began)
+            answers.append(answer)
         if folding is None:
             return answers
         receipts = folding.finish()

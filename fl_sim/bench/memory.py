@@ -56,7 +56,7 @@ class Load:
                     "clients": max(6, self.clients),
                     "partition": "iid",
                     "min_size": 1,
-                    "validation": 0.1,
+                    "validation": 0.025,
                 },
                 "model": {"name": "cnn", "width": width},
                 "cohort": {"size": self.clients},

@@ -102,7 +102,9 @@ def few_images() -> Data:
     rng = numpy_generator(0, Purpose.DATA)
     images = rng.integers(0, 256, (400, 3, 32, 32), dtype=np.uint8)
     labels = rng.integers(0, 10, len(images), dtype=np.int64)
-    return Data.of(images, labels, test_inputs=images[:100], test_targets=labels[:100], num_classes=10, validation=0.025)
+    return Data.of(
+        images, labels, test_inputs=images[:100], test_targets=labels[:100], num_classes=10, validation=0.025
+    )
 
 
 MEASURES: Mapping[str, Callable[[], Flat]] = {

@@ -51,10 +51,21 @@ class VerticalEvenPartitioner(ByModuloPartitioner):
     pass
 
 
+class BlocksPartitioner(ByModuloPartitioner):
+    """Deals in the order of the data."""
+
+    def __init__(self, num_partitions: int) -> None:
+        super().__init__(num_partitions, "index", 0.0)
+
+    def load_partition(self, partition_id: int) -> Rows:
+        size = len(self.dataset["index"]) // self.num_partitions
+        return Rows({"index": self.dataset["index"][partition_id * size : (partition_id + 1) * size]})
+
+
 @pytest.fixture(autouse=True)
 def flower(monkeypatch: pytest.MonkeyPatch) -> None:
     module = ModuleType("flwr_datasets.partitioner")
-    for made in (ByModuloPartitioner, NaturalIdPartitioner, VerticalEvenPartitioner):
+    for made in (ByModuloPartitioner, NaturalIdPartitioner, VerticalEvenPartitioner, BlocksPartitioner):
         setattr(module, made.__name__, made)
     package, datasets = ModuleType("flwr_datasets"), ModuleType("datasets")
     vars(datasets)["Dataset"] = Rows
@@ -122,3 +133,12 @@ def test_a_config_names_it_with_its_options() -> None:
     federation = Federation.build(Experiment(data=data, seed=5), quiet=True)
     assert [np.count_nonzero(row) for rows in federation.label_counts() for row in rows] == [1] * 10
     assert ByModuloPartitioner.made["seed"] == 5
+
+
+def test_blocks_in_the_order_of_the_data_are_said(caplog: pytest.LogCaptureFixture) -> None:
+    partition(LABELS, 4, kind="BlocksPartitioner")
+    (line,) = caplog.messages
+    assert "data.partition = 'BlocksPartitioner': deals blocks in the order of the data" in line
+    caplog.clear()
+    partition(LABELS, 3, kind="ByModuloPartitioner")
+    assert not caplog.messages

@@ -55,6 +55,11 @@ def test_the_divergence_of_many_rounds_is_that_of_one_times_their_number() -> No
         assert Accountant(1.5, 4, 40, DELTA)(rounds)["epsilon"] == whole.get_epsilon(DELTA)
 
 
+def test_the_package_means_by_noise_what_this_accountant_does() -> None:
+    """Noise over the sensitivity 2S. A release that meant noise over S with REPLACE_ONE would quarter every divergence."""
+    assert Accountant(1.5, 4, 40, DELTA)(300)["epsilon"] == pytest.approx(15.5409, abs=1e-4)
+
+
 def test_the_smaller_bound_counts() -> None:
     few, most = (Accountant(1.0, cohort, 100, DELTA)(10)["epsilon"] for cohort in (2, 90))
     exact = gaussian_epsilon(1.0 / math.sqrt(10), DELTA)

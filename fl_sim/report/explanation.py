@@ -29,11 +29,21 @@ def explanation(report: Report) -> list[str]:
         f"encoded    {_size(r.total_bytes)}: {_size(r.uplink_bytes)} up, {_size(r.downlink_bytes)} down"
         f"{_of_that(report)}",
         f"saved      {_saved(report)}",
-        f"against    the same training messages, each sent as a dense float32 model: {_size(r.dense_total_bytes)}; not "
-        f"another run, which may need other rounds for the same {r.score.name}: `fl-sim compare --baseline` tells",
+        f"against    the same training messages, each sent as a dense float32 model{_without(report)}: "
+        f"{_size(r.dense_total_bytes)}; not another run, which may need other rounds for the same {r.score.name}: "
+        "`fl-sim compare --baseline` tells",
         f"not in it  {_left_out(report)}HTTP and TLS; Flower's framing (its own count: {_size(r.protocol_bytes)}); "
         "energy; speed-up of masked layers (MACs are counted, not timed)",
     ]
+
+
+def _without(report: Report) -> str:
+    """That the dense model is not all of the model, where its builder froze some."""
+    r, model = report.results, report.config["model"]
+    asked = isinstance(model, dict) and (
+        model.get("trainable", "all") != "all" or model.get("adapter") or model.get("personal")
+    )
+    return "" if asked or r.trainable_params == r.params else " (without the parameters that its builder froze)"
 
 
 def _of_clients(report: Report) -> str:

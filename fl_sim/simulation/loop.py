@@ -141,6 +141,7 @@ def serve(
     for track in federation.tracks:
         track.give_up_first_values()  # the server has its own
     dense = dense_payloads(federation)
+    dense.tell_frozen(federation.experiment.model.name)
     stopping, budget = Stopping(federation.experiment), ByteBudget(federation.experiment, server, ledger, recorder)
     checkpoint = CheckpointHook(folder, federation, server, ledger, rows, recorder)
     if isinstance(grid, LocalGrid):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ from fl_sim.simulation.server import GlobalModel, Server
 from fl_sim.simulation.starting_model import plain_model
 from fl_sim.sparsity import density
 
+log = logging.getLogger("fl_sim")
 LARGE = 1 << 26
 """Bytes of a model whose memory is given back at once."""
 MACS_SAMPLES = 256
@@ -39,6 +41,17 @@ class DensePayloads:
     first: int
     others: Sequence[tuple[Sequence[int], int]] = ()
     frozen: Collection[str] = ()
+
+    def tell_frozen(self, model: str) -> None:
+        """Say that what a builder froze is in no payload, so that a run's saving is not of the whole model."""
+        if self.frozen:
+            log.warning(
+                "model.name = %r: its builder froze %d entries (%s, ...): they are in no payload, and not in the dense one either "
+                "that a saving refers to; model.trainable and model.adapter are compared with the whole model",
+                model,
+                len(self.frozen),
+                min(self.frozen),
+            )
 
 
 def dense_payloads(federation: Federation) -> DensePayloads:

@@ -42,6 +42,16 @@ def test_a_size_has_digits_in_its_unit(count: float, text: str) -> None:
     assert size(count) == text
 
 
+def test_what_a_builder_froze_is_said_not_to_be_in_the_dense_model(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, report: Report
+) -> None:
+    frozen = run_tiny(tmp_path / "builder", "model.name=special:build_frozen_backbone")
+    assert "its builder froze 4 entries" in caplog.text
+    assert "model (without the parameters that its builder froze): " in explanation(frozen)[8]
+    chosen = run_tiny(tmp_path / "trainable", "model.name=cnn", "model.trainable=head")
+    assert "froze" not in explanation(chosen)[8] + explanation(report)[8]
+
+
 def test_a_run_that_saved_nothing_says_so(report: Report) -> None:
     worse = replace(report, summary={**report.summary, "saving": -0.25})
     assert explanation(worse)[7].startswith("saved      nothing: 25.00 % (")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -72,7 +74,10 @@ def doctor(
     mask_rule: Annotated[str | None, typer.Option(help="module:function, a mask rule")] = None,
     allocate: Annotated[str | None, typer.Option(help="module:function, an allocation")] = None,
     partition: Annotated[str | None, typer.Option(help="module:function, a partition")] = None,
-    source: Annotated[str | None, typer.Option("--data", help="module:function, a data source")] = None,
+    source: Annotated[
+        str | None,
+        typer.Option("--data", help="module:function, a file, folder or name: a data source, with data.key=value"),
+    ] = None,
     codec: Annotated[str | None, typer.Option(help="module:Class, a codec, or a name of `fl-sim list codecs`")] = None,
 ) -> None:
     """Try a client, or another part of your own, on a few digits and say in plain words what is wrong with it.
@@ -82,10 +87,14 @@ def doctor(
     Example: fl-sim doctor --aggregate my_parts:equal_mean --partition my_parts:by_label
 
     Example: fl-sim doctor --codec eden bits=2
+
+    Example: fl-sim doctor --data patients.csv data.target=outcome
     """
     from fl_sim.config.experiment import Experiment
+    from fl_sim.data.own import is_own
     from fl_sim.runtime.client.doctor import examine
     from fl_sim.simulation.part_doctor import examine_part
+    from fl_sim.simulation.start_doctor import examine_start
 
     asked = {
         "aggregate": aggregate,
@@ -104,9 +113,19 @@ def doctor(
     if codec is not None and client is not None and "=" in client:
         coded, client = [_with_options(parts.pop("codec"), [client, *(options or [])])], None
     findings: list[Finding] = []
+    if source is not None and client is not None and "=" in client:
+        parts.pop("data")
+        findings += _examined_data(source, [client, *(options or [])])
+        client = None
+    if client is not None and "=" in client:
+        raise UserError(f"doctor: {client} is an option; name the client, config, --codec or --data that it is for")
     if client is not None:
         if client.endswith(".toml"):
-            experiment = Experiment.load(client, options or [])
+            there = []
+            if source is not None and not is_own(source):
+                there = [f"data.source={json.dumps(parts.pop('data'))}"]
+            experiment = Experiment.load(client, [*there, *(options or [])])
+            findings += _shown(f"config {client}", [examine_start(experiment)])
             parts = _own_parts(experiment) | parts
             chosen = experiment.wire.codec
             coded = [] if chosen is None else [each for each in (chosen.uplink, chosen.downlink) if each is not None]
@@ -124,6 +143,20 @@ def doctor(
         findings += _shown(f"codec {each.target}", examine_part("codec", each.target, each.options))
     if any(finding.problem for finding in findings):
         raise typer.Exit(1)
+
+
+def _examined_data(source: str, overrides: list[str]) -> list[Finding]:
+    """Findings on a data source under keys of a config, which say what of a table is read."""
+    from fl_sim.config.experiment import Experiment
+    from fl_sim.data.table import Columns
+    from fl_sim.simulation.part_doctor import examine_part
+
+    allowed = ["task", *(f"data.{name}" for name in inspect.signature(Columns).parameters)]
+    if wrong := [text for text in overrides if text.partition("=")[0].strip() not in allowed]:
+        raise UserError(f"doctor --data: {wrong[0]}: is not read here; allowed: {', '.join(allowed)}")
+    experiment = Experiment.from_tree({"data": {"source": source}}, overrides, where="doctor --data")
+    columns, targets = experiment.data.columns, experiment.learning.targets
+    return _shown(f"data {source}", examine_part("data", source, columns=columns, targets=targets))
 
 
 def _with_options(codec: str, options: list[str]) -> CodecTarget:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -26,6 +27,11 @@ SLACK = 0.005
 """By how much a share may differ from what is asked, beside a sample of each class."""
 UNLABELLED = -1
 PARTS = ("train", "validation", "test", "proxy")
+
+
+def is_own(source: str) -> bool:
+    """Whether a source is a user's function, and no name, file or folder."""
+    return ":" in source and not Path(source).exists()
 
 
 def load_own(path: str, *, validation: float, proxy: float) -> tuple[Data, list[str]]:

@@ -21,6 +21,10 @@ from fl_sim.config.toml import Json
 from fl_sim.core.errors import USERS_OWN, UserError, error_line
 from fl_sim.core.lookup import imported, takes
 from fl_sim.core.types import Mask, Params, Update
+from fl_sim.data import Data
+from fl_sim.data.kinds import Targets
+from fl_sim.data.own import is_own
+from fl_sim.data.table import Columns
 from fl_sim.models.parameters import snapshot
 from fl_sim.runtime.client.doctor import Finding
 from fl_sim.simulation import codec_doctor
@@ -32,17 +36,23 @@ CLIENTS, SEED = 8, 3
 
 @dataclass(frozen=True)
 class Part:
-    """A user's part, and the small federation that it is tried in."""
+    """A user's part, and the small federation that it is tried in; of a table, its columns and the kind of its targets."""
 
     key: str
     path: str
     model: str = "cnn_bn"
     options: Mapping[str, Json] = field(default_factory=dict)
+    columns: Columns | None = None
+    targets: Targets = Targets.CLASSES
 
     @property
     def call(self) -> Callable[..., object]:
         """The user's function."""
         return cast("Callable[..., object]", imported(f"{self.key} = ", self.path))
+
+    def load(self, *, quiet: bool = True) -> Data:
+        """The data of a source."""
+        return data.load(self.path, quiet=quiet, columns=self.columns, targets=self.targets)
 
     @cached_property
     def schema(self) -> Schema:
@@ -152,7 +162,7 @@ def _called(part: Part) -> object:
     if part.key == "partition":
         return _parts(part)
     if part.key == "data":
-        loaded = data.load(part.path)
+        loaded = part.load()
         return [loaded.train.images, loaded.train.labels, loaded.test.images, loaded.test.labels]
     return _masks(part)
 
@@ -222,19 +232,19 @@ def _covers(part: Part) -> str:
 
 def _loads(part: Part) -> str:
     """It loads, with samples to train, to validate and to test on."""
-    loaded = data.load(part.path)
+    loaded = part.load(quiet=False)
     sizes = {"train": len(loaded.train), "validation": len(loaded.validation), "test": len(loaded.test)}
     empty = [name for name, size in sizes.items() if not size]
     return f"no {empty[0]} samples; a run needs some" if empty else ""
 
 
 def _varies(part: Part) -> str:
-    """Its images differ, and their labels too."""
-    loaded = data.load(part.path)
-    images, labels = loaded.train.images, loaded.train.labels
-    if len(torch.unique(labels)) < 2:
-        return "all training samples have one label"
-    return "all training images are equal" if bool((images == images[0]).all()) else ""
+    """Its inputs differ, and their targets too."""
+    loaded = part.load()
+    inputs, targets = loaded.train.images, loaded.train.labels
+    if len(torch.unique(targets)) < 2:
+        return "all training samples have one target"
+    return "all training inputs are equal" if bool((inputs == inputs[0]).all()) else ""
 
 
 def _of_codec(check: Callable[[Tried], str]) -> Check:
@@ -258,19 +268,29 @@ CHECKS: Mapping[str, tuple[Check, ...]] = {
 """Kind of part -> its checks, the first of which the others need."""
 
 
-def examine_part(key: str, path: str, options: Mapping[str, Json] | None = None) -> list[Finding]:
+def examine_part(
+    key: str,
+    path: str,
+    options: Mapping[str, Json] | None = None,
+    *,
+    columns: Columns | None = None,
+    targets: Targets = Targets.CLASSES,
+) -> list[Finding]:
     """Try a part; one finding a check, in order, and only the first where that finds something.
 
     Args:
         key: a kind, one of `CHECKS`.
-        path: `module:function`; of a codec, a class or its name.
+        path: `module:function`; of a codec, a class or its name; of data, also a name, file or folder.
         options: of a codec, the further keys of its table.
+        columns, targets: of data that are a table.
 
     Raises:
         UserError: no such function.
     """
-    part = Part(key, str(codec_path(path)) if key == "codec" else path, options=options or {})
-    part.call  # noqa: B018 - wrong paths are said as everywhere
+    found = str(codec_path(path)) if key == "codec" else path
+    part = Part(key, found, options=options or {}, columns=columns, targets=targets)
+    if key != "data" or is_own(path):
+        part.call  # noqa: B018 - wrong paths are said as everywhere
     findings: list[Finding] = []
     for check in CHECKS[key]:
         try:

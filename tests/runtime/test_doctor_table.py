@@ -143,3 +143,39 @@ def test_the_command_takes_parts_and_configs(
     assert "is in 0 parts" in said
     assert _doctor(monkeypatch) == 2
     assert "name a client, a config, or a part" in capsys.readouterr().err
+
+
+TABLE = "a,b,kind\n" + "".join(f"{i % 7},{i % 5},{'pq'[i % 2]}\n" for i in range(80))
+
+
+def test_a_config_that_cannot_start_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "x.csv").write_text(TABLE)
+    (tmp_path / "t.toml").write_text(
+        '[data]\nclients = 4\ntarget = "kind"\n[cohort]\nsize = 2\n[model]\nname = "mlp"\n'
+    )
+    config, table = str(tmp_path / "t.toml"), str(tmp_path / "x.csv")
+    monkeypatch.setattr("fl_sim.runtime.client.doctor.examine", lambda *_, **__: [])  # the client is another test's
+    assert _doctor(monkeypatch, config, "data.source=nosuch.csv") == 1
+    assert "data.source = 'nosuch.csv': no such folder or file" in capsys.readouterr().out.replace("\n", " ")
+    assert _doctor(monkeypatch, config, f"data.source={table}", "data.clients=70", "data.min_size=5") == 1
+    assert "data.clients = 70" in capsys.readouterr().out
+    assert _doctor(monkeypatch, config, f"data.source={table}") == 0
+    assert _doctor(monkeypatch, config, "--data", table) == 0
+    assert _doctor(monkeypatch, config, "--data", table, 'data.input=["kind"]') == 1
+
+
+def test_a_table_is_tried_with_its_columns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "x.csv").write_text(TABLE)
+    table = str(tmp_path / "x.csv")
+    assert _doctor(monkeypatch, "--data", table, "data.target=kind") == 0
+    assert "Its inputs differ" in capsys.readouterr().out
+    assert _doctor(monkeypatch, "--data", table) == 1
+    assert "data.target is not set: x.csv has the columns a, b, kind" in capsys.readouterr().out
+    assert _doctor(monkeypatch, "--data", table, "data.target=kind", "data.clients=3") == 2
+    assert "data.clients=3: is not read here; allowed: task, data.input" in capsys.readouterr().err
+    assert _doctor(monkeypatch, "data.target=kind") == 2
+    assert "data.target=kind is an option" in capsys.readouterr().err

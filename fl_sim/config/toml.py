@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import math
 import re
 import tomllib
@@ -131,7 +132,17 @@ def explain(error: ErrorDetails, root: type[BaseModel]) -> str:
     message = error["msg"].removeprefix("Value error, ")
     shown = "" if isinstance(error["input"], dict) else f" = {_short(repr(error['input']))}"
     name = _short(key)
+    if error["type"] == "tuple_type":
+        return f"{name}{shown}: needed: a list{_as_list(name, error['input'])}"
     return f"{name}{shown}: {message[0].lower()}{message[1:]}" if key else message
+
+
+def _as_list(key: str, given: object) -> str:
+    """How a text that may be meant as a list is written as one: a shell takes the quotes of `key=["a","b"]` away."""
+    if not isinstance(given, str):
+        return ""
+    words = [word.strip(" \"'") for word in given.strip("[] ").split(",")]
+    return f"; write '{key}={json.dumps(words)}'"
 
 
 def _keys(root: type[BaseModel], path: Sequence[str]) -> list[str]:

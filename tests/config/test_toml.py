@@ -39,3 +39,18 @@ def test_a_written_config_loads_to_an_equal_experiment(value: object, name: str)
 def test_what_toml_cannot_say_is_refused_and_not_left_out(options: dict[str, object], words: str) -> None:
     with pytest.raises(UserError, match=words):
         Experiment.from_tree({"client": {"target": "mine:client", **options}})
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("data.input=[a,y]", """data.input = '[a,y]': needed: a list; write 'data.input=["a", "y"]'"""),
+        ("data.input=a", """data.input = 'a': needed: a list; write 'data.input=["a"]'"""),
+        ("evaluate.metrics=top5, auc", """needed: a list; write 'evaluate.metrics=["top5", "auc"]'"""),
+        ("evaluate.metrics=3", "evaluate.metrics = 3: needed: a list"),
+    ],
+)
+def test_a_list_without_quotes_is_told_how_it_is_written(override: str, words: str) -> None:
+    with pytest.raises(UserError) as said:
+        Experiment.from_tree({}, [override])
+    assert str(said.value).endswith(words)

@@ -36,6 +36,7 @@ class ModelFacts:
         density: share of the prunable weights alive.
         dense_payload_bytes: length of one dense float32 payload of the whole model, really encoded.
         other_payloads: (clients, the same of their model), where a federation has several.
+        other_prunable: (clients, prunable entries of their model), where a federation has several.
         index_dims: dimensions of a weight tensor, averaged over prunable weights.
         macs_dense, macs: multiply-accumulates of one sample, without and with the mask.
         params_hash: SHA-256 of the final parameters' bytes in schema order.
@@ -54,6 +55,7 @@ class ModelFacts:
     params_hash: str
     failures: Mapping[str, int]
     other_payloads: Sequence[tuple[Sequence[int], int]] = ()
+    other_prunable: Sequence[tuple[Sequence[int], int]] = ()
 
 
 def against_dense(
@@ -69,6 +71,15 @@ def against_dense(
         dense += (theirs - payload) * sum(ledger.messages(phase="train", clients=clients, start=start).values())
     by_phase = ledger.total(by=("phase",), start=start)
     return dense, by_phase.get(("train",), 0) + by_phase.get(("query",), 0)
+
+
+def _sent(ledger: Ledger, facts: ModelFacts) -> float:
+    """Share of the prunable weights in the uploads of training, each of its client's own model."""
+    whole = facts.prunable * ledger.messages(phase="train").get("up", 0)
+    for clients, theirs in facts.other_prunable:
+        whole += (theirs - facts.prunable) * ledger.messages(phase="train", clients=clients).get("up", 0)
+    sent = ledger.total(by=("direction", "phase"), column="nnz").get(("up", "train"), 0)
+    return sent / whole if whole else 0.0
 
 
 def summarise(
@@ -96,10 +107,8 @@ def summarise(
     targets, others = (TARGETS, []) if classes else ((), passed(metric, evaluated))
     measured = ledger.total(by=("direction",))
     up, down = measured.get(("up",), 0), measured.get(("down",), 0)
-    train = ledger.messages(phase="train")
     dense_total, train_bytes = against_dense(ledger, facts.dense_payload_bytes, facts.other_payloads)
     fits = sum(int(row["clients"]) for row in rows)
-    sent = ledger.total(by=("direction", "phase"), column="nnz").get(("up", "train"), 0)
     summary = Summary(
         name=experiment.name,
         id=experiment.id,
@@ -129,7 +138,7 @@ def summarise(
         density=Density(
             prunable=facts.density,
             model=(facts.params - facts.prunable * (1 - facts.density)) / facts.params,
-            uplink_mean=sent / (facts.prunable * train["up"]) if facts.prunable and train.get("up") else 0.0,
+            uplink_mean=_sent(ledger, facts),
         ),
         macs=Macs(dense=facts.macs_dense, mean=facts.macs),
         params=facts.params,

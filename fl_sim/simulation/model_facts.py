@@ -7,6 +7,8 @@ import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from torch import nn
+
 from fl_sim import codecs
 from fl_sim.core.types import Params
 from fl_sim.gating import Gated
@@ -107,13 +109,12 @@ def model_facts(federation: Federation, server: Server, dense: DensePayloads) ->
     model = track.complete(trained.params)
     named = dict(model.named_parameters())
     schema = track.exchange.schema
-    # What the model's builder froze is neither trained, pruned nor sent; gates put "net." before the names.
-    prunable = [n for n in prunable_names(model) if n in named and n.removeprefix("net.") not in dense.frozen]
+    others = zip(federation.tracks[1:], server.models[1:], strict=True)
     return ModelFacts(
         params=sum(p.numel() for p in named.values()),
         trainable=sum(p.numel() for name, p in named.items() if p.requires_grad and name in set(schema.names)),
         disabled_features=disabled_features(model),
-        prunable=sum(named[name].numel() for name in prunable),
+        prunable=_prunable(model, dense.frozen),
         density=1.0 if trained.mask is None else density(trained.mask),
         dense_payload_bytes=dense.first,
         index_dims=_index_dims(schema),
@@ -122,7 +123,19 @@ def model_facts(federation: Federation, server: Server, dense: DensePayloads) ->
         params_hash=hashlib.sha256(schema.flat(trained.params).numpy().data).hexdigest(),
         failures=dict(server.failures),
         other_payloads=dense.others,
+        other_prunable=[(t.members, _prunable(t.complete(m.params), _frozen(t))) for t, m in others],
     )
+
+
+def _prunable(model: nn.Module, fixed: Collection[str]) -> int:
+    """Prunable weights of a whole model, but for what its builder froze: that is neither trained, pruned nor sent."""
+    named = dict(model.named_parameters())
+    names = [n for n in prunable_names(model) if n in named and n.removeprefix("net.") not in fixed]  # gates put "net."
+    return sum(named[name].numel() for name in names)
+
+
+def _frozen(track: ModelTrack) -> Collection[str]:
+    return frozenset(frozen(plain_model(track.experiment, track.data, track.experiment.seed)))
 
 
 def _index_dims(schema: codecs.Schema) -> float:

@@ -73,6 +73,12 @@ def test_what_cannot_be_is_refused(tmp_path: Path, override: str, words: str) ->
         run_tiny(tmp_path, *TWO, *TAUGHT, override)
 
 
+def test_what_an_upload_carries_is_a_share_of_its_clients_own_model(tmp_path: Path) -> None:
+    assert run_tiny(tmp_path, *FOUR, *TWO).results.density.uplink_mean == 1.0
+    sparse = ["client.target=clients.presets:topk", "client.density=0.1"]
+    assert run_tiny(tmp_path, *FOUR, *TWO, *sparse).results.density.uplink_mean == pytest.approx(0.1, rel=0.01)
+
+
 def test_nothing_of_one_model_travels_to_the_clients_of_another(tmp_path: Path) -> None:
     report = run_tiny(tmp_path, *FOUR, *TWO)
     experiment = tiny(tmp_path, *FOUR, *TWO)

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
 from torch import Tensor
 
-from clients.rotation_codec import block_sizes, blocks, hadamard, padded
+from clients.rotation_codec import block_sizes, hadamard, padded, rows
 from fl_sim.codecs import CorruptPayload, Schema, symbol_coding
 from fl_sim.core.types import Params, UserError
 
-MOST_BITS, STEPS = 8, 10
+MOST_BITS, STEPS, TINY = 8, 10, 1e-300
 
 
 class Eden:
@@ -49,16 +49,17 @@ class Eden:
         """See `fl_sim.codecs.Codec`; draws the seed of the rotation, and keeps nothing."""
         seed = int(torch.randint(2**62, (1,), generator=rng))
         flat = torch.cat([value.reshape(-1) for value in tensors.values()])
-        levels = torch.from_numpy(lloyd_max(self.bits))
+        levels = torch.from_numpy(lloyd_max(self.bits)).double()
         edges, scales, symbols = (levels[1:] + levels[:-1]) / 2, [], []
-        for block, signs in blocks(flat.numel(), seed):
-            x = torch.zeros(len(signs))
-            x[: block.stop - block.start] = flat[block]
-            rotated = hadamard(x * signs)
-            square = float(x.double().square().sum())
-            chosen = torch.bucketize(rotated * (len(signs) / square) ** 0.5 if square else rotated, edges)
-            scales.append(self._scale(square, rotated.double(), levels[chosen].double()))
-            symbols.append(chosen.to(torch.uint8))
+        for places, signs in rows(flat.numel(), seed):
+            x = torch.zeros(signs.numel())
+            x[: places.stop - places.start] = flat[places]
+            rotated = hadamard(x.view(signs.shape) * signs).double()
+            squares = x.view(signs.shape).double().square().sum(1)
+            z = rotated * (signs.shape[1] / squares.clamp(min=TINY)).sqrt()[:, None]
+            chosen = torch.bucketize(z, edges)
+            scales += self._scales(squares, rotated, levels[chosen])
+            symbols.append(chosen.to(torch.uint8).view(-1))
         if not np.isfinite(np.array(scales, np.float32)).all():
             raise UserError("a value is beyond the range of this codec: its rotation overflows float32")
         written, rider = torch.cat(symbols).numpy(), np.array(scales, "<f4").tobytes()
@@ -66,12 +67,12 @@ class Eden:
             written, symbol_coding.single(len(written)), 1, rider=rider
         )
 
-    def _scale(self, square: float, rotated: Tensor, levels: Tensor) -> float:
-        """S of a block; 0 where all its values are 0."""
-        along = float(rotated @ levels)
-        if not square:
-            return 0.0
-        return square / along if self.unbiased else along / float(levels @ levels)
+    def _scales(self, squares: Tensor, rotated: Tensor, levels: Tensor) -> list[float]:
+        """S of each block: 0 where all its values are 0, NaN where their sums overflow."""
+        along = (rotated * levels).sum(1)
+        along = torch.where(along.isfinite(), along, torch.nan)
+        found = squares / along if self.unbiased else along / levels.square().sum(1)
+        return torch.where(squares > 0, found, 0).tolist()
 
     def decode(self, data: bytes, schema: Schema) -> Params:
         """See `fl_sim.codecs.Codec`.
@@ -87,11 +88,12 @@ class Eden:
         scales = np.frombuffer(rider, "<f4")
         if not (np.isfinite(scales) & (scales >= 0)).all():
             raise CorruptPayload("a scale that is negative or not finite")
-        rotated = torch.from_numpy(lloyd_max(self.bits)[symbols]).split(sizes)
-        flat = torch.empty(schema.size)
-        drawn = blocks(schema.size, int.from_bytes(data[:8], "little"))
-        for (block, signs), values, scale in zip(drawn, rotated, scales.tolist(), strict=True):
-            flat[block] = (hadamard(values * scale) * signs)[: block.stop - block.start]
+        values, at, flat = torch.from_numpy(lloyd_max(self.bits)[symbols]), 0, torch.empty(schema.size)
+        factors = torch.from_numpy(np.repeat(scales.astype(np.float32), sizes))
+        for places, signs in rows(schema.size, int.from_bytes(data[:8], "little")):
+            part = slice(at, at + signs.numel())
+            made = hadamard((values[part] * factors[part]).view(signs.shape)) * signs
+            flat[places], at = made.view(-1)[: places.stop - places.start], part.stop
         return dict(schema.view(flat))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -9,8 +11,8 @@ from torch import Tensor
 from fl_sim.codecs import CorruptPayload, Schema
 from fl_sim.core.types import Params, UserError
 
-BLOCK = 4096
-"""Values that are rotated together; each block has one scale."""
+BLOCK, TOGETHER = 4096, 64
+"""Values that are rotated together; each block has one scale. Blocks whose rotations `rows` makes together."""
 
 
 class Drive:
@@ -74,11 +76,12 @@ class Drive:
 
 
 def hadamard(x: Tensor) -> Tensor:
-    """Hadamard's matrix over sqrt(d), times a vector of d = 2^k values, in d log d steps; it is its own inverse."""
-    count, half = len(x), 1
+    """Hadamard's matrix over sqrt(d), times each row of d = 2^k values, in d log d steps; it is its own inverse."""
+    count, half = x.shape[-1], 1
     while half < count:
-        pairs = x.view(-1, 2, half)
-        x = torch.stack((pairs[:, 0] + pairs[:, 1], pairs[:, 0] - pairs[:, 1]), dim=1).view(-1)
+        pairs = x.view(*x.shape[:-1], -1, 2, half)
+        upper, lower = pairs[..., 0, :], pairs[..., 1, :]
+        x = torch.stack((upper + lower, upper - lower), dim=-2).view(x.shape)
         half *= 2
     return x.div(count**0.5)
 
@@ -101,3 +104,12 @@ def blocks(count: int, seed: int) -> list[tuple[slice, Tensor]]:
         made.append((slice(start, start + size), signs))
         start += size
     return made
+
+
+def rows(count: int, seed: int) -> Iterator[tuple[slice, Tensor]]:
+    """(places, random signs) of several blocks at a time, which have one length: (blocks, length)."""
+    drawn = blocks(count, seed)
+    whole = count // BLOCK
+    for first in [*range(0, whole, TOGETHER), *([whole] if count % BLOCK else [])]:
+        some = drawn[first : min(first + TOGETHER, whole) if first < whole else None]
+        yield slice(some[0][0].start, some[-1][0].stop), torch.stack([signs for _, signs in some])

@@ -217,6 +217,15 @@ def test_eden_with_the_least_error_projects() -> None:
     assert left >= 1 - cosine**2 - 1e-4, "no multiple of the levels is nearer, but for the zeros filled in"
 
 
+def test_eden_takes_tiny_values_and_refuses_those_whose_sums_overflow() -> None:
+    tiny = {name: 1e-30 * value for name, value in tensors().items()}
+    made = through(Eden(), tiny)
+    assert all(torch.allclose(made[name] * 1e30, tiny[name] * 1e30, atol=0.01) for name in SHAPES)
+    assert all(bool(value.isfinite().all()) for value in through(Eden(), tensors(scale=1e-42)).values())
+    with pytest.raises(UserError, match="beyond the range"):
+        sent(Eden(), {name: torch.full_like(value, 3e38) for name, value in tensors().items()})
+
+
 @pytest.mark.parametrize("bits", [0, 9, 2.5])
 def test_other_numbers_of_bits_are_refused(bits: int) -> None:
     with pytest.raises(UserError, match="from 1 to 8"):

@@ -15,7 +15,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from fl_sim.runtime.grids.pool import CLIENTS, TASK_BYTES, TASK_S, TASKS
+from fl_sim.runtime.grids.pool import CLIENTS, DEPTH, TASK_BYTES, TASK_S, TASKS
 from fl_sim.runtime.grids.scheduling import whole
 
 
@@ -145,13 +145,14 @@ def round_on(costs: Costs, cluster: Cluster, cohort: int) -> Round:
     single = cohort - folded
     tasks = len(blocks) + (tasks_of(costs, workers, single) if single else 0)
     away = cohort / cluster.nodes
-    coming = (single * costs.up_bytes + len(blocks) * costs.sums_bytes) / cluster.nodes
+    blocks_away = _blocks_away(costs, blocks, cluster)
+    coming = single * costs.up_bytes / cluster.nodes + blocks_away * costs.sums_bytes / max(1, others)
     down, up = (0.0, 0.0) if not others else (_fetched(costs, away), coming + away * costs.state_bytes)
     per_second = cluster.mbps * 1e6 / 8
     sending_s, receiving_s = others * down / per_second, others * up / per_second
-    compute_s = (
-        max(_busy_s(costs, blocks, workers, single), costs.longest_s) + math.ceil(tasks / workers) * costs.task_s
-    )
+    on_head_s = (len(blocks) - blocks_away) * max(blocks, default=0) * costs.folded_s / cluster.workers
+    busy_s = max(_busy_s(costs, blocks, workers, single), on_head_s, costs.longest_s)
+    compute_s = busy_s + math.ceil(tasks / workers) * costs.task_s
     folding_s = single * costs.fold_s + folded * costs.receipt_s + len(blocks) * costs.add_s + tasks * costs.send_s
     at_once_s = max(compute_s, folding_s, receiving_s)
     return Round(
@@ -173,6 +174,15 @@ def _busy_s(costs: Costs, blocks: Sequence[int], workers: int, single: int) -> f
         return math.ceil(single / workers) * costs.fit_s
     most = math.ceil(len(blocks) / workers) * max(blocks) * costs.folded_s
     return max(most, (sum(blocks) * costs.folded_s + single * costs.fit_s) / workers)
+
+
+def _blocks_away(costs: Costs, blocks: Sequence[int], cluster: Cluster) -> float:
+    """Blocks that are added up on other nodes than the head, whose own workers take more while sums wait for the link."""
+    if not blocks:
+        return 0.0
+    share = len(blocks) * (cluster.nodes - 1) / cluster.nodes
+    crossing_s, own_s = 8 * costs.sums_bytes / (cluster.mbps * 1e6), max(blocks) * costs.folded_s / cluster.workers
+    return min(share, max(DEPTH * (cluster.nodes - 1) * cluster.workers, len(blocks) * own_s / (own_s + crossing_s)))
 
 
 def blocks_of(costs: Costs, workers: int, cohort: int) -> list[int]:

@@ -83,6 +83,14 @@ def test_sums_of_blocks_cross_in_the_place_of_their_clients_uploads() -> None:
     assert four.compute_s == pytest.approx(64 * 0.008 + 2 * 0.002)
 
 
+def test_while_sums_wait_for_the_link_the_heads_workers_take_more_blocks() -> None:
+    two = [round_on(FOLDED, Cluster(2, 1, mbps), 32 * 16).head_up / 8e6 for mbps in (1e6, 1000, 200, 1)]
+    own_s = 32 * 0.008
+    assert two == pytest.approx([8, 8, 16 * own_s / (own_s + 0.32), 2]), "no fewer than wait at the other node's worker"
+    assert round_on(FOLDED, Cluster(2, 1, 1), 32 * 16).compute_s == pytest.approx(14 * own_s + 8 * 0.002)
+    assert round_on(FOLDED, Cluster(2, 4, 1), 32 * 16).head_up == 8 * 8e6, "sixteen blocks are two for each of eight"
+
+
 def test_single_clients_fill_up_what_blocks_leave() -> None:
     three = round_on(FOLDED, Cluster(1, 3, 1000), 250)  # six blocks of 32 and one of 26, and 32 clients one by one
     assert three.compute_s == pytest.approx(3 * 32 * 0.008 + math.ceil((7 + tasks_of(FOLDED, 3, 32)) / 3) * 0.002)

@@ -31,12 +31,13 @@ def headline(groups: Sequence[Group]) -> str:
     The thriftiest is the one of the fewest bytes within `TOLERATED` points of that reference, or of the fewest bytes at
     all where none is.
     """
+    score = score_of(groups)  # raises where they are measured by several
     reference = min(groups, key=lambda group: abs(_mean(SAVING, group)))
     rest = [group for group in groups if group is not reference]
     others = [group for group in rest if same_data(group.reports[0], reference.reports[0])]
     if not others:
         return _alone(reference)
-    score, wanted = score_of(groups), _mean(LAST, reference)
+    wanted = _mean(LAST, reference)
     slack = TOLERATED if score.percent else abs(wanted) * TOLERATED / 100
     close = [g for g in others if (_mean(LAST, g) - wanted) * (1 if score.higher else -1) >= -slack]
     best = min(close or others, key=lambda group: _mean(TOTAL, group))

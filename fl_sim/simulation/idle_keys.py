@@ -90,7 +90,6 @@ KEYS: Sequence[Key] = (
     Key("schedule.exponent", lambda e: e.schedule.staleness != "constant", "schedule.staleness other than 'constant'"),
     Key("attack.scale", lambda e: e.attack is None or e.attack.kind != "label_flip", "another kind than 'label_flip'"),
     Key("wire.record_megabytes", lambda e: e.wire.record_payloads > 0, "wire.record_payloads above 0"),
-    Key("cohort.chunk", lambda e: e.engine in ("cohort", "auto"), "engine = 'cohort'"),
 )
 
 

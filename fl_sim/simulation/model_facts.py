@@ -38,11 +38,13 @@ class DensePayloads:
         first: of the first model.
         others: (clients, length for their model) of each further capacity.
         frozen: entries of the first model that its builder froze; no payload has them.
+        others_frozen: the same of each further capacity.
     """
 
     first: int
     others: Sequence[tuple[Sequence[int], int]] = ()
     frozen: Collection[str] = ()
+    others_frozen: Sequence[Collection[str]] = ()
 
     def tell_frozen(self, model: str) -> None:
         """Say that what a builder froze is in no payload, so that a run's saving is not of the whole model."""
@@ -60,7 +62,9 @@ def dense_payloads(federation: Federation) -> DensePayloads:
     """Encode one dense payload of each plain model, and measure its length."""
     first, *others = federation.tracks
     size, fixed = _dense(first)
-    return DensePayloads(size, [(track.members, _dense(track)[0]) for track in others], fixed)
+    theirs = [_dense(track) for track in others]
+    sizes = [(track.members, size) for track, (size, _) in zip(others, theirs, strict=True)]
+    return DensePayloads(size, sizes, fixed, [fixed for _, fixed in theirs])
 
 
 def _dense(track: ModelTrack) -> tuple[int, Collection[str]]:
@@ -109,7 +113,7 @@ def model_facts(federation: Federation, server: Server, dense: DensePayloads) ->
     model = track.complete(trained.params)
     named = dict(model.named_parameters())
     schema = track.exchange.schema
-    others = zip(federation.tracks[1:], server.models[1:], strict=True)
+    others = zip(federation.tracks[1:], server.models[1:], dense.others_frozen, strict=True)
     return ModelFacts(
         params=sum(p.numel() for p in named.values()),
         trainable=sum(p.numel() for name, p in named.items() if p.requires_grad and name in set(schema.names)),
@@ -123,7 +127,7 @@ def model_facts(federation: Federation, server: Server, dense: DensePayloads) ->
         params_hash=hashlib.sha256(schema.flat(trained.params).numpy().data).hexdigest(),
         failures=dict(server.failures),
         other_payloads=dense.others,
-        other_prunable=[(t.members, _prunable(t.complete(m.params), _frozen(t))) for t, m in others],
+        other_prunable=[(t.members, _prunable(t.complete(m.params), fixed)) for t, m, fixed in others],
     )
 
 
@@ -132,10 +136,6 @@ def _prunable(model: nn.Module, fixed: Collection[str]) -> int:
     named = dict(model.named_parameters())
     names = [n for n in prunable_names(model) if n in named and n.removeprefix("net.") not in fixed]  # gates put "net."
     return sum(named[name].numel() for name in names)
-
-
-def _frozen(track: ModelTrack) -> Collection[str]:
-    return frozenset(frozen(plain_model(track.experiment, track.data, track.experiment.seed)))
 
 
 def _index_dims(schema: codecs.Schema) -> float:

@@ -29,7 +29,6 @@ IDLE = {
     "schedule.exponent": ((*LINKS, "schedule.staleness=constant"), "2.0"),
     "attack.scale": (("attack.kind=label_flip",), "3.0"),
     "wire.record_megabytes": ((), "5.0"),
-    "cohort.chunk": ((), "2"),
     "wire.uplink.masks": ((), "smallest"),
     "wire.error_feedback": ((), "true"),
 }

@@ -18,7 +18,7 @@ MOST_BITS, STEPS, TINY = 8, 10, 1e-300
 
 
 class Eden:
-    """EDEN (Vargaftik et al., ICML 2022, algorithm 1): a randomly rotated vector in 2^bits levels of a normal distribution.
+    """EDEN (Vargaftik et al., ICML 2022): a randomly rotated vector in 2^bits levels of a normal distribution.
 
     With the rotation R = H D / sqrt(d) of DRIVE (`clients.rotation_codec`), and Q, which takes each coordinate to the
     nearest of the 2^bits levels of the Lloyd-Max quantiser of N(0, 1):

@@ -132,7 +132,7 @@ def doctor(
         else:
             experiment = Experiment.from_tree({"client": client}, [f"client.{option}" for option in options or []])
         given = {"training": experiment.local_training, "gating": experiment.gating}
-        built = cast("Client", experiment.client.build(given))
+        built = cast("Client", experiment.client.build(given, "client"))
         config = {k: v for k, v in experiment.client.options.items() if isinstance(v, (bool, int, float, str))}
         for key, way in experiment.client.routes().items():
             console.print(f"option {key} arrives as {way}", highlight=False, soft_wrap=True, markup=False)

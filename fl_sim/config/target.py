@@ -48,16 +48,18 @@ class Target(BaseModel):
         """
         return cast("Callable[..., object]", imported("", self.target))
 
-    def build(self, given: Mapping[str, object]) -> object:
+    def build(self, given: Mapping[str, object], key: str = "") -> object:
         """Build the object that the path names.
 
         A preset (all parameters keyword-only) or a class is called with the options, and with those entries of `given`
         that it has parameters for. Any other function, such as a client `(task, ctx)`, is used as it is: an option that
         the function has a parameter for, such as `lr` of `(task, ctx, lr=0.05)`, is passed at every call. Numbers and
-        texts also travel in `task.config`.
+        texts also travel in `task.config`. `key` is the table's key in the config,
+        for messages.
 
         Raises:
-            UserError: an option that the object does not take, that has a wrong type, or that could never reach it.
+            UserError: an option that the object needs and that is not given, that it does not take, that has a wrong type, or
+                that could never reach it.
         """
         found = self.resolve()
         try:
@@ -71,6 +73,8 @@ class Target(BaseModel):
                 raise UserError(f"{self.target!r} has no option {key!r}{nearest(key, list(parameters))}")
         typed(repr(self.target), found, self.options)
         wanted = {k: v for k, v in given.items() if k in parameters}
+        if missing := [name for name in _required(parameters) if name not in wanted and name not in self.options]:
+            raise UserError(f"{self.target!r} needs {', '.join(f'{key}.{name}' if key else name for name in missing)}")
         try:
             return found(**{**wanted, **self.options})
         except (TypeError, ValueError) as error:
@@ -124,6 +128,12 @@ class Target(BaseModel):
 def _is_plain(found: Callable[..., object], parameters: Mapping[str, inspect.Parameter]) -> bool:
     """Whether something is a function that is used as it is, neither a preset nor a class."""
     return not inspect.isclass(found) and any(p.kind is not p.KEYWORD_ONLY for p in parameters.values())
+
+
+def _required(parameters: Mapping[str, inspect.Parameter]) -> list[str]:
+    """Parameters that can be given by name and have no default."""
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return [name for name, p in parameters.items() if p.kind in kinds and p.default is p.empty]
 
 
 def _named(parameters: Mapping[str, inspect.Parameter]) -> list[str]:

@@ -7,7 +7,7 @@ A frozen parameter requires no gradient; the training loop, snapshots and exchan
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from fnmatch import fnmatchcase
 
 import torch
@@ -92,7 +92,7 @@ def freeze(model: nn.Module, trainable: str, *, seed: int = 0, key: str = "model
         if not selected:
             raise UserError(
                 f"{key} = {trainable!r}: {part!r} selects no parameter of this model; allowed: "
-                f"{', '.join(SELECTORS)}, a glob such as 'layer3.*', or several joined by '+'"
+                f"{_allowed(model, SELECTORS)}, a glob such as 'layer3.*', or several joined by '+'"
             )
         unfrozen = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
         if unfrozen.isdisjoint(selected):
@@ -104,6 +104,18 @@ def freeze(model: nn.Module, trainable: str, *, seed: int = 0, key: str = "model
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in chosen)
     return [name for name, _ in model.named_parameters() if name in chosen]
+
+
+def _allowed(model: nn.Module, offered: Collection[str]) -> str:
+    """Names of `SELECTORS` that select something of this model that is trained."""
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+    def selects(name: str) -> bool:
+        if name == "random":  # which would change the model
+            return any(isinstance(layer, CONVOLUTION) and layer.weight.requires_grad for layer in model.modules())
+        return not trained.isdisjoint(SELECTORS[name](model, torch.Generator()))
+
+    return ", ".join(filter(selects, offered))
 
 
 def personal_names(model: nn.Module, personal: str | None, *, seed: int = 0) -> list[str]:
@@ -126,7 +138,7 @@ def personal_names(model: nn.Module, personal: str | None, *, seed: int = 0) -> 
         if set(trained).isdisjoint(selected):
             raise UserError(
                 f"model.personal = {personal!r}: {part!r} selects no trained parameter of this model; allowed: "
-                f"{', '.join(PERSONAL)}, a glob such as 'layer3.*', or several joined by '+'"
+                f"{_allowed(model, PERSONAL)}, a glob such as 'layer3.*', or several joined by '+'"
             )
         chosen.update(selected)
     if chosen.issuperset(trained):

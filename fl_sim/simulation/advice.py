@@ -219,11 +219,13 @@ class _Search:
         yield from filter(self.fits, (Setting("pruned", self.experiment.rounds, density=each) for each in densities))
 
     def shorter(self) -> Iterator[Setting]:
-        """Fewer rounds, with shorter numbers and without."""
+        """Fewer rounds, with shorter numbers and without; a single round only where no more fit."""
         seen: set[tuple[int, float]] = set()
         for down, up in (PAIRS[-1], PAIRS[0], SHORTEST):
             one, two = (self.sizes.of(Setting("shorter", n, down, up)).total for n in (1, 2))
             rounds = 1 + int((self.room - one) / (two - one)) if self.room >= one else 0
+            if rounds == 1 and seen:
+                continue
             if 0 < rounds < self.experiment.rounds and (rounds, one) not in seen:
                 seen.add((rounds, one))  # where nothing can be rounded, shorter numbers are the same messages
                 yield Setting("shorter", rounds, down, up)
@@ -265,7 +267,7 @@ class _Search:
             "pruned": lambda s: (
                 f"after round 1 {100 * s.density:g} % of the weights stay and travel, {_types(s)}; {self._layers(s.density)}"
             ),
-            "shorter": lambda s: f"{s.rounds} of {self.experiment.rounds} rounds, {_types(s)}",
+            "shorter": lambda s: f"it ends after round {s.rounds} of {self.experiment.rounds}, sent {_types(s)}",
         }
 
     def _layers(self, density: float) -> str:

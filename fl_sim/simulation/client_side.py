@@ -42,7 +42,9 @@ def client_of(track: ModelTrack) -> Client:
         UserError: no such client, or not with these options.
     """
     experiment = track.experiment
-    client = cast(Client, experiment.client.build({"training": experiment.local_training, "gating": track.gating}))
+    client = cast(
+        Client, experiment.client.build({"training": experiment.local_training, "gating": track.gating}, "client")
+    )
     if experiment.attack is None:
         return client
     attacked = cast("Callable[..., Client]", imported("", "clients.attacks:attacked"))

@@ -68,9 +68,9 @@ def require_same(path: Path, experiment: Experiment, now: Identity) -> None:
         return
     if changed := before.changes(now, experiment.data.source):
         what = ", ".join(changed)
-        ways = "runs it again" if is_finished else "starts over"
-        there = "is finished" if is_finished else "cannot go on"
-        raise UserError(f"{path}: {there}, but since then {what} changed; {FRESH} {ways}")
+        if is_finished:
+            raise UserError(f"{path}: is finished, but since then {what} changed; {FRESH} runs it again")
+        raise UserError(f"{path}: cannot go on: since it began {what} changed; {FRESH} starts over")
     if versions := before.other_versions(now):
         log.warning("%s: computed by other versions: %s", path, versions)
 

@@ -95,7 +95,7 @@ class ModelTrack:
         """
         model, gating = make_model(experiment, data, experiment.seed, weights)
         given = {} if weights is None else entries_for(model, weights)
-        client = experiment.client.build({"training": experiment.local_training, "gating": gating})
+        client = experiment.client.build({"training": experiment.local_training, "gating": gating}, "client")
         exchange = make_exchange(experiment, model, given, declared(client))
         schema = exchange.schema
 

@@ -54,7 +54,7 @@ def codec_of(named: CodecTarget, key: str) -> Codec:
     """
     where = f"{key} = {named.target!r}"
     try:
-        made = named.build({})
+        made = named.build({}, key)
     except UserError as error:
         raise UserError(f"{key}: {error}") from error
     for name, arguments in CALLS.items():

@@ -186,7 +186,7 @@ def _weighs(client: object, target: str) -> None:
 
 def _client(experiment: Experiment) -> None:
     where = f"client = {experiment.client.target!r}"
-    client = experiment.client.build({"training": experiment.local_training, "gating": experiment.gating})
+    client = experiment.client.build({"training": experiment.local_training, "gating": experiment.gating}, "client")
     if not callable(client):
         raise UserError(f"{where}: made a {type(client).__name__}, which cannot be called with (task, ctx)")
     takes(where, client, "task", "ctx")

@@ -94,7 +94,7 @@ def build_server(
         "kept": kept_by_clients(federation),
         "training": experiment.local_training,
     }
-    method = experiment.strategy.build(run)
+    method = experiment.strategy.build(run, "strategy")
     if isinstance(method, Strategy):
         adapted = cast("Callable[..., object]", imported("", "strategies.flower_method:method_of"))
         method = adapted(method, experiment.strategy.target, experiment.strategy.options)

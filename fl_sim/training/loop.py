@@ -307,7 +307,11 @@ def check_converged(loss: float, steps: int, lr: float) -> None:
         TrainingDiverged: it is NaN or infinite.
     """
     if not math.isfinite(loss):
-        raise TrainingDiverged(f"the training loss became {loss} within {steps} steps; lower training.lr = {lr}")
+        within = "in 1 step" if steps == 1 else f"within {steps} steps"
+        raise TrainingDiverged(
+            f"the training loss became {loss} {within}; lower training.lr = {lr}, unless an attack or the aggregation spoilt "
+            "the model that was received"
+        )
 
 
 def _accumulated(model: nn.Module, batch: Batch, loss: Loss, settings: Training) -> Tensor:

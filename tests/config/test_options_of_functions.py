@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+from federation import tiny
 
-from fl_sim import ClientContext, Task, UserError
+from fl_sim import ClientContext, Task, UserError, run
 from fl_sim.cli import main
 from fl_sim.config.target import Target
 
@@ -120,3 +122,35 @@ def test_the_doctor_says_how_each_option_arrives(
         main()
     said = capsys.readouterr().out
     assert "option lr arrives as its parameter\noption mu arrives as task.config['mu']\n" in said
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (
+            ["strategy=strategies.presets:layer_adaptive"],
+            "'strategies.presets:layer_adaptive' needs strategy.kilobytes",
+        ),
+        ([f"client={HERE}:needs_two"], f"'{HERE}:needs_two' needs client.mu, client.tau"),
+        (
+            [f"wire.codec.uplink={HERE}:NeedsRank"],
+            f"wire.codec.uplink: '{HERE}:NeedsRank' needs wire.codec.uplink.rank",
+        ),
+    ],
+)
+def test_an_option_that_is_needed_is_named_by_its_key(tmp_path: Path, overrides: list[str], said: str) -> None:
+    with pytest.raises(UserError) as refused:
+        run(tiny(tmp_path, *overrides))
+    assert str(refused.value) == said
+
+
+def needs_two(*, mu: float, tau: float, lr: float = 0.1) -> object:
+    """A preset with options that have no default."""
+    return None
+
+
+class NeedsRank:
+    """A codec whose option has no default."""
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank

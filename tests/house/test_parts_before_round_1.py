@@ -114,7 +114,7 @@ def oblong() -> object:
         ([f"client={HERE}:decorated"], "too many positional arguments; it is called with (task, ctx)"),
         ([f"client={HERE}:only_task"], "it is called with (task, ctx) and takes (task: 'Task')"),
         ([f"client={HERE}:Uncallable"], "made a Uncallable, which cannot be called with (task, ctx)"),
-        ([f"client={HERE}:WithRate"], "missing 1 required positional argument: 'lr'"),
+        ([f"client={HERE}:WithRate"], "needs client.lr"),
         ([f"client.target={HERE}:WithRate", "client.rate=0.1"], "has no option 'rate'"),
         ([f"client.target={HERE}:client", "client.sizes=[1,2]"], "give the function a parameter 'sizes'"),
         ([f"client.target={HERE}:client", "client.a.b=1"], "option a = {'b': 1}: only numbers and texts"),

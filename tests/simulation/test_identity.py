@@ -261,7 +261,7 @@ def test_results_of_other_data_are_not_already_there(tmp_path: Path, change: Cal
         run(experiment)
     stop(experiment.model_copy(update={"rounds": 3}), after=1)
     os.unlink(folder / "test" / "cat" / "2.png")
-    with pytest.raises(UserError, match="cannot go on, but since then the data"):
+    with pytest.raises(UserError, match="cannot go on: since it began the data"):
         resume(experiment.model_copy(update={"rounds": 3}))
 
 

@@ -10,7 +10,7 @@ from federation import WHOLE, run_tiny, same, tiny
 from interruption import KillAfter, Killed
 
 from fl_sim import UserError, run
-from fl_sim.models import build, personal_names
+from fl_sim.models import build, freeze, personal_names
 from fl_sim.models.parameters import snapshot
 from fl_sim.simulation.client_side import host_of
 from fl_sim.simulation.federation import Federation
@@ -91,6 +91,21 @@ def test_what_cannot_be_personal_is_one_line(overrides: list[str], words: str, t
     with pytest.raises(UserError) as caught:
         run(tiny(tmp_path, *overrides))
     assert words in str(caught.value)
+
+
+def test_what_is_allowed_instead_selects_something_of_this_model() -> None:
+    plain, normed = (build(name, in_channels=1, image_size=8) for name in ("mlp", "cnn_bn"))
+    with pytest.raises(
+        UserError, match=r"'batchnorm' selects no trained parameter of this model; allowed: head, a glob"
+    ):
+        personal_names(plain, "batchnorm")
+    with pytest.raises(UserError, match=r"'norm' selects no parameter of this model; allowed: all, head, a glob"):
+        freeze(plain, "norm")
+    with pytest.raises(
+        UserError, match=r"'tail' selects no parameter .* allowed: all, batchnorm, norm, head, random, a glob"
+    ):
+        freeze(normed, "tail")
+    assert all(parameter.requires_grad for parameter in normed.parameters())
 
 
 def test_batchnorm_is_personal_by_its_role() -> None:

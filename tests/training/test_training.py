@@ -14,6 +14,7 @@ from fl_sim.data import Split
 from fl_sim.models import batchnorm_names, build, prunable_names
 from fl_sim.sparsity import apply_mask, magnitude, topk_mask, uniform
 from fl_sim.training import Training, TrainingDiverged, evaluate, load, local_sgd, snapshot
+from fl_sim.training.loop import check_converged
 from fl_sim.training.losses import CrossEntropy, Distillation, Proximal, cross_entropy
 from fl_sim.training.optimizers import SGD, AdamW
 from fl_sim.training.precision import PRECISIONS, choose
@@ -173,8 +174,10 @@ def test_steps_schedule_and_metrics() -> None:
 
 
 def test_divergence_is_said() -> None:
-    with pytest.raises(TrainingDiverged, match=r"lower training\.lr"):
-        local_sgd(small(), split(), lr=1e30, epochs=5, rng=rng())
+    with pytest.raises(TrainingDiverged, match=r"within 15 steps; lower training\.lr = 1e\+30, unless an attack"):
+        local_sgd(small(), split(), lr=1e30, epochs=5, batch_size=16, rng=rng())
+    with pytest.raises(TrainingDiverged, match="became nan in 1 step; "):
+        check_converged(float("nan"), 1, 0.1)
 
 
 @pytest.mark.parametrize(

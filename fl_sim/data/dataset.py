@@ -207,7 +207,7 @@ def _require_within(name: str, tokens: Array, vocabulary: int) -> None:
     if tokens.size and not 0 <= int(tokens.min()) <= int(tokens.max()) < vocabulary:
         wrong = np.argwhere((numbers := cast(Labels, tokens)) != numbers.clip(0, vocabulary - 1))[0]
         raise UserError(
-            f"data: {name}: token {tokens[tuple(wrong)]} in sample {wrong[0]} is beyond the vocabulary of {vocabulary}; "
+            f"data: {name}: token {tokens[tuple(wrong)]} in sample {wrong[0]} (from 0) is beyond the vocabulary of {vocabulary}; "
             f"allowed: 0 to {vocabulary - 1}"
         )
 

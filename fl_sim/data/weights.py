@@ -55,7 +55,7 @@ def as_weights(value: object, samples: int, where: str = "data: weights") -> NDA
     numbers = given.astype(np.float64)
     if not (fine := np.isfinite(numbers) & (numbers > 0)).all():
         at = int((~fine).argmax())
-        raise UserError(f"{where}: {given[at]} of sample {at}; needed: {POSITIVE}, none missing")
+        raise UserError(f"{where}: {given[at]} of sample {at} (from 0); needed: {POSITIVE}, none missing")
     return _with_mean_1(numbers)
 
 

@@ -374,3 +374,16 @@ def test_texts_among_which_one_is_missing_are_refused() -> None:
     words = np.array([*["a", "b"] * 10, None], dtype=object)
     with pytest.raises(UserError, match=r"targets: sample 20 \(from 0\) is None among texts"):
         Data.of(np.ones((21, 2), dtype=np.float32), words)
+
+
+def test_a_batch_is_a_tuple_of_inputs_and_targets() -> None:
+    """docs/plugging_in.md says what a client of one's own loops over."""
+    inputs, targets = np.arange(40, dtype=np.float32).reshape(20, 2), np.arange(20) % 2
+    (plain, *_), (weighted, *_) = (
+        list(Data.of(inputs, targets, weights=weights).train.batches(8)) for weights in (None, np.arange(1, 21))
+    )
+    for batch in (plain, weighted):
+        assert isinstance(batch, tuple)
+        assert [(part.shape[0], part.dtype) for part in batch] == [(8, torch.float32), (8, torch.int64)]
+    assert not hasattr(plain, "weights")
+    assert (weighted.weights.shape, weighted.weights.dtype) == ((8,), torch.float32)  # type: ignore[attr-defined]

@@ -237,8 +237,14 @@ def of_tokens(**changes: object) -> Data:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"vocabulary": 5}, "data: targets: token 5 in sample 1 is beyond the vocabulary of 5; allowed: 0 to 4"),
-        ({"test_inputs": np.full((3, 4), 6)}, "test_inputs: token 6 in sample 0 is beyond the vocabulary of 6"),
+        (
+            {"vocabulary": 5},
+            "data: targets: token 5 in sample 1 (from 0) is beyond the vocabulary of 5; allowed: 0 to 4",
+        ),
+        (
+            {"test_inputs": np.full((3, 4), 6)},
+            "test_inputs: token 6 in sample 0 (from 0) is beyond the vocabulary of 6",
+        ),
         (
             {"targets": np.arange(10) % 2, "test_targets": np.arange(3) % 2, "vocabulary": None},
             "vocabulary is not given",

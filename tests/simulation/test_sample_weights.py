@@ -170,7 +170,10 @@ def negative() -> Data:
             "client=clients.presets:distillation",
             "client = 'clients.presets:distillation': its loss does not use weights",
         ),
-        (f"data.source={__name__}:negative", "data: weights: -1.0 of sample 7; needed: numbers above 0, none missing"),
+        (
+            f"data.source={__name__}:negative",
+            "data: weights: -1.0 of sample 7 (from 0); needed: numbers above 0, none missing",
+        ),
         ("data.class_weights=[1.0]", "data.class_weights = [1.0]: needed: numbers above 0, one for each of 2 classes"),
         (
             "data.class_weights=[1.0, 0.0]",

@@ -18,6 +18,7 @@ from fl_sim.data import Split
 from fl_sim.models.macs import count_macs
 from fl_sim.runtime.by_value import pack
 from fl_sim.runtime.client.host import client_app
+from fl_sim.runtime.grids.allocator import keep_freed_memory
 from fl_sim.runtime.grids.base import LocalGrid
 from fl_sim.runtime.grids.cohort import CohortGrid, Stackable, obstacle_of
 from fl_sim.runtime.grids.inline import InlineGrid
@@ -58,7 +59,9 @@ def open_grid(federation: Federation) -> Iterator[LocalGrid]:
 
 def _inline(federation: Federation) -> LocalGrid:
     timeout_s = federation.experiment.faults.timeout_s
-    return InlineGrid(client_app(hosts_of(federation)), len(federation.partitions), timeout_s=timeout_s)
+    grid = InlineGrid(client_app(hosts_of(federation)), len(federation.partitions), timeout_s=timeout_s)
+    keep_freed_memory(federation.experiment.cohort.size * federation.first.exchange.schema.nbytes)
+    return grid
 
 
 def _cohort(federation: Federation) -> LocalGrid:

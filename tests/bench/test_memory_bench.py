@@ -26,3 +26,9 @@ def test_a_run_of_a_large_model_takes_five_times_its_memory_at_most(client: str)
     found = memory.over_model(memory.Load(millions=60, clients=2, client=client))
     assert is_large(4 * int(found["parameters"]))
     assert 3 <= found["peak_over_model"] <= 5
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_clients_of_a_round() -> None:
+    found = memory.over_model(memory.Load(millions=10, clients=40))
+    assert found["peak_over_model"] <= 15  # 46 to 50 where freed memory is kept whatever a round leaves in holes

@@ -114,7 +114,7 @@ class Density(_Strict):
 
     prunable: Number = Field(description="share of the prunable weights that the final mask keeps")
     model: Number = Field(description="the same share of all parameters")
-    uplink_mean: Number = Field(description="mean share of the prunable weights in an upload")
+    uplink_mean: Number = Field(description="mean share of the prunable weights of its client's model in an upload")
 
 
 class Macs(_Strict):

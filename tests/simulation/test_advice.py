@@ -14,7 +14,7 @@ from fl_sim.communication.exchange import Coding
 from fl_sim.communication.payload_log import FOLDER
 from fl_sim.communication.replay import Recoding
 from fl_sim.core.observer import SILENT
-from fl_sim.simulation.advice import RESERVE, Advice, advise, budget_of, changed
+from fl_sim.simulation.advice import RESERVE, Advice, _Search, advise, budget_of, changed
 from fl_sim.simulation.advised_settings import Setting, Sizes
 from fl_sim.simulation.federation import Federation
 from fl_sim.simulation.recorded_rounds import first_and_last
@@ -157,3 +157,14 @@ def test_changed_keeps_everything_else(tmp_path: Path) -> None:
     before = tiny(tmp_path, "data.alpha=0.3")
     assert changed(before, "rounds=9") == before.model_copy(update={"rounds": 9})
     assert tomllib.loads(changed(before).to_toml()) == tomllib.loads(before.to_toml())
+
+
+def test_a_single_round_is_proposed_only_where_no_more_fit(sizes: tuple[Sizes, Path]) -> None:
+    experiment = Experiment.from_tree({"rounds": 10})
+    one = sizes[0].of(Setting("shorter", 1, Coding(), Coding())).total
+    enough, scarce = (
+        [s.rounds for s in _Search(experiment, sizes[0], room).shorter()] for room in (1.5 * one, 0.4 * one)
+    )
+    assert len(enough) == 2
+    assert min(enough) > 1
+    assert scarce[0] == 1

@@ -131,8 +131,14 @@ def _short(experiment: Experiment, place: str) -> Experiment:
     rounds, cohort = min(ROUNDS, experiment.rounds), min(COHORT, experiment.cohort.size)
     if rounds < 2:
         raise UserError(f"rounds = {experiment.rounds}: a plan needs 2 rounds at least, of which the first warms up")
+    wire, budget = experiment.wire, experiment.wire.budget
+    if budget is not None:  # each payload keeps its bytes
+        whole = experiment.cohort.size + experiment.evaluate.clients
+        share = (cohort + experiment.evaluate.clients) / whole
+        wire = wire.model_copy(update={"budget": replace(budget, megabytes=budget.megabytes * share)})
     return experiment.model_copy(
         update={
+            "wire": wire,
             "engine": "ray",
             "out": place,
             "rounds": rounds,

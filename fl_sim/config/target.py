@@ -54,8 +54,7 @@ class Target(BaseModel):
         A preset (all parameters keyword-only) or a class is called with the options, and with those entries of `given`
         that it has parameters for. Any other function, such as a client `(task, ctx)`, is used as it is: an option that
         the function has a parameter for, such as `lr` of `(task, ctx, lr=0.05)`, is passed at every call. Numbers and
-        texts also travel in `task.config`. `key` is the table's key in the config,
-        for messages.
+        texts also travel in `task.config`. `key` is the table's key in the config, for messages.
 
         Raises:
             UserError: an option that the object needs and that is not given, that it does not take, that has a wrong type, or
@@ -68,9 +67,8 @@ class Target(BaseModel):
             raise UserError(f"{self.target!r}: is built in and does not say what it takes; write a function") from error
         if _is_plain(found, parameters):
             return self._with_options(found, parameters)
-        for key in self.options:
-            if key not in parameters:
-                raise UserError(f"{self.target!r} has no option {key!r}{nearest(key, list(parameters))}")
+        if unknown := [option for option in self.options if option not in parameters]:
+            raise UserError(f"{self.target!r} has no option {unknown[0]!r}{nearest(unknown[0], list(parameters))}")
         typed(repr(self.target), found, self.options)
         wanted = {k: v for k, v in given.items() if k in parameters}
         if missing := [name for name in _required(parameters) if name not in wanted and name not in self.options]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from fl_sim.codecs import Schema
 from fl_sim.codecs.value_coder import Values
 from fl_sim.communication.exchange import CONTENTS, Coding
@@ -61,7 +63,10 @@ class BudgetCoding(Coding):
                 values, sent_mask, reference, schema=schema, held_mask=held_mask, seed=seed, state=state, types=types
             )
 
-        tried = rounding_errors(_sent(values, sent_mask, schema), self.types, seed)
+        sent = _sent(values, sent_mask, schema)
+        if not all(np.isfinite(each).all() for each in sent):
+            encode(["float32"] * len(sent))  # says which parameter it is
+        tried = rounding_errors(sent, self.types, seed)
         try:
             return encode(allotted(tried, self.types, self.limit, encode))
         except TooSmall as error:

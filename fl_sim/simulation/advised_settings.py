@@ -230,6 +230,7 @@ def require_plain(experiment: Experiment) -> None:
         ),
         "wire.broadcast: its sizes depend on which clients were absent; needed: none": experiment.wire.broadcast
         is not None,
+        "wire.budget: chooses the value types itself; needed: none": experiment.wire.budget is not None,
         f"schedule.kind = {experiment.schedule.kind!r}: has no rounds; needed: rounds": not experiment.schedule.in_rounds,
         "capacities: not with several models; needed: one": bool(experiment.capacities),
         "study: has no federation": experiment.study is not None,

@@ -74,7 +74,6 @@ KEYS: Sequence[Key] = (
     Key("data.alpha", _partitions("dirichlet", "quantity"), "data.partition = 'dirichlet' or 'quantity'"),
     Key("data.shards", _partitions("shards"), "data.partition = 'shards'"),
     Key("data.noise", _shows_images, IMAGES),
-    Key("data.proxy", _shows_images, f"{IMAGES}, and no client trains on this share"),
     Key("training.momentum", lambda e: e.training.optimizer == "sgd", "training.optimizer = 'sgd'"),
     Key("training.decay_to", lambda e: e.training.decay != "constant", "training.decay"),
     Key("training.decay_end", lambda e: e.training.decay != "constant", "training.decay"),
@@ -108,6 +107,11 @@ def _idle(experiment: Experiment) -> Iterator[str]:
         usual = None if key.name.startswith(("attack.", "strategy.")) else key.value(default)
         if value != usual and not key.is_read(experiment):
             yield f"{key.name} = {value!r}: has no effect here; it goes with {key.goes_with}"
+    if experiment.data.proxy and not _shows_images(experiment):
+        yield (
+            f"data.proxy = {experiment.data.proxy:g}: no client trains on this share, and nothing else here does; it goes with "
+            f"{IMAGES}"
+        )
     yield from _training(experiment)
 
 

@@ -38,6 +38,11 @@ def budget_codings(experiment: Experiment, budget: ByteBudget) -> tuple[BudgetCo
     )
 
 
+def _roomy(least: int) -> int:
+    """Bytes of a smallest payload, with what it grows by from round to round."""
+    return least + least // 20 + 64
+
+
 def require_budget(
     experiment: Experiment, exchange: Exchange, initial: Params, start: Params, *, prunes: bool, sends_all: bool
 ) -> None:
@@ -67,13 +72,21 @@ def require_budget(
         )
     split, schema, first = split_of(experiment, budget), exchange.schema, exchange.schema.flat(start)
     moved = schema.view(first + 0.01 * torch.randn(first.shape, generator=generator(0, Purpose.ENCODING)))
-    least_down = 0 if prunes else down.least(start, initial, schema=schema)
-    least_up = up.least(moved, start, schema=schema) if sends_all else 0
+    # As after some training, in both directions: constant statistics and biases of a new model take next to nothing.
+    least_down = 0 if prunes else _roomy(down.least(moved, initial, schema=schema))
+    least_up = _roomy(up.least(moved, start, schema=schema)) if sends_all else 0
     if split.down < least_down or split.up < least_up:
+        leaves = (
+            f"wire.budget.megabytes = {budget.megabytes:g}: leaves {split.down:,} bytes to each of {split.tasks} tasks and "
+            f"{split.up:,} to each of {split.uploads} uploads"
+        )
+        if prunes:
+            raise UserError(
+                f"{leaves}, and the smallest of these has {least_up:,}; tasks of a strategy that prunes come on top"
+            )
         best = split.best_share(least_down, least_up)
         raise UserError(
-            f"wire.budget.megabytes = {budget.megabytes:g}: leaves {split.down:,} bytes to each of {split.tasks} tasks and "
-            f"{split.up:,} to each of {split.uploads} uploads, and the smallest have {least_down:,} and {least_up:,}; smallest "
+            f"{leaves}, and the smallest have {least_down:,} and {least_up:,}; smallest "
             f"budget: {split.least(least_down, least_up, budget.downlink):g}, or {split.least(least_down, least_up, best):g} with "
             f"wire.budget.downlink = {best:g}"
         )

@@ -13,6 +13,8 @@ from typing import cast
 import pytest
 from command import cli_here
 
+from fl_sim import Experiment
+from fl_sim.bench import cluster_costs
 from fl_sim.bench.cluster_model import Cluster, Costs, blocks_of, memory_of, round_on, tasks_of
 from fl_sim.runtime.grids import costs as seconds
 from fl_sim.runtime.grids import pool
@@ -228,3 +230,12 @@ def test_a_block_is_measured_where_workers_add_up_blocks(
     assert (costs["sums_bytes"] > 1.9 * costs["up_bytes"]) is is_folded
     assert (0 < costs["folded_s"] < costs["fit_s"] + costs["fold_s"]) is is_folded
     assert (0 < costs["receipt_s"] < costs["fold_s"]) is is_folded
+
+
+def test_the_short_run_keeps_the_bytes_of_a_payload_under_a_budget(tmp_path: Path) -> None:
+    overrides = ["cohort.size=20", "wire.budget.megabytes=0.5", "wire.uplink.content=difference", "evaluate.clients=0"]
+    whole = Experiment.load("configs/quickstart.toml", overrides)
+    short = cluster_costs._short(whole, str(tmp_path))
+    assert short.cohort.size == 8
+    assert short.wire.budget is not None
+    assert short.wire.budget.megabytes == pytest.approx(0.2)

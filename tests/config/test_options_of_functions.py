@@ -132,6 +132,7 @@ def test_the_doctor_says_how_each_option_arrives(
             "'strategies.presets:layer_adaptive' needs strategy.kilobytes",
         ),
         ([f"client={HERE}:needs_two"], f"'{HERE}:needs_two' needs client.mu, client.tau"),
+        ([f"client={HERE}:needs_two", "client.lr=0.2"], f"'{HERE}:needs_two' needs client.mu, client.tau"),
         (
             [f"wire.codec.uplink={HERE}:NeedsRank"],
             f"wire.codec.uplink: '{HERE}:NeedsRank' needs wire.codec.uplink.rank",

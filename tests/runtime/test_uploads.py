@@ -23,6 +23,7 @@ from fl_sim.sparsity.selection import SORTED, top_of_few, top_of_rows
 DIFFERENCE = "wire.uplink.content=difference"
 TOPK = ["client.target=clients.presets:topk", "client.density=0.2"]
 FEEDBACK = "wire.error_feedback=true"
+PRUNED = ["strategy.target=strategies.presets:global_magnitude", "strategy.density=0.2"]
 METHODS = {
     "int8": ["wire.uplink.values=int8", DIFFERENCE],
     "int4 with error feedback": ["wire.uplink.values=int4", DIFFERENCE, FEEDBACK],
@@ -31,7 +32,10 @@ METHODS = {
     "top-k": TOPK,
     "top-k with error feedback": [*TOPK, FEEDBACK],
     "top-k, int8, error feedback": [*TOPK, FEEDBACK, "wire.uplink.values=int8", DIFFERENCE],
-    "a pruning mask": ["strategy.target=strategies.presets:global_magnitude", "strategy.density=0.2"],
+    "a pruning mask": PRUNED,
+    "a pruning mask, int8": [*PRUNED, "wire.uplink.values=int8", DIFFERENCE],
+    "a pruning mask, top-k": [*PRUNED, *TOPK],
+    "top-k, masks in contexts": [*TOPK, "wire.uplink.masks=smallest"],
 }
 
 
@@ -39,8 +43,8 @@ METHODS = {
 def test_uploads_made_together_have_the_bits_of_those_made_one_by_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    # Three of six clients a round: some have a residual in the second round, some do not.
-    options = ["rounds=3", "model.name=mlp", "cohort.size=3", "engine=cohort", *METHODS[method]]
+    # Four of six clients a round: some have a residual in the second round, some do not, and later ones add to theirs.
+    options = ["rounds=5", "model.name=mlp", "model.width=0.25", "cohort.size=4", "engine=cohort", *METHODS[method]]
     together = run_tiny(tmp_path / "together", *options)
 
     def one_by_one(exchange: Exchange, tasks: Sequence[Task], *_: object, **__: object) -> list[Made]:

@@ -39,6 +39,7 @@ READ = (
     ("training.momentum=0.9", "training.decay=linear", "training.decay_to=0.5", "training.decay_end=5"),
     ("training.clip_norm=1.0", "training.clip=model"),
     ("strategy.aggregate=trimmed", "strategy.trim=0.3"),
+    ("cohort.size=6", "strategy.aggregate=multi_krum", "strategy.byzantine=0.1"),
     ("model.statistics=recalibrate", "data.noise=64"),
     ("strategy=strategies.presets:layer_adaptive", "strategy.kilobytes=90", "data.noise=32"),
     (*LINKS, "schedule.staleness=hinge", "schedule.exponent=2.0"),
@@ -101,6 +102,14 @@ def test_initial_batchnorm_is_said_of_a_model_without(tmp_path: Path, caplog: py
     with caplog.at_level(logging.WARNING, "fl_sim"):
         build_server(Federation.build(tiny(tmp_path, "model.name=mlp", "model.batchnorm_init=one_one")), Ledger())
     assert "model.batchnorm_init = 'one_one': has little effect here" in caplog.text
+
+
+def test_a_share_that_nobody_trains_on_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "fl_sim"):
+        tell_idle_keys(tiny(tmp_path, "data.proxy=0.2"))
+        tell_idle_keys(tiny(tmp_path, "data.proxy=0.2", "model.statistics=recalibrate"))
+    (line,) = caplog.messages
+    assert line.startswith("data.proxy = 0.2: no client trains on this share, and nothing else here does")
 
 
 def own(task: Task, ctx: ClientContext) -> Update:

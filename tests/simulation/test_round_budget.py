@@ -87,10 +87,14 @@ def test_a_budget_that_cannot_hold_is_refused_with_the_smallest_that_does(
     assert found is not None
     plain, best, share = found.groups()
     assert float(best) < float(plain)
-    options = ["rounds=1", "wire.error_feedback=false"]
+    options = [
+        "rounds=12",
+        "evaluate.every=12",
+        "wire.error_feedback=false",
+    ]  # biases and statistics have moved by then
     for megabytes, others in ((plain, []), (best, [f"wire.budget.downlink={share}"])):
         report = budgeted(tmp_path, float(megabytes), *options, *others)
-        assert by_round(report)[0] <= 1e6 * float(megabytes)
+        assert max(by_round(report)) <= 1e6 * float(megabytes)
         with pytest.raises(UserError, match="smallest budget"):
             budgeted(tmp_path, float(megabytes) - 0.0003, *options, *others)
     assert f"wire.budget: {plain} MB a round: " in caplog.text

@@ -20,6 +20,7 @@ from fl_sim.report.headline import headline
 from fl_sim.report.measures import paired
 from fl_sim.report.same_data import other_data
 from fl_sim.report.schema import Origin
+from fl_sim.report.small_models import small_models
 
 
 def group(name: str, digest: str | None, **data: object) -> Group:
@@ -64,6 +65,17 @@ def test_runs_on_different_data_are_named_and_no_pairs() -> None:
     beyond = next(measure for measure in against(groups, "first") if measure.name == "beyond")
     assert (beyond.text(FIRST), beyond.spread(other).mean) == ("0.00", None)
     assert headline(groups) == headline([FIRST])
+
+
+def test_a_smaller_model_of_other_data_is_not_set_beside() -> None:
+    sparse = group("sparse", "aaaaaaaaaaaa")
+    sparse.reports[0].summary.update(saving=0.5, params=1_000_000)
+    beside = []
+    for digest in ("aaaaaaaaaaaa", "bbbbbbbbbbbb"):
+        small = group("small", digest)
+        small.reports[0].summary.update(saving=0.0, params=1000)
+        beside += [one.measured for one in small_models([sparse, small])]
+    assert [None if one is None else one.name for one in beside] == ["small", None]
 
 
 def test_the_command_says_it_in_one_line(

@@ -92,7 +92,6 @@ def doctor(
     """
     from fl_sim.config.experiment import Experiment
     from fl_sim.data.own import is_own
-    from fl_sim.runtime.client.doctor import examine
     from fl_sim.simulation.part_doctor import examine_part
     from fl_sim.simulation.start_doctor import examine_start
 
@@ -119,30 +118,36 @@ def doctor(
         client = None
     if client is not None and "=" in client:
         raise UserError(f"doctor: {client} is an option; name the client, config, --codec or --data that it is for")
-    if client is not None:
-        if client.endswith(".toml"):
-            there = []
-            if source is not None and not is_own(source):
-                there = [f"data.source={json.dumps(parts.pop('data'))}"]
-            experiment = Experiment.load(client, [*there, *(options or [])])
-            findings += _shown(f"config {client}", [examine_start(experiment)])
-            parts = _own_parts(experiment) | parts
-            chosen = experiment.wire.codec
-            coded = [] if chosen is None else [each for each in (chosen.uplink, chosen.downlink) if each is not None]
-        else:
-            experiment = Experiment.from_tree({"client": client}, [f"client.{option}" for option in options or []])
-        given = {"training": experiment.local_training, "gating": experiment.gating}
-        built = cast("Client", experiment.client.build(given, "client"))
-        config = {k: v for k, v in experiment.client.options.items() if isinstance(v, (bool, int, float, str))}
-        for key, way in experiment.client.routes().items():
-            console.print(f"option {key} arrives as {way}", highlight=False, soft_wrap=True, markup=False)
-        findings += _shown(f"client {experiment.client.target}", examine(built, model=model, config=config))
+    if client is not None and client.endswith(".toml"):
+        there = []
+        if source is not None and not is_own(source):
+            there = [f"data.source={json.dumps(parts.pop('data'))}"]
+        experiment = Experiment.load(client, [*there, *(options or [])])
+        findings += _shown(f"config {client}", [examine_start(experiment)]) + _examined_client(experiment, model)
+        parts = _own_parts(experiment) | parts
+        chosen = experiment.wire.codec
+        coded = [] if chosen is None else [each for each in (chosen.uplink, chosen.downlink) if each is not None]
+    elif client is not None:
+        experiment = Experiment.from_tree({"client": client}, [f"client.{option}" for option in options or []])
+        findings += _examined_client(experiment, model)
     for key, path in parts.items():
         findings += _shown(f"{key} {path}", examine_part(key, path))
     for each in coded:
         findings += _shown(f"codec {each.target}", examine_part("codec", each.target, each.options))
     if any(finding.problem for finding in findings):
         raise typer.Exit(1)
+
+
+def _examined_client(experiment: Experiment, model: str) -> list[Finding]:
+    """Findings on the client that a config names, tried on a model of this name; says how its options arrive."""
+    from fl_sim.runtime.client.doctor import examine
+
+    given = {"training": experiment.local_training, "gating": experiment.gating}
+    built = cast("Client", experiment.client.build(given, "client"))
+    config = {k: v for k, v in experiment.client.options.items() if isinstance(v, (bool, int, float, str))}
+    for key, way in experiment.client.routes().items():
+        console.print(f"option {key} arrives as {way}", highlight=False, soft_wrap=True, markup=False)
+    return _shown(f"client {experiment.client.target}", examine(built, model=model, config=config))
 
 
 def _examined_data(source: str, overrides: list[str]) -> list[Finding]:

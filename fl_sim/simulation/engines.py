@@ -58,9 +58,11 @@ def open_grid(federation: Federation) -> Iterator[LocalGrid]:
 
 
 def _inline(federation: Federation) -> LocalGrid:
-    timeout_s = federation.experiment.faults.timeout_s
-    grid = InlineGrid(client_app(hosts_of(federation)), len(federation.partitions), timeout_s=timeout_s)
-    keep_freed_memory(federation.experiment.cohort.size * federation.first.exchange.schema.nbytes)
+    experiment = federation.experiment
+    hosts = hosts_of(federation)
+    grid = InlineGrid(client_app(hosts), len(federation.partitions), timeout_s=experiment.faults.timeout_s)
+    largest = max(track.exchange.schema.nbytes for track in federation.tracks)
+    keep_freed_memory((experiment.schedule.concurrency or experiment.cohort.size) * largest)
     return grid
 
 

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fl_sim import Experiment, Report, run
+from fl_sim.report.summary_numbers import moved
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -98,7 +99,7 @@ def row_of(done: Job, report: Report) -> dict:
         "seed": done.seed,
         "validation_accuracy": last[-1]["validation_accuracy"],
         "bytes": {"/".join(map(str, key)): count for key, count in sorted(by_section.items())},
-        "curve": [[row["round"], row["accuracy"]] for row in report.rounds if "accuracy" in row],
+        "curve": [[row["round"], row["accuracy"], moved(row)] for row in report.rounds if "accuracy" in row],
         "code": git.stdout.strip(),
         "hardware": f"{platform.machine()}, {os.cpu_count()} processors",
         "summary": report.summary,

@@ -23,16 +23,27 @@ SMALL = [
 ]
 
 
-@pytest.fixture
-def queue(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("convergence", HERE / "convergence.py")
+def script(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """A script of the folder as a module."""
+    spec = importlib.util.spec_from_file_location(name, HERE / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "convergence", module)  # its dataclass looks itself up there
+    monkeypatch.setitem(sys.modules, name, module)  # its dataclass looks itself up there
     spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def queue(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
+    module = script("convergence", monkeypatch)
     monkeypatch.setattr(module, "RESULTS", tmp_path / "results")
     return module
+
+
+@pytest.fixture
+def table(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    return script("table", monkeypatch)
 
 
 @pytest.mark.parametrize("setting", PLAN["settings"])
@@ -66,4 +77,37 @@ def test_validation_chooses_the_rate_and_a_finished_run_is_not_run_again(queue: 
     assert list(queue.missing(plan, "T", "dense")) == []
     row = json.loads((tmp_path / "results" / f"T-dense-lr{best:g}-s0.json").read_text())
     assert sum(row["bytes"].values()) == row["summary"]["total_bytes"]
-    assert [number for number, _ in row["curve"]][-1] == 2
+    number, _, so_far = row["curve"][-1]
+    assert (number, so_far) == (2, row["summary"]["total_bytes"])
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    """Three seeds of dense FedAvg, two of an arm a point better for a tenth of the bytes, and a run that chose a rate."""
+    plan = [("dense", seed, 50.0 + seed, 1000) for seed in (0, 1, 2)]
+    plan += [("sparse", seed, 51.0 + 3 * seed, 100) for seed in (0, 1)] + [("sparse", 10, 99.0, 100)]
+    for arm, seed, end, size in plan:
+        curve = [[number, end / 100 if number > 5 else 0.1, number * size * 1000] for number in range(1, 21)]
+        moved = {"uplink_bytes": 15 * size * 1000, "downlink_bytes": 5 * size * 1000}
+        row = {"arm": arm, "lr": 0.1, "seed": seed, "curve": curve}
+        row["summary"] = {**moved, "macs": {"mean": 3, "dense": 4}}
+        (tmp_path / f"T-{arm}-s{seed}.json").write_text(json.dumps(row))
+    return tmp_path
+
+
+def test_the_table_pairs_arms_with_dense_by_seed_and_says_where_seeds_are_few(table: ModuleType, rows: Path) -> None:
+    shown = table.table(table.rows("T", 10, rows), ["dense", "sparse"])
+    dense, sparse = (line.split(" | ") for line in shown.split("\n")[2:])
+    share = ["100.00 ± 0.00", "15.0 ± 0.0", "75.0 ± 0.0 |"]
+    # Both arms reach dense's end less a point with the fifteenth evaluation: the last ten are then those after the jump.
+    assert dense == ["| `dense`", "0.1", "3", "51.0 ± 2.5", "51.0 ± 2.5", "", "15.0 ± 0.0", "5.0 ± 0.0", *share]
+    # Differences are 1 and 3 points: 2 ± 12.706 * 1.414 / 1.414.
+    assert sparse[2:6] == ["**2**", "52.5 ± 19.1", "52.5 ± 19.1", "2.0 ± 12.7"]
+    assert sparse[8:] == ["10.00 ± 0.00", "1.5 ± 0.0", "75.0 ± 0.0 |"]
+
+
+def test_the_curves_of_the_table_are_drawn(table: ModuleType, rows: Path, tmp_path: Path) -> None:
+    table.draw({"T": table.rows("T", 10, rows)}, tmp_path / "curves.html")
+    text = (tmp_path / "curves.html").read_text()
+    assert "sparse, seed 1" in text
+    assert "sparse, seed 10" not in text

@@ -68,11 +68,11 @@ class Eden:
         )
 
     def _scales(self, squares: Tensor, rotated: Tensor, levels: Tensor) -> list[float]:
-        """S of each block: 0 where all its values are 0, NaN where their sums overflow."""
+        """S of each block: 0 where all of it is 0 once rotated, NaN where its sums overflow."""
         along = (rotated * levels).sum(1)
         along = torch.where(along.isfinite(), along, torch.nan)
         found = squares / along if self.unbiased else along / levels.square().sum(1)
-        return torch.where(squares > 0, found, 0).tolist()
+        return torch.where(along == 0, 0, found).tolist()
 
     def decode(self, data: bytes, schema: Schema) -> Params:
         """See `fl_sim.codecs.Codec`.
@@ -89,10 +89,12 @@ class Eden:
         if not (np.isfinite(scales) & (scales >= 0)).all():
             raise CorruptPayload("a scale that is negative or not finite")
         values, at, flat = torch.from_numpy(lloyd_max(self.bits)[symbols]), 0, torch.empty(schema.size)
-        factors = torch.from_numpy(np.repeat(scales.astype(np.float32), sizes))
+        factors = torch.from_numpy(
+            np.repeat(scales.astype(np.float32), sizes)
+        )  # after the rotation, whose sums they could overflow
         for places, signs in rows(schema.size, int.from_bytes(data[:8], "little")):
             part = slice(at, at + signs.numel())
-            made = hadamard((values[part] * factors[part]).view(signs.shape)) * signs
+            made = hadamard(values[part].view(signs.shape)) * signs * factors[part].view(signs.shape)
             flat[places], at = made.view(-1)[: places.stop - places.start], part.stop
         return dict(schema.view(flat))
 

@@ -45,12 +45,14 @@ class Drive:
             x = torch.zeros(len(signs))
             x[: block.stop - block.start] = flat[block]
             rotated = hadamard(x * signs)
-            l1 = rotated.abs().sum()
-            unbiased = x.square().sum() / l1 if l1 > 0 else l1
+            l1 = (
+                rotated.double().abs().sum()
+            )  # float64: squares of float32 below 1e-23 are 0 in float32, above 1e19 infinite
+            unbiased = x.double().square().sum() / l1 if l1 > 0 else l1
             scales.append(float(unbiased if self.unbiased else l1 / len(signs)))
             bits.append(np.packbits((rotated >= 0).numpy()).tobytes())
         if not np.isfinite(scales).all():
-            raise UserError("a value is beyond the range of this codec: its square overflows float32")
+            raise UserError("a value is beyond the range of this codec: its rotation overflows float32")
         return b"".join([seed.to_bytes(8, "little"), np.array(scales, "<f4").tobytes(), *bits])
 
     def decode(self, data: bytes, schema: Schema) -> Params:
@@ -70,7 +72,7 @@ class Drive:
         for (block, signs), scale, size in zip(blocks(schema.size, seed), scales.tolist(), sizes, strict=True):
             bits = np.unpackbits(np.frombuffer(data, np.uint8, count=size, offset=at))[: len(signs)]
             rotated = torch.from_numpy(bits.astype(np.float32)) * 2 - 1
-            flat[block] = (hadamard(rotated * scale) * signs)[: block.stop - block.start]
+            flat[block] = (hadamard(rotated) * signs * scale)[: block.stop - block.start]
             at += size
         return dict(schema.view(flat))
 

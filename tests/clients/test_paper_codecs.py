@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -151,6 +151,40 @@ def test_drive_with_the_least_error_loses_what_its_rotation_says() -> None:
         left = float(x.square().sum()) - 256 * float(scale) ** 2
         assert float((decoded - x).square().sum()) == pytest.approx(left, rel=1e-3)
         assert 0 < left < float(x.square().sum())
+
+
+SCALED: dict[str, Callable[[], Codec]] = {
+    "sign": SignSGD,
+    "powersgd": lambda: PowerSGD(rank=2),
+    "drive": Drive,
+    "drive, least error": lambda: Drive(unbiased=False),
+    "eden": lambda: Eden(bits=2),
+    "eden, least error": lambda: Eden(bits=2, unbiased=False),
+    "sketch": CountSketch,
+    "atomo": Atomo,
+}
+
+
+@pytest.mark.parametrize("codec", SCALED.values(), ids=SCALED)
+@pytest.mark.parametrize("exponent", [-100, -72, 62, 100])
+def test_what_is_decoded_grows_with_what_is_sent(codec: Callable[[], Codec], exponent: int) -> None:
+    factor = 2.0**exponent  # exact in float32
+    plain = through(codec(), tensors(scale=1.0))
+    scaled = through(codec(), {name: value * factor for name, value in tensors(scale=1.0).items()})
+    for name, value in plain.items():
+        assert np.allclose(scaled[name].double() / factor, value.double(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("codec", [Drive(), Drive(unbiased=False), Eden(bits=2), Eden(bits=2, unbiased=False)])
+def test_a_rotated_value_among_zeros_is_exact_up_to_the_end_of_float32(codec: Codec) -> None:
+    given = {name: torch.zeros(shape) for name, shape in SHAPES.items()}
+    for value in (3e38, 1e-38):
+        given["weight"].view(-1)[7] = value
+        made = through(codec, given)["weight"].view(-1)
+        assert float(made[7]) == pytest.approx(value, rel=1e-3)
+        assert float(made.double().norm()) == pytest.approx(value, rel=1e-3)
+    given["weight"].view(-1)[7] = 1e-45  # the smallest float32 is nothing once it is spread over a block
+    assert not through(codec, given)["weight"].any()
 
 
 def lloyd(bits: int) -> tuple[Array, float]:

@@ -89,9 +89,8 @@ class Eden:
         if not (np.isfinite(scales) & (scales >= 0)).all():
             raise CorruptPayload("a scale that is negative or not finite")
         values, at, flat = torch.from_numpy(lloyd_max(self.bits)[symbols]), 0, torch.empty(schema.size)
-        factors = torch.from_numpy(
-            np.repeat(scales.astype(np.float32), sizes)
-        )  # after the rotation, whose sums they could overflow
+        # Scales come after the rotation, whose sums they could overflow.
+        factors = torch.from_numpy(np.repeat(scales.astype(np.float32), sizes))
         for places, signs in rows(schema.size, int.from_bytes(data[:8], "little")):
             part = slice(at, at + signs.numel())
             made = hadamard(values[part].view(signs.shape)) * signs * factors[part].view(signs.shape)

@@ -201,3 +201,25 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert "it returned float, not an fl_sim.Update" in said
     assert _doctor(monkeypatch, "mine_for_doctor:nobody") == 2
     assert "has no callable 'nobody'" in capsys.readouterr().err
+
+
+REFUSED = {
+    "strategy's option": "strategy.trimm=0.1",
+    "strategy's value": "strategy={target='strategies.presets:gradual_magnitude',density=2,start=1,end=3}",
+    "weights": "model.weights='nowhere.safetensors'",
+}
+
+
+@pytest.mark.parametrize("override", REFUSED.values(), ids=REFUSED)
+def test_a_config_with_which_no_run_starts_fails_with_the_line_of_the_run(
+    override: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    words = ["configs/quickstart.toml", "rounds=1", f'out="{tmp_path}"', override]
+    monkeypatch.setattr("sys.argv", ["fl-sim", "run", *words])
+    with pytest.raises(SystemExit):
+        main()
+    refused = capsys.readouterr().err.strip().removeprefix("fl-sim: ")
+    assert refused
+    assert _doctor(monkeypatch, *words) == 1
+    assert refused in capsys.readouterr().out

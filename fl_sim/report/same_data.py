@@ -12,7 +12,9 @@ from fl_sim.report.summary import Report
 
 NAMED = ("task", "data.source", "data.target", "data.test", "data.context")
 """Config keys that say what is predicted, and on which test samples."""
-PREPARED = ("input", "group", "weight", "class_weights", "resize", "validation", "proxy")
+INPUTS = ("input", "resize")
+"""Keys of `[data]` that change what a model gets of a sample."""
+PREPARED = (*INPUTS, "group", "weight", "class_weights", "validation", "proxy")
 """Keys of `[data]` that change the data's hash and leave the test samples what they are."""
 SHOWN = 3
 """Run folders named of each data."""
@@ -21,7 +23,8 @@ SHOWN = 3
 def same_data(first: Report, second: Report) -> bool:
     """Whether two runs have the same test samples, by the hashes in their folders; true where a folder keeps none.
 
-    Where hashes differ, a key of `PREPARED` may be why. Where none differs, the files or the code of the source have changed.
+    Where hashes of all data differ, a key of `PREPARED` may be why; then those of the test samples alone decide. Where no
+    such key differs, the files or the code of the source have changed. Older folders hash no test samples.
 
     Raises:
         UserError: a run folder is damaged.
@@ -31,7 +34,10 @@ def same_data(first: Report, second: Report) -> bool:
     one, other = resolved(first), resolved(second)
     if any(one.get(key) != other.get(key) for key in NAMED):
         return False
-    return any(one.get(f"data.{key}") != other.get(f"data.{key}") for key in PREPARED)
+    differing = {key for key in PREPARED if one.get(f"data.{key}") != other.get(f"data.{key}")}
+    compared = ("targets",) if differing.intersection(INPUTS) else ("targets", "inputs")
+    tests = first.origin.test, second.origin.test
+    return bool(differing) and (not all(tests) or all(tests[0].get(each) == tests[1].get(each) for each in compared))
 
 
 def other_data(reports: Iterable[Report]) -> str:

@@ -205,10 +205,11 @@ class Summary(_Strict):
 
 
 class Origin(_Strict):
-    """The content of identity.json: hashes of the code of the user's parts and of the data."""
+    """The content of identity.json: hashes of the code of the user's parts, of the data, and of the test samples alone."""
 
     code: dict[Word, dict[Word, Word]]
     data: Word
+    test: dict[Word, Word] = Field(default_factory=dict)
 
 
 class Row(BaseModel):

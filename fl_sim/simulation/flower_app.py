@@ -22,7 +22,7 @@ from fl_sim.runtime.client.host import ClientHost, client_app
 from fl_sim.simulation.client_side import hosts_of
 from fl_sim.simulation.earlier_runs import prepare
 from fl_sim.simulation.federation import Federation
-from fl_sim.simulation.identity import Identity, hash_of
+from fl_sim.simulation.identity import Identity, hash_of, test_hashes
 from fl_sim.simulation.loop import serve
 from fl_sim.simulation.parts import check, check_built
 from fl_sim.simulation.run_folder import claimed
@@ -77,7 +77,12 @@ def _serve(grid: Grid, context: Context) -> None:
         if folder.is_finished and not fresh:
             raise UserError(f"{folder.path}: already there; the run config's fresh = true runs it again")
         prepare(folder, resume=False, fresh=fresh)
-        serve(federation, grid, folder, Identity.of(federation.code, hash_of(federation.data)))
+        serve(
+            federation,
+            grid,
+            folder,
+            Identity.of(federation.code, hash_of(federation.data), test_hashes(federation.data)),
+        )
 
 
 def require_nodes(grid: Grid, clients: int, *, seconds: float = NODES_S) -> None:

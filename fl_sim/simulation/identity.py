@@ -44,6 +44,7 @@ class Identity(BaseModel):
     Attributes:
         code: config key of a part -> file -> hash (`user_code.code_of`).
         data: hash of images, labels and splits.
+        test: hashes of the test samples alone, by `test_hashes`, by which runs are compared; empty in older folders.
         versions: of fl-sim, Python, PyTorch and NumPy. Others may change the last bits, so a difference is only said.
     """
 
@@ -51,18 +52,19 @@ class Identity(BaseModel):
     format: Literal["fl_sim.identity/1"] = "fl_sim.identity/1"
     code: dict[str, dict[str, str]]
     data: str
+    test: dict[str, str] = {}
     versions: dict[str, str]
 
     @classmethod
-    def of(cls, code: dict[str, dict[str, str]], data: str) -> Identity:
-        """The identity of an experiment now, from `code_of_parts` of it and the hash of its data."""
+    def of(cls, code: dict[str, dict[str, str]], data: str, test: dict[str, str] | None = None) -> Identity:
+        """The identity of an experiment now, from `code_of_parts` of it and the hashes of its data and test samples."""
         versions = {
             "fl-sim": f"{version('fl-sim')} (code {own_code()})",
             "Python": platform.python_version(),
             "PyTorch": torch.__version__,
             "NumPy": np.__version__,
         }
-        return cls(code=code, data=data, versions=versions)
+        return cls(code=code, data=data, test=test or {}, versions=versions)
 
     def changes(self, now: Identity, source: str) -> list[str]:
         """List what differs now, in the config's words; `source` is the config's `data.source`."""
@@ -151,6 +153,19 @@ def hash_of(data: Data) -> str:
             _update(digest, split.stored)
             stored.add(split.stored.data_ptr())
     return digest.hexdigest()
+
+
+def test_hashes(data: Data) -> dict[str, str]:
+    """Hashes of the test samples in their order: `targets`, and `inputs` as stored (of up to `MOST` bytes)."""
+    split, found = data.test, {"targets": xxhash.xxh3_128(), "inputs": xxhash.xxh3_128()}
+    _update(found["targets"], split.labels)
+    row = split.stored[:1].nbytes
+    for start in range(0, len(split), rows := max(1, BLOCK // max(1, row))):
+        if start * row >= MOST:
+            break
+        places = slice(start, min(start + rows, len(split)))
+        _update(found["inputs"], split.stored[places if split.positions is None else split.positions[places]])
+    return {name: digest.hexdigest() for name, digest in found.items()}
 
 
 def _update(digest: xxhash.xxh3_128, tensor: Tensor | None) -> None:

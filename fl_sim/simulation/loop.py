@@ -33,7 +33,7 @@ from fl_sim.simulation.client_side import attackers_of
 from fl_sim.simulation.earlier_runs import already_there, finished, prepare, require_same
 from fl_sim.simulation.engines import open_grid, settled, settled_by_model
 from fl_sim.simulation.federation import Federation
-from fl_sim.simulation.identity import Identity, hash_of
+from fl_sim.simulation.identity import Identity, hash_of, test_hashes
 from fl_sim.simulation.interrupts import Interrupts
 from fl_sim.simulation.live_log import LiveLog
 from fl_sim.simulation.model_facts import dense_payloads
@@ -104,7 +104,7 @@ def _run(experiment: Experiment, observer: Observer, *, resume: bool, fresh: boo
             observer.say(why)
             folder = replace(folder, asked=folder.asked.model_copy(update={"engine": federation.experiment.engine}))
         _say_other_rounding(federation.experiment.engine, before)
-        identity = Identity.of(federation.code, hash_of(federation.data))
+        identity = Identity.of(federation.code, hash_of(federation.data), test_hashes(federation.data))
         if resume:
             require_same(folder.path, experiment, identity)
         # The length of a run id counts in Flower's traffic: one that a Flower run of this process left must not.

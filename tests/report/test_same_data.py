@@ -11,7 +11,7 @@ import pytest
 from command import cli_here
 from summaries import summary
 
-from fl_sim import Report
+from fl_sim import Experiment, Report, run
 from fl_sim.communication.ledger import Ledger
 from fl_sim.report.against import against
 from fl_sim.report.export import FORMATS
@@ -23,18 +23,27 @@ from fl_sim.report.schema import Origin
 from fl_sim.report.small_models import small_models
 
 
-def group(name: str, digest: str | None, **data: object) -> Group:
-    """A run of one seed on the data with this hash and these keys of `[data]`."""
+def group(name: str, digest: str | None, tested: tuple[str, str] | None = None, **data: object) -> Group:
+    """A run of one seed on the data with this hash, these of test targets and inputs, and these keys of `[data]`."""
     report = Report(Path(name), summary(name=name), [], Ledger(), {})
     report.__dict__["config"] = {"data": {"source": "digits", **data}}  # read from the folder otherwise
-    report.__dict__["origin"] = None if digest is None else Origin(code={}, data=digest)
+    report.__dict__["origin"] = (
+        None
+        if digest is None
+        else Origin(
+            code={}, data=digest, test={} if tested is None else dict(zip(("targets", "inputs"), tested, strict=True))
+        )
+    )
     return Group(name, (report,))
 
 
-FIRST = group("first", "aaaaaaaaaaaa")
+FIRST = group("first", "aaaaaaaaaaaa", ("labels", "pixels"))
 SAID = (
     "on different data: first (digits, hash aaaaaaaa); other (data/x.csv, hash bbbbbbbb). Differences between them mean"
 )
+
+
+TESTS = ("validation alone", "validation and inputs", "resized", "resized and targets")
 
 
 @pytest.mark.parametrize(
@@ -45,10 +54,14 @@ SAID = (
         (group("other", "bbbb", test=0.5), False),
         (group("other", "bbbb", validation=0.3), True),
         (group("other", "bbbb", class_weights="balanced"), True),
+        (group("other", "bbbb", ("labels", "pixels"), validation=0.3), True),
+        (group("other", "bbbb", ("labels", "others"), validation=0.3), False),
+        (group("other", "bbbb", ("labels", "others"), resize=16), True),
+        (group("other", "bbbb", ("others", "others"), resize=16), False),
         (group("other", "aaaaaaaaaaaa", source="./digits"), True),
         (group("other", None, source="data/x.csv"), True),  # not recorded
     ],
-    ids=["source", "content", "test share", "validation", "class weights", "another spelling", "no hash"],
+    ids=["source", "content", "test share", "validation", "class weights", *TESTS, "another spelling", "no hash"],
 )
 def test_which_runs_are_on_the_same_data(second: Group, same: bool) -> None:
     assert (other_data([*FIRST.reports, *second.reports]) == "") is same
@@ -93,3 +106,19 @@ def test_the_command_says_it_in_one_line(
     assert said.startswith("fl-sim: on different data: ")
     assert said.count("\n") == 0
     assert '<p class="warning" role="note">On different data: ' in page.read_text()
+
+
+def test_a_file_that_changed_together_with_the_validation_share_is_other_data(tmp_path: Path) -> None:
+    file, sizes, runs = tmp_path / "rows.csv", [], []
+    for name, share, offset in (("first", 0.1, 0), ("share", 0.2, 0), ("file", 0.2, 1)):
+        rows = [f"{i % 7},{(i + offset) % 5},{'yes' if i % 3 else 'no'}" for i in range(200)]
+        file.write_text("\n".join(["a,b,answer", *rows]))
+        data = {"source": str(file), "target": "answer", "validation": share, "clients": 2, "partition": "iid"}
+        tree = {"name": name, "out": str(tmp_path / name), "rounds": 1, "model": {"name": "mlp"}, "data": data}
+        tree |= {"task": "classification", "cohort": {"size": 2}, "training": {"steps": 1}}
+        runs.append(run(Experiment.from_tree(tree), quiet=True))
+        sizes.append(len(runs[-1].origin.test))
+    first, share, changed = runs
+    assert sizes == [2, 2, 2]
+    assert other_data([first, share]) == ""
+    assert "on different data" in other_data([first, changed])

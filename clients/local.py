@@ -62,7 +62,7 @@ class Alike(Protocol):
 
 @runtime_checkable
 class NeedsModel(Protocol):
-    """A loss that only some models allow."""
+    """A loss or a training that only some models allow."""
 
     def require(self, model: nn.Module, image: torch.Tensor) -> None:
         """Raise UserError unless it can be computed on this model, for an image (1, C, H, W)."""
@@ -260,9 +260,10 @@ class LocalClient:
         return weighs(self.loss)
 
     def require(self, model: nn.Module, image: torch.Tensor) -> None:
-        """Complain of a model that the loss cannot be computed on, before anything is trained. Raises UserError."""
-        if isinstance(self.loss, NeedsModel):
-            self.loss.require(model, image)
+        """Complain of a model that the loss or the training is not for, before anything is trained. Raises UserError."""
+        for part in (self.loss, self.training):
+            if isinstance(part, NeedsModel):
+                part.require(model, image)
 
     def trained_by(self, trains: Trains) -> Client:
         """Copy of the client with another training."""

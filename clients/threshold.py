@@ -37,7 +37,7 @@ class ThresholdEachEpoch:
         rng: torch.Generator | None = None,
     ) -> Metrics:
         """See `Training.fit`; metrics are the last epoch's."""
-        filters = [m.weight for m in model.modules() if isinstance(m, nn.Conv2d)]
+        filters = _filters(model)
         metrics: Metrics = {}
         for _ in range(1 if self.training.steps else self.training.epochs):
             metrics = replace(self.training, epochs=1).fit(model, data, loss, mask=mask, rng=rng)
@@ -46,9 +46,23 @@ class ThresholdEachEpoch:
                     weight.masked_fill_(weight.abs() <= self.threshold, 0.0)
         return metrics
 
+    def require(self, model: nn.Module, image: torch.Tensor) -> None:
+        """Complain of a model that has nothing to zero, before anything is trained. Raises UserError."""
+        if not _filters(model):
+            raise UserError(
+                "client = 'clients.presets:weight_threshold': no convolution weight is trained (model.name, model.trainable, "
+                "model.adapter), and only those are set to zero"
+            )
+
     def at(self, number: int) -> ThresholdEachEpoch:
         """See `Training.at`."""
         return replace(self, training=self.training.at(number))
+
+
+def _filters(model: nn.Module) -> list[nn.Parameter]:
+    """The convolution weights that are trained; one that is computed from others, as by an adapter, is none."""
+    held = [m._parameters.get("weight") for m in model.modules() if isinstance(m, nn.Conv2d)]
+    return [weight for weight in held if weight is not None and weight.requires_grad]
 
 
 def not_zero(task: Task, params: Params) -> Mask:

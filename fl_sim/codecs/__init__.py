@@ -18,7 +18,7 @@ from fl_sim.codecs.payload import encode, encode_all
 from fl_sim.codecs.payload_reading import Opened, decode, describe, opened
 from fl_sim.codecs.schema import Schema
 from fl_sim.codecs.tensor_coding import finite
-from fl_sim.codecs.value_coding import LOSSLESS, VALUES, is_relative
+from fl_sim.codecs.value_coding import LOSSLESS, VALUES, by_itself, is_relative
 
 __all__ = [
     "LOSSLESS",
@@ -30,6 +30,7 @@ __all__ = [
     "Opened",
     "Own",
     "Schema",
+    "by_itself",
     "decode",
     "describe",
     "encode",

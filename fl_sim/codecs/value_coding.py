@@ -49,6 +49,11 @@ def is_relative(values: str) -> bool:
     return isinstance(VALUES.get(values), RELATIVE)
 
 
+def by_itself(values: str) -> str:
+    """The value type that codes what the receiver holds nothing of: the type without the difference."""
+    return values.removesuffix("-delta") if is_relative(values) else values
+
+
 def fitted(values: str, counts: Counts, base: Values | None) -> ValueCoder:
     """The coder of a value type for tensors of so many sent values.
 

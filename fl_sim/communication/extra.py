@@ -129,7 +129,8 @@ class ExtraSchemas:
         values: str,
         seed: int,
     ) -> dict[str, bytes]:
-        """Encode the tensors of one direction, name by name.
+        """Encode the tensors of one direction, name by name. A type against the held model codes them as the type by itself does:
+        nobody holds them.
 
         Raises:
             ValueError: `problem` finds something, or a value is NaN, infinite or beyond the value type's range.
@@ -141,7 +142,12 @@ class ExtraSchemas:
             alive = self.masked(schema, pruning_mask)
             try:
                 made[name] = codecs.encode(
-                    extra[name], alive, schema=schema, held_mask=alive, values=values, seed=derive(seed, position)
+                    extra[name],
+                    alive,
+                    schema=schema,
+                    held_mask=alive,
+                    values=codecs.by_itself(values),
+                    seed=derive(seed, position),
                 )
             except ValueError as error:
                 raise ValueError(f"extra tensors {name!r}: {error}") from error

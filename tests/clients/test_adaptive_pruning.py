@@ -251,6 +251,15 @@ def test_threshold_zeroes_small_weights_and_sends_the_rest(tmp_path: Path) -> No
     assert report.summary["density"]["uplink_mean"] < 1.0
 
 
+def test_threshold_leaves_frozen_weights_and_refuses_a_model_without_any_to_zero(tmp_path: Path) -> None:
+    threshold = ("client.target=clients.presets:weight_threshold", "client.threshold=0.02")
+    last = run_tiny(tmp_path / "last", *threshold, "model.name=cnn_bn", "model.trainable=head+3.weight")
+    assert last.summary["density"]["uplink_mean"] < 1.0
+    for none in (("model.name=mlp",), ("model.trainable=head",), ("model.adapter={rank=2}",)):
+        with pytest.raises(UserError, match=r"weight_threshold.*no convolution weight is trained"):
+            run_tiny(tmp_path / "none", *threshold, *none)
+
+
 @pytest.mark.parametrize(
     ("override", "words"),
     [

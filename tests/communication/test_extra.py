@@ -33,6 +33,12 @@ def test_what_arrives_is_what_was_sent() -> None:
     assert [sorted(each) for each in arrived.values()] == [["b", "w"], ["loss"]], "statistics are no parameters"
 
 
+@pytest.mark.parametrize("values", ["float32", "float16", "bfloat16"])
+def test_a_type_against_the_held_model_codes_what_nobody_holds_as_the_type_alone_does(values: str) -> None:
+    alone, against = (BOTH.encode(BOTH.up, SENT, None, values=each, seed=1) for each in (values, f"{values}-delta"))
+    assert against == alone
+
+
 def test_a_receiver_s_tensors_are_its_own_copies() -> None:
     payloads = encoded()
     BOTH.decode(BOTH.up, payloads, None)["control"]["w"].zero_()

@@ -33,6 +33,19 @@ def test_what_is_personal_travels_neither_way(tmp_path: Path) -> None:
     assert sections[0] - sections[1] == 4 * held * (sum(messages.values()) + evaluations)
 
 
+def test_parts_of_half_precision_are_kept_bit_for_bit(tmp_path: Path) -> None:
+    """The head travels neither way, so that what a client evaluates is what it kept: in bfloat16, what it trained."""
+    overrides = ("model.name=special:build_half", *FEDPER, "cohort.size=6", "evaluate.clients=6", "training.steps=2")
+    whole = run_tiny(tmp_path / "whole", *overrides, "rounds=3")
+    experiment = tiny(tmp_path / "parts", *overrides, "rounds=3")
+    with pytest.raises(Killed):
+        run(experiment, KillAfter(2))
+    same(whole, run(experiment, resume=True))
+    still = run_tiny(tmp_path / "still", *overrides, "rounds=3", "training.lr=1e-30")
+    assert {row["clients_loss"] for row in still.rounds} == {still.rounds[0]["clients_loss"]}
+    assert whole.rounds[-1]["clients_loss"] < still.rounds[-1]["clients_loss"]
+
+
 @pytest.mark.parametrize("engine", ["workers", "cohort"])
 def test_every_engine_keeps_them_alike(engine: str, tmp_path: Path) -> None:
     overrides = (*FEDPER, "training.steps=2", "rounds=3")

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import torch
 from torch import nn
 
 from fl_sim.communication.exchange import Exchange, Frozen
@@ -84,7 +85,7 @@ class Resident:
             load(self.model, {name: kept.get(name, first[name]) for name in self.exchange.personal})
 
     def leave(self) -> Params:
-        """The client is done: its personal entries, to be kept.
+        """The client is done: its personal entries, to be kept; float32 holds those of half precision, and NumPy not all of them.
 
         Raises:
             WrongFrozenWeights: the client changed weights that are frozen; they are made anew for the next.
@@ -100,4 +101,4 @@ class Resident:
                     "the client changed frozen weights; train only parameters that require a gradient"
                 )
         self._settled = True
-        return {name: own[name].detach().cpu().clone() for name in self.exchange.personal}
+        return {name: own[name].detach().to("cpu", torch.float32, copy=True) for name in self.exchange.personal}

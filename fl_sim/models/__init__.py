@@ -143,6 +143,8 @@ def _built(name: str, builder: Callable[..., nn.Module], asked: Mapping[str, obj
 def _look_over(name: str, model: nn.Module, interface: Interface) -> None:
     """Find out of a user's own model which buffers are constant, and refuse what cannot be run."""
     what = f"model.name = {name!r}"
+    if isinstance(model, torch.jit.ScriptModule):  # it has neither `get_parameter` nor `requires_grad_`
+        raise UserError(f"{what}: returned a script of torch.jit; needed: a module, of which parts may be scripts")
     if isinstance(model, nn.Module):
         detach_computed(model)
         check_dtypes(model, what)

@@ -7,7 +7,7 @@ import copy
 from torch import fx, nn
 from torch.nn import functional
 
-from fl_sim.core.errors import UserError
+from fl_sim.core.errors import USERS_OWN, UserError, error_line
 
 
 def trace(model: nn.Module) -> fx.GraphModule:
@@ -19,8 +19,10 @@ def trace(model: nn.Module) -> fx.GraphModule:
     own = copy.deepcopy(model)
     try:
         traced = fx.GraphModule(own, fx.Tracer().trace(own), type(model).__name__)
-    except (fx.proxy.TraceError, TypeError) as error:
-        raise UserError(f"gating: {type(model).__name__} cannot be traced: {error}") from error
+    except USERS_OWN as error:  # whatever the user's own forward pass raises on what is no tensor
+        raise UserError(
+            f"{type(model).__name__} cannot be traced, as gates and cut channels need it: {error_line(error)}"
+        ) from error
     if any(node.target in (functional.dropout, functional.batch_norm) for node in traced.graph.nodes):
         raise UserError(f"gating: {type(model).__name__} calls functional dropout or batch_norm; use modules")
     traced.train(model.training)

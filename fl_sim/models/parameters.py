@@ -19,6 +19,8 @@ FLOATS = frozenset({torch.float32, torch.float16, torch.bfloat16})
 """Dtypes whose every value float32 holds exactly: what travels is float32."""
 RUNNING = "running_"
 """How the names of running statistics begin, in PyTorch's layers and in those written like them."""
+UNWRAPPED = "take ctx.model itself, not what torch.compile, DataParallel or AveragedModel made around it"
+"""Where names have a prefix that the model's do not have."""
 CONSTANT = "_fl_sim_constant_buffers"
 """The attribute of a module that names its buffers which training leaves alone; see `models.own`."""
 

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from fl_sim.core.types import Mask
+from fl_sim.core.types import Mask, UserError
+from fl_sim.models.parameters import UNWRAPPED
 
 
 @contextmanager
@@ -54,6 +55,8 @@ def projection(model: nn.Module, mask: Mask | None) -> Callable[[], None]:
     if not mask:
         return lambda: None
     named = dict(model.named_parameters())
+    if unknown := [name for name in mask if name not in named]:
+        raise UserError(f"the mask names {unknown[0]!r}, which {type(model).__name__} does not have; {UNWRAPPED}")
     weights = [named[name].detach() for name in mask]
     # Multiplying would turn a pruned -x into -0.0, which counts as a value in a sparse payload.
     dead = [~alive.to(weight.device) for alive, weight in zip(mask.values(), weights, strict=True)]

@@ -310,3 +310,11 @@ def test_the_head_of_a_gated_model_is_its_classifier() -> None:
     assert head_names(gated) == [f"net.{name}" for name in head_names(plain)] == ["net.11.weight", "net.11.bias"]
     assert personal_names(gated, "head") == head_names(gated)
     assert freeze(gated, "head") == head_names(gated)
+
+
+@pytest.mark.parametrize("wrap", [torch.jit.script, lambda model: torch.compile(model, backend="eager")])
+def test_a_model_that_is_no_plain_module_is_refused_in_one_line(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    wrapped = wrap(nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3)))
+    with pytest.raises(UserError, match="cannot be traced, as gates and cut channels need it") as told:
+        gate(wrapped, {"*": 0.5})
+    assert "\n" not in str(told.value)

@@ -151,7 +151,11 @@ def test_parameters_in_every_clear_form_are_the_same(make: Callable[[Params], ob
         ([torch.zeros(2, 3), torch.zeros(2)], "params is a list; needed: a dict of tensors by name"),
         (None, "params is a NoneType"),
         (torch.zeros(8), "params is a Tensor"),
-        ({"w": torch.zeros(2, 3)}, "lacks parameter 'b'"),
+        ({"w": torch.zeros(2, 3)}, "lacks parameter 'b'; return fl_sim.snapshot(model)"),
+        (
+            {f"_orig_mod.{name}": value for name, value in GOOD.params.items()},
+            "lacks parameter 'w'; take ctx.model itself, not what torch.compile, DataParallel or AveragedModel made",
+        ),
         ({**GOOD.params, "c.delta": torch.zeros(3)}, "a parameter 'c.delta' that the model does not have"),
         ({**GOOD.params, "w": torch.zeros(3, 2)}, "parameter 'w' has shape (3, 2), not (2, 3)"),
         ({**GOOD.params, "w": [[0.0] * 3] * 2}, "parameter 'w' is list"),

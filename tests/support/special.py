@@ -304,6 +304,10 @@ def scripted() -> nn.Module:
     return Net(torch.jit.script(nn.Sequential(nn.Linear(HIDDEN, HIDDEN), nn.BatchNorm1d(HIDDEN))))
 
 
+def scripted_whole() -> nn.Module:
+    return torch.jit.script(nn.Sequential(nn.Flatten(), nn.Linear(PIXELS, 10)))  # type: ignore[no-any-return]
+
+
 CAUSAL = torch.full((4, 4), -torch.inf).triu(1)
 TABLE = torch.sin(torch.arange(32.0)).view(4, 8)
 EXACT = torch.tensor([1234567891, -(2**62) - 1])
@@ -403,6 +407,7 @@ REFUSED: Mapping[str, tuple[Callable[[], nn.Module], str]] = {
         "its forward pass changes the working folder",
     ),
     "locked": (locked, "cannot be copied: TypeError: cannot pickle '_thread.lock' object"),
+    "scripted_whole": (scripted_whole, "returned a script of torch.jit; needed: a module, of which parts may be scripts"),
     "all_frozen": (all_frozen, "model.trainable = 'all': the model's builder froze all that 'all' selects"),
 }
 

@@ -300,3 +300,11 @@ def test_apply_mask_does_not_mutate() -> None:
     assert got["w"].tolist() == [1, 0, 1]
     assert params["w"].tolist() == [1, 1, 1]
     assert got["b"] is params["b"]
+
+
+def test_a_mask_of_other_names_is_refused_by_name() -> None:
+    """Those of a model that `torch.compile` or `DataParallel` wrapped have a prefix: nothing would be kept at zero."""
+    model = small()
+    mask = {name: torch.ones_like(model.get_parameter(name), dtype=torch.bool) for name in prunable_names(model)}
+    with pytest.raises(UserError, match=r"the mask names '0.weight', which DataParallel does not have; take ctx.model"):
+        local_sgd(nn.DataParallel(model), split(), mask=mask)

@@ -19,7 +19,7 @@ from fl_sim.codecs import Schema
 from fl_sim.communication.extra import problem
 from fl_sim.communication.messages import NUM_EXAMPLES
 from fl_sim.core.types import FlatMask, FlatParams, Mask, Metrics, Params, Update
-from fl_sim.models.parameters import snapshot
+from fl_sim.models.parameters import UNWRAPPED, snapshot
 
 MOST_EXAMPLES = 2**31
 """Below this is what the server accepts."""
@@ -160,7 +160,9 @@ def _params(params: object, schema: Schema, known: Callable[[], Collection[str]]
     for name, shape in zip(schema.names, schema.shapes, strict=True):
         value = params.get(name)
         if value is None:
-            raise BadUpdate(f"the update lacks parameter {name!r}; return fl_sim.snapshot(model)")
+            wrapped = any(str(other).endswith(f".{name}") for other in params)
+            hint = UNWRAPPED if wrapped else "return fl_sim.snapshot(model)"
+            raise BadUpdate(f"the update lacks parameter {name!r}; {hint}")
         found[name] = value = _tensor(f"parameter {name!r}", value)
         if value.shape != shape:
             raise BadUpdate(f"parameter {name!r} has shape {tuple(value.shape)}, not {tuple(shape)}")

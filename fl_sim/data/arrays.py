@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fl_sim.core.errors import in_one_line
 from fl_sim.core.types import UserError
@@ -79,13 +81,16 @@ def check_classes(where: str, number: object, what: str = "num_classes") -> None
 
 
 def as_array(value: object, name: str) -> Array:
-    """An array of a user's value. Raises UserError where it is none, or some of its values are masked."""
+    """An array of a user's value, in this machine's byte order. Raises UserError where it is none, or some values are masked."""
     if np.ma.is_masked(value):
         raise UserError(
             f"data: {name} hold masked values, which NumPy would show; fill them in, or leave the samples out"
         )
+    if isinstance(value, Tensor) and value.dtype == torch.bfloat16:  # which NumPy does not know, and float32 holds exactly
+        value = value.float()
     try:
-        return np.asarray(value)
+        found = np.asarray(value)
+        return found.astype(found.dtype.newbyteorder("="), copy=False)  # PyTorch takes no other
     except (ValueError, TypeError, RuntimeError) as error:  # ragged lists; tensors of a GPU or with gradients
         raise UserError(f"data: {name} are no array: {in_one_line(error)}") from error
 

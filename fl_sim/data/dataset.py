@@ -197,7 +197,8 @@ def _outputs(targets: Array, tested: Array, num_classes: int | None, vocabulary:
         if kind is Targets.TOKENS:
             _require_within(f"{name}targets", some, outputs)
         elif some.size and not 0 <= int(some.min()) <= int(some.max()) < outputs:
-            found = f"found {some.min()} to {some.max()}"
+            hint = "; numbers to predict are floating-point" if num_classes is None else ""
+            found = f"found {some.min()} to {some.max()}{hint}"
             raise UserError(f"data: {name}targets: classes go from 0 to {outputs - 1}; {found}")
     return int(outputs)
 

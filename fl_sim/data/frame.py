@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from fl_sim.core.errors import in_one_line
@@ -85,8 +86,11 @@ def numbered(parts: Mapping[str, object]) -> dict[str, object]:
 
 
 def _column(value: object, name: str) -> Array | None:
-    """Targets as an array, texts as such, where they came in a list, an array or a column of a frame; else None."""
-    if isinstance(value, Tensor) or not (isinstance(value, (list, tuple)) or hasattr(value, "__array__")):
+    """Targets as an array, texts as such, where they came in a list, an array, a column of a frame or as truth values of a tensor;
+    else None."""
+    if isinstance(value, Tensor) and value.dtype != torch.bool:
+        return None
+    if not (isinstance(value, (list, tuple)) or hasattr(value, "__array__")):
         return None
     found = as_array(value, name)
     if found.dtype != object or found.ndim != 1:

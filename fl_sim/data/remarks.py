@@ -120,12 +120,22 @@ def _wide(data: Data) -> list[str]:
     return [f"inputs go from {low:g} to {high:g} and are not normalised; Data.of(..., standardise=True) does that"]
 
 
+def _far(data: Data) -> list[str]:
+    """Numbers to predict that are far from 0: squared errors as large make usual learning rates diverge."""
+    targets = data.train.labels
+    if data.targets is not Targets.NUMBERS or not len(targets) or targets.abs().max() <= LARGE:
+        return []
+    span = f"targets go from {float(targets.min()):g} to {float(targets.max()):g}"
+    return [f"{span}; usual learning rates need numbers about 0 with a deviation of 1: subtract the mean and divide"]
+
+
 LOOKS: Mapping[Callable[[Data], list[str]], Inputs | None] = {
     _empty_classes: None,
     _one_target: None,
     _dark: Inputs.IMAGES,
     _channels_last: Inputs.IMAGES,
     _wide: Inputs.NUMBERS,
+    _far: None,
     _shared: None,
     _normalisation: None,
 }

@@ -17,6 +17,7 @@ import torch
 from fl_sim import Experiment, run
 from fl_sim.core.types import UserError
 from fl_sim.data import CropFlip, Data, Split, load, partition
+from fl_sim.data.remarks import remarks
 from fl_sim.simulation.client_side import make_client_app
 from fl_sim.simulation.federation import Federation
 
@@ -65,9 +66,10 @@ def made(**changes: object) -> Data:
         {"targets": torch.from_numpy(LABELS), "inputs": torch.from_numpy(IMAGES)},
         {"targets": LABELS.astype(np.int32), "test_targets": LABELS[:12].astype(np.uint8)},
         {"targets": LABELS.astype(">i2"), "num_classes": np.int64(3)},
+        {"targets": LABELS.astype(">i4"), "test_targets": LABELS[:12].astype(">u2")},
         {"test_inputs": np.ascontiguousarray(IMAGES[:12, :, :, ::-1])[:, :, :, ::-1]},
     ],
-    ids=["lists", "tensors", "int32 and uint8", "big-endian", "a mirrored view"],
+    ids=["lists", "tensors", "int32 and uint8", "big-endian", "big-endian too", "a mirrored view"],
 )
 def test_arrays_lists_and_tensors_make_the_same_data(changes: Mapping[str, object]) -> None:
     plain, data = made(), made(**changes)
@@ -77,6 +79,36 @@ def test_arrays_lists_and_tensors_make_the_same_data(changes: Mapping[str, objec
         assert torch.equal(one.labels, other.labels)
         assert other.labels.dtype == torch.int64
     assert type(data.num_classes) is int
+
+
+NUMBERS = RNG.normal(size=(60, 4)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("targets", "inputs"),
+    [
+        (torch.from_numpy(LABELS > 0), torch.from_numpy(NUMBERS)),
+        ((LABELS > 0).tolist(), NUMBERS.astype(">f4")),
+        ((LABELS > 0).astype(">i8"), NUMBERS),
+    ],
+    ids=["tensors", "big-endian inputs", "big-endian targets"],
+)
+def test_truth_values_are_classes_in_whatever_they_come_and_a_share_tests(targets: object, inputs: object) -> None:
+    plain, data = Data.of(NUMBERS, LABELS > 0), Data.of(inputs, targets)
+    for part in ("train", "validation", "test"):
+        one, other = getattr(plain, part), getattr(data, part)
+        assert torch.equal(one.stored, other.stored)
+        assert torch.equal(one.labels, other.labels)
+        assert other.labels.dtype == torch.int64
+
+
+def test_bfloat16_is_taken_as_the_float32_that_it_is() -> None:
+    rough = torch.from_numpy(NUMBERS).bfloat16()
+    assert torch.equal(Data.of(rough, LABELS).train.stored, Data.of(rough.float(), LABELS).train.stored)
+
+
+def test_integers_below_0_are_no_classes_and_the_message_says_what_numbers_are() -> None:
+    refused(lambda: Data.of(NUMBERS, LABELS - 1), "found -1 to 1", "numbers to predict are floating-point")
 
 
 REFUSED: Mapping[str, tuple[Mapping[str, object], str]] = {
@@ -387,3 +419,9 @@ def test_a_batch_is_a_tuple_of_inputs_and_targets() -> None:
         assert [(part.shape[0], part.dtype) for part in batch] == [(8, torch.float32), (8, torch.int64)]
     assert not hasattr(plain, "weights")
     assert (weighted.weights.shape, weighted.weights.dtype) == ((8,), torch.float32)  # type: ignore[attr-defined]
+
+
+def test_numbers_to_predict_that_are_far_from_0_are_said() -> None:
+    far, near = (remarks(Data.of(NUMBERS, NUMBERS.sum(1) * factor)) for factor in (1e6, 1.0))
+    assert [line for line in far if line.startswith("targets go from -")]
+    assert not near

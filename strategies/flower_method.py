@@ -30,18 +30,28 @@ from strategies.sums import Sums
 
 OURS = ("fraction_train", "fraction_evaluate", "min_train_nodes", "min_evaluate_nodes", "min_available_nodes")
 """Options of Flower's strategies in whose place `[cohort]` and `[evaluate]` stand."""
+MOST_ASKED = 5
+"""How often a strategy may ask which nodes there are; Flower's own ask twice."""
 CURRENT = "current_arrays"
 """Attribute in which Flower's strategies remember the global parameters; `configure_train` sets it."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Nodes:
-    """A Grid of as many nodes as a strategy waits for; what it would send to them is dropped."""
+    """A Grid of as many nodes as a strategy waits for; what it would send to them is dropped.
+
+    Raises:
+        UserError: the strategy asks again and again, as it does where it waits for more.
+    """
 
     count: int
+    _asked: int = 0
 
     def get_node_ids(self) -> Iterable[int]:
-        return range(self.count)
+        self._asked += 1
+        if self._asked > MOST_ASKED:
+            raise UserError(f"strategy: its configure_train waits for more than {self.count} clients, and nobody joins")
+        return range(1, self.count + 1)
 
 
 def method_of(strategy: Strategy, target: str, options: Mapping[str, object]) -> Method:
@@ -101,7 +111,7 @@ class FlowerRule:
             return state.params
         given = _record({name: state.params[name] for name in shown.names})
         self._restore(state.memory)
-        before = dict(vars(self.strategy))
+        before = _held(self.strategy)
         try:
             with _quiet():
                 found = self._called(state.round + 1, given, replies)
@@ -125,13 +135,23 @@ class FlowerRule:
         return aggregated, self._memory
 
     def _called(self, number: int, given: ArrayRecord, replies: list[Message]) -> ArrayRecord | None:
-        config = ConfigRecord()
-        awaited = max(int(getattr(self.strategy, key, 1)) for key in OURS if key.startswith("min_"))
-        self.strategy.configure_train(number, given, config, cast(Grid, _Nodes(awaited)))
-        if foreign := sorted(set(config) - {"server-round"}):
+        config, nodes = ConfigRecord(), _Nodes(max(map(_awaited, _layers(self.strategy))))
+        tasks = list(self.strategy.configure_train(number, given, config, cast(Grid, nodes)))
+        told = [config, *(each for task in tasks for each in task.content.config_records.values())]
+        if foreign := sorted(set().union(*told) - {"server-round"}):
             raise UserError(
                 f"strategy = {self.target!r}: tells its clients {foreign[0]!r}, which clients here do not read; needed: a "
                 "client with that option, for instance clients.presets:fedprox with client.mu"
+            )
+        if (reached := len({task.metadata.dst_node_id for task in tasks})) != nodes.count:
+            raise UserError(
+                f"strategy = {self.target!r}: its configure_train sends tasks to {reached} of {nodes.count} clients, and has no say in "
+                "that here; needed: cohort.size, strategy.select of strategies.presets:fedavg"
+            )
+        if any(not _is_given(sent, given) for task in tasks for sent in task.content.array_records.values()):
+            raise UserError(
+                f"strategy = {self.target!r}: its configure_train sends other arrays than the global parameters, which clients "
+                "here would not get"
             )
         return self.strategy.aggregate_train(number, replies)[0]
 
@@ -142,10 +162,10 @@ class FlowerRule:
             UserError: something that changed in this round and is no number or array.
         """
         made: Params = {}
-        for name, value in vars(self.strategy).items():
-            if name == CURRENT or isinstance(value, (bool, str)):
+        for name, value in _held(self.strategy).items():
+            if name.endswith(CURRENT) or isinstance(value, (bool, str)):
                 continue
-            entries = _entries(value)
+            entries = _entries(value) if name in vars(self.strategy) else None
             if entries is not None:
                 made |= {f"{name}.{key}" if key else name: torch.from_numpy(np.array(v)) for key, v in entries.items()}
             elif value is not before.get(name):
@@ -170,6 +190,30 @@ class FlowerRule:
             arrays = {key: value.numpy().copy() for key, value in entries.items()}
             places = all(key.startswith("#") for key in arrays)
             vars(self.strategy)[attribute] = [arrays[key] for key in sorted(arrays)] if places else arrays
+
+
+def _layers(strategy: Strategy) -> list[Strategy]:
+    """A strategy and those that it wraps, such as Flower's for differential privacy do."""
+    inner = [value for value in vars(strategy).values() if isinstance(value, Strategy)]
+    return [strategy, *(each for one in inner for each in _layers(one))]
+
+
+def _held(strategy: Strategy) -> dict[str, object]:
+    """What a strategy holds by name; what one that it wraps holds, by both names."""
+    held = dict(vars(strategy))
+    for name, value in vars(strategy).items():
+        if isinstance(value, Strategy):
+            held |= {f"{name}.{inner}": each for inner, each in _held(value).items()}
+    return held
+
+
+def _awaited(strategy: Strategy) -> int:
+    """Nodes that a strategy waits for."""
+    return max(int(getattr(strategy, key, 1)) for key in OURS if key.startswith("min_"))
+
+
+def _is_given(sent: ArrayRecord, given: ArrayRecord) -> bool:
+    return sent is given or (sent.keys() == given.keys() and all(sent[n].data == given[n].data for n in given))
 
 
 def _entries(value: object) -> dict[str, object] | None:

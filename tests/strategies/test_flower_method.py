@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from federation import same
-from flwr.serverapp.strategy import FedYogi
+from flwr.app import ArrayRecord, ConfigRecord, Message
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import DifferentialPrivacyServerSideFixedClipping as Clipping
+from flwr.serverapp.strategy import FedAdam, FedAvg, FedYogi
 from interruption import KillAfter, Killed
 from softmax_federation import Array, experiment, joined, weighted
 
@@ -81,3 +85,67 @@ def test_what_cannot_work_is_one_line(options: tuple[str, ...], said: str, tmp_p
     with pytest.raises(UserError, match=said) as caught:
         run(experiment(tmp_path, FLOWER + options[0], *options[1:]), quiet=True)
     assert "\n" not in str(caught.value)
+
+
+def clipped() -> Clipping:
+    """Without noise, and a norm that no change reaches: FedAvg."""
+    return Clipping(FedAvg(), 0.0, 1e6, 3)
+
+
+def clipped_adam() -> Clipping:
+    return Clipping(FedAdam(), 0.0, 1e6, 3)
+
+
+class Waiting(FedAvg):
+    """Waits for more clients than it says."""
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        while len(list(grid.get_node_ids())) < 100:
+            pass
+        return super().configure_train(server_round, arrays, config, grid)
+
+
+class Tells(FedAvg):
+    """Changes what each task says."""
+
+    def change(self, task: Message) -> None:
+        task.content["config"] = ConfigRecord({"lr": 0.5})
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        for task in super().configure_train(server_round, arrays, config, grid):
+            self.change(task)
+            yield task
+
+
+class Halves(Tells):
+    """Sends half of every value."""
+
+    def change(self, task: Message) -> None:
+        task.content["arrays"] = ArrayRecord([0.5 * array.numpy() for array in task.content["arrays"].values()])  # type: ignore[union-attr]
+
+
+def test_a_strategy_that_wraps_another_waits_for_no_more_clients_than_that(tmp_path: Path) -> None:
+    wrapped = run(experiment(tmp_path / "wrapped", f"strategy.target={__name__}:clipped"), quiet=True)
+    alone = run(experiment(tmp_path / "alone", f"{FLOWER}FedAvg"), quiet=True)
+    np.testing.assert_allclose(joined(wrapped.params), joined(alone.params), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "said"),
+    [
+        ("flwr.serverapp.strategy:FedXgbCyclic", "its configure_train sends tasks to 1 of 2 clients, and has no say in"),
+        (f"{__name__}:Waiting", "its configure_train waits for more than 2 clients"),
+        (f"{__name__}:Tells", "tells its clients 'lr', which clients here do not read"),
+        (f"{__name__}:Halves", "its configure_train sends other arrays than the global parameters"),
+        (f"{__name__}:clipped_adam", r"keeps 'strategy\.m_t' as dict, which a checkpoint cannot hold"),
+    ],
+)
+def test_what_a_strategy_would_send_or_keep_and_does_not_here_is_refused(
+    strategy: str, said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=said):
+        run(experiment(tmp_path, f"strategy.target={strategy}"), quiet=True)

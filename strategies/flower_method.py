@@ -145,8 +145,8 @@ class FlowerRule:
             )
         if (reached := len({task.metadata.dst_node_id for task in tasks})) != nodes.count:
             raise UserError(
-                f"strategy = {self.target!r}: its configure_train sends tasks to {reached} of {nodes.count} clients, and has no say in "
-                "that here; needed: cohort.size, strategy.select of strategies.presets:fedavg"
+                f"strategy = {self.target!r}: its configure_train sends tasks to {reached} of {nodes.count} clients, and has no "
+                "say in that here; needed: cohort.size, strategy.select of strategies.presets:fedavg"
             )
         if any(not _is_given(sent, given) for task in tasks for sent in task.content.array_records.values()):
             raise UserError(

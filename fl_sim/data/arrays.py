@@ -86,7 +86,9 @@ def as_array(value: object, name: str) -> Array:
         raise UserError(
             f"data: {name} hold masked values, which NumPy would show; fill them in, or leave the samples out"
         )
-    if isinstance(value, Tensor) and value.dtype == torch.bfloat16:  # which NumPy does not know, and float32 holds exactly
+    if (
+        isinstance(value, Tensor) and value.dtype == torch.bfloat16
+    ):  # which NumPy does not know, and float32 holds exactly
         value = value.float()
     try:
         found = np.asarray(value)

@@ -137,7 +137,7 @@ def test_a_strategy_that_wraps_another_waits_for_no_more_clients_than_that(tmp_p
 @pytest.mark.parametrize(
     ("strategy", "said"),
     [
-        ("flwr.serverapp.strategy:FedXgbCyclic", "its configure_train sends tasks to 1 of 2 clients, and has no say in"),
+        ("flwr.serverapp.strategy:FedXgbCyclic", "its configure_train sends tasks to 1 of 2 clients, and has no say"),
         (f"{__name__}:Waiting", "its configure_train waits for more than 2 clients"),
         (f"{__name__}:Tells", "tells its clients 'lr', which clients here do not read"),
         (f"{__name__}:Halves", "its configure_train sends other arrays than the global parameters"),

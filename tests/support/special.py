@@ -407,7 +407,10 @@ REFUSED: Mapping[str, tuple[Callable[[], nn.Module], str]] = {
         "its forward pass changes the working folder",
     ),
     "locked": (locked, "cannot be copied: TypeError: cannot pickle '_thread.lock' object"),
-    "scripted_whole": (scripted_whole, "returned a script of torch.jit; needed: a module, of which parts may be scripts"),
+    "scripted_whole": (
+        scripted_whole,
+        "returned a script of torch.jit; needed: a module, of which parts may be scripts",
+    ),
     "all_frozen": (all_frozen, "model.trainable = 'all': the model's builder froze all that 'all' selects"),
 }
 

@@ -69,8 +69,8 @@ class Opened:
 
     @property
     def is_in_place(self) -> bool:
-        """Whether the values are a complete float32 vector in `bytes`, which is decoded without a copy."""
-        return self.mode == NONE and self.values == EXACT and self.schema.is_flat and type(self.data) is bytes
+        """Whether the values are a complete float32 vector in memory that stays as it is, which is decoded without a copy."""
+        return self.mode == NONE and self.values == EXACT and self.schema.is_flat and stays(self.data)
 
     @property
     def is_whole(self) -> bool:
@@ -80,8 +80,8 @@ class Opened:
 
     def decoded(self, base: Params | None = None, own: Own | None = None) -> tuple[Params, Mask | None]:
         """See `decode`; `own` is the codec of the user's own that this receiver has."""
-        if self.is_in_place and type(self.data) is bytes:
-            return self._in_place(self.data), None
+        if self.is_in_place:
+            return self._in_place(), None
         if not self.is_whole:
             raise CorruptPayload("the checksum does not match")
         schema, alive = self.schema, _decode_mask(self)
@@ -108,8 +108,9 @@ class Opened:
         alive = _decode_mask(self)
         return None if alive is None else self.schema.view_mask(torch.from_numpy(alive))
 
-    def _in_place(self, data: bytes) -> Params:
+    def _in_place(self) -> Params:
         """A complete float32 vector, where it lies in the payload."""
+        data = memoryview(self.data)
         sizes, schema = (self.nnz, *self.lengths.values()), self.schema
         if self.known is None and sizes != (schema.prunable_size, 0, *schema.section_bytes.values()):
             raise CorruptPayload("a section has another length than the schema says")
@@ -137,6 +138,14 @@ class Opened:
             present = {**present, VALUE_SECTIONS[0]: 0, CODEC: self.lengths[VALUE_SECTIONS[0]]}
         sections = present | {HEADER: self.header}
         return Description(sections, self.nnz, dense, entropy, NAMES[self.mode], self.values)
+
+
+def stays(data: bytes | memoryview) -> bool:
+    """Whether numbers in these bytes can be used where they lie: in `bytes`, or in a read-only view, whose owner leaves them as
+    they are while there is a view; and at a place where numbers of a payload's body are aligned."""
+    if not isinstance(data, memoryview):
+        return True
+    return data.readonly and np.frombuffer(data, dtype=np.uint8).ctypes.data % ALIGNMENT == 0
 
 
 def opened(data: bytes | memoryview, *, schema: Schema, held_mask: Mask | None = None) -> Opened:
@@ -210,7 +219,8 @@ def decode(
 ) -> tuple[Params, Mask | None]:
     """Decode a payload into (parameters, mask); coordinates outside the mask are 0. Flat dicts for a float32 schema.
 
-    The tensors of a dense float32 payload given as `bytes` lie in `data` itself: read them, or clone them first.
+    The tensors of a dense float32 payload given as `bytes`, or as a read-only view of memory that stays as it is, lie in
+    `data` itself: read them, or clone them first.
 
     Raises:
         CorruptPayload: anything but a payload that `encode` could have made for this schema, held mask and base.

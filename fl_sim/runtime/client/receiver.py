@@ -99,8 +99,9 @@ class Receiver:
         key = b"" if packed is None else packed.numpy().tobytes()
         if self._last is None or self._last.data is not data or self._last.key != key:
             self._last = None  # its model is freed before the next one is decoded
-            # Of a large model there is no copy to give: the server compares its broadcast's checksum after the round.
-            copied = self.resident.isolation.needed and not self.is_large
+            # Of a large model there is no copy to give: the server compares its broadcast's checksum after the round. What lies
+            # in memory of other processes is copied: clients of theirs read it too, or later rounds lie there.
+            copied = isinstance(data, memoryview) or (self.resident.isolation.needed and not self.is_large)
             held_mask = None if packed is None else wire.unpack_mask(packed, schema)
             if header is None:
                 decoded = self.exchange.decode_down(data, self.reference, held_mask=held_mask)

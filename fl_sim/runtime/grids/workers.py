@@ -1,9 +1,9 @@
 """The workers engine: resident processes on this machine under the same Grid, without Ray.
 
 A process keeps model and data, on one thread. Payloads cross in shared memory: a round's broadcast is written once and
-copied out once by each process, a reply once each way. Pipes carry the rest, which is our own and Flower's small objects
-(`Job`, `Answer`, messages without their bytes), pickled by `multiprocessing` between processes of this program; what a
-client encoded is bytes to all of them.
+read there by each process, a reply is written once and read there too, unless it has to wait. Pipes carry the rest, which
+is our own and Flower's small objects (`Job`, `Answer`, messages without their bytes), pickled by `multiprocessing` between
+processes of this program; what a client encoded is bytes to all of them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from fl_sim.core.large import LARGE_BYTES
 from fl_sim.core.types import UserError
 from fl_sim.runtime.grids.folding import Fold
 from fl_sim.runtime.grids.forkserver import end_with_parent, prepare, without_main
-from fl_sim.runtime.grids.pool import DEPTH, Finished, Jobs, PooledGrid
+from fl_sim.runtime.grids.pool import Finished, Jobs, PooledGrid
+from fl_sim.runtime.grids.slots import Areas, Slots
 from fl_sim.runtime.grids.watchdog import Watchdog, end_group, own_group
 from fl_sim.runtime.grids.worker import Answer, Workplace, contents_of
 from fl_sim.runtime.state.buffers import Blobs, join, split_off
@@ -62,8 +63,9 @@ def cores() -> int:
 @dataclass(frozen=True)
 class _Task:
     """Clients with their contexts (array bytes: in the worker's inbox), contents that the worker has not seen yet
-    (array bytes: in the broadcast area), and how their replies are folded, where they are."""
+    (array bytes: in the broadcast area), and how their replies are folded, where they are; all of it in one slot."""
 
+    slot: int
     jobs: Jobs
     contexts: list[tuple[Context, Spans]]
     contents: dict[int, tuple[RecordDict, Spans]]
@@ -79,20 +81,6 @@ class _Result:
     state: Spans
 
 
-@dataclass(frozen=True)
-class _Areas:
-    """The memory that a worker shares with us. A task's slot is free again when its answers have been read, which is
-    before the task after the next is sent."""
-
-    broadcast: Area
-    inbox: tuple[Area, ...] = field(default_factory=lambda: tuple(Area() for _ in range(DEPTH)))
-    outbox: tuple[Area, ...] = field(default_factory=lambda: tuple(Area() for _ in range(DEPTH)))
-
-    def close(self) -> None:
-        for area in (*self.inbox, *self.outbox):
-            area.close()
-
-
 def _slim(context: Context) -> tuple[Context, Blobs]:
     if not len(context.state):
         return context, {}
@@ -102,12 +90,8 @@ def _slim(context: Context) -> tuple[Context, Blobs]:
     return slim, blobs
 
 
-def _filled(content: RecordDict, spans: Spans, area: Area) -> RecordDict:
-    return join(content, {key: area.read(span) for key, span in spans.items()})
-
-
 def work(
-    factory: Callable[[], ClientApp], pipe: Connection, areas: _Areas, path: list[str], environment: Mapping[str, str]
+    factory: Callable[[], ClientApp], pipe: Connection, areas: Areas, path: list[str], environment: Mapping[str, str]
 ) -> None:
     """The life of a worker process: say that it is ready (or why not), then answer tasks until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the program that started this
@@ -124,24 +108,28 @@ def work(
         return
     pipe.send(None)
     contents: dict[int, RecordDict] = {}
-    number = 0
     while True:
         try:
             task: _Task = pipe.recv()
         except (EOFError, OSError):
             return
-        slot, number = number % DEPTH, number + 1
         wanted = contents_of(task.jobs)
         if task.contents:
             contents = {key: content for key, content in contents.items() if key in wanted}
-            contents |= {key: _filled(*told, areas.broadcast) for key, told in task.contents.items()}
-        contexts = (_with_state(context, spans, areas.inbox[slot]) for context, spans in task.contexts)
+            # Read where they lie: the next round's broadcast is written when this one's tasks are done.
+            contents |= {key: _lent(*told, areas.broadcast) for key, told in task.contents.items()}
+        contexts = (_with_state(context, spans, areas.inbox[task.slot]) for context, spans in task.contexts)
         answers = workplace.task(task.jobs, contents, contexts, task.fold)
-        pipe.send(_put(answers, areas.outbox[slot]))
+        pipe.send(_put(answers, areas.outbox[task.slot]))
+
+
+def _lent(content: RecordDict, spans: Spans, area: Area) -> RecordDict:
+    (blobs,) = area.lend([spans], lambda: None)
+    return join(content, blobs)
 
 
 def _with_state(context: Context, spans: Spans, area: Area) -> Context:
-    _filled(context.state, spans, area)
+    join(context.state, area.copied(spans))
     return context
 
 
@@ -162,10 +150,8 @@ def _put(answers: Sequence[Answer], area: Area) -> list[_Result]:
 class _Worker:
     process: BaseProcess
     pipe: Connection
-    areas: _Areas
+    slots: Slots
     ready: bool = False
-    sent: int = 0
-    read: int = 0
     seen: set[int] = field(default_factory=set)
 
 
@@ -203,7 +189,7 @@ class WorkersGrid(PooledGrid):
     def _spawn(self) -> None:
         self._spawned += 1
         pipe, theirs = self._context.Pipe()
-        areas = _Areas(self._broadcast)
+        areas = Areas(self._broadcast)
         process = self._context.Process(
             target=work,
             args=(self._factory, theirs, areas, list(sys.path), dict(os.environ)),
@@ -213,7 +199,7 @@ class WorkersGrid(PooledGrid):
         with without_main():
             process.start()
         theirs.close()
-        self._workers[self._spawned] = _Worker(process, pipe, areas)
+        self._workers[self._spawned] = _Worker(process, pipe, Slots(areas))
         self._watchdog.tell(w.process.pid for w in self._workers.values() if w.process.pid is not None)
 
     def workers(self) -> Sequence[int]:
@@ -227,11 +213,12 @@ class WorkersGrid(PooledGrid):
     def submit(self, worker: int, jobs: Jobs) -> None:
         to = self._workers[worker]
         contexts = [_slim(self.contexts[job.node]) for job in jobs]
-        spans = to.areas.inbox[to.sent % DEPTH].write(blobs for _, blobs in contexts)
+        slot = to.slots.take()
+        spans = to.slots.areas.inbox[slot].write(blobs for _, blobs in contexts)
         new = contents_of(jobs) - to.seen
         to.seen = contents_of(jobs) if new else to.seen
-        to.sent += 1
         task = _Task(
+            slot,
             jobs,
             [(slim, at) for (slim, _), at in zip(contexts, spans, strict=True)],
             {key: self._contents[key] for key in new},
@@ -262,9 +249,12 @@ class WorkersGrid(PooledGrid):
         if said is None:
             worker.ready = True
             return None
-        outbox = worker.areas.outbox[worker.read % DEPTH]
-        worker.read += 1
-        return Finished(number, [_taken(result, outbox) for result in said])
+        slot = worker.slots.answered()
+        for result in said:
+            if (context := result.answer.context) is not None:
+                _with_state(context, result.state, worker.slots.areas.outbox[slot])
+        blobs = worker.slots.read(slot, [result.reply for result in said])
+        return Finished(number, [_whole(result.answer, own) for result, own in zip(said, blobs, strict=True)])
 
     @staticmethod
     def _ending(worker: _Worker) -> str:
@@ -285,7 +275,7 @@ class WorkersGrid(PooledGrid):
             end_group(worker.process.pid)
         worker.process.join()
         worker.process.close()
-        worker.areas.close()
+        worker.slots.areas.close()
 
     def close(self) -> None:
         while self._workers:
@@ -294,10 +284,7 @@ class WorkersGrid(PooledGrid):
         self._broadcast.close()
 
 
-def _taken(result: _Result, outbox: Area) -> Answer:
-    answer = result.answer
+def _whole(answer: Answer, blobs: Mapping[Key, bytes | memoryview]) -> Answer:
     if answer.reply.has_content():
-        _filled(answer.reply.content, result.reply, outbox)
-    if answer.context is not None:
-        _filled(answer.context.state, result.state, outbox)
+        join(answer.reply.content, blobs)
     return answer

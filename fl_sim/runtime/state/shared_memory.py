@@ -5,19 +5,24 @@ from __future__ import annotations
 import mmap
 import os
 import tempfile
-from collections.abc import Iterable
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from multiprocessing import reduction
 from typing import Protocol
+
+import numpy as np
 
 from fl_sim.runtime.state.buffers import Blobs
 
 Key = tuple[str, str]
 Span = tuple[int, int]
 """(first byte, past the last byte)."""
+ALIGNMENT = 64
+"""Every blob starts at a multiple of this, so that numbers in it can be used where they lie."""
 
 
 class Area:
-    """Shared memory: one process writes, the others copy out. It grows as needed.
+    """Shared memory: one process writes, the others read. It grows as needed.
 
     It has no name in any folder, so nothing is left behind, however its processes end: the system frees it with the last
     of them. It can be given to a process that is being started, and to no other.
@@ -37,15 +42,18 @@ class Area:
             OSError: the machine has not that much memory.
         """
         parts = list(blobs)
-        view = self._mapped(sum(blob.nbytes for part in parts for blob in part.values()))
         spans: list[dict[Key, Span]] = []
         at = 0
         for part in parts:
             placed: dict[Key, Span] = {}
             for key, blob in part.items():
-                placed[key] = start, at = at, at + blob.nbytes
-                view[start:at] = blob.data
+                start = -(-at // ALIGNMENT) * ALIGNMENT
+                placed[key] = start, at = start, start + blob.nbytes
             spans.append(placed)
+        view = self._mapped(at)
+        for part, placed in zip(parts, spans, strict=True):
+            for key, (start, stop) in placed.items():
+                view[start:stop] = part[key].data
         return spans
 
     def place(self, data: bytes, at: int) -> None:
@@ -60,6 +68,18 @@ class Area:
         """Copy bytes out."""
         start, stop = span
         return self._mapped(stop)[start:stop]
+
+    def copied(self, spans: Mapping[Key, Span]) -> dict[Key, bytes]:
+        """Copy several out."""
+        return {key: self.read(span) for key, span in spans.items()}
+
+    def lend(self, parts: Sequence[Mapping[Key, Span]], gone: Callable[[], object]) -> list[dict[Key, memoryview]]:
+        """Read-only views of what is there, without a copy; `gone` is called when nobody has any of them any more."""
+        size = max((stop for part in parts for _, stop in part.values()), default=0)
+        whole = np.frombuffer(self._mapped(size), dtype=np.uint8)
+        whole.flags.writeable = False
+        weakref.finalize(whole, gone).atexit = False
+        return [{key: whole.data[start:stop] for key, (start, stop) in part.items()} for part in parts]
 
     def _mapped(self, size: int) -> mmap.mmap:
         """The memory, at least `size` bytes of it."""

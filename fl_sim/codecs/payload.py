@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 import torch
 import xxhash
 from torch import Tensor
 
-from fl_sim.codecs import mask_coding, tensor_coding
+from fl_sim.codecs import mask_coding, payload_memory, tensor_coding
 from fl_sim.codecs.held_model import HeldModel
 from fl_sim.codecs.mask_coding import MODES
 from fl_sim.codecs.own_coding import Own
 from fl_sim.codecs.payload_format import (
     AGAINST_BASE,
+    CHECK,
     HEAD,
     HELD,
     MAGIC,
@@ -160,10 +162,15 @@ def _coder(
 def _encode_whole(params: Params, schema: Schema) -> bytes:
     """A complete float32 vector is the body as it is."""
     values, head = schema.flat(params).numpy(), whole(schema).head
-    check = xxhash.xxh3_64(head)
-    if not tensor_coding.swept(check, values):
+    check, start = xxhash.xxh3_64(head), len(head)
+    room = payload_memory.room(start + values.nbytes + CHECK.size)
+    into = None if room is None else np.frombuffer(room[start : -CHECK.size], dtype=np.float32)
+    if not tensor_coding.swept(check, values, into):
         tensor_coding.refuse(params, schema)
-    return b"".join((head, values.data, last_bytes(check)))
+    if room is None:
+        return b"".join((head, values.data, last_bytes(check)))
+    room[:start], room[-CHECK.size :] = head, last_bytes(check)
+    return cast(bytes, room.toreadonly())  # whoever reads a payload takes any buffer
 
 
 def _encode_mask(alive: Tensor | None, before: Tensor | None, schema: Schema, contexts: bool) -> tuple[int, bytes]:

@@ -31,13 +31,16 @@ def finite(values: Tensor) -> bool:
     return all_finite(values.numpy())
 
 
-def swept(check: xxhash.xxh3_64, values: NDArray[np.float32]) -> bool:
-    """Feed values to a checksum; whether all are finite. Piece by piece, so that each is fetched from memory once."""
-    pieces = [values[at : at + PIECE] for at in range(0, len(values), PIECE)]
+def swept(check: xxhash.xxh3_64, values: NDArray[np.float32], into: NDArray[np.float32] | None = None) -> bool:
+    """Feed values to a checksum, and copy them; whether all are finite. Piece by piece, so that each is fetched from memory
+    once."""
     fine = True
-    for piece in pieces:
+    for at in range(0, len(values), PIECE):
+        piece = values[at : at + PIECE]
         check.update(piece.data)
         fine = fine and all_finite(piece)
+        if into is not None:
+            into[at : at + PIECE] = piece
     return fine
 
 

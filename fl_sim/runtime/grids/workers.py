@@ -21,6 +21,7 @@ from multiprocessing.process import BaseProcess
 from flwr.app import Context, RecordDict
 from flwr.clientapp import ClientApp
 
+from fl_sim.codecs.payload_memory import lent_by
 from fl_sim.core.errors import USERS_OWN, in_one_line
 from fl_sim.core.large import LARGE_BYTES
 from fl_sim.core.types import UserError
@@ -119,8 +120,10 @@ def work(
             # Read where they lie: the next round's broadcast is written when this one's tasks are done.
             contents |= {key: _lent(*told, areas.broadcast) for key, told in task.contents.items()}
         contexts = (_with_state(context, spans, areas.inbox[task.slot]) for context, spans in task.contexts)
-        answers = workplace.task(task.jobs, contents, contexts, task.fold)
-        pipe.send(_put(answers, areas.outbox[task.slot]))
+        outbox = areas.outbox[task.slot]
+        with lent_by(outbox.room if task.fold is None else None):  # what is folded here does not cross
+            answers = workplace.task(task.jobs, contents, contexts, task.fold)
+        pipe.send(_put(answers, outbox))
 
 
 def _lent(content: RecordDict, spans: Spans, area: Area) -> RecordDict:

@@ -8,11 +8,14 @@ import tempfile
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from multiprocessing import reduction
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from fl_sim.runtime.state.buffers import Blobs
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 Key = tuple[str, str]
 Span = tuple[int, int]
@@ -31,29 +34,47 @@ class Area:
     def __init__(self, descriptor: int | None = None) -> None:
         self._file = _nameless() if descriptor is None else descriptor
         self._map: mmap.mmap | None = None
+        self._rooms: dict[int, Span] = {}  # by their addresses
+        self._end = 0
 
     def __reduce__(self) -> tuple[object, ...]:
         return _received, (reduction.DupFd(self._file),)
 
-    def write(self, blobs: Iterable[Blobs]) -> list[dict[Key, Span]]:
-        """Put bytes in, from the beginning; returns where each one is.
+    def room(self, size: int) -> memoryview:
+        """Room for so many bytes; what somebody writes there need not be put in by the next `write`.
 
         Raises:
             OSError: the machine has not that much memory.
         """
-        parts = list(blobs)
-        spans: list[dict[Key, Span]] = []
-        at = 0
+        start, self._end = self._next(size)
+        view = memoryview(self._mapped(self._end))[start : self._end]
+        self._rooms[_address(np.frombuffer(view, dtype=np.uint8))] = start, self._end
+        return view
+
+    def _next(self, size: int) -> Span:
+        start = -(-self._end // ALIGNMENT) * ALIGNMENT
+        return start, start + size
+
+    def write(self, blobs: Iterable[Blobs]) -> list[dict[Key, Span]]:
+        """Put bytes in, from the beginning or behind rooms given since the last call; returns where each one is.
+
+        Raises:
+            OSError: the machine has not that much memory.
+        """
+        parts, spans = list(blobs), list[dict[Key, Span]]()
         for part in parts:
-            placed: dict[Key, Span] = {}
+            spans.append({})
             for key, blob in part.items():
-                start = -(-at // ALIGNMENT) * ALIGNMENT
-                placed[key] = start, at = start, start + blob.nbytes
-            spans.append(placed)
-        view = self._mapped(at)
+                found = self._rooms.get(_address(blob)) if self._rooms else None
+                if found is None:
+                    found = _, self._end = self._next(blob.nbytes)
+                spans[-1][key] = found
+        view, rooms = self._mapped(self._end), set(self._rooms.values())
         for part, placed in zip(parts, spans, strict=True):
-            for key, (start, stop) in placed.items():
-                view[start:stop] = part[key].data
+            for key, span in placed.items():
+                if span not in rooms:
+                    view[span[0] : span[1]] = part[key].data
+        self._rooms, self._end = {}, 0
         return spans
 
     def place(self, data: bytes, at: int) -> None:
@@ -94,6 +115,10 @@ class Area:
         if self._file >= 0:
             os.close(self._file)
         self._file, self._map = -1, None
+
+
+def _address(blob: NDArray[np.uint8]) -> int:
+    return blob.ctypes.data
 
 
 def _nameless() -> int:

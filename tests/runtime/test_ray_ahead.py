@@ -52,3 +52,12 @@ def test_it_lives_as_long_as_the_run(tmp_path: Path) -> None:
     config.write_text("[ray]\nworkers = 1")
     done = subprocess.run([sys.executable, "-c", RUN, str(config)], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_program_that_ends_before_ray_has_started_ends_as_it_would(tmp_path: Path) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text("cliennts = 1")
+    command = [sys.executable, "-m", "fl_sim.cli.app", "run", str(config), "--engine", "ray"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1

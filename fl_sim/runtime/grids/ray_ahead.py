@@ -42,6 +42,8 @@ def begin(config: Path, overrides: Sequence[str]) -> None:
         _begun = threading.Event()
         # Ray's processes end with the thread that started them, so this one stays; it ends with the program.
         threading.Thread(target=_start, args=(*found, _begun), name="fl_sim-ray", daemon=True).start()
+        # Python ends this program after threads that are no daemons: one that ended while Ray starts would crash.
+        threading.Thread(target=_begun.wait, name="fl_sim-ray-started").start()
 
 
 def ended() -> bool:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from flwr.app import RecordDict
 
 from fl_sim import codecs
-from fl_sim.codecs import CorruptPayload, Description
+from fl_sim.codecs import CorruptPayload, Description, Opened
 from fl_sim.codecs.sections import extra_section
 from fl_sim.communication import messages as wire
 from fl_sim.communication.exchange import Exchange
-from fl_sim.core.types import Mask, Params
+from fl_sim.core.types import Mask, Metrics, Params
 from fl_sim.sparsity import layer_densities
 from strategies.blocks import Placed
 
@@ -45,6 +46,17 @@ class Rejected(Exception):
         self.described = described
 
 
+@dataclass(frozen=True)
+class _Read:
+    """A reply of which everything is read but the values."""
+
+    payload: Opened
+    extra: Mapping[str, bytes | memoryview]
+    described: Description
+    count: int
+    metrics: Metrics
+
+
 def decoded(
     exchange: Exchange, content: RecordDict, start: Params, held_mask: Mask | None, *, block: int = 0
 ) -> Decoded:
@@ -53,17 +65,62 @@ def decoded(
     Raises:
         Rejected: its bytes are no update of this federation.
     """
+    return _finished(_read(exchange, content, held_mask), exchange, start, held_mask, block)
+
+
+def decoded_all(
+    exchange: Exchange, contents: Sequence[RecordDict], start: Params, held_mask: Mask | None, *, blocks: Sequence[int]
+) -> list[Decoded | Rejected]:
+    """What `decoded` makes of each of several replies, or why it rejects one; their values are decoded together where they are
+    alike."""
+    found: list[_Read | Rejected] = []
+    for content in contents:
+        try:
+            found.append(_read(exchange, content, held_mask))
+        except Rejected as problem:
+            found.append(problem)
+    read = [each for each in found if isinstance(each, _Read)]
+    together = exchange.restore_up_all([each.payload for each in read], start) if len(read) > 1 else None
+    values = iter(together if together is not None else [None] * len(read))
+    made: list[Decoded | Rejected] = []
+    for each, block in zip(found, blocks, strict=True):
+        try:
+            made.append(
+                each if isinstance(each, Rejected) else _finished(each, exchange, start, held_mask, block, next(values))
+            )
+        except Rejected as problem:
+            made.append(problem)
+    return made
+
+
+def _read(exchange: Exchange, content: RecordDict, held_mask: Mask | None) -> _Read:
     described = None
     try:
         payload = codecs.opened(wire.payload(content), schema=exchange.schema, held_mask=held_mask)
-        extra_payloads = wire.extra_payloads(content)
-        described = _with_extra(payload.described(), extra_payloads, exchange.extra.up)
-        count, metrics = wire.read_metrics(content)
-        params, upload_mask = exchange.uplink.restore(payload, start)
-        extra = exchange.extra.decode(exchange.extra.up, extra_payloads, held_mask)
+        extra = wire.extra_payloads(content)
+        described = _with_extra(payload.described(), extra, exchange.extra.up)
+        return _Read(payload, extra, described, *wire.read_metrics(content))
     except CorruptPayload as error:
         raise Rejected(str(error), described or Description.opaque(wire.array_bytes(content))) from error
-    return Decoded(Placed(params, count, upload_mask, metrics, extra, block), described, payload.data)
+
+
+def _finished(
+    read: _Read,
+    exchange: Exchange,
+    start: Params,
+    held_mask: Mask | None,
+    block: int,
+    values: tuple[Params, Mask | None] | None = None,
+) -> Decoded:
+    """The update of a reply, of which `values` may have been decoded together with others."""
+    try:
+        params, upload_mask = exchange.uplink.restore(read.payload, start) if values is None else values
+        extra = exchange.extra.decode(exchange.extra.up, read.extra, held_mask)
+    except CorruptPayload as error:
+        raise Rejected(str(error), read.described) from error
+    return Decoded(
+        Placed(params, read.count, upload_mask, read.metrics, extra, block), read.described, read.payload.data
+    )
 
 
 def _with_extra(

@@ -26,6 +26,7 @@ from fl_sim.communication import messages as wire
 from fl_sim.core.seeding import Purpose, numpy_generator
 from fl_sim.core.types import Mask, MaskRule, Params, Scalar, Task, Update
 from fl_sim.runtime.client.kept_between_calls import RULE, Watch
+from fl_sim.runtime.grids.base import LocalGrid
 from fl_sim.runtime.grids.folding import Blocks, Reply
 from fl_sim.runtime.server_context import ServerContext, ServerSnapshot
 from strategies.aggregation import settled
@@ -37,7 +38,7 @@ from strategies.round_log import RoundFailed, RoundLog
 from strategies.selection import Request, drawn, uniform
 from strategies.server_step import ServerState, masked, server_step
 from strategies.slots import Slots, require_extra, require_nothing_beside_a_budget, require_whole_tensors
-from strategies.uplink_receiver import OnReply, UplinkReceiver
+from strategies.uplink_receiver import OnReply, UplinkReceiver, none_ready
 
 log = logging.getLogger("fl_sim")
 
@@ -166,7 +167,9 @@ class SparseServer:
             self._selected(grid, self.state.round + 2)
         start = self._start
         try:
-            self.fold(grid, start, self.receiver.updates(start, sent.cohort, replies, self.round_log, on_reply))
+            ready = grid.ready if isinstance(grid, LocalGrid) else none_ready
+            arriving = self.receiver.updates(start, sent.cohort, replies, self.round_log, on_reply, ready=ready)
+            self.fold(grid, start, arriving)
         finally:
             broadcast, self._broadcast = self._broadcast, None
             if broadcast is not None and not broadcast.is_whole:

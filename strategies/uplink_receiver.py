@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
@@ -15,7 +16,7 @@ from fl_sim.runtime.grids.folding import FoldedReply, Receipt, Reply
 from fl_sim.runtime.server_context import ServerContext, ServerSnapshot
 from strategies.blocks import block_size
 from strategies.cohorts import Cohort, Cohorts
-from strategies.decoding import Rejected, decoded
+from strategies.decoding import Decoded, Rejected, decoded, decoded_all
 from strategies.downlink_sender import DownlinkSender
 from strategies.remote_sums import summed
 from strategies.round_log import KINDS, RoundLog, Unusable, require_content
@@ -26,6 +27,19 @@ log = logging.getLogger("fl_sim")
 
 OnReply = Callable[[int, int], None]
 """Called after each reply with (clients that answered, clients of the cohort)."""
+
+
+AT_ONCE = 64
+"""Replies that are decoded together at most: their values lie in memory together."""
+
+
+def none_ready() -> int:
+    """No reply can be had without waiting for a client."""
+    return 0
+
+
+Found = Decoded | Rejected | None
+"""What decoding a reply gave; None = it was not decoded yet."""
 
 
 class UplinkReceiver:
@@ -56,10 +70,13 @@ class UplinkReceiver:
         replies: Iterable[Reply],
         round_log: RoundLog,
         on_reply: OnReply,
+        *,
+        ready: Callable[[], int] = none_ready,
     ) -> Iterator[Update]:
         """Decode replies into updates in partition order; book each; leave out those that failed.
 
         Where a worker has folded the replies of a block, the block's last one becomes a `Summed` for all of them.
+        `ready` tells how many replies can be had without waiting for a client: they are decoded together.
 
         `start` is the state that the clients started from; failures and metrics go to `round_log`.
 
@@ -69,9 +86,13 @@ class UplinkReceiver:
         number, block = start.round + 1, block_size(len(cohort))
         places = {client: place for place, (client, _) in enumerate(cohort)} if len(cohort) > block else {}
         answered = itertools.count(1)
-        for client, reply in self.cohorts.in_order(replies, cohort):
+
+        def block_of(client: int) -> int:
+            return places.get(client, 0) // block
+
+        for client, reply, found in self._decoded(start, self.cohorts.in_order(replies, cohort), block_of, ready):
             update: Update | None
-            place = places.get(client, 0) // block
+            place = block_of(client)
             try:
                 if isinstance(reply, FoldedReply):
                     receipt = self.receipt(number, client, reply, round_log)
@@ -79,7 +100,9 @@ class UplinkReceiver:
                     update = summed(reply.message.content, self.context.exchange.schema, place)
                 else:
                     is_late = partial(self._is_late, client, round_log)
-                    update = self.update(start, client, reply, round_log, number=number, is_late=is_late, block=place)
+                    update = self.update(
+                        start, client, reply, round_log, number=number, is_late=is_late, block=place, found=found
+                    )
                     count, metrics = update.num_examples, update.metrics
             except Unusable as problem:
                 self.failed(number, client, problem, round_log)
@@ -89,12 +112,35 @@ class UplinkReceiver:
                 if update is not None:
                     yield update
                 del update  # it was folded: its bytes are free while the next client trains
-            del reply
+            del reply, found
             on_reply(next(answered), len(cohort))
         if self.network is not None:
             missing = round_log.replies < len(cohort)
             self.simulated_s += self.network.round_s(round_log.finished_s, missing=missing)
         round_log.require_enough(number, len(cohort), self.context.sampling.faults.max_share)
+
+    def _decoded(
+        self,
+        start: ServerState,
+        replies: Iterator[tuple[int, Reply]],
+        block_of: Callable[[int], int],
+        ready: Callable[[], int],
+    ) -> Iterator[tuple[int, Reply, Found]]:
+        """Replies, and what came out where several were there and so were decoded together."""
+        while batch := deque(itertools.islice(replies, 1)):
+            batch.extend(itertools.islice(replies, min(ready(), AT_ONCE - 1)))
+            made = self._together(start, batch, block_of) if len(batch) > 1 else {}
+            while batch:  # nothing here holds a reply while the next one is made
+                yield (*batch[0], made.pop(batch.popleft()[0], None))
+
+    def _together(
+        self, start: ServerState, replies: Iterable[tuple[int, Reply]], block_of: Callable[[int], int]
+    ) -> dict[int, Found]:
+        """By client, what decoding those replies that have a payload gave."""
+        there = [(client, reply) for client, reply in replies if isinstance(reply, Message) and reply.has_content()]
+        contents, blocks = [reply.content for _, reply in there], [block_of(client) for client, _ in there]
+        found = decoded_all(self.context.exchange, contents, start.params, start.mask, blocks=blocks)
+        return dict(zip((client for client, _ in there), found, strict=True))
 
     def failed(self, number: int, client: int, problem: Unusable, round_log: RoundLog) -> None:
         """Count a client that failed, and forget what it holds."""
@@ -113,6 +159,7 @@ class UplinkReceiver:
         number: int,
         is_late: Callable[[Description, float], bool],
         block: int = 0,
+        found: Found = None,
     ) -> Update:
         """Decode one reply, and book it in round `number`.
 
@@ -124,6 +171,7 @@ class UplinkReceiver:
             number: the round that the update counts in.
             is_late: (sizes of the reply, samples that the client took) -> whether it comes too late.
             block: the block of the cohort that the client is in.
+            found: what came out where the reply was decoded already.
 
         Raises:
             Unusable: the client failed, dropped out or was late, or its bytes are no update of this federation.
@@ -132,7 +180,10 @@ class UplinkReceiver:
             raise Unusable("lost", f"client {client}: dropped out of the simulated network", is_fault=False)
         require_content(client, reply)
         try:
-            found = decoded(self.context.exchange, reply.content, start.params, start.mask, block=block)
+            if found is None:
+                found = decoded(self.context.exchange, reply.content, start.params, start.mask, block=block)
+            if isinstance(found, Rejected):
+                raise found
         except Rejected as problem:
             self.booking.book("up", number, client, reply, problem.described, phase="train", status="rejected")
             raise Unusable("rejected", f"client {client}: rejected update: {problem}") from problem

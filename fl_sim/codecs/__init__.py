@@ -14,10 +14,11 @@ from fl_sim.codecs.description import Description
 from fl_sim.codecs.errors import CorruptPayload
 from fl_sim.codecs.mask_coding import mask_hash
 from fl_sim.codecs.own_coding import OWN, Codec, Own
-from fl_sim.codecs.payload import encode, encode_all
+from fl_sim.codecs.payload import encode
 from fl_sim.codecs.payload_reading import Opened, decode, describe, opened
 from fl_sim.codecs.schema import Schema
 from fl_sim.codecs.tensor_coding import finite
+from fl_sim.codecs.together import Stack, decode_all, encode_all
 from fl_sim.codecs.value_coding import LOSSLESS, VALUES, by_itself, is_relative
 
 __all__ = [
@@ -30,8 +31,10 @@ __all__ = [
     "Opened",
     "Own",
     "Schema",
+    "Stack",
     "by_itself",
     "decode",
+    "decode_all",
     "describe",
     "encode",
     "encode_all",

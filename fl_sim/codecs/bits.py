@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from functools import cache, lru_cache
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import constriction
@@ -56,9 +56,10 @@ def _words() -> _Words:
     return _Words(counts, ranks, sizes, starts, ordered.astype("<u2"))
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=1024)
 def _model(ones: int, size: int) -> constriction.stream.model.Categorical:
-    """Of a segment, how likely it is that 0..16 of a word's bits are set. Clients of one model have the same few segments."""
+    """Of a segment, how likely it is that 0..16 of a word's bits are set. Clients of one model have the same sizes, and ones that
+    differ by some tens where each chooses what it sends."""
     p = ones / size
     set_, unset = np.ones((2, WORD + 1))
     set_[1:], unset[1:] = p, 1.0 - p
@@ -218,6 +219,34 @@ def _decoded(segments: Sequence[Segment], decoder: Decoder) -> Bits:
     (several,) = (sizes > 1).nonzero()
     places[several] += decoder.choices(sizes[several])
     return np.unpackbits(words.ordered[places].view(np.uint8)).view(np.bool_)
+
+
+def decode_all(words: Sequence[memoryview], ones: NDArray[np.int64], sizes: Sequence[int]) -> Bits:
+    """Invert `encode_all` for vectors of which the receiver knows the ones, (vectors, segments), and the segments' sizes.
+
+    Raises:
+        CorruptPayload: the words of one of them are not those of such segments.
+    """
+    table, lengths = _words(), [-(-size // WORD) for size in sizes]
+    starts = [0, *accumulate(lengths)]
+    places = [slice(start, end) for start, end in pairwise(starts)]
+    counts, decoders = np.empty((len(words), starts[-1]), dtype=np.int32), [Decoder(each) for each in words]
+    for row, mine, decoder in zip(counts, ones.tolist(), decoders, strict=True):
+        for place, count, size, length in zip(places, mine, sizes, lengths, strict=True):
+            row[place] = decoder.symbols(_model(count, size), length)
+    if (np.add.reduceat(counts, starts[:-1], axis=1) != ones).any():
+        raise CorruptPayload("a mask segment has another number of ones than it says")
+    found, among = table.starts[counts], table.sizes[counts]
+    several = among > 1
+    parts = np.split(among[several], np.cumsum(np.count_nonzero(several, axis=1))[:-1])
+    found[several] += np.concatenate([decoder.choices(each) for decoder, each in zip(decoders, parts, strict=True)])
+    for decoder in decoders:
+        decoder.finish()
+    padded = np.unpackbits(table.ordered[found].view(np.uint8), axis=1).view(np.bool_)
+    segments = [padded[:, WORD * place.start : WORD * place.stop] for place in places]
+    if any(segment[:, size:].any() for segment, size in zip(segments, sizes, strict=True)):
+        raise CorruptPayload("a mask segment is not padded with zeros")
+    return np.concatenate([segment[:, :size] for segment, size in zip(segments, sizes, strict=True)], axis=1)
 
 
 class Encoder:

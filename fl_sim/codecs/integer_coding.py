@@ -64,25 +64,37 @@ def _head_of_scales(data: memoryview, count: int) -> tuple[Bytes | None, int, in
     return exponents, at, 3 * count
 
 
-def _scales(exponents: Bytes | None, rider: memoryview | bytes) -> NDArray[np.float32]:
-    """Scales as float32. Raises CorruptPayload where one is not finite, or negative."""
-    if exponents is None:
+def _scales(exponents: Sequence[Bytes | None], riders: Sequence[memoryview | bytes]) -> NDArray[np.float32]:
+    """Scales of several clients, one after the other. Raises CorruptPayload where one is not finite, or negative."""
+    rider, told = b"".join(riders), [each for each in exponents if each is not None]
+    if not told:
         scales = np.frombuffer(rider, dtype="<f4").astype(np.float32)
     else:
-        words = np.zeros((len(exponents), 4), dtype=np.uint8)
+        joined = np.concatenate(told)
+        words = np.zeros((len(joined), 4), dtype=np.uint8)
         words[:, :3] = np.frombuffer(rider, dtype=np.uint8).reshape(-1, 3)
         if (words[:, 2] > 0x7F).any():
             raise CorruptPayload("the mantissa of a scale is too long")
-        scales = (words.view("<u4")[:, 0] | exponents.astype(np.uint32) << 23).view(np.float32)
+        scales = (words.view("<u4")[:, 0] | joined.astype(np.uint32) << 23).view(np.float32)
     if not np.isfinite(scales).all() or (scales < 0).any():
         raise CorruptPayload("scales must be finite and not negative")
     return scales
 
 
-def _scaled(symbols: Bytes, scales: NDArray[np.float32], sizes: Sizes) -> Values:
-    restored: Values = np.empty(len(symbols), dtype=np.float32)
-    scale_blocks(symbols, scales, sizes, restored)  # what is not finite is refused with all values
-    return restored
+def _decode_all(data: Sequence[memoryview], counts: Counts, sizes: Sizes, top: int) -> Values:
+    """Values of several clients, (clients, values), of integers -top..top in blocks of these sizes. Raises CorruptPayload."""
+    symbols: Bytes = np.empty((len(data), sum(counts)), dtype=np.uint8)
+    exponents, riders = list[Bytes | None](), list[memoryview | bytes]()
+    contexts = symbol_coding.single(symbols.shape[1])
+    for each, row in zip(data, symbols, strict=True):
+        told, at, length = _head_of_scales(each, len(sizes))
+        riders.append(_decode_symbols(each[at:], counts, top, length, contexts, row))
+        exponents.append(told)
+    values: Values = np.empty(symbols.shape, dtype=np.float32)
+    scales = _scales(exponents, riders)
+    # What is not finite is refused with all values.
+    scale_blocks(symbols.reshape(-1), scales, np.tile(sizes, len(data)), values.reshape(-1))
+    return values
 
 
 def _classes(symbols: Bytes, runs: Sizes) -> Bytes:
@@ -142,18 +154,20 @@ def _encode_symbols(symbols: Bytes, sizes: Counts, rider: bytes) -> bytes:
     return b"".join([bytes([len(counts)]), told, coded])
 
 
-def _decode_symbols(data: memoryview, sizes: Counts, top: int, rider: int) -> tuple[Bytes, memoryview | bytes]:
-    """Invert `_encode_symbols` for integers -top..top. Raises CorruptPayload."""
+def _decode_symbols(
+    data: memoryview, sizes: Counts, top: int, rider: int, contexts: Bytes, symbols: Bytes
+) -> memoryview | bytes:
+    """Invert `_encode_symbols` for integers -top..top: fill `symbols`, return the rider. `contexts` are those of one class.
+    Raises CorruptPayload."""
     kinds = data[0] if len(data) else 0
     if not 1 <= kinds <= MOST_CLASSES:
         raise CorruptPayload("an impossible number of classes of runs")
-    if kinds == 1:
-        contexts, at = symbol_coding.single(int(sum(sizes))), 1
-    else:
+    at = 1
+    if kinds > 1:
         runs = _runs(sizes)
         classes, end = _heard(data[1:], len(runs), kinds)
         contexts, at = symbol_coding.by_block(classes, runs), 1 + end
-    return symbol_coding.with_rider(data[at:], contexts, kinds, 2 * top + 1, rider)
+    return symbol_coding.with_rider(data[at:], contexts, kinds, 2 * top + 1, rider, symbols)[1]
 
 
 def _draw(seed: int, bits: NDArray[np.uint32]) -> None:
@@ -204,19 +218,22 @@ class Rounded:
         return [head + _encode_symbols(row, counts, rider) for row, (head, rider) in zip(symbols, told, strict=True)]
 
     def decode(self, data: memoryview, count: int) -> Values:
+        values: Values = self.decode_all((data,), count)[0]
+        return values
+
+    def decode_all(self, data: Sequence[memoryview], count: int) -> Values:
+        """See `Together`."""
         if count == 0:
-            return _nothing(data)
+            return _nothing(*data)
         counts = self.counts or (count,)
-        sizes = _blocks(counts)
-        exponents, at, length = _head_of_scales(data, len(sizes))
-        symbols, rider = _decode_symbols(data[at:], counts, self.top, length)
-        return _scaled(symbols, _scales(exponents, rider), sizes)
+        return _decode_all(data, counts, _blocks(counts), self.top)
 
 
-def _nothing(data: memoryview) -> Values:
-    if len(data):
+def _nothing(*data: memoryview) -> Values:
+    """No values of several clients."""
+    if any(map(len, data)):
         raise CorruptPayload("values where none are due")
-    return np.zeros(0, dtype=np.float32)
+    return np.zeros((len(data), 0), dtype=np.float32)
 
 
 @dataclass(frozen=True)
@@ -255,12 +272,14 @@ class Signs:
         return [head + _encode_symbols(row, whole, rider) for row, (head, rider) in zip(symbols, told, strict=True)]
 
     def decode(self, data: memoryview, count: int) -> Values:
+        values: Values = self.decode_all((data,), count)[0]
+        return values
+
+    def decode_all(self, data: Sequence[memoryview], count: int) -> Values:
+        """See `Together`."""
         if count == 0:
-            return _nothing(data)
-        sizes = self._sizes(count)
-        exponents, at, length = _head_of_scales(data, len(sizes))
-        symbols, rider = _decode_symbols(data[at:], self.counts or (count,), 1, length)
-        return _scaled(symbols, _scales(exponents, rider), sizes)
+            return _nothing(*data)
+        return _decode_all(data, self.counts or (count,), self._sizes(count), 1)
 
 
 @dataclass(frozen=True)
@@ -299,7 +318,8 @@ class Largest:
 
     def decode(self, data: memoryview, count: int) -> Values:
         if count == 0:
-            return _nothing(data)
+            nothing: Values = _nothing(data)[0]
+            return nothing
         restored = np.zeros(count, dtype=np.float32)
         counts = self.counts or (count,)
         kept, inner = self._kept(counts)

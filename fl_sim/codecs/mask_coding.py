@@ -16,7 +16,7 @@ but `held` start with the number of ones of every coded segment (LEB128), from w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -324,6 +324,22 @@ def encode_all(flat: Bits, layout: Layout) -> list[tuple[int, bytes]]:
         (MODES["whole"].id, next(whole)) if plain else encode(row, layout)
         for plain, row in zip(simple, flat, strict=True)
     ]
+
+
+def decode_all(mode: int, data: Sequence[memoryview], layout: Layout) -> Bits | None:
+    """Several masks of one mode, (masks, elements), of which the receiver holds none; None where each is to be decoded by itself:
+    in other modes than `whole`, and where a tensor is all or nothing.
+
+    Raises:
+        CorruptPayload: one of them is no mask.
+    """
+    if mode != MODES["whole"].id:
+        return None
+    sizes, readers = [size for _, size, _ in layout], [Reader(each) for each in data]
+    ones = np.array([[_count(reader, size) for size in sizes] for reader in readers], dtype=np.int64)
+    if not np.logical_and.reduce((ones > 0) & (ones < sizes), axis=None):
+        return None
+    return bits.decode_all([reader.rest() for reader in readers], ones, sizes)
 
 
 def encode(flat: Bits, layout: Layout, held: Bits | None = None) -> tuple[int, bytes]:

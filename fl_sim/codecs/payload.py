@@ -8,6 +8,7 @@ from typing import cast
 import numpy as np
 import torch
 import xxhash
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fl_sim.codecs import mask_coding, payload_memory, tensor_coding
@@ -31,7 +32,7 @@ from fl_sim.codecs.payload_format import (
     with_lengths,
 )
 from fl_sim.codecs.schema import Schema
-from fl_sim.codecs.value_coder import Together, ValueCoder
+from fl_sim.codecs.value_coder import ValueCoder
 from fl_sim.codecs.value_coding import EXACT, VALUES, is_relative
 from fl_sim.core.types import Mask, Params
 
@@ -82,55 +83,10 @@ def encode(
         mask_bytes,
         *tensor_coding.encode(params, alive, schema=schema, coder=coder, seed=seed, others=others_of(known, coder)),
     ]
-    return _joined(head, sent, parts)
+    return joined(head, sent, parts)
 
 
-def encode_all(
-    rows: Tensor, *, schema: Schema, values: str, seeds: Sequence[int], masks: Tensor | None = None
-) -> list[bytes] | None:
-    """Encode several clients' parameters, each as `encode` does with its mask and seed, and no held mask.
-
-    Args:
-        rows: float32 (clients, values), on the CPU; each row in the order of the schema.
-        schema: the receiver's expectations.
-        values: value type, a name of `VALUES`.
-        seeds: of each client.
-        masks: the coordinates to send, bool (clients, prunable values); None sends all.
-
-    Returns:
-        The payloads; None where each is to be encoded by itself: values of this type are not encoded together, or one is not
-        finite, which `encode` names.
-    """
-    together = schema.is_flat and isinstance(VALUES[values], Together)
-    if not (together or (values == EXACT and masks is not None)) or not tensor_coding.finite(rows.reshape(-1)):
-        return None
-    if masks is not None:
-        return _encode_masked(rows, masks, schema=schema, values=values, seeds=seeds)
-    coder = coder_of_type(values, None, schema, None)
-    assert isinstance(coder, Together)
-    sections = tensor_coding.encode_all(rows.numpy(), schema=schema, coder=coder, seeds=seeds)
-    head = HEAD.pack(MAGIC, VERSION, coder.id, NONE, 0, schema.hash)
-    return [_joined(head, schema.prunable_size, [b"", *parts]) for parts in sections]
-
-
-def _encode_masked(
-    rows: Tensor, masks: Tensor, *, schema: Schema, values: str, seeds: Sequence[int]
-) -> list[bytes] | None:
-    """Payloads of clients under masks of their own: the masks are coded together, the values one after the other."""
-    if not schema.is_flat or not schema.prunable_size:
-        return None
-    made = []
-    for (mode, mask_bytes), row, alive, seed in zip(
-        mask_coding.encode_all(masks.numpy(), schema.mask_layout), rows, masks, seeds, strict=True
-    ):
-        coder = coder_of_type(values, alive, schema, None)
-        sections = tensor_coding.encode(schema.view(row), alive, schema=schema, coder=coder, seed=seed)
-        head = HEAD.pack(MAGIC, VERSION, coder.id, mode, 0, schema.hash)
-        made.append(_joined(head, int(np.count_nonzero(alive.numpy())), [mask_bytes, *sections]))
-    return made
-
-
-def _joined(head: bytes, sent: int, parts: Sequence[tensor_coding.Buffer]) -> bytes:
+def joined(head: bytes, sent: int, parts: Sequence[tensor_coding.Buffer]) -> bytes:
     """A payload of a header, which lacks the lengths, and the parts of a body."""
     head = with_lengths(head, sent, map(len, parts))
     check = xxhash.xxh3_64(head)
@@ -171,6 +127,14 @@ def _encode_whole(params: Params, schema: Schema) -> bytes:
         return b"".join((head, values.data, last_bytes(check)))
     room[:start], room[-CHECK.size :] = head, last_bytes(check)
     return cast(bytes, room.toreadonly())  # whoever reads a payload takes any buffer
+
+
+def whole_payload(values: NDArray[np.float32], schema: Schema) -> bytes:
+    """The same of finite values that lie side by side in the order of the schema."""
+    head = whole(schema).head
+    check = xxhash.xxh3_64(head)
+    check.update(values.data)
+    return b"".join((head, values.data, last_bytes(check)))
 
 
 def _encode_mask(alive: Tensor | None, before: Tensor | None, schema: Schema, contexts: bool) -> tuple[int, bytes]:

@@ -111,15 +111,15 @@ def decode(data: memoryview, contexts: Bytes, kinds: int, alphabet: int = ALPHAB
 
 
 def with_rider(
-    data: memoryview, contexts: Bytes, kinds: int, alphabet: int, length: int
+    data: memoryview, contexts: Bytes, kinds: int, alphabet: int, length: int, out: Bytes | None = None
 ) -> tuple[Bytes, memoryview | bytes]:
-    """(symbols, rider of so many bytes): invert `encode`.
+    """(symbols, rider of so many bytes): invert `encode`. `out` is memory for the symbols.
 
     Raises:
         CorruptPayload: the bytes are no code of so many symbols, or of another rider.
     """
     size = len(contexts)
-    symbols = np.empty(size, dtype=np.uint8)
+    symbols = np.empty(size, dtype=np.uint8) if out is None else out
     if not size:
         if len(data) != length:
             raise CorruptPayload("symbols where none are due")

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from functools import cache
-from itertools import pairwise
 
 import numpy as np
 import torch
@@ -14,11 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fl_sim.codecs.errors import CorruptPayload
-from fl_sim.codecs.plane_coding import raw as raw_bytes
 from fl_sim.codecs.plane_coding import shuffled, unshuffled
 from fl_sim.codecs.schema import Schema
 from fl_sim.codecs.sections import KINDS, SECTION_OF
-from fl_sim.codecs.value_coder import Together, ValueCoder
+from fl_sim.codecs.value_coder import ValueCoder
 from fl_sim.codecs.value_coding import EXACT, VALUES, fitted
 from fl_sim.core.kernels import all_finite
 from fl_sim.core.types import Params
@@ -71,29 +68,17 @@ def encode(
     for kind in KINDS[1:]:
         size = schema.section_bytes[kind] // 4
         part = flat[at : at + size]
-        if size and others is not None:
-            parts.append(_delta(kind, schema, others[at - schema.prunable_size :][:size]).encode(part, seed))
-        else:
-            parts.append(_exact(raw_bytes(part), 4, coder) if size else b"")
+        base = None if others is None else others[at - count :][:size]
+        parts.append(coder_of_others(kind, schema, coder, base).encode(part, seed) if size else b"")
         at += size
     return parts
 
 
-def encode_all(
-    rows: NDArray[np.float32], *, schema: Schema, coder: Together, seeds: Sequence[int]
-) -> list[list[Buffer]]:
-    """`encode` of several clients' finite values, (clients, values) in schema order, without masks."""
-    coded = coder.encode_all(rows[:, : schema.prunable_size], seeds)
-    ends = np.cumsum([schema.section_bytes[kind] // 4 for kind in KINDS]).tolist()
-    edges = list(pairwise(ends))
-    return [
-        [first, *(_exact(raw_bytes(row[start:end]), 4, coder) if start < end else b"" for start, end in edges)]
-        for first, row in zip(coded, rows, strict=True)
-    ]
-
-
-def _delta(kind: str, schema: Schema, base: NDArray[np.float32]) -> ValueCoder:
-    """How a section that is not prunable travels beside values that code against the held model: exactly, as they do."""
+def coder_of_others(kind: str, schema: Schema, coder: ValueCoder, base: NDArray[np.float32] | None) -> ValueCoder:
+    """How tensors of a kind that is not prunable travel: exactly; against `base`, the receiver's values, where there is one;
+    else compressed where the prunable values are."""
+    if base is None:
+        return VALUES[EXACT if coder.id == VALUES[EXACT].id else "float32-zstd"]
     counts = tuple(size for size, other in zip(schema.numels, schema.kinds, strict=True) if other == kind)
     return fitted("float32-delta", counts, base)
 
@@ -164,12 +149,8 @@ def decode(
         size = schema.section_bytes[kind] // 4
         if not size and not sections[kind]:
             continue
-        if size and others is not None:
-            array[at : at + size] = _delta(kind, schema, others[at - schema.prunable_size :][:size]).decode(
-                sections[kind], size
-            )
-        else:
-            array[at : at + size] = np.frombuffer(_restored(sections[kind], 4, 4 * size, coder), dtype="<f4")
+        base = None if others is None else others[at - schema.prunable_size :][:size]
+        array[at : at + size] = coder_of_others(kind, schema, coder, base).decode(sections[kind], size)
         at += size
     if not finite(flat):
         raise CorruptPayload("a value is NaN or infinite")

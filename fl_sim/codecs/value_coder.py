@@ -43,7 +43,10 @@ class ValueCoder(Protocol):
 
 @runtime_checkable
 class Together(ValueCoder, Protocol):
-    """A value type that encodes several clients' values in less time than one after the other."""
+    """A value type that takes several clients' values in less time than one after the other."""
 
     def encode_all(self, values: Values, seeds: Sequence[int]) -> list[bytes]:
-        """What `encode` makes of each row of (clients, values), with its seed."""
+        """What `encode` makes of each row of (clients, values), with its seed; raises as it does."""
+
+    def decode_all(self, data: Sequence[memoryview], count: int) -> Values:
+        """What `decode` makes of each, as the rows of (clients, count); raises as it does, and never says of which."""

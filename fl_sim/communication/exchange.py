@@ -305,6 +305,20 @@ class Exchange:
         """Invert `encode_up`; raises as `Coding.decode` does."""
         return self.uplink.decode(data, task.params, schema=self.schema, held_mask=task.mask)
 
+    def restore_up_all(self, payloads: Sequence[Opened], start: Params) -> list[tuple[Params, Mask | None]] | None:
+        """What `uplink.restore` makes of each of several clients' payloads; they started from the same parameters.
+
+        None where each is to be restored by itself, which also says what is wrong with it."""
+        if type(self.uplink) is not Coding or (stack := codecs.decode_all(payloads, start)) is None:
+            return None
+        rows, incoming = stack.rows, CONTENTS[self.uplink.content].incoming
+        if incoming is not None:
+            rows = incoming(rows, self.schema.flat(start))
+            if not codecs.finite(rows.reshape(-1)):
+                return None
+        masks = [None] * len(rows) if stack.masks is None else map(self.schema.view_mask, stack.masks.unbind())
+        return list(zip(map(self.schema.view, rows.unbind()), masks, strict=True))
+
     def encode_down(
         self,
         task: Task,

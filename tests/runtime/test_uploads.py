@@ -18,6 +18,7 @@ from fl_sim.communication.exchange import Exchange
 from fl_sim.core.types import Task
 from fl_sim.runtime.client import uploads
 from fl_sim.runtime.client.uploads import NOTHING, Made
+from fl_sim.runtime.grids.cohort import CohortGrid
 from fl_sim.sparsity.selection import SORTED, top_of_few, top_of_rows
 
 DIFFERENCE = "wire.uplink.content=difference"
@@ -28,7 +29,9 @@ METHODS = {
     "int8": ["wire.uplink.values=int8", DIFFERENCE],
     "int4 with error feedback": ["wire.uplink.values=int4", DIFFERENCE, FEEDBACK],
     "sign with error feedback": ["wire.uplink.values=sign", DIFFERENCE, FEEDBACK],
-    "float16, which is not encoded together": ["wire.uplink.values=float16", DIFFERENCE],
+    "float32": [],
+    "float16": ["wire.uplink.values=float16", DIFFERENCE],
+    "top-k in tensors, which is not encoded together": ["wire.uplink.values=top10-int8", DIFFERENCE],
     "top-k": TOPK,
     "top-k with error feedback": [*TOPK, FEEDBACK],
     "top-k, int8, error feedback": [*TOPK, FEEDBACK, "wire.uplink.values=int8", DIFFERENCE],
@@ -54,6 +57,16 @@ def test_uploads_made_together_have_the_bits_of_those_made_one_by_one(
     same(run_tiny(tmp_path / "alone", *options), together)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_uploads_decoded_together_have_the_bits_of_those_decoded_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    options = ["rounds=3", "model.name=mlp", "model.width=0.25", "cohort.size=4", "engine=cohort", *METHODS[method]]
+    together = run_tiny(tmp_path / "together", *options)
+    monkeypatch.setattr(CohortGrid, "ready", lambda grid: 0)
+    same(run_tiny(tmp_path / "alone", *options), together)
+
+
 def test_what_can_be_made_together_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Made] = []
     original = uploads.together
@@ -75,7 +88,7 @@ def _model() -> Schema:
     return Schema.of(params, ["w", "v"])
 
 
-@pytest.mark.parametrize("values", ["int8", "int4", "int2", "sign"])
+@pytest.mark.parametrize("values", ["float32", "float32-zstd", "float16", "bfloat16", "int8", "int4", "int2", "sign"])
 def test_payloads_of_rows_are_those_of_each_row(values: str) -> None:
     schema = _model()
     rows = torch.randn(5, schema.size, generator=torch.Generator().manual_seed(0))
@@ -128,10 +141,17 @@ def test_payloads_of_rows_under_masks_are_those_of_each_row(values: str, monkeyp
     assert together == [2]
 
 
-@pytest.mark.parametrize("values", ["float32", "float16", "float32-delta", "top10-int8"])
+@pytest.mark.parametrize("values", ["float32-delta", "top10-int8"])
 def test_other_types_are_encoded_one_by_one(values: str) -> None:
     schema = _model()
     assert codecs.encode_all(torch.zeros(2, schema.size), schema=schema, values=values, seeds=[0, 1]) is None
+
+
+def test_a_value_beyond_the_range_of_its_type_is_left_to_its_client() -> None:
+    schema = _model()
+    rows = torch.zeros(3, schema.size)
+    rows[1, 0] = 1e6
+    assert codecs.encode_all(rows, schema=schema, values="float16", seeds=[0, 1, 2]) is None
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

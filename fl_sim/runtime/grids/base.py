@@ -115,6 +115,10 @@ class LocalGrid(Grid):
     def stream(self, messages: list[Message], timeout: float | None) -> Iterator[Message]:
         """Run the messages' clients; yield one reply per message, in the messages' order, as they become ready."""
 
+    def ready(self) -> int:
+        """How many further replies `stream` yields at once, without a client that works before."""
+        return 0
+
     def close(self) -> None:
         """Give back processes and memory; harmless when called twice."""
 

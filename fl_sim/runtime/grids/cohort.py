@@ -116,6 +116,11 @@ class CohortGrid(LocalGrid):
         self._sizes: dict[int, int] = {}
         self._failures: dict[int, str | None] = {}
         self._able: dict[int, bool] = {}
+        self._ready = 0
+
+    def ready(self) -> int:
+        """See `LocalGrid`: of clients that trained together."""
+        return self._ready
 
     def stream(self, messages: list[Message], timeout: float | None) -> Iterator[Message]:
         self._able.clear()
@@ -141,7 +146,9 @@ class CohortGrid(LocalGrid):
     def _train_together(self, messages: list[Message]) -> Iterator[Message]:
         begun = [self._begin(message) for message in messages]
         finish = self._train([b for b in begun if b.client_task is not None])
+        self._ready = len(messages)
         for message, beginning in zip(messages, begun, strict=True):
+            self._ready -= 1
             run = finish.get(id(beginning), beginning.run)
             reply = execute(run, beginning.request, self.contexts[message.metadata.dst_node_id])
             set_message_id(reply, f"r{message.metadata.message_id}")
@@ -218,6 +225,8 @@ def _trained(host: ClientHost, tasks: Sequence[ClientTask]) -> list[Run]:
             partial(_finish, host, one, client.trained_by(Ready(trained, training)))
             for one, trained in zip(tasks, together, strict=True)
         ]
+    all_metrics = together.metrics
+    del together  # `flat` has a copy of what was trained, beside which payloads are made
     made = uploads.together(
         host.exchange,
         [one.task for one in tasks],
@@ -229,7 +238,7 @@ def _trained(host: ClientHost, tasks: Sequence[ClientTask]) -> list[Run]:
     )
     return [
         partial(_answer, host, client, one, schema.view(row), metrics, training.lr, mine)
-        for one, row, metrics, mine in zip(tasks, flat.unbind(), together.metrics, made, strict=True)
+        for one, row, metrics, mine in zip(tasks, flat.unbind(), all_metrics, made, strict=True)
     ]
 
 

@@ -16,15 +16,15 @@ from torch import Tensor
 
 from fl_sim.codecs import mask_coding, tensor_coding
 from fl_sim.codecs.errors import CorruptPayload
-from fl_sim.codecs.held_model import held
+from fl_sim.codecs.held_model import HeldModel, held
 from fl_sim.codecs.payload import joined, whole_payload
-from fl_sim.codecs.payload_format import HEAD, MAGIC, NONE, VERSION, coder_of_type, whole
+from fl_sim.codecs.payload_format import AGAINST_BASE, HEAD, MAGIC, NONE, VERSION, coder_of_type, whole
 from fl_sim.codecs.payload_reading import Opened
 from fl_sim.codecs.schema import Schema
 from fl_sim.codecs.sections import KINDS, MASK, SECTION_OF
 from fl_sim.codecs.tensor_coding import Buffer, coder_of_others
 from fl_sim.codecs.value_coder import Together, ValueCoder
-from fl_sim.codecs.value_coding import EXACT, VALUES
+from fl_sim.codecs.value_coding import EXACT, VALUES, is_relative
 from fl_sim.core.types import Params
 
 Rows = NDArray[np.float32]
@@ -32,9 +32,15 @@ Rows = NDArray[np.float32]
 
 
 def encode_all(
-    rows: Tensor, *, schema: Schema, values: str, seeds: Sequence[int], masks: Tensor | None = None
+    rows: Tensor,
+    *,
+    schema: Schema,
+    values: str,
+    seeds: Sequence[int],
+    masks: Tensor | None = None,
+    base: Params | None = None,
 ) -> list[bytes] | None:
-    """Encode several clients' parameters, each as `encode` does with its mask and seed, and no held mask.
+    """Encode several clients' parameters, each as `encode` does with its mask and seed, the same base, and no held mask.
 
     Args:
         rows: float32 (clients, values), on the CPU; each row in the order of the schema.
@@ -42,6 +48,7 @@ def encode_all(
         values: value type, a name of `VALUES`.
         seeds: of each client.
         masks: the coordinates to send, bool (clients, prunable values); None sends all.
+        base: the model that the receiver holds, for the value types that code against it.
 
     Returns:
         The payloads; None where each is to be encoded by itself: values of this type are not encoded together, or one is not
@@ -49,24 +56,31 @@ def encode_all(
     """
     if not (schema.is_flat and isinstance(VALUES[values], Together)) or not tensor_coding.finite(rows.reshape(-1)):
         return None
+    known = HeldModel.of(base, None, schema) if is_relative(values) and base is not None else None
+    if masks is not None and known is not None:
+        return None
     if masks is not None:
         return _encode_masked(rows, masks, schema=schema, values=values, seeds=seeds)
     if values == EXACT:
         return [whole_payload(row, schema) for row in np.ascontiguousarray(rows.numpy(), dtype="<f4")]
-    coder = coder_of_type(values, None, schema, None)
-    assert isinstance(coder, Together)
     try:
-        sections = _sections(rows.numpy(), schema, coder, seeds)
+        coder = coder_of_type(values, None, schema, known)
+        assert isinstance(coder, Together)
+        sections = _sections(rows.numpy(), schema, coder, seeds, known)
     except ValueError:
         return None
-    head = HEAD.pack(MAGIC, VERSION, coder.id, NONE, 0, schema.hash)
+    head = HEAD.pack(MAGIC, VERSION, coder.id, NONE, 0 if known is None else AGAINST_BASE, schema.hash)
+    head += b"" if known is None else known.hash
     return [joined(head, schema.prunable_size, [b"", *parts]) for parts in sections]
 
 
-def _sections(rows: Rows, schema: Schema, coder: Together, seeds: Sequence[int]) -> list[tuple[Buffer, ...]]:
+def _sections(
+    rows: Rows, schema: Schema, coder: Together, seeds: Sequence[int], known: HeldModel | None
+) -> list[tuple[Buffer, ...]]:
     """The four sections of each client, as `tensor_coding.encode` makes them."""
     made: list[Sequence[Buffer]] = [coder.encode_all(rows[:, : schema.prunable_size], seeds)]
-    made += [others.encode_all(rows[:, place], seeds) for place, _, others in _others(schema, coder, None)]
+    base = None if known is None else known.others
+    made += [others.encode_all(rows[:, place], seeds) for place, _, others in _others(schema, coder, base)]
     return list(zip(*made, strict=True))
 
 

@@ -299,7 +299,8 @@ class Exchange:
             return None
         outgoing = CONTENTS[self.uplink.content].outgoing
         values = rows if outgoing is None else outgoing(rows, received)
-        return codecs.encode_all(values, schema=self.schema, values=self.uplink.values, seeds=seeds, masks=masks)
+        base, coding = self.schema.view(received), self.uplink.values
+        return codecs.encode_all(values, schema=self.schema, values=coding, seeds=seeds, masks=masks, base=base)
 
     def decode_up(self, data: bytes | memoryview, task: Task) -> tuple[Params, Mask | None]:
         """Invert `encode_up`; raises as `Coding.decode` does."""

@@ -16,8 +16,8 @@ from fl_sim.codecs import CorruptPayload, Schema, bits
 from fl_sim.core.types import Params
 
 RELATIVE = [name for name in codecs.VALUES if codecs.is_relative(name)]
-ONE_BY_ONE = [name for name in codecs.VALUES if name.startswith("top")]
-TOGETHER = [name for name in codecs.VALUES if name not in {*RELATIVE, *ONE_BY_ONE}]
+ONE_BY_ONE = [name for name in codecs.VALUES if name.startswith("top") or name.endswith("16-delta")]
+TOGETHER = [name for name in codecs.VALUES if name not in ONE_BY_ONE]
 
 
 def _model(shapes: dict[str, tuple[int, ...]] | None = None) -> Schema:
@@ -63,10 +63,12 @@ def _stack(payloads: Sequence[bytes], schema: Schema, base: Params | None = None
     return codecs.decode_all([codecs.opened(data, schema=schema) for data in payloads], base)
 
 
-def _require_equal(stack: codecs.Stack | None, payloads: Sequence[bytes], schema: Schema) -> None:
+def _require_equal(
+    stack: codecs.Stack | None, payloads: Sequence[bytes], schema: Schema, base: Params | None = None
+) -> None:
     assert stack is not None
     for i, data in enumerate(payloads):
-        params, mask = codecs.decode(data, schema=schema)
+        params, mask = codecs.decode(data, schema=schema, base=base)
         assert torch.equal(stack.rows[i].view(torch.int32), schema.flat(params).view(torch.int32))
         assert (mask is None) == (stack.masks is None)
         if mask is not None and stack.masks is not None:
@@ -77,8 +79,8 @@ def _require_equal(stack: codecs.Stack | None, payloads: Sequence[bytes], schema
 @pytest.mark.parametrize("values", TOGETHER)
 def test_payloads_decoded_together_have_the_bits_of_each(values: str, model: str) -> None:
     schema = MODELS[model]
-    payloads = _payloads(schema, _rows(schema), values)
-    _require_equal(_stack(payloads, schema), payloads, schema)
+    payloads, base = _payloads(schema, _rows(schema), values), _base(schema, values)
+    _require_equal(_stack(payloads, schema, base), payloads, schema, base)
 
 
 @pytest.mark.parametrize("values", ["float32", "float16", "int8", "sign"])
@@ -99,7 +101,14 @@ def test_masks_of_which_a_tensor_is_empty_are_decoded_one_by_one() -> None:
 @pytest.mark.parametrize("values", ONE_BY_ONE)
 def test_other_types_are_decoded_one_by_one(values: str) -> None:
     schema = _model()
-    assert _stack(_payloads(schema, _rows(schema), values), schema) is None
+    assert _stack(_payloads(schema, _rows(schema), values), schema, _base(schema, values)) is None
+
+
+def test_changes_of_another_model_are_left_to_be_refused_alone() -> None:
+    schema = _model()
+    payloads = _payloads(schema, _rows(schema), "float32-delta")
+    assert _stack(payloads, schema, schema.view(torch.zeros(schema.size))) is None
+    assert _stack(payloads, schema) is None
 
 
 def test_payloads_that_are_not_alike_are_decoded_one_by_one() -> None:

@@ -30,6 +30,8 @@ METHODS = {
     "int4 with error feedback": ["wire.uplink.values=int4", DIFFERENCE, FEEDBACK],
     "sign with error feedback": ["wire.uplink.values=sign", DIFFERENCE, FEEDBACK],
     "float32": [],
+    "float32-delta": ["wire.uplink.values=float32-delta"],
+    "top-k, float32-delta, error feedback": [*TOPK, FEEDBACK, "wire.uplink.values=float32-delta"],
     "float16": ["wire.uplink.values=float16", DIFFERENCE],
     "top-k in tensors, which is not encoded together": ["wire.uplink.values=top10-int8", DIFFERENCE],
     "top-k": TOPK,
@@ -88,16 +90,20 @@ def _model() -> Schema:
     return Schema.of(params, ["w", "v"])
 
 
-@pytest.mark.parametrize("values", ["float32", "float32-zstd", "float16", "bfloat16", "int8", "int4", "int2", "sign"])
+TOGETHER = ["float32", "float32-zstd", "float32-delta", "float16", "bfloat16", "int8", "int4", "int2", "sign"]
+
+
+@pytest.mark.parametrize("values", TOGETHER)
 def test_payloads_of_rows_are_those_of_each_row(values: str) -> None:
     schema = _model()
     rows = torch.randn(5, schema.size, generator=torch.Generator().manual_seed(0))
     rows[1] = 0.0
     rows[2] *= 1e-30
     seeds = [0, 1, 2**32, 2**63 - 1, 2**80]
-    made = codecs.encode_all(rows, schema=schema, values=values, seeds=seeds)
+    base = schema.view(rows[4] + 1e-3) if codecs.is_relative(values) else None
+    made = codecs.encode_all(rows, schema=schema, values=values, seeds=seeds, base=base)
     alone = [
-        codecs.encode(schema.view(row), None, schema=schema, values=values, seed=seed)
+        codecs.encode(schema.view(row), None, schema=schema, values=values, seed=seed, base=base)
         for row, seed in zip(rows, seeds, strict=True)
     ]
     assert made == alone
@@ -141,7 +147,7 @@ def test_payloads_of_rows_under_masks_are_those_of_each_row(values: str, monkeyp
     assert together == [2]
 
 
-@pytest.mark.parametrize("values", ["float32-delta", "top10-int8"])
+@pytest.mark.parametrize("values", ["float32-delta", "bfloat16-delta", "top10-int8"])
 def test_other_types_are_encoded_one_by_one(values: str) -> None:
     schema = _model()
     assert codecs.encode_all(torch.zeros(2, schema.size), schema=schema, values=values, seeds=[0, 1]) is None

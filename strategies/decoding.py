@@ -80,8 +80,7 @@ def decoded_all(
         except Rejected as problem:
             found.append(problem)
     read = [each for each in found if isinstance(each, _Read)]
-    together = exchange.restore_up_all([each.payload for each in read], start) if len(read) > 1 else None
-    values = iter(together if together is not None else [None] * len(read))
+    values = iter(exchange.restore_up_all([each.payload for each in read], start))
     made: list[Decoded | Rejected] = []
     for each, block in zip(found, blocks, strict=True):
         try:

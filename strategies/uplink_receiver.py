@@ -194,8 +194,8 @@ class UplinkReceiver:
         self.booking.keep("up", number, client, found.payload, start.mask, phase="train")
         if late:
             raise Unusable("late", f"client {client}: its update came too late to be used", is_fault=False)
-        if found.chosen is not None:
-            round_log.chosen.append(found.chosen)
+        if (chosen := found.chosen) is not None:
+            round_log.chosen.append(chosen)
         return update
 
     def receipt(self, number: int, client: int, reply: FoldedReply, round_log: RoundLog) -> Receipt:

@@ -18,7 +18,7 @@ from fl_sim.codecs.payload import encode
 from fl_sim.codecs.payload_reading import Opened, decode, describe, opened
 from fl_sim.codecs.schema import Schema
 from fl_sim.codecs.tensor_coding import finite
-from fl_sim.codecs.together import Stack, decode_all, encode_all
+from fl_sim.codecs.together import Stack, alike, decode_all, encode_all
 from fl_sim.codecs.value_coding import LOSSLESS, VALUES, by_itself, is_relative
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "Own",
     "Schema",
     "Stack",
+    "alike",
     "by_itself",
     "decode",
     "decode_all",

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import xxhash
@@ -263,13 +264,51 @@ MODES: Mapping[str, Mode] = {
 }
 
 
+class _Counted(NamedTuple):
+    """What a mask's predicted bytes depend on: of each tensor the ones, the rows that are not empty and those that are full; and
+    the neighbours that are alive together, 0 where nobody asks."""
+
+    ones: list[int]
+    live: list[int]
+    full: list[int]
+    pairs: int
+
+
+def _counted(flat: Bits, layout: Layout) -> list[_Counted]:
+    """Of each of several masks, (masks, elements)."""
+    tables = [
+        part.reshape(len(flat), rows if size else 0, -1) if size else part
+        for part, (rows, size, _) in zip(_columns(flat, layout), layout, strict=True)
+    ]
+    ones = [np.count_nonzero(table.reshape(len(flat), -1), axis=1) for table in tables]
+    nothing = np.zeros(len(flat), dtype=np.int64)
+    live, full = [], []
+    for table, count in zip(tables, ones, strict=True):
+        alive = table.ndim == 3
+        live.append(np.count_nonzero(np.logical_or.reduce(table, axis=2), axis=1) if alive else nothing)
+        some = alive and bool((count >= table.shape[2]).any())
+        full.append(np.count_nonzero(np.logical_and.reduce(table, axis=2), axis=1) if some else nothing)
+    total = np.sum(ones, axis=0) if ones else nothing
+    few = bool(((total > 0) & (total < gap_coding.DENSEST * flat.shape[1])).any())
+    pairs = np.count_nonzero(flat[:, 1:] & flat[:, :-1], axis=1) if few else nothing
+    each = (np.stack(counts, axis=1).tolist() if counts else [[]] * len(flat) for counts in (ones, live, full))
+    return list(map(_Counted, *each, pairs.tolist()))
+
+
+def _columns(flat: Bits, layout: Layout) -> list[Bits]:
+    """The tensors of several masks."""
+    return np.split(flat, np.cumsum([size for _, size, _ in layout])[:-1], axis=1) if layout else []
+
+
 def choose(flat: Bits, layout: Layout, held: Bits | None) -> str:
     """The mode with the fewest predicted bytes; predictions need popcounts only, gaps a histogram."""
-    tensors = list(_tensors(flat, layout))
-    ones = [int(np.count_nonzero(part)) for part in tensors]
-    sizes = [size for _, size, _ in layout]
-    costs = {"whole": _cost(zip(ones, sizes, strict=True))}
-    costs["rows"] = _rows_cost(tensors, ones, layout)
+    (counted,) = _counted(flat[np.newaxis], layout)
+    return _chosen(flat, counted, layout, held)
+
+
+def _chosen(flat: Bits, counted: _Counted, layout: Layout, held: Bits | None) -> str:
+    ones, sizes = counted.ones, [size for _, size, _ in layout]
+    costs = {"whole": _cost(zip(ones, sizes, strict=True)), "rows": _rows_cost(counted, layout)}
     if held is not None:
         changed = [int(np.count_nonzero(part)) for part in _tensors(flat ^ held, layout)]
         costs["xor"] = _cost(zip(changed, sizes, strict=True))
@@ -277,25 +316,22 @@ def choose(flat: Bits, layout: Layout, held: Bits | None) -> str:
         sides = _side_sizes(layout, held)
         split = [k for pair in zip(both, (o - b for o, b in zip(ones, both, strict=True)), strict=True) for k in pair]
         costs["split"] = _cost(zip(split, sides, strict=True))
-    if 0 < sum(ones) < gap_coding.DENSEST * len(flat) and _clustered(flat, ones, sizes):
+    if 0 < sum(ones) < gap_coding.DENSEST * len(flat) and _clustered(counted, sizes):
         costs["gaps"] = gap_coding.cost_bits(flat) + 16 * len(layout)
     return min(costs, key=costs.__getitem__)
 
 
-def _clustered(flat: Bits, ones: list[int], sizes: list[int]) -> bool:
+def _clustered(counted: _Counted, sizes: list[int]) -> bool:
     """Whether neighbours are alive together more often than independent bits would be; cheaper than the gaps' histogram."""
-    pairs = int(np.count_nonzero(flat[1:] & flat[:-1]))
-    independent = sum(k * k / size for k, size in zip(ones, sizes, strict=True) if size)
-    return pairs > 1.2 * independent + 2
+    independent = sum(k * k / size for k, size in zip(counted.ones, sizes, strict=True) if size)
+    return counted.pairs > 1.2 * independent + 2
 
 
-def _rows_cost(tensors: list[Bits], ones: list[int], layout: Layout) -> float:
+def _rows_cost(counted: _Counted, layout: Layout) -> float:
     total, useful = 0.0, False
-    for part, k, (rows, size, _) in zip(tensors, ones, layout, strict=True):
+    for k, live, full, (rows, size, _) in zip(counted.ones, counted.live, counted.full, layout, strict=True):
         if size:
-            table, width = part.reshape(rows, -1), size // rows
-            live = int(np.count_nonzero(np.logical_or.reduce(table, axis=1)))
-            full = int(np.count_nonzero(np.logical_and.reduce(table, axis=1))) if k >= width else 0
+            width = size // rows
             useful = useful or live < rows or full > 0
             total += _cost([(live, rows)])
             if full < live:
@@ -304,25 +340,17 @@ def _rows_cost(tensors: list[Bits], ones: list[int], layout: Layout) -> float:
 
 
 def encode_all(flat: Bits, layout: Layout) -> list[tuple[int, bytes]]:
-    """(mode, bytes) of several masks, (masks, elements), of which the receiver holds none: what `choose` and its mode make of
-    each. Those for which `whole` alone comes into question are looked at and cut into words together."""
-    edges = np.cumsum([size for _, size, _ in layout])[:-1]
-    parts = np.split(flat, edges, axis=1)
-    sizes = np.array([size for _, size, _ in layout])
-    ones = np.stack([np.count_nonzero(part, axis=1) for part in parts], axis=1)
-    simple: Bits = np.logical_and.reduce((ones > 0) & (ones < sizes), axis=1)
-    if simple.any():
-        # One less than in `_clustered`: sums of another order are no reason for another mode.
-        pairs = np.count_nonzero(flat[:, 1:] & flat[:, :-1], axis=1)
-        simple &= pairs < 1.2 * (ones * ones / sizes).sum(axis=1) + 1
-        for part, (rows, _, _) in zip(parts, layout, strict=True):
-            table = part.reshape(len(part), rows, -1)
-            live, full = np.logical_or.reduce(table, axis=2), np.logical_and.reduce(table, axis=2)
-            simple &= np.logical_and.reduce(live, axis=1) & ~np.logical_or.reduce(full, axis=1)
-    whole = iter(bits.encode_all([part[simple] for part in parts], ones[simple]) if simple.any() else ())
+    """(mode, bytes) of several masks, (masks, elements), of which the receiver holds none: what `encode` makes of each. Those of
+    which `whole` is chosen and no tensor is all or nothing are cut into words together."""
+    counted = _counted(flat, layout)
+    modes = [_chosen(row, each, layout, None) for row, each in zip(flat, counted, strict=True)]
+    sizes, ones = [size for _, size, _ in layout], np.array([each.ones for each in counted])
+    simple: Bits = np.logical_and.reduce((ones > 0) & (ones < sizes), axis=1) & (np.array(modes) == "whole")
+    parts = [part[simple] for part in _columns(flat, layout)]
+    whole = iter(bits.encode_all(parts, ones[simple]) if simple.any() else ())
     return [
-        (MODES["whole"].id, next(whole)) if plain else encode(row, layout)
-        for plain, row in zip(simple, flat, strict=True)
+        (MODES[mode].id, next(whole) if plain else MODES[mode].encode(row, layout, None))
+        for mode, plain, row in zip(modes, simple, flat, strict=True)
     ]
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -60,12 +62,12 @@ class Opened:
 
     def section(self, name: str) -> memoryview:
         """Bytes of one section, not copied. Raises KeyError for a name that is not in `fl_sim.codecs.sections.BODY`."""
-        start = 0
-        for other, length in self.lengths.items():
-            if other == name:
-                return self.body[start : start + length]
-            start += length
-        raise KeyError(name)
+        return self._sections[name]
+
+    @cached_property
+    def _sections(self) -> dict[str, memoryview]:
+        ends = list(accumulate(self.lengths.values(), initial=0))
+        return {name: self.body[start:end] for name, start, end in zip(self.lengths, ends, ends[1:], strict=False)}
 
     @property
     def is_in_place(self) -> bool:
@@ -76,7 +78,8 @@ class Opened:
     def is_whole(self) -> bool:
         """Whether the bytes still have their checksum."""
         view = memoryview(self.data)
-        return bool(view[-CHECK.size :] == last_bytes(xxhash.xxh3_64(view[: -CHECK.size])))
+        expected: int = CHECK.unpack_from(view, len(view) - CHECK.size)[0]
+        return expected == xxhash.xxh3_64_intdigest(view[: -CHECK.size]) & 0xFFFFFFFF
 
     def decoded(self, base: Params | None = None, own: Own | None = None) -> tuple[Params, Mask | None]:
         """See `decode`; `own` is the codec of the user's own that this receiver has."""

@@ -123,19 +123,21 @@ class Stack(NamedTuple):
     masks: Tensor | None
 
 
-def decode_all(payloads: Sequence[Opened], base: Params | None = None) -> Stack | None:
-    """Decode payloads of one schema, each as `decode` does.
+def alike(payloads: Sequence[Opened]) -> Iterator[list[int]]:
+    """Which of several payloads of one schema are to be decoded together: the places of each kind."""
+    places: dict[tuple[object, ...], list[int]] = {}
+    for place, each in enumerate(payloads):
+        places.setdefault((each.mode, each.values, each.base_hash), []).append(place)
+    yield from places.values()
 
-    None where each is to be decoded by itself: they are not alike, of types that are not decoded together, or one is not right.
+
+def decode_all(payloads: Sequence[Opened], base: Params | None = None) -> Stack | None:
+    """Decode payloads that are `alike`, each as `decode` does.
+
+    None where each is to be decoded by itself: they are of types that are not decoded together, or one is not right.
     """
     first = payloads[0]
-    kinds = {(each.mode, each.values, each.base_hash) for each in payloads}
-    if (
-        len(kinds) > 1
-        or not first.schema.is_flat
-        or first.held_mask is not None
-        or (first.mode != NONE and first.base_hash)
-    ):
+    if not first.schema.is_flat or first.held_mask is not None or (first.mode != NONE and first.base_hash):
         return None
     if not isinstance(VALUES.get(first.values), Together) or not all(each.is_whole for each in payloads):
         return None

@@ -306,11 +306,20 @@ class Exchange:
         """Invert `encode_up`; raises as `Coding.decode` does."""
         return self.uplink.decode(data, task.params, schema=self.schema, held_mask=task.mask)
 
-    def restore_up_all(self, payloads: Sequence[Opened], start: Params) -> list[tuple[Params, Mask | None]] | None:
+    def restore_up_all(self, payloads: Sequence[Opened], start: Params) -> list[tuple[Params, Mask | None] | None]:
         """What `uplink.restore` makes of each of several clients' payloads; they started from the same parameters.
 
-        None where each is to be restored by itself, which also says what is wrong with it."""
-        if type(self.uplink) is not Coding or (stack := codecs.decode_all(payloads, start)) is None:
+        None for those that are to be restored by themselves, which also says what is wrong with one."""
+        found: list[tuple[Params, Mask | None] | None] = [None] * len(payloads)
+        for places in codecs.alike(payloads) if type(self.uplink) is Coding else ():
+            if len(places) > 1 and (made := self._restored([payloads[place] for place in places], start)):
+                for place, each in zip(places, made, strict=True):
+                    found[place] = each
+        return found
+
+    def _restored(self, payloads: Sequence[Opened], start: Params) -> list[tuple[Params, Mask | None]] | None:
+        stack = codecs.decode_all(payloads, start)
+        if stack is None:
             return None
         rows, incoming = stack.rows, CONTENTS[self.uplink.content].incoming
         if incoming is not None:

@@ -111,13 +111,15 @@ def test_changes_of_another_model_are_left_to_be_refused_alone() -> None:
     assert _stack(payloads, schema) is None
 
 
-def test_payloads_that_are_not_alike_are_decoded_one_by_one() -> None:
+def test_payloads_are_alike_in_values_mask_mode_and_base() -> None:
     schema = _model()
     masks = torch.rand(2, schema.prunable_size, generator=torch.Generator().manual_seed(1)) < 0.3
-    plain = _payloads(schema, _rows(schema, 2), "float32")
-    assert _stack(plain, schema) is not None
-    assert _stack([*plain, *_payloads(schema, _rows(schema, 2), "int8")], schema) is None
-    assert _stack([*plain, *_payloads(schema, _rows(schema, 2), "float32", masks)], schema) is None
+    rows = _rows(schema, 2)
+    plain, masked = _payloads(schema, rows, "float32"), _payloads(schema, rows, "float32", masks)
+    changes = _payloads(schema, rows, "float32-delta")
+    other = codecs.encode(schema.view(rows[0]), None, schema=schema, values="float32-delta", base=schema.view(rows[1]))
+    mixed = [plain[0], masked[0], changes[0], other, changes[1], masked[1], plain[1]]
+    assert list(codecs.alike([codecs.opened(each, schema=schema) for each in mixed])) == [[0, 6], [1, 5], [2, 4], [3]]
 
 
 def _damaged(data: bytes, rng: np.random.Generator) -> bytes:

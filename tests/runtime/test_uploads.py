@@ -144,7 +144,7 @@ def test_payloads_of_rows_under_masks_are_those_of_each_row(values: str, monkeyp
     ]
     modes = {codecs.describe(data, schema=schema).mask_mode for data in made or ()}
     assert {"whole", "rows", "gaps"} <= modes
-    assert together == [2]
+    assert together == [3]
 
 
 @pytest.mark.parametrize("values", ["float32-delta", "bfloat16-delta", "top10-int8"])

@@ -95,8 +95,8 @@ class ErrorFeedback:
 
 @dataclass(frozen=True)
 class RowsFeedback:
-    """`ErrorFeedback` of several clients that received the same, without a pruning mask, and send exact values: one row of a
-    matrix for each, and the same bits.
+    """`ErrorFeedback` of several clients that received the same, without a pruning mask: one row of a matrix for each, and the
+    same bits.
 
     Attributes:
         received: the prunable parameters that all received, 1-D.
@@ -119,11 +119,12 @@ class RowsFeedback:
             sums[known, :count] = rows[known, :count].add(added)
         return sums
 
-    def left_out(self, rows: Tensor, encoded: Tensor, upload_masks: Tensor | None) -> Tensor:
-        """The next residuals, of what was trained (`rows`) and `corrected`; upload masks as rows over the prunable values."""
+    def left_out(self, rows: Tensor, arrived: Tensor, upload_masks: Tensor | None) -> Tensor:
+        """The next residuals, of what was trained (`rows`) and what the server decodes; upload masks as rows over the prunable
+        values. Of exact values under a mask, what was encoded does for what is decoded."""
         count = len(self.received)
         left = self.corrected(rows[:, :count] - self.received)
-        change = encoded[:, :count] - self.received
+        change = arrived[:, :count] - self.received
         if upload_masks is not None:
             change = torch.where(upload_masks, change, 0.0)
         return left.sub_(change)

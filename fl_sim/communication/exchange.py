@@ -306,6 +306,17 @@ class Exchange:
         """Invert `encode_up`; raises as `Coding.decode` does."""
         return self.uplink.decode(data, task.params, schema=self.schema, held_mask=task.mask)
 
+    def decode_up_all(self, data: Sequence[bytes], start: Params) -> Tensor | None:
+        """The values that `decode_up` makes of several clients' payloads, (clients, values) in schema order; they started from the
+        same parameters, without a pruning mask. None where one is refused."""
+        try:
+            payloads = [codecs.opened(each, schema=self.schema) for each in data]
+            found = zip(self.restore_up_all(payloads, start), payloads, strict=True)
+            restored = [each or self.uplink.restore(payload, start) for each, payload in found]
+        except CorruptPayload:
+            return None
+        return torch.stack([self.schema.flat(params) for params, _ in restored])
+
     def restore_up_all(self, payloads: Sequence[Opened], start: Params) -> list[tuple[Params, Mask | None] | None]:
         """What `uplink.restore` makes of each of several clients' payloads; they started from the same parameters.
 

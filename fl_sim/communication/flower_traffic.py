@@ -97,6 +97,8 @@ def _envelope(message: Message) -> Structure:
 
 def _size(value: object) -> tuple[object, ...]:
     """Key of a scalar's encoded size: its type, and its length as protobuf writes it."""
+    if type(value) is float:  # most of them
+        return (float,)
     if isinstance(value, (str, bytes)):
         return (type(value), len(value) if isinstance(value, bytes) else len(value.encode()))
     if isinstance(value, list):

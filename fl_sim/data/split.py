@@ -79,7 +79,7 @@ class Split:
     by_weight: bool = False
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return self.labels.shape[0]  # `len` of a tensor takes several times as long
 
     def __getitem__(self, index: int) -> tuple[Tensor, int | Tensor]:
         """Get one sample: the input as a model gets it, not augmented, and its target. A map-style `Dataset`.

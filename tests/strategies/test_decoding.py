@@ -55,10 +55,11 @@ def test_a_rejected_reply_among_others_is_rejected_alone(coding: Coding) -> None
 
 def test_a_value_that_overflows_the_sum_is_rejected_alone() -> None:
     exchange = Exchange(SCHEMA, uplink=Coding("float32", "difference"))
-    start = SCHEMA.view(torch.full((SCHEMA.size,), 3e38))
+    high, low = (SCHEMA.view(torch.full((SCHEMA.size,), value)) for value in (3e38, -3e38))
     zeros = Update(SCHEMA.view(torch.zeros(SCHEMA.size)), 1)
-    contents = [_content(exchange, 0), wire.update_content(zeros, exchange.encode_up(zeros, Task(1, start), seed=0))]
-    contents.append(contents[0])
-    lowest = SCHEMA.view(torch.full((SCHEMA.size,), -3e38))
-    found = decoded_all(exchange, contents, lowest, None, blocks=[0, 0, 0])
+    data = [exchange.encode_up(zeros, Task(1, start), seed=0) for start in (low, high, low)]
+    contents = [wire.update_content(zeros, each) for each in data]
+    found = decoded_all(exchange, contents, low, None, blocks=[0, 0, 0])
     assert [isinstance(each, Rejected) for each in found] == [False, True, False]
+    assert exchange.decode_up_all(data, low) is None
+    assert exchange.decode_up_all(data[::2], low) is not None

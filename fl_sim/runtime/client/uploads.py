@@ -73,8 +73,12 @@ def together(
     payloads = exchange.encode_up_all(sent, received, seeds=seeds, masks=masks)
     if masks is None and payloads is None and feedback is None:
         return [NOTHING] * len(tasks)
-    exact = feedback is not None and exchange.uplink.is_exact
-    left = feedback.left_out(rows, sent, masks) if feedback is not None and exact else None
+    arrived = None
+    if feedback is not None and exchange.uplink.is_exact:
+        arrived = sent
+    elif feedback is not None and payloads is not None:
+        arrived = exchange.decode_up_all(payloads, first.params)
+    left = None if feedback is None or arrived is None else feedback.left_out(rows, arrived, masks)
     return [
         Made(
             None if masks is None else schema.view_mask(masks[i]),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -31,6 +30,8 @@ FRACTION = 1 << 16
 """Parts of a bit in which costs are added up, so that sums do not depend on the order of additions."""
 
 Integers = NDArray[np.int64]
+NOBODY: Bytes = np.zeros(0, dtype=np.uint8)
+"""No scale has a table of its own."""
 
 
 class Plan(NamedTuple):
@@ -76,7 +77,7 @@ def contexts_of(plans: Sequence[Plan], base: Words, tensors: list[slice]) -> Byt
         np.tile(base, len(plans)) if len(plans) > 1 else base,
         np.tile(sizes_of(tensors), len(plans)),
         scales.reshape(-1),
-        np.take_along_axis(ranks, scales, axis=1).reshape(-1),
+        ranks[np.arange(len(plans))[:, np.newaxis], scales].reshape(-1),
         contexts,
     )
     return contexts
@@ -109,58 +110,58 @@ def plans_of(keys: Keys, tensors: list[slice]) -> list[Plan]:
     """What suits the changes of several clients, whose keys are the rows of (clients, values), by a sample of each tensor."""
     steps = 1 + sizes_of(tensors) // SAMPLE
     drawn = [keys[:, tensor][:, ::step] for tensor, step in zip(tensors, steps.tolist(), strict=True)]
-    lengths = [part.shape[1] for part in drawn]
+    lengths = np.array([part.shape[1] for part in drawn])
     sample = np.concatenate(drawn, axis=1).astype(np.int64)
-    finite = (sample > 0) & (sample < FINITE)
-    seen, sums = _by_tensor(finite.astype(np.int64), lengths), _by_tensor(np.where(finite, sample, 0), lengths)
+    sample[sample >= FINITE] = 0  # as what has not changed
+    seen, sums = _by_tensor((sample > 0).astype(np.int64), lengths), _by_tensor(sample, lengths)
     scales = np.clip(np.rint(sums / np.maximum(1, OCTAVE * seen)).astype(np.int64) - BIAS, 0, 255)
     changed = seen * steps
-    own = [_own(*each) for each in zip(scales, changed, strict=True)]
-    tables = np.array([1 + len(each) for each in own])
-    details = _details(sample, finite, tables, changed.sum(axis=1))
-    over = np.where(finite, sample - np.repeat(OCTAVE * (scales + BIAS), lengths, axis=1), -OCTAVE)
-    above = np.clip(over.max(axis=1, initial=-OCTAVE) + OCTAVE, 0, ABOVE * OCTAVE) >> (FINEST - details)
-    below = np.where(seen.any(axis=1), BINS - 1 - above, 0)
-    made = zip(details.tolist(), below.tolist(), own, scales.astype(np.uint8), strict=True)
-    return [Plan(*each) for each in made]
+    sizes = changed.sum(axis=1)
+    own = [_own(*each) if size >= ENOUGH else NOBODY for *each, size in zip(scales, changed, sizes, strict=True)]
+    details = _details(sample, sizes, np.array([1 + len(each) for each in own]))
+    typical = np.repeat(OCTAVE * (scales + BIAS), lengths, axis=1)
+    largest = np.where(sample > 0, sample - typical, -OCTAVE).max(axis=1)
+    above = np.clip(largest + OCTAVE, 0, ABOVE * OCTAVE) >> (FINEST - details)
+    below = np.where(sizes > 0, BINS - 1 - above, 0)
+    return list(map(Plan, details.tolist(), below.tolist(), own, scales.astype(np.uint8)))
 
 
-def _by_tensor(numbers: Integers, lengths: list[int]) -> Integers:
+def _by_tensor(numbers: Integers, lengths: Integers) -> Integers:
     """Sums over each tensor, (clients, tensors)."""
-    ends = np.cumsum([0, *lengths])
-    return np.stack([numbers[:, start:end].sum(axis=1) for start, end in pairwise(ends.tolist())], axis=1)
+    sums, some = np.zeros((len(numbers), len(lengths)), dtype=np.int64), lengths > 0
+    sums[:, some] = np.add.reduceat(numbers, (np.cumsum(lengths) - lengths)[some], axis=1)
+    return sums
 
 
 def _own(scales: Integers, changed: Integers) -> Bytes:
     """The scales with tables of their own: those of the most changes, where these are enough."""
-    if changed.sum() < ENOUGH:
-        return np.zeros(0, dtype=np.uint8)
     sizes = np.bincount(scales, weights=changed, minlength=256)
     most = np.argsort(-sizes, kind="stable")[: min(SCALES, np.count_nonzero(sizes >= ENOUGH))]
     return np.sort(most).astype(np.uint8)
 
 
-def _details(sample: Integers, finite: NDArray[np.bool_], tables: Integers, sizes: Integers) -> Integers:
-    """The detail at which each client's symbols, so many, and their tables take least; 0 where nothing changed."""
-    counts = _histograms(sample, finite)
-    total = counts.sum(axis=1)
-    costs: list[NDArray[np.float64]] = []
-    for detail in range(FINEST + 1):
-        groups = counts.reshape(len(counts), -1, 1 << (FINEST - detail)).sum(axis=2)
-        bits = (_weighed(total) - _weighed(groups).sum(axis=1)) / FRACTION - detail * total
-        costs.append(bits * sizes / np.maximum(1, total) + 8.0 * tables * np.count_nonzero(groups, axis=1))
-    return np.where(total > 0, np.argmin(np.stack(costs), axis=0), 0)
+def _details(sample: Integers, sizes: Integers, tables: Integers) -> Integers:
+    """The detail at which each client's changes, so many, and their tables take least; 0 where nothing changed."""
+    counts = [_histograms(sample)]
+    while len(counts) <= FINEST:  # keys of half the detail: pairs of neighbours together
+        counts.append(counts[-1].reshape(len(sample), -1, 2).sum(axis=2))
+    every, width = np.concatenate(counts, axis=1), counts[0].shape[1]
+    starts = [2 * width - (2 * width >> detail) for detail in range(FINEST + 1)]
+    weighed = np.rint(FRACTION * every * np.log2(np.maximum(1, every))).astype(np.int64)
+    used, total = np.add.reduceat((every > 0).astype(np.int64), starts, axis=1), counts[0].sum(axis=1)[:, np.newaxis]
+    seen = np.maximum(1, total)
+    whole = np.rint(FRACTION * total * np.log2(seen)).astype(np.int64)
+    bits = (whole - np.add.reduceat(weighed, starts, axis=1)) / FRACTION - np.arange(FINEST, -1, -1) * total
+    costs = bits * sizes[:, np.newaxis] / seen + 8.0 * tables[:, np.newaxis] * used
+    best: Integers = FINEST - np.argmin(costs, axis=1)
+    return np.where(total[:, 0] > 0, best, 0)
 
 
-def _histograms(sample: Integers, finite: NDArray[np.bool_]) -> Integers:
-    """How often each key occurs, (clients, keys from some octave on)."""
-    lowest = np.where(finite, sample, FINITE).min(axis=1, initial=FINITE) & -OCTAVE
-    places = sample - lowest[:, np.newaxis]
-    width = OCTAVE + (int(np.where(finite, places, 0).max(initial=0)) & -OCTAVE)
+def _histograms(sample: Integers) -> Integers:
+    """How often each key but 0 occurs, (clients, keys from some octave on)."""
+    there = sample > 0
+    lowest = np.where(there, sample, FINITE).min(axis=1) & -OCTAVE
+    places = np.where(there, sample - lowest[:, np.newaxis], 0)
+    width = OCTAVE + (int(places.max()) & -OCTAVE)
     places += width * np.arange(len(sample))[:, np.newaxis]
-    return np.bincount(places[finite], minlength=width * len(sample)).reshape(len(sample), width)
-
-
-def _weighed(counts: Integers) -> Integers:
-    """n log2 n of each count, in parts of a bit."""
-    return np.rint(FRACTION * counts * np.log2(np.maximum(1, counts))).astype(np.int64)
+    return np.bincount(places[there], minlength=width * len(sample)).reshape(len(sample), width)

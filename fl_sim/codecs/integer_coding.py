@@ -93,7 +93,8 @@ def _decode_all(data: Sequence[memoryview], counts: Counts, sizes: Sizes, top: i
     values: Values = np.empty(symbols.shape, dtype=np.float32)
     scales = _scales(exponents, riders)
     # What is not finite is refused with all values.
-    scale_blocks(symbols.reshape(-1), scales, np.tile(sizes, len(data)), values.reshape(-1))
+    blocks = np.tile(sizes, len(data)) if len(data) > 1 else sizes
+    scale_blocks(symbols.reshape(-1), scales, blocks, values.reshape(-1))
     return values
 
 

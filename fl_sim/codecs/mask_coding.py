@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 import xxhash
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fl_sim.codecs import bits, context_coding, gap_coding
@@ -266,7 +267,7 @@ MODES: Mapping[str, Mode] = {
 
 class _Counted(NamedTuple):
     """What a mask's predicted bytes depend on: of each tensor the ones, the rows that are not empty and those that are full; and
-    the neighbours that are alive together, 0 where nobody asks."""
+    the neighbours that are alive together, where ones are so few that somebody asks."""
 
     ones: list[int]
     live: list[int]
@@ -274,36 +275,38 @@ class _Counted(NamedTuple):
     pairs: int
 
 
-def _counted(flat: Bits, layout: Layout) -> list[_Counted]:
-    """Of each of several masks, (masks, elements)."""
-    tables = [
-        part.reshape(len(flat), rows if size else 0, -1) if size else part
-        for part, (rows, size, _) in zip(_columns(flat, layout), layout, strict=True)
-    ]
-    ones = [np.count_nonzero(table.reshape(len(flat), -1), axis=1) for table in tables]
-    nothing = np.zeros(len(flat), dtype=np.int64)
-    live, full = [], []
-    for table, count in zip(tables, ones, strict=True):
-        alive = table.ndim == 3
-        live.append(np.count_nonzero(np.logical_or.reduce(table, axis=2), axis=1) if alive else nothing)
-        some = alive and bool((count >= table.shape[2]).any())
-        full.append(np.count_nonzero(np.logical_and.reduce(table, axis=2), axis=1) if some else nothing)
-    total = np.sum(ones, axis=0) if ones else nothing
-    few = bool(((total > 0) & (total < gap_coding.DENSEST * flat.shape[1])).any())
-    pairs = np.count_nonzero(flat[:, 1:] & flat[:, :-1], axis=1) if few else nothing
-    each = (np.stack(counts, axis=1).tolist() if counts else [[]] * len(flat) for counts in (ones, live, full))
-    return list(map(_Counted, *each, pairs.tolist()))
+def _counted(flat: Bits, layout: Layout) -> _Counted:
+    """Of one mask; the rows are looked at once for what is asked of them."""
+    ones, live, full = list[int](), list[int](), list[int]()
+    for part, (rows, size, _) in zip(_tensors(flat, layout), layout, strict=True):
+        ones.append(int(np.count_nonzero(part)))
+        table = part.reshape(rows, -1) if size else part.reshape(0, 1)
+        live.append(int(np.count_nonzero(np.logical_or.reduce(table, axis=1))))
+        full.append(int(np.count_nonzero(np.logical_and.reduce(table, axis=1))) if ones[-1] >= table.shape[1] else 0)
+    few = 0 < sum(ones) < gap_coding.DENSEST * len(flat)
+    return _Counted(ones, live, full, int(np.count_nonzero(flat[1:] & flat[:-1])) if few else 0)
+
+
+def _counted_all(flat: Bits, layout: Layout) -> list[_Counted]:
+    """`_counted` of each of several masks, (masks, elements)."""
+    ones, live, full = list[NDArray[np.int64]](), list[NDArray[np.int64]](), list[NDArray[np.int64]]()
+    for part, (rows, size, _) in zip(_columns(flat, layout), layout, strict=True):
+        table = part.reshape(len(flat), rows, -1) if size else part.reshape(len(flat), 0, 1)
+        ones.append(np.count_nonzero(part, axis=1))
+        live.append(np.count_nonzero(np.logical_or.reduce(table, axis=2), axis=1))
+        full.append(np.count_nonzero(np.logical_and.reduce(table, axis=2), axis=1))
+    pairs = np.count_nonzero(flat[:, 1:] & flat[:, :-1], axis=1)
+    return list(map(_Counted, *(np.stack(counts, axis=1).tolist() for counts in (ones, live, full)), pairs.tolist()))
 
 
 def _columns(flat: Bits, layout: Layout) -> list[Bits]:
     """The tensors of several masks."""
-    return np.split(flat, np.cumsum([size for _, size, _ in layout])[:-1], axis=1) if layout else []
+    return np.split(flat, np.cumsum([size for _, size, _ in layout])[:-1], axis=1)
 
 
 def choose(flat: Bits, layout: Layout, held: Bits | None) -> str:
     """The mode with the fewest predicted bytes; predictions need popcounts only, gaps a histogram."""
-    (counted,) = _counted(flat[np.newaxis], layout)
-    return _chosen(flat, counted, layout, held)
+    return _chosen(flat, _counted(flat, layout), layout, held)
 
 
 def _chosen(flat: Bits, counted: _Counted, layout: Layout, held: Bits | None) -> str:
@@ -342,7 +345,7 @@ def _rows_cost(counted: _Counted, layout: Layout) -> float:
 def encode_all(flat: Bits, layout: Layout) -> list[tuple[int, bytes]]:
     """(mode, bytes) of several masks, (masks, elements), of which the receiver holds none: what `encode` makes of each. Those of
     which `whole` is chosen and no tensor is all or nothing are cut into words together."""
-    counted = _counted(flat, layout)
+    counted = _counted_all(flat, layout)
     modes = [_chosen(row, each, layout, None) for row, each in zip(flat, counted, strict=True)]
     sizes, ones = [size for _, size, _ in layout], np.array([each.ones for each in counted])
     simple: Bits = np.logical_and.reduce((ones > 0) & (ones < sizes), axis=1) & (np.array(modes) == "whole")

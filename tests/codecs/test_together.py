@@ -164,8 +164,11 @@ def test_a_payload_without_its_checksum_leaves_all_to_be_decoded_alone() -> None
 def test_masks_with_other_ones_than_they_say_are_refused() -> None:
     masks = np.random.default_rng(0).random((3, 100)) < 0.3
     ones = np.count_nonzero(masks, axis=1)[:, None]
-    words = [memoryview(bits.encode([mask])[1]) for mask in masks]
-    assert np.array_equal(bits.decode_all(words, ones, [100]), masks)
-    ones[1] += 1
-    with pytest.raises(CorruptPayload):
-        bits.decode_all(words, ones, [100])
+
+    def words(said: np.ndarray) -> list[memoryview]:
+        return [memoryview(data)[1:] for data in bits.encode_all([masks], said)]  # a byte says how many
+
+    assert np.array_equal(bits.decode_all(words(ones), ones, [100]), masks)
+    more = ones + np.array([[0], [1], [0]])
+    with pytest.raises(CorruptPayload, match="another number of ones"):
+        bits.decode_all(words(more), more, [100])

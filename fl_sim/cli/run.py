@@ -16,7 +16,7 @@ from fl_sim.cli.imports import imports_uncollected
 from fl_sim.cli.screen import console, errors, show, typed, wide
 from fl_sim.cli.watch import beside
 from fl_sim.core.errors import UserError
-from fl_sim.runtime.grids import forkserver, ray_ahead
+from fl_sim.runtime.grids import forkserver
 
 if TYPE_CHECKING:
     from fl_sim.config.experiment import Experiment
@@ -53,8 +53,6 @@ def run(
     """
     if engine == "workers":
         forkserver.prepare()  # it imports what it needs while this process does the same
-    if engine == "ray":
-        ray_ahead.begin(config, overrides or [])
 
     with imports_uncollected():
         from fl_sim.config.experiment import Experiment, run_folder

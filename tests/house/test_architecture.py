@@ -123,7 +123,7 @@ def test_ray_and_private_flower_have_one_home() -> None:
         if root in ("flwr", "ray") and module.startswith("fl_sim"):
             touching.add(_package(module).removeprefix("fl_sim."))
     assert homes == {
-        "ray": {f"fl_sim.runtime.grids.{name}" for name in ("ray", "ray_ahead", "ray_worker")},
+        "ray": {"fl_sim.runtime.grids.ray", "fl_sim.runtime.grids.ray_worker"},
         "private names of Flower": {"fl_sim.communication.flower_private"},
     }
     assert touching <= FLOWERS

@@ -26,7 +26,6 @@ from fl_sim.runtime.grids.heartbeat import Address
 from fl_sim.runtime.grids.last_words import LastWords
 from fl_sim.runtime.grids.pool import Finished, Jobs, PooledGrid
 from fl_sim.runtime.grids.ray_actors import PULSE_S, Actors
-from fl_sim.runtime.grids.ray_ahead import PATIENCE, SILENTLY, ended, settle_environment
 from fl_sim.runtime.grids.ray_worker import Content, whole
 from fl_sim.runtime.grids.worker import contents_of
 from fl_sim.runtime.state.buffers import split_off
@@ -38,6 +37,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("fl_sim")
 LISTENER_S = 5.0
 """How long a cluster's head may take to accept a connection."""
+PATIENCE = "RAY_gcs_rpc_server_reconnect_timeout_s"
+"""Ray's own setting: seconds without its head after which it ends the process."""
 MOST_ACTORS = 65_536
 """Of a cluster, and GPUs of one actor; Ray would wait for more without end."""
 
@@ -184,15 +185,14 @@ class RayGrid(PooledGrid):
 def connected(options: RayOptions, node_timeout_s: float = 30.0) -> Iterator[ModuleType]:
     """Ray, started for the block unless it runs already. Without its head it ends this program after that time; then a
     line says so."""
-    settle_environment()
+    _quietly()
     os.environ.setdefault(PATIENCE, str(math.ceil(node_timeout_s)))
-    ahead = ended()
     import ray
 
-    started = ahead or not ray.is_initialized()
-    if not ray.is_initialized():
+    started = not ray.is_initialized()
+    if started:
         _connect(options)
-    elif not started and options.environment:
+    elif options.environment:
         raise UserError(
             "ray.working_dir, ray.runtime_env: this program has started Ray itself; give them to its ray.init"
         )
@@ -212,10 +212,18 @@ def fetched(boxed: Sequence[object]) -> object:
     return ray.get(cast("ObjectRef[object]", boxed[0]))
 
 
+def _quietly() -> None:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Ray would let its workers wait (niceness 15) for its own agents, of which five start at the same time, and for every
+    # other program of the machine.
+    os.environ.setdefault("RAY_worker_niceness", "0")
+
+
 def _connect(options: RayOptions) -> None:
     import ray
 
-    init = cast("Callable[..., object]", ray.init)
+    init, silently = cast("Callable[..., object]", ray.init), {"log_to_driver": False, "logging_level": logging.ERROR}
     where = f"ray.address {options.address!r}"
     try:
         _require_listener(options.address)
@@ -223,12 +231,12 @@ def _connect(options: RayOptions) -> None:
             where = "ray.runtime_env"
             init = partial(init, runtime_env=_environment(options.environment))
         if options.address is None:
-            init(address="local", num_cpus=options.workers, include_dashboard=False, **SILENTLY)
+            init(address="local", num_cpus=options.workers, include_dashboard=False, **silently)
         else:
-            init(address=options.address, **SILENTLY)
+            init(address=options.address, **silently)
             if (own := _address_missed()) is not None:
                 ray.shutdown()
-                init(address=options.address, _node_ip_address=own, **SILENTLY)
+                init(address=options.address, _node_ip_address=own, **silently)
     except (OSError, ValueError, TypeError, RuntimeError) as error:
         raise UserError(f"{where}: {in_one_line(error)}") from error
 

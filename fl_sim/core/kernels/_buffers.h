@@ -15,7 +15,7 @@
 #define FOR_EACH_CPU
 #endif
 
-enum { MOST = 8 };
+enum { MOST = 16 };
 typedef struct {
     Py_buffer views[MOST];
     int taken;
@@ -58,7 +58,7 @@ static int take_equal(Buffers *all, PyObject *source, char type, int flags)
     return 0;
 }
 
-static PyObject *done(Buffers *all)
+static inline PyObject *done(Buffers *all)
 {
     give_back(all);
     return PyErr_Occurred() ? NULL : Py_NewRef(Py_None);

@@ -15,6 +15,7 @@ from tempfile import TemporaryFile
 import numpy as np
 from numpy.typing import NDArray
 
+from fl_sim.core.kernels import add_scaled, add_sent, add_squares
 from fl_sim.core.large import is_large
 
 PIECE = 1 << 16
@@ -23,7 +24,7 @@ PIECE = 1 << 16
 
 @dataclass(frozen=True)
 class Accumulator:
-    """`size` float64 numbers: in memory, or in a file."""
+    """`size` float64 numbers: in memory, or in a file. Whatever writes to a file raises OSError where the disk is full."""
 
     size: int
     _array: NDArray[np.float64] | None = None
@@ -56,9 +57,6 @@ class Accumulator:
         """Consecutive parts with their places, to be changed in place before the next one is asked for.
 
         Without `keep` what was changed is lost: the last pass needs it no more.
-
-        Raises:
-            OSError: the disk is full.
         """
         if self._array is not None:
             yield slice(0, self.size), self._array
@@ -71,22 +69,44 @@ class Accumulator:
             if keep:
                 self._move(start, part, out=True)
 
-    def add(self, other: Accumulator) -> None:
-        """Add the numbers of another one, as many, each once.
+    def totals(self) -> Iterator[tuple[slice, NDArray[np.float64]]]:
+        """Consecutive parts with their places; the sums are used up."""
+        return self.pieces(keep=False)
 
-        Raises:
-            OSError: the disk is full.
-        """
-        for place, total in self.pieces():
-            total += other._part(place)
-
-    def _part(self, place: slice) -> NDArray[np.float64]:
-        """The numbers of a place, to be read."""
+    def part(self, place: slice) -> NDArray[np.float64]:
+        """The numbers of a place; what is changed there is put back by `put`."""
         if self._array is not None:
             return self._array[place]
         part = np.empty(place.stop - place.start)
         self._move(place.start, part, out=False)
         return part
+
+    def put(self, place: slice, part: NDArray[np.float64]) -> None:
+        """Put back a part that was changed."""
+        if self._array is None:
+            self._move(place.start, part, out=True)
+
+    def add_scaled(self, values: NDArray[np.float32], weight: float) -> None:
+        """Add `weight * values` in float64."""
+        for place, total in self.pieces():
+            add_scaled(total, values[place], weight)
+
+    def add_sent(
+        self, covered: Accumulator, values: NDArray[np.float32], sent: NDArray[np.bool_], weight: float
+    ) -> None:
+        """Add `weight * values` where they were sent, and there the weight to what `covered` sums up."""
+        for (place, total), (_, counts) in zip(self.pieces(), covered.pieces(), strict=True):
+            add_sent(total, counts, values[place], sent[place], weight)
+
+    def add_squares(self, values: NDArray[np.float32], positions: NDArray[np.int64], weight: float) -> None:
+        """Add `weight * values[positions] ** 2` in float64."""
+        for place, total in self.pieces():
+            add_squares(total, values, positions[place], weight)
+
+    def add(self, other: Accumulator | float) -> None:
+        """Add the numbers of another one, as many, each once; or one number to all."""
+        for place, total in self.pieces():
+            total += other.part(place) if isinstance(other, Accumulator) else other
 
     def _move(self, start: int, part: NDArray[np.float64], *, out: bool) -> None:
         """Write a part to the file, or read it; the system may take several calls for that."""

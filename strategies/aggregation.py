@@ -9,8 +9,8 @@ Both are FedAvg (McMahan et al., 2017) when every mask is full. They differ in h
 a client sends later what it leaves out now, so the server has to apply each change once, with the weight of its client
 among all: `zero_fill` does, and the literature on error feedback averages so (Stich et al., 2018; Sattler et al., 2019).
 `coverage` divides by the few that sent a coordinate: a change that one client of ten sends alone counts ten times. `mean`,
-the default, is the one that fits. Memory is O(model) whatever the cohort; float64 and a
-fixed order of updates (`strategies.blocks`) make the result independent of engine and workers.
+the default, is the one that fits. Memory is O(model) whatever the cohort. Sums of small cohorts are float64 in a fixed order of
+updates, those of large ones exact (`strategies.exact_sums`): so the result is independent of engine and workers.
 """
 
 from __future__ import annotations
@@ -24,20 +24,22 @@ import torch
 from torch import Tensor
 
 from fl_sim.core.types import Params, Update
-from strategies.blocks import BlockSums
 from strategies.reading import ReadOnce
 from strategies.server_step import Aggregate, ServerState
-from strategies.sums import Part, Sums
+from strategies.sums import Part, Summed, Sums
 
 log = logging.getLogger("fl_sim")
 
 
 def _folded(state: ServerState, updates: Iterable[Update]) -> Sums:
-    sums = BlockSums(state.schema, state.scratch)
+    sums = Sums.zeros(state.schema, state.scratch, exact=state.exact)
     for update in updates:
-        sums.add(update)
+        if isinstance(update, Summed):
+            sums.merge(update.sums)
+        else:
+            sums.add(update)
         del update  # given back before the next one is asked for
-    return sums.total()
+    return sums
 
 
 def coverage_mean(state: ServerState, updates: Iterable[Update]) -> Params:
@@ -108,7 +110,7 @@ class Around(Protocol):
 
 
 LINEAR: tuple[Aggregate, ...] = (coverage_mean, zero_fill)
-"""Rules that need no more of a block of updates than its sums."""
+"""Rules that need no more of updates than their sums."""
 
 
 def weights_of_sums(aggregate: Aggregate) -> Literal["examples", "equal"] | None:

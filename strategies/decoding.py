@@ -13,9 +13,8 @@ from fl_sim.codecs import CorruptPayload, Description, Opened
 from fl_sim.codecs.sections import extra_section
 from fl_sim.communication import messages as wire
 from fl_sim.communication.exchange import Exchange
-from fl_sim.core.types import Mask, Metrics, Params
+from fl_sim.core.types import Mask, Metrics, Params, Update
 from fl_sim.sparsity import layer_densities
-from strategies.blocks import Placed
 
 
 class Decoded(NamedTuple):
@@ -27,7 +26,7 @@ class Decoded(NamedTuple):
         payload: its bytes.
     """
 
-    update: Placed
+    update: Update
     described: Description
     payload: bytes | memoryview
 
@@ -57,19 +56,17 @@ class _Read:
     metrics: Metrics
 
 
-def decoded(
-    exchange: Exchange, content: RecordDict, start: Params, held_mask: Mask | None, *, block: int = 0
-) -> Decoded:
-    """Decode a reply of a client of a block that started from these parameters, under this pruning mask.
+def decoded(exchange: Exchange, content: RecordDict, start: Params, held_mask: Mask | None) -> Decoded:
+    """Decode a reply of a client that started from these parameters, under this pruning mask.
 
     Raises:
         Rejected: its bytes are no update of this federation.
     """
-    return _finished(_read(exchange, content, held_mask), exchange, start, held_mask, block)
+    return _finished(_read(exchange, content, held_mask), exchange, start, held_mask)
 
 
 def decoded_all(
-    exchange: Exchange, contents: Sequence[RecordDict], start: Params, held_mask: Mask | None, *, blocks: Sequence[int]
+    exchange: Exchange, contents: Sequence[RecordDict], start: Params, held_mask: Mask | None
 ) -> list[Decoded | Rejected]:
     """What `decoded` makes of each of several replies, or why it rejects one; their values are decoded together where they are
     alike."""
@@ -82,10 +79,10 @@ def decoded_all(
     read = [each for each in found if isinstance(each, _Read)]
     values = iter(exchange.restore_up_all([each.payload for each in read], start))
     made: list[Decoded | Rejected] = []
-    for each, block in zip(found, blocks, strict=True):
+    for each in found:
         try:
             made.append(
-                each if isinstance(each, Rejected) else _finished(each, exchange, start, held_mask, block, next(values))
+                each if isinstance(each, Rejected) else _finished(each, exchange, start, held_mask, next(values))
             )
         except Rejected as problem:
             made.append(problem)
@@ -108,7 +105,6 @@ def _finished(
     exchange: Exchange,
     start: Params,
     held_mask: Mask | None,
-    block: int,
     values: tuple[Params, Mask | None] | None = None,
 ) -> Decoded:
     """The update of a reply, of which `values` may have been decoded together with others."""
@@ -117,9 +113,7 @@ def _finished(
         extra = exchange.extra.decode(exchange.extra.up, read.extra, held_mask)
     except CorruptPayload as error:
         raise Rejected(str(error), read.described) from error
-    return Decoded(
-        Placed(params, read.count, upload_mask, read.metrics, extra, block), read.described, read.payload.data
-    )
+    return Decoded(Update(params, read.count, upload_mask, read.metrics, extra), read.described, read.payload.data)
 
 
 def _with_extra(

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import cast
 
 from flwr.app import Message
 from flwr.serverapp import Grid
 
 from fl_sim.core.types import Mask, Params, Scalar
-from fl_sim.runtime.grids.folding import Reply
+from fl_sim.runtime.grids.folding import HandedIn, Reply
 from fl_sim.runtime.grids.pool import PooledGrid
 from strategies.cohorts import R
 from strategies.distillation import CoupleModels
@@ -47,19 +48,22 @@ class FederatedServer:
         self.aggregate(grid, sent, self._replies(grid, sent), on_reply)
         self.evaluate(grid)
 
-    def _replies(self, grid: Grid, sent: Sequence[Outgoing]) -> Iterable[Reply]:
+    def _replies(self, grid: Grid, sent: Sequence[Outgoing]) -> Iterable[Reply | HandedIn]:
         """Send the messages of a round. Worker processes may fold what comes back, where there is one model."""
         messages = [message for each in sent for message in each.messages]
-        blocks = self.models[0].foldable(len(messages)) if len(sent) == 1 and isinstance(grid, PooledGrid) else None
-        if blocks is None or not isinstance(grid, PooledGrid):
+        foldable = self.models[0].foldable(len(messages)) if len(sent) == 1 and isinstance(grid, PooledGrid) else None
+        if foldable is None or not isinstance(grid, PooledGrid):
             return grid.send_and_receive(messages)
-        return grid.send_and_fold(messages, blocks)
+        return grid.send_and_fold(messages, foldable)
 
     def aggregate(
-        self, grid: Grid, sent: Sequence[Outgoing], replies: Iterable[Reply], on_reply: OnReply = no_progress
+        self, grid: Grid, sent: Sequence[Outgoing], replies: Iterable[Reply | HandedIn], on_reply: OnReply = no_progress
     ) -> None:
         """Fold the replies of a round, each model's in turn."""
-        for model, outgoing, own in zip(self.models, sent, _split(replies, sent), strict=True):
+        streams = _split(
+            cast("Iterable[Reply]", replies), sent
+        )  # sums are handed in where one model has the whole stream
+        for model, outgoing, own in zip(self.models, sent, streams, strict=True):
             model.aggregate_train(grid, outgoing, own, on_reply)
         clock = max(model.receiver.simulated_s for model in self.models)  # one server waits for all models
         for model in self.models:

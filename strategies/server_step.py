@@ -24,8 +24,8 @@ from fl_sim.core.process_state import seeded, unchanged_settings
 from fl_sim.core.types import FlatMask, FlatParams, Grads, Mask, MaskRule, Params, Update, UserError
 from fl_sim.runtime.client.update_validation import KEPT
 from fl_sim.sparsity import apply_mask
-from strategies.blocks import Summed
 from strategies.reading import ReadOnce
+from strategies.sums import Summed
 
 
 @dataclass(slots=True)
@@ -64,6 +64,7 @@ class ServerState:
             entry named as a prunable parameter, and of its shape, is under the mask.
         arrived: what the clients of the round sent, for the optimiser; it is not kept.
         scratch: folder for running sums that are too large for memory; None = they lie in memory.
+        exact: whether a mean adds up the updates of the round exactly, as in a large cohort.
     """
 
     schema: Schema
@@ -73,6 +74,7 @@ class ServerState:
     memory: Params = field(default_factory=dict)
     arrived: Arrived = field(default_factory=Arrived)
     scratch: Path | None = None
+    exact: bool = False
 
 
 Aggregate = Callable[[ServerState, Iterable[Update]], Params]

@@ -27,13 +27,13 @@ from fl_sim.core.seeding import Purpose, numpy_generator
 from fl_sim.core.types import Mask, MaskRule, Params, Scalar, Task, Update
 from fl_sim.runtime.client.kept_between_calls import RULE, Watch
 from fl_sim.runtime.grids.base import LocalGrid
-from fl_sim.runtime.grids.folding import Blocks, Reply
+from fl_sim.runtime.grids.folding import Foldable, HandedIn, Reply
 from fl_sim.runtime.server_context import ServerContext, ServerSnapshot
 from strategies.aggregation import settled
 from strategies.cohorts import Cohort, Cohorts
 from strategies.downlink_sender import DownlinkSender, Outgoing
 from strategies.queries import Query
-from strategies.remote_sums import foldable
+from strategies.remote_sums import foldable_in
 from strategies.round_log import RoundFailed, RoundLog
 from strategies.selection import Request, drawn, uniform
 from strategies.server_step import ServerState, masked, server_step
@@ -51,7 +51,11 @@ class SparseServer:
         context: the run that it serves.
         state: global parameters, mask, and what the optimizer keeps.
         round_log: replies, metrics and failures of the last round.
+        exact_from: clients of the smallest cohort whose updates are added up exactly, so that anybody may add up some. Those
+            of smaller ones are added up in their order, in plain float64.
     """
+
+    exact_from = 128
 
     def __init__(self, slots: Slots, context: ServerContext) -> None:
         aggregate = settled(slots.aggregate, error_feedback=context.exchange.error_feedback)
@@ -147,16 +151,17 @@ class SparseServer:
         number, extra = self.state.round + 1, self.slots.send(self.state)
         return Task(number, self.state.params, self.state.mask, config, self.context.seed, extra)
 
-    def foldable(self, cohort: int) -> Blocks | None:
+    def foldable(self, cohort: int) -> Foldable | None:
         """What workers may fold in a round of so many clients, whose tasks are made; None where this server needs each update."""
-        return foldable(self.slots, self.context, self._start, cohort)
+        return foldable_in(self.slots, self.context, self._start(cohort))
 
-    @property
-    def _start(self) -> ServerState:
+    def _start(self, cohort: int) -> ServerState:
         """The state that this round's clients start from."""
-        return replace(self.state, params=self.sender.start(self.state.params))
+        return replace(self.state, params=self.sender.start(self.state.params), exact=cohort >= self.exact_from)
 
-    def aggregate_train(self, grid: Grid, sent: Outgoing, replies: Iterable[Reply], on_reply: OnReply) -> None:
+    def aggregate_train(
+        self, grid: Grid, sent: Outgoing, replies: Iterable[Reply | HandedIn], on_reply: OnReply
+    ) -> None:
         """Book what was sent, decode the replies one at a time, aggregate them, prune.
 
         Raises:
@@ -165,7 +170,7 @@ class SparseServer:
         sent.book()
         if self.slots.select is uniform:  # drawn while clients train, not when they wait for the next round
             self._selected(grid, self.state.round + 2)
-        start = self._start
+        start = self._start(len(sent.cohort))
         try:
             ready = grid.ready if isinstance(grid, LocalGrid) else none_ready
             arriving = self.receiver.updates(start, sent.cohort, replies, self.round_log, on_reply, ready=ready)

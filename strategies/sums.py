@@ -1,4 +1,7 @@
-"""Weighted sums of a round's updates, folded one at a time into float64."""
+"""Weighted sums of a round's updates, folded one at a time into float64.
+
+Those of a large cohort are exact (`strategies.exact_sums`): whoever adds up which of its updates, the bits are the same.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +16,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fl_sim.codecs import Schema
-from fl_sim.core.kernels import add_scaled, add_sent, add_squares
 from fl_sim.core.types import FlatParams, Update
 from strategies.accumulators import Accumulator
+from strategies.exact_sums import ExactSum
 
 Part = NDArray[np.float64]
 Divide = Callable[[slice, Part, Part | None], Tensor]
 """(place in the schema's order, sums there, weights that cover it) -> their mean, float64; None = the weight of all."""
+
+
+Total = Accumulator | ExactSum
 
 
 @dataclass
@@ -30,30 +36,30 @@ class Sums:
         means: int64 positions of the BatchNorm means.
         prunable: sum of n_k M_k x_k over the prunable part, which comes first.
         others: sum of n_k x_k over the rest.
-        covered: sum of n_k M_k over the prunable part, or None while every update was complete.
         squares: sum of n_k mean_k**2 over the BatchNorm means, for the variance between clients.
-        weight: sum of n_k.
+        covered: sum of n_k M_k over the prunable part, or None while every update was complete.
+        weight: sum of n_k. Counts below 2^53 in all are exact, as `covered` is.
         folder: where sums of a large model lie; None = in memory.
     """
 
     schema: Schema
     means: Tensor
-    prunable: Accumulator
-    others: Accumulator
-    squares: Tensor
+    prunable: Total
+    others: Total
+    squares: Total
     covered: Accumulator | None = None
     weight: float = 0.0
     folder: Path | None = None
 
     @classmethod
-    def zeros(cls, schema: Schema, folder: Path | None = None) -> Sums:
-        """Empty sums."""
-        (means, _), count = statistics(schema), schema.prunable_size
-        prunable, others = (Accumulator.zeros(size, folder) for size in (count, schema.size - count))
-        return cls(schema, means, prunable, others, torch.zeros(len(means), dtype=torch.float64), folder=folder)
+    def zeros(cls, schema: Schema, folder: Path | None = None, *, exact: bool = False) -> Sums:
+        """Empty sums; exact ones can be merged."""
+        (means, _), count, kind = statistics(schema), schema.prunable_size, ExactSum if exact else Accumulator
+        prunable, others = (kind.zeros(size, folder) for size in (count, schema.size - count))
+        return cls(schema, means, prunable, others, kind.zeros(len(means)), folder=folder)
 
     def add(self, update: Update, weight: float | None = None) -> None:
-        """Fold one update, in the order of the calls; None = its number of examples is its weight.
+        """Fold one update; None = its number of examples is its weight.
 
         Raises:
             OSError: the disk is full, where sums lie in a file.
@@ -61,50 +67,42 @@ class Sums:
         values, count = self.schema.flat(update.params).numpy(), self.schema.prunable_size
         weight = float(update.num_examples) if weight is None else weight
         if update.mask is None:
-            for place, total in self.prunable.pieces():
-                add_scaled(total, values[place], weight)
+            self.prunable.add_scaled(values[:count], weight)
             if self.covered is not None:
-                for _, covered in self.covered.pieces():
-                    covered += weight
+                self.covered.add(weight)
         else:
-            self._add_sent(values, self.schema.flat_mask(update.mask).numpy(), weight)
-        for place, total in self.others.pieces():
-            add_scaled(total, values[count:][place], weight)
+            sent = self.schema.flat_mask(update.mask).numpy()
+            self.prunable.add_sent(self._covering(), values[:count], sent, weight)
+        self.others.add_scaled(values[count:], weight)
         if self.means.numel():
-            add_squares(self.squares.numpy(), values, self.means.numpy(), weight)
+            self.squares.add_squares(values, self.means.numpy(), weight)
         self.weight += weight
-
-    def _add_sent(self, values: NDArray[np.float32], sent: NDArray[np.bool_], weight: float) -> None:
-        """Fold the prunable part of an update that was sent under a mask."""
-        covering = self._covering().pieces()
-        for (place, total), (_, covered) in zip(self.prunable.pieces(), covering, strict=True):
-            add_sent(total, covered, values[place], sent[place], weight)
 
     def _covering(self) -> Accumulator:
         """The weights that cover each prunable coordinate; until now every update was complete, where there were none."""
         if self.covered is None:
             self.covered = Accumulator.zeros(self.schema.prunable_size, self.folder)
-            for _, covered in self.covered.pieces():
-                covered += self.weight
+            self.covered.add(self.weight)
         return self.covered
 
     def merge(self, other: Sums) -> None:
-        """Add other sums of the same schema.
+        """Add other sums of the same schema; both are exact.
 
         Raises:
             OSError: the disk is full, where sums lie in a file.
         """
-        self.prunable.add(other.prunable)
-        self.others.add(other.others)
         if self.covered is not None or other.covered is not None:
-            covering = self._covering()
-            if other.covered is not None:
-                covering.add(other.covered)
-            else:
-                for _, covered in covering.pieces():
-                    covered += other.weight
-        self.squares += other.squares
+            self._covering().add(other.weight if other.covered is None else other.covered)
+        for mine, theirs in zip(self.totals, other.totals, strict=True):
+            assert isinstance(mine, ExactSum)
+            assert isinstance(theirs, ExactSum)
+            mine.merge(theirs)
         self.weight += other.weight
+
+    @property
+    def totals(self) -> tuple[Total, Total, Total]:
+        """Of the prunable part, of the rest, and of the squares."""
+        return self.prunable, self.others, self.squares
 
     def divided(self, divide: Divide, *, between: bool = True) -> FlatParams:
         """The mean that `divide` makes of the sums, in float32; it is given part after part, once, and may change them.
@@ -114,15 +112,16 @@ class Sums:
         """
         schema, count = self.schema, self.schema.prunable_size
         mean, exact = torch.empty(schema.size), _Picked(schema)
-        covering = None if self.covered is None else self.covered.pieces(keep=False)
-        for place, total in self.prunable.pieces(keep=False):
+        covering = None if self.covered is None else self.covered.totals()
+        for place, total in self.prunable.totals():
             covered = None if covering is None else next(covering)[1]
             _put(mean, place, divide(place, total, covered), exact)
-        for place, total in self.others.pieces(keep=False):
+        for place, total in self.others.totals():
             there = slice(count + place.start, count + place.stop)
             _put(mean, there, divide(there, total, None), exact)
         if between and len(self.means):
-            among = self.squares / self.weight - exact.means.square()
+            ((_, squares),) = self.squares.totals()
+            among = torch.from_numpy(squares) / self.weight - exact.means.square()
             mean[exact.at_variances] = exact.variances.add_(among.clamp_(min=0.0)).float()
         return schema.view(mean)
 
@@ -162,3 +161,16 @@ def statistics(schema: Schema) -> tuple[Tensor, Tensor]:
             means.extend(range(start, start + size))
             variances.extend(range(partner, partner + size))
     return torch.tensor(means, dtype=torch.int64), torch.tensor(variances, dtype=torch.int64)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summed(Update):
+    """Stands for updates that were added up elsewhere; it has no parameters.
+
+    Attributes:
+        sums: of these updates.
+        clients: whose they are.
+    """
+
+    sums: Sums
+    clients: int

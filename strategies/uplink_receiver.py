@@ -8,13 +8,12 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
-from flwr.app import Message
+from flwr.app import Message, RecordDict
 
 from fl_sim.codecs import Description
 from fl_sim.core.types import Update
-from fl_sim.runtime.grids.folding import FoldedReply, Receipt, Reply
+from fl_sim.runtime.grids.folding import FoldedReply, HandedIn, Receipt, Reply
 from fl_sim.runtime.server_context import ServerContext, ServerSnapshot
-from strategies.blocks import block_size
 from strategies.cohorts import Cohort, Cohorts
 from strategies.decoding import Decoded, Rejected, decoded, decoded_all
 from strategies.downlink_sender import DownlinkSender
@@ -67,7 +66,7 @@ class UplinkReceiver:
         self,
         start: ServerState,
         cohort: Cohort,
-        replies: Iterable[Reply],
+        replies: Iterable[Reply | HandedIn],
         round_log: RoundLog,
         on_reply: OnReply,
         *,
@@ -75,7 +74,7 @@ class UplinkReceiver:
     ) -> Iterator[Update]:
         """Decode replies into updates in partition order; book each; leave out those that failed.
 
-        Where a worker has folded the replies of a block, the block's last one becomes a `Summed` for all of them.
+        Where workers have folded replies, a `Summed` stands for as many of them as it counts.
         `ready` tells how many replies can be had without waiting for a client: they are decoded together.
 
         `start` is the state that the clients started from; failures and metrics go to `round_log`.
@@ -83,26 +82,18 @@ class UplinkReceiver:
         Raises:
             RoundFailed, UserError: see `RoundLog.require_enough`.
         """
-        number, block = start.round + 1, block_size(len(cohort))
-        places = {client: place for place, (client, _) in enumerate(cohort)} if len(cohort) > block else {}
+        number, handed_in = start.round + 1, list[RecordDict]()
         answered = itertools.count(1)
-
-        def block_of(client: int) -> int:
-            return places.get(client, 0) // block
-
-        for client, reply, found in self._decoded(start, self.cohorts.in_order(replies, cohort), block_of, ready):
+        arriving = self.cohorts.in_order(_single(replies, handed_in), cohort)
+        for client, reply, found in self._decoded(start, arriving, ready):
             update: Update | None
-            place = block_of(client)
             try:
                 if isinstance(reply, FoldedReply):
                     receipt = self.receipt(number, client, reply, round_log)
-                    count, metrics = receipt.num_examples, receipt.metrics
-                    update = summed(reply.message.content, self.context.exchange.schema, place)
+                    update, count, metrics = None, receipt.num_examples, receipt.metrics
                 else:
                     is_late = partial(self._is_late, client, round_log)
-                    update = self.update(
-                        start, client, reply, round_log, number=number, is_late=is_late, block=place, found=found
-                    )
+                    update = self.update(start, client, reply, round_log, number=number, is_late=is_late, found=found)
                     count, metrics = update.num_examples, update.metrics
             except Unusable as problem:
                 self.failed(number, client, problem, round_log)
@@ -113,6 +104,9 @@ class UplinkReceiver:
                     yield update
                 del update  # it was folded: its bytes are free while the next client trains
             del reply, found
+            while handed_in:
+                if (sums := summed(handed_in.pop(), self.context.exchange.schema)) is not None:
+                    yield sums
             on_reply(next(answered), len(cohort))
         if self.network is not None:
             missing = round_log.replies < len(cohort)
@@ -123,23 +117,20 @@ class UplinkReceiver:
         self,
         start: ServerState,
         replies: Iterator[tuple[int, Reply]],
-        block_of: Callable[[int], int],
         ready: Callable[[], int],
     ) -> Iterator[tuple[int, Reply, Found]]:
         """Replies, and what came out where several were there and so were decoded together."""
         while batch := deque(itertools.islice(replies, 1)):
             batch.extend(itertools.islice(replies, min(ready(), AT_ONCE - 1)))
-            made = self._together(start, batch, block_of) if len(batch) > 1 else {}
+            made = self._together(start, batch) if len(batch) > 1 else {}
             while batch:  # nothing here holds a reply while the next one is made
                 yield (*batch[0], made.pop(batch.popleft()[0], None))
 
-    def _together(
-        self, start: ServerState, replies: Iterable[tuple[int, Reply]], block_of: Callable[[int], int]
-    ) -> dict[int, Found]:
+    def _together(self, start: ServerState, replies: Iterable[tuple[int, Reply]]) -> dict[int, Found]:
         """By client, what decoding those replies that have a payload gave."""
         there = [(client, reply) for client, reply in replies if isinstance(reply, Message) and reply.has_content()]
-        contents, blocks = [reply.content for _, reply in there], [block_of(client) for client, _ in there]
-        found = decoded_all(self.context.exchange, contents, start.params, start.mask, blocks=blocks)
+        contents = [reply.content for _, reply in there]
+        found = decoded_all(self.context.exchange, contents, start.params, start.mask)
         return dict(zip((client for client, _ in there), found, strict=True))
 
     def failed(self, number: int, client: int, problem: Unusable, round_log: RoundLog) -> None:
@@ -158,7 +149,6 @@ class UplinkReceiver:
         *,
         number: int,
         is_late: Callable[[Description, float], bool],
-        block: int = 0,
         found: Found = None,
     ) -> Update:
         """Decode one reply, and book it in round `number`.
@@ -170,7 +160,6 @@ class UplinkReceiver:
             round_log: of the round.
             number: the round that the update counts in.
             is_late: (sizes of the reply, samples that the client took) -> whether it comes too late.
-            block: the block of the cohort that the client is in.
             found: what came out where the reply was decoded already.
 
         Raises:
@@ -181,7 +170,7 @@ class UplinkReceiver:
         require_content(client, reply)
         try:
             if found is None:
-                found = decoded(self.context.exchange, reply.content, start.params, start.mask, block=block)
+                found = decoded(self.context.exchange, reply.content, start.params, start.mask)
             if isinstance(found, Rejected):
                 raise found
         except Rejected as problem:
@@ -236,3 +225,13 @@ class UplinkReceiver:
         if not late:
             round_log.finished_s.append(seconds)
         return late
+
+
+def _single(replies: Iterable[Reply | HandedIn], handed_in: list[RecordDict]) -> Iterator[Reply]:
+    """The replies of clients; what workers have handed in is put apart."""
+    for reply in replies:
+        if isinstance(reply, HandedIn):
+            handed_in.append(reply.content)
+        else:
+            yield reply
+        del reply

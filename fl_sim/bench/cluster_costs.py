@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import cast
 
-from fl_sim.bench.cluster_blocks import of_a_block
+from fl_sim.bench.cluster_folding import of_folding
 from fl_sim.bench.cluster_model import Costs
 from fl_sim.bench.processes import status_kb
 from fl_sim.bench.workloads import ECHO
@@ -155,7 +155,7 @@ def _costs(experiment: Experiment, federation: Federation, watch: _Watch, ledger
     end_s, contents = watch.median("end"), watch.median("contents")
     fit_s, fold_s = watch.median("fit"), max(0.0, watch.median("fold") - send_s)
     longest_s = max(fit_s, watch.grid.costs.longest)
-    block = of_a_block(experiment, federation, watch.grid, ledger, fit_s=fit_s, fold_s=fold_s)
+    folding = of_folding(experiment, federation, watch.grid, ledger)
     return Costs(
         fit_s=fit_s,
         longest_s=longest_s,
@@ -174,11 +174,9 @@ def _costs(experiment: Experiment, federation: Federation, watch: _Watch, ledger
         client_bytes=client_bytes,
         client_s=client_s,
         clients=len(federation.partitions),
-        block=block.block,
-        sums_bytes=block.sums_bytes,
-        folded_s=block.folded_s,
-        receipt_s=block.receipt_s,
-        add_s=block.add_s,
+        **folding._asdict(),
+        clients_per_task=experiment.ray.clients_per_task,
+        is_timed=experiment.faults.timeout_s is not None,
     )
 
 

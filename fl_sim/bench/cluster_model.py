@@ -5,18 +5,19 @@ Nothing is measured here: `Costs` comes from a short run (`fl_sim.bench.cluster_
     begin + sending + max(compute, folding, receiving) + one fold + end
 
 since workers compute, the driver folds, and the head's link takes replies in at the same time. The driver is one thread. Nodes are
-equal and so are their workers; each node but the head fetches a broadcast once, from the head. Where workers add up the updates
-of blocks, a block's sums cross in the place of its clients' uploads, and its clients cost what was measured of one block.
+equal and so are their workers; each node but the head fetches a broadcast once, from the head. Where workers add up updates, one
+sum of each other node crosses in the place of its clients' uploads, in a long round more. The last ones come once all have
+computed.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from fl_sim.runtime.grids.pool import CLIENTS, DEPTH, TASK_BYTES, TASK_S, TASKS
-from fl_sim.runtime.grids.scheduling import whole
+from fl_sim.runtime.grids.running_sums import hand_in_after
+from fl_sim.runtime.grids.scheduling import Limits
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,12 @@ class Costs:
         client_bytes: of the program for each client, beside its samples.
         client_s: of the start for each client.
         clients: in the short run's federation.
-        block: clients of a block whose updates a worker may add up, in the config's cohort.
-        sums_bytes: of a block's sums; 0 = the server needs each update.
-        folded_s: of a worker for a client of a block: `fit_s`, check, decode, add.
-        receipt_s: of the driver for a client whose update was added up elsewhere.
-        add_s: of the driver for a block's sums.
+        clients_per_task: `ray.clients_per_task`.
+        is_timed: whether clients have a time limit.
+        sums_bytes: of a sum of updates; 0 = the server needs each of them.
+        folded_s: of a worker for a client whose update it adds up: `fit_s`, check, decode, add.
+        receipt_s: of the driver for such a client.
+        add_s: of the driver for a sum, and of a worker for a sum of its neighbour.
     """
 
     fit_s: float
@@ -65,7 +67,8 @@ class Costs:
     client_bytes: float
     client_s: float
     clients: int
-    block: int = 0
+    clients_per_task: int | None = None
+    is_timed: bool = False
     sums_bytes: float = 0.0
     folded_s: float = 0.0
     receipt_s: float = 0.0
@@ -140,26 +143,24 @@ class Memory:
 def round_on(costs: Costs, cluster: Cluster, cohort: int) -> Round:
     """Predict a round of `cohort` clients."""
     others, workers = cluster.nodes - 1, cluster.nodes * cluster.workers
-    blocks = blocks_of(costs, workers, cohort)
-    folded = sum(blocks)
-    single = cohort - folded
-    tasks = len(blocks) + (tasks_of(costs, workers, single) if single else 0)
-    away = cohort / cluster.nodes
-    blocks_away = _blocks_away(costs, blocks, cluster)
-    coming = single * costs.up_bytes / cluster.nodes + blocks_away * costs.sums_bytes / max(1, others)
-    down, up = (0.0, 0.0) if not others else (_fetched(costs, away), coming + away * costs.state_bytes)
+    folds = is_folded(costs, workers, cohort)
+    each_s, reply_s = (costs.folded_s, costs.receipt_s) if folds else (costs.fit_s, costs.fold_s)
+    tasks, away = tasks_of(costs, workers, cohort), cohort / cluster.nodes
+    compute_s = max(math.ceil(cohort / workers) * each_s, costs.longest_s) + math.ceil(tasks / workers) * costs.task_s
+    folding_s = cohort * reply_s + tasks * costs.send_s
+    times = 1 + int(compute_s / hand_in_after(costs.sums_bytes)) if folds else 0
+    sum_up = costs.sums_bytes * min(1.0, away)
+    coming = (0.0 if folds else away * costs.up_bytes) + away * costs.state_bytes
+    down, up = (_fetched(costs, away), coming + times * sum_up) if others else (0.0, 0.0)
     per_second = cluster.mbps * 1e6 / 8
     sending_s, receiving_s = others * down / per_second, others * up / per_second
-    on_head_s = (len(blocks) - blocks_away) * max(blocks, default=0) * costs.folded_s / cluster.workers
-    busy_s = max(_busy_s(costs, blocks, workers, single), on_head_s, costs.longest_s)
-    compute_s = busy_s + math.ceil(tasks / workers) * costs.task_s
-    folding_s = single * costs.fold_s + folded * costs.receipt_s + len(blocks) * costs.add_s + tasks * costs.send_s
-    at_once_s = max(compute_s, folding_s, receiving_s)
+    ending_s, adding_s = _sums_s(costs, cluster, others * sum_up / per_second) if folds else (0.0, 0.0)
+    beside_s = others * (up - min(times, 1) * sum_up) / per_second
     return Round(
         nodes=cluster.nodes,
-        seconds=costs.begin_s + sending_s + at_once_s + costs.fold_s + costs.end_s,
+        seconds=costs.begin_s + sending_s + max(compute_s, folding_s, beside_s) + reply_s + ending_s + costs.end_s,
         compute_s=compute_s,
-        driver_s=costs.begin_s + folding_s + costs.end_s,
+        driver_s=costs.begin_s + folding_s + adding_s + costs.end_s,
         link_s=sending_s + receiving_s,
         node_down=down,
         node_up=up,
@@ -168,37 +169,28 @@ def round_on(costs: Costs, cluster: Cluster, cohort: int) -> Round:
     )
 
 
-def _busy_s(costs: Costs, blocks: Sequence[int], workers: int, single: int) -> float:
-    """Seconds of the busiest worker for its clients: single ones fill up what blocks leave."""
-    if not blocks:
-        return math.ceil(single / workers) * costs.fit_s
-    most = math.ceil(len(blocks) / workers) * max(blocks) * costs.folded_s
-    return max(most, (sum(blocks) * costs.folded_s + single * costs.fit_s) / workers)
+def _sums_s(costs: Costs, cluster: Cluster, crossing_s: float) -> tuple[float, float]:
+    """Seconds from the last client until its sum is added, and of the driver: for each worker of the head, and each other node.
+
+    On another node, a worker adds up those of its neighbours first.
+    """
+    adding_s = (cluster.workers + cluster.nodes - 1) * costs.add_s
+    joining_s = cluster.workers * costs.add_s if cluster.nodes > 1 else 0.0
+    return joining_s + max(crossing_s, adding_s), adding_s
 
 
-def _blocks_away(costs: Costs, blocks: Sequence[int], cluster: Cluster) -> float:
-    """Blocks that are added up on other nodes than the head, whose own workers take more while sums wait for the link."""
-    if not blocks:
-        return 0.0
-    share = len(blocks) * (cluster.nodes - 1) / cluster.nodes
-    crossing_s, own_s = 8 * costs.sums_bytes / (cluster.mbps * 1e6), max(blocks) * costs.folded_s / cluster.workers
-    return min(share, max(DEPTH * (cluster.nodes - 1) * cluster.workers, len(blocks) * own_s / (own_s + crossing_s)))
-
-
-def blocks_of(costs: Costs, workers: int, cohort: int) -> list[int]:
-    """Clients of each block whose updates a worker adds up; the updates of all other clients come to the driver."""
-    if not 0 < costs.sums_bytes <= costs.block * costs.up_bytes or costs.block >= cohort:
-        return []
-    sizes = [min(costs.block, cohort - start) for start in range(0, cohort, costs.block)]
-    dealt = whole(sizes, workers=workers, seconds=costs.folded_s, nbytes=costs.down_bytes)
-    return [sizes[position] for position in dealt]
+def is_folded(costs: Costs, workers: int, cohort: int) -> bool:
+    """Whether workers add up updates: those that each has in a round are larger than the sum."""
+    return 0 < costs.sums_bytes <= cohort / workers * costs.up_bytes
 
 
 def tasks_of(costs: Costs, workers: int, cohort: int) -> int:
-    """Tasks that the engine cuts a round into: enough for all workers, none too short, large or long."""
-    each = max(1.0, min(TASKS, cohort * costs.fit_s / (workers * TASK_S)))
-    most = max(1.0, min(CLIENTS, TASK_BYTES / max(1.0, costs.down_bytes)))
-    return min(cohort, max(workers * int(each), math.ceil(cohort / int(most))))
+    """Tasks that the engine cuts a round into."""
+    may_fold = costs.sums_bytes > 0
+    limits = Limits(costs.clients_per_task, max(1.0, costs.down_bytes), may_fold, costs.is_timed)
+    seconds = cohort * (costs.folded_s if may_fold else costs.fit_s)
+    asked = limits.tasks(cohort, workers=workers, seconds=seconds)
+    return min(cohort, max(asked, math.ceil(cohort / limits.most(cohort))))
 
 
 def _fetched(costs: Costs, clients: float) -> float:

@@ -1,4 +1,4 @@
-"""Blocks of updates that workers add up, beside updates that come to the program one by one: bytes and seconds of a round.
+"""Updates that workers add up, beside updates that come to the program one by one: bytes and seconds of a round.
 
 Both take turns on the same workers. What comes back has the same bits.
 """

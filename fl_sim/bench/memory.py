@@ -31,7 +31,7 @@ class Load:
 
     Attributes:
         millions: parameters of the model, a `cnn` on images of CIFAR's shape, in millions.
-        clients: that train in a round; from 128 on they are cut into blocks, which have a sum of their own.
+        clients: that train in a round; from 128 on their updates are added up exactly.
         client: a name of `CLIENTS`.
         resume: whether the run is stopped after its second round, and the peak is that of going on.
     """

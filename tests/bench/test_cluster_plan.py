@@ -15,9 +15,11 @@ from command import cli_here
 
 from fl_sim import Experiment
 from fl_sim.bench import cluster_costs
-from fl_sim.bench.cluster_model import Cluster, Costs, blocks_of, memory_of, round_on, tasks_of
+from fl_sim.bench.cluster_model import Cluster, Costs, is_folded, memory_of, round_on, tasks_of
 from fl_sim.runtime.grids import costs as seconds
-from fl_sim.runtime.grids import pool
+from fl_sim.runtime.grids import dispatch
+from fl_sim.runtime.grids.running_sums import hand_in_after
+from fl_sim.runtime.grids.scheduling import Limits
 from fl_sim.runtime.grids.worker import Job
 
 COSTS = Costs(
@@ -69,7 +71,6 @@ FOLDED = replace(
     fit_s=0.01,
     longest_s=0.01,
     up_bytes=4e6,
-    block=32,
     sums_bytes=8e6,
     folded_s=0.008,
     receipt_s=1e-5,
@@ -77,45 +78,36 @@ FOLDED = replace(
 )
 
 
-def test_sums_of_blocks_cross_in_the_place_of_their_clients_uploads() -> None:
+def test_one_sum_of_each_other_node_crosses_in_the_place_of_its_clients_uploads() -> None:
     cohort = 256
-    four, single = (round_on(costs, Cluster(4, 1, 1000), cohort) for costs in (FOLDED, replace(FOLDED, sums_bytes=0.0)))
-    assert (single.head_up, four.head_up) == (3 * 64 * 4e6, 3 * 2 * 8e6)
-    assert four.driver_s == pytest.approx(0.02 + 256 * 1e-5 + 8 * 0.001 + 8 * 0.001 + 0.03)
-    assert four.compute_s == pytest.approx(64 * 0.008 + 2 * 0.002)
+    four, single = (round_on(costs, Cluster(4, 2, 1000), cohort) for costs in (FOLDED, replace(FOLDED, sums_bytes=0.0)))
+    assert (single.head_up, four.head_up) == (3 * 64 * 4e6, 3 * 8e6)
+    tasks = tasks_of(FOLDED, 8, cohort)
+    assert four.driver_s == pytest.approx(0.02 + 256 * 1e-5 + tasks * 0.001 + (2 + 3) * 0.001 + 0.03)
+    assert four.compute_s == pytest.approx(32 * 0.008 + math.ceil(tasks / 8) * 0.002)
+    joining_s, crossing_s = 2 * 0.001, 3 * 8e6 * 8 / 1e9
+    assert four.seconds == pytest.approx(0.02 + 3 * 8e6 / 1e9 + four.compute_s + 1e-5 + joining_s + crossing_s + 0.03)
 
 
-def test_while_sums_wait_for_the_link_the_heads_workers_take_more_blocks() -> None:
-    two = [round_on(FOLDED, Cluster(2, 1, mbps), 32 * 16).head_up / 8e6 for mbps in (1e6, 1000, 200, 1)]
-    own_s = 32 * 0.008
-    assert two == pytest.approx([8, 8, 16 * own_s / (own_s + 0.32), 2]), "no fewer than wait at the other node's worker"
-    assert round_on(FOLDED, Cluster(2, 1, 1), 32 * 16).compute_s == pytest.approx(14 * own_s + 8 * 0.002)
-    assert round_on(FOLDED, Cluster(2, 4, 1), 32 * 16).head_up == 8 * 8e6, "sixteen blocks are two for each of eight"
-
-
-def test_single_clients_fill_up_what_blocks_leave() -> None:
-    three = round_on(FOLDED, Cluster(1, 3, 1000), 250)  # six blocks of 32 and one of 26, and 32 clients one by one
-    assert three.compute_s == pytest.approx(3 * 32 * 0.008 + math.ceil((7 + tasks_of(FOLDED, 3, 32)) / 3) * 0.002)
-    slow = round_on(replace(FOLDED, fit_s=0.05), Cluster(1, 3, 1000), 250)
-    assert slow.compute_s == pytest.approx(
-        (218 * 0.008 + 32 * 0.05) / 3 + math.ceil((7 + tasks_of(replace(FOLDED, fit_s=0.05), 3, 32)) / 3) * 0.002
-    )
+def test_in_a_long_round_more_sums_cross() -> None:
+    long = round_on(replace(FOLDED, folded_s=1.0), Cluster(2, 1, 1000), 256)
+    assert long.head_up == (1 + int(long.compute_s / hand_in_after(8e6))) * 8e6
+    assert long.compute_s == pytest.approx(128, rel=0.02)
 
 
 @pytest.mark.parametrize(
     ("costs", "workers", "folded"),
     [
-        (FOLDED, 1, [32] * 7 + [26]),
-        (FOLDED, 3, [32] * 6 + [26]),  # one more would leave a worker idle
-        (FOLDED, 20, []),  # a block is more than a worker's share
-        (replace(FOLDED, folded_s=0.5), 2, [32] * 6),  # clients compute for long: the rest client by client
-        (replace(FOLDED, folded_s=0.007), 3, [32] * 7 + [26]),  # for less than their replies take: no reply crosses
-        (replace(FOLDED, up_bytes=8e6 / 33), 1, []),  # the uploads are smaller
-        (replace(FOLDED, block=250), 1, []),
+        (FOLDED, 1, True),
+        (FOLDED, 125, True),  # two of their models are the sum
+        (FOLDED, 126, False),
+        (replace(FOLDED, up_bytes=8e6 / 250), 1, True),
+        (replace(FOLDED, up_bytes=8e6 / 251), 1, False),  # all uploads are smaller
+        (replace(FOLDED, sums_bytes=0.0), 1, False),
     ],
 )
-def test_workers_add_up_the_blocks_that_the_engine_gives_them(costs: Costs, workers: int, folded: list[int]) -> None:
-    assert blocks_of(costs, workers, 250) == folded
+def test_workers_add_up_where_their_uploads_are_larger_than_the_sum(costs: Costs, workers: int, folded: bool) -> None:
+    assert is_folded(costs, workers, 250) is folded
 
 
 def test_a_node_without_a_client_fetches_nothing() -> None:
@@ -140,14 +132,18 @@ def test_more_nodes_compute_no_longer_and_never_faster_than_the_slowest_client()
 @pytest.mark.parametrize("workers", [1, 3, 40])
 @pytest.mark.parametrize("cohort", [1, 10, 700])
 @pytest.mark.parametrize("weight", [1000, 9_000_000])
-def test_the_model_cuts_a_round_as_the_engine_does(fit_s: float, workers: int, cohort: int, weight: int) -> None:
+@pytest.mark.parametrize("folds", [False, True])
+def test_the_model_cuts_a_round_as_the_engine_does(
+    fit_s: float, workers: int, cohort: int, weight: int, folds: bool
+) -> None:
     costs = seconds.Costs([1] * cohort)
     for partition in range(cohort):
         costs.learn("train", partition, fit_s)
-    grid = SimpleNamespace(costs=costs, width=workers, clients_per_task=None)
-    jobs = [Job(i, i + 1000, "train", "", "", 0) for i in range(cohort)]
-    groups = pool.Round._groups(cast(pool.Round, SimpleNamespace(grid=grid)), jobs, weight)
-    assert tasks_of(replace(COSTS, fit_s=fit_s, down_bytes=weight), workers, cohort) == len(groups)
+    grid, limits = SimpleNamespace(costs=costs, width=workers), Limits(None, weight, folds)
+    jobs = [Job(i, i + 1000, "train", "", "", 0, int(folds)) for i in range(cohort)]
+    groups = dispatch.Round._groups(cast(dispatch.Round, SimpleNamespace(grid=grid, limits=limits)), jobs)
+    planned = replace(COSTS, fit_s=fit_s, folded_s=fit_s, down_bytes=weight, sums_bytes=float(folds))
+    assert tasks_of(planned, workers, cohort) == len(groups)
 
 
 def test_memory_grows_with_clients_and_is_held_by_every_worker() -> None:
@@ -210,13 +206,18 @@ def test_the_short_run_agrees_with_its_ledger_and_the_model_with_the_short_run(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("more", "is_folded"),
-    [((), True), (("ray.clients_per_task=8",), False), (("strategy.aggregate=median",), False)],
-    ids=["mean", "short tasks", "median"],
+    ("more", "folds"),
+    [
+        ((), True),
+        (("ray.clients_per_task=8",), True),
+        (("strategy.aggregate=median",), False),
+        (("cohort.size=120",), False),
+    ],
+    ids=["mean", "short tasks", "median", "small cohort"],
 )
-def test_a_block_is_measured_where_workers_add_up_blocks(
+def test_folding_is_measured_where_workers_add_up_updates(
     more: tuple[str, ...],
-    is_folded: bool,
+    folds: bool,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -226,10 +227,9 @@ def test_a_block_is_measured_where_workers_add_up_blocks(
     config.write_text('client = "fl_sim.bench.workloads:echo"\nstrategy.target = "strategies.presets:fedavg"\n' + data)
     assert cli_here(monkeypatch, "plan", str(config), "--nodes", "1", *more, "--json") == 0
     costs = json.loads(capsys.readouterr().out)["measured"]["costs"]
-    assert costs["block"] == 32
-    assert (costs["sums_bytes"] > 1.9 * costs["up_bytes"]) is is_folded
-    assert (0 < costs["folded_s"] < costs["fit_s"] + costs["fold_s"]) is is_folded
-    assert (0 < costs["receipt_s"] < costs["fold_s"]) is is_folded
+    assert (costs["sums_bytes"] > 1.9 * costs["up_bytes"]) is folds
+    assert (0 < costs["folded_s"] < costs["fit_s"] + costs["fold_s"]) is folds
+    assert (0 < costs["receipt_s"] < costs["fold_s"]) is folds
 
 
 def test_the_short_run_keeps_the_bytes_of_a_payload_under_a_budget(tmp_path: Path) -> None:

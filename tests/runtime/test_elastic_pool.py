@@ -16,10 +16,12 @@ from hypothesis import strategies as st
 from fl_sim.communication.flower_private import set_message_id
 from fl_sim.core.types import UserError
 from fl_sim.runtime.grids.base import FIRST_NODE
+from fl_sim.runtime.grids.dispatch import Finished
 from fl_sim.runtime.grids.faults import Faults
 from fl_sim.runtime.grids.heartbeat import EVERY_S, Heartbeat
-from fl_sim.runtime.grids.pool import Finished, Jobs, PooledGrid
-from fl_sim.runtime.grids.worker import Answer
+from fl_sim.runtime.grids.pool import PooledGrid
+from fl_sim.runtime.grids.running_sums import HandIn
+from fl_sim.runtime.grids.worker import Answer, Jobs
 
 
 class Machines(PooledGrid):
@@ -40,6 +42,9 @@ class Machines(PooledGrid):
 
     def submit(self, worker: int, jobs: Jobs) -> None:
         self.queues[worker].append(jobs)
+
+    def ask(self, worker: int, task: HandIn) -> None:
+        raise AssertionError("nothing is folded here")
 
     def finished(self, timeout: float | None) -> Sequence[Finished]:
         event = self.script.popleft() if self.script else None

@@ -15,9 +15,11 @@ from hypothesis import strategies as st
 from fl_sim.communication.flower_private import set_message_id
 from fl_sim.runtime.grids.base import FIRST_NODE
 from fl_sim.runtime.grids.costs import Costs
-from fl_sim.runtime.grids.pool import Finished, Jobs, PooledGrid
+from fl_sim.runtime.grids.dispatch import Finished
+from fl_sim.runtime.grids.pool import PooledGrid
+from fl_sim.runtime.grids.running_sums import HandIn
 from fl_sim.runtime.grids.scheduling import packed
-from fl_sim.runtime.grids.worker import Answer
+from fl_sim.runtime.grids.worker import Answer, Jobs
 
 
 class VirtualPool(PooledGrid):
@@ -54,6 +56,9 @@ class VirtualPool(PooledGrid):
 
     def _ends(self, worker: int) -> float:
         return self.free_at[worker] + sum(self.seconds[self.partitions[job.node]] for job in self.queues[worker][0])
+
+    def ask(self, worker: int, task: HandIn) -> None:
+        raise AssertionError("nothing is folded here")
 
     def finished(self, timeout: float | None) -> Sequence[Finished]:
         busy = [worker for worker, queue in self.queues.items() if queue]

@@ -13,7 +13,7 @@ from updates import SHAPES, mask, params, state
 
 from fl_sim.core import kernels
 from fl_sim.core.types import Update, UserError
-from strategies import sums
+from strategies import accumulators
 from strategies.aggregation import coverage_mean, zero_fill
 from strategies.server_step import Momentum, server_step
 
@@ -55,8 +55,8 @@ def test_a_fold_without_a_compiler_gives_the_same_bits(
 ) -> None:
     updates = [Update(params(i), 3 + i, mask(i) if masked and i != 1 else None) for i in range(5)]
     chosen = aggregate(state(), updates)
-    monkeypatch.setattr(sums, "add_scaled", kernels.reference.add_scaled)
-    monkeypatch.setattr(sums, "add_sent", kernels.reference.add_sent)
+    monkeypatch.setattr(accumulators, "add_scaled", kernels.reference.add_scaled)
+    monkeypatch.setattr(accumulators, "add_sent", kernels.reference.add_sent)
     plain = aggregate(state(), updates)
     assert all(torch.equal(plain[name], chosen[name]) for name in SHAPES)
 

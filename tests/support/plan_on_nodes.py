@@ -4,7 +4,7 @@
     PYTHONPATH=.:tests/support python tests/support/plan_on_nodes.py fold_compute here      # one machine, 1 and 2 workers
 
 The nodes share this machine's processors, so that the clients of "compute" wait for a fixed time and do not work. In the rounds of
-"fold_..." workers add up the updates of blocks.
+"fold_..." workers add up updates.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
-"""Folding of replies where they are made: a worker adds up those of a block of clients, and sends one sum and their receipts.
+"""Folding of replies where they are made: a worker adds up those of its clients, and sends their receipts, and one sum later.
 
-How replies are decoded and added up is the server's business (`Fold`); this is what a Grid needs to know of it.
+How replies are decoded and added up is the server's business (`Folding`); this is what a Grid needs to know of it. Sums do not
+depend on the order or the grouping of what is added, so that any worker may do any client.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -42,7 +43,7 @@ class FoldedReply:
     """A reply whose payload was folded elsewhere.
 
     Attributes:
-        message: the reply without its content. In its place the last update of a block brings the block's sums.
+        message: the reply without its content.
         receipt: what is booked of it.
     """
 
@@ -55,7 +56,15 @@ class FoldedReply:
         return self.message.metadata
 
 
+@dataclass(frozen=True)
+class HandedIn:
+    """What workers have added up; it comes before the last reply of a round."""
+
+    content: RecordDict
+
+
 Reply = Message | FoldedReply
+"""What comes back of a client."""
 
 
 @dataclass
@@ -78,14 +87,12 @@ class Traffic:
 
     def add(self, reply: Message, receipt: Receipt | None) -> None:
         """Count a reply."""
-        size = array_bytes(reply.content) if reply.has_content() else 0
         self.replies += 1
         if receipt is None:
-            self.payload_bytes += size
+            self.payload_bytes += array_bytes(reply.content) if reply.has_content() else 0
         else:
             self.folded += 1
             self.kept_bytes += sum(receipt.described.sections.values())
-            self.sums_bytes += size
 
     def told(self) -> str:
         """One line for the user."""
@@ -96,34 +103,35 @@ class Traffic:
 
 
 class Folding(Protocol):
-    """The block that a worker is at."""
+    """What a worker adds up in a round."""
 
-    def add(self, reply: Message) -> None:
-        """Take the next client's reply; its content may be taken out of it."""
+    def begin(self) -> None:
+        """Begin a task."""
+
+    def add(self, reply: Message, *, must: bool) -> None:
+        """Take the next client's reply; its content may be taken out of it. With `must` it is folded, and does not travel."""
 
     def finish(self) -> Sequence[Receipt | None]:
-        """For each reply its receipt; None = it travels as it is. The sums are in one of those with a receipt."""
+        """For each reply of the task its receipt; None = it travels as it is."""
+
+    def hand_in(self, others: Sequence[RecordDict]) -> RecordDict:
+        """The sum of all that was folded, and of what others have handed in; the next one begins from zero."""
 
 
-class Fold(Protocol):
-    """How replies are folded, the same for all blocks of a round. It is pickled."""
-
-    def begin(self, start: RecordDict) -> Folding:
-        """Begin a block; `start` is what clients started from, where that is needed."""
+Fold = Callable[[RecordDict], Folding]
+"""What clients started from, where that is needed -> a worker's folding, the same for a whole round. It is pickled."""
 
 
 @dataclass(frozen=True)
-class Blocks:
+class Foldable:
     """What workers may fold in a round.
 
     Attributes:
-        fold: how.
+        fold: how, for a worker that has about so many clients in the round.
         start: what it needs of the model; it travels as a broadcast does.
-        places: of the messages, block by block.
-        nbytes: of a block's sums.
+        nbytes: of a sum.
     """
 
-    fold: Fold
+    fold: Callable[[float], Fold]
     start: RecordDict
-    places: Sequence[range]
     nbytes: int

@@ -22,12 +22,14 @@ from flwr.app import RecordDict
 
 from fl_sim.core.errors import in_one_line
 from fl_sim.core.types import UserError
+from fl_sim.runtime.grids.dispatch import Finished
 from fl_sim.runtime.grids.heartbeat import Address
 from fl_sim.runtime.grids.last_words import LastWords
-from fl_sim.runtime.grids.pool import Finished, Jobs, PooledGrid
-from fl_sim.runtime.grids.ray_actors import PULSE_S, Actors
-from fl_sim.runtime.grids.ray_worker import Content, whole
-from fl_sim.runtime.grids.worker import contents_of
+from fl_sim.runtime.grids.pool import PooledGrid
+from fl_sim.runtime.grids.ray_actors import PULSE_S, Actors, Sent
+from fl_sim.runtime.grids.ray_worker import Answers, Content, whole
+from fl_sim.runtime.grids.running_sums import HandIn
+from fl_sim.runtime.grids.worker import Jobs, contents_of
 from fl_sim.runtime.state.buffers import split_off
 
 if TYPE_CHECKING:
@@ -137,7 +139,20 @@ class RayGrid(PooledGrid):
             to = actors.working[worker]
             contexts = [self.contexts[job.node] for job in jobs]
             contents = {number: [self._contents[number]] for number in contents_of(jobs)}
-            to.tasks.append(to.actor.run.remote(list(jobs), contexts, contents, self.fold_of(jobs)))
+            to.tasks.append(Sent(to.actor.run.remote(list(jobs), contexts, contents, self.fold_of(jobs))))
+
+    def ask(self, worker: int, task: HandIn) -> None:
+        with self._cluster() as actors:
+            to = actors.working[worker]
+            if task.aside:
+                to.tasks.append(Sent(*to.actor.put_aside.options(num_returns=2).remote()))
+            else:
+                others = [cast("ObjectRef[Content]", each.found) for each in task.others]
+                to.tasks.append(Sent(to.actor.hand_in.remote(others)))
+
+    def place(self, worker: int) -> str | None:
+        node = self._actors.working[worker].here.node
+        return None if node == self._ray.get_runtime_context().get_node_id() else node
 
     def finished(self, timeout: float | None) -> Sequence[Finished]:
         with self._cluster() as actors:
@@ -146,7 +161,7 @@ class RayGrid(PooledGrid):
                 for reason in actors.settle(came):
                     log.warning("%s. The run goes on without it", reason)
                 actors.require_some(RuntimeError)
-            done = [number for number, each in actors.working.items() if each.tasks and each.tasks[0] in came]
+            done = [number for number, each in actors.working.items() if each.tasks and each.tasks[0].done in came]
             lost = actors.lost()
             gone = [Finished(number, (), lost=why, machine=True) for number, why in lost.items()]
             return [self._outcome(number) for number in done if number not in lost] + gone
@@ -154,14 +169,18 @@ class RayGrid(PooledGrid):
     def _outcome(self, number: int) -> Finished:
         worker = self._actors.working[number]
         try:
-            answers = self._ray.get(worker.tasks[0])
+            came = cast("Answers | Content | None", self._ray.get(cast("ObjectRef[object]", worker.tasks[0].done)))
         except self._ray.exceptions.RayError as error:
             return Finished(number, (), lost=type(error).__name__, machine=self._actors.is_without_machine(number))
-        worker.tasks.popleft()
-        for answer, blobs in answers:
+        aside = worker.tasks.popleft().aside
+        if came is None:
+            return Finished(number, (), sums=aside)
+        if isinstance(came, tuple):
+            return Finished(number, (), sums=whole(*came))
+        for answer, blobs in came:
             if answer.reply.has_content():
                 whole(answer.reply.content, blobs)
-        return Finished(number, [answer for answer, _ in answers])
+        return Finished(number, [answer for answer, _ in came])
 
     def replace(self, worker: int) -> None:
         with self._cluster() as actors:

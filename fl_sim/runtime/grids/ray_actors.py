@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, cast
 
 from fl_sim.core.types import UserError
 from fl_sim.runtime.grids.heartbeat import Heartbeat
-from fl_sim.runtime.grids.ray_worker import PACKAGES, Actor, Answers, Here, actor_class, why_not_built
+from fl_sim.runtime.grids.ray_worker import PACKAGES, Actor, Content, Here, actor_class, why_not_built
 
 if TYPE_CHECKING:
     from ray import ObjectRef
@@ -44,12 +44,20 @@ class Starting:
 
 
 @dataclass
+class Sent:
+    """A task of an actor: what it gives when it is `done`, and what it has put `aside` in its machine's part of Ray's store."""
+
+    done: object
+    aside: ObjectRef[Content] | None = None
+
+
+@dataclass
 class Working:
     """An actor that takes tasks, its machine, and the tasks that it has."""
 
     actor: Actor
     here: Here
-    tasks: deque[ObjectRef[Answers]] = field(default_factory=deque)
+    tasks: deque[Sent] = field(default_factory=deque)
 
 
 class Actors:
@@ -137,7 +145,7 @@ class Actors:
     def wait(self, timeout: float) -> Set[object]:
         """What has come of the actors that start and of the oldest tasks; waits for one."""
         awaited: list[object] = [each.told if each.here is None else each.built for each in self.starting.values()]
-        awaited += [each.tasks[0] for each in self.working.values() if each.tasks]
+        awaited += [each.tasks[0].done for each in self.working.values() if each.tasks]
         return set(self._ray.wait(awaited, num_returns=1, timeout=timeout)[0]) if awaited else set()
 
     def settle(self, came: Set[object]) -> Iterator[str]:

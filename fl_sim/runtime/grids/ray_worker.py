@@ -66,6 +66,8 @@ class Actor(Protocol):
     build: Remote
     peak_bytes: Remote
     run: RunMethod
+    put_aside: AsideMethod
+    hand_in: SumMethod
 
 
 class RunMethod(Protocol):
@@ -78,6 +80,20 @@ class RunMethod(Protocol):
         contents: Mapping[int, list[ObjectRef[Content]]],
         fold: Fold | None,
     ) -> ObjectRef[Answers]: ...
+
+
+class SumMethod(Protocol):
+    """The method that hands in what was added up, with sums that are in Ray's store."""
+
+    def remote(self, others: list[ObjectRef[Content]]) -> ObjectRef[Content]: ...
+
+
+class AsideMethod(Protocol):
+    """The method that puts a sum aside: nothing, once it is done, and the sum."""
+
+    def options(self, *, num_returns: int) -> AsideMethod: ...
+
+    def remote(self) -> tuple[ObjectRef[None], ObjectRef[Content]]: ...
 
 
 def actor_class() -> type:
@@ -131,6 +147,12 @@ def actor_class() -> type:
         ) -> object:
             return self.resident.run(jobs, contexts, contents, fold)  # type: ignore[arg-type]
 
+        def hand_in(self, others: Sequence[object]) -> object:
+            return self.resident.hand_in(others)  # type: ignore[arg-type]
+
+        def put_aside(self) -> tuple[None, object]:
+            return None, self.resident.hand_in(())
+
     return Worker
 
 
@@ -159,6 +181,12 @@ class ResidentApp:
                 self._contents = {k: v for k, v in self._contents.items() if k in contents}
                 self._contents[key] = whole(*ray.get(ref))
         return [_bare(answer) for answer in self._workplace.task(jobs, self._contents, contexts, fold)]
+
+    def hand_in(self, others: Sequence[ObjectRef[Content]]) -> Content:
+        """What was added up here, together with sums in the store."""
+        import ray
+
+        return split_off(self._workplace.hand_in([whole(*ray.get(ref)) for ref in others]))
 
 
 def _bare(answer: Answer) -> tuple[Answer, Blobs]:

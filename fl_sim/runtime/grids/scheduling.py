@@ -5,13 +5,61 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 NEARLY = 1.02
 """Longest of consecutive groups over their mean. Reading replies while the last group trains saves a percent or two of a
 short round, so more imbalance than that would lose what it gains."""
 
-LINK, MUCH = 125e6, 4
-"""Bytes a second of a link of 1 Gbit/s; how many times longer than their replies' way clients compute where that is much."""
+DEPTH = 2
+"""Tasks at a worker: the one it is at, and the next."""
+TASK_BYTES = 16_000_000
+"""Clients of one task answer together: about this much at a time."""
+TASKS, CLIENTS = 8, 32
+"""Tasks that every worker gets in a round, so that all end together; clients of a task at most."""
+TASK_S, LONG_S = 0.05, 0.4
+"""What a task should last at least: what it costs to send one and to take its answer must weigh little beside that. What one should
+last at most where only receipts come back, so that there may be many."""
+MANY_TASKS, MANY_CLIENTS = 64, 128
+"""Where only receipts come back and there would be more tasks than that, they are of more clients, up to so many."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What bounds the tasks of a round.
+
+    Attributes:
+        clients: of each task at most, as the user says; None = whatever suits.
+        nbytes: of a reply, about.
+        is_folded: whether only receipts come back.
+        is_timed: whether clients have a time limit: as many times as long as a task has clients, a hanging one is not noticed.
+    """
+
+    clients: int | None = None
+    nbytes: float = 1.0
+    is_folded: bool = False
+    is_timed: bool = False
+
+    def most(self, cohort: int) -> int:
+        """Clients of a task at most."""
+        if self.clients is not None:
+            return self.clients
+        if not self.is_folded:
+            return int(max(1, min(CLIENTS, TASK_BYTES // self.nbytes)))
+        return CLIENTS if self.is_timed else min(max(cohort // MANY_TASKS, CLIENTS), MANY_CLIENTS)
+
+    def tasks(self, cohort: int, *, workers: int, seconds: float) -> int:
+        """Tasks of a round whose clients take so many seconds in all; infinite while nobody knows.
+
+        Enough for all workers to end together, none too short; where only receipts come back none too long, and as many for each.
+        """
+        if self.clients is not None:
+            return workers
+        each = int(max(1, min(TASKS, seconds / (workers * TASK_S))))
+        if self.is_folded:
+            long = 0 if math.isinf(seconds) else int(seconds / (workers * LONG_S))
+            each = max(each, long, math.ceil(cohort / (workers * self.most(cohort))))
+        return workers * each
 
 
 def packed(costs: Sequence[float], *, workers: int, tasks: int, most: int) -> list[list[int]]:
@@ -28,45 +76,6 @@ def packed(costs: Sequence[float], *, workers: int, tasks: int, most: int) -> li
     longest = max(sum(costs[position] for position in group) for group in consecutive)
     even = len(consecutive) <= workers and longest <= NEARLY * sum(costs) / count
     return consecutive if even else _balanced(costs, count, most)
-
-
-def whole(costs: Sequence[float], *, workers: int, seconds: float, nbytes: float) -> list[int]:
-    """Positions of the blocks that workers fold whole; the clients of the others are tasks of their own, whose replies cross.
-
-    Args:
-        costs: of the blocks.
-        workers: their number.
-        seconds: that a client takes; infinite while nobody knows.
-        nbytes: of its reply.
-    """
-    if seconds * LINK < nbytes:  # what evens out the workers' time by a client costs more time than that on its way
-        return list(range(len(costs)))
-    return evenly(costs, workers=workers, spare=computes_longer(seconds, nbytes, workers))
-
-
-def evenly(costs: Sequence[float], *, workers: int, spare: bool = False) -> list[int]:
-    """Positions of tasks, in order, that can be dealt out whole; the rest is for smaller tasks that fill up.
-
-    Each goes to the worker that has least so far, unless that would have more than its share of all costs, give or take a quarter
-    of the longest. With `spare` the longest's time is left for smaller tasks. One worker takes all of them.
-    """
-    share = sum(costs) / workers
-    limit = share + max(costs) / 4 - (max(costs) if spare and workers > 1 else 0.0)
-    loads = [0.0] * workers
-    dealt = []
-    for position, cost in enumerate(costs):
-        if loads[0] + cost <= limit:
-            heapq.heapreplace(loads, loads[0] + cost)
-            dealt.append(position)
-    return dealt
-
-
-def computes_longer(seconds: float, nbytes: float, workers: int) -> bool:
-    """Whether clients of so many seconds keep the workers busy for much longer than their replies keep a link of `LINK`.
-
-    Then it counts that all workers end together, and not what crosses. Infinite seconds are not known yet.
-    """
-    return MUCH * workers * nbytes / LINK < seconds < math.inf
 
 
 def _balanced(costs: Sequence[float], count: int, most: int) -> list[list[int]]:

@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from fl_sim.runtime.grids.pool import DEPTH
+from fl_sim.runtime.grids.scheduling import DEPTH
 from fl_sim.runtime.state.shared_memory import Area, Key, Span
 
-SLOTS = DEPTH + 1
-"""Those of the tasks that a worker may have, and one whose replies are read where they lie."""
+MOST_TASKS = DEPTH + 1
+"""Tasks that a worker may have: those of clients, and that of handing in what it added up."""
+SLOTS = MOST_TASKS + 1
+"""Those of its tasks, and one whose replies are read where they lie."""
 
 
 def _areas() -> tuple[Area, ...]:
@@ -55,7 +57,7 @@ class Slots:
         """The array bytes of an answered task's replies. They are read where they lie, and the slot is free once nobody has them
         any more, where that leaves a slot for each task that the worker may have. Else they are copied."""
         outbox, free = self.areas.outbox[slot], partial(self._free.append, slot)
-        if len(self._free) + len(self._taken) >= DEPTH:
+        if len(self._free) + len(self._taken) >= MOST_TASKS:
             return outbox.lend(replies, free)
         copies = [outbox.copied(spans) for spans in replies]
         free()

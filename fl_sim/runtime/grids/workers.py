@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -25,18 +26,18 @@ from fl_sim.codecs.payload_memory import lent_by
 from fl_sim.core.errors import USERS_OWN, in_one_line
 from fl_sim.core.large import LARGE_BYTES
 from fl_sim.core.types import UserError
+from fl_sim.runtime.grids.dispatch import Finished
 from fl_sim.runtime.grids.folding import Fold
 from fl_sim.runtime.grids.forkserver import end_with_parent, prepare, without_main
-from fl_sim.runtime.grids.pool import Finished, Jobs, PooledGrid
+from fl_sim.runtime.grids.pool import PooledGrid
+from fl_sim.runtime.grids.running_sums import HandIn
 from fl_sim.runtime.grids.slots import Areas, Slots
 from fl_sim.runtime.grids.watchdog import Watchdog, end_group, own_group
-from fl_sim.runtime.grids.worker import Answer, Workplace, contents_of
+from fl_sim.runtime.grids.worker import Answer, Jobs, Workplace, contents_of
 from fl_sim.runtime.state.buffers import Blobs, join, split_off
 from fl_sim.runtime.state.shared_memory import Area, Key, Span
 
 Spans = dict[Key, Span]
-
-
 MOST_WORKERS = 4096
 """Processes that are started at once: a typing error must not take the machine."""
 
@@ -82,6 +83,21 @@ class _Result:
     state: Spans
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """Hand in what was added up; its array bytes go into the outbox of this slot."""
+
+    slot: int
+
+
+@dataclass(frozen=True)
+class _Sum:
+    """A sum whose array bytes are in the worker's outbox."""
+
+    content: RecordDict
+    spans: Spans
+
+
 def _slim(context: Context) -> tuple[Context, Blobs]:
     if not len(context.state):
         return context, {}
@@ -111,9 +127,13 @@ def work(
     contents: dict[int, RecordDict] = {}
     while True:
         try:
-            task: _Task = pipe.recv()
+            task: _Task | _Asked = pipe.recv()
         except (EOFError, OSError):
             return
+        if isinstance(task, _Asked):
+            content, blobs = split_off(workplace.hand_in(()))
+            pipe.send(_Sum(content, *areas.outbox[task.slot].write([blobs])))
+            continue
         wanted = contents_of(task.jobs)
         if task.contents:
             contents = {key: content for key, content in contents.items() if key in wanted}
@@ -227,10 +247,13 @@ class WorkersGrid(PooledGrid):
             {key: self._contents[key] for key in new},
             self.fold_of(jobs),
         )
-        try:
+        with suppress(OSError):  # it has died, which `finished` tells
             to.pipe.send(task)
-        except OSError:
-            return  # it has died, which `finished` tells
+
+    def ask(self, worker: int, task: HandIn) -> None:
+        to = self._workers[worker]
+        with suppress(OSError):  # it has died, which `finished` tells
+            to.pipe.send(_Asked(to.slots.take()))
 
     def finished(self, timeout: float | None) -> Sequence[Finished]:
         pipes = {worker.pipe: number for number, worker in self._workers.items()}
@@ -241,7 +264,7 @@ class WorkersGrid(PooledGrid):
         """Receive a worker's next message; None = it is ready."""
         worker = self._workers[number]
         try:
-            said: str | list[_Result] | None = worker.pipe.recv()
+            said: str | list[_Result] | _Sum | None = worker.pipe.recv()
         except (EOFError, OSError) as error:
             worker.process.join(1)
             if not worker.ready:
@@ -253,6 +276,9 @@ class WorkersGrid(PooledGrid):
             worker.ready = True
             return None
         slot = worker.slots.answered()
+        if isinstance(said, _Sum):
+            (own,) = worker.slots.read(slot, [said.spans])
+            return Finished(number, (), sums=join(said.content, own))
         for result in said:
             if (context := result.answer.context) is not None:
                 _with_state(context, result.state, worker.slots.areas.outbox[slot])

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from flwr.app import ArrayRecord, Context, RecordDict
@@ -104,6 +105,24 @@ class ClientStates(Contexts):
         record = filled(ArrayRecord, {n: array_from(value) for n, value in read_arrays(self._heap.get(name)).items()})
         self._last[key] = record, name
         return record
+
+    def saved(self, node: int) -> dict[str, bytes]:
+        """What a node keeps now: its records by name, each used once more."""
+        self._settle()
+        kept = self._kept.get(node, {})
+        return {key: self._heap.share(name) for key, name in kept.items()}
+
+    def put_back(self, node: int, saved: object) -> None:
+        """Let a node keep what it kept when that was saved."""
+        self._settle()
+        self.give_up(self._kept.pop(node, {}))
+        self._kept[node] = dict(cast("dict[str, bytes]", saved))
+        self._changed.add(node)
+
+    def give_up(self, saved: object) -> None:
+        """Nobody will put it back: its records are used once less."""
+        for name in cast("dict[str, bytes]", saved).values():
+            self._heap.drop(name)
 
     def kept(self) -> Mapping[int, Mapping[str, bytes]]:
         """Partition -> record -> the name of its bytes, of those that keep anything."""

@@ -33,6 +33,18 @@ class Contexts(MutableMapping[int, Context]):
     def __len__(self) -> int:
         return len(self.nodes)
 
+    def saved(self, node: int) -> object:
+        """What a node keeps now, for `put_back`; it takes space until it is put back or given up."""
+        return self[node]
+
+    def put_back(self, node: int, saved: object) -> None:
+        """Let a node keep what it kept when that was saved."""
+        assert isinstance(saved, Context)
+        self[node] = saved
+
+    def give_up(self, saved: object) -> None:
+        """Nobody will put it back."""
+
     def fresh(self, node: int, state: RecordDict) -> Context:
         """A new context of a node that holds `state`.
 

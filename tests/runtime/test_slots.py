@@ -9,8 +9,7 @@ import torch
 
 from fl_sim.codecs import Schema, decode, encode
 from fl_sim.codecs.payload_memory import lent_by
-from fl_sim.runtime.grids.pool import DEPTH
-from fl_sim.runtime.grids.slots import Areas, Slots
+from fl_sim.runtime.grids.slots import MOST_TASKS, Areas, Slots
 from fl_sim.runtime.state.shared_memory import ALIGNMENT, Area, Key
 
 KEY: Key = ("payload", "p")
@@ -25,7 +24,7 @@ def _answered(slots: Slots, letter: bytes) -> Mapping[Key, bytes] | Mapping[Key,
 
 def test_a_reply_that_somebody_has_is_not_written_over() -> None:
     slots = Slots(Areas(Area()))
-    for _ in range(DEPTH):
+    for _ in range(MOST_TASKS):
         slots.take()
     held = _answered(slots, b"a")
     assert isinstance(held[KEY], memoryview)

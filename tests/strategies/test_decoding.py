@@ -29,12 +29,12 @@ def _outcome(found: Decoded | Rejected) -> tuple[object, ...]:
     if isinstance(found, Rejected):
         return str(found), found.described
     update = found.update
-    return SCHEMA.flat(update.params).tolist(), update.num_examples, update.metrics, update.block, found.described
+    return SCHEMA.flat(update.params).tolist(), update.num_examples, update.metrics, found.described
 
 
-def _alone(exchange: Exchange, content: RecordDict, block: int) -> Decoded | Rejected:
+def _alone(exchange: Exchange, content: RecordDict) -> Decoded | Rejected:
     try:
-        return decoded(exchange, content, START, None, block=block)
+        return decoded(exchange, content, START, None)
     except Rejected as problem:
         return problem
 
@@ -46,11 +46,9 @@ def test_a_rejected_reply_among_others_is_rejected_alone(coding: Coding) -> None
     contents[1] = _content(exchange, 1, lambda data: data[:-1] + bytes([data[-1] ^ 1]))
     contents[2] = _content(exchange, 2, lambda data: data[:9])
     contents[3] = wire.content(b"", metrics={})
-    found = decoded_all(exchange, contents, START, None, blocks=range(6))
+    found = decoded_all(exchange, contents, START, None)
     assert [isinstance(each, Rejected) for each in found] == [False, True, True, True, False, False]
-    assert [_outcome(each) for each in found] == [
-        _outcome(_alone(exchange, content, block)) for block, content in enumerate(contents)
-    ]
+    assert [_outcome(each) for each in found] == [_outcome(_alone(exchange, content)) for content in contents]
 
 
 def test_a_value_that_overflows_the_sum_is_rejected_alone() -> None:
@@ -59,7 +57,7 @@ def test_a_value_that_overflows_the_sum_is_rejected_alone() -> None:
     zeros = Update(SCHEMA.view(torch.zeros(SCHEMA.size)), 1)
     data = [exchange.encode_up(zeros, Task(1, start), seed=0) for start in (low, high, low)]
     contents = [wire.update_content(zeros, each) for each in data]
-    found = decoded_all(exchange, contents, low, None, blocks=[0, 0, 0])
+    found = decoded_all(exchange, contents, low, None)
     assert [isinstance(each, Rejected) for each in found] == [False, True, False]
     assert exchange.decode_up_all(data, low) is None
     assert exchange.decode_up_all(data[::2], low) is not None

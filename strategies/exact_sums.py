@@ -128,7 +128,6 @@ def _rounded(levels: Sequence[Part]) -> Part:
     several = np.zeros(len(top), dtype=bool)
     for level in more:
         several |= level != 0
-    several &= np.isfinite(top)
     exact = {place: math.fsum(level[place] for level in levels) for place in np.flatnonzero(several).tolist()}
     top += second
     for place, total in exact.items():

@@ -104,6 +104,15 @@ def norm_names(model: nn.Module) -> list[str]:
     )
 
 
+def sparse_gradient_names(model: nn.Module) -> list[str]:
+    """Weights that train and whose gradients PyTorch makes sparse: of embeddings with `sparse = True`."""
+    return [
+        f"{path}.weight".removeprefix(".")
+        for path, module in model.named_modules()
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.sparse and module.weight.requires_grad
+    ]
+
+
 def statistics_layers(model: nn.Module) -> dict[str, nn.Module]:
     """Path of each layer with running statistics -> the layer, whatever its class: it is known by its buffers."""
     return {name: layer for name, layer in model.named_modules() if _own_buffers(layer) >= STATISTICS}

@@ -18,6 +18,7 @@ from fl_sim.core.lookup import imported, takes
 from fl_sim.core.types import UserError
 from fl_sim.gating.cut_places import places_of
 from fl_sim.models import batchnorm_names
+from fl_sim.models.layers import sparse_gradient_names
 from fl_sim.simulation.batch_checks import check_batches
 from fl_sim.simulation.client_side import client_of
 from fl_sim.simulation.federation import Federation
@@ -25,6 +26,7 @@ from fl_sim.simulation.idle_keys import tell_idle_keys
 from fl_sim.simulation.model_track import ModelTrack
 from fl_sim.simulation.own_codecs import codings_of, try_codecs
 from fl_sim.training.client import ANYTHING, BATCHNORM, KEEPS, NOTHING, PARTS, Client
+from fl_sim.training.loop import Training
 from fl_sim.training.tasks import learning_task
 
 log = logging.getLogger("fl_sim")
@@ -132,6 +134,7 @@ def _fits(track: ModelTrack) -> None:
             f"client = {track.experiment.client.target!r}: its loss compares scores of classes; allowed: task = "
             f"{allowed}, not {track.experiment.task!r}"
         )
+    _takes_gradients(track, client)
     if track.experiment.training.cut_channels:
         _cuts(track)
     if track.data.train.weights is not None:
@@ -156,6 +159,19 @@ def _keeps(track: ModelTrack, client: Client) -> None:
     if getattr(client, "before_evaluation", None) is not None and not asked.evaluate.clients:
         raise UserError(
             f"client = {asked.client.target!r}: clients alone can measure their own models; needed: evaluate.clients above 0"
+        )
+
+
+def _takes_gradients(track: ModelTrack, client: Client) -> None:
+    """Check that the optimizer takes the gradients of the model; of a client's own training nobody knows."""
+    training = getattr(client, "training", None)
+    if not isinstance(training, Training) or not (sparse := sparse_gradient_names(track.model)):
+        return
+    if training.optimizer != "sgd" or training.weight_decay:
+        asked = f"optimizer = {training.optimizer!r}" if training.optimizer != "sgd" else "weight_decay"
+        raise UserError(
+            f"model.name = {track.experiment.model.name!r}: gradients of {sparse[0]} are sparse (sparse = True), which "
+            f"training.{asked} cannot use; allowed: sparse = False, or training.optimizer = 'sgd' without weight_decay"
         )
 
 

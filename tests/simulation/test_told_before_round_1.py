@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import logging
+import sys
+from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from federation import TINY, tiny
+from torch import Tensor, nn
 
 from fl_sim import Experiment
 from fl_sim.core.types import UserError
@@ -34,3 +38,33 @@ def test_personal_models_without_rounds_need_clients_that_measure_and_no_more(tm
         check_built(Federation.build(tiny(tmp_path, *fine_tuned), quiet=True))
     check_built(Federation.build(tiny(tmp_path, *fine_tuned, "evaluate.clients=2"), quiet=True))
     Experiment.from_tree(TINY, [*BUFFERED, "model.personal=head", "evaluate.clients=2"])
+
+
+class Pixels(nn.Module):
+    """A model over brightness as a word."""
+
+    def __init__(self, num_classes: int, *, sparse: bool = True) -> None:
+        super().__init__()
+        self.words, self.out = nn.Embedding(17, 4, sparse=sparse), nn.Linear(256, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        words = self.words((images.clamp(0, 1) * 16).long().flatten(1))
+        return self.out(words.flatten(1))
+
+
+@pytest.mark.parametrize(
+    ("override", "asked"), [("optimizer=adamw", "optimizer = 'adamw'"), ("weight_decay=0.01", "weight_decay")]
+)
+def test_sparse_gradients_are_refused_where_the_optimizer_cannot_use_them(
+    override: str, asked: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "sparse_words", module := ModuleType("sparse_words"))
+    module.__dict__.update(sparse=Pixels, dense=partial(Pixels, sparse=False))
+    for ok in (("sparse", "momentum=0.9"), ("dense", override)):
+        check_built(
+            Federation.build(tiny(tmp_path, f"model.name=sparse_words:{ok[0]}", f"training.{ok[1]}"), quiet=True)
+        )
+    with pytest.raises(UserError, match=rf"gradients of words\.weight are sparse .*training\.{asked} cannot use"):
+        check_built(
+            Federation.build(tiny(tmp_path, "model.name=sparse_words:sparse", f"training.{override}"), quiet=True)
+        )

@@ -16,8 +16,10 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
+from pydantic import ValidationError
+
 from fl_sim.runtime.state.client_states import ClientStates
-from fl_sim.simulation.checkpoint_store import Checkpoints, Count, Manifest, Put, Record
+from fl_sim.simulation.checkpoint_store import Checkpoints, Count, Manifest, Put, Record, what_is_wrong
 
 LARGE = 1 << 16
 """Bytes of a record from which on it is an object of its own, which is written once."""
@@ -120,7 +122,10 @@ def _unpacked(stream: BinaryIO, newer: Collection[int], states: ClientStates) ->
     size, length = os.fstat(stream.fileno()).st_size, int.from_bytes(stream.read(8), "little")
     if length > size - 8:
         raise ValueError("a pack that ends in its index")
-    index = _Index.model_validate_json(stream.read(length))
+    try:
+        index = _Index.model_validate_json(stream.read(length))
+    except ValidationError as error:
+        raise ValueError(f"the index of a pack: {what_is_wrong(error)}") from error
     if 8 + length + sum(index.sizes) != size:
         raise ValueError("a pack of another length than its records")
     users: dict[int, list[tuple[int, str]]] = {}

@@ -322,6 +322,12 @@ def read_manifest(path: Path) -> Manifest:
     except OSError as error:
         raise Damaged(error.strerror or str(error)) from error
     except ValidationError as error:
-        raise Damaged(f"{error.errors()[0]['loc']}: {error.errors()[0]['msg']}") from error
+        raise Damaged(what_is_wrong(error)) from error
     except (ValueError, RecursionError) as error:
         raise error if isinstance(error, Damaged) else Damaged("not JSON") from error
+
+
+def what_is_wrong(error: ValidationError) -> str:
+    """The first thing that is wrong with a record, in one line; pydantic's own text has four."""
+    first = error.errors()[0]
+    return f"{first['loc']}: {first['msg']}" if first["loc"] else first["msg"]

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 
 from fl_sim.communication.ledger import Ledger
 from fl_sim.communication.mask_log import MaskRecorder
+from fl_sim.core.errors import in_one_line
 from fl_sim.core.parquet import encoded
 from fl_sim.core.types import UserError
 from fl_sim.runtime.grids.base import LocalGrid
@@ -197,7 +198,7 @@ class CheckpointHook:
             try:
                 self._apply(manifest, *self._clients)
             except UNREADABLE as error:
-                reason = f"is not of this experiment: {error}"
+                reason = f"is not of this experiment: {in_one_line(error)}"
                 raise UserError(f"{self.store.folder}: the checkpoint of round {manifest.round} {reason}") from error
             self.store.resume_from(manifest)
             self.saved_round, self.seconds = manifest.round, manifest.training_s

@@ -294,10 +294,11 @@ def test_a_worker_that_somebody_kills_costs_nothing(
 def test_a_sum_that_is_handed_in_in_a_round_is_not_lost(
     tmp_path: Path, engine: str, traffic: Traffic, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fl_sim.runtime.grids.running_sums.HAND_IN_S", 0.0)
+    for least in ("HAND_IN_S", "TIMES_ITS_WAY"):  # after every task
+        monkeypatch.setattr(f"fl_sim.runtime.grids.running_sums.{least}", 0.0)
     inline = run(experiment(tmp_path / "inline", "dense"))
     same(inline, run(experiment(tmp_path / engine, "dense", **on(engine, 2))))
-    assert sums_in(traffic, inline) > 3 * len(inline.rounds)
+    assert sums_in(traffic, inline) > 2 * len(inline.rounds), "more than one of each worker and round"
 
 
 @pytest.mark.parametrize(("method", "replies"), [("dense", 7), ("topk", 0)])

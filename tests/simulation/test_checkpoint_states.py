@@ -10,7 +10,7 @@ import pytest
 from flwr.app import Array, ArrayRecord
 
 from fl_sim.runtime.state.client_states import ClientStates
-from fl_sim.simulation.checkpoint_states import LARGE, KeptStates
+from fl_sim.simulation.checkpoint_states import LARGE, KeptStates, _unpacked
 from fl_sim.simulation.checkpoint_store import Checkpoints, Manifest
 from fl_sim.simulation.checkpointing import UNREADABLE
 
@@ -130,3 +130,15 @@ def test_a_pack_that_no_run_wrote_is_refused(index: object, records: bytes, leng
         name = put((len(text) if length is None else length).to_bytes(8, "little") + text + records)
     with pytest.raises(UNREADABLE):
         kept.restore(store, manifest.model_copy(update={"packs": [name]}), states)
+
+
+@pytest.mark.parametrize(
+    ("index", "said"),
+    [(b'{"clients": 0x', "Invalid JSON"), (b'{"clients": 7, "sizes": []}', r"\('clients',\): Input should be")],
+)
+def test_an_index_that_is_none_is_refused_in_one_line(tmp_path: Path, index: bytes, said: str) -> None:
+    pack = tmp_path / "pack"
+    pack.write_bytes(len(index).to_bytes(8, "little") + index)
+    with pack.open("rb") as stream, pytest.raises(ValueError, match=said) as refused:
+        _unpacked(stream, [], ClientStates(NODES, tmp_path))
+    assert "\n" not in str(refused.value)

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
@@ -302,6 +302,15 @@ class SwallowsAnInterrupt:
         self.seen.append(int(row["round"]))
 
 
+@pytest.fixture
+def pythons_own_handler() -> Iterator[None]:
+    """Ctrl-C raises, also where the tests run in a shell's background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("pythons_own_handler")
 def test_an_interrupt_that_somebody_swallowed_stops_the_run_after_the_round(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(tiny(tmp_path, *SHORT), observer := SwallowsAnInterrupt())

@@ -7,7 +7,8 @@ what the first could not. A further one is made when it is needed.
 
 There are few: all numbers are multiples of 2^-149, the least float32, and below 2^159, the largest times a count below 2^31. An
 addition loses at most 2^-53 of its sum, so that n additions leave each level at most n 2^-53 of the one above: 8 levels hold
-the sum of a thousand numbers, and 12 that of 2^24.
+the sum of a thousand numbers, and 12 that of 2^24. Squares are multiples of 2^-298 and below 2^287: 14 and 22 levels, fewer than
+the 29 that the compiled loops take.
 """
 
 from __future__ import annotations

@@ -145,7 +145,7 @@ def test_a_start_outside_the_numbers_is_refused(form, start: int) -> None:
     "change",
     [
         {0: []},
-        {0: [np.zeros(8)] * 14},
+        {0: [np.zeros(8)] * 30},
         {0: [np.zeros(8), np.zeros(7)]},
         {0: [np.zeros(8), np.zeros(8, np.float32)]},
         {0: [np.zeros(16)[::2]]},

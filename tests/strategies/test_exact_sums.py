@@ -132,6 +132,20 @@ def test_a_total_is_rounded_once_where_three_levels_are_not_zero() -> None:
         assert (len(total.levels) == 3) is (tiny != 0)
 
 
+def test_squares_that_are_chosen_to_need_many_levels_are_added_up() -> None:
+    """A thousand that level after level loses: each is half of the last bit of what the one above has come to."""
+    powers, total = [284], ExactSum.zeros(1)
+    for level in range(13):
+        powers += [231 - 43 * level] * 1024
+    for power in powers:
+        weight = 30 * (power > 200) + power % 2
+        value = 2.0 ** ((power - weight) // 2)
+        total.add_squares(np.full(1, value, np.float32), np.zeros(1, np.int64), 2.0**weight)
+    assert len(total.levels) == 14
+    ((_, found),) = total.totals()
+    assert found.tolist() == [math.fsum(2.0**power for power in powers)]
+
+
 def test_a_mean_of_exact_sums_has_the_same_bits_whoever_adds_up() -> None:
     updates = [update(seed, sparse=seed % 3 == 0) for seed in range(40)]
     large_cohort = replace(state(), exact=True)

@@ -15,7 +15,7 @@
 #define FOR_EACH_CPU
 #endif
 
-enum { MOST = 16 };
+enum { MOST = 32 }; /* buffers of a call */
 typedef struct {
     Py_buffer views[MOST];
     int taken;

@@ -228,6 +228,23 @@ def test_a_client_that_fails_when_it_runs_again_stops_the_round(tmp_path: Path) 
         list(pool.round())
 
 
+@pytest.mark.parametrize("seed", range(60))
+def test_no_client_is_blamed_for_a_death_among_others(seed: int, tmp_path: Path) -> None:
+    """Also one that has run alone already, and runs again beside others because its sum was lost."""
+
+    class DiesAmongOthers(Scripted):
+        def _may_die(self, worker: int) -> bool:
+            first = self.queues[worker][0] if self.queues[worker] else HandIn()
+            return not isinstance(first, HandIn) and len(first[0]) > 1
+
+    rng = random.Random(seed)
+    script = [("dies" if rng.random() < 0.4 else "done", rng.randrange(50)) for _ in range(200)]
+    pool = DiesAmongOthers(tmp_path, 20, [], script)
+    pool.clients_per_task = 2
+    replies = [each for each in pool.round() if not isinstance(each, HandedIn)]
+    assert not any(isinstance(reply, Message) and reply.has_error() for reply in replies)
+
+
 def test_what_was_kept_before_is_given_up_where_nobody_reads_on(tmp_path: Path) -> None:
     pool = Scripted(tmp_path, 30, [], [])
     pool.clients_per_task = 2

@@ -280,7 +280,7 @@ class Round:
         if finished.machine:
             self.todo.append(jobs)
             self._sort()
-        elif jobs[0].index in self.suspects:
+        elif len(jobs) == 1 and jobs[0].index in self.suspects:
             why = f"client {jobs[0].partition}: its worker process died ({finished.lost})"
             self._give_up(jobs[0], Error(CLIENT_APP_CRASHED, why))
         else:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Mapping
 
 import numpy as np
@@ -62,4 +64,25 @@ def test_a_payload_is_encoded_where_it_is_sent_from() -> None:
     # The same memory: nothing was copied.
     area._mapped(1)[spans[0][KEY][1] - 1] ^= 255
     assert room[-1] == sent[-1] != encode(params, None, schema=schema)[-1]
+    area.close()
+
+
+def test_a_part_of_a_room_is_sent_as_a_part() -> None:
+    area = Area()
+    room = area.room(100)
+    room[:] = b"a" * 100
+    spans = area.write([{KEY: np.frombuffer(room[:10], dtype=np.uint8)}])
+    assert area.copied(spans[0]) == {KEY: b"a" * 10}
+    area.close()
+
+
+def test_nothing_else_comes_to_lie_where_a_room_was_given() -> None:
+    """A client that fails leaves its payload to nobody; the memory grows, and what was mapped first would be given back."""
+    area = Area()
+    first = weakref.ref(area.room(100).obj)
+    area.room(1 << 20)
+    assert first() is not None
+    area.write([])
+    gc.collect()
+    assert first() is None
     area.close()

@@ -34,7 +34,7 @@ class Area:
     def __init__(self, descriptor: int | None = None) -> None:
         self._file = _nameless() if descriptor is None else descriptor
         self._map: mmap.mmap | None = None
-        self._rooms: dict[int, Span] = {}  # by their addresses
+        self._rooms: dict[int, tuple[Span, memoryview]] = {}  # by their addresses, which nothing else gets meanwhile
         self._end = 0
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -48,7 +48,7 @@ class Area:
         """
         start, self._end = self._next(size)
         view = memoryview(self._mapped(self._end))[start : self._end]
-        self._rooms[_address(np.frombuffer(view, dtype=np.uint8))] = start, self._end
+        self._rooms[_address(np.frombuffer(view, dtype=np.uint8))] = (start, self._end), view
         return view
 
     def _next(self, size: int) -> Span:
@@ -66,10 +66,12 @@ class Area:
             spans.append({})
             for key, blob in part.items():
                 found = self._rooms.get(_address(blob)) if self._rooms else None
-                if found is None:
-                    found = _, self._end = self._next(blob.nbytes)
-                spans[-1][key] = found
-        view, rooms = self._mapped(self._end), set(self._rooms.values())
+                if found is None or found[1].nbytes != blob.nbytes:
+                    span = _, self._end = self._next(blob.nbytes)
+                else:
+                    span, _ = found
+                spans[-1][key] = span
+        view, rooms = self._mapped(self._end), {span for span, _ in self._rooms.values()}
         for part, placed in zip(parts, spans, strict=True):
             for key, span in placed.items():
                 if span not in rooms:
@@ -114,7 +116,7 @@ class Area:
         """Give the memory back, as far as this process goes; harmless when called twice."""
         if self._file >= 0:
             os.close(self._file)
-        self._file, self._map = -1, None
+        self._file, self._map, self._rooms = -1, None, {}
 
 
 def _address(blob: NDArray[np.uint8]) -> int:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import gc
+import os
+import resource
 import weakref
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import torch
+from federation import run_tiny
 
 from fl_sim.codecs import Schema, decode, encode
 from fl_sim.codecs.payload_memory import lent_by
@@ -86,3 +90,13 @@ def test_nothing_else_comes_to_lie_where_a_room_was_given() -> None:
     gc.collect()
     assert first() is None
     area.close()
+
+
+def test_workers_start_whose_slots_are_more_files_than_a_process_may_open_at_first(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 24, before[1]))
+        report = run_tiny(tmp_path, "engine=workers", "workers.count=3", "rounds=1")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert report.summary["rounds"] == 1

@@ -29,6 +29,7 @@ from fl_sim.core.types import UserError
 from fl_sim.runtime.grids.dispatch import Finished
 from fl_sim.runtime.grids.folding import Fold
 from fl_sim.runtime.grids.forkserver import end_with_parent, prepare, without_main
+from fl_sim.runtime.grids.open_files import allow_for_workers
 from fl_sim.runtime.grids.pool import PooledGrid
 from fl_sim.runtime.grids.running_sums import HandIn
 from fl_sim.runtime.grids.slots import Areas, Slots
@@ -206,7 +207,9 @@ class WorkersGrid(PooledGrid):
         self._spawned = 0
         self._workers: dict[int, _Worker] = {}
         self._watchdog = Watchdog(self._context)
-        for _ in range(options.count or cores()):
+        count = options.count or cores()
+        allow_for_workers(count)
+        for _ in range(count):
             self._spawn()
 
     def _spawn(self) -> None:

@@ -38,7 +38,7 @@ COLUMNS = (
     "MB down",
     "% of dense's bytes",
     "MB to dense minus a point",
-    "MACs, % of dense",
+    "MACs, % of dense's",
 )
 
 
@@ -102,7 +102,7 @@ def line(arm: str, of: Sequence[Row], dense: Mapping[int, Row]) -> list[str]:
         Spread.of(row.summary["downlink_bytes"] / 1e6 for row in of).text(1),
         Spread.of(paired(lambda row, base: 100 * row.curve[-1][2] / base.curve[-1][2])).text(2),
         Spread.of(paired(lambda row, base: row.megabytes_to(base.end - 1))).text(1),
-        Spread.of(100 * row.macs["mean"] / row.macs["dense"] for row in of).text(1),
+        Spread.of(paired(lambda row, base: 100 * row.macs["mean"] / base.macs["dense"])).text(1),
     ]
 
 

@@ -77,77 +77,98 @@ FOR_EACH_CPU OWN_CALL static void with_masked(double *restrict out, const double
         out[i] = total[i] + weight * (double)sent[i] * (double)values[i];
 }
 
-/* The error of a sum (Knuth's TwoSum); none of one that is not finite. */
-static inline double lost(double a, double b, double sum)
+static inline uint64_t bits(double number)
 {
-    const double from_b = sum - a, from_a = sum - from_b;
-    const double error = (a - from_a) + (b - from_b);
-    return sum - sum == 0 ? error : 0;
+    uint64_t same;
+    memcpy(&same, &number, sizeof same);
+    return same;
 }
 
-FOR_EACH_CPU static uint64_t all_lost(double *restrict out, const double *restrict total, const double *restrict numbers,
-                                      const double *restrict sums, Py_ssize_t count)
+/* The error of a sum (Knuth's TwoSum), as bits; 0 for one that is not finite. Without a choice between doubles, which
+   compilers do not turn into vectors. */
+static inline uint64_t lost(double a, double b, double sum)
+{
+    const uint64_t exponent = (uint64_t)0x7FF << 52, finite = (bits(sum) & exponent) != exponent;
+    const double from_b = sum - a, from_a = sum - from_b;
+    return bits((a - from_a) + (b - from_b)) & (0 - finite);
+}
+
+FOR_EACH_CPU static uint64_t all_lost(uint64_t *restrict out, const double *restrict total,
+                                      const double *restrict numbers, const double *restrict sums, Py_ssize_t count)
 {
     uint64_t any = 0;
     for (Py_ssize_t i = 0; i < count; i++) {
         out[i] = lost(total[i], numbers[i], sums[i]);
-        any |= out[i] != 0;
+        any |= out[i] << 1; /* of either zero nothing is left */
     }
     return any;
 }
 
-/* Add an error to the levels below the first; 0 where they do not take all of it. Without `keep` nothing is changed. */
-static int passed_on(double *const *levels, Py_ssize_t depth, Py_ssize_t at, double rest, int keep)
+/* Add errors to a level, or only see what that would lose in its turn; 0 where it takes all. */
+FOR_EACH_CPU static uint64_t passed_on(double *restrict level, uint64_t *restrict rest, uint64_t keep, Py_ssize_t count)
 {
-    for (Py_ssize_t level = 1; level < depth && rest != 0; level++) {
-        const double old = levels[level][at], sum = old + rest;
-        rest = lost(old, rest, sum);
-        if (keep)
-            levels[level][at] = sum;
+    uint64_t any = 0;
+    for (Py_ssize_t i = 0; i < count; i++) {
+        const double old = level[i];
+        double added;
+        memcpy(&added, &rest[i], sizeof added);
+        const double sum = old + added;
+        rest[i] = lost(old, added, sum);
+        const uint64_t kept = (bits(sum) & keep) | (bits(old) & ~keep);
+        memcpy(&level[i], &kept, sizeof kept);
+        any |= rest[i] << 1;
     }
-    return rest == 0;
+    return any;
 }
 
 /* Pass on what the sums of a chunk have lost; 0 where a further level is needed, and nothing was changed. */
 static int keep_lost(double *const *levels, Py_ssize_t depth, const Added *what, Py_ssize_t at, const double *sums,
                      Py_ssize_t count)
 {
-    double made[CHUNK], rest[CHUNK];
+    double made[CHUNK];
+    uint64_t errors[CHUNK], rest[CHUNK];
     const double *numbers = what->numbers ? what->numbers + at : made;
     if (what->sent)
         masked(made, what->values + at, what->sent + at, what->weight, count);
     else if (!what->numbers)
         scaled(made, what->values + at, what->weight, count);
-    if (!all_lost(rest, levels[0] + at, numbers, sums, count))
+    if (!all_lost(errors, levels[0] + at, numbers, sums, count))
         return 1;
-    for (int keep = 0; keep < 2; keep++)
-        for (Py_ssize_t i = 0; i < count; i++)
-            if (rest[i] != 0 && !passed_on(levels, depth, at + i, rest[i], keep))
-                return 0;
+    for (int keep = 0; keep < 2; keep++) {
+        uint64_t any = 1;
+        memcpy(rest, errors, (size_t)count * sizeof *rest);
+        for (Py_ssize_t level = 1; level < depth && any; level++)
+            any = passed_on(levels[level] + at, rest, keep ? ~(uint64_t)0 : 0, count);
+        if (any)
+            return 0;
+    }
     return 1;
 }
 
 static int add_chunk(double *const *levels, Py_ssize_t depth, const Added *what, Py_ssize_t at, Py_ssize_t count)
 {
     double sums[CHUNK], *const total = levels[0] + at;
-    forget();
     if (what->numbers)
         with_numbers(sums, total, what->numbers + at, count);
     else if (what->sent)
         with_masked(sums, total, what->values + at, what->sent + at, what->weight, count);
     else
         with_scaled(sums, total, what->values + at, what->weight, count);
-    if (has_rounded() && !keep_lost(levels, depth, what, at, sums, count))
+    const int rounded = has_rounded();
+    if (rounded && !keep_lost(levels, depth, what, at, sums, count))
         return 0;
     memcpy(total, sums, (size_t)count * sizeof *sums);
     if (what->sent)
         counted(what->covered + at, what->sent + at, what->weight, count);
+    if (rounded || what->sent)
+        forget();
     return 1;
 }
 
 /* Add from `start` on; returns where a further level is needed, or the end. */
 static Py_ssize_t add_all(double *const *levels, Py_ssize_t depth, const Added *what, Py_ssize_t start, Py_ssize_t end)
 {
+    forget();
     for (Py_ssize_t at = start; at < end; at += CHUNK)
         if (!add_chunk(levels, depth, what, at, end - at < CHUNK ? end - at : CHUNK))
             return at;

@@ -24,10 +24,14 @@ PIECE = 1 << 16
 
 @dataclass(frozen=True)
 class Accumulator:
-    """`size` float64 numbers: in memory, or in a file. Whatever writes to a file raises OSError where the disk is full."""
+    """`size` float64 numbers: in memory, or in a file. Whatever writes to a file raises OSError where the disk is full.
+
+    Attributes:
+        array: those in memory, 1-D; None = they are in a file.
+    """
 
     size: int
-    _array: NDArray[np.float64] | None = None
+    array: NDArray[np.float64] | None = None
     _file: FileIO | None = None
 
     @classmethod
@@ -51,15 +55,15 @@ class Accumulator:
     @property
     def in_memory(self) -> bool:
         """Whether all numbers are in memory, so that they are one piece."""
-        return self._array is not None
+        return self.array is not None
 
     def pieces(self, *, keep: bool = True) -> Iterator[tuple[slice, NDArray[np.float64]]]:
         """Consecutive parts with their places, to be changed in place before the next one is asked for.
 
         Without `keep` what was changed is lost: the last pass needs it no more.
         """
-        if self._array is not None:
-            yield slice(0, self.size), self._array
+        if self.array is not None:
+            yield slice(0, self.size), self.array
             return
         buffer = np.empty(min(PIECE, self.size))
         for start in range(0, self.size, PIECE):
@@ -75,15 +79,15 @@ class Accumulator:
 
     def part(self, place: slice) -> NDArray[np.float64]:
         """The numbers of a place; what is changed there is put back by `put`."""
-        if self._array is not None:
-            return self._array[place]
+        if self.array is not None:
+            return self.array[place]
         part = np.empty(place.stop - place.start)
         self._move(place.start, part, out=False)
         return part
 
     def put(self, place: slice, part: NDArray[np.float64]) -> None:
         """Put back a part that was changed."""
-        if self._array is None:
+        if self.array is None:
             self._move(place.start, part, out=True)
 
     def add_scaled(self, values: NDArray[np.float32], weight: float) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from flwr.app import RecordDict
@@ -45,14 +44,13 @@ class Rejected(Exception):
         self.described = described
 
 
-@dataclass(frozen=True)
-class _Read:
+class _Read(NamedTuple):
     """A reply of which everything is read but the values."""
 
     payload: Opened
     extra: Mapping[str, bytes | memoryview]
     described: Description
-    count: int
+    examples: int
     metrics: Metrics
 
 
@@ -113,7 +111,7 @@ def _finished(
         extra = exchange.extra.decode(exchange.extra.up, read.extra, held_mask)
     except CorruptPayload as error:
         raise Rejected(str(error), read.described) from error
-    return Decoded(Update(params, read.count, upload_mask, read.metrics, extra), read.described, read.payload.data)
+    return Decoded(Update(params, read.examples, upload_mask, read.metrics, extra), read.described, read.payload.data)
 
 
 def _with_extra(

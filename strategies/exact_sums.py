@@ -62,8 +62,9 @@ class ExactSum:
         Raises:
             OSError: the disk is full.
         """
-        arrays = self._arrays()  # the short way of what nearly every update needs
-        done = add_scaled_exactly(arrays, values, weight, 0) if arrays else 0
+        first, done = self.levels[0].array, 0
+        if first is not None and len(self.levels) == 1:  # as nearly always
+            done = add_scaled_exactly([first], values, weight, 0)
         if done < self.size:
             self._add(lambda parts, place, start: add_scaled_exactly(parts, values[place], weight, start), done)
 
@@ -105,10 +106,6 @@ class ExactSum:
                 return add_exactly(parts, level.part(place), start)
 
             self._add(add)
-
-    def _arrays(self) -> list[Part]:
-        """The levels where all are in memory, else nothing."""
-        return [level.part(slice(self.size)) for level in self.levels] if self.levels[0].in_memory else []
 
     def _add(self, add: Add, start: int = 0) -> None:
         first, folder = self.levels[0], self.folder

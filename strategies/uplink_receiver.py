@@ -120,10 +120,15 @@ class UplinkReceiver:
         ready: Callable[[], int],
     ) -> Iterator[tuple[int, Reply, Found]]:
         """Replies, and what came out where several were there and so were decoded together."""
-        while batch := deque(itertools.islice(replies, 1)):
-            batch.extend(itertools.islice(replies, min(ready(), AT_ONCE - 1)))
-            made = self._together(start, batch) if len(batch) > 1 else {}
-            while batch:  # nothing here holds a reply while the next one is made
+        for client, reply in replies:
+            if not (more := ready()):
+                yield client, reply, None
+                del reply  # nothing here holds a reply while the next one is made
+                continue
+            batch = deque([(client, reply), *itertools.islice(replies, min(more, AT_ONCE - 1))])
+            del reply
+            made = self._together(start, batch)
+            while batch:
                 yield (*batch[0], made.pop(batch.popleft()[0], None))
 
     def _together(self, start: ServerState, replies: Iterable[tuple[int, Reply]]) -> dict[int, Found]:

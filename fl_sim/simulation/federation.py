@@ -32,6 +32,8 @@ from fl_sim.training.starting_weights import fit
 log = logging.getLogger("fl_sim")
 BLOCK = 4096
 """Clients whose labels are counted at a time."""
+EMULATED = 1.5
+"""Times the seconds of a float32 step from which on a precision is remarked upon."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Federation:
         Args:
             experiment: as the user wrote it.
             precision: takes the place of "auto", for a run that is resumed; None = chosen by a probe of this machine.
-            quiet: log no remarks on the data, where the server logs them.
+            quiet: log no remarks on data, weights and precision, where the server logs them.
 
         Raises:
             UserError: data missing, partition impossible, or model unknown.
@@ -73,6 +75,8 @@ class Federation:
             chosen = precision or _probed(experiment, tracks[0])
             experiment = _computing_in(chosen, experiment)
             tracks = tuple(replace(each, experiment=_computing_in(chosen, each.experiment)) for each in tracks)
+        elif experiment.training.precision == "bfloat16" and not quiet:
+            _warn_of_emulation(experiment, tracks[0])
         return cls(experiment, data, partitions, tracks, held)
 
     @property
@@ -225,6 +229,17 @@ def _tracks(experiment: Experiment, data: Data, quiet: bool) -> tuple[ModelTrack
 def _probed(experiment: Experiment, track: ModelTrack) -> str:
     batch_size = experiment.training.batch_size
     return precisions.choose(track.model, track.data.train.example(batch_size, track.device))
+
+
+def _warn_of_emulation(experiment: Experiment, track: ModelTrack) -> None:
+    """Say where the asked precision is far slower than float32: processors without its instructions emulate them."""
+    batch = track.data.train.example(experiment.training.batch_size, track.device)
+    if (times := precisions.times_float32("bfloat16", track.model, batch)) > EMULATED:
+        log.warning(
+            'training.precision = "bfloat16": a training step takes %.1f times that of "float32" on this machine, whose '
+            'processor may have no instructions for it; "auto" takes the fastest',
+            times,
+        )
 
 
 def _computing_in(precision: str, experiment: Experiment) -> Experiment:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -74,14 +74,33 @@ def choose(model: nn.Module, images: Tensor) -> str:
     bfloat16 must win by 10 % to be chosen, because it costs accuracy in the last digits. Models without convolutions
     stay in float32.
     """
-    if not any(isinstance(module, nn.Conv2d) for module in model.modules()):
+    if not _convolves(model):
         return "float32"
+    seconds = _probed(model, images, PRECISIONS)
+    seconds["bfloat16"] *= 1.1
+    return min(seconds, key=lambda name: seconds[name])
+
+
+def times_float32(name: str, model: nn.Module, images: Tensor) -> float:
+    """Seconds of a training step in a precision over those in float32: far above 1 where the processor emulates it.
+
+    1 for models without convolutions, which are not probed.
+    """
+    if not _convolves(model):
+        return 1.0
+    seconds = _probed(model, images, ("float32", name))
+    return seconds[name] / seconds["float32"]
+
+
+def _convolves(model: nn.Module) -> bool:
+    return any(isinstance(module, nn.Conv2d) for module in model.modules())
+
+
+def _probed(model: nn.Module, images: Tensor, names: Iterable[str]) -> dict[str, float]:
     labels = torch.zeros(len(images), dtype=torch.int64, device=images.device)
     # Dropout draws while probing; the caller's generator must not notice.
     with torch.random.fork_rng(devices=[]):
-        seconds = {name: training_seconds(copy.deepcopy(model), p, (images, labels)) for name, p in PRECISIONS.items()}
-    seconds["bfloat16"] *= 1.1
-    return min(seconds, key=lambda name: seconds[name])
+        return {name: training_seconds(copy.deepcopy(model), PRECISIONS[name], (images, labels)) for name in names}
 
 
 def training_seconds(model: nn.Module, precision: Precision, batch: tuple[Tensor, Tensor]) -> float:

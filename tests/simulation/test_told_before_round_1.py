@@ -16,6 +16,8 @@ from fl_sim import Experiment
 from fl_sim.core.types import UserError
 from fl_sim.simulation.federation import Federation
 from fl_sim.simulation.parts import check, check_built
+from fl_sim.training import precision
+from fl_sim.training.precision import PRECISIONS
 
 BUFFERED = ("schedule.kind=fedbuff", "network.links.4G=1")
 
@@ -68,3 +70,18 @@ def test_sparse_gradients_are_refused_where_the_optimizer_cannot_use_them(
         check_built(
             Federation.build(tiny(tmp_path, "model.name=sparse_words:sparse", f"training.{override}"), quiet=True)
         )
+
+
+@pytest.mark.parametrize(("slower", "said"), [(2.1, "2.1 times that of"), (1.4, "")])
+def test_a_precision_that_the_processor_emulates_is_said(
+    slower: float, said: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = {"float32": 0.01, "bfloat16": 0.01 * slower}
+    names = {each: name for name, each in PRECISIONS.items()}
+    monkeypatch.setattr(precision, "training_seconds", lambda model, asked, batch: clock[names[asked]])
+    with caplog.at_level(logging.WARNING, "fl_sim"):
+        Federation.build(tiny(tmp_path, "training.precision=bfloat16", "model.name=cnn"), quiet=True)
+        assert "bfloat16" not in caplog.text
+        Federation.build(tiny(tmp_path, "training.precision=bfloat16", "model.name=cnn"))
+    assert said in caplog.text
+    assert ("bfloat16" in caplog.text) == bool(said)

@@ -30,7 +30,8 @@ ROUNDS, COUNTED_FROM = 6, 2
 
 def _digits(client: str, model: str, cohort: int) -> str:
     data = f'[data]\nsource = "digits"\npartition = "iid"\nclients = {max(60, cohort)}\n'
-    return f'rounds = 100\n{data}[model]\nname = "{model}"\n[cohort]\nsize = {cohort}\n[client]\n{client}\n'
+    evaluated = "[evaluate]\nevery = 100\n"  # after none of the rounds that are measured
+    return f'rounds = 100\n{data}{evaluated}[model]\nname = "{model}"\n[cohort]\nsize = {cohort}\n[client]\n{client}\n'
 
 
 def _waiting(seconds: float) -> str:

@@ -131,6 +131,22 @@ def adapt(model: nn.Module, adapter: Adapter, *, seed: int = 0) -> list[str]:
     return [*ours, *made]
 
 
+def left_frozen(model: nn.Module) -> list[str]:
+    """Linear, convolution and attention layers of an adapted model in which nothing is trained, by name.
+
+    Without `targets` these are the layers whose weight something else computes or uses too, such as PyTorch's `weight_norm`.
+    Parts of transformers' models are peft's, and not looked at.
+    """
+    inside = {id(module) for _, part in pretrained(model) for module in part.modules()}
+    return [
+        path
+        for path, layer in model.named_modules()
+        if isinstance(layer, (nn.Linear, nn.MultiheadAttention, *CONVOLUTION))
+        and id(layer) not in inside
+        and not any(parameter.requires_grad for parameter in layer.parameters())
+    ]
+
+
 def _check_rank(adapter: Adapter, name: str, weight: Tensor) -> None:
     if adapter.rank > (most := min(len(weight), weight[0].numel())):
         raise UserError(
@@ -196,6 +212,10 @@ def _matches(name: str, target: str) -> bool:
 
 
 def _allowed(weights: Mapping[str, Holders]) -> str:
-    names = list(weights)
+    return f"allowed: {some_of(list(weights)) or 'none in this model'}"
+
+
+def some_of(names: Sequence[str]) -> str:
+    """The first six names, and how many more there are."""
     more = f" and {len(names) - 6} more" if len(names) > 6 else ""
-    return f"allowed: {', '.join(names[:6]) or 'none in this model'}{more}"
+    return ", ".join(names[:6]) + more

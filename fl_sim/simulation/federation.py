@@ -20,6 +20,7 @@ from fl_sim.data import Data, Split, label_counts
 from fl_sim.data import partition as make_partition
 from fl_sim.data.kinds import Inputs, Targets, described, input_kind
 from fl_sim.data.parts import Parts
+from fl_sim.models.adapters import left_frozen, some_of
 from fl_sim.runtime.worlds import World, fingerprint
 from fl_sim.simulation import capacity_groups
 from fl_sim.simulation.identity import code_of_parts, load_data_of, parts_of
@@ -223,6 +224,12 @@ def _tracks(experiment: Experiment, data: Data, quiet: bool) -> tuple[ModelTrack
     )
     for line in () if weights is None or quiet else fit(tracks[0].model, weights).lines():
         log.warning("model.weights: %s: %s", experiment.model.weights, line)
+    adapter = experiment.model.adapter
+    if not quiet and adapter is not None and not adapter.targets and (frozen := left_frozen(tracks[0].model)):
+        log.warning(
+            "model.adapter: %s: frozen, and without adapters: something else computes these weights, or uses them too",
+            some_of(frozen),
+        )
     return tracks
 
 

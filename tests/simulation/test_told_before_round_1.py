@@ -9,8 +9,10 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 from federation import TINY, tiny
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
 from fl_sim import Experiment
 from fl_sim.core.types import UserError
@@ -85,3 +87,29 @@ def test_a_precision_that_the_processor_emulates_is_said(
         Federation.build(tiny(tmp_path, "training.precision=bfloat16", "model.name=cnn"))
     assert said in caplog.text
     assert ("bfloat16" in caplog.text) == bool(said)
+
+
+class Normalised(nn.Module):
+    """Two layers, of which the first has its weight from a direction and a length."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.first = parametrizations.weight_norm(nn.Linear(64, 8))
+        self.out = nn.Linear(8, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.out(torch.relu(self.first(images.flatten(1))))
+
+
+def test_layers_that_get_no_adapter_are_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "normalised", module := ModuleType("normalised"))
+    module.Normalised = Normalised  # type: ignore[attr-defined]
+    model = ["model.name=normalised:Normalised", "model.adapter.rank=2"]
+    with caplog.at_level(logging.WARNING, "fl_sim"):
+        Federation.build(tiny(tmp_path, *model, 'model.adapter.targets=["out"]'))
+        Federation.build(tiny(tmp_path, *model, "model.adapter.train=first.*"))
+        assert "adapter" not in caplog.text
+        Federation.build(tiny(tmp_path, *model))
+    assert "model.adapter: first: frozen, and without adapters" in caplog.text

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -35,15 +36,22 @@ class Precision:
     @contextmanager
     def training(self, model: nn.Module) -> Iterator[None]:
         """A model in this memory layout for the block, and its gradients too: behind `nn.Flatten` they come in the default
-        one, and max-pooling takes three to six times as long for them."""
+        one, and max-pooling takes three to six times as long for them.
+
+        1 x 1 convolutions with a stride get the pixels that they use, and no others: see `NARROW`.
+        """
         self.place(model)
-        flattens = [m for m in model.modules() if isinstance(m, nn.Flatten)] if self.channels_last else []
-        hooks = [module.register_forward_pre_hook(_gradient_laid_out_alike) for module in flattens]
+        modules = list(model.modules()) if self.channels_last else []
+        hooks = [m.register_forward_pre_hook(_gradient_laid_out_alike) for m in modules if isinstance(m, nn.Flatten)]
+        strided = {m: m.stride for m in modules if _skips_pixels(m)}
+        hooks += [m.register_forward_pre_hook(partial(_skipped_before, stride)) for m, stride in strided.items()]
         try:
             yield
         finally:
             for hook in hooks:
                 hook.remove()
+            for module, stride in strided.items():
+                module.stride = stride
 
     @property
     def layout(self) -> torch.memory_format:
@@ -59,6 +67,34 @@ def _gradient_laid_out_alike(module: nn.Module, inputs: tuple[Tensor, ...]) -> N
     for value in inputs:
         if value.requires_grad and value.dim() == 4 and not value.is_contiguous():
             value.register_hook(partial(torch.Tensor.contiguous, memory_format=torch.channels_last))
+
+
+NARROW = 16
+"""Input channels below which the weight gradient of a 1 x 1 convolution with a stride is not left to PyTorch in channels-last.
+
+There oneDNN (3.x, issue 6035 of its repository; PyTorch 2.14 on processors with AVX2) writes beyond its workspace for less than
+8 channels: the program dies, or the gradient is wrong. 16 is the same block of AVX-512, where it was not looked at.
+"""
+
+
+def _skips_pixels(module: nn.Module) -> TypeGuard[nn.Conv2d]:
+    return (
+        isinstance(module, nn.Conv2d)
+        and module.kernel_size == (1, 1)
+        and module.stride != (1, 1)
+        and module.padding in ((0, 0), "valid")
+        and module.groups == 1
+    )
+
+
+def _skipped_before(
+    stride: tuple[int, ...], module: nn.Module, inputs: tuple[Tensor, ...]
+) -> tuple[Tensor, ...] | None:
+    """Take every `stride`-th pixel before the convolution, which then has none: the same products and sums."""
+    assert isinstance(module, nn.Conv2d)
+    images, narrow = inputs[0], inputs[0].size(-3) < NARROW
+    module.stride = (1, 1) if narrow else stride
+    return (images[..., :: stride[0], :: stride[1]], *inputs[1:]) if narrow else None
 
 
 PRECISIONS: Mapping[str, Precision] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from contextlib import nullcontext
 
 import pytest
@@ -264,6 +265,30 @@ def test_gradients_are_laid_out_as_their_activations_while_channels_are_last() -
     assert len(grads[0]) == 4
     assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
     assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize(("channels", "skipped"), [(4, True), (15, True), (16, False)])
+@pytest.mark.parametrize("stride", [(2, 2), (2, 3)])
+def test_a_narrow_convolution_with_a_stride_gets_its_pixels_alone(
+    channels: int, skipped: bool, stride: tuple[int, int]
+) -> None:
+    precision = PRECISIONS["channels_last"]
+    conv = nn.Conv2d(channels, 8, 1, stride=stride)
+    plain = copy.deepcopy(conv)
+    images = torch.randn(4, channels, 12, 12, generator=rng())
+    seen: list[tuple[int, ...]] = []
+    conv.register_forward_hook(lambda module, inputs, output: seen.append((*inputs[0].shape[2:], *module.stride)))
+    grads = []
+    for model, x in ((plain, images.clone()), (conv, images.contiguous(memory_format=precision.layout))):
+        x.requires_grad_()
+        with precision.training(model) if model is conv else nullcontext():
+            (model(x) ** 2).sum().backward()
+        grads.append((model.weight.grad, model.bias.grad, x.grad))
+    for mine, right in zip(*grads, strict=True):
+        torch.testing.assert_close(mine, right)
+    assert seen == [(6, 12 // stride[1], 1, 1) if skipped else (12, 12, *stride)]
+    assert conv.stride == stride
+    assert not conv._forward_pre_hooks
 
 
 def test_proximal_adds_its_term_and_its_gradient() -> None:

@@ -234,9 +234,6 @@ def fetched(boxed: Sequence[object]) -> object:
 def _quietly() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # Ray would let its workers wait (niceness 15) for its own agents, of which five start at the same time, and for every
-    # other program of the machine.
-    os.environ.setdefault("RAY_worker_niceness", "0")
 
 
 def _connect(options: RayOptions) -> None:

@@ -44,7 +44,10 @@ class Precision:
         modules = list(model.modules()) if self.channels_last else []
         hooks = [m.register_forward_pre_hook(_gradient_laid_out_alike) for m in modules if isinstance(m, nn.Flatten)]
         strided = {m: m.stride for m in modules if _skips_pixels(m)}
-        hooks += [m.register_forward_pre_hook(partial(_skipped_before, stride)) for m, stride in strided.items()]
+        hooks += [
+            m.register_forward_pre_hook(partial(_skipped_before, stride), with_kwargs=True)
+            for m, stride in strided.items()
+        ]
         try:
             yield
         finally:
@@ -88,13 +91,14 @@ def _skips_pixels(module: nn.Module) -> TypeGuard[nn.Conv2d]:
 
 
 def _skipped_before(
-    stride: tuple[int, ...], module: nn.Module, inputs: tuple[Tensor, ...]
-) -> tuple[Tensor, ...] | None:
+    stride: tuple[int, ...], module: nn.Module, args: tuple[Tensor, ...], named: dict[str, Tensor]
+) -> tuple[tuple[Tensor, ...], dict[str, Tensor]] | None:
     """Take every `stride`-th pixel before the convolution, which then has none: the same products and sums."""
     assert isinstance(module, nn.Conv2d)
-    images, narrow = inputs[0], inputs[0].size(-3) < NARROW
+    images = args[0] if args else named["input"]
+    narrow = images.size(-3) < NARROW
     module.stride = (1, 1) if narrow else stride
-    return (images[..., :: stride[0], :: stride[1]], *inputs[1:]) if narrow else None
+    return ((images[..., :: stride[0], :: stride[1]],), {}) if narrow else None
 
 
 PRECISIONS: Mapping[str, Precision] = {
@@ -133,22 +137,21 @@ def _convolves(model: nn.Module) -> bool:
 
 
 def _probed(model: nn.Module, images: Tensor, names: Iterable[str]) -> dict[str, float]:
-    labels = torch.zeros(len(images), dtype=torch.int64, device=images.device)
     # Dropout draws while probing; the caller's generator must not notice.
     with torch.random.fork_rng(devices=[]):
-        return {name: training_seconds(copy.deepcopy(model), PRECISIONS[name], (images, labels)) for name in names}
+        return {name: training_seconds(copy.deepcopy(model), PRECISIONS[name], images) for name in names}
 
 
-def training_seconds(model: nn.Module, precision: Precision, batch: tuple[Tensor, Tensor]) -> float:
-    """Measure the seconds of one forward and backward pass, the best of three after a warm-up."""
+def training_seconds(model: nn.Module, precision: Precision, images: Tensor) -> float:
+    """Measure the seconds of one forward and backward pass, the best of three after a warm-up; outputs may mean anything."""
     model.train()
-    images, labels = batch[0].contiguous(memory_format=precision.layout), batch[1]
+    images = images.contiguous(memory_format=precision.layout)
     times = []
     with precision.training(model):
         for _ in range(4):
             start = time.perf_counter()
             with precision.context(images.device):
-                loss = nn.functional.cross_entropy(model(images), labels)
+                loss = model(images).float().square().mean()
             loss.backward()
             if images.is_cuda:
                 torch.cuda.synchronize()

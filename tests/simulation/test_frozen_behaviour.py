@@ -60,8 +60,8 @@ def _rounds(report: Report) -> str:
 def processor() -> str:
     """A word for the arithmetic of this machine: the hash of a small convolutional network after three steps.
 
-    PyTorch's vector instructions stand beside it where they are others than AVX-512: an AMD Zen 3 with AVX2 ends this training
-    in bits of such a machine, and that of other layers in bits of its own.
+    PyTorch's vector instructions stand beside it where they are others than AVX-512. An AMD Zen 3 (AVX2) has the hash of a
+    machine that was recorded before, and other bits in whole runs.
     """
     torch.set_num_threads(1)  # as every run does
     rng = torch.Generator().manual_seed(0)

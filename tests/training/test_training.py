@@ -18,7 +18,7 @@ from fl_sim.training import Training, TrainingDiverged, evaluate, load, local_sg
 from fl_sim.training.loop import check_converged
 from fl_sim.training.losses import CrossEntropy, Distillation, Proximal, cross_entropy
 from fl_sim.training.optimizers import SGD, AdamW
-from fl_sim.training.precision import PRECISIONS, choose
+from fl_sim.training.precision import PRECISIONS, choose, times_float32
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -289,6 +289,29 @@ def test_a_narrow_convolution_with_a_stride_gets_its_pixels_alone(
     assert seen == [(6, 12 // stride[1], 1, 1) if skipped else (12, 12, *stride)]
     assert conv.stride == stride
     assert not conv._forward_pre_hooks
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_narrow_convolution_may_get_its_images_by_name(named: bool) -> None:
+    precision, conv = PRECISIONS["channels_last"], nn.Conv2d(4, 8, 1, stride=2)
+    images = torch.randn(4, 4, 12, 12, generator=rng())
+    right = conv(images)
+    with precision.training(conv):
+        got = conv(input=images) if named else conv(images)
+    torch.testing.assert_close(got, right)
+
+
+@pytest.mark.parametrize("shape", [(8,), (8, 36, 4)], ids=["numbers", "classes of pixels"])
+def test_the_probe_takes_models_whose_outputs_are_no_classes(shape: tuple[int, ...]) -> None:
+    class Reshaped(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            out = super().forward(x).flatten(2).transpose(1, 2)
+            return out if len(shape) > 1 else out.mean((1, 2))
+
+    model, images = Reshaped(1, 4, 3), torch.randn(8, 1, 8, 8, generator=rng())
+    assert model(images).shape == shape
+    assert choose(model, images) in PRECISIONS
+    assert times_float32("bfloat16", model, images) > 0
 
 
 def test_proximal_adds_its_term_and_its_gradient() -> None:

@@ -78,8 +78,11 @@ def best_rate(jobs: Sequence[Job]) -> float | None:
 
 
 def missing(plan: dict, setting: str, arm: str) -> Iterator[Job]:
-    """What an arm still needs, in order: runs for its learning rate, then its seeds. Asked again after each run."""
-    trials = tuning(plan, setting, arm)
+    """What an arm still needs, in order: runs for its learning rate, then its seeds. Asked again after each run.
+
+    A twin takes the learning rate of the arm beside which it stands, so that the two differ in one thing.
+    """
+    trials = tuning(plan, setting, plan.get("twins", {}).get(arm, arm))
     yield from (trial for trial in trials if not trial.done)
     lr = best_rate(trials)
     if lr is not None:

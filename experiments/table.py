@@ -38,6 +38,7 @@ COLUMNS = (
     "MB down",
     "% of dense's bytes",
     "MB to dense minus a point",
+    "% of dense's MB to it",
     "MACs, % of dense's",
 )
 
@@ -73,6 +74,11 @@ class Row:
                 return self.curve[last - 1][2] / 1e6
         return None
 
+    def share_to(self, target: float, base: Row) -> float | None:
+        """`megabytes_to` in % of what `base` needs for the same; None where one of the two never gets there."""
+        own, whole = self.megabytes_to(target), base.megabytes_to(target)
+        return 100 * own / whole if own and whole else None
+
 
 def rows(setting: str, tuning_seed: int, folder: Path = RESULTS) -> dict[str, list[Row]]:
     """Arm -> its rows by seed; the runs that chose a learning rate are left out."""
@@ -102,6 +108,7 @@ def line(arm: str, of: Sequence[Row], dense: Mapping[int, Row]) -> list[str]:
         Spread.of(row.summary["downlink_bytes"] / 1e6 for row in of).text(1),
         Spread.of(paired(lambda row, base: 100 * row.curve[-1][2] / base.curve[-1][2])).text(2),
         Spread.of(paired(lambda row, base: row.megabytes_to(base.end - 1))).text(1),
+        Spread.of(paired(lambda row, base: row.share_to(base.end - 1, base))).text(2),
         Spread.of(paired(lambda row, base: 100 * row.macs["mean"] / base.macs["dense"])).text(1),
     ]
 
@@ -112,6 +119,18 @@ def table(arms: Mapping[str, Sequence[Row]], order: Sequence[str]) -> str:
     lines = [list(COLUMNS), ["---"] * len(COLUMNS)]
     lines += [line(arm, arms[arm], dense) for arm in order if arm in arms]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def sides(arms: Mapping[str, Sequence[Row]], twins: Mapping[str, str]) -> str:
+    """Markdown, a line for each twin with rows: how far it ends from the arm that it repeats, seed by seed."""
+    lines = []
+    for twin, other in twins.items():
+        beside = {row.seed: row for row in arms.get(other, ())}
+        gaps = [row.end - beside[row.seed].end for row in arms.get(twin, ()) if row.seed in beside]
+        if gaps:
+            told = "" if len(gaps) >= ENOUGH else f" ({len(gaps)} seeds: no claim)"
+            lines.append(f"`{twin}` ends {Spread.of(gaps).text(1)} points from `{other}`{told}")
+    return "\n\n".join(lines)
 
 
 def draw(settings: Mapping[str, Mapping[str, Sequence[Row]]], path: Path) -> None:
@@ -142,7 +161,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     found = {setting: rows(setting, plan["tuning_seed"]) for setting in plan["settings"]}
     found = {setting: arms for setting, arms in found.items() if arms}
     for setting, arms in found.items():
-        print(f"Setting {setting}\n\n{table(arms, list(plan['arms']))}\n")
+        beside = sides(arms, plan["twins"])
+        print(f"Setting {setting}\n\n{table(arms, list(plan['arms']))}\n" + (f"\n{beside}\n" if beside else ""))
     if asked.curves:
         draw(found, asked.curves)
 

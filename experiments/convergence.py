@@ -48,6 +48,11 @@ class Job:
         return self.row.exists()
 
 
+def arms(plan: dict, setting: str) -> dict[str, list[str]]:
+    """Arm -> what it changes of the setting: the arms of all settings, then those of this one."""
+    return {**plan["arms"], **plan["settings"][setting].get("arms", {})}
+
+
 def job(plan: dict, setting: str, arm: str, lr: float, seed: int, more: Sequence[str] = ()) -> Job:
     """The run of an arm; its name holds everything that tells it from the others.
 
@@ -56,7 +61,7 @@ def job(plan: dict, setting: str, arm: str, lr: float, seed: int, more: Sequence
     """
     chosen = plan["settings"][setting]
     name = f"{setting}-{arm}-lr{lr:g}" + ("-tuning" if more else "")
-    overrides = [*chosen["overrides"], *plan["arms"][arm], f"training.lr={lr}", f"seed={seed}", *more]
+    overrides = [*chosen["overrides"], *arms(plan, setting)[arm], f"training.lr={lr}", f"seed={seed}", *more]
     text = [*overrides, f'name="{name}"', 'out="runs/convergence"', *plan.get("overrides", [])]
     return Job(setting, arm, lr, seed, Experiment.load(HERE.parent / chosen["config"], text))
 
@@ -126,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     plan = tomllib.loads((HERE / "settings.toml").read_text())
     plan["overrides"] = [f'data.source="{asked.data}"'] if asked.data else []
     for setting in [asked.setting] if asked.setting else plan["settings"]:
-        for arm in asked.arms or plan["arms"]:
+        for arm in asked.arms or arms(plan, setting):
             for one in missing(plan, setting, arm):
                 print(one.experiment.name, "seed", one.seed, flush=True)
                 if not asked.plan:

@@ -162,7 +162,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     found = {setting: arms for setting, arms in found.items() if arms}
     for setting, arms in found.items():
         beside = sides(arms, plan["twins"])
-        print(f"Setting {setting}\n\n{table(arms, list(plan['arms']))}\n" + (f"\n{beside}\n" if beside else ""))
+        order = [*plan["arms"], *plan["settings"][setting].get("arms", ())]
+        print(f"Setting {setting}\n\n{table(arms, order)}\n" + (f"\n{beside}\n" if beside else ""))
     if asked.curves:
         draw(found, asked.curves)
 

@@ -46,8 +46,10 @@ def table(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return script("table", monkeypatch)
 
 
-@pytest.mark.parametrize("setting", PLAN["settings"])
-@pytest.mark.parametrize("arm", PLAN["arms"])
+ARMS = [(setting, arm) for setting, own in PLAN["settings"].items() for arm in (*PLAN["arms"], *own.get("arms", ()))]
+
+
+@pytest.mark.parametrize(("setting", "arm"), ARMS)
 def test_an_arm_is_a_valid_config_under_a_name_of_its_own(queue: ModuleType, setting: str, arm: str) -> None:
     made = queue.job(PLAN, setting, arm, 0.1, 0)
     assert made.experiment.name == f"{setting}-{arm}-lr0.1"

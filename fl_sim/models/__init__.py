@@ -22,7 +22,7 @@ from fl_sim.models.interface import Interface, arguments
 from fl_sim.models.layers import BATCHNORM, batchnorm_names, disabled_features, head_names, prunable_names, stage_names
 from fl_sim.models.mobilenet import mobilenet_v1
 from fl_sim.models.module_state import ModuleState
-from fl_sim.models.own import detach_computed, evaluating_modules, prepare, say_modes
+from fl_sim.models.own import detach_computed, evaluating_modules, mark_head, prepare, watched
 from fl_sim.models.parameters import check_dtypes, check_entries
 from fl_sim.models.reparametrized import merged, named_in_file
 from fl_sim.models.resnet import cifar_resnet
@@ -148,10 +148,9 @@ def _look_over(name: str, model: nn.Module, interface: Interface) -> None:
     if isinstance(model, nn.Module):
         detach_computed(model)
         check_dtypes(model, what)
-        if evaluating := evaluating_modules(model):
-            say_modes(name, evaluating)
+    evaluating = evaluating_modules(model) if isinstance(model, nn.Module) else ()
     check(name, model, interface)
-    prepare(name, model, interface)
+    prepare(name, model, interface, evaluating=evaluating)
     check_entries(model, what)
 
 
@@ -166,7 +165,7 @@ def check(name: str, model: nn.Module, interface: Interface, samples: int = 2) -
     lazy = any(is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers()))
     built = None if lazy else ModuleState(model)  # the first forward pass makes the tensors of lazy modules
     shape, needed, called = (samples, *interface.input_shape), interface.answer(samples), interface.called
-    with torch.no_grad():
+    with torch.no_grad(), watched(model) as ran:
         try:
             logits = model.eval()(interface.example(samples))
         except USERS_OWN as error:  # the user's own, whatever it is
@@ -180,3 +179,5 @@ def check(name: str, model: nn.Module, interface: Interface, samples: int = 2) -
     if getattr(logits, "shape", None) != needed:
         got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
         raise UserError(f"model.name = {name!r}: answers {got} to {samples} {called}; needed: {needed}")
+    if name not in MODELS:
+        mark_head(ran, logits)

@@ -122,8 +122,14 @@ def _own_buffers(layer: nn.Module) -> set[str]:
     return {name for name, value in layer.named_buffers(recurse=False) if value is not None}
 
 
+HEAD = "_fl_sim_head"
+"""The attribute of a user's own module that gave the answer, or that ran last, when the model was tried; see `models.own`."""
+
+
 def head_names(model: nn.Module) -> list[str]:
-    """Names of the parameters of the last linear layer; none where a model has no linear layer.
+    """Names of the parameters of the head: the last linear layer; none where a model has no linear layer.
+
+    Of a user's own model it is the layer whose output is the answer, or else the last one that runs, wherever it is registered.
 
     Linear layers inside a module with `beside_the_path = True`, as gates are, come last in module order and are no head.
     """
@@ -136,6 +142,9 @@ def head_names(model: nn.Module) -> list[str]:
 
 def head_module(model: nn.Module) -> str | None:
     """Name of the last linear layer, as `head_names` finds it; None where a model has none."""
+    marked: str | None = next((name for name, module in model.named_modules() if HEAD in vars(module)), None)
+    if marked is not None:
+        return marked
     beside = tuple(f"{name}." for name, module in model.named_modules() if getattr(module, "beside_the_path", False))
     linear = [
         name for name, module in model.named_modules() if isinstance(module, nn.Linear) and not name.startswith(beside)

@@ -1,8 +1,10 @@
 """Multiply-accumulates (MACs) of one sample: of all products with weights and of products of activations; 1 MAC = 2 FLOPs.
 
 Counted are the convolutions, matrix products and bilinear forms that a forward pass really runs, whatever module or
-function asks for them: convolutions, linear layers, attention, recurrent layers, matrices of one's own. Looking a row up
-in an embedding is no product; norms, activation functions and sums are left out.
+function asks for them: convolutions, linear layers, attention, recurrent layers, matrices of one's own, Euclidean distances.
+A product of complex numbers is four, and of a sparse matrix only its stored values count. Looking a row up in an embedding is
+no product; norms, activation functions, products of single values and sums are left out. So is what computes a weight before
+the pass, as spectral norms do: it is done once for a batch of any size.
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fl_sim.core.types import Mask
 from fl_sim.models.layers import prunable_names
+from fl_sim.models.memory_overlap import strided_parts
+from fl_sim.models.parameters import computes_weights
 
 ACTIVATIONS = "products of activations"
 """The entry of products that no weight takes part in, such as those of queries and keys."""
@@ -66,6 +70,8 @@ def _counted(
     counter = _Counter(_named(probe, prunable_names(model)), mask or {})
     for path, module in probe.named_modules():
         if not isinstance(module, torch.jit.ScriptModule):  # those take no hooks, and compute no weights by them
+            if computes_weights(module):
+                module.register_forward_pre_hook(counter.pause, prepend=True)
             module.register_forward_pre_hook(partial(counter.enter, path))
     with torch.no_grad(), parametrize.cached(), _composed():
         for path, module in probe.named_modules():
@@ -115,7 +121,7 @@ def _named(model: nn.Module, preferred: Collection[str]) -> dict[int, tuple[str,
 
 
 def _address(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
+    return strided_parts(tensor)[-1].untyped_storage().data_ptr()
 
 
 class _Counter(TorchDispatchMode):
@@ -130,6 +136,7 @@ class _Counter(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.weights, self.mask = weights, mask
         self.macs: dict[str, int] = {}
+        self._paused = False
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -142,8 +149,13 @@ class _Counter(TorchDispatchMode):
             if isinstance(value, Tensor):
                 self.weights[_address(value)] = f"{path}.{name}".removeprefix("."), value
 
+    def pause(self, module: nn.Module, inputs: object) -> None:
+        """A module's hooks are about to compute its weight."""
+        self._paused = True
+
     def enter(self, path: str, module: nn.Module, inputs: object) -> None:
         """A module is called, after the hooks by which `torch.nn.utils.prune` computes its weight."""
+        self._paused = False
         self.learn(path, vars(module))
 
     def __torch_dispatch__(
@@ -155,8 +167,8 @@ class _Counter(TorchDispatchMode):
             made = cast(Tensor, output)
             if made.numel() == known[1].numel():
                 self.weights[_address(made)] = known[0], made
-        for macs, factors in PRODUCTS.get(operation, _none)(args, output):
-            self._book(macs, factors)
+        for macs, factors in () if self._paused else PRODUCTS.get(operation, _none)(args, output):
+            self._book(4 * macs if all(map(torch.is_complex, factors)) else macs, factors)
         return output
 
     def _weight(self, tensor: Tensor) -> tuple[str, Tensor] | None:
@@ -187,9 +199,38 @@ def _none(args: Args, output: object) -> list[Product]:
 
 
 def _matmul(args: Args, output: object, *, first: int = 0) -> list[Product]:
-    """Of (..., m, k) and (..., k, n), or of a matrix and a vector: k for each entry of the output."""
+    """Of (..., m, k) and (..., k, n), or of a matrix and a vector: k for each entry of the output.
+
+    A value that a sparse matrix stores meets each column of the other one once.
+    """
     left, right = cast(Tensor, args[first]), cast(Tensor, args[first + 1])
+    if left.layout != torch.strided:
+        return [(_stored(left) * (right.numel() // right.shape[0]), (right, left))]
+    if right.layout != torch.strided:
+        return [(_stored(right) * (left.numel() // left.shape[-1]), (right, left))]
     return [(cast(Tensor, output).numel() * left.shape[-1], (right, left))]
+
+
+def _stored(matrix: Tensor) -> int:
+    return strided_parts(matrix)[-1].numel()
+
+
+def _sampled(args: Args, output: object) -> list[Product]:
+    """Of two matrices, at the stored places of a third, sparse one."""
+    left, right = cast(Tensor, args[1]), cast(Tensor, args[2])
+    return [(_stored(cast(Tensor, output)) * left.shape[-1], (right, left))]
+
+
+def _distances(args: Args, output: object) -> list[Product]:
+    """Of rows to rows: the square of each difference where they are Euclidean; other distances multiply nothing."""
+    left, right = cast(Tensor, args[0]), cast(Tensor, args[1])
+    return [(cast(Tensor, output).numel() * left.shape[-1], (right, left))] if args[2] == 2.0 else []
+
+
+def _convolution_in_time(args: Args, output: object) -> list[Product]:
+    """Of (time, batch, channels) with weights (kernel, channels in, channels out): every weight at every output position."""
+    weight, made = cast(Tensor, args[1]), cast(Tensor, output)
+    return [(weight.numel() * made.shape[:2].numel(), (weight,))]
 
 
 def _batch_sum(args: Args, output: object) -> list[Product]:
@@ -227,7 +268,15 @@ PRODUCTS: Mapping[object, Callable[[Args, object], list[Product]]] = {
     aten.baddbmm: partial(_matmul, first=1),
     aten.addmv: partial(_matmul, first=1),
     aten.addbmm: _batch_sum,
+    aten.vdot: _matmul,
+    aten._int_mm: _matmul,
+    aten._scaled_mm: _matmul,
+    aten._grouped_mm: _matmul,
+    aten._sparse_addmm: partial(_matmul, first=1),
+    aten.sparse_sampled_addmm: _sampled,
+    aten._cdist_forward: _distances,
     aten.convolution: _convolution,
+    aten.conv_tbc: _convolution_in_time,
     aten.mkldnn_rnn_layer: _recurrent,
     aten._trilinear: _bilinear,
 }

@@ -1,4 +1,7 @@
-"""Tensors that share memory: of one tensor several values in one place, or two tensors with a byte in common."""
+"""Tensors that share memory: of one tensor several values in one place, or two tensors with a byte in common.
+
+A sparse tensor is several strided ones: its positions and its values.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,23 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+
+
+def strided_parts(value: Tensor) -> tuple[Tensor, ...]:
+    """What a tensor's memory consists of: itself, or positions and values of a sparse one, in a fixed order."""
+    if value.layout == torch.strided:
+        return (value,)
+    value = value.detach()
+    if value.layout == torch.sparse_coo:
+        return (value._indices(), value._values())
+    if value.layout in (torch.sparse_csr, torch.sparse_bsr):
+        return (value.crow_indices(), value.col_indices(), value.values())
+    return (value.ccol_indices(), value.row_indices(), value.values())
+
+
+def addresses(value: Tensor) -> set[int]:
+    """Where a tensor's memory begins; of a sparse one, of each of its parts that is not empty."""
+    return {part.untyped_storage().data_ptr() for part in strided_parts(value) if part.numel()}
 
 
 @dataclass(frozen=True, order=True)
@@ -44,7 +64,8 @@ def is_expanded(value: Tensor) -> bool:
 def overlapping(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
     """Pairs of names of tensors that have a byte in common. Views of one table may interleave without that."""
     before: list[Span] = []
-    for span in sorted(Span.of(name, value) for name, value in tensors.items() if value.numel()):
+    parts = [(name, part) for name, value in tensors.items() for part in strided_parts(value) if part.numel()]
+    for span in sorted(Span.of(name, part) for name, part in parts):
         before = [other for other in before if other.stop > span.start]
         yield from ((other.name, span.name) for other in before if _meet(other, span))
         before.append(span)

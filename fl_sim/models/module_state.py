@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fl_sim.models.content import digest_of
+from fl_sim.models.memory_overlap import addresses
 from fl_sim.models.reachable import Found, contents, reach
 
 
@@ -49,8 +51,11 @@ class ModuleState:
         self._cells = [contents(cell) for cell in found.cells]
         self._features = list(map(_features, found.tensors))
         own = _untouched_by_payloads(self.model, found.tensors, self.elsewhere)
-        self._own = [tensor for tensor in own if not _is_expanded(tensor)]
+        own = [tensor for tensor in own if not _is_expanded(tensor)]
+        self._own = [tensor for tensor in own if tensor.layout == torch.strided]
         self._own_values = [tensor.detach().clone() for tensor in self._own]
+        self._sparse = [tensor for tensor in own if tensor.layout != torch.strided]
+        self._sparse_values = [tensor.detach().clone() for tensor in self._sparse]
         self._arrays = [array.copy() for array in found.arrays]
         self._drawn = [random.read() for random in found.random]
 
@@ -70,6 +75,12 @@ class ModuleState:
         except UNEQUAL:
             return False
 
+    def digest(self) -> str:
+        """Hash of the values as built that nobody puts in place: buffers, tensors and arrays that are plain attributes, and the
+        states of generators. The order in which they are found plays no part."""
+        drawn = [state for random, state in zip(self._found.random, self._drawn, strict=True) if not random.is_global]
+        return digest_of(sorted(map(digest_of, (*self._own_values, *self._sparse_values, *self._arrays, *drawn))))
+
     def put_back(self) -> None:
         """Make the model what it was; values that others put in place are left to them."""
         if not self.is_as_built():
@@ -77,6 +88,8 @@ class ModuleState:
         if self._own:
             with torch.no_grad():
                 torch._foreach_copy_(self._own, self._own_values)
+                for tensor, value in zip(self._sparse, self._sparse_values, strict=True):
+                    tensor.copy_(value)
         for array, values in zip(self._found.arrays, self._arrays, strict=True):
             np.copyto(array, values)
         for random, state in zip(self._found.random, self._drawn, strict=True):
@@ -105,7 +118,9 @@ class ModuleState:
 
 def _is_expanded(tensor: Tensor) -> bool:
     """Whether several values are one place in memory; PyTorch refuses to write to such a tensor, so nobody changes it."""
-    return any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
+    return tensor.layout == torch.strided and any(
+        stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True)
+    )
 
 
 UNEQUAL = (RuntimeError, ValueError, TypeError, AttributeError)
@@ -123,11 +138,9 @@ def _untouched_by_payloads(model: nn.Module, tensors: Collection[Tensor], elsewh
     """The tensors whose values nobody puts in place. A view of a weight changes with the weight: it is not among them."""
     named = model.state_dict(keep_vars=True)
     placed = [*model.parameters(), *(named[name] for name in elsewhere if name in named)]
-    memory = {tensor.untyped_storage().data_ptr() for tensor in placed if tensor.numel()}
+    memory = set().union(*map(addresses, placed))
     parameters = {id(tensor) for tensor in placed}
-    return [
-        t for t in tensors if id(t) not in parameters and t.numel() and t.untyped_storage().data_ptr() not in memory
-    ]
+    return [t for t in tensors if id(t) not in parameters and (own := addresses(t)) and not own & memory]
 
 
 Features = tuple[torch.dtype, torch.device, torch.Size, bool, Tensor | None, object, object]

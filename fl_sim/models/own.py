@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import copy
-import logging
-from functools import cache
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from fl_sim.core.errors import USERS_OWN, UserError, error_line
 from fl_sim.core.process_changes import observed
+from fl_sim.models.content import digest_of
 from fl_sim.models.interface import Interface
+from fl_sim.models.layers import HEAD
 from fl_sim.models.module_state import ModuleState
-from fl_sim.models.parameters import CONSTANT, COUNTER, FLOATS, RUNNING
-
-log = logging.getLogger("fl_sim")
+from fl_sim.models.parameters import CONSTANT, COUNTER, FLOATS, RUNNING, tensors
 
 
 def detach_computed(model: nn.Module) -> None:
@@ -29,7 +30,18 @@ def detach_computed(model: nn.Module) -> None:
                 module.__dict__[name] = value.detach()
 
 
-def prepare(name: str, model: nn.Module, interface: Interface, samples: int = 2) -> None:
+REMARKS = "_fl_sim_remarks"
+"""The attribute of a user's own model that holds what its user should know of it, in lines."""
+
+
+def remarks_of(model: nn.Module) -> list[str]:
+    """What `prepare` found worth saying of a user's own model; nothing of others."""
+    return list(model.__dict__.get(REMARKS, ()))
+
+
+def prepare(
+    name: str, model: nn.Module, interface: Interface, samples: int = 2, *, evaluating: Sequence[str] = ()
+) -> None:
     """Run one training pass on a copy of the model, look at what it leaves, and mark the buffers that it left alone as constant.
 
     Constant buffers do not travel: every process builds them alike. Those that share their memory with nothing else but are
@@ -40,6 +52,7 @@ def prepare(name: str, model: nn.Module, interface: Interface, samples: int = 2)
         model: a user's own, changed in its marks alone.
         interface: what it takes.
         samples: of a batch.
+        evaluating: `evaluating_modules` as the builder left them.
 
     Raises:
         UserError: the model cannot be copied; the training pass fails, changes the process, makes, replaces, frees or freezes
@@ -49,8 +62,8 @@ def prepare(name: str, model: nn.Module, interface: Interface, samples: int = 2)
     probe = _copied(name, model).train()
     built, before = ModuleState(probe), _parameters(probe)
     try:
-        with torch.no_grad(), observed() as changed:
-            probe(interface.random(samples))  # zeros would leave a running mean of zero alone
+        with torch.enable_grad(), observed() as changed:
+            answer = probe(interface.random(samples))  # zeros would leave a running mean of zero alone
     except USERS_OWN as error:  # the user's own, whatever it is
         shape = (samples, *interface.input_shape)
         raise UserError(
@@ -69,11 +82,113 @@ def prepare(name: str, model: nn.Module, interface: Interface, samples: int = 2)
                     f"{dtype}; allowed: float32, float16, bfloat16"
                 )
         for buffer in constant:
-            if (value := module._buffers[buffer]) is not None and 0 in value.stride():
+            value = module._buffers[buffer]
+            if value is not None and value.layout == torch.strided and 0 in value.stride():
                 module._buffers[buffer] = value.clone(memory_format=torch.contiguous_format)
         if constant:
             module.__dict__[CONSTANT] = frozenset(constant)
+    unused = _without_part(probe, answer)
+    model.__dict__[REMARKS] = [
+        *([_of_modes(evaluating)] if evaluating else []),
+        *([_of_unused(unused)] if unused else []),
+    ]
     built.put_back()  # what the copy shares with the model, such as attributes of its class
+
+
+@contextmanager
+def watched(model: nn.Module) -> Iterator[list[tuple[nn.Linear, object]]]:
+    """Context manager: the linear layers that run meanwhile, in their order, with what they put out."""
+    seen: list[tuple[nn.Linear, object]] = []
+
+    def ran(module: nn.Module, inputs: object, output: object) -> None:
+        seen.append((cast(nn.Linear, module), output))
+
+    linear = [m for m in model.modules() if isinstance(m, nn.Linear) and not isinstance(m, torch.jit.ScriptModule)]
+    hooks = [module.register_forward_hook(ran) for module in linear]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def mark_head(ran: Sequence[tuple[nn.Linear, object]], answer: object) -> None:
+    """Mark the linear layer whose output is the answer, or else the last one that ran, as a model's head (`layers.HEAD`)."""
+    if ran:
+        answering = [layer for layer, output in ran if _is_same_memory(output, answer)]
+        (answering or [layer for layer, _ in ran])[-1].__dict__[HEAD] = True
+
+
+def _is_same_memory(one: object, other: object) -> bool:
+    if not (isinstance(one, Tensor) and isinstance(other, Tensor)):
+        return False
+    return one.numel() == other.numel() and one.data_ptr() == other.data_ptr()
+
+
+REST = "tensors, arrays or generators that it keeps as attributes"
+"""What of a model's contents has no name in its state dict."""
+
+
+def contents_of(model: nn.Module) -> dict[str, str]:
+    """Name -> hash of every parameter and buffer of a model, and `REST` -> hash of what else it computes with."""
+    named = {name: digest_of(tensor) for name, tensor in tensors(model).items()}
+    return {**named, REST: ModuleState(model, named).digest()}
+
+
+def require_repeatable(name: str, first: Mapping[str, str], again: nn.Module) -> None:
+    """Complain of a builder that makes other contents the second time: the next process or run would get another model.
+
+    Args:
+        name: the model's name, for the message.
+        first: `contents_of` the first model.
+        again: a second one, of the same seed.
+
+    Raises:
+        UserError: names what differs.
+    """
+    found = contents_of(again)
+    if differing := [key for key in first if found.get(key) != first[key]]:
+        more = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
+        raise UserError(
+            f"model.name = {name!r}: built twice from one seed, it has other values in {differing[0]}{more}; draw them from the "
+            "global generators, which are seeded when the model is built, or from a generator of your own with a fixed seed"
+        )
+
+
+def _without_part(model: nn.Module, answer: object) -> list[str]:
+    """Names of the trained parameters on which an answer does not depend; none where it depends on no parameter at all."""
+    waiting = [tensor.grad_fn for tensor in _tensors_in(answer)]
+    seen: set[object] = set()
+    used: set[int] = set()
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            used.add(id(getattr(node, "variable", None)))  # the graph's leaves are the parameters
+            waiting.extend(before for before, _ in node.next_functions)
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    unused = [name for name, parameter in trained.items() if id(parameter) not in used]
+    return unused if len(unused) < len(trained) else []
+
+
+def _tensors_in(answer: object) -> Iterator[Tensor]:
+    """The tensors of what a model puts out in training: one, or a tuple, list or mapping of some."""
+    if isinstance(answer, Tensor):
+        yield answer
+    elif isinstance(answer, Mapping):
+        for each in answer.values():
+            yield from _tensors_in(each)
+    elif isinstance(answer, (tuple, list)):
+        for each in answer:
+            yield from _tensors_in(each)
+
+
+def _of_unused(parameters: Sequence[str]) -> str:
+    more = f" and {len(parameters) - 1} more" if len(parameters) > 1 else ""
+    return (
+        f"its answer does not depend on {parameters[0]!r}{more}, which are sent all the same; freeze them "
+        "(requires_grad_(False)) or leave them out, unless a loss of your own uses them"
+    )
 
 
 def _copied(name: str, model: nn.Module) -> nn.Module:
@@ -120,22 +235,17 @@ def _candidates(module: nn.Module) -> set[str]:
 
 
 def _same(before: Tensor | None, after: Tensor | None) -> bool:
-    """Whether a buffer is what it was; NaN is equal to NaN."""
+    """Whether a buffer has the bits that it had."""
     if before is None or after is None or before.shape != after.shape or before.dtype != after.dtype:
         return before is after
-    return bool(((before == after) | ((before != before) & (after != after))).all())
+    return digest_of(before) == digest_of(after)
 
 
-@cache
-def say_modes(name: str, modules: tuple[str, ...]) -> None:
-    """Say once in a process that a builder put modules into evaluation mode, which training puts back."""
+def _of_modes(modules: Sequence[str]) -> str:
     more = f" and {len(modules) - 1} more" if len(modules) > 1 else ""
-    log.warning(
-        "model.name = %r: its builder put %r%s into evaluation mode; clients train in training mode, so BatchNorm uses each "
-        "batch's statistics and dropout draws there",
-        name,
-        modules[0],
-        more,
+    return (
+        f"its builder put {modules[0]!r}{more} into evaluation mode; clients train in training mode, so BatchNorm uses each "
+        "batch's statistics and dropout draws there"
     )
 
 

@@ -37,6 +37,13 @@ def entries(model: nn.Module) -> dict[str, Tensor]:
     return _collected(model, every=False)[0]
 
 
+def constants(model: nn.Module) -> dict[str, Tensor]:
+    """Tensors of a state dict that are no entries, of any dtype, not copied: buffers that training leaves alone, such as tables,
+    masks and projections, and frozen parameters of other dtypes. Every process builds them alike."""
+    known = entries(model)
+    return {name: tensor for name, tensor in tensors(model).items() if name not in known}
+
+
 def values(model: nn.Module) -> dict[str, Tensor]:
     """Detached float32 values of `entries` on the CPU; those that are float32 there already are not copied."""
     return {name: entry.detach().float().cpu() for name, entry in entries(model).items()}
@@ -133,11 +140,22 @@ def load(model: nn.Module, params: Params) -> nn.Module:
 def _forget_computed(module: nn.Module) -> None:
     """Cut the weights that `weight_norm`, `spectral_norm` and `torch.nn.utils.prune` compute before each forward pass off
     from the graph or inference mode in which they were computed: a model with such tensors cannot be copied."""
-    for hook in module._forward_pre_hooks.values():
-        name = str(getattr(hook, "name", getattr(hook, "_tensor_name", None)))
+    for name in _computed_by_hooks(module):
         computed = module.__dict__.get(name)
         if isinstance(computed, Tensor) and (computed.grad_fn is not None or computed.is_inference()):
             module.__dict__[name] = computed.detach().clone()
+
+
+def _computed_by_hooks(module: nn.Module) -> list[str]:
+    """Names of the attributes that PyTorch's hooks compute before each forward pass: the hooks know the names."""
+    hooks: Iterable[object] = module._forward_pre_hooks.values()
+    names = [getattr(hook, "name", getattr(hook, "_tensor_name", None)) for hook in hooks]
+    return [str(name) for name in names if name is not None]
+
+
+def computes_weights(module: nn.Module) -> bool:
+    """Whether hooks compute weights of this module before each forward pass."""
+    return bool(_computed_by_hooks(module))
 
 
 def canonical(model: nn.Module) -> dict[str, str]:
@@ -177,7 +195,7 @@ def check_entries(model: nn.Module, what: str) -> None:
             raise UserError(f"{what}: model entry {name!r} holds NaN or infinity, which is never sent")
     own = tensors(model)
     for name, value in own.items():
-        if value.numel() and is_expanded(value):
+        if value.layout == torch.strided and value.numel() and is_expanded(value):
             raise UserError(f"{what}: {name!r} is expanded: several of its values are one place in memory; clone it")
     for one, other in overlapping(own):
         raise UserError(

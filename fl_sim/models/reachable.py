@@ -30,10 +30,16 @@ OURS = {"torch", "fl_sim"}
 
 @dataclass(frozen=True)
 class Random:
-    """A generator's state, to be read and written."""
+    """A generator's state, to be read and written.
+
+    Attributes:
+        read, write: the state.
+        is_global: it is everybody's, so that its state says nothing of the model.
+    """
 
     read: Callable[[], object]
     write: Callable[[object], object]
+    is_global: bool
 
 
 @dataclass
@@ -208,17 +214,21 @@ def refused(path: str, value: object, why: str) -> UserError:
     return UserError(f"the model cannot be put back between clients: {path} is of type {type(value).__name__}: {why}")
 
 
-def _random(read: Callable[[], object], write: Callable[[object], object], found: Found) -> Led:
-    found.random.append(Random(read, write))
+GLOBAL = (torch.default_generator, np.random.mtrand._rand, np.random.mtrand._rand._bit_generator, random._inst)
+"""The generators behind `torch.manual_seed`, `numpy.random.seed` and `random.seed`."""
+
+
+def _random(of: object, read: Callable[[], object], write: Callable[[object], object], found: Found) -> Led:
+    found.random.append(Random(read, write, any(of is one for one in GLOBAL)))
     yield from ()
 
 
 def _look_at_torch_generator(path: str, value: torch.Generator, found: Found) -> Led:
-    return _random(value.get_state, cast("Callable[[object], object]", value.set_state), found)
+    return _random(value, value.get_state, cast("Callable[[object], object]", value.set_state), found)
 
 
 def _look_at_bits(path: str, value: np.random.BitGenerator, found: Found) -> Led:
-    return _random(lambda: value.state, lambda state: setattr(value, "state", state), found)
+    return _random(value, lambda: value.state, lambda state: setattr(value, "state", state), found)
 
 
 def _look_at_numpy_generator(path: str, value: np.random.Generator, found: Found) -> Led:
@@ -226,11 +236,11 @@ def _look_at_numpy_generator(path: str, value: np.random.Generator, found: Found
 
 
 def _look_at_random_state(path: str, value: np.random.RandomState, found: Found) -> Led:
-    return _random(value.get_state, cast("Callable[[object], object]", value.set_state), found)
+    return _random(value, value.get_state, cast("Callable[[object], object]", value.set_state), found)
 
 
 def _look_at_python_random(path: str, value: random.Random, found: Found) -> Led:
-    return _random(value.getstate, cast("Callable[[object], object]", value.setstate), found)
+    return _random(value, value.getstate, cast("Callable[[object], object]", value.setstate), found)
 
 
 def _nothing(path: str, value: object, found: Found) -> Led:

@@ -92,7 +92,7 @@ def freeze(model: nn.Module, trainable: str, *, seed: int = 0, key: str = "model
         if not selected:
             raise UserError(
                 f"{key} = {trainable!r}: {part!r} selects no parameter of this model; allowed: "
-                f"{_allowed(model, SELECTORS)}, a glob such as 'layer3.*', or several joined by '+'"
+                f"{_allowed(model, SELECTORS)}a glob such as 'layer3.*', or several joined by '+'"
             )
         unfrozen = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
         if unfrozen.isdisjoint(selected):
@@ -107,7 +107,7 @@ def freeze(model: nn.Module, trainable: str, *, seed: int = 0, key: str = "model
 
 
 def _allowed(model: nn.Module, offered: Collection[str]) -> str:
-    """Names of `SELECTORS` that select something of this model that is trained."""
+    """Names of `SELECTORS` that select something of this model that is trained, each with a comma behind it."""
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
     def selects(name: str) -> bool:
@@ -115,7 +115,7 @@ def _allowed(model: nn.Module, offered: Collection[str]) -> str:
             return any(isinstance(layer, CONVOLUTION) and layer.weight.requires_grad for layer in model.modules())
         return not trained.isdisjoint(SELECTORS[name](model, torch.Generator()))
 
-    return ", ".join(filter(selects, offered))
+    return "".join(f"{name}, " for name in filter(selects, offered))
 
 
 def personal_names(model: nn.Module, personal: str | None, *, seed: int = 0) -> list[str]:
@@ -138,7 +138,7 @@ def personal_names(model: nn.Module, personal: str | None, *, seed: int = 0) -> 
         if set(trained).isdisjoint(selected):
             raise UserError(
                 f"model.personal = {personal!r}: {part!r} selects no trained parameter of this model; allowed: "
-                f"{_allowed(model, PERSONAL)}, a glob such as 'layer3.*', or several joined by '+'"
+                f"{_allowed(model, PERSONAL)}a glob such as 'layer3.*', or several joined by '+'"
             )
         chosen.update(selected)
     if chosen.issuperset(trained):

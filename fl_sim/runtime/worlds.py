@@ -29,7 +29,7 @@ HINTS: Mapping[str, str] = {
     "labels": "number the classes in a fixed order, for instance sorted(set(names))",
     "split": "let it depend on a fixed seed alone",
     "partition": "let it depend on the labels and a fixed seed alone",
-    "model": "draw initial weights from the global generators, which are seeded when the model is built",
+    "model": "draw initial weights and constant tensors from the global generators, which are seeded when the model is built",
     "code": "the code of the client, model, data source or partition changed",
 }
 WHOLE_BYTES = 1 << 28
@@ -41,14 +41,15 @@ WORDS = (np.uint64, np.uint32, np.uint16, np.uint8)
 def fingerprint(
     data: Data,
     partitions: Parts,
-    models: Sequence[tuple[Params, Exchange]],
+    models: Sequence[tuple[Params, Exchange, str]],
     code: Mapping[str, Mapping[str, str]],
 ) -> World:
     """Hash what a process has built.
 
     Args:
         data, partitions: the samples, and the positions of each client's samples in the training set.
-        models: of each model the seeded parameters that travel, and the exchange, with the hash of those that do not.
+        models: of each model the seeded parameters that travel, the exchange, with the hash of those that do not, and a hash of
+            what else it holds, such as constant buffers.
         code: part -> file -> hash, of the user's parts that clients run.
     """
     splits = [split for split in (data.train, data.validation, data.test, data.proxy) if split is not None]
@@ -58,7 +59,7 @@ def fingerprint(
         "labels": _hash([str(data.num_classes).encode(), labels]),
         "split": _hash([part for split in splits for part in _ordered(split)]),
         "partition": xxhash.xxh3_64_hexdigest(_lengths_and_positions(partitions).data),
-        "model": _hash([part for initial, exchange in models for part in _model(initial, exchange)]),
+        "model": _hash([part for model in models for part in _model(*model)]),
         "code": json.dumps(code, sort_keys=True),
     }
 
@@ -74,8 +75,8 @@ def _lengths_and_positions(partitions: Parts) -> NDArray[np.int64]:
     return words
 
 
-def _model(initial: Params, exchange: Exchange) -> Iterator[bytes]:
-    yield from (Frozen.digest_of(initial), exchange.schema.hash)
+def _model(initial: Params, exchange: Exchange, further: str) -> Iterator[bytes]:
+    yield from (Frozen.digest_of(initial), exchange.schema.hash, further.encode())
     yield b"" if exchange.frozen is None else exchange.frozen.encode()
     if exchange.extra:
         yield exchange.extra.hash

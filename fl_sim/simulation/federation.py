@@ -20,7 +20,9 @@ from fl_sim.data import Data, Split, label_counts
 from fl_sim.data import partition as make_partition
 from fl_sim.data.kinds import Inputs, Targets, described, input_kind
 from fl_sim.data.parts import Parts
+from fl_sim.models import MODELS
 from fl_sim.models.adapters import left_frozen, some_of
+from fl_sim.models.layers import head_module
 from fl_sim.runtime.worlds import World, fingerprint
 from fl_sim.simulation import capacity_groups
 from fl_sim.simulation.identity import code_of_parts, load_data_of, parts_of
@@ -96,7 +98,9 @@ class Federation:
         get functions of the program's `__main__` from the server itself."""
         sent = {key for key, path in parts_of(self.experiment) if path.startswith(f"{MAIN}:")}
         code = {key: code for key, code in self.code.items() if not key.startswith("strategy") and key not in sent}
-        return fingerprint(self.data, self.partitions, [(t.initial, t.exchange) for t in self.tracks], code)
+        return fingerprint(
+            self.data, self.partitions, [(t.initial, t.exchange, t.built.digest()) for t in self.tracks], code
+        )
 
     def label_counts(self) -> Iterator[NDArray[np.int64]]:
         """Training samples of each client (row) by class (column), some thousand clients at a time; of targets that are no
@@ -222,15 +226,28 @@ def _tracks(experiment: Experiment, data: Data, quiet: bool) -> tuple[ModelTrack
         )
         for number, group in enumerate(capacity_groups.groups(experiment))
     )
-    for line in () if weights is None or quiet else fit(tracks[0].model, weights).lines():
+    for line in () if weights is None or quiet else fit(tracks[0].model, weights, tracks[0].contents).lines():
         log.warning("model.weights: %s: %s", experiment.model.weights, line)
     adapter = experiment.model.adapter
+    if not quiet:
+        for track in tracks:
+            for line in track.remarks:
+                log.warning("model.name = %r: %s", track.experiment.model.name, line)
+        _say_head(experiment, tracks[0])
     if not quiet and adapter is not None and not adapter.targets and (frozen := left_frozen(tracks[0].model)):
         log.warning(
             "model.adapter: %s: frozen, and without adapters: something else computes these weights, or uses them too",
             some_of(frozen),
         )
     return tracks
+
+
+def _say_head(experiment: Experiment, track: ModelTrack) -> None:
+    """Say which layer of a user's own model is its head, where the config speaks of one: nobody named it."""
+    section = experiment.model
+    asked = [section.trainable, section.personal or "", (section.adapter.train or "") if section.adapter else ""]
+    if section.name not in MODELS and any("head" in each.split("+") for each in asked):
+        log.warning("model.name = %r: its head is %r", section.name, head_module(track.model))
 
 
 def _probed(experiment: Experiment, track: ModelTrack) -> str:

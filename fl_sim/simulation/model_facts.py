@@ -14,6 +14,7 @@ from fl_sim.core.types import Params
 from fl_sim.gating import Gated
 from fl_sim.models import disabled_features, prunable_names
 from fl_sim.models.macs import count_macs
+from fl_sim.models.own import require_repeatable
 from fl_sim.models.parameters import frozen, load, values
 from fl_sim.report import ModelFacts
 from fl_sim.runtime.grids.allocator import give_back
@@ -82,6 +83,8 @@ def _dense(track: ModelTrack) -> tuple[int, Collection[str]]:
 def _plain(track: ModelTrack) -> tuple[Params, codecs.Schema, Collection[str]]:
     """What the plain model of a track would send, and what its builder froze: no federation of it would send that."""
     model = plain_model(track.experiment, track.data, track.experiment.seed)
+    if track.contents:
+        require_repeatable(track.experiment.model.name, track.contents, model)
     fixed = frozenset(frozen(model))
     whole = {name: value for name, value in values(model).items() if name not in fixed}
     prunable = [name for name in prunable_names(model) if name in whole]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 
@@ -17,7 +17,9 @@ from fl_sim.core.large import is_large
 from fl_sim.core.types import Params, UserError
 from fl_sim.data import Data, Split
 from fl_sim.gating import Gated, Gating, keeping
+from fl_sim.models import MODELS
 from fl_sim.models.module_state import ModuleState
+from fl_sim.models.own import contents_of, remarks_of
 from fl_sim.models.parameters import load, unit_singular_vectors, values
 from fl_sim.simulation.starting_model import interface_of, make_exchange, make_model
 from fl_sim.training.model_file import Stored, described_by
@@ -61,6 +63,8 @@ class ModelTrack:
         gating: the gates' plan; None without gates.
         weights: the model file that the experiment starts from; None without one.
         own: the first values of the parameters that each client keeps for itself.
+        contents: what a user's own plain model holds; see `fl_sim.models.own.contents_of`.
+        remarks: what its user should know of it.
     """
 
     experiment: Experiment
@@ -76,6 +80,8 @@ class ModelTrack:
     gating: Gating | None = None
     weights: Stored | None = None
     own: Params = field(default_factory=dict)
+    contents: Mapping[str, str] = field(default_factory=dict)
+    remarks: Sequence[str] = ()
 
     @classmethod
     def build(
@@ -93,8 +99,16 @@ class ModelTrack:
         Raises:
             UserError: the model is unknown, or the given weights do not fit it.
         """
-        model, gating = make_model(experiment, data, experiment.seed, weights)
-        given = {} if weights is None else entries_for(model, weights)
+        contents: dict[str, str] = {}
+        remarks: list[str] = []
+
+        def look(plain: nn.Module) -> None:
+            if experiment.model.name not in MODELS:
+                contents.update(contents_of(plain))
+                remarks.extend(remarks_of(plain))
+
+        model, gating = make_model(experiment, data, experiment.seed, weights, look)
+        given = {} if weights is None else entries_for(model, weights, contents)
         client = experiment.client.build({"training": experiment.local_training, "gating": gating}, "client")
         exchange = make_exchange(experiment, model, given, declared(client))
         schema = exchange.schema
@@ -113,7 +127,21 @@ class ModelTrack:
         named = dict(model.named_parameters())
         own = {name: named[name].detach().cpu().clone() for name in exchange.personal if name in named}
         return cls(
-            experiment, data, label, members, cohort_size, model, initial, start, exchange, built, gating, weights, own
+            experiment,
+            data,
+            label,
+            members,
+            cohort_size,
+            model,
+            initial,
+            start,
+            exchange,
+            built,
+            gating,
+            weights,
+            own,
+            contents,
+            tuple(remarks),
         )
 
     def give_up_first_values(self) -> None:
@@ -133,7 +161,9 @@ class ModelTrack:
         asked = self.experiment.model
         shape = described_by(interface_of(self.data))
         gates = {} if self.gating is None else {"gating": asdict(self.gating)}
-        return {"name": asked.name, "width": asked.width, **shape, **gates}
+        # What a builder of the user's draws and no file holds, as plain attributes, comes out of the run's seed alone.
+        seed = {} if asked.name in MODELS else {"seed": self.experiment.seed}
+        return {"name": asked.name, "width": asked.width, **shape, **gates, **seed}
 
     def as_in(self, number: int) -> AbstractContextManager[object]:
         """Context manager: a gated model keeps the share of channels that its plan has for round `number`."""

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from torch import Tensor, nn
+
 from fl_sim.communication.ledger import Ledger
 from fl_sim.communication.mask_log import MaskRecorder
 from fl_sim.core.files import as_json
 from fl_sim.models import merged
-from fl_sim.models.parameters import snapshot
+from fl_sim.models.parameters import constants, snapshot
 from fl_sim.report import Report, summarise, write_report
 from fl_sim.simulation.federation import Federation
 from fl_sim.simulation.model_facts import DensePayloads, model_facts
+from fl_sim.simulation.model_track import ModelTrack
 from fl_sim.simulation.round_hooks import Row
 from fl_sim.simulation.run_folder import RunFolder
 from fl_sim.simulation.server import Server
@@ -64,4 +67,9 @@ def _write_models(federation: Federation, server: Server, folder: RunFolder) -> 
         completed = track.complete(model.params)
         whole = merged(snapshot(completed), model=completed)
         suffix = f"-{track.label}" if number else ""
-        write_model(folder.path / f"model{suffix}.safetensors", whole, track.described)
+        write_model(folder.path / f"model{suffix}.safetensors", whole, track.described, _constants(track, completed))
+
+
+def _constants(track: ModelTrack, model: nn.Module) -> dict[str, Tensor]:
+    """Constant buffers of a user's own plain model: gates and adapters make theirs anew."""
+    return {name: value for name, value in constants(model).items() if name.removeprefix("net.") in track.contents}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from fl_sim.core.types import Params, UserError
 from fl_sim.data import Data
 from fl_sim.data.kinds import Targets
 from fl_sim.gating import Gating
-from fl_sim.models.parameters import entries, frozen, load, snapshot, values
+from fl_sim.models.parameters import constants, entries, frozen, load, snapshot, values
 from fl_sim.simulation.own_codecs import codings_of
 from fl_sim.training.model_file import Stored, read
 from fl_sim.training.recalibration import measurable
@@ -51,11 +51,16 @@ def read_weights(experiment: Experiment) -> Stored | None:
 
 
 def make_model(
-    experiment: Experiment, data: Data, seed: int, weights: Stored | None = None
+    experiment: Experiment,
+    data: Data,
+    seed: int,
+    weights: Stored | None = None,
+    look: Callable[[nn.Module], object] = lambda plain: None,
 ) -> tuple[nn.Module, Gating | None]:
     """Build the model of an experiment as its method trains it, and its gating as this model settles it.
 
-    Frozen parameters require no gradient. Of given weights only entries that never travel are filled in.
+    Frozen parameters require no gradient. Of given weights only entries that never travel are filled in. `look` sees the plain
+    model before anything is done to it.
 
     Raises:
         UserError: unknown model or initialisation, `model.trainable` selects nothing, adapters with gates, statistics
@@ -65,6 +70,7 @@ def make_model(
     if section.adapter is not None and gating is not None:
         raise UserError("model.adapter: not with [gating]; allowed: a model without gates")
     model = plain_model(experiment, data, seed)
+    look(model)
     batchnorm_only = "batchnorm" in section.trainable.split("+")
     init = section.batchnorm_init or ("uniform" if batchnorm_only else None)
     if init is not None:
@@ -100,7 +106,8 @@ def make_exchange(
     """Choose what travels: trainable parameters that no client keeps for itself, averaged BatchNorm statistics, and the
     extra tensors that the client declares.
 
-    Entries that never travel but come from a file (`given`) are sent to each client once, at its first contact.
+    Entries that never travel but come from a file (`given`) are sent to each client once, at its first contact; so are constant
+    buffers for which the file has other values than the builder.
     """
     params, fixed, named = values(model), frozen(model), dict(model.named_parameters())
     statistics = [name for name in params if name not in named]
@@ -115,12 +122,13 @@ def make_exchange(
         personal=(*models.personal_names(model, experiment.model.personal), *kept),
         extra=extra.of(schema),
     )
-    base = {name: value for name, value in untravelled(model, exchange).items() if name in given}
+    others = {name: value.detach() for name, value in constants(model).items() if name in given and name not in fixed}
+    base = {name: value for name, value in {**untravelled(model, exchange), **others}.items() if name in given}
     if not fixed and not base:
         return exchange
     base_schema = codecs.Schema.of(base, [], buffers=[]) if base else None
     encoded = b"" if base_schema is None else codecs.encode(base, None, schema=base_schema)
-    frozen_weights = Frozen(experiment.seed, Frozen.digest_of(fixed), encoded)
+    frozen_weights = Frozen(experiment.seed, Frozen.digest_of({**fixed, **others}), encoded)
     return replace(exchange, frozen=frozen_weights, base=base_schema)
 
 

@@ -20,18 +20,18 @@ from typing import Annotated
 import torch
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor, nn
 
 from fl_sim import models
 from fl_sim.core.errors import in_one_line
 from fl_sim.core.files import write_atomically
-from fl_sim.core.tensor_file import TensorFile
+from fl_sim.core.tensor_file import DTYPES, TensorFile
 from fl_sim.core.types import Params, UserError
 from fl_sim.data import Data
 from fl_sim.data import load as load_data
 from fl_sim.gating import Gating
 from fl_sim.models.channels import shrink
-from fl_sim.models.parameters import COUNTER, load, snapshot
+from fl_sim.models.parameters import COUNTER, FLOATS, constants, load, snapshot
 
 log = logging.getLogger("fl_sim")
 FILE = "model.safetensors"
@@ -41,6 +41,7 @@ PREFIXES = ("module.", "_orig_mod.", "model.")
 """What wrappers put before every name of a state dict: DataParallel, torch.compile, training frameworks."""
 MOST_PARAMETERS = 200_000_000
 """Of a model that is built for a file, and a hundred times what the file holds: channels may have been removed."""
+NOTHING: Mapping[str, Tensor] = {}
 Count = Annotated[int, Field(ge=1, le=1 << 16)]
 
 
@@ -60,6 +61,7 @@ class Architecture(BaseModel):
     vocabulary: Count | None = None
     each_token: bool = False
     gating: dict[str, JsonValue] | None = None
+    seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
 
     @property
     def interface(self) -> models.Interface:
@@ -80,7 +82,7 @@ class Architecture(BaseModel):
                 size = sum(p.numel() for p in models.build_for(self.name, asked, width=self.width).parameters())
             if size > (most := max(MOST_PARAMETERS, 100 * held)):
                 raise ValueError(f"a model of {size} parameters for a file of {held}; allowed: {most}")
-        model = models.build_for(self.name, asked, width=self.width)
+        model = models.build_for(self.name, asked, width=self.width, seed=self.seed)
         return model if self.gating is None else Gating(**self.gating).wrap(model, seed=0)  # type: ignore[arg-type]
 
 
@@ -90,7 +92,7 @@ class Stored:
 
     Attributes:
         path: the file.
-        params: its entries as float32, counters of batches left out.
+        params: its entries, those of floating point as float32, counters of batches left out.
         described: what its metadata say of the model; empty where they say nothing.
     """
 
@@ -121,7 +123,7 @@ class Saved:
     def write(self, model: nn.Module, path: Path) -> Path:
         """Save another model of this architecture. Raises UserError where the path cannot be written."""
         try:
-            write_model(path, snapshot(model), self.described)
+            write_model(path, snapshot(model), self.described, constants(model))
         except OSError as error:
             raise UserError(f"{path}: cannot be written: {error}") from error
         return path
@@ -136,13 +138,23 @@ def described_by(interface: models.Interface) -> dict[str, object]:
     return {**outputs, "input_shape": list(interface.input_shape), **tokens, "each_token": interface.each_token}
 
 
-def write_model(path: Path, params: Params, described: Mapping[str, object]) -> None:
+def write_model(
+    path: Path, params: Params, described: Mapping[str, object], held: Mapping[str, Tensor] = NOTHING
+) -> None:
     """Save parameters with the arguments of `fl_sim.models.build` that make their model.
+
+    Args:
+        path: the file.
+        params: the entries.
+        described: an `Architecture`.
+        held: what else the model holds (`fl_sim.models.parameters.constants`), saved in its own dtype. What a file of tensors
+            cannot hold is left out: it is built again from the description.
 
     Raises:
         OSError: the disk is full or not writable; what was at `path` is still there.
     """
-    write_atomically(path, TensorFile(params, {MODEL: json.dumps(dict(described))}))
+    further = {name: value for name, value in held.items() if value.layout == torch.strided and value.dtype in DTYPES}
+    write_atomically(path, TensorFile({**params, **further}, {MODEL: json.dumps(dict(described))}))
 
 
 def require(path: Path) -> Path:
@@ -174,11 +186,15 @@ def read(path: Path) -> Stored:
     try:
         with safe_open(file, framework="pt") as stored:
             told = json.loads((stored.metadata() or {}).get(MODEL, "{}"))
-            params = {name: stored.get_tensor(name).float() for name in stored.keys()}  # noqa: SIM118, it is no dict
+            params = {name: _widened(stored.get_tensor(name)) for name in stored.keys()}  # noqa: SIM118, it is no dict
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file}: not a safetensors file: {error}{_conversion(file)}") from error
     described = told if isinstance(told, dict) else {}
     return Stored(file, {name: value for name, value in params.items() if not name.endswith(COUNTER)}, described)
+
+
+def _widened(value: Tensor) -> Tensor:
+    return value.float() if value.dtype in FLOATS else value  # integers and float64 stay exact
 
 
 def _conversion(file: Path) -> str:
@@ -307,13 +323,14 @@ def _filled(model: nn.Module, stored: Stored, what: str) -> nn.Module:
     try:
         if any(name in own and value.shape != own[name].shape for name, value in params.items()):
             shrink(model, {name: value.shape for name, value in params.items()})
-        _check_names(snapshot(model), params, what)
+        _check_names(snapshot(model), params, constants(model), what)
         return load(model, params).eval()
     except ValueError as error:
         raise UserError(f"{what}: {error}") from error
 
 
-def _check_names(expected: Iterable[str], found: Iterable[str], what: str) -> None:
-    for problem, names in (("lacks", set(expected) - set(found)), ("also has", set(found) - set(expected))):
+def _check_names(expected: Iterable[str], found: Iterable[str], optional: Iterable[str], what: str) -> None:
+    lacks, further = set(expected) - set(found), set(found) - set(expected) - set(optional)
+    for problem, names in (("lacks", lacks), ("also has", further)):
         if names:
             raise UserError(f"{what}: the file {problem} {', '.join(sorted(names)[:3])}")

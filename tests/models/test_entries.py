@@ -203,10 +203,12 @@ def test_a_builders_default_dtype_does_not_stay() -> None:
     assert torch.get_default_dtype() == torch.float32
 
 
-def test_a_builders_evaluation_mode_is_said(caplog: pytest.LogCaptureFixture) -> None:
-    models.own.say_modes.cache_clear()
-    built("evaluating_norm")
-    built("evaluating_norm")
+def test_a_builders_evaluation_mode_is_said_by_the_server_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = tiny(tmp_path, "model.name=special:build_evaluating_norm")
+    Federation.build(asked, quiet=True)
+    Federation.build(asked)
     assert [record.getMessage() for record in caplog.records] == [
         "model.name = 'special:build_evaluating_norm': its builder put 'middle' into evaluation mode; clients train in "
         "training mode, so BatchNorm uses each batch's statistics and dropout draws there"

@@ -207,3 +207,54 @@ def test_wrong_weights_are_refused_in_one_line(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match=r"strategy\.at = 0"):
         global_magnitude(at=0, distil={})
+
+
+PROJECTED = ("model.name=worlds_apart:buffer_by_numpy", "training.steps=1")
+"""A model on a fixed random projection, which is a buffer that training leaves alone: another one for each seed."""
+
+
+@pytest.mark.parametrize("kind", ["buffer", "attribute"])
+def test_a_saved_model_has_the_constants_that_its_seed_drew(tmp_path: Path, kind: str) -> None:
+    report = run_tiny(tmp_path, f"model.name=worlds_apart:{kind}_by_numpy", "training.steps=1", "seed=3")
+    federation = Federation.build(tiny(tmp_path, f"model.name=worlds_apart:{kind}_by_numpy", "seed=3"))
+    opened = open_saved(report.folder, name=f"worlds_apart:{kind}_by_numpy").model
+    assert torch.equal(opened.projection, federation.first.model.projection)
+    images, labels = next(federation.data.test.batches(1000))
+    right = (opened(images).argmax(1) == labels).float().mean().item()
+    assert right == pytest.approx(report.summary["accuracy"]["final"], abs=1e-6)
+
+
+def test_constants_of_a_file_take_the_place_of_the_builders_and_are_sent_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = run_tiny(tmp_path / "first", *PROJECTED, "seed=3")
+    again = run_tiny(tmp_path / "again", *PROJECTED, *FOUR, "seed=0", "rounds=1", given(first.folder))
+    alone = run_tiny(tmp_path / "alone", *PROJECTED, *FOUR, "seed=0", "rounds=1")
+    Federation.build(tiny(tmp_path, *PROJECTED, "seed=0", given(first.folder)))
+    assert "other values than the builder in projection: the file's are used, and sent once" in caplog.text
+    stored = read(again.folder).params
+    assert torch.equal(stored["projection"], read(first.folder).params["projection"])
+    assert not torch.equal(stored["projection"], read(alone.folder).params["projection"])
+    sent = {"projection": stored["projection"]}
+    size = len(codecs.encode(sent, None, schema=codecs.Schema.of(sent, [])))
+    told = again.results.total_bytes - alone.results.total_bytes
+    assert told == 4 * (size + 16)  # the hash that proves it, too
+
+
+def test_constants_of_a_file_that_are_the_builders_cost_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = run_tiny(tmp_path / "first", *PROJECTED)
+    Federation.build(tiny(tmp_path, *PROJECTED, given(first.folder)))
+    assert "projection" not in caplog.text
+    again = run_tiny(tmp_path / "again", *PROJECTED, "rounds=1", given(first.folder))
+    alone = run_tiny(tmp_path / "alone", *PROJECTED, "rounds=1")
+    assert again.results.total_bytes == alone.results.total_bytes
+
+
+def test_a_frozen_part_of_half_precision_that_comes_from_a_file_is_recognised(tmp_path: Path) -> None:
+    options = ("model.name=worlds_apart:half_frozen", "training.steps=1", "rounds=1")
+    first = run_tiny(tmp_path / "first", *options, "seed=3")
+    again = run_tiny(tmp_path / "again", *options, "seed=0", given(first.folder))
+    assert not any(again.summary["failures"].values())
+    assert torch.equal(read(again.folder).params["1.weight"], read(first.folder).params["1.weight"])

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import worlds_apart
 from federation import run_tiny, same, tiny
 from flwr.app import Message
 from flwr.serverapp import Grid
@@ -33,7 +34,9 @@ APART: Mapping[str, tuple[str, str]] = {
     "data.source=worlds_apart:unseeded_split": ("split", "seed"),
     "data.source=worlds_apart:numbered_anyhow": ("labels", "sorted"),
     "data.partition=worlds_apart:unseeded_partition": ("partition", "seed"),
-    "model.name=worlds_apart:unseeded_weights": ("model", "seeded"),
+    "model.name=worlds_apart:weights_of_a_process": ("model", "seeded"),
+    "model.name=worlds_apart:buffer_of_a_process": ("model", "seeded"),
+    "model.name=worlds_apart:attribute_of_a_process": ("model", "seeded"),
 }
 
 
@@ -47,12 +50,15 @@ def test_a_worker_with_another_world_stops_the_run_before_round_1(tmp_path: Path
 
 
 @pytest.mark.parametrize("option", APART)
-def test_a_resumed_run_with_another_world_is_refused(tmp_path: Path, option: str) -> None:
+def test_a_resumed_run_with_another_world_is_refused(
+    tmp_path: Path, option: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What the run's identity does not tell is told by its checkpoint: partition and model."""
     first, hint = APART[option]
     asked = tiny(tmp_path, *SHORT, option)
     with pytest.raises(Killed):
         run(asked, KillAfter(1, 1))
+    monkeypatch.setattr(worlds_apart, "SALT", worlds_apart.SALT + 1)
     told = {
         "partition": rf"this process has other partition than the stopped run.*{hint}",
         "model": rf"this process has other model than the stopped run.*{hint}",
@@ -61,8 +67,28 @@ def test_a_resumed_run_with_another_world_is_refused(tmp_path: Path, option: str
         resume(asked)
 
 
+UNREPEATABLE: Mapping[str, str] = {
+    "unseeded_weights": "1.weight",
+    "unseeded_buffer": "projection",
+    "unseeded_attribute": "tensors, arrays or generators that it keeps as attributes",
+    "unseeded_generator": "tensors, arrays or generators that it keeps as attributes",
+}
+
+
+@pytest.mark.parametrize("name", UNREPEATABLE)
+def test_a_model_that_comes_out_otherwise_the_second_time_is_refused_before_round_1(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match=rf"{name}.*built twice from one seed, .* other values in {UNREPEATABLE[name]}"):
+        run_tiny(tmp_path, *SHORT, f"model.name=worlds_apart:{name}")
+
+
 @pytest.mark.parametrize(
-    "option", ["data.source=worlds_apart:by_global_generators", "model.name=worlds_apart:weights_by_numpy"]
+    "option",
+    [
+        "data.source=worlds_apart:by_global_generators",
+        "model.name=worlds_apart:weights_by_numpy",
+        "model.name=worlds_apart:buffer_by_numpy",
+        "model.name=worlds_apart:attribute_by_numpy",
+    ],
 )
 def test_what_global_generators_give_is_the_same_everywhere(tmp_path: Path, option: str) -> None:
     options = (*SHORT, option, "wire.downlink.content=difference")

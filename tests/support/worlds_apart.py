@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import torch
 from torch import nn
@@ -61,9 +63,78 @@ def _weights(rng: np.random.Generator | np.random.RandomState) -> nn.Module:
     return model
 
 
+SALT = os.getpid()
+"""What models of this process are drawn from: the same for each of them, and another one in another process."""
+
+
+def weights_of_a_process(num_classes: int, in_channels: int, image_size: int, width: float) -> nn.Module:
+    return _weights(np.random.default_rng(SALT))
+
+
+class Projected(nn.Module):
+    """A linear layer on a fixed random projection, which is a buffer or a plain attribute."""
+
+    def __init__(self, rng: np.random.Generator | np.random.RandomState, *, buffer: bool) -> None:
+        super().__init__()
+        projection = torch.from_numpy(rng.normal(0, 0.125, (64, 32)).astype("f4"))
+        if buffer:
+            self.register_buffer("projection", projection)
+        else:
+            self.projection = projection
+        self.head = nn.Linear(32, 10)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head((images.flatten(1) @ self.projection).relu())
+
+
+def buffer_of_a_process(num_classes: int, in_channels: int, image_size: int, width: float) -> nn.Module:
+    return Projected(np.random.default_rng(SALT), buffer=True)
+
+
+def attribute_of_a_process(num_classes: int, in_channels: int, image_size: int, width: float) -> nn.Module:
+    return Projected(np.random.default_rng(SALT), buffer=False)
+
+
 def unseeded_weights(num_classes: int, in_channels: int, image_size: int, width: float) -> nn.Module:
     return _weights(np.random.default_rng())
 
 
+def unseeded_buffer(num_classes: int, in_channels: int, image_size: int, width: float) -> nn.Module:
+    return Projected(np.random.default_rng(), buffer=True)
+
+
+def unseeded_attribute(num_classes: int, in_channels: int, image_size: int, width: float) -> nn.Module:
+    return Projected(np.random.default_rng(), buffer=False)
+
+
+def unseeded_generator(num_classes: int, in_channels: int, image_size: int, width: float) -> nn.Module:
+    model = _weights(np.random.default_rng(0))
+    model.noise = np.random.default_rng()  # type: ignore[assignment]
+    return model
+
+
+def buffer_by_numpy(num_classes: int, in_channels: int, image_size: int, width: float) -> nn.Module:
+    return Projected(np.random.mtrand._rand, buffer=True)
+
+
+def attribute_by_numpy(num_classes: int, in_channels: int, image_size: int, width: float) -> nn.Module:
+    return Projected(np.random.mtrand._rand, buffer=False)
+
+
 def weights_by_numpy(num_classes: int, in_channels: int, image_size: int, width: float) -> nn.Module:
     return _weights(np.random.mtrand._rand)
+
+
+class Half(nn.Linear):
+    """A frozen layer of half precision between float32 ones."""
+
+    def __init__(self) -> None:
+        super().__init__(64, 32, dtype=torch.bfloat16)
+        self.requires_grad_(False)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return super().forward(inputs.to(torch.bfloat16)).float().relu()
+
+
+def half_frozen(num_classes: int, in_channels: int, image_size: int, width: float) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), Half(), nn.Linear(32, 10))

@@ -14,7 +14,7 @@ from torch import nn
 from fl_sim.communication.exchange import Exchange, Frozen
 from fl_sim.core.types import Params
 from fl_sim.models.module_state import ModuleState
-from fl_sim.models.parameters import entries, load
+from fl_sim.models.parameters import entries, load, tensors
 from fl_sim.runtime.client.isolation import Isolation
 
 
@@ -94,8 +94,8 @@ class Resident:
             return {}  # nothing to look at, and a state dict costs as much as a small client's whole answer
         own = entries(self.model)
         if self._frozen is not None:
-            fixed = self._first.keys() - set(self.exchange.personal)
-            now = {n: p.detach() for n, p in self.model.named_parameters() if n in fixed}
+            held = tensors(self.model)
+            now = {name: held[name].detach() for name in self._first if name not in self.exchange.personal}
             if Frozen.digest_of(now) != self._frozen.digest:
                 raise WrongFrozenWeights(
                     "the client changed frozen weights; train only parameters that require a gradient"

@@ -8,6 +8,7 @@ from fl_sim.core.errors import USERS_OWN, UserError, error_line
 from fl_sim.runtime.client.doctor import Finding
 from fl_sim.simulation.engines import settled
 from fl_sim.simulation.federation import Federation
+from fl_sim.simulation.model_facts import dense_payloads
 from fl_sim.simulation.parts import check, check_built
 from fl_sim.simulation.server import build_server
 
@@ -26,6 +27,7 @@ def examine_start(experiment: Experiment) -> Finding:
         federation = Federation.build(experiment, precision="float32", quiet=True)
         check_built(federation)
         build_server(federation, Ledger())
+        dense_payloads(federation)  # which builds each plain model once more
     except UserError as error:
         return Finding(CHECK, str(error))
     except USERS_OWN as error:  # a part of the user's own, whatever it raises

@@ -166,6 +166,16 @@ def test_a_config_that_cannot_start_is_said(
     assert _doctor(monkeypatch, config, "--data", table, 'data.input=["kind"]') == 1
 
 
+def test_a_model_that_comes_out_otherwise_the_second_time_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "t.toml").write_text('[data]\nsource = "digits"\nclients = 4\n[cohort]\nsize = 2\n')
+    monkeypatch.setattr("fl_sim.runtime.client.doctor.examine", lambda *_, **__: [])  # the client is another test's
+    assert _doctor(monkeypatch, str(tmp_path / "t.toml"), "model.name=worlds_apart:unseeded_buffer") == 1
+    assert "built twice from one seed" in capsys.readouterr().out.replace("\n", " ")
+    assert _doctor(monkeypatch, str(tmp_path / "t.toml"), "model.name=worlds_apart:buffer_by_numpy") == 0
+
+
 def test_a_table_is_tried_with_its_columns(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

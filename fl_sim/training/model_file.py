@@ -296,16 +296,22 @@ def _built(stored: Stored, described: Mapping[str, object]) -> nn.Module:
 
 
 def _guessed(stored: Stored, name: str, image_size: int) -> dict[str, object]:
-    """What a bare state dict's shapes say of its model: channels of the first convolution, outputs of the last layer.
+    """What a bare state dict's shapes say of its model: channels of the first convolution, outputs of the head.
 
     Without a convolution the model takes colour images, or grey ones where only those fit.
     """
     convolution = next((v for v in stored.params.values() if v.dim() == 4), None)
     allowed = (3, 1) if convolution is None else (int(convolution.shape[1]),)
     for channels in allowed:
-        own = snapshot(models.build(name, in_channels=channels, image_size=image_size))
+        try:
+            built = models.build(name, in_channels=channels, image_size=image_size)
+        except UserError:
+            if channels == allowed[-1]:
+                raise
+            continue  # a model of one's own that takes no colours
+        own = snapshot(built)
         params = unwrapped(dict(stored.params), own, f"--model {name}")
-        first, last = next(iter(own)), next(reversed(own))
+        first, last = next(iter(own)), (models.head_names(built) or list(own))[-1]
         if last not in params:
             raise UserError(f"--model {name}: the file has no parameter {last!r}")
         if first in params and params[first].shape == own[first].shape:

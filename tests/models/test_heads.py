@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from federation import run_tiny, tiny
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fl_sim.models import build_for, head_names
 from fl_sim.models.interface import Interface
 from fl_sim.simulation.federation import Federation
+from fl_sim.training.model_file import open_saved
 
 SMALL = ("rounds=1", "training.steps=1", "data.clients=4", "cohort.size=2")
 DIGITS = Interface((1, 8, 8), 10)
@@ -88,6 +90,19 @@ def test_the_body_travels_where_clients_keep_the_head_and_the_head_is_named(
     assert "its head is 'classifier'" in caplog.text
     report = run_tiny(tmp_path, *SMALL, named, "model.trainable=head")
     assert report.ledger.total(by=("direction", "section"))["up", "values"] == 2 * 4 * 320
+
+
+def sized(*, num_classes: int, in_channels: int, image_size: int) -> nn.Module:
+    model = HeadFirst()
+    model.classifier = nn.Linear(32, num_classes)
+    return model
+
+
+def test_a_bare_files_classes_are_those_of_the_layer_that_answers(tmp_path: Path) -> None:
+    save_file(sized(num_classes=7, in_channels=1, image_size=8).state_dict(), tmp_path / "bare.safetensors")
+    opened = open_saved(tmp_path / "bare.safetensors", name=f"{__name__}:sized", image_size=8)
+    assert opened.described["num_classes"] == 7
+    assert opened.model(torch.zeros(2, 1, 8, 8)).shape == (2, 7)
 
 
 def test_contrast_compares_what_goes_into_the_layer_that_answers(tmp_path: Path) -> None:

@@ -298,28 +298,27 @@ def _built(stored: Stored, described: Mapping[str, object]) -> nn.Module:
 def _guessed(stored: Stored, name: str, image_size: int) -> dict[str, object]:
     """What a bare state dict's shapes say of its model: channels of the first convolution, outputs of the head.
 
-    Without a convolution the model takes colour images, or grey ones where only those fit.
+    Without a convolution the model takes colour images, or grey ones where more parameters fit with those.
     """
     convolution = next((v for v in stored.params.values() if v.dim() == 4), None)
-    allowed = (3, 1) if convolution is None else (int(convolution.shape[1]),)
-    for channels in allowed:
+    found: dict[int, tuple[int, int]] = {}  # channels -> (parameters that fit, outputs)
+    for channels in (3, 1) if convolution is None else (int(convolution.shape[1]),):
         try:
             built = models.build(name, in_channels=channels, image_size=image_size)
-        except UserError:
-            if channels == allowed[-1]:
-                raise
-            continue  # a model of one's own that takes no colours
+        except UserError as error:  # a model of one's own need not take colours
+            refusal = error
+            continue
         own = snapshot(built)
         params = unwrapped(dict(stored.params), own, f"--model {name}")
-        first, last = next(iter(own)), (models.head_names(built) or list(own))[-1]
+        last = (models.head_names(built) or list(own))[-1]
         if last not in params:
             raise UserError(f"--model {name}: the file has no parameter {last!r}")
-        if first in params and params[first].shape == own[first].shape:
-            break
-    else:
-        channels = allowed[0]
-    classes = int(params[last].shape[0])
-    return {"name": name, "num_classes": classes, "in_channels": channels, "image_size": image_size}
+        fitting = sum(own[each].shape == params[each].shape for each in own if each in params)
+        found[channels] = fitting, int(params[last].shape[0])
+    if not found:
+        raise refusal
+    channels = max(found, key=lambda each: found[each][0])
+    return {"name": name, "num_classes": found[channels][1], "in_channels": channels, "image_size": image_size}
 
 
 def _filled(model: nn.Module, stored: Stored, what: str) -> nn.Module:

@@ -122,17 +122,38 @@ class FlowerRule:
                 f"strategy = {self.target!r}: round {state.round + 1}: it raised {error_line(error)}"
             ) from error
         self._memory = self._kept(before)
-        if found is None or set(found) != set(shown.names):
-            raise UserError(f"strategy = {self.target!r}: it returned no parameters by the model's names")
+        made = self._parameters(found, {name: state.params[name] for name in shown.names})
         averaged = statistics.divided(
             lambda _, total, __: torch.from_numpy(total).div_(statistics.weight), between=False
         )
-        made = {name: torch.from_numpy(np.array(found[name].numpy(), dtype=np.float32)) for name in shown.names}
         return with_statistics(schema, schema.flat({**averaged, **made}), averaged)
 
     def optimise(self, state: ServerState, aggregated: Params) -> tuple[Params, Params]:
         """Take what `aggregate` made, with what the strategy remembers now."""
         return aggregated, self._memory
+
+    def _parameters(self, found: object, old: Params) -> Params:
+        """What the strategy returned, as float32.
+
+        Raises:
+            UserError: an array with another name, shape or kind of dtype than the model's.
+        """
+        if not isinstance(found, ArrayRecord) or set(found) != set(old):
+            raise UserError(f"strategy = {self.target!r}: it returned no parameters by the model's names")
+        made: Params = {}
+        for name, before in old.items():
+            needed = f"needed: float32 of shape {tuple(before.shape)}"
+            try:
+                values = found[name].numpy()
+            except USERS_OWN as error:  # data that are no array of NumPy
+                said = f"it returned {name!r}, which cannot be read: {error_line(error)}"
+                raise UserError(f"strategy = {self.target!r}: {said}; {needed}") from error
+            # Flower's own return float64 where a rate of theirs is one.
+            if values.shape != before.shape or values.dtype.kind != "f":
+                said = f"it returned {name!r} as {values.dtype} of shape {values.shape}"
+                raise UserError(f"strategy = {self.target!r}: {said}; {needed}")
+            made[name] = torch.from_numpy(np.array(values, dtype=np.float32))
+        return made
 
     def _called(self, number: int, given: ArrayRecord, replies: list[Message]) -> ArrayRecord | None:
         config, nodes = ConfigRecord(), _Nodes(max(map(_awaited, _layers(self.strategy))))

@@ -10,6 +10,7 @@ from typing import cast
 
 import numpy as np
 from flwr.serverapp.strategy import Strategy
+from numpy.lib.array_utils import byte_bounds
 from torch import Tensor
 
 from fl_sim.core.types import Params, UserError
@@ -47,12 +48,30 @@ class Held:
         apart = layers(strategy)
         own = _attributes(strategy)
         parts = {name: found for name, value in own.items() if (found := owned(value)) is not None}
-        values = {name: own[name] for name in parts}
+        views = _overlapping(parts)
+        values = {name: own[name] for name in parts if name not in views}
         marks = {name: mark(value, apart) for name, value in _others(strategy, values).items()}
         # An object that both could reach would be two after reading: then neither is read.
         while shared := [n for n in values if any(parts[n].keys() & each.seen.keys() for each in marks.values())]:
             marks |= {name: mark(values.pop(name), apart) for name in shared}
         return cls(values, marks)
+
+
+def _overlapping(parts: Mapping[str, Mapping[int, object]]) -> set[str]:
+    """Names of arrays that lie in the memory of another one, such as views: after reading each would have its own."""
+    arrays = {key: (name, each) for name, found in parts.items() for key, each in found.items()}
+    spans = sorted(
+        (*byte_bounds(np.asarray(each)), name)
+        for name, each in arrays.values()
+        if isinstance(each, (np.ndarray, Tensor)) and each.nbytes
+    )
+    found, end, last = set[str](), 0, ""
+    for low, high, name in spans:
+        if low < end:
+            found |= {name, last}
+        if high > end:
+            end, last = high, name
+    return found
 
 
 def _attributes(strategy: Strategy) -> dict[str, object]:

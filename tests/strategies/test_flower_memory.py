@@ -276,6 +276,45 @@ def test_an_object_that_is_reached_in_two_ways_is_not_made_two() -> None:
         values(iter([FlowerRule(Shares(), "Shares")] * 2))
 
 
+def views_of_an_array() -> tuple[object, object]:
+    flat = np.zeros(4)
+    return flat, [flat[:2], flat[2:]]
+
+
+def views_of_a_tensor() -> tuple[object, object]:
+    flat = torch.zeros(4)
+    return flat, flat.numpy()
+
+
+@pytest.mark.parametrize("make", [views_of_an_array, views_of_a_tensor])
+def test_views_of_one_array_are_not_made_arrays_of_their_own(make: Callable[[], tuple[object, object]]) -> None:
+    class Views(Moves):
+        def __init__(self) -> None:
+            super().__init__()
+            self.flat, self.parts = make()
+
+        def moved(self) -> float:
+            self.flat += 1  # type: ignore[operator]
+            return 1.0
+
+    with pytest.raises(UserError, match=r"keeps 'flat' as .*, which a checkpoint cannot hold"):
+        values(iter([FlowerRule(Views(), "Views")] * 2))
+
+
+def test_halves_of_one_array_are_kept() -> None:
+    class Halves(Moves):
+        def __init__(self) -> None:
+            super().__init__()
+            self.halves = [*np.zeros((2, 3))]
+            self.same = self.halves[1]
+
+        def moved(self) -> float:
+            self.halves[1] += 1
+            return self.same[0]
+
+    assert values(resumed(Halves)) == [1.0, 2.0, 3.0, 4.0]
+
+
 def test_what_a_wrapped_strategy_keeps_is_refused_whatever_its_type() -> None:
     with pytest.raises(UserError, match=r"keeps 'strategy\.mode' as str, which a checkpoint cannot hold"):
         values(iter([FlowerRule(Clipping(Flag(), 0.0, 1e6, 1), "Clipping")] * 2), sent=1.0)

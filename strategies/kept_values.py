@@ -34,7 +34,8 @@ BITS: Mapping[str, type[Any]] = {
     kind.__name__: kind
     for kind in (np.random.PCG64, np.random.PCG64DXSM, np.random.MT19937, np.random.Philox, np.random.SFC64)
 }
-SEEDS = ("entropy", "spawn_key", "pool_size", "n_children_spawned")
+SEEDS = ("entropy", "spawn_key", "n_children_spawned")
+"""Options of a NumPy SeedSequence with its default pool: a checkpoint says nothing that takes memory."""
 
 
 def owned(value: object) -> Mapping[int, object] | None:
@@ -71,7 +72,7 @@ def read(tensors: Params) -> dict[str, object]:
         reader = _Reader(tensors)
         found = json.loads(tensors[TEXT].numpy().tobytes())
         return {name: reader.value(node) for name, node in found.items()}
-    except (ValueError, TypeError, LookupError, AttributeError, RuntimeError, RecursionError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, RuntimeError, ArithmeticError) as error:
         raise ValueError("these tensors are no kept values") from error
 
 
@@ -103,6 +104,8 @@ def _parts(value: object) -> Sequence[object] | None:
     if type(value) is np.random.Generator:
         bits, seeds = value.bit_generator, value.bit_generator.seed_seq
         if BITS.get(type(bits).__name__) is not type(bits) or type(seeds) is not np.random.SeedSequence:
+            return None
+        if seeds.pool_size != np.random.SeedSequence(0).pool_size:
             return None
         return ("Generator", type(bits).__name__, bits.state, {name: getattr(seeds, name) for name in SEEDS})
     if type(value) is np.random.RandomState:
@@ -190,7 +193,7 @@ def _scalar(dtype: str, data: str) -> object:
 
 
 def _generator(bits: str, state: Mapping[str, object], seeds: Mapping[str, Any]) -> np.random.Generator:
-    made = BITS[bits](np.random.SeedSequence(**seeds))
+    made = BITS[bits](np.random.SeedSequence(**{name: seeds[name] for name in SEEDS}))
     made.state = dict(state)
     return np.random.Generator(made)
 

@@ -18,13 +18,13 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
-from torch import Tensor
 
 from fl_sim.communication.extra import parameters
 from fl_sim.communication.messages import NUM_EXAMPLES
 from fl_sim.core.errors import USERS_OWN, error_line
 from fl_sim.core.types import Params, Update, UserError
 from strategies.base import Method
+from strategies.flower_memory import Keeper, layers
 from strategies.server_step import ServerState, with_statistics
 from strategies.sums import Sums
 
@@ -32,8 +32,6 @@ OURS = ("fraction_train", "fraction_evaluate", "min_train_nodes", "min_evaluate_
 """Options of Flower's strategies in whose place `[cohort]` and `[evaluate]` stand."""
 MOST_ASKED = 5
 """How often a strategy may ask which nodes there are; Flower's own ask twice."""
-CURRENT = "current_arrays"
-"""Attribute in which Flower's strategies remember the global parameters; `configure_train` sets it."""
 
 
 @dataclass
@@ -85,10 +83,10 @@ class FlowerRule:
     strategy: Strategy
     target: str
     _memory: Params = field(default_factory=dict)
-    _first: dict[str, object] = field(default_factory=dict)
+    _keeper: Keeper = field(init=False)
 
     def __post_init__(self) -> None:
-        self._first = dict(vars(self.strategy))
+        self._keeper = Keeper(self.strategy, f"strategy = {self.target!r}")
 
     def aggregate(self, state: ServerState, updates: Iterable[Update]) -> Params:
         """Aggregate the updates of a round by the strategy.
@@ -108,10 +106,10 @@ class FlowerRule:
                 values[: len(sent)] = torch.where(sent, values[: len(sent)], old[: len(sent)])
             replies.append(_reply(schema.view(values), shown.names, update))
         if not replies:
+            self._memory = state.memory
             return state.params
         given = _record({name: state.params[name] for name in shown.names})
-        self._restore(state.memory)
-        before = _held(self.strategy)
+        self._keeper.give(state.memory)
         try:
             with _quiet():
                 found = self._called(state.round + 1, given, replies)
@@ -121,21 +119,42 @@ class FlowerRule:
             raise UserError(
                 f"strategy = {self.target!r}: round {state.round + 1}: it raised {error_line(error)}"
             ) from error
-        self._memory = self._kept(before)
-        if found is None or set(found) != set(shown.names):
-            raise UserError(f"strategy = {self.target!r}: it returned no parameters by the model's names")
+        self._memory = self._keeper.take()
+        made = self._parameters(found, {name: state.params[name] for name in shown.names})
         averaged = statistics.divided(
             lambda _, total, __: torch.from_numpy(total).div_(statistics.weight), between=False
         )
-        made = {name: torch.from_numpy(np.array(found[name].numpy(), dtype=np.float32)) for name in shown.names}
         return with_statistics(schema, schema.flat({**averaged, **made}), averaged)
 
     def optimise(self, state: ServerState, aggregated: Params) -> tuple[Params, Params]:
         """Take what `aggregate` made, with what the strategy remembers now."""
         return aggregated, self._memory
 
+    def _parameters(self, found: object, old: Params) -> Params:
+        """What the strategy returned, as float32.
+
+        Raises:
+            UserError: an array with another name, shape or kind of dtype than the model's.
+        """
+        if not isinstance(found, ArrayRecord) or set(found) != set(old):
+            raise UserError(f"strategy = {self.target!r}: it returned no parameters by the model's names")
+        made: Params = {}
+        for name, before in old.items():
+            needed = f"needed: float32 of shape {tuple(before.shape)}"
+            try:
+                values = found[name].numpy()
+            except USERS_OWN as error:  # data that are no array of NumPy
+                said = f"it returned {name!r}, which cannot be read: {error_line(error)}"
+                raise UserError(f"strategy = {self.target!r}: {said}; {needed}") from error
+            # Flower's own return float64 where a rate of theirs is one.
+            if values.shape != before.shape or values.dtype.kind != "f":
+                said = f"it returned {name!r} as {values.dtype} of shape {values.shape}"
+                raise UserError(f"strategy = {self.target!r}: {said}; {needed}")
+            made[name] = torch.from_numpy(np.array(values, dtype=np.float32))
+        return made
+
     def _called(self, number: int, given: ArrayRecord, replies: list[Message]) -> ArrayRecord | None:
-        config, nodes = ConfigRecord(), _Nodes(max(map(_awaited, _layers(self.strategy))))
+        config, nodes = ConfigRecord(), _Nodes(max(map(_awaited, layers(self.strategy))))
         tasks = list(self.strategy.configure_train(number, given, config, cast(Grid, nodes)))
         told = [config, *(each for task in tasks for each in task.content.config_records.values())]
         if foreign := sorted(set().union(*told) - {"server-round"}):
@@ -155,57 +174,6 @@ class FlowerRule:
             )
         return self.strategy.aggregate_train(number, replies)[0]
 
-    def _kept(self, before: Mapping[str, object]) -> Params:
-        """What the strategy remembers, as tensors by name.
-
-        Raises:
-            UserError: something that changed in this round and is no number or array.
-        """
-        made: Params = {}
-        for name, value in _held(self.strategy).items():
-            if name.endswith(CURRENT) or isinstance(value, (bool, str)):
-                continue
-            entries = _entries(value) if name in vars(self.strategy) else None
-            if entries is not None:
-                made |= {f"{name}.{key}" if key else name: torch.from_numpy(np.array(v)) for key, v in entries.items()}
-            elif value is not before.get(name):
-                raise UserError(
-                    f"strategy = {self.target!r}: keeps {name!r} as {type(value).__name__}, which a checkpoint cannot hold"
-                )
-        return made
-
-    def _restore(self, memory: Params) -> None:
-        """Give the strategy what it remembered of this model after the last round, and nothing else."""
-        vars(self.strategy).clear()
-        vars(self.strategy).update(self._first)
-        tables: dict[str, dict[str, Tensor]] = {}
-        for name, value in memory.items():
-            attribute, dot, key = name.partition(".")
-            if dot:
-                tables.setdefault(attribute, {})[key] = value
-            else:
-                own = value.numpy()
-                vars(self.strategy)[attribute] = own.item() if own.ndim == 0 else own.copy()
-        for attribute, entries in tables.items():
-            arrays = {key: value.numpy().copy() for key, value in entries.items()}
-            places = all(key.startswith("#") for key in arrays)
-            vars(self.strategy)[attribute] = [arrays[key] for key in sorted(arrays)] if places else arrays
-
-
-def _layers(strategy: Strategy) -> list[Strategy]:
-    """A strategy and those that it wraps, such as Flower's for differential privacy do."""
-    inner = [value for value in vars(strategy).values() if isinstance(value, Strategy)]
-    return [strategy, *(each for one in inner for each in _layers(one))]
-
-
-def _held(strategy: Strategy) -> dict[str, object]:
-    """What a strategy holds by name; what one that it wraps holds, by both names."""
-    held = dict(vars(strategy))
-    for name, value in vars(strategy).items():
-        if isinstance(value, Strategy):
-            held |= {f"{name}.{inner}": each for inner, each in _held(value).items()}
-    return held
-
 
 def _awaited(strategy: Strategy) -> int:
     """Nodes that a strategy waits for."""
@@ -214,17 +182,6 @@ def _awaited(strategy: Strategy) -> int:
 
 def _is_given(sent: ArrayRecord, given: ArrayRecord) -> bool:
     return sent is given or (sent.keys() == given.keys() and all(sent[n].data == given[n].data for n in given))
-
-
-def _entries(value: object) -> dict[str, object] | None:
-    """A number or array under no key, a dict or list of arrays by key or place; None for anything else."""
-    if isinstance(value, (int, float, np.ndarray)):
-        return {"": value}
-    if isinstance(value, dict) and value and all(isinstance(v, np.ndarray) for v in value.values()):
-        return {str(key): each for key, each in value.items()}
-    if isinstance(value, list) and value and all(isinstance(v, np.ndarray) for v in value):
-        return {f"#{place:06}": each for place, each in enumerate(value)}
-    return None
 
 
 def _record(params: Params) -> ArrayRecord:

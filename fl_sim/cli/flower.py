@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fl_sim.cli.screen import console, wide
-from fl_sim.core.errors import UserError
+from fl_sim.core.errors import UserError, shortened
 
 if TYPE_CHECKING:
     from fl_sim.runtime.apps.project import Project
@@ -21,6 +20,8 @@ if TYPE_CHECKING:
 
 CLIENTS = 10
 """Nodes where neither the command line nor the app's file names a number."""
+LONGEST = 100
+"""Bytes of an app's name in the name of its run's folder; file systems take 143 to 255 in all."""
 
 
 def flower(
@@ -49,7 +50,7 @@ def flower(
     config = project.configured(" ".join(run_config or ()))
     nodes = dict(pairs(node_config, "--node-config"))
     count = next(number for number in (clients, project.clients, CLIENTS) if number is not None)
-    _require_writable(out)
+    _require_writable(out, project)
     server, client = project.load()
     start = time.perf_counter()
     with _printed_once():
@@ -74,11 +75,29 @@ def flower(
     console.print(_written(project, ran, config, facts, out), highlight=False, soft_wrap=True)
 
 
-def _require_writable(out: Path) -> None:
-    """Refuse, before the run, a folder that could not be written after it."""
-    place = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
-    if not place.is_dir() or not os.access(place, os.W_OK):
-        raise UserError(f"--out {out}: {place} is no folder that can be written")
+def _folder(out: Path, project: Project, run_id: int) -> Path:
+    """The run's own folder, named after the app as far as a folder can have such a name."""
+    kept = "".join(c if c.isalnum() or c in "-_." else "-" for c in project.name)
+    return out / f"flower-{kept.encode()[:LONGEST].decode(errors='ignore')}-{run_id:x}"
+
+
+def _require_writable(out: Path, project: Project) -> None:
+    """Refuse, before the run, a folder that could not be made after it; it is made for that, and removed again.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    folder, made = _folder(out.absolute(), project, run_id=2**64 - 1), list[Path]()
+    try:
+        made = [place for place in (folder, *folder.parents) if not place.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:  # a character that no path can have is a ValueError
+        why = getattr(error, "strerror", None) or error
+        raise UserError(f"--out {shortened(str(out))}: no folder can be made there: {why}") from error
+    finally:
+        for place in made:
+            with suppress(OSError, ValueError):  # not made, or not empty: another run's
+                place.rmdir()
 
 
 @contextmanager
@@ -127,8 +146,7 @@ def _written(project: Project, ran: AppRun, config: Mapping[str, object], facts:
     from fl_sim.report.flower_page import AppPage
     from fl_sim.runtime.apps.numbers import curves, traffic
 
-    name = "".join(c if c.isalnum() or c in "-_." else "-" for c in project.name)
-    folder = out / f"flower-{name}-{ran.run_id:x}"
+    folder = _folder(out, project, ran.run_id)
     folder.mkdir(parents=True, exist_ok=True)
     ran.ledger.write(folder / "ledger.parquet")
     page = folder / "report.html"

@@ -11,14 +11,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from flwr.app import Array, ArrayRecord, Message, RecordDict
+from flwr.app import Array, Message, RecordDict
 
 from fl_sim.communication.flower_private import (
     CHUNK_BYTES,
     chunk_bytes,
     envelope,
     inbound_bytes,
+    is_arrays,
     outbound_bytes,
+    record_kind,
     with_chunks,
 )
 
@@ -43,8 +45,8 @@ class Form(NamedTuple):
         arrays: list[Array] = []
         chunks = 0
         for key, record in content.items():
-            parts.append(key)
-            if type(record) is ArrayRecord:
+            parts += [key, record_kind(type(record))]
+            if is_arrays(record):
                 for name, array in record.items():
                     shape, size = array.shape, len(array.data)
                     parts.append((name, array.dtype, len(str(shape)), len(shape), array.stype, -(-size // CHUNK_BYTES)))

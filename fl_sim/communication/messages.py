@@ -19,7 +19,7 @@ from torch import Tensor
 from fl_sim.codecs import CorruptPayload, Schema
 from fl_sim.codecs.sections import extra_section, is_extra
 from fl_sim.communication.exchange import FROZEN_STYPE, Frozen
-from fl_sim.communication.flower_private import array_of, filled
+from fl_sim.communication.flower_private import array_of, filled, is_arrays
 from fl_sim.communication.task_header import BroadcastHeader, Request, TaskHeader
 from fl_sim.core.types import FlatMask, Mask, Scalar, Task, Update
 
@@ -105,7 +105,7 @@ def _arrays(message: RecordDict, stype: str) -> list[bytes | memoryview]:
 
 def array_records(message: RecordDict) -> list[tuple[str, ArrayRecord]]:
     """A content's records of arrays with their keys; `message.array_records` builds and checks a new mapping each time."""
-    return [(key, record) for key, record in message.items() if type(record) is ArrayRecord]
+    return [(key, record) for key, record in message.items() if is_arrays(record)]
 
 
 def array_bytes(message: RecordDict) -> int:

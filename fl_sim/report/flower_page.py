@@ -40,4 +40,5 @@ class AppPage:
         environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
         rounds = sorted({number for values in self.curves.values() for number in values})
         text = environment.from_string(template).render(page=self, rounds=rounds, policy=POLICY)
-        write_atomically(path, text.encode())
+        # A file name that is no UTF-8 may stand in an error's text, and must not cost the page.
+        write_atomically(path, text.encode(errors="backslashreplace"))

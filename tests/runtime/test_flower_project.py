@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -118,7 +119,8 @@ def test_the_command_runs_it(app: Path, tmp_path: Path, engine: str, capsys: pyt
         (("", ""), ["--engine", "rya"], "engine = 'rya': unknown; did you mean 'ray'?"),
         (("", ""), ["--clients", "-1"], "num_clients = -1"),
         (("", ""), ["--clients", "0"], "num_clients = 0"),
-        (("", ""), ["--out", "/dev/null/runs"], "--out /dev/null/runs: /dev/null is no folder"),
+        (("", ""), ["--out", "/dev/null/runs"], "--out /dev/null/runs: no folder can be made there: Not a directory"),
+        (("", ""), ["--out", "x/" + "y" * 300], "(302 characters): no folder can be made there: File name too long"),
         (("[tool.flwr.app.components]", "[tool.other]"), [], r"no table [tool.flwr.app.components]"),
         (("server_app:app", "server_app"), [], "needs serverapp"),
         (("server_app:app", "server_app:main"), [], "is a function, not a ServerApp"),
@@ -137,6 +139,26 @@ def test_wrong_input_is_one_line(
     assert match in said
     assert said.count("\n") == 1
     assert not (app / "runs").exists()
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "\u00fc\u8054" * 60, "../../..", "a/b", "", "a\0b", "a\nb"])
+def test_any_name_of_an_app_has_a_folder_in_out(
+    app: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = app / "pyproject.toml"
+    file.write_text(file.read_text().replace('"sums"', json.dumps(name)))
+    assert fl_sim("flower", app, "--out", tmp_path / "deep" / "runs", "--run-config", "num-server-rounds=1") == 0
+    (folder,) = (tmp_path / "deep" / "runs").iterdir()
+    assert sorted(path.name for path in folder.iterdir()) == ["ledger.parquet", "report.html"]
+    assert str(folder / "report.html") in capsys.readouterr().out
+
+
+def test_an_error_whose_text_is_no_unicode_costs_neither_page_nor_ledger(app: Path, tmp_path: Path) -> None:
+    client = next(app.glob("*/client_app.py"))
+    client.write_text(client.read_text().replace("<b>no such file</b>", "no such file: \\udcff"))
+    assert fl_sim("flower", app, "--out", tmp_path / "runs", "--node-config", "file='d-{partition}.csv'") == 0
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert r"no such file: \udcff" in (folder / "report.html").read_text()
 
 
 def test_a_folder_that_is_no_app_is_one_line(tmp_path: Path) -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from federation import same
-from flwr.app import ArrayRecord, ConfigRecord, Message
+from flwr.app import Array as FlowerArray
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import DifferentialPrivacyServerSideFixedClipping as Clipping
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedYogi
@@ -19,6 +20,7 @@ from softmax_federation import Array, experiment, joined, weighted
 from fl_sim import Report, Update, UserError, run
 from fl_sim.codecs import Schema
 from fl_sim.communication.flower_private import RUN_ID, identified
+from fl_sim.core.types import Params
 from fl_sim.simulation import resume
 from fl_sim.simulation.federation import Federation
 from strategies.flower_method import FlowerRule
@@ -126,6 +128,58 @@ class Halves(Tells):
 
     def change(self, task: Message) -> None:
         task.content["arrays"] = ArrayRecord([0.5 * array.numpy() for array in task.content["arrays"].values()])  # type: ignore[union-attr]
+
+
+class Reshapes(FedAvg):
+    """Returns what `change` makes of each aggregated array."""
+
+    change: Callable[[Array], object]
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        made, metrics = super().aggregate_train(server_round, replies)
+        found = {name: type(self).change(each.numpy()) for name, each in (made or {}).items()}
+        return ArrayRecord({n: v if isinstance(v, FlowerArray) else FlowerArray(v) for n, v in found.items()}), metrics
+
+
+RETURNED: dict[str, tuple[Callable[[Array], object], str]] = {
+    "transposed": (lambda v: v.T, r"it returned 'w' as float32 of shape \(3, 2\)"),
+    "flat": (np.ravel, r"it returned 'w' as float32 of shape \(6,\)"),
+    "one": (lambda v: np.ones(1, np.float32), r"it returned 'w' as float32 of shape \(1,\)"),
+    "complex": (lambda v: v + 1j, r"it returned 'w' as complex\d+ of shape \(2, 3\)"),
+    "int": (lambda v: v.astype(np.int32), r"it returned 'w' as int32 of shape \(2, 3\)"),
+    "text": (lambda v: v.astype("U"), r"it returned 'w' as <U\d+ of shape \(2, 3\)"),
+    "bytes": (
+        lambda v: FlowerArray("float32", v.shape, "numpy.ndarray", b"1"),
+        "it returned 'w', which cannot be read",
+    ),
+    "foreign": (
+        lambda v: FlowerArray("float32", v.shape, "own", b"1"),
+        "it returned 'w', which cannot be read: TypeError",
+    ),
+}
+
+
+def returned(change: Callable[[Array], object]) -> Params:
+    rule = FlowerRule(type("Made", (Reshapes,), {"change": staticmethod(change)})(), "Made")
+    schema = Schema.of({"w": torch.zeros(2, 3)}, ["w"])
+    state = ServerState(schema, schema.view(torch.zeros(6)))
+    with identified(RUN_ID):
+        return rule.aggregate(state, iter([Update(schema.view(torch.arange(6.0)), 3)]))
+
+
+@pytest.mark.parametrize("name", RETURNED)
+def test_arrays_of_another_shape_or_dtype_are_refused_by_name(name: str) -> None:
+    change, said = RETURNED[name]
+    with pytest.raises(UserError, match=f"strategy = 'Made': {said}.*; needed: float32 of shape \\(2, 3\\)$") as caught:
+        returned(change)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float64", ">f4"])
+def test_another_width_of_float_is_taken(dtype: str) -> None:
+    assert torch.equal(returned(lambda v: v.astype(dtype))["w"], torch.arange(6.0).reshape(2, 3))
 
 
 def test_a_strategy_that_wraps_another_waits_for_no_more_clients_than_that(tmp_path: Path) -> None:

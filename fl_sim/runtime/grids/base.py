@@ -11,7 +11,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
-from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
+from flwr.app import Context, Error, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fl_sim.communication.flower_private import (
@@ -21,6 +21,7 @@ from fl_sim.communication.flower_private import (
     Run,
     adopt_identity,
     filled,
+    is_arrays,
     renewed,
     set_message_id,
 )
@@ -86,7 +87,7 @@ def request_of(message: Message) -> Message:
 
 def isolated(content: RecordDict) -> RecordDict:
     """Copy the mutable records, as a real transport would; arrays hold immutable bytes and are shared."""
-    return filled(RecordDict, {key: r if type(r) is ArrayRecord else r.copy() for key, r in content.items()})
+    return filled(RecordDict, {key: r if is_arrays(r) else r.copy() for key, r in content.items()})
 
 
 class LocalGrid(Grid):

@@ -1,4 +1,8 @@
-"""What a strategy of Flower keeps from round to round: what a checkpoint holds of it, and what has to stay as it was."""
+"""What a strategy of Flower keeps from round to round: what a checkpoint holds of it, and what it cannot hold.
+
+A strategy that keeps what no checkpoint holds, such as a model that it evaluates, runs to its end as in Flower. That it cannot
+be resumed is said in the round in which that begins, and `--resume` is refused.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +23,8 @@ from strategies.kept_values import owned, read, written
 
 CURRENT = "current_arrays"
 """Attribute in which Flower's strategies remember the global parameters; `configure_train` sets it."""
-VALUES, STAYING = "values", "staying"
-"""What is saved: attributes by name, and the names of those that are as the strategy made them."""
+VALUES, STAYING, LOST = "values", "staying", "lost"
+"""What is saved: attributes by name, the names of those that are as the strategy made them, and of what could not be saved."""
 log = logging.getLogger("fl_sim")
 
 
@@ -113,6 +117,7 @@ class Keeper:
     _made: dict[str, object] = field(init=False)
     _first: Held = field(init=False)
     _start: Params = field(init=False)
+    _lost: set[str] = field(default_factory=set, init=False)
 
     def __post_init__(self) -> None:
         self._made, self._first = dict(vars(self.strategy)), Held.by(self.strategy)
@@ -128,36 +133,42 @@ class Keeper:
         """Give the strategy what it kept of this model after the last round, and nothing else.
 
         Raises:
-            UserError: these tensors were not made by `take`.
+            UserError: these tensors were not made by `take`, or by one of another process that could not save everything.
         """
         try:
             saved = read(memory or self._start)
             values, staying = cast("dict[str, object]", saved[VALUES]), cast("list[str]", saved[STAYING])
+            lost = cast("list[str]", saved[LOST])
             kept = {name: self._made[name] for name in staying} | values
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{self.where}: the checkpoint holds no memory of this strategy; needed: --fresh"
             ) from error
+        if unknown := set(lost) - self._lost:
+            raise UserError(
+                f"{self.where}: keeps {min(unknown)!r}, which the checkpoint does not hold: it cannot be resumed; needed: --fresh"
+            )
+        now = vars(self.strategy)
+        kept = {name: value for name, value in kept.items() if name not in lost}
+        kept |= {name: now[name] for name in lost if name in now}
         vars(self.strategy).clear()
         vars(self.strategy).update(kept)
 
     def take(self) -> Params:
-        """What the strategy keeps now, as tensors.
-
-        Raises:
-            UserError: something that a checkpoint cannot hold is not as it was made.
-        """
+        """What the strategy keeps now, as tensors. What a checkpoint cannot hold and is not as it was made is said, once."""
         held, first = Held.by(self.strategy), self._first.marks
         named = {**_others(self.strategy, {}), **vars(self.strategy)}
         inner = {name for name in first if name not in self._made}
         for name in sorted(held.marks.keys() | inner):
             now = held.marks.get(name)
-            if now is None or name not in first or now.digest != first[name].digest:
-                raise UserError(
-                    f"{self.where}: keeps {name!r} as {_kind(named.get(name))}, which a checkpoint cannot hold"
+            if name not in self._lost and (now is None or name not in first or now.digest != first[name].digest):
+                self._lost.add(name)
+                log.warning(
+                    "%s: keeps %r as %s, which a checkpoint cannot hold: this run cannot be resumed",
+                    *(self.where, name, _kind(named.get(name))),
                 )
         return self._saved(held)
 
     def _saved(self, held: Held) -> Params:
         staying = [name for name in vars(self.strategy) if name in self._made and name not in held.values]
-        return written({VALUES: dict(held.values), STAYING: staying})
+        return written({VALUES: dict(held.values), STAYING: staying, LOST: sorted(self._lost)})

@@ -92,7 +92,7 @@ class FlowerRule:
         """Aggregate the updates of a round by the strategy.
 
         Raises:
-            UserError: the strategy raised, needs clients of its own, or keeps something that a checkpoint cannot hold.
+            UserError: the strategy raised, needs clients of its own, or the run was resumed without all that it keeps.
         """
         schema, shown = state.schema, parameters(state.schema)
         old = schema.flat(state.params)

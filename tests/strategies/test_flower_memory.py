@@ -1,4 +1,4 @@
-"""What a strategy of Flower keeps: the same in the next round as in one ServerApp, and in a resumed run; else refused by name."""
+"""What a strategy of Flower keeps: the same in the next round as in one ServerApp, and in a resumed run; else said by name."""
 
 from __future__ import annotations
 
@@ -237,32 +237,63 @@ CHANGES: dict[str, tuple[Callable[[], object], Callable[..., object]]] = {
 }
 
 
+def loses(make: Callable[[], FedAvg], said: str, log: pytest.LogCaptureFixture, sent: float = 0.0) -> list[float]:
+    """The values of a strategy that runs to its end, says once what it loses, and cannot be resumed."""
+    with log.at_level(logging.WARNING, "fl_sim"):
+        found = values(iter([FlowerRule(make(), "Made")] * 4), sent=sent)
+    lines = [record.getMessage() for record in log.records if "cannot be resumed" in record.getMessage()]
+    assert lines == [f"strategy = 'Made': keeps {said}, which a checkpoint cannot hold: this run cannot be resumed"]
+    with pytest.raises(UserError, match="does not hold: it cannot be resumed; needed: --fresh"):
+        values(resumed(make), sent=sent)
+    return found
+
+
 @pytest.mark.parametrize("kind", CHANGES)
-def test_what_a_checkpoint_cannot_hold_and_changes_is_refused_by_name(kind: str) -> None:
+def test_what_a_checkpoint_cannot_hold_and_changes_is_said_by_name(kind: str, caplog: pytest.LogCaptureFixture) -> None:
     begin, step = CHANGES[kind]
     made = type("Made", (Counts,), {"begin": staticmethod(begin), "step": staticmethod(step)})
-    with pytest.raises(UserError, match=f"strategy = 'Made': keeps 'x' as {kind}, which a checkpoint cannot hold"):
-        values(iter([FlowerRule(made(), "Made")] * 2))
+    loses(made, f"'x' as {kind}", caplog)
 
 
-def test_what_a_class_keeps_is_refused() -> None:
-    with pytest.raises(UserError, match=r"keeps 'Private\._counts' as list, which a checkpoint cannot hold"):
-        values(iter([FlowerRule(Private(), "Private")] * 2))
+def test_a_model_that_a_strategy_fills_in_each_round_runs_as_in_flower(caplog: pytest.LogCaptureFixture) -> None:
+    class Saves(Moves):
+        """As in Flower's guide to saving checkpoints: a model takes the round's parameters."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = torch.nn.Linear(1, 1)
+
+        def moved(self) -> float:
+            with torch.no_grad():
+                self.net.weight += 1
+            return float(self.net.weight) - self.first
+
+        @property
+        def first(self) -> float:
+            return float(self.net.bias)
+
+    torch.manual_seed(0)
+    one = Saves()
+    torch.manual_seed(0)
+    assert loses(Saves, "'net' as Linear", caplog) == [float(np.float32(one.moved())) for _ in range(4)]
 
 
-def test_what_lies_in_slots_is_refused() -> None:
+def test_what_a_class_keeps_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    loses(Private, "'Private._counts' as list", caplog)
+
+
+def test_what_lies_in_slots_is_said(caplog: pytest.LogCaptureFixture) -> None:
     class Slotted(Moves):
         __slots__ = ("count",)
 
         def moved(self) -> float:
             self.count = getattr(self, "count", 0) + 1
-            return 1.0
+            return float(self.count)
 
-    with pytest.raises(UserError, match="keeps 'count' as int, which a checkpoint cannot hold"):
-        values(iter([FlowerRule(Slotted(), "Slotted")] * 2))
+    assert loses(Slotted, "'count' as int", caplog) == [1.0, 2.0, 3.0, 4.0]
 
 
-def test_an_object_that_is_reached_in_two_ways_is_not_made_two() -> None:
+def test_an_object_that_is_reached_in_two_ways_is_not_made_two(caplog: pytest.LogCaptureFixture) -> None:
     class Shares(Moves):
         def __init__(self) -> None:
             super().__init__()
@@ -270,10 +301,13 @@ def test_an_object_that_is_reached_in_two_ways_is_not_made_two() -> None:
             self.draw = self.rng.random
 
         def moved(self) -> float:
-            return self.rng.random()  # of a copy of it, `draw` would know nothing
+            return self.rng.random() + self.draw()  # of a copy of it, `draw` would know nothing
 
-    with pytest.raises(UserError, match="keeps 'draw' as method, which a checkpoint cannot hold"):
-        values(iter([FlowerRule(Shares(), "Shares")] * 2))
+    with caplog.at_level(logging.WARNING, "fl_sim"):
+        one, found = Shares(), values(iter([FlowerRule(Shares(), "Made")] * 4))
+    assert found == [float(np.float32(one.moved())) for _ in range(4)]
+    assert "keeps 'draw' as method, which a checkpoint cannot hold" in caplog.text
+    assert "keeps 'rng' as Generator, which a checkpoint cannot hold" in caplog.text
 
 
 def views_of_an_array() -> tuple[object, object]:
@@ -287,7 +321,9 @@ def views_of_a_tensor() -> tuple[object, object]:
 
 
 @pytest.mark.parametrize("make", [views_of_an_array, views_of_a_tensor])
-def test_views_of_one_array_are_not_made_arrays_of_their_own(make: Callable[[], tuple[object, object]]) -> None:
+def test_views_of_one_array_are_not_made_arrays_of_their_own(
+    make: Callable[[], tuple[object, object]], caplog: pytest.LogCaptureFixture
+) -> None:
     class Views(Moves):
         def __init__(self) -> None:
             super().__init__()
@@ -295,10 +331,11 @@ def test_views_of_one_array_are_not_made_arrays_of_their_own(make: Callable[[], 
 
         def moved(self) -> float:
             self.flat += 1  # type: ignore[operator]
-            return 1.0
+            return float(self.parts[0][0] if isinstance(self.parts, list) else self.parts[0])  # type: ignore[index]
 
-    with pytest.raises(UserError, match=r"keeps 'flat' as .*, which a checkpoint cannot hold"):
-        values(iter([FlowerRule(Views(), "Views")] * 2))
+    with caplog.at_level(logging.WARNING, "fl_sim"):
+        assert values(iter([FlowerRule(Views(), "Views")] * 4)) == [1.0, 2.0, 3.0, 4.0]
+    assert "keeps 'flat' as" in caplog.text
 
 
 def test_halves_of_one_array_are_kept() -> None:
@@ -315,9 +352,12 @@ def test_halves_of_one_array_are_kept() -> None:
     assert values(resumed(Halves)) == [1.0, 2.0, 3.0, 4.0]
 
 
-def test_what_a_wrapped_strategy_keeps_is_refused_whatever_its_type() -> None:
-    with pytest.raises(UserError, match=r"keeps 'strategy\.mode' as str, which a checkpoint cannot hold"):
-        values(iter([FlowerRule(Clipping(Flag(), 0.0, 1e6, 1), "Clipping")] * 2), sent=1.0)
+def test_what_a_wrapped_strategy_keeps_is_said_whatever_its_type(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "fl_sim"):
+        found = values(iter([FlowerRule(Clipping(Flag(), 0.0, 1e6, 1), "Clipping")] * 2), rounds=2, sent=1.0)
+    assert found == [1.0 + 1.5, 1.0]  # only the first round's is moved
+    for name, kind in (("mode", "str"), ("warm", "bool")):
+        assert f"keeps 'strategy.{name}' as {kind}, which a checkpoint cannot hold" in caplog.text
 
 
 def test_what_cannot_be_looked_into_is_said_before_round_1(caplog: pytest.LogCaptureFixture) -> None:

@@ -195,11 +195,17 @@ def test_a_strategy_that_wraps_another_waits_for_no_more_clients_than_that(tmp_p
         (f"{__name__}:Waiting", "its configure_train waits for more than 2 clients"),
         (f"{__name__}:Tells", "tells its clients 'lr', which clients here do not read"),
         (f"{__name__}:Halves", "its configure_train sends other arrays than the global parameters"),
-        (f"{__name__}:clipped_adam", r"keeps 'strategy\.m_t' as dict, which a checkpoint cannot hold"),
     ],
 )
-def test_what_a_strategy_would_send_or_keep_and_does_not_here_is_refused(
-    strategy: str, said: str, tmp_path: Path
-) -> None:
+def test_what_a_strategy_would_send_and_does_not_here_is_refused(strategy: str, said: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=said):
         run(experiment(tmp_path, f"strategy.target={strategy}"), quiet=True)
+
+
+def test_a_strategy_whose_wrapped_one_keeps_something_runs_and_is_not_resumed(tmp_path: Path) -> None:
+    asked = f"strategy.target={__name__}:clipped_adam"
+    assert len(run(experiment(tmp_path / "whole", asked), quiet=True).rounds) > 2
+    with pytest.raises(Killed):
+        run(experiment(tmp_path / "parts", asked), KillAfter(2, 1))
+    with pytest.raises(UserError, match="does not hold: it cannot be resumed; needed: --fresh"):
+        resume(experiment(tmp_path / "parts", asked), quiet=True)

@@ -23,7 +23,7 @@ from fl_sim.core.lookup import find
 from fl_sim.core.process_state import seeded
 from fl_sim.core.seeding import Purpose, derive, generator, numpy_generator
 from fl_sim.core.types import Params, Task, Update, UserError
-from fl_sim.training.client import Client, ClientContext
+from fl_sim.training.client import Around, Client, ClientContext
 
 STATISTICS = ("running_mean", "running_var")
 """Ends of the names of BatchNorm statistics: a negative variance would only make the model not a number."""
@@ -177,31 +177,21 @@ ATTACKS: Mapping[str, Attack] = {
     "alie": alie,
     "colluding": colluding,
 }
-DECLARED = frozenset(
-    ("class_scores", "token_scores", "require", "extra", "before_evaluation", "keeps", "weighs", "training")
-)
-"""Attributes of a client that tell the framework about it. How to train several as one batch is not among them."""
 NEED_CLASSES = ("label_flip",)
 
 
 @dataclass(frozen=True)
-class Attacked:
+class Attacked(Around):
     """A client that is honest, or one of the attackers."""
 
-    honest: Client
+    client: Client
     attack: Attack
     attackers: Attackers
 
-    def __getattr__(self, name: str) -> object:
-        """What the honest client declares of itself, such as extra tensors."""
-        if name in DECLARED:
-            return getattr(self.honest, name)
-        raise AttributeError(name)
-
     def __call__(self, task: Task, ctx: ClientContext) -> Update:
         if ctx.client not in self.attackers.members:
-            return self.honest(task, ctx)
-        return self.attack(self.honest, task, ctx, self.attackers)
+            return self.client(task, ctx)
+        return self.attack(self.client, task, ctx, self.attackers)
 
 
 def attackers_of(*, share: float, seed: int, num_clients: int) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from clients.local import LocalClient
 from fl_sim.core.types import Metrics, Task, Update, UserError
 from fl_sim.models.parameters import load, snapshot
-from fl_sim.training.client import NOTHING, ClientContext
+from fl_sim.training.client import NOTHING, Around, ClientContext
 from fl_sim.training.loop import Training, Trains
 from fl_sim.training.losses import Loss, Proximal
 
@@ -44,7 +44,7 @@ class FineTune:
 
 
 @dataclass(frozen=True)
-class Ditto:
+class Ditto(Around):
     """Train the global model as `client` does, and beside it a personal model that is pulled to the received one.
 
     Ditto (Li et al., 2021, arXiv 2012.04221, equation 1 and algorithm 1): v <- v - lr (grad F(v) + mu (v - w)), where w is

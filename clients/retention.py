@@ -18,9 +18,8 @@ from fl_sim.core.types import Mask, Params, Task, Update, UserError
 from fl_sim.data import Split
 from fl_sim.gating import Gated, Gating, Keep, keeping
 from fl_sim.gating.graph import kept_channels, top_channels
-from fl_sim.training.client import Client, ClientContext
+from fl_sim.training.client import Around, Client, ClientContext
 from fl_sim.training.evaluation import evaluate
-from fl_sim.training.losses import weighs
 
 KEEP = "gating.keep"
 """A client's own keep ratio, kept between its rounds."""
@@ -162,7 +161,7 @@ def retain_active(task: Task, ctx: ClientContext) -> Mask:
 
 
 @dataclass(frozen=True)
-class FollowGap:
+class FollowGap(Around):
     """A client that prunes as it over-fits: the gap between validation and training loss on its data moves its ratio.
 
     A tenth of the client's samples (`holdout`) is not trained on; the weight of the update counts all samples. After
@@ -185,10 +184,12 @@ class FollowGap:
             if not 0 < getattr(self, key) < 1:
                 raise UserError(f"client.{key} = {getattr(self, key)}: must be above 0 and below 1")
 
-    @property
-    def weighs(self) -> bool:
-        """Whether the loss uses the weights of samples."""
-        return weighs(self.client)
+    def trained_on(self, samples: int) -> int:
+        """How many of a client's samples are not held out."""
+        return samples - self._held_out(samples)
+
+    def _held_out(self, samples: int) -> int:
+        return max(1, int(self.holdout * samples))
 
     def __call__(self, task: Task, ctx: ClientContext) -> Update:
         train, held = self._split(ctx.data)
@@ -204,7 +205,7 @@ class FollowGap:
 
     def _split(self, data: Split) -> tuple[Split, Split]:
         """(trained on, held out): the same samples in every round."""
-        count = max(1, int(self.holdout * len(data)))
+        count = self._held_out(len(data))
         order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0)).numpy()
         return data.subset(order[count:]).augmented(data.augment), data.subset(order[:count]).augmented(None)
 

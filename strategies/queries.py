@@ -106,15 +106,18 @@ class Query:
         replies = self.grid.send_and_receive(outgoing.messages)
         outgoing.book()
         answers = {}
+        problems: list[str] = []
         for client, reply in cohorts.in_order(replies, cohort):
             try:
                 answers[client] = self._answer(number, client, reply, action, schema, read)
             except Unusable as problem:
                 self.receiver.failed(number, client, problem, self.round_log)
+                problems.append(str(problem))
             else:
                 sender.answered(client, state.mask)
         if not answers:
-            raise RoundFailed(f"round {number}: none of {len(cohort)} clients answered a query for {action}")
+            first = problems[0] if problems else "no client answered in time"
+            raise RoundFailed(f"round {number}: none of {len(cohort)} clients answered a query for {action}: {first}")
         return answers
 
     def _answer(

@@ -1,12 +1,18 @@
-"""Updates as a stream that is read once: the second pass over them is an error, and what was not read is said."""
+"""Updates as a stream that is read once: the second pass over them is an error, and what was not read is said.
+
+What the user's rule raises over them is told from what receiving them raises.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 
+from fl_sim.core.errors import error_line, users_line
 from fl_sim.core.types import Update, UserError
 
 log = logging.getLogger("fl_sim")
@@ -46,3 +52,38 @@ class ReadOnce(Iterator[Update]):
         left = sum(1 for _ in self._updates)
         if left:
             log.warning("the aggregation rule did not read %d of the round's updates; they do not count", left)
+
+
+@dataclass
+class Stream:
+    """Updates as they arrive, which remembers what the last one reported, and what went wrong with receiving them."""
+
+    updates: Iterable[Update]
+    failure: BaseException | None = None
+    metrics: Collection[str] = ()
+
+    def __iter__(self) -> Iterator[Update]:
+        try:
+            for update in self.updates:
+                self.metrics = update.metrics
+                yield update
+        except Exception as error:
+            self.failure = error
+            raise
+
+
+@contextmanager
+def naming(who: str, stream: Stream | None = None) -> Iterator[None]:
+    """Context manager for a rule: what the user's own code in it raises says whose it is.
+
+    Raises:
+        RuntimeError: in the place of an error that left the user's code, and that is none of receiving updates.
+    """
+    try:
+        yield
+    except Exception as error:
+        received = stream is not None and error is stream.failure
+        if received or isinstance(error, UserError) or not users_line(error):
+            raise
+        reported = "" if stream is None else f"; metrics that its clients report: {', '.join(sorted(stream.metrics))}"
+        raise RuntimeError(f"{who} raised {error_line(error)}{reported * isinstance(error, KeyError)}") from error

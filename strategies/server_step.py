@@ -24,7 +24,7 @@ from fl_sim.core.process_state import seeded, unchanged_settings
 from fl_sim.core.types import FlatMask, FlatParams, Grads, Mask, MaskRule, Params, Update, UserError
 from fl_sim.runtime.client.update_validation import KEPT
 from fl_sim.sparsity import apply_mask
-from strategies.reading import ReadOnce
+from strategies.reading import ReadOnce, Stream, naming
 from strategies.sums import Summed
 
 
@@ -179,11 +179,14 @@ def _stepped(
     refine: Refine,
     members: int,
 ) -> ServerState:
-    arrived = Arrived(members)
-    once = ReadOnce(map(arrived.add, updates))
-    aggregated_params = _parameters(state.schema, aggregate(_lent(state), once))
+    arrived, stream = Arrived(members), Stream(updates)
+    once = ReadOnce(map(arrived.add, stream))
+    with naming(f"round {state.round + 1}: the aggregation rule (strategy.aggregate)", stream):
+        made = aggregate(_lent(state), once)
+    aggregated_params = _parameters(state.schema, made)
     once.finish()
-    optimised, memory = optimise(replace(state, arrived=arrived), aggregated_params)
+    with naming(f"round {state.round + 1}: the server optimizer"):
+        optimised, memory = optimise(replace(state, arrived=arrived), aggregated_params)
     params = _parameters(state.schema, optimised, "the server optimizer")
     aggregated = replace(state, round=state.round + 1, params=params, memory=_memory(memory))
     decides = adjust_mask is not None or calibrate is not None
@@ -263,7 +266,9 @@ def _decided(state: ServerState, grads: Grads | None, adjust_mask: MaskRule) -> 
     schema, mask = state.schema, state.mask
     prunable = {name: state.params[name] for name in schema.prunable}
     before = [value._version for value in prunable.values()]
-    new = _mask(schema, adjust_mask(state.round, _lent_mask(schema, mask), prunable, grads))
+    with naming(f"round {state.round}: the mask rule (strategy.mask_rule)"):
+        decided = adjust_mask(state.round, _lent_mask(schema, mask), prunable, grads)
+    new = _mask(schema, decided)
     if before != [state.params[name]._version for name in schema.prunable]:
         raise UserError("the mask rule changed the parameters in place; it decides the mask alone: clone() them first")
     same = mask is not None and new is not None and torch.equal(schema.flat_mask(mask), schema.flat_mask(new))

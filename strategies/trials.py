@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from numbers import Integral
 from typing import cast
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from fl_sim.codecs import Schema
 from fl_sim.core.errors import USERS_OWN, error_line
 from fl_sim.core.process_state import seeded, unchanged_settings
 from fl_sim.core.types import MaskRule, Params, Update, UserError
+from fl_sim.models.module_state import ModuleState
+from fl_sim.runtime.client.kept_between_calls import RULE, UNREADABLE, Watch, homes
 from fl_sim.sparsity import magnitude
 from strategies.server_step import ServerState, masked, server_step
+
+log = logging.getLogger("fl_sim")
 
 
 def state_of(schema: Schema, start: Params) -> ServerState:
@@ -35,8 +43,62 @@ def attempt(rules: Mapping[str, object], schema: Schema, start: Params) -> None:
     """
     for key, rule in rules.items():
         if key in TRIED:
-            with unchanged_settings(), seeded(0):
+            with unchanged_settings(), seeded(0), _put_back(f"strategy.{key}", rule):
                 TRIED[key](f"strategy.{key}", cast("Callable[..., object]", rule), schema, start)
+
+
+class _Holder(nn.Module):
+    """Something of a user's, as `ModuleState` takes it."""
+
+    def __init__(self, held: object) -> None:
+        super().__init__()
+        self.places = [held]
+
+
+class _Before:
+    """A rule, and the globals of the modules that it lies in, as they were.
+
+    An object whose state is out of reach, such as an iterator, is left as it is.
+    """
+
+    def __init__(self, rule: object) -> None:
+        self.names = [(vars(sys.modules[home]), dict(vars(sys.modules[home]))) for home in sorted(homes(rule))]
+        self.states: list[ModuleState] = []
+        held = (value for _, saved in self.names for name, value in saved.items() if not name.startswith("__"))
+        for each in (rule, *held):
+            with suppress(UserError, *UNREADABLE):
+                self.states.append(ModuleState(_Holder(each)))
+
+    def put_back(self) -> None:
+        for present, saved in self.names:
+            for name in present.keys() - saved.keys():
+                del present[name]
+            present.update(saved)
+        for state in self.states:
+            with suppress(*UNREADABLE), torch.inference_mode():  # which also writes to tensors that were made in it
+                state.put_back()
+
+
+@contextmanager
+def _put_back(where: str, rule: object) -> Iterator[None]:
+    """Context manager for a trial: what the rule keeps in its module or on itself is as before, so that no round finds it.
+
+    What cannot be put back is said. Nothing is touched where the trial left nothing.
+    """
+    first, second = (Watch.of(rule, role=RULE) for _ in range(2))
+    if first is None or second is None:  # this package's own rules keep nothing
+        yield
+        return
+    before = _Before(rule)
+    for watch in (first, second):
+        watch.called()
+    try:
+        yield
+    finally:
+        if first.called():
+            before.put_back()
+        if left := second.called():
+            log.warning("%s: its trial before round 1 cannot be taken back: %s", where, left)
 
 
 def one() -> float:
@@ -90,7 +152,8 @@ def _try_mask_rule(where: str, rule: Callable[..., object], schema: Schema, star
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
     except USERS_OWN as error:  # the user's own, whatever it is
-        raise UserError(f"{where}: on the first model it raised {error_line(error)}") from error
+        raised = error.__cause__ or error  # `masked` names the rule, as in a run
+        raise UserError(f"{where}: on the first model it raised {error_line(raised)}") from error
 
 
 TRIED: Mapping[str, Callable[[str, Callable[..., object], Schema, Params], None]] = {

@@ -40,13 +40,17 @@ class Mixed:
     id: ClassVar[int] = 7
 
     def _bases(self) -> list[Values] | list[None]:
-        return [None] * len(self.counts) if self.base is None else np.split(self.base, np.cumsum(self.counts)[:-1])
+        return [None] * len(self.counts) if self.base is None else self._by_tensor(self.base)
+
+    def _by_tensor(self, values: Values) -> list[Values]:
+        """The values of each tensor. Of no tensors there are none, where `np.split` would make one empty piece."""
+        return np.split(values, np.cumsum(self.counts)[:-1]) if self.counts else []
 
     def encode(self, values: Values, seed: int) -> bytes:
         """Raises ValueError where there is not one known type for each tensor, or one cannot hold its values."""
         if len(self.types) != len(self.counts) or not set(self.types) <= VALUES.keys():
             raise ValueError(f"{len(self.counts)} tensors need as many value types of {', '.join(VALUES)}")
-        pieces = np.split(values, np.cumsum(self.counts)[:-1])
+        pieces = self._by_tensor(values)
         bodies = [
             bytes(fitted(name, (len(piece),), base).encode(piece, tensor_seed(seed, i)))
             for i, (name, piece, base) in enumerate(zip(self.types, pieces, self._bases(), strict=True))

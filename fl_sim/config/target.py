@@ -15,6 +15,7 @@ from fl_sim.core.attribute_reads import reads
 from fl_sim.core.given import path_of
 from fl_sim.core.lookup import imported, nearest, typed
 from fl_sim.core.types import UserError
+from fl_sim.training.client import DECLARED
 
 GIVEN = 2
 """Positional arguments that a client function is called with: task and context."""
@@ -107,7 +108,7 @@ class Target(BaseModel):
                 hint = f"only numbers and texts travel in task.config; give the function a parameter {key!r}"
                 raise UserError(f"{self.target!r}: option {key} = {value!r}: {hint}")
             self._require_a_reader(key, found, named)
-        return partial(found, **mine) if mine else found
+        return _declaring(partial(found, **mine), found) if mine else found
 
     def _require_a_reader(self, key: str, found: Callable[..., object], parameters: Sequence[str]) -> None:
         """Complain of an option that goes into `task.config`, and that no code of the function reads there."""
@@ -126,6 +127,14 @@ class Target(BaseModel):
 def _is_plain(found: Callable[..., object], parameters: Mapping[str, inspect.Parameter]) -> bool:
     """Whether something is a function that is used as it is, neither a preset nor a class."""
     return not inspect.isclass(found) and any(p.kind is not p.KEYWORD_ONLY for p in parameters.values())
+
+
+def _declaring(function: partial[object], found: Callable[..., object]) -> Callable[..., object]:
+    """A function with its options, which says of itself what the function does: `partial` drops attributes."""
+    for name in DECLARED:
+        if hasattr(found, name):
+            setattr(function, name, getattr(found, name))
+    return function
 
 
 def _required(parameters: Mapping[str, inspect.Parameter]) -> list[str]:

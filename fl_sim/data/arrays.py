@@ -14,6 +14,7 @@ from torch import Tensor
 from fl_sim.core.errors import in_one_line
 from fl_sim.core.types import UserError
 from fl_sim.data.kinds import Inputs, Targets
+from fl_sim.data.pictures import is_picture
 
 Array = NDArray[np.generic]
 Labels = NDArray[np.int64]
@@ -81,7 +82,14 @@ def check_classes(where: str, number: object, what: str = "num_classes") -> None
 
 
 def as_array(value: object, name: str) -> Array:
-    """An array of a user's value, in this machine's byte order. Raises UserError where it is none, or some values are masked."""
+    """An array of a user's value, in this machine's byte order.
+
+    Raises:
+        UserError: it is none, some values are masked, or it is a picture or a list of them, which only a Dataset's samples are.
+    """
+    if _holds_pictures(value):
+        kind = "a picture of Pillow" if is_picture(value) else f"a {type(value).__name__} of pictures of Pillow"
+        raise UserError(f"data: {name} are {kind}; needed: an array, or a Dataset of pairs (picture, target)")
     if np.ma.is_masked(value):
         raise UserError(
             f"data: {name} hold masked values, which NumPy would show; fill them in, or leave the samples out"
@@ -95,6 +103,15 @@ def as_array(value: object, name: str) -> Array:
         return found.astype(found.dtype.newbyteorder("="), copy=False)  # PyTorch takes no other
     except (ValueError, TypeError, RuntimeError) as error:  # ragged lists; tensors of a GPU or with gradients
         raise UserError(f"data: {name} are no array: {in_one_line(error)}") from error
+
+
+def _holds_pictures(value: object) -> bool:
+    """Whether NumPy would read pictures of Pillow by itself: as palette numbers, or with their channels last."""
+    while isinstance(value, list | tuple) and value:
+        value = value[0]
+    if isinstance(value, np.ndarray) and value.dtype == object and value.size:
+        value = value.flat[0]
+    return is_picture(value)
 
 
 def as_inputs(value: object, name: str) -> Array:

@@ -12,8 +12,9 @@ from fl_sim.core.files import read_plain
 from fl_sim.core.types import UserError
 from fl_sim.data.cache import Arrays, Room, cached, content_key
 from fl_sim.data.found import TESTS, TRAIN
-from fl_sim.data.images import Images, Size, decode
+from fl_sim.data.images import Size, decode
 from fl_sim.data.listing import entries, hidden, listed, shown, unread
+from fl_sim.data.pictures import Images
 from fl_sim.data.spellings import alike
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".ppm")

@@ -20,10 +20,10 @@ from fl_sim.core.types import UserError
 from fl_sim.data.arrays import Labels, Numbered
 from fl_sim.data.cache import Arrays, folder
 from fl_sim.data.dataset import Data
-from fl_sim.data.images import Images
 from fl_sim.data.kinds import Targets
 from fl_sim.data.layouts import FILES, KEY_OF, layout_of
 from fl_sim.data.own import load_own
+from fl_sim.data.pictures import Images
 from fl_sim.data.remarks import remarks
 from fl_sim.data.sampling import TEST, with_test
 from fl_sim.data.table import Columns

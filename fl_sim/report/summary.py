@@ -37,6 +37,18 @@ if TYPE_CHECKING:
 
 LINES = 1000
 """Of rounds.jsonl that are checked together."""
+WRITTEN = (
+    "name",
+    "rounds",
+    "client.target",
+    "strategy.target",
+    "data.source",
+    "model.name",
+    "cohort",
+    "training",
+    "wire.error_feedback",
+)
+"""Keys and tables of every config.toml. Without them the defaults, which are another experiment, would be taken for the run's."""
 
 
 class Unfinished(UserError):
@@ -81,7 +93,11 @@ class Report:
             raise UserError(f"{folder}: not a finished run ({error.strerror}: {Path(error.filename).name})") from error
         except (ValueError, RecursionError) as error:
             raise UserError(f"{folder}: damaged run folder: {in_one_line(error)}") from error
-        summary_of(summary, folder)
+        finished = summary_of(summary, folder).rounds
+        if len(rounds) < finished:
+            raise UserError(
+                f"{folder}: damaged run folder: rounds.jsonl: {len(rounds)} rounds, of {finished} in summary.json"
+            )
         return cls(folder, summary, rounds, Ledger.read(folder / "ledger.parquet"), {})
 
     @cached_property
@@ -156,9 +172,16 @@ class Report:
             UserError: it cannot be read.
         """
         try:
-            return tomllib.loads(read_plain(self.folder / "config.toml").decode())
+            config = tomllib.loads(read_plain(self.folder / "config.toml").decode())
         except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"{self.folder}: damaged run folder: config.toml: {in_one_line(error)}") from error
+        for key in WRITTEN:
+            table, _, name = key.rpartition(".")
+            if name not in (within if isinstance(within := config.get(table, {}) if table else config, dict) else {}):
+                raise UserError(
+                    f"{self.folder}: damaged run folder: config.toml: without {key}, which every run writes"
+                )
+        return config
 
     @cached_property
     def label_counts(self) -> Sequence[Sequence[int]]:
@@ -175,11 +198,14 @@ class Report:
     def _tree(self, name: str) -> object | None:
         """Content of a JSON file of the run folder; None where there is no such file."""
         try:
-            return cast(object, json.loads(read_plain(self.folder / name)))
+            tree = cast(object, json.loads(read_plain(self.folder / name)))
         except FileNotFoundError:
             return None
         except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"{self.folder}: damaged run folder: {name}: {in_one_line(error)}") from error
+        if tree is None:  # which is no missing file
+            raise UserError(f"{self.folder}: damaged run folder: {name}: null")
+        return tree
 
 
 def _checked_rows(folder: Path) -> Iterator[Mapping[str, float]]:

@@ -24,6 +24,8 @@ log = logging.getLogger("fl_sim")
 PRESETS = "strategies.presets:"
 SHOW_IMAGES = ("layer_adaptive", "mixed_capacities")
 """Presets that always compute on the server's images."""
+TYPED = f"{PRESETS}layer_adaptive"
+"""The strategy that chooses a value type for each weight matrix and kernel."""
 
 
 @dataclass(frozen=True)
@@ -154,8 +156,9 @@ def _of_model(track: ModelTrack, prunes: bool) -> Iterator[str]:
     wire, chooses = experiment.wire, getattr(client_of(track), "sends_all", None)
     if not exchange.schema.prunable_size:
         asked = {
-            f"strategy = {experiment.strategy.target!r}": prunes,
+            f"strategy = {experiment.strategy.target!r}": prunes or experiment.strategy.target == TYPED,
             f"client = {experiment.client.target!r}, which chooses weights": chooses is False,
+            "wire.budget": wire.budget is not None,
             "wire.broadcast.density": wire.broadcast is not None and wire.broadcast.density < 1,
             **{
                 f"wire.{way}.values = {coding.values!r}": coding.values not in LOSSLESS

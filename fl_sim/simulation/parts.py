@@ -25,6 +25,7 @@ from fl_sim.simulation.federation import Federation
 from fl_sim.simulation.idle_keys import tell_idle_keys
 from fl_sim.simulation.model_track import ModelTrack
 from fl_sim.simulation.own_codecs import codings_of, try_codecs
+from fl_sim.simulation.task_trial import try_task
 from fl_sim.training.client import ANYTHING, BATCHNORM, KEEPS, NOTHING, PARTS, Client
 from fl_sim.training.loop import Training
 from fl_sim.training.tasks import learning_task
@@ -104,6 +105,7 @@ def check_built(federation: Federation) -> None:
     for track in federation.tracks:
         _fits(track)
         try_codecs(track.exchange, track.initial)
+        try_task(track)
     check_batches(federation)
     experiment = federation.experiment
     if (

@@ -162,7 +162,7 @@ class LayerAdaptive:
         found = []
         with restored(model.get_parameter(name)) as weight, resumed(model, name, images) as (reference, again):
             chosen = torch.ones(weight.shape, dtype=torch.bool) if alive is None else alive
-            original = weight.cpu()
+            original = weight.cpu().float()  # as it is sent, whatever the model computes in
             values = original[chosen].numpy()
             for kind in self.types:
                 data = bytes(VALUES[kind].encode(values, seed))

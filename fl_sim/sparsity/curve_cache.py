@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
+import torch
 import xxhash
 from torch import Tensor, nn
 
@@ -15,7 +16,7 @@ from fl_sim.data.cache import folder
 from fl_sim.models import prunable_names
 from fl_sim.sparsity.curves import MeasureCurves, Progress, no_progress
 
-VERSION = "curves/1"
+VERSION = "curves/2"
 
 
 def cached_curves(
@@ -40,9 +41,8 @@ def content_key(measure: MeasureCurves, model: nn.Module, images: Tensor, names:
     """32 hex digits of the measurement's options, the model's structure and state, the images and the names."""
     digest = xxhash.xxh3_128(repr((VERSION, measure, str(model), list(names))).encode())
     for name, value in [*model.state_dict().items(), ("", images)]:
-        array = value.detach().cpu().contiguous().numpy()
-        digest.update(repr((name, array.dtype.str, array.shape)).encode())
-        digest.update(array.tobytes())
+        digest.update(repr((name, str(value.dtype), tuple(value.shape))).encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())  # NumPy has no bfloat16
     return digest.hexdigest()
 
 

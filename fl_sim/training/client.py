@@ -62,6 +62,33 @@ class ClientContext:
 
 
 Client = Callable[[Task, ClientContext], Update]
+DECLARED = frozenset(
+    (
+        "before_evaluation",
+        "class_scores",
+        "extra",
+        "keeps",
+        "require",
+        "sends_all",
+        "token_scores",
+        "trained_on",
+        "training",
+        "weighs",
+    )
+)
+"""Attributes of a client that tell the framework about it. How to train several as one batch is not among them: what is
+around a client does more than that client."""
+
+
+class Around:
+    """A client around another one, its attribute `client`: it declares what the inner one does, unless it says otherwise."""
+
+    def __getattr__(self, name: str) -> object:
+        if name in DECLARED:
+            return getattr(getattr(self, "client"), name)  # noqa: B009 - subclasses have it
+        raise AttributeError(name)
+
+
 ANYTHING, PARTS, BATCHNORM, NOTHING = "anything", "parts", "batchnorm", "nothing"
 KEEPS: Mapping[str, str] = {
     ANYTHING: "",

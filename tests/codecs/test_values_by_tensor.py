@@ -10,7 +10,7 @@ import torch
 
 from fl_sim.codecs import CorruptPayload, Schema, decode, describe, encode
 from fl_sim.codecs.integer_coding import BLOCK
-from fl_sim.core.types import Mask, Params
+from fl_sim.core.types import FlatParams, Mask, Params
 
 SHAPES = {"tiny": (40,), "empty": (0, 3), "long": (BLOCK + 5,), "last": (3, 700)}
 SCALES = {"tiny": 1e-3, "empty": 1.0, "long": 1.0, "last": 50.0}
@@ -92,3 +92,13 @@ def test_version_two_whose_scales_crossed_tensors_is_refused() -> None:
     data[4] = 2
     with pytest.raises(CorruptPayload, match="version 6"):
         decode(bytes(data), schema=case.schema)
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_types_of_no_tensor_are_none(held: bool) -> None:
+    """A model of which only biases travel has no tensor to choose a type for."""
+    params = FlatParams.pack({"bias": torch.arange(5.0)})
+    schema = Schema.of(params, [])
+    base = params if held else None
+    data = encode(params, None, schema=schema, values=(), base=base)
+    assert torch.equal(decode(data, schema=schema, base=base)[0]["bias"], params["bias"])

@@ -19,7 +19,7 @@ from PIL import Image
 
 from fl_sim.core.types import UserError
 from fl_sim.data import Data, load
-from fl_sim.data.images import scaled
+from fl_sim.data.pictures import scaled
 
 RAMP = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
 

@@ -52,6 +52,12 @@ NORMS = ("model.trainable=batchnorm",)
 OF_WEIGHTS = {
     "client": ("client=clients.presets:topk",),
     "strategy": ("strategy=strategies.presets:global_magnitude",),
+    "strategy = 'strategies.presets:layer_adaptive'": (
+        "strategy=strategies.presets:layer_adaptive",
+        "strategy.kilobytes=20",
+        "data.noise=16",
+    ),
+    "wire.budget": ("wire.budget.megabytes=0.2", "wire.uplink.content=difference"),
     "wire.uplink.values": ("wire.uplink.values=int8", "wire.uplink.content=difference"),
     "wire.broadcast.density": ("wire.broadcast.density=0.1",),
 }

@@ -242,6 +242,16 @@ def test_the_disk_cache_measures_once(tmp_path: Path, monkeypatch: pytest.Monkey
     assert {file.suffix for file in (tmp_path / "curves").iterdir()} == {".json"}
 
 
+def test_curves_of_bfloat16_weights_are_kept_by_their_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FL_SIM_CACHE", str(tmp_path))
+    model, images = nn.Linear(4, 3).bfloat16(), torch.randn(5, 4).bfloat16()
+    measure = MeasureCurves(levels=4)
+    assert cached_curves(measure, model, images) == measure(model, images)
+    model.weight.detach()[0, 0] += 1
+    assert cached_curves(measure, model, images) == measure(model, images)
+    assert len(list((tmp_path / "curves").iterdir())) == 2
+
+
 def test_calibration_images_are_fixed_and_spread() -> None:
     split = load("digits").validation
     images = calibration(split, 10)

@@ -132,3 +132,12 @@ def test_every_downlink_of_a_federation_fits(tmp_path: Path, finished: Callable[
 def test_what_cannot_be_is_refused(tmp_path: Path, overrides: list[str], words: str) -> None:
     with pytest.raises(UserError, match=words):
         run_tiny(tmp_path, *overrides)
+
+
+def test_a_model_that_computes_in_bfloat16_is_measured() -> None:
+    model = torch.nn.Linear(64, 4).bfloat16()
+    params = FlatParams.pack({"weight": model.weight.detach().float(), "bias": model.bias.detach().float()})
+    schema = Schema.of(params, ["weight"])
+    images = torch.randn(8, 64).bfloat16()
+    assert LayerAdaptive(300, ("float32", "int4"))(model, params, None, images, schema=schema) == ("int4",)
+    assert LayerAdaptive(2000, ("float32", "int4"))(model, params, None, images, schema=schema) == ("float32",)

@@ -16,6 +16,7 @@ from fl_sim.core.seeding import Purpose
 from fl_sim.core.types import UserError
 from fl_sim.simulation.engines import open_grid
 from fl_sim.simulation.federation import Federation
+from fl_sim.simulation.loop import RunStopped
 from fl_sim.simulation.server import build_server
 from fl_sim.sparsity import OneShot
 from fl_sim.sparsity import curve_messages as measuring
@@ -140,6 +141,14 @@ def test_answers_that_are_no_curves_are_booked_and_left_out(tmp_path: Path, monk
     assert report.summary["failures"]["rejected"] == 1
     assert report.ledger.total(by=("status",), where={"phase": "query", "direction": "up"})["rejected",] == 8
     assert report.summary["density"]["prunable"] == pytest.approx(0.2, abs=1e-4)
+
+
+def test_the_first_reason_is_told_where_no_client_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measuring, "encode_curves", lambda curves: b"nonsense")
+    with pytest.raises(
+        RunStopped, match=r"none of 3 clients answered a query for curves: client \d: rejected curves: "
+    ):
+        run_tiny(tmp_path, *PRUNING)
 
 
 @pytest.mark.slow

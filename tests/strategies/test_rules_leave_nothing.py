@@ -20,6 +20,7 @@ from fl_sim.core.process_state import settings
 from fl_sim.core.types import Params, Update, UserError
 from fl_sim.data import Data, partition
 from fl_sim.data.own import load_own
+from fl_sim.simulation.loop import RunStopped
 from strategies.server_step import ServerState, server_step
 from strategies.trials import attempt
 
@@ -121,6 +122,99 @@ def test_what_a_rule_keeps_between_rounds_is_said_once(tmp_path: Path, caplog: p
     caplog.clear()
     run_tiny(tmp_path, f"strategy.aggregate={__name__}:average", "rounds=2", "model.name=mlp", "training.steps=1")
     assert "another one" not in caplog.text
+
+
+HISTORY: list[Params] = []
+KEPT: dict[str, object] = {"calls": 0, "mean": torch.zeros(2)}
+CALLS = 0
+
+
+class Momentum:
+    """Keeps what it made on itself."""
+
+    def __init__(self) -> None:
+        self.made: list[Params] = []
+
+    def __call__(self, state: ServerState, updates: Iterable[Update]) -> Params:
+        self.made.append(average(state, updates))
+        return self.made[-1]
+
+
+def remembering(state: ServerState, updates: Iterable[Update]) -> Params:
+    global CALLS
+    CALLS += 1
+    KEPT["calls"] = CALLS
+    KEPT["mean"].add_(1)  # type: ignore[attr-defined]
+    KEPT[f"of round {state.round}"] = state.params
+    remembering.last = state.round  # type: ignore[attr-defined]
+    HISTORY.append(average(state, updates))
+    return HISTORY[-1]
+
+
+def test_the_trial_of_a_rule_leaves_nothing_in_its_module(caplog: pytest.LogCaptureFixture) -> None:
+    closed, kept = [], Momentum()
+
+    def closing(state: ServerState, updates: Iterable[Update]) -> Params:
+        closed.append(state.round)
+        return average(state, updates)
+
+    for rule in (remembering, closing, kept):
+        attempt({"aggregate": rule}, state().schema, state().params)
+    assert (HISTORY, closed, kept.made, CALLS, KEPT["calls"], len(KEPT)) == ([], [], [], 0, 0, 2)
+    assert torch.equal(KEPT["mean"], torch.zeros(2))  # type: ignore[arg-type]
+    assert not hasattr(remembering, "last")
+    assert "cannot be taken back" not in caplog.text
+
+
+def test_the_first_round_of_a_rule_that_remembers_is_its_first_call(tmp_path: Path) -> None:
+    HISTORY.clear()
+    run_tiny(tmp_path, f"strategy.aggregate={__name__}:remembering", "rounds=2", "model.name=mlp", "training.steps=1")
+    assert len(HISTORY) == 2
+
+
+def test_a_trial_that_cannot_be_taken_back_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    numbers, made = iter(range(9)), []  # what an iterator has given cannot be put back
+
+    def drawing(state: ServerState, updates: Iterable[Update]) -> Params:
+        made.append(next(numbers))
+        return average(state, updates)
+
+    attempt({"aggregate": drawing}, state().schema, state().params)
+    assert "strategy.aggregate: its trial before round 1 cannot be taken back: " in caplog.text
+    assert "made of the enclosing function is another one" in caplog.text
+
+
+def misreading(state: ServerState, updates: Iterable[Update]) -> Params:
+    weights = [update.metrics["nope"] for update in updates]
+    return {name: value * sum(weights) / len(weights) for name, value in state.params.items()}
+
+
+def test_a_rule_that_fails_in_a_round_is_named(tmp_path: Path) -> None:
+    said = (
+        r"round 1: the aggregation rule \(strategy.aggregate\) raised KeyError: 'nope' \(test_rules_leave_nothing.py, line \d+\); "
+        "metrics that its clients report: .*loss"
+    )
+    with pytest.raises(RunStopped, match=said):
+        run_tiny(tmp_path, f"strategy.aggregate={__name__}:misreading", "model.name=mlp", "training.steps=1")
+
+
+def test_what_receiving_raises_is_not_blamed_on_the_rule() -> None:
+    def broken() -> Iterator[Update]:
+        yield Update(params(1), 1)
+        raise RuntimeError("no client is left")
+
+    with pytest.raises(RuntimeError, match=r"^no client is left$"):
+        server_step(state(), broken(), aggregate=average)
+
+
+def test_a_mask_rule_that_fails_in_a_round_is_named() -> None:
+    def fails(number: int, old: object, weights: Params, grads: object) -> object:
+        return old.nope  # type: ignore[attr-defined]
+
+    with pytest.raises(RuntimeError, match=r"^round 1: the mask rule \(strategy.mask_rule\) raised AttributeError: "):
+        server_step(state(), iter([Update(params(1), 1)]), aggregate=average, adjust_mask=fails)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"^strategy.mask_rule: on the first model it raised AttributeError: "):
+        attempt({"mask_rule": fails}, state().schema, state().params)
 
 
 @pytest.mark.parametrize("rule", ["average", "without_gradients", "in_inference"])

@@ -110,6 +110,11 @@ def _modules(client: object) -> set[str]:
     return {name for part in _parts(client) if (name := _home(part))}
 
 
+def homes(client: object) -> set[str]:
+    """Names of the user's modules that the code of a client or rule lies in."""
+    return set(filter(_is_users, _modules(client)))
+
+
 def _home(part: object) -> str:
     name = getattr(part, "__module__", None)
     return name if isinstance(name, str) else ""

@@ -33,7 +33,11 @@ MOST = 300
 
 
 def shortened(text: str) -> str:
-    """A text of at most `MOST` characters, its end left out where it is longer; says so."""
+    """A text of at most `MOST` characters, its end left out where it is longer; says so.
+
+    What is no Unicode, such as a part of a file's name, is escaped: no stream, log or page could be written with it.
+    """
+    text = text.encode(errors="backslashreplace").decode()
     return text if len(text) <= MOST else f"{text[:MOST]}... ({len(text):,} characters)"
 
 

@@ -16,7 +16,7 @@ from fl_sim.models.content import digest_of
 from fl_sim.models.interface import Interface
 from fl_sim.models.layers import HEAD
 from fl_sim.models.module_state import ModuleState
-from fl_sim.models.parameters import CONSTANT, COUNTER, FLOATS, RUNNING, tensors
+from fl_sim.models.parameters import CONSTANT, COUNTER, FLOATS, RUNNING
 
 
 def detach_computed(model: nn.Module) -> None:
@@ -90,7 +90,7 @@ def prepare(
     unused = _without_part(probe, answer)
     model.__dict__[REMARKS] = [
         *([_of_modes(evaluating)] if evaluating else []),
-        *([_of_unused(unused)] if unused else []),
+        *([_of_unused(unused, samples)] if unused else []),
     ]
     built.put_back()  # what the copy shares with the model, such as attributes of its class
 
@@ -125,43 +125,19 @@ def _is_same_memory(one: object, other: object) -> bool:
     return one.numel() == other.numel() and one.data_ptr() == other.data_ptr()
 
 
-REST = "tensors, arrays or generators that it keeps as attributes"
-"""What of a model's contents has no name in its state dict."""
-
-
-def contents_of(model: nn.Module) -> dict[str, str]:
-    """Name -> hash of every parameter and buffer of a model, and `REST` -> hash of what else it computes with."""
-    named = {name: digest_of(tensor) for name, tensor in tensors(model).items()}
-    return {**named, REST: ModuleState(model, named).digest()}
-
-
-def require_repeatable(name: str, first: Mapping[str, str], again: nn.Module) -> None:
-    """Complain of a builder that makes other contents the second time: the next process or run would get another model.
-
-    Args:
-        name: the model's name, for the message.
-        first: `contents_of` the first model.
-        again: a second one, of the same seed.
-
-    Raises:
-        UserError: names what differs.
-    """
-    found = contents_of(again)
-    if differing := [key for key in first if found.get(key) != first[key]]:
-        more = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
-        raise UserError(
-            f"model.name = {name!r}: built twice from one seed, it has other values in {differing[0]}{more}; draw them from the "
-            "global generators, which are seeded when the model is built, or from a generator of your own with a fixed seed"
-        )
-
-
 def _without_part(model: nn.Module, answer: object) -> list[str]:
-    """Names of the trained parameters on which an answer does not depend; none where it depends on no parameter at all."""
+    """Names of the trained parameters on which an answer does not depend.
+
+    None where it depends on no parameter at all, or on a function with a backward pass of its own, such as a checkpoint's: what
+    that one uses is not seen.
+    """
     waiting = [tensor.grad_fn for tensor in _tensors_in(answer)]
     seen: set[object] = set()
     used: set[int] = set()
     while waiting:
         node = waiting.pop()
+        if isinstance(node, torch.autograd.function.BackwardCFunction):
+            return []
         if node is not None and node not in seen:
             seen.add(node)
             used.add(id(getattr(node, "variable", None)))  # the graph's leaves are the parameters
@@ -183,11 +159,11 @@ def _tensors_in(answer: object) -> Iterator[Tensor]:
             yield from _tensors_in(each)
 
 
-def _of_unused(parameters: Sequence[str]) -> str:
+def _of_unused(parameters: Sequence[str], samples: int) -> str:
     more = f" and {len(parameters) - 1} more" if len(parameters) > 1 else ""
     return (
-        f"its answer does not depend on {parameters[0]!r}{more}, which are sent all the same; freeze them "
-        "(requires_grad_(False)) or leave them out, unless a loss of your own uses them"
+        f"in a trial on {samples} samples its answer did not depend on {parameters[0]!r}{more}; such parameters are sent all the "
+        "same: freeze them (requires_grad_(False)) or leave them out, unless other samples or a loss of your own use them"
     )
 
 

@@ -14,8 +14,8 @@ from fl_sim.core.types import Params
 from fl_sim.gating import Gated
 from fl_sim.models import disabled_features, prunable_names
 from fl_sim.models.macs import count_macs
-from fl_sim.models.own import require_repeatable
 from fl_sim.models.parameters import frozen, load, values
+from fl_sim.models.repeatable import require_repeatable
 from fl_sim.report import ModelFacts
 from fl_sim.runtime.grids.allocator import give_back
 from fl_sim.simulation.federation import Federation

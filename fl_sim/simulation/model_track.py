@@ -19,8 +19,9 @@ from fl_sim.data import Data, Split
 from fl_sim.gating import Gated, Gating, keeping
 from fl_sim.models import MODELS
 from fl_sim.models.module_state import ModuleState
-from fl_sim.models.own import contents_of, remarks_of
+from fl_sim.models.own import remarks_of
 from fl_sim.models.parameters import load, unit_singular_vectors, values
+from fl_sim.models.repeatable import contents_of
 from fl_sim.simulation.starting_model import interface_of, make_exchange, make_model
 from fl_sim.training.model_file import Stored, described_by
 from fl_sim.training.recalibration import recalibrate
@@ -63,7 +64,7 @@ class ModelTrack:
         gating: the gates' plan; None without gates.
         weights: the model file that the experiment starts from; None without one.
         own: the first values of the parameters that each client keeps for itself.
-        contents: what a user's own plain model holds; see `fl_sim.models.own.contents_of`.
+        contents: what a user's own plain model holds; see `fl_sim.models.repeatable.contents_of`.
         remarks: what its user should know of it.
     """
 

@@ -65,8 +65,8 @@ def fit(model: nn.Module, stored: Stored, built: Mapping[str, str] = NOTHING) ->
     Args:
         model: the run's model.
         stored: the file.
-        built: hashes of the constants that the builder made (`models.own.contents_of`), where the model may hold those of the
-            file already.
+        built: hashes of the constants that the builder made (`models.repeatable.contents_of`), where the model may hold those
+            of the file already.
 
     Raises:
         UserError: nothing fits, what fits holds NaN or infinity, or the file has other values of a constant than the builder

@@ -9,6 +9,7 @@ import torch
 from federation import run_tiny, tiny
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from fl_sim.models import build_for, head_names
 from fl_sim.models.interface import Interface
@@ -112,9 +113,24 @@ def test_contrast_compares_what_goes_into_the_layer_that_answers(tmp_path: Path)
 
 def test_parameters_on_which_no_answer_depends_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     Federation.build(tiny(tmp_path, *SMALL, f"model.name={__name__}:with_a_projector"))
-    assert "its answer does not depend on 'projector.weight' and 1 more, which are sent all the same" in caplog.text
+    assert "its answer did not depend on 'projector.weight' and 1 more; such parameters are sent all" in caplog.text
     caplog.clear()
     Federation.build(tiny(tmp_path, *SMALL, f"model.name={__name__}:head_first"))
+    assert "depend" not in caplog.text
+
+
+def checkpointed(*, num_classes: int, in_channels: int, image_size: int) -> nn.Module:
+    class Checkpointed(HeadFirst):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.classifier(checkpoint(self.body, x.requires_grad_(), use_reentrant=True))  # type: ignore[no-any-return]
+
+    return Checkpointed()
+
+
+def test_what_a_backward_pass_of_its_own_hides_is_not_said_to_be_unused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    Federation.build(tiny(tmp_path, *SMALL, f"model.name={__name__}:checkpointed"))
     assert "depend" not in caplog.text
 
 

@@ -100,12 +100,12 @@ def rows(tmp_path: Path) -> Path:
 def test_the_table_pairs_arms_with_dense_by_seed_and_says_where_seeds_are_few(table: ModuleType, rows: Path) -> None:
     shown = table.table(table.rows("T", 10, rows), ["dense", "sparse"])
     dense, sparse = (line.split(" | ") for line in shown.split("\n")[2:])
-    share = ["100.00 ± 0.00", "15.0 ± 0.0", "100.00 ± 0.00", "75.0 ± 0.0 |"]
+    share = ["100.00 ± 0.00", "15.0 ± 0.0", "100.00 ± 0.00", "100.00 ± 0.00", "75.0 ± 0.0 |"]
     # Both arms reach dense's end less a point with the fifteenth evaluation: the last ten are then those after the jump.
     assert dense == ["| `dense`", "0.1", "3", "51.0 ± 2.5", "51.0 ± 2.5", "", "15.0 ± 0.0", "5.0 ± 0.0", *share]
     # Differences are 1 and 3 points: 2 ± 12.706 * 1.414 / 1.414.
     assert sparse[2:6] == ["**2**", "52.5 ± 19.1", "52.5 ± 19.1", "2.0 ± 12.7"]
-    assert sparse[8:] == ["10.00 ± 0.00", "1.5 ± 0.0", "10.00 ± 0.00", "25.0 ± 0.0 |"]
+    assert sparse[8:] == ["10.00 ± 0.00", "1.5 ± 0.0", "10.00 ± 0.00", "–", "25.0 ± 0.0 |"]  # noqa: RUF001
 
 
 def test_a_twin_stands_beside_the_arm_that_it_repeats(table: ModuleType, rows: Path) -> None:

@@ -65,8 +65,9 @@ class Stream:
     def __iter__(self) -> Iterator[Update]:
         try:
             for update in self.updates:
-                self.metrics = update.metrics
+                self.metrics = tuple(update.metrics)
                 yield update
+                del update  # before the next client trains: one update is held, whatever the cohort
         except Exception as error:
             self.failure = error
             raise

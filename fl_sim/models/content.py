@@ -11,6 +11,8 @@ from torch import Tensor
 
 from fl_sim.models.memory_overlap import strided_parts
 
+Hash = xxhash.xxh3_64 | xxhash.xxh3_128
+
 
 def digest_of(value: object) -> str:
     """Sixteen hexadecimal digits of a value: equal for equal bits, whatever the memory layout and device.
@@ -19,11 +21,12 @@ def digest_of(value: object) -> str:
         value: a tensor, an array, a mapping or sequence of such, or anything whose `repr` says what it is.
     """
     check = xxhash.xxh3_64()
-    _add(value, check)
+    add_content(value, check)
     return check.hexdigest()
 
 
-def _add(value: object, check: xxhash.xxh3_64) -> None:
+def add_content(value: object, check: Hash) -> None:
+    """Add a value to a hash; see `digest_of`."""
     match value:
         case Tensor():
             check.update(f"{value.dtype}{tuple(value.shape)}{value.layout}".encode())
@@ -38,11 +41,11 @@ def _add(value: object, check: xxhash.xxh3_64) -> None:
         case Mapping():
             for key, each in value.items():
                 check.update(repr(key).encode())
-                _add(each, check)
+                add_content(each, check)
         case list() | tuple():
             check.update(f"{len(value)}".encode())
             for each in value:
-                _add(each, check)
+                add_content(each, check)
         case _:
             check.update(repr(value).encode())
 

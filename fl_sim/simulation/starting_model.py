@@ -122,7 +122,7 @@ def make_exchange(
         personal=(*models.personal_names(model, experiment.model.personal), *kept),
         extra=extra.of(schema),
     )
-    others = {name: value.detach() for name, value in constants(model).items() if name in given and name not in fixed}
+    others = _constants(model, given)
     base = {name: value for name, value in {**untravelled(model, exchange), **others}.items() if name in given}
     if not fixed and not base:
         return exchange
@@ -132,7 +132,14 @@ def make_exchange(
     return replace(exchange, frozen=frozen_weights, base=base_schema)
 
 
+def _constants(model: nn.Module, names: Collection[str]) -> Params:
+    """Those of a model's constants that are no frozen parameters and have one of these names."""
+    fixed = dict(model.named_parameters())
+    return {name: value.detach() for name, value in constants(model).items() if name in names and name not in fixed}
+
+
 def untravelled(model: nn.Module, exchange: Exchange) -> Params:
-    """Frozen weights and personal entries of a model: what a client holds and no payload carries."""
+    """What a client holds of a model and no payload of a round carries: frozen weights, a file's constants, personal entries."""
+    others = _constants(model, () if exchange.base is None else exchange.base.names)
     own = snapshot(model, exchange.personal) if exchange.personal else {}
-    return {**frozen(model), **own}
+    return {**frozen(model), **others, **own}

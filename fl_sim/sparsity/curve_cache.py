@@ -8,15 +8,15 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-import torch
 import xxhash
 from torch import Tensor, nn
 
 from fl_sim.data.cache import folder
 from fl_sim.models import prunable_names
+from fl_sim.models.content import add_content
 from fl_sim.sparsity.curves import MeasureCurves, Progress, no_progress
 
-VERSION = "curves/2"
+VERSION = "curves/3"
 
 
 def cached_curves(
@@ -40,9 +40,7 @@ def cached_curves(
 def content_key(measure: MeasureCurves, model: nn.Module, images: Tensor, names: Iterable[str]) -> str:
     """32 hex digits of the measurement's options, the model's structure and state, the images and the names."""
     digest = xxhash.xxh3_128(repr((VERSION, measure, str(model), list(names))).encode())
-    for name, value in [*model.state_dict().items(), ("", images)]:
-        digest.update(repr((name, str(value.dtype), tuple(value.shape))).encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())  # NumPy has no bfloat16
+    add_content({**model.state_dict(), "": images}, digest)
     return digest.hexdigest()
 
 

@@ -164,3 +164,12 @@ def test_a_model_may_hold_a_sparse_tensor(tmp_path: Path, name: str) -> None:
     report = run_tiny(tmp_path, *SMALL, f"model.name={__name__}:{name}", "evaluate.every=1")
     assert report.summary["macs"]["dense"] == 640 + 64
     assert not any(report.summary["failures"].values())
+
+
+@pytest.mark.parametrize("strategy", ["rate_distortion", "layer_adaptive"])
+def test_what_is_measured_of_a_model_with_a_sparse_tensor(tmp_path: Path, strategy: str) -> None:
+    options = {"rate_distortion": ("density=0.5", "at=1"), "layer_adaptive": ("kilobytes=2",)}[strategy]
+    asked = (f"strategy.target=strategies.presets:{strategy}", *(f"strategy.{option}" for option in options))
+    report = run_tiny(tmp_path, *SMALL, *asked, "data.noise=16", f"model.name={__name__}:graph")
+    assert not any(report.summary["failures"].values())
+    assert report.summary["total_bytes"] > 0

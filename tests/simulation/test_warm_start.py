@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from federation import FOUR, TINY, WHOLE, run_tiny, tiny
+from federation import FOUR, TINY, WHOLE, run_tiny, same, tiny
+from interruption import KillAfter, Killed
 from safetensors.torch import save_file
 
 from fl_sim import Experiment, codecs, run
 from fl_sim.core.types import Params, UserError
 from fl_sim.models import build, merged, prunable_names
+from fl_sim.simulation import resume
 from fl_sim.simulation.federation import Federation
 from fl_sim.sparsity import keep_zeros
 from fl_sim.sparsity.one_model import METHODS, Request
@@ -239,6 +241,20 @@ def test_constants_of_a_file_take_the_place_of_the_builders_and_are_sent_once(
     size = len(codecs.encode(sent, None, schema=codecs.Schema.of(sent, [])))
     told = again.results.total_bytes - alone.results.total_bytes
     assert told == 4 * (size + 16)  # the hash that proves it, too
+
+
+@pytest.mark.parametrize("engine", ["inline", "workers", "cohort"])
+def test_clients_that_got_a_files_constants_before_a_kill_have_them_in_the_resumed_run(
+    tmp_path: Path, engine: str
+) -> None:
+    first = run_tiny(tmp_path / "first", *PROJECTED, "seed=3")
+    options = (*PROJECTED, *FOUR, given(first.folder), "rounds=2", "checkpoint.every=1", f"engine={engine}")
+    whole = run_tiny(tmp_path / "whole", *options)
+    with pytest.raises(Killed):
+        run(tiny(tmp_path / "parts", *options), KillAfter(1, 1))
+    resumed = resume(tiny(tmp_path / "parts", *options))
+    same(whole, resumed)
+    assert not any(resumed.summary["failures"].values())
 
 
 def test_constants_of_a_file_that_are_the_builders_cost_nothing(

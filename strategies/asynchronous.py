@@ -198,7 +198,7 @@ class AsyncServer:
 
 def _require_possible(slots: Slots, context: ServerContext) -> None:
     """Complain of what needs rounds. Raises UserError."""
-    if slots.account is not no_metrics:
+    if slots.account is not no_metrics and not getattr(slots.account, "any_schedule", False):
         raise UserError(
             f"schedule.kind = {context.schedule.kind!r}: not with this strategy, whose guarantee is for cohorts drawn anew in "
             "each round; allowed: kind = 'rounds'"

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import isclose
 from typing import cast
 
 import numpy as np
@@ -19,12 +20,14 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, Met
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
+from fl_sim.codecs import Schema
 from fl_sim.communication.extra import parameters
 from fl_sim.communication.messages import NUM_EXAMPLES
 from fl_sim.core.errors import USERS_OWN, error_line
 from fl_sim.core.types import Params, Update, UserError
 from strategies.base import Method
 from strategies.flower_memory import Keeper, layers
+from strategies.round_log import RoundLog
 from strategies.server_step import ServerState, with_statistics
 from strategies.sums import Sums
 
@@ -32,6 +35,9 @@ OURS = ("fraction_train", "fraction_evaluate", "min_train_nodes", "min_evaluate_
 """Options of Flower's strategies in whose place `[cohort]` and `[evaluate]` stand."""
 MOST_ASKED = 5
 """How often a strategy may ask which nodes there are; Flower's own ask twice."""
+UNCALLED = ("start", "configure_evaluate", "aggregate_evaluate", "summary", "evaluate_metrics_aggr_fn")
+"""What a ServerApp of Flower calls of a strategy and a run here does not."""
+log = logging.getLogger("fl_sim")
 
 
 @dataclass
@@ -60,8 +66,10 @@ def method_of(strategy: Strategy, target: str, options: Mapping[str, object]) ->
     """
     if idle := [key for key in options if key in OURS]:
         raise UserError(f"strategy.{idle[0]}: has no effect on {target!r}; needed: cohort.size, evaluate.clients")
+    if uncalled := [name for name in UNCALLED if _is_own(strategy, name)]:
+        log.warning("strategy %r: its %s is not called here: rounds and evaluation are the run's", target, uncalled[0])
     rule = FlowerRule(strategy, target)
-    return Method(aggregate=rule.aggregate, optimise=rule.optimise)
+    return Method(aggregate=rule.aggregate, optimise=rule.optimise, account=rule.own)
 
 
 @contextmanager
@@ -77,15 +85,52 @@ def _quiet() -> Iterator[None]:
 
 
 @dataclass
+class OwnMetrics:
+    """Metrics that a strategy's `aggregate_train` returned for the last round, without those that the log has already.
+
+    They do not depend on cohorts that are drawn anew, so that they go with every schedule.
+    """
+
+    any_schedule = True
+    target: str
+    _found: dict[str, float] = field(default_factory=dict)
+    _model: Schema | None = None
+    _told: set[str] = field(default_factory=set)
+
+    def __call__(self, rounds: int) -> Mapping[str, float]:
+        return self._found
+
+    def keep(self, found: MetricRecord | None, means: Mapping[str, float], model: Schema) -> None:
+        """Take what it returned; numbers that are `means`, the clients' weighted means, stand in the log as `train_...`."""
+        given = {name: value for name, value in (found or {}).items() if name != NUM_EXAMPLES}
+        numbers = {name: float(value) for name, value in given.items() if isinstance(value, (int, float))}
+        own = {f"strategy_{n}": v for n, v in numbers.items() if n not in means or not isclose(v, means[n])}
+        if lists := sorted(given.keys() - numbers.keys()):
+            self._tell(f"its metric {lists[0]!r} is a list; the log takes numbers, and not this one")
+        self._model = self._model or model
+        if own and self._model != model:  # the log asks once, after all of them
+            self._tell("its own metrics are not in the log, because the models of several capacities share it")
+            own = {}
+        self._found = own
+
+    def _tell(self, what: str) -> None:
+        if what not in self._told:
+            self._told.add(what)
+            log.warning("strategy %r: %s", self.target, what)
+
+
+@dataclass
 class FlowerRule:
     """Aggregation by a strategy of Flower; what it remembers is the memory of the server, so that it is saved and resumed."""
 
     strategy: Strategy
     target: str
     _memory: Params = field(default_factory=dict)
+    own: OwnMetrics = field(init=False)
     _keeper: Keeper = field(init=False)
 
     def __post_init__(self) -> None:
+        self.own = OwnMetrics(self.target)
         self._keeper = Keeper(self.strategy, f"strategy = {self.target!r}")
 
     def aggregate(self, state: ServerState, updates: Iterable[Update]) -> Params:
@@ -96,9 +141,10 @@ class FlowerRule:
         """
         schema, shown = state.schema, parameters(state.schema)
         old = schema.flat(state.params)
-        statistics, replies = Sums.zeros(schema, state.scratch), []
+        statistics, replies, clients = Sums.zeros(schema, state.scratch), [], RoundLog()
         for update in updates:
             statistics.add(update)
+            clients.add(update.num_examples, update.metrics)
             values = schema.flat(update.params)
             if update.mask is not None:
                 values = values.clone()
@@ -112,7 +158,7 @@ class FlowerRule:
         self._keeper.give(state.memory)
         try:
             with _quiet():
-                found = self._called(state.round + 1, given, replies)
+                found, metrics = self._called(state.round + 1, given, replies)
         except USERS_OWN as error:  # Flower's or the user's own, whatever it is
             if isinstance(error, UserError):
                 raise
@@ -120,6 +166,7 @@ class FlowerRule:
                 f"strategy = {self.target!r}: round {state.round + 1}: it raised {error_line(error)}"
             ) from error
         self._memory = self._keeper.take()
+        self.own.keep(metrics, clients.metrics, schema)
         made = self._parameters(found, {name: state.params[name] for name in shown.names})
         averaged = statistics.divided(
             lambda _, total, __: torch.from_numpy(total).div_(statistics.weight), between=False
@@ -153,7 +200,9 @@ class FlowerRule:
             made[name] = torch.from_numpy(np.array(values, dtype=np.float32))
         return made
 
-    def _called(self, number: int, given: ArrayRecord, replies: list[Message]) -> ArrayRecord | None:
+    def _called(
+        self, number: int, given: ArrayRecord, replies: list[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         config, nodes = ConfigRecord(), _Nodes(max(map(_awaited, layers(self.strategy))))
         tasks = list(self.strategy.configure_train(number, given, config, cast(Grid, nodes)))
         told = [config, *(each for task in tasks for each in task.content.config_records.values())]
@@ -172,7 +221,13 @@ class FlowerRule:
                 f"strategy = {self.target!r}: its configure_train sends other arrays than the global parameters, which clients "
                 "here would not get"
             )
-        return self.strategy.aggregate_train(number, replies)[0]
+        return self.strategy.aggregate_train(number, replies)
+
+
+def _is_own(strategy: Strategy, name: str) -> bool:
+    """Whether somebody else than Flower wrote this function of a strategy, or of one that it wraps."""
+    found = [getattr(each, name, None) for each in layers(strategy)]
+    return any(each is not None and not str(getattr(each, "__module__", "")).startswith("flwr.") for each in found)
 
 
 def _awaited(strategy: Strategy) -> int:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from federation import same
 from flwr.app import Array as FlowerArray
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import DifferentialPrivacyServerSideFixedClipping as Clipping
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedYogi
@@ -209,3 +209,70 @@ def test_a_strategy_whose_wrapped_one_keeps_something_runs_and_is_not_resumed(tm
         run(experiment(tmp_path / "parts", asked), KillAfter(2, 1))
     with pytest.raises(UserError, match="does not hold: it cannot be resumed; needed: --fresh"):
         resume(experiment(tmp_path / "parts", asked), quiet=True)
+
+
+class Measures(FedAvg):
+    """Returns metrics of its own beside those of the clients, and has an evaluation of its own."""
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        made, found = super().aggregate_train(server_round, replies)
+        assert found is not None
+        own = {"twice": 2.0 * server_round, "kept": 3, "all": [1.0, 2.0]}
+        return made, MetricRecord({**found, **own})
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        raise NotImplementedError
+
+
+class Largest(FedAvg):
+    """The clients' metrics are aggregated otherwise."""
+
+    def __init__(self) -> None:
+        super().__init__(train_metrics_aggr_fn=largest)
+
+
+def largest(records: list[RecordDict], weighted_by: str) -> MetricRecord:
+    return MetricRecord({"loss": max(float(str(record["metrics"]["loss"])) for record in records)})
+
+
+def test_a_strategys_own_metrics_are_in_the_log_and_those_of_clients_only_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    plain = run(experiment(tmp_path / "plain", f"{FLOWER}FedAvg"), quiet=True).rounds
+    rows = run(experiment(tmp_path / "own", f"strategy.target={__name__}:Measures"), quiet=True).rounds
+    assert [row["strategy_twice"] for row in rows] == [2.0 * row["round"] for row in rows]
+    assert {row["strategy_kept"] for row in rows} == {3.0}
+    assert set(rows[0]) - set(plain[0]) == {"strategy_twice", "strategy_kept"}, "the clients' means stand there already"
+    said = [each.getMessage() for each in caplog.records if "Measures" in each.getMessage()]
+    assert sum("its metric 'all' is a list" in line for line in said) == 1
+    assert sum("its aggregate_evaluate is not called here" in line for line in said) == 1
+    assert not any("not called here" in each.getMessage() for each in caplog.records if "FedAvg" in each.getMessage())
+
+
+def test_a_metric_that_a_strategy_aggregates_otherwise_stands_beside_the_mean(tmp_path: Path) -> None:
+    rows = run(experiment(tmp_path, f"strategy.target={__name__}:Largest"), quiet=True).rounds
+    assert all(row["strategy_loss"] > row["train_loss"] for row in rows)
+
+
+def test_metrics_of_a_strategy_that_two_models_share_are_left_out_and_said(caplog: pytest.LogCaptureFixture) -> None:
+    rule = FlowerRule(Measures(), "Measures")
+    with identified(RUN_ID):
+        for size in (2, 3):
+            schema = Schema.of({"w": torch.zeros(size)}, ["w"])
+            state = ServerState(schema, schema.view(torch.zeros(size)))
+            rule.aggregate(state, iter([Update(schema.view(torch.ones(size)), 3, metrics={"loss": 1.0})]))
+    assert rule.own(1) == {}
+    assert "the models of several capacities share it" in caplog.text
+
+
+def test_a_strategy_with_metrics_of_its_own_runs_without_rounds(tmp_path: Path) -> None:
+    asked = experiment(
+        tmp_path,
+        f"strategy.target={__name__}:Measures",
+        "schedule.kind=fedbuff",
+        "schedule.buffer=2",
+        "network.links.4G=1",
+    )
+    assert all(row["strategy_twice"] > 0 for row in run(asked, quiet=True).rounds)

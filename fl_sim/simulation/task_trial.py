@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from pathlib import Path
 
 import torch
@@ -74,6 +76,46 @@ def _try_loss(where: str, task: LearningTask, batch: Batch, outputs: Tensor) -> 
             f"{where}: its criterion's loss has no gradient by the outputs{here}; needed: a loss that PyTorch computes from "
             "them, without .item(), .detach() or NumPy"
         ) from error
+    if (said := _not_a_mean(task, outputs, batch[1])) is not None:
+        raise UserError(f"{where}: on {told} {said}{here}")
+
+
+def _not_a_mean(task: LearningTask, outputs: Tensor, targets: Tensor) -> str | None:
+    """What is wrong with a criterion that is no mean over the samples, or sets each output beside the targets of all; else None."""
+
+    def loss(outputs: Tensor, targets: Tensor) -> float:
+        with warnings.catch_warnings():  # PyTorch's own words on broadcasting: ours are in the error
+            warnings.simplefilter("ignore")
+            return float(task.criterion(outputs, targets))
+
+    outputs = outputs + 0.1 * torch.randn_like(outputs)  # a head that starts at zero answers the same to all
+    try:
+        once, twice = loss(outputs, targets), loss(outputs.repeat_interleave(2, 0), targets.repeat_interleave(2, 0))
+        moved = [loss(outputs, targets.roll(by, 0)) for by in (1, 3)]
+        alike = loss(outputs, targets[:1].expand_as(targets))
+    except USERS_OWN:  # it takes what the loop gives it, and need not take others
+        return None
+    if _is_near(twice, 2 * once) and not _is_near(once, 0.0):
+        return "its criterion is a sum over the samples, twice as large for twice as many; needed: the mean loss"
+    if _widened(outputs, targets) and all(_is_near(each, once) for each in moved) and not _is_near(alike, once):
+        return (
+            "its criterion compares the outputs of each sample with the targets of all samples, because PyTorch broadcasts "
+            "these shapes; needed: one shape, for instance outputs.squeeze(1)"
+        )
+    return None
+
+
+def _widened(outputs: Tensor, targets: Tensor) -> bool:
+    """Whether an elementwise operation on both is larger than either of them."""
+    try:
+        both = torch.broadcast_shapes(outputs.shape, targets.shape)
+    except RuntimeError:  # they do not go together
+        return False
+    return bool(both.numel() > max(outputs.numel(), targets.numel()))
+
+
+def _is_near(one: float, other: float) -> bool:
+    return math.isclose(one, other, rel_tol=1e-5, abs_tol=1e-12)
 
 
 def _try_metrics(where: str, task: LearningTask, batch: Batch, outputs: Tensor) -> None:

@@ -228,6 +228,11 @@ def attacked(
     if kind in NEED_CLASSES and not classes:
         raise UserError(f"attack.kind = {kind!r}: flips labels; allowed: task = 'classification'")
     members = attackers_of(share=share, seed=seed, num_clients=num_clients)
+    if attack is alie and len(members) == 1:
+        raise UserError(
+            f"attack.kind = 'alie': shifts by the spread of several attackers' updates, and attack.share = {share} of "
+            f"{num_clients} clients is one of them; needed: at least {2 / num_clients:g}"
+        )
     return (
         honest
         if not members

@@ -30,15 +30,15 @@ class Eden:
     quantiser's error: 0.571, 0.133, 0.0358 and 0.0096 for 1 to 4 bits. `unbiased = false` takes S = <R x, Q(z)> /
     ||Q(z)||_2^2, which has the least error, D, and goes with error feedback.
 
-    All tensors are one vector, cut into blocks of 4096; the last block is filled up with zeros to a power of two. The
-    levels are entropy-coded, which the paper names an option: 2^bits levels take a little less than `bits` bits.
-
-        seed 8 bytes | levels of all blocks by `fl_sim.codecs.symbol_coding`, where the float32 S of each block ride
+    All tensors are one vector, cut into blocks of 4096; the last block is filled up with zeros to a power of two. Levels
+    are entropy-coded, an option of the paper: 2^bits of them take a little less than `bits` bits. The bytes: seed, 8;
+    levels of all blocks by `fl_sim.codecs.symbol_coding`, where the float32 S of each block ride.
 
     Args:
-        bits: of a level, from 1 to 8.
-        unbiased: which S.
+        bits: of a level, from 1 to 8. unbiased: which S.
     """
+
+    stateless = True
 
     def __init__(self, *, bits: int = 4, unbiased: bool = True) -> None:
         if not isinstance(bits, int) or not 1 <= bits <= MOST_BITS:

@@ -33,6 +33,8 @@ class Drive:
         unbiased: which S.
     """
 
+    stateless = True
+
     def __init__(self, *, unbiased: bool = True) -> None:
         self.unbiased = unbiased
 

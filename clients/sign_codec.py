@@ -19,6 +19,8 @@ class SignSGD:
         for each tensor: magnitude float32 | ceil(d / 8) bytes of bits, 1 = positive, padded with zeros
     """
 
+    stateless = True
+
     def encode(self, tensors: Params, state: Params, rng: torch.Generator) -> bytes:
         """See `fl_sim.codecs.Codec`; keeps and draws nothing."""
         parts = []

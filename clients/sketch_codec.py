@@ -38,6 +38,8 @@ class CountSketch:
         density: share of the values that is decoded, above 0 and at most 1.
     """
 
+    stateless = True
+
     def __init__(self, *, rows: int = 5, share: float = 0.2, density: float = 0.02) -> None:
         if rows < 1 or rows % 2 == 0:
             raise UserError(f"rows = {rows}: must be an odd number, so that the median is unbiased")

@@ -32,6 +32,8 @@ class Atomo:
         unbiased: whether they are drawn.
     """
 
+    stateless = True
+
     def __init__(self, *, rank: int = 2, unbiased: bool = True) -> None:
         if rank < 1:
             raise UserError(f"rank = {rank}: must be at least 1")

@@ -25,7 +25,7 @@ from strategies.flights import Flight, Flights, devices_of
 from strategies.lanes import Lane, shares
 from strategies.round_log import RoundFailed
 from strategies.selection import uniform
-from strategies.slots import Slots, no_metrics
+from strategies.slots import Slots
 from strategies.uplink_receiver import OnReply
 
 log = logging.getLogger("fl_sim")
@@ -198,7 +198,7 @@ class AsyncServer:
 
 def _require_possible(slots: Slots, context: ServerContext) -> None:
     """Complain of what needs rounds. Raises UserError."""
-    if slots.account is not no_metrics and not getattr(slots.account, "any_schedule", False):
+    if slots.counts_cohorts:
         raise UserError(
             f"schedule.kind = {context.schedule.kind!r}: not with this strategy, whose guarantee is for cohorts drawn anew in "
             "each round; allowed: kind = 'rounds'"

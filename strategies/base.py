@@ -12,7 +12,7 @@ from strategies.asynchronous import AsyncServer
 from strategies.federated_server import FederatedServer
 from strategies.flower_strategy import FlowerStrategy
 from strategies.round_log import Failure, RoundFailed, RoundLog
-from strategies.slots import RoundMetrics, Slots, no_metrics
+from strategies.slots import RoundMetrics, Slots, no_metrics, require_one_model
 from strategies.sparse_server import SparseServer
 
 __all__ = [
@@ -37,7 +37,13 @@ class Method(Slots):
         return self.federated(context, *others)
 
     def federated(self, context: ServerContext, *others: ServerContext) -> FederatedServer:
-        """The server of a run in rounds."""
+        """The server of a run in rounds.
+
+        Raises:
+            UserError: several models, and a guarantee for one.
+        """
+        if others:
+            require_one_model(self)
         return FederatedServer([SparseServer(self, each) for each in (context, *others)], self.couple_models)
 
     def strategy(self, context: ServerContext, *others: ServerContext) -> FlowerStrategy:

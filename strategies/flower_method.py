@@ -91,7 +91,7 @@ class OwnMetrics:
     They do not depend on cohorts that are drawn anew, so that they go with every schedule.
     """
 
-    any_schedule = True
+    holds_always = True
     target: str
     _found: dict[str, float] = field(default_factory=dict)
     _model: Schema | None = None

@@ -38,7 +38,9 @@ from functools import lru_cache
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from fl_sim.codecs import Schema
 from fl_sim.core.seeding import Purpose, generator
 from fl_sim.core.types import Params, Update, UserError
 from fl_sim.sparsity import Shared
@@ -81,6 +83,7 @@ class PrivateMean:
             released[: schema.prunable_size] = schema.flat_mask(mask)
         total = torch.zeros_like(old)
         for update in updates:
+            self._require_shared(schema, update, released)
             change = torch.where(released, schema.flat(update.params).double() - old, 0.0)
             if update.mask is not None:
                 change[: schema.prunable_size] *= schema.flat_mask(update.mask)
@@ -94,6 +97,21 @@ class PrivateMean:
             if name.endswith("running_var"):
                 params[name].clamp_(min=LEAST_VARIANCE)
         return params
+
+    def _require_shared(self, schema: Schema, update: Update, released: Tensor) -> None:
+        """Check that a client sent the coordinates of the shared mask.
+
+        Raises:
+            UserError: it sent others, of which no use would be made.
+        """
+        if self.shared is None:
+            return
+        if update.mask is None or not torch.equal(schema.flat_mask(update.mask), released[: schema.prunable_size]):
+            density = self.shared.density
+            raise UserError(
+                f"strategy.shared_density = {density:g}: a client sent other coordinates than the shared mask has; needed: "
+                f"client.target = 'clients.presets:shared_random', client.density = {density:g}"
+            )
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,8 @@ class Slots:
         couple_models: couples the models of a federation with several capacities.
         calibrate: makes the mask rule anew after each round, from measurements; it takes the place of `adjust_mask`.
         downlink: chooses the value type of each tensor that is sent.
-        account: further numbers for the round's log.
+        account: further numbers for the round's log. Those that do not depend on cohorts drawn anew from the clients of one model
+            have an attribute `holds_always = True`; without it, asynchronous schedules and capacities are refused.
         select: chooses the clients of a round.
         send: extra tensors of the tasks.
         takes: names of the extra tensors of the updates that this algorithm uses; a client that sends others, or lacks one,
@@ -70,12 +71,29 @@ class Slots:
     takes: Sequence[str] = ()
     config: Mapping[str, Scalar] = field(default_factory=dict)
 
+    @property
+    def counts_cohorts(self) -> bool:
+        """Whether it has numbers of its own that hold for cohorts drawn anew from one model's clients, such as an epsilon."""
+        return self.account is not no_metrics and not getattr(self.account, "holds_always", False)
+
     def __post_init__(self) -> None:
         for key, value in self.config.items():
             if not isinstance(value, Scalar):
                 raise UserError(
                     f"strategy: config[{key!r}] = {value!r}: only numbers, texts and bytes travel to clients"
                 )
+
+
+def require_one_model(slots: Slots) -> None:
+    """Check before round 1, where a run has several models, that the algorithm's guarantee is not for one cohort.
+
+    Raises:
+        UserError: it has numbers of its own, such as an epsilon, which are for one model and its cohorts.
+    """
+    if slots.counts_cohorts:
+        raise UserError(
+            "capacities: not with this strategy, whose guarantee is for one model and its cohorts; remove capacities"
+        )
 
 
 def require_whole_tensors(slots: Slots, context: ServerContext) -> None:

@@ -33,7 +33,11 @@ OWN = "own"
 
 
 class Codec(Protocol):
-    """A compressor. One object serves all clients of a process, so it keeps nothing on itself: that is what `state` is for."""
+    """A compressor. One object serves all clients of a process, so it keeps nothing on itself: that is what `state` is for.
+
+    A codec that keeps nothing there says so by an attribute `stateless = True`: differential privacy is amplified by sampling
+    only where clients keep nothing of their data.
+    """
 
     def encode(self, tensors: Params, state: Params, rng: torch.Generator) -> bytes:
         """Encode the tensors of one message.
@@ -77,6 +81,8 @@ class Own:
             made: object = self.codec.encode(tensors, self.state, torch.Generator().manual_seed(seed))
         if not isinstance(made, (bytes, bytearray)):
             raise UserError(f"encode returned {type(made).__name__}; needed: bytes")
+        if self.state and getattr(self.codec, "stateless", False):
+            raise UserError(f"encode keeps {sorted(self.state)[0]!r} in its state, and says stateless = True")
         return bytes(made)
 
     def decode(self, data: memoryview, count: int) -> Values:

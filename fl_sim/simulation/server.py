@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -12,6 +13,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from torch import nn
 
+from fl_sim.communication.exchange import OwnCoding
 from fl_sim.communication.ledger import Ledger
 from fl_sim.communication.mask_log import MaskRecorder
 from fl_sim.communication.payload_log import PayloadRecorder
@@ -28,6 +30,7 @@ from fl_sim.simulation.model_track import ModelTrack
 from fl_sim.simulation.round_budget import require_budget
 
 T = TypeVar("T")
+log = logging.getLogger("fl_sim")
 
 
 class GlobalModel(Protocol):
@@ -87,10 +90,11 @@ def build_server(
         UserError: the target makes something else, or several capacities are asked for what one model alone can have.
     """
     experiment = federation.experiment
+    rounds = experiment.schedule.in_rounds
     run = {
         "seed": experiment.seed,
         "num_clients": len(federation.partitions),
-        "cohort_size": experiment.step_size,
+        "cohort_size": min(track.cohort_size for track in federation.tracks) if rounds else experiment.step_size,
         "kept": kept_by_clients(federation),
         "training": experiment.local_training,
     }
@@ -100,6 +104,8 @@ def build_server(
         method = adapted(method, experiment.strategy.target, experiment.strategy.options)
     if not hasattr(method, "server"):
         raise UserError(f"strategy {experiment.strategy.target!r} made a {type(method).__name__}, not a Method")
+    if experiment.attack is not None and getattr(method, "counts_cohorts", False):
+        log.warning("attack: an epsilon is that of the clients that do not attack; attackers may pool their data")
     if experiment.model.adapter is not None and _prunes(method):
         raise UserError(
             f"model.adapter: not with a strategy that prunes, {experiment.strategy.target!r}: B starts at zero, so that a mask "
@@ -127,13 +133,17 @@ def _prunes(method: object) -> bool:
 def kept_by_clients(federation: Federation) -> tuple[str, ...]:
     """Settings by which a client may keep something of its data between rounds, for privacy accounting.
 
-    A client that keeps nothing says so: an attribute `stateless = True` of what the config's `client` names.
+    A client or a codec that keeps nothing says so: an attribute `stateless = True` of what the config names.
     """
     target, exchange = federation.experiment.client, federation.first.exchange
+    uplink = exchange.uplink
+    codec = uplink.codec if isinstance(uplink, OwnCoding) else None
     may = {
         "wire.error_feedback = true": exchange.error_feedback,
         "model.statistics = 'local'": federation.experiment.model.statistics == "local",
         f"model.personal = {federation.experiment.model.personal!r}": federation.experiment.model.personal is not None,
+        f"wire.codec.uplink = {getattr(uplink, 'name', '')!r}, which does not say stateless = True": codec is not None
+        and not getattr(codec, "stateless", False),
         f"client = {target.target!r}, which does not say stateless = True": not getattr(
             target.resolve(), "stateless", False
         ),

@@ -81,6 +81,15 @@ def test_colluding_attackers_send_the_same() -> None:
     assert torch.equal(sent[0], sent[2])
 
 
+def test_alie_of_a_single_attacker_would_change_nothing_and_is_refused(tmp_path: Path) -> None:
+    alone = tiny(tmp_path, "attack.kind=alie", "attack.share=0.17")  # of six clients
+    with pytest.raises(
+        UserError, match=r"^attack.kind = 'alie': .* of 6 clients is one of them; needed: at least 0.333333$"
+    ):
+        client_of(Federation.build(alone, quiet=True).first)
+    client_of(Federation.build(tiny(tmp_path, "attack.kind=sign_flip", "attack.share=0.17"), quiet=True).first)
+
+
 def test_who_attacks_is_drawn_once_from_the_seed(tmp_path: Path) -> None:
     first = attackers_of(tiny(tmp_path, "attack.share=0.5"))
     assert len(first) == 3

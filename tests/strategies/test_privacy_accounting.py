@@ -12,12 +12,39 @@ from federation import run_tiny
 from scipy.stats import norm
 
 from fl_sim.codecs import Schema
-from fl_sim.core.types import Task, Update
+from fl_sim.core.types import Params, Task, Update, UserError
 from fl_sim.training.client import ClientContext
 from strategies.privacy import Accountant, PrivateMean, gaussian_epsilon
 from strategies.server_step import ServerState
 
 DELTA = 1e-5
+
+
+class Plain:
+    """Sends float32 as it is."""
+
+    def encode(self, tensors: Params, state: Params, rng: torch.Generator) -> bytes:
+        return b"".join(value.numpy().tobytes() for value in tensors.values())
+
+    def decode(self, data: bytes, schema: Schema) -> Params:
+        flat = torch.frombuffer(bytearray(data), dtype=torch.float32).split(list(schema.numels))
+        return {n: part.view(shape) for n, part, shape in zip(schema.names, flat, schema.shapes, strict=True)}
+
+
+class Keeps(Plain):
+    """Keeps something of what it was given."""
+
+    def encode(self, tensors: Params, state: Params, rng: torch.Generator) -> bytes:
+        state["last"] = torch.cat([value.flatten()[:1] for value in tensors.values()])
+        return super().encode(tensors, state, rng)
+
+
+class Lies(Keeps):
+    """And says that it does not."""
+
+    stateless = True
+
+
 PRIVATE = ["model.name=cnn", "strategy.target=strategies.presets:private", "strategy.noise=0.7"]
 
 
@@ -87,6 +114,12 @@ def unknown(task: Task, ctx: ClientContext) -> Update:
         ([f"client.target={__name__}:unknown"], "stateless"),
         (["client.target=clients.presets:topk", "wire.error_feedback=true"], "wire.error_feedback = true"),
         (["model.name=cnn_bn", "model.statistics=local"], "model.statistics = 'local'"),
+        (["wire.codec.uplink=drive", "wire.uplink.content=difference"], None),
+        (["wire.codec.uplink=powersgd", "wire.uplink.content=difference"], "wire.codec.uplink = "),
+        (
+            [f"wire.codec.uplink={__name__}:Keeps"],
+            f"wire.codec.uplink = '{__name__}:Keeps', which does not say stateless",
+        ),
         (["model.name=resnet8", "client.target=clients.presets:feature_distillation"], "feature_distillation"),
     ],
 )
@@ -104,6 +137,37 @@ def test_what_clients_keep_costs_the_amplification_and_is_said(
         assert len(lines) == 1
         assert told in lines[0]
         assert report.rounds[0]["epsilon"] == exact
+
+
+def test_a_codec_that_keeps_something_and_says_otherwise_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="encode keeps 'last' in its state, and says stateless = True"):
+        run_tiny(tmp_path, f"wire.codec.uplink={__name__}:Lies")
+
+
+def test_capacities_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^capacities: not with this strategy, whose guarantee is for one model"):
+        run_tiny(tmp_path, *PRIVATE, "capacities=[{name='cnn', width=0.5, share=0.5}]")
+
+
+def test_an_attack_is_said_to_be_beside_epsilon(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run_tiny(tmp_path, *PRIVATE, "rounds=1", "training.steps=1", "attack.kind=colluding", "attack.share=0.5")
+    assert "an epsilon is that of the clients that do not attack" in caplog.text
+    caplog.clear()
+    run_tiny(tmp_path / "plain", "rounds=1", "training.steps=1", "attack.kind=colluding", "attack.share=0.5")
+    assert "epsilon" not in caplog.text
+
+
+@pytest.mark.parametrize("client", ["fedavg", "shared_random", "topk"])
+def test_clients_that_send_others_than_the_shared_coordinates_are_refused(client: str, tmp_path: Path) -> None:
+    named = [f"client.target=clients.presets:{client}", *([] if client == "fedavg" else ["client.density=0.3"])]
+    asked = [*PRIVATE, "rounds=1", "training.steps=1", *named]
+    said = (
+        r"strategy.shared_density = 0.1: a client sent other coordinates .* needed: client.target = '.*:shared_random'"
+    )
+    with pytest.raises(UserError, match=said):
+        run_tiny(tmp_path, *asked, "strategy.shared_density=0.1")
+    if client == "shared_random":
+        run_tiny(tmp_path / "right", *asked, "strategy.shared_density=0.3")
 
 
 def test_a_residual_of_any_size_moves_the_released_sum_by_at_most_the_sensitivity() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -147,8 +148,11 @@ def test_replacing_a_client_moves_the_sum_by_no_more_than_the_sensitivity(seeds,
     rule = Shared(0.5, 3) if shared else None
     aggregate = PrivateMean(clip=0.7, noise=1e-12, cohort=8, seed=5, shared=rule)
     old = state()
-    rest = [update(seed) for seed in seeds]
-    one, two = aggregate(old, [update(60), *rest]), aggregate(old, [update(other), *rest])
+    sent = None if rule is None else rule(1, {name: old.params[name] for name in old.schema.prunable})
+    rest, first, second = (
+        [replace(one, mask=sent or one.mask) for one in map(update, each)] for each in (seeds, [60], [other])
+    )
+    one, two = aggregate(old, [*first, *rest]), aggregate(old, [*second, *rest])
     moved = torch.cat([(one[n] - two[n]).double().reshape(-1) for n in SHAPES if n != "bn.running_var"])
     assert float(moved.norm()) <= 2 * 0.7 / 8 + 1e-5
 

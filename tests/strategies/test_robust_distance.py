@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from federation import tiny
+from federation import run_tiny, tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from updates import PRUNABLE, SHAPES, mask, params, state
@@ -110,3 +110,11 @@ def test_what_krum_cannot_withstand_is_said_before_round_1(tmp_path: Path, keys:
     with pytest.raises(UserError) as error:
         experiment.strategy.build({"cohort_size": 4})
     assert said in str(error.value)
+
+
+def test_krum_counts_the_clients_of_each_model_of_several_capacities(tmp_path: Path) -> None:
+    krum = ("cohort.size=4", "strategy.aggregate=krum", "rounds=1")
+    assert run_tiny(tmp_path / "one", *krum).summary["rounds"] == 1
+    two = "capacities=[{name='cnn_bn', width=0.25, share=0.5}]"
+    with pytest.raises(UserError, match=r"withstands 0 bad of 2 clients .* only where 2 x 0 \+ 2 < 2"):
+        run_tiny(tmp_path / "two", *krum, two)

@@ -151,6 +151,26 @@ def tell_without_effect(federation: Federation, *, prunes: bool) -> None:
             log.warning("%s", line)
 
 
+def tell_lost_extra(federation: Federation) -> None:
+    """Say where clients that keep their part of what the server sums up, as in SCAFFOLD and FedDyn, get out of step with it."""
+    experiment, exchange = federation.experiment, federation.first.exchange
+    if not exchange.extra or getattr(experiment.client.resolve(), "stateless", False):
+        return
+    network, schedule = experiment.network, experiment.schedule
+    loses = {
+        "network.dropout": bool(network.dropout),
+        "network.deadline_s": network.deadline_s is not None and schedule.in_rounds,
+        "schedule.max_staleness": bool(schedule.max_staleness),
+        f"wire.uplink.values = {exchange.uplink.values!r}, which rounds": exchange.uplink.values not in LOSSLESS,
+    }
+    for what in (what for what, does in loses.items() if does):
+        log.warning(
+            "%s: what of an update does not reach the server its client keeps: both drift apart (SCAFFOLD's c is then not the mean "
+            "of the c_i, nor FedDyn's h that of the gradients)",
+            what,
+        )
+
+
 def _of_model(track: ModelTrack, prunes: bool) -> Iterator[str]:
     experiment, exchange = track.experiment, track.exchange
     wire, chooses = experiment.wire, getattr(client_of(track), "sends_all", None)

@@ -25,7 +25,7 @@ from fl_sim.models.parameters import load
 from fl_sim.runtime.server_context import Accounting, Sampling, ServerContext, ServerSnapshot
 from fl_sim.simulation.client_side import client_of
 from fl_sim.simulation.federation import Federation
-from fl_sim.simulation.idle_keys import tell_without_effect
+from fl_sim.simulation.idle_keys import tell_lost_extra, tell_without_effect
 from fl_sim.simulation.model_track import ModelTrack
 from fl_sim.simulation.round_budget import require_budget
 
@@ -118,6 +118,7 @@ def build_server(
             experiment, first.exchange, first.initial, first.start, prunes=_prunes(method), sends_all=sends_all
         )
     tell_without_effect(federation, prunes=_prunes(method))
+    tell_lost_extra(federation)
     if len(federation.tracks) > 1 and experiment.wire.record_masks:
         raise UserError("wire.record_masks: not with capacities; allowed with one model only")
     accounting = Accounting(ledger, experiment.network, recorder, payloads)

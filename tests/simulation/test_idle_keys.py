@@ -130,3 +130,24 @@ def test_a_client_that_asks_for_no_training_is_said(tmp_path: Path, caplog: pyte
     (line,) = told(caplog, experiment)
     assert line.startswith("[training]: lr, steps, batch_size, momentum: no effect here")
     assert told(caplog, tiny(tmp_path, "training.momentum=0.9")) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ((), None),
+        (("network.links.4G=1", "network.dropout=0.1"), "network.dropout"),
+        (("network.links.4G=1", "network.deadline_s=100"), "network.deadline_s"),
+        (("wire.uplink.values=int8", "wire.uplink.content=difference"), "wire.uplink.values = 'int8', which rounds"),
+    ],
+)
+@pytest.mark.parametrize("method", ["scaffold", "feddyn", "fednova"])
+def test_where_clients_and_server_get_out_of_step_is_said(
+    method: str, options: tuple[str, ...], told: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    named = (f"client.target=clients.presets:{method}", f"strategy.target=strategies.presets:{method}")
+    if method == "fednova":
+        named, told = (f"client.target=clients.presets:{method}", named[1]), None  # its clients keep nothing
+    run_tiny(tmp_path, *named, *options, "rounds=1", "training.steps=1")
+    lines = [each.getMessage() for each in caplog.records if "both drift apart" in each.getMessage()]
+    assert [line.startswith(told or "") for line in lines] == ([] if told is None else [True])

@@ -1,4 +1,4 @@
-"""MACs that each sample really needs: active inputs times active outputs of every convolution and linear layer."""
+"""MACs that gates save each sample: of the layers behind and before a gate, inactive inputs and outputs cost nothing."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from fl_sim.gating.graph import channels_from
 from fl_sim.models.graph import modules_of
 
 
-def active_macs(net: fx.GraphModule, x: Tensor) -> Tensor:
-    """MACs of each sample of `x` (B, C, H, W), int64 (B,), in evaluation mode; the gates' own are not included.
+def saved_macs(net: fx.GraphModule, x: Tensor) -> Tensor:
+    """MACs that each sample of `x` (B, C, H, W) does without, int64 (B,), in evaluation mode.
 
-        MACs = sum_l K_l^2 H_l W_l sum_groups (active inputs)(active outputs)
+        saved = sum_l K_l^2 H_l W_l sum_groups (inputs outputs - (active inputs)(active outputs))
 
-    An output is inactive where a predictive gate has it off; an input where the layer that made it has it off and only
-    channel-by-channel operations lie between.
+    over the convolutions and linear layers that a gate stands behind or feeds. An output is inactive where a predictive gate
+    has it off; an input where the layer that made it has it off and only channel-by-channel operations lie between. No
+    other operation saves anything.
     """
     training = net.training
     net.eval()
@@ -40,18 +41,23 @@ def active_macs(net: fx.GraphModule, x: Tensor) -> Tensor:
         source = node.args[0]
         assert isinstance(source, fx.Node)
         feeding = called[origin[source]] if source in origin else None
-        total += _layer_macs(layer, _positions(node), _mask(feeding, x), _mask(skipping.get(node), x))
+        inputs, outputs = _mask(feeding), _mask(skipping.get(node))
+        if inputs is not None or outputs is not None:
+            positions = _positions(node, layer)
+            total += (_layer_macs(layer, positions, None, None) - _layer_macs(layer, positions, inputs, outputs)).to(
+                x.device
+            )
     return total
 
 
-def _mask(gate: nn.Module | None, x: Tensor) -> Tensor | None:
+def _mask(gate: nn.Module | None) -> Tensor | None:
     return gate.mask if isinstance(gate, Gate) else None
 
 
-def _positions(node: fx.Node) -> int:
+def _positions(node: fx.Node, layer: nn.Module) -> int:
     """Output positions of a layer: H W of a convolution, whatever lies between batch and features of a linear one."""
     shape = node.meta["tensor_meta"].shape
-    return int(shape[2:].numel() if len(shape) == 4 else shape[1:-1].numel())
+    return int(shape[2:].numel() if isinstance(layer, nn.Conv2d) else shape[1:-1].numel())
 
 
 def _layer_macs(layer: nn.Conv2d | nn.Linear, positions: int, inputs: Tensor | None, outputs: Tensor | None) -> Tensor:

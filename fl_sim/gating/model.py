@@ -15,6 +15,7 @@ from fl_sim.gating import active_macs
 from fl_sim.gating.gates import SALIENCES, Gate, Masking, both_ways
 from fl_sim.gating.graph import channels_from, find_pairs
 from fl_sim.models.graph import modules_of, trace
+from fl_sim.models.macs import count_macs
 
 Keep = float | Mapping[str, float]
 """Share of a layer's channels kept for each sample: one for all, or by module path of the convolution or of what
@@ -125,12 +126,20 @@ class Gated(nn.Module):
         }
 
     def count_macs(self, x: Tensor) -> Tensor:
-        """MACs of convolutions and linear layers for each sample of x (B, C, H, W), int64 (B,), in evaluation mode.
+        """MACs for each sample of x (B, C, H, W), int64 (B,), in evaluation mode: `dense_macs` less what the gates save.
 
-        What a gate has off is left out where skipping is possible (`fl_sim.gating.salience` says for which salience).
-        With every channel on it is the dense count. The gates' own MACs are `gate_macs`, the same for every sample.
+        What a gate has off is left out where skipping is possible (`fl_sim.gating.salience` says for which salience). The
+        gates' own MACs are `gate_macs`, the same for every sample.
         """
-        return active_macs.active_macs(self.net, x)
+        return self.dense_macs(x) - self.saved_macs(x)
+
+    def saved_macs(self, x: Tensor) -> Tensor:
+        """MACs that each sample of x (B, C, H, W) does without at the keep ratio of now, int64 (B,)."""
+        return active_macs.saved_macs(self.net, x)
+
+    def dense_macs(self, x: Tensor) -> int:
+        """MACs of one sample of x's shape with every channel on: those of the plain model, whatever operations it runs."""
+        return count_macs(self, tuple(x.shape[1:]), tokens=not x.is_floating_point()) - self.gate_macs
 
     @property
     def gate_macs(self) -> int:

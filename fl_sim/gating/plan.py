@@ -111,12 +111,12 @@ def ratio_within(model: Gated, input_shape: tuple[int, ...], budget: float) -> f
         raise UserError(f"gating.macs_budget = {budget}: must be above 0")
     image = torch.zeros(1, *input_shape, device=next(model.parameters()).device)
 
+    dense = model.dense_macs(image)
+
     def share(ratio: float) -> float:
         with keeping(model, ratio):
-            return (int(model.count_macs(image)) + model.gate_macs) / dense
+            return (dense - int(model.saved_macs(image)) + model.gate_macs) / dense
 
-    with keeping(model, 1.0):
-        dense = int(model.count_macs(image))
     if share(1.0) <= budget:
         return 1.0
     low, high = 1, 256

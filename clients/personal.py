@@ -29,8 +29,9 @@ class HeadFirst:
         trained = [name for name, p in ctx.model.named_parameters() if p.requires_grad]
         own = [name for name in trained if name in ctx.personal]
         shared = [name for name in trained if name not in ctx.personal]
-        self.head.fit(ctx.model, ctx.data, loss, mask=task.mask, rng=ctx.rng, trainable=own)
-        return self.body.fit(ctx.model, ctx.data, loss, mask=task.mask, rng=ctx.rng, trainable=shared)
+        head, body = self.head.at(task.round), self.body.at(task.round)
+        head.fit(ctx.model, ctx.data, loss, mask=task.mask, rng=ctx.rng, trainable=own)
+        return body.fit(ctx.model, ctx.data, loss, mask=task.mask, rng=ctx.rng, trainable=shared)
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class FineTune:
     training: Training
 
     def __call__(self, task: Task, ctx: ClientContext) -> None:
-        self.training.fit(ctx.model, ctx.data, ctx.loss, mask=task.mask, rng=ctx.rng)
+        self.training.at(task.round).fit(ctx.model, ctx.data, ctx.loss, mask=task.mask, rng=ctx.rng)
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,8 @@ class Ditto(Around):
     def __call__(self, task: Task, ctx: ClientContext) -> Update:
         update = self.client(task, ctx)
         self.before_evaluation(task, ctx)
-        self.personal.fit(ctx.model, ctx.data, Proximal(self.mu, task.params, ctx.loss), mask=task.mask, rng=ctx.rng)
+        pulled = Proximal(self.mu, task.params, ctx.loss)
+        self.personal.at(task.round).fit(ctx.model, ctx.data, pulled, mask=task.mask, rng=ctx.rng)
         ctx.state.update({OWN + name: value for name, value in snapshot(ctx.model, task.params).items()})
         load(ctx.model, update.params)  # what is measured of a trained model is measured of the one that is sent
         return update

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from clients.personal import OWN
-from clients.presets import ditto
+from clients.presets import ditto, fedrep, fine_tuned
 from fl_sim import Report, UserError, run
 from fl_sim.core.types import Params, Task
 from fl_sim.models import build
@@ -20,7 +21,7 @@ from fl_sim.models.parameters import load, snapshot
 from fl_sim.simulation.client_side import host_of
 from fl_sim.simulation.federation import Federation
 from fl_sim.training import Training
-from fl_sim.training.client import ClientContext
+from fl_sim.training.client import Client, ClientContext
 
 WHOLE = ("model.name=mlp", "cohort.size=6", "evaluate.clients=6", "training.batch_size=4096", "training.steps=1")
 """All clients, one step of all their samples a round: nothing is drawn, so that a reference needs no generator."""
@@ -148,6 +149,36 @@ def test_fine_tuning_is_measured_and_not_kept(fedavg: Report, tmp_path: Path) ->
     found, worst = accuracies(federation, own)
     assert report.rounds[-1]["clients_accuracy"] == pytest.approx(found, abs=2e-3)
     assert report.rounds[-1]["clients_accuracy_min"] == pytest.approx(worst, abs=1e-2)
+
+
+RATES = {"warmup": 1, "decay": "linear", "decay_to": 0.5, "decay_end": 4}
+"""Of a rate of 0.2: 0.1 in round 1, 0.2 in round 2, 0.1 from round 4 on."""
+
+
+def own_of(client: Client, number: int) -> Params:
+    """What a client sends of a round, keeps, and evaluates after it."""
+    federation = Federation.build(tiny(Path(), *WHOLE), quiet=True)
+    split = federation.data.train.subset(federation.partitions[0])
+    model = build("mlp", in_channels=1, image_size=8)
+    personal = [name for name, _ in model.named_parameters() if head(name)]
+    ctx = ClientContext(model, split, torch.Generator().manual_seed(0), personal=personal)
+    task = Task(number, snapshot(model), None)
+    update = client(task, ctx)
+    found = {f"sent {name}": value.clone() for name, value in update.params.items()} | dict(ctx.state)
+    if (personalise := getattr(client, "before_evaluation", None)) is not None:
+        personalise(task, replace(ctx, rng=torch.Generator().manual_seed(0)))
+    return found | {f"evaluated {name}": value.clone() for name, value in snapshot(model).items()}
+
+
+@pytest.mark.parametrize("preset", [fedrep, fine_tuned, ditto])
+@pytest.mark.parametrize(("number", "rate"), [(1, 0.1), (2, 0.2), (4, 0.1)])
+def test_everything_that_a_client_trains_has_the_rate_of_the_round(
+    preset: Callable[..., Client], number: int, rate: float
+) -> None:
+    changing, fixed = (Training(batch_size=16, lr=lr, **rates) for lr, rates in ((0.2, RATES), (rate, {})))  # type: ignore[arg-type]
+    found, wanted = own_of(preset(training=changing), number), own_of(preset(training=fixed), number)
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(value, wanted[name]) for name, value in found.items())
 
 
 @pytest.mark.slow

@@ -84,7 +84,11 @@ class FederatedServer:
         return self.fold_evaluation(sent, grid.send_and_receive(messages) if messages else [])
 
     def fold_evaluation(self, sent: Sequence[Outgoing], replies: Iterable[Message]) -> Mapping[str, float]:
-        """Average the metrics of clients that evaluated; returns those of the first model."""
+        """Average the metrics of clients that evaluated; returns those of the first model.
+
+        Raises:
+            RoundFailed, UserError: see `SparseServer.aggregate_evaluate`.
+        """
         own = zip(self.models, sent, _split(replies, sent), strict=True)
         first, *_ = [model.aggregate_evaluate(outgoing, theirs) for model, outgoing, theirs in own]
         return first
@@ -101,7 +105,7 @@ class FederatedServer:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Metrics of the last round; further models' under `name/label`; clients and failures are sums, the clock is one."""
+        """Metrics of the last round; further models' under `name/label`; the clock is one, and clients and failures are sums."""
         first, *others = (model.metrics for model in self.models)
         named = {
             f"{name}/{model.context.label}": value
@@ -109,7 +113,11 @@ class FederatedServer:
             for name, value in metrics.items()
             if name != "simulated_s"
         }
-        sums = {name: sum(metrics[name] for metrics in (first, *others)) for name in ("clients", "failures")}
+        sums = {
+            name: sum(metrics.get(name, 0) for metrics in (first, *others))
+            for name in ("clients", "failures", "evaluation_failures")
+            if any(name in metrics for metrics in (first, *others))
+        }
         return {**first, **named, **sums}
 
     @property

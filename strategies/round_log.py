@@ -81,18 +81,30 @@ class RoundLog:
         names = self.chosen[0] if self.chosen else {}
         return {name: sum(shares[name] for shares in self.chosen) / len(self.chosen) for name in names}
 
+    def require_any(self, number: int, cohort: int, did: str) -> None:
+        """Stop where none of the `cohort` clients of round `number` did what it was asked.
+
+        Raises:
+            UserError: what every client answers is nonsense.
+            RoundFailed: otherwise.
+        """
+        if self.replies == 0:
+            # What no client at all gets right is wrong with the client that the config names.
+            kind = UserError if self.nonsense == cohort else RoundFailed
+            raise kind(f"round {number}: none of {cohort} clients {did}: {self._first}")
+
     def require_enough(self, number: int, cohort: int, max_share: float) -> None:
         """Stop where round `number` has no update, or more faults than `max_share` of its `cohort` clients.
 
         Raises:
-            UserError: what every client answers is no update.
-            RoundFailed: otherwise.
+            UserError, RoundFailed: see `require_any`; too many faults are a `RoundFailed`.
         """
-        first = self.failures[0].reason if self.failures else "no client answered in time"
-        if self.replies == 0:
-            # What no client at all gets right is wrong with the client that the config names.
-            kind = UserError if self.nonsense == cohort else RoundFailed
-            raise kind(f"round {number}: none of {cohort} clients returned an update: {first}")
+        self.require_any(number, cohort, "returned an update")
         if self.faults > max_share * cohort:
             share = f"{self.faults} of {cohort} clients failed, faults.max_share allows {max_share:g}"
-            raise RoundFailed(f"round {number}: {share}: {first}")
+            raise RoundFailed(f"round {number}: {share}: {self._first}")
+
+    @property
+    def _first(self) -> str:
+        """Why the first client failed."""
+        return self.failures[0].reason if self.failures else "no client answered in time"

@@ -10,7 +10,7 @@ The algorithm is a composition of functions (`Slots`); what is sampled, encoded 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 
 from fl_sim import codecs
 from fl_sim.codecs import Description, Opened
-from fl_sim.communication import messages as wire
 from fl_sim.core.seeding import Purpose, numpy_generator
 from fl_sim.core.types import Mask, MaskRule, Params, Scalar, Task, Update
 from fl_sim.runtime.client.kept_between_calls import RULE, Watch
@@ -30,11 +29,12 @@ from fl_sim.runtime.grids.base import LocalGrid
 from fl_sim.runtime.grids.folding import Foldable, HandedIn, Reply
 from fl_sim.runtime.server_context import ServerContext, ServerSnapshot
 from strategies.aggregation import settled
+from strategies.client_evaluation import distribution, measured
 from strategies.cohorts import Cohort, Cohorts
 from strategies.downlink_sender import DownlinkSender, Outgoing
 from strategies.queries import Query
 from strategies.remote_sums import foldable_in
-from strategies.round_log import RoundFailed, RoundLog
+from strategies.round_log import RoundFailed, RoundLog, Unusable
 from strategies.selection import Request, drawn, uniform
 from strategies.server_step import ServerState, masked, server_step
 from strategies.slots import Slots, require_extra, require_nothing_beside_a_budget, require_whole_tensors
@@ -69,6 +69,7 @@ class SparseServer:
         self.round_log = RoundLog()
         self._broadcast: Opened | None = None
         self._evaluated: Mapping[str, float] = {}
+        self._unevaluated = 0
         watched = (Watch.of(rule, role=RULE) for rule in (slots.aggregate, slots.adjust_mask) if rule is not None)
         self._watches = [watch for watch in watched if watch is not None]
         require_extra(self.slots, self.state, context)
@@ -92,14 +93,18 @@ class SparseServer:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Of the last round: example-weighted training metrics, layers' shares sent, usable replies, failures."""
+        """Of the last round: example-weighted training metrics, layers' shares sent, usable replies, failures.
+
+        `evaluation_failures` are clients that were to evaluate and did not; the column is there where there were any.
+        """
         means = {f"train_{name}": value for name, value in self.round_log.metrics.items()}
         means |= {f"clients_{name}": value for name, value in self._evaluated.items()}
         clock = {"simulated_s": self.receiver.simulated_s} if self.receiver.network is not None else {}
         sent = {f"sent/{name}": round(share, 4) for name, share in self.round_log.sent.items()}
         own = self.slots.account(self.state.round)
         counts = {"clients": self.round_log.replies, "failures": len(self.round_log.failures)}
-        return {**means, **clock, **sent, **own, **counts}
+        failed = {"evaluation_failures": self._unevaluated} if self._unevaluated else {}
+        return {**means, **clock, **sent, **own, **counts, **failed}
 
     def accept(self, params: Params) -> None:
         """Take these as the global parameters."""
@@ -254,35 +259,30 @@ class SparseServer:
         return self.sender.outgoing(task, cohort, MessageType.EVALUATE, self.round_log) if size else Outgoing([], [])
 
     def aggregate_evaluate(self, sent: Outgoing, replies: Iterable[Message]) -> Mapping[str, float]:
-        """Book what was sent, and average the clients' metrics; of their metrics the distribution too, a client counting once."""
+        """Book what was sent, and average the clients' metrics; of their metrics the distribution too, a client counting once.
+
+        Raises:
+            RoundFailed, UserError: none of the clients answered; see `RoundLog.require_any`.
+        """
         sent.book()
-        evaluated, each = RoundLog(), list[Mapping[str, float]]()
+        evaluated, each, number = RoundLog(), list[Mapping[str, float]](), self.state.round
         for client, reply in self.cohorts.in_order(replies, sent.cohort):
-            if reply.has_error():
-                log.warning("round %d: evaluation: %s", self.state.round, reply.error.reason)
+            try:
+                count, metrics = measured(client, reply)
+            except Unusable as problem:
+                log.warning("round %d: evaluation: %s", number, problem)
                 self.sender.forget(client)
+                evaluated.failed(client, problem)
                 continue
-            count, metrics = wire.read_metrics(reply.content)
-            opaque = Description.opaque(0)
-            self.receiver.booking.book("up", self.state.round, client, reply, opaque, phase="evaluate")
+            self.receiver.booking.book("up", number, client, reply, Description.opaque(0), phase="evaluate")
             evaluated.add(count, metrics)
             each.append(metrics)
             self.sender.received(client, self.state.mask)
-        self._evaluated = {**evaluated.metrics, **_distribution(each)} if evaluated.replies else {}
+        if sent.cohort:
+            evaluated.require_any(number, len(sent.cohort), "evaluated the model")
+        self._unevaluated = len(sent.cohort) - evaluated.replies
+        self._evaluated = {**evaluated.metrics, **distribution(each)}
         return self._evaluated
-
-
-def _distribution(each: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Of each metric but the loss, such as accuracy, `accuracy_p10`, `_p50` and `_p90`, what a tenth, half and nine tenths of
-    the clients are below, and the extremes, `accuracy_min` and `_max`."""
-    names = dict.fromkeys(name for metrics in each for name in metrics if name not in ("loss", "examples"))
-    values = {name: [metrics[name] for metrics in each if name in metrics] for name in names}
-    shares = {"min": 0, "p10": 10, "p50": 50, "p90": 90, "max": 100}
-    return {
-        f"{name}_{word}": float(np.percentile(own, share))
-        for name, own in values.items()
-        for word, share in shares.items()
-    }
 
 
 def _finite(state: ServerState) -> bool:

@@ -30,7 +30,7 @@ from fl_sim.simulation.checkpoint_snapshot import put_snapshot, read_snapshot
 from fl_sim.simulation.checkpoint_states import KeptStates
 from fl_sim.simulation.checkpoint_store import Chunk, Damaged, Manifest, Put
 from fl_sim.simulation.federation import Federation
-from fl_sim.simulation.round_hooks import Row
+from fl_sim.simulation.round_hooks import Row, leave_out_undue
 from fl_sim.simulation.run_folder import RunFolder
 from fl_sim.simulation.server import Server
 from fl_sim.training.tasks import learning_task
@@ -223,7 +223,20 @@ class CheckpointHook:
                 if log_.length() != chunk.stop:
                     raise ValueError(f"{name}: {log_.length()} entries instead of {chunk.stop}")
         self._check_rows(manifest)
+        self._leave_out_undue()
         grid.numbered = manifest.messages
+
+    def _leave_out_undue(self) -> None:
+        """Count of a shorter run's rounds only what this run would have evaluated too; the next checkpoint has these rows."""
+        for number in leave_out_undue(self.rows, self.experiment):
+            self._chunks["rounds"] = []
+            log.warning(
+                "round %d: its evaluation counts for the shorter run alone, whose last round it was: with evaluate.every = %d "
+                "a run of %d rounds does not evaluate it",
+                number,
+                self.experiment.evaluate.every,
+                self.experiment.rounds,
+            )
 
     def _check_rows(self, manifest: Manifest) -> None:
         """The rounds are those that the manifest counts, and their last bytes are the ledger's."""
@@ -236,7 +249,7 @@ class CheckpointHook:
         for row in self.rows:
             if any(isinstance(value, bool) or not isinstance(value, (int, float)) for value in row.values()):
                 raise ValueError(f"round {row['round']}: a column that is no number")
-            if measured & row.keys() not in (measured, set()) or not {"seconds", "clients"} <= row.keys():
+            if measured & row.keys() not in (measured, set()) or not {"seconds", "clients", "density"} <= row.keys():
                 raise ValueError(f"round {row['round']}: columns are missing")
         sent = {"uplink_bytes": self.ledger.sent["up"], "downlink_bytes": self.ledger.sent["down"]}
         if self.rows and any(self.rows[-1].get(name) != value for name, value in sent.items()):

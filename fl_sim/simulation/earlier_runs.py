@@ -112,7 +112,7 @@ def _extend(folder: RunFolder) -> bool:
     asked = folder.asked
     best: tuple[int, Path] | None = None
     for path in sorted(folder.path.parent.glob(f"{asked.name}-????????")):
-        if path == folder.path or not _is_shorter(path, asked):
+        if path == folder.path or (shorter := _shorter(path, asked)) is None:
             continue
         if asked.local_training != asked.training:
             log.warning(
@@ -122,18 +122,33 @@ def _extend(folder: RunFolder) -> bool:
         newest = next(Checkpoints(path / CHECKPOINTS).manifests(), None)
         if newest is None:
             log.warning("%s: the same but for its rounds, but it kept no checkpoint", path)
-        elif newest.round < asked.rounds and (best is None or newest.round > best[0]):
+        elif newest.round >= asked.rounds:
+            continue
+        elif _measured_its_end(newest, shorter):
+            log.warning(
+                "%s: the same but for its rounds, but in its last round, %d, clients measured over-fitting (evaluate.fit), and "
+                "their messages were longer; allowed to go on from: a last round that evaluate.every = %d divides",
+                path,
+                shorter.rounds,
+                shorter.evaluate.every,
+            )
+        elif best is None or newest.round > best[0]:
             best = newest.round, path
     return best is not None and _take_over(best[1], folder)
 
 
-def _is_shorter(path: Path, asked: Experiment) -> bool:
-    """Whether a folder's run is the experiment but for its number of rounds."""
+def _measured_its_end(newest: Manifest, shorter: Experiment) -> bool:
+    """Whether clients measured over-fitting in a checkpoint's round because it was the last: a longer run has other messages."""
+    return bool(shorter.evaluate.fit) and newest.round == shorter.rounds and shorter.rounds % shorter.evaluate.every > 0
+
+
+def _shorter(path: Path, asked: Experiment) -> Experiment | None:
+    """The experiment of a folder's run, where it is the one that is asked for but for its number of rounds."""
     with suppress(UserError):  # a folder of something else, or damaged: it is not asked for
         if (path / "config.toml").is_file() and not (path / CHECKPOINTS).is_symlink():
             other = Experiment.load(path / "config.toml")
-            return other.model_copy(update={"rounds": asked.rounds}).id == asked.id
-    return False
+            return other if other.model_copy(update={"rounds": asked.rounds}).id == asked.id else None
+    return None
 
 
 def _take_over(source: Path, folder: RunFolder) -> bool:

@@ -42,7 +42,7 @@ def client_options(experiment: Experiment) -> dict[str, bool | int | float | str
 
 
 def round_row(number: int, seconds: float, server: Server, ledger: Ledger) -> Row:
-    """Start the row of a round: training metrics, bytes sent so far, densities."""
+    """Start the row of a round: training metrics, bytes sent so far, densities; an evaluation's columns follow these."""
     mask = server.models[0].mask
     layers = {f"density/{name}": round(share, 4) for name, share in layer_densities(mask or {}).items()}
     return {
@@ -54,6 +54,33 @@ def round_row(number: int, seconds: float, server: Server, ledger: Ledger) -> Ro
         "density": 1.0 if mask is None else density(mask),
         **layers,
     }
+
+
+def is_evaluated(number: int, experiment: Experiment) -> bool:
+    """Whether the run evaluates after a round: it is due, or the last."""
+    return number % experiment.evaluate.every == 0 or number == experiment.rounds
+
+
+def before_evaluation(row: Row) -> Row:
+    """The columns that `round_row` gave a row, of which the densities are the last."""
+    names = list(row)
+    last = max(at for at, name in enumerate(names) if name == "density" or name.startswith("density/"))
+    return {name: row[name] for name in names[: last + 1]}
+
+
+def leave_out_undue(rows: list[Row], experiment: Experiment) -> list[int]:
+    """Take from rows, in place, evaluations that the run does not make: of rounds that were the last of a shorter run.
+
+    Returns:
+        The rounds of these rows.
+    """
+    found = []
+    for at, row in enumerate(rows):
+        bare = before_evaluation(row)
+        if bare.keys() != row.keys() and not is_evaluated(int(row["round"]), experiment):
+            rows[at] = bare
+            found.append(int(row["round"]))
+    return found
 
 
 class Folded:
@@ -82,8 +109,7 @@ class Evaluation:
 
     def round(self, row: Row) -> None:
         """See `Hook`."""
-        number, experiment = int(row["round"]), self.federation.experiment
-        if number % experiment.evaluate.every == 0 or number == experiment.rounds:
+        if is_evaluated(int(row["round"]), self.federation.experiment):
             self.complete(row)
 
     def complete(self, row: Row) -> None:

@@ -17,7 +17,7 @@ from fl_sim.bench.contest import quickest
 from fl_sim.codecs import VALUES, decode, describe, encode, is_relative
 from fl_sim.codecs.bits import floor_bits
 from fl_sim.codecs.integer_coding import BLOCK, Rounded, Signs
-from fl_sim.communication.payload_log import FOLDER, recorded_files
+from fl_sim.communication.payload_log import FOLDER, recorded_files, require_recorded
 from fl_sim.communication.recorded_updates import RecordedUpdate, recorded_updates
 from fl_sim.config.experiment import Experiment
 from fl_sim.core.types import FlatMask, UserError
@@ -60,6 +60,7 @@ def measure(run: Report, *, repeats: int = 3) -> list[Row]:
     """
     torch.set_num_threads(1)
     experiment = Experiment.from_tree(run.config, where=f"config {run.folder / 'config.toml'}")
+    require_recorded(run.folder / FOLDER, experiment.wire.record_payloads, run.ledger)
     files = [number for number, _ in recorded_files(run.folder / FOLDER)]
     if not files or experiment.wire.broadcast is not None or experiment.capacities:
         raise UserError(f"{run.folder}: needs wire.record_payloads = 1, one model and no broadcast")

@@ -19,12 +19,14 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from fl_sim.communication.ledger import CODES, WORDS
+from fl_sim.communication.ledger import CODES, WORDS, Ledger
 from fl_sim.core.files import read_plain, write_atomically
 from fl_sim.core.types import UserError
 
 log = logging.getLogger("fl_sim")
 FOLDER = "payloads"
+ENDED = "ended-at-round"
+"""A file with the first round that would have exceeded the limit: from there on nothing is recorded, in a resumed run neither."""
 MESSAGES = "messages"
 COLUMNS = 5
 """Direction, phase, client, number of the payload, number of the held mask or -1."""
@@ -49,13 +51,12 @@ class PayloadRecorder:
     _rows: list[tuple[int, int, int, int, int]] = field(default_factory=list)
     _blobs: dict[bytes, tuple[int, bytes]] = field(default_factory=dict)
     _size: int = 0
-    _stopped: bool = False
 
     def add(
         self, *, round: int, direction: str, phase: str, client: int, payload: bytes | memoryview, held: Bits | None
     ) -> None:
         """Keep one message; `held` is the mask that its receiver held, over the prunable coordinates."""
-        if self._stopped or (round - 1) % self.every:
+        if (round - 1) % self.every or not _is_before(round, ended_at(self.folder)):
             return
         mask = -1 if held is None else self._kept(np.packbits(held).tobytes())
         self._rows.append((CODES["direction"][direction], CODES["phase"][phase], client, self._kept(payload), mask))
@@ -76,7 +77,8 @@ class PayloadRecorder:
         number = int(row["round"])
         if self._rows:
             if self._size + self._spent(number) > self.limit:
-                self._stopped = True
+                self.folder.mkdir(exist_ok=True)
+                write_atomically(self.folder / ENDED, f"{number}\n".encode())
                 log.warning(
                     "round %d: its payloads would exceed wire.record_megabytes = %g; none is recorded from here on",
                     number,
@@ -118,6 +120,57 @@ def recorded_files(folder: Path) -> list[tuple[int, Path]]:
     """(round, file) of the recorded rounds, in order."""
     found = ((_NAME.match(path.name), path) for path in folder.glob("round-*.safetensors"))
     return sorted((int(match[1]), path) for match, path in found if match)
+
+
+def ended_at(folder: Path) -> int | None:
+    """The first round that was not recorded because of the limit; None where all were.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = folder / ENDED
+    if not path.exists():
+        return None
+    try:
+        return int(read_plain(path))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: {error}; needed: the number of a round") from error
+
+
+def missing_rounds(folder: Path, every: int, ledger: Ledger) -> list[int]:
+    """Rounds of a ledger whose payloads were recorded and are not there any more.
+
+    Args:
+        folder: recorded payloads of a run.
+        every: every how many rounds were recorded; 0 = none.
+        ledger: of the run.
+
+    Raises:
+        UserError: `ended_at` cannot be read.
+    """
+    end, there = ended_at(folder), {number for number, _ in recorded_files(folder)}
+    moved = set(ledger.column("round").tolist())
+    due = (number for number in sorted(moved) if every and (number - 1) % every == 0)
+    return [number for number in due if _is_before(number, end) and number not in there]
+
+
+def _is_before(number: int, end: int | None) -> bool:
+    return end is None or number < end
+
+
+def require_recorded(folder: Path, every: int, ledger: Ledger) -> None:
+    """Refuse a recording of which rounds are missing.
+
+    Raises:
+        UserError: names the rounds.
+    """
+    if missing := missing_rounds(folder, every, ledger):
+        told = ", ".join(map(str, missing[:10])) + (", ..." if len(missing) > 10 else "")
+        raise UserError(
+            f"{folder}: the recorded payloads of round {told} are missing (wire.record_payloads = {every}); put the files "
+            f"back, or run it again with --fresh; where wire.record_megabytes ended the recording, the file {ENDED} names the "
+            "first round without"
+        )
 
 
 def read_round(path: Path) -> Iterator[Recorded]:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from fl_sim.communication.payload_log import ENDED, ended_at, recorded_files
 from fl_sim.communication.payload_log import FOLDER as PAYLOADS
-from fl_sim.communication.payload_log import recorded_files
 from fl_sim.config.experiment import Experiment, run_folder
 from fl_sim.core.types import UserError
 from fl_sim.report import Report
@@ -186,6 +186,9 @@ def _copy(manifest: Manifest, source: Path, folder: RunFolder) -> None:
         if number <= manifest.round:
             (folder.path / PAYLOADS).mkdir(exist_ok=True)
             _link(path, folder.path / PAYLOADS / path.name)
+    if (ended := ended_at(source / PAYLOADS)) is not None and ended <= manifest.round:
+        (folder.path / PAYLOADS).mkdir(exist_ok=True)
+        _link(source / PAYLOADS / ENDED, folder.path / PAYLOADS / ENDED)
     if (source / IDENTITY).is_file():
         shutil.copyfile(source / IDENTITY, folder.path / IDENTITY)
     ours.commit(manifest.model_copy(update={"experiment": folder.asked.id}))

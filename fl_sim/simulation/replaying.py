@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from fl_sim.communication.mask_log import read_masks
-from fl_sim.communication.payload_log import FOLDER, recorded_files
+from fl_sim.communication.payload_log import FOLDER, recorded_files, require_recorded
 from fl_sim.communication.replay import Link, Recoding, Replayed, replay, replay_masks
 from fl_sim.config.experiment import Experiment
 from fl_sim.core.types import UserError
@@ -51,6 +51,7 @@ def replay_run(report: Report, recoding: Recoding) -> Replayed:
         UserError: nothing was recorded, files are damaged, or the codec needs what was not recorded.
     """
     experiment = Experiment.from_tree(report.config, where=f"config {report.folder / 'config.toml'}")
+    require_recorded(report.folder / FOLDER, experiment.wire.record_payloads, report.ledger)
     federation = Federation.build(experiment, precision=report.results.precision, quiet=True)
     if recorded_files(report.folder / FOLDER):
         links = [
@@ -58,7 +59,10 @@ def replay_run(report: Report, recoding: Recoding) -> Replayed:
             for track in federation.tracks
         ]
         return replay(report.ledger, report.folder / FOLDER, links, recoding)
-    masks = read_masks(report.folder / "masks.parquet", federation.first.exchange.schema)
+    path = report.folder / "masks.parquet"
+    if experiment.wire.record_masks and not path.exists():
+        raise UserError(f"{path}: the recorded masks are missing; put the file back, or run it again with --fresh")
+    masks = read_masks(path, federation.first.exchange.schema)
     if replace(recoding, mask="fl_sim") != Recoding(*codings_of(experiment)):
         raise UserError(
             f"{report.folder}: masks were recorded, values were not: only --mask can change; "

@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from federation import FOUR, WHOLE, run_tiny, tiny
+from interruption import KillAfter, Killed
 
 from fl_sim import Experiment, Report, run
+from fl_sim.bench.recorded import measure
 from fl_sim.communication.mask_log import read_masks
 from fl_sim.communication.payload_log import read_round, recorded_files
 from fl_sim.communication.replay import Replayed
@@ -132,6 +134,45 @@ def test_chosen_rounds_alone_and_within_a_limit(tmp_path: Path, caplog: pytest.L
     limited = run_tiny(tmp_path / "limited", ALL, f"wire.record_megabytes={1.5 * first / 1e6}")
     assert replayed(limited).rounds == (1,)
     assert "round 2: its payloads would exceed wire.record_megabytes" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("every", "lost", "said"),
+    [(1, [3], "round 3 are"), (1, [1], "round 1 are"), (1, [1, 2, 3], "round 1, 2, 3 are"), (2, [3], "round 3 are")],
+)
+def test_recorded_rounds_that_are_missing_are_named(tmp_path: Path, every: int, lost: list[int], said: str) -> None:
+    report = run_tiny(tmp_path, f"wire.record_payloads={every}", "wire.record_masks=true", *TOPK, "rounds=3")
+    for number in lost:
+        (report.folder / "payloads" / f"round-{number:08d}.safetensors").unlink()
+    refused = rf"the recorded payloads of {said} missing \(wire.record_payloads = {every}\)"
+    with pytest.raises(UserError, match=refused):
+        replayed(report, "wire.uplink.values=int8")
+    with pytest.raises(UserError, match=refused):
+        measure(report)
+
+
+def test_recorded_masks_that_are_missing_were_recorded(tmp_path: Path) -> None:
+    report = run_tiny(tmp_path, "wire.record_masks=true", *TOPK, "rounds=1")
+    (report.folder / "masks.parquet").unlink()
+    with pytest.raises(UserError, match=r"masks\.parquet: the recorded masks are missing"):
+        replayed(report, mask="coo")
+
+
+@pytest.mark.parametrize("ends", ["killed", "extended"])
+def test_a_recording_that_the_limit_ended_stays_ended(tmp_path: Path, ends: str) -> None:
+    """Payloads of a pruned model are small enough for the limit, which the dense first round was not."""
+    whole = run_tiny(tmp_path / "probe", ALL, *PRUNED)
+    sizes = [path.stat().st_size for _, path in recorded_files(whole.folder / "payloads")]
+    assert max(sizes[1:]) < sizes[0] - 1000
+    limit = f"wire.record_megabytes={(sizes[0] - 1000) / 1e6}"
+    undisturbed = run_tiny(tmp_path / "whole", ALL, *PRUNED, limit)
+    if ends == "killed":
+        with pytest.raises(Killed):
+            run(tiny(tmp_path / "part", ALL, *PRUNED, limit), KillAfter(3))
+    else:
+        run_tiny(tmp_path / "part", ALL, *PRUNED, limit, "rounds=3")
+    report = run(tiny(tmp_path / "part", ALL, *PRUNED, limit), resume=True)
+    assert [recorded_files(each.folder / "payloads") for each in (undisturbed, report)] == [[], []]
 
 
 def test_a_sparse_broadcast_is_left_as_it_was(tmp_path: Path) -> None:

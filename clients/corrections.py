@@ -13,14 +13,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from clients.local import Finish, weighing
+from clients.local import Finish, also_trained, fit_all, weighing
 from fl_sim.communication.extra import Extra, Fixed, parameters
 from fl_sim.core.types import Metrics, Params, Task, UserError
 from fl_sim.data.weights import Batch
 from fl_sim.training.client import ClientContext
 from fl_sim.training.evaluation import evaluate
 from fl_sim.training.gradients import mean_gradient
-from fl_sim.training.loop import Training
+from fl_sim.training.loop import Training, Trains
 from fl_sim.training.losses import Loss, Proximal, weighs
 
 CONTROL = Extra(down={"control": parameters}, up={"control": parameters})
@@ -104,6 +104,11 @@ class ControlVariate:
         common = task.extra["control"]
         own = kept(ctx, "control", common)
         return Tilted({name: value - own[name] for name, value in common.items()}, ctx.loss)
+
+    def fit(self, training: Trains, task: Task, ctx: ClientContext, loss: Loss) -> Metrics:
+        """Train; the pass of option I over all samples, made in `report`, counts as trained on: it has backward passes."""
+        metrics = fit_all(training, task, ctx, loss)
+        return also_trained(metrics, ctx, len(ctx.data)) if self.option == 1 else metrics
 
     def report(self, task: Task, ctx: ClientContext) -> Finish:
         """Send the change of c_i."""

@@ -114,6 +114,12 @@ def fit_all(training: Trains, task: Task, ctx: ClientContext, loss: Loss) -> Met
     return training.fit(ctx.model, ctx.data, loss, mask=task.mask, rng=ctx.rng)
 
 
+def also_trained(metrics: Metrics, ctx: ClientContext, samples: float) -> Metrics:
+    """Metrics of a training beside which the client trained on further samples: their `examples`, by which the virtual clock
+    goes, count those too. Loss and steps stay those of what the server aggregates."""
+    return {**metrics, "examples": metrics.get("examples", len(ctx.data)) + samples}
+
+
 def no_report(task: Task, ctx: ClientContext) -> Finish:
     """Keep and send nothing more."""
     return lambda params, metrics: {}

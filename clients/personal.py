@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from clients.local import LocalClient
+from clients.local import LocalClient, also_trained
 from fl_sim.core.types import Metrics, Task, Update, UserError
 from fl_sim.models.parameters import load, snapshot
 from fl_sim.training.client import NOTHING, Around, ClientContext
@@ -30,8 +30,9 @@ class HeadFirst:
         own = [name for name in trained if name in ctx.personal]
         shared = [name for name in trained if name not in ctx.personal]
         head, body = self.head.at(task.round), self.body.at(task.round)
-        head.fit(ctx.model, ctx.data, loss, mask=task.mask, rng=ctx.rng, trainable=own)
-        return body.fit(ctx.model, ctx.data, loss, mask=task.mask, rng=ctx.rng, trainable=shared)
+        before = head.fit(ctx.model, ctx.data, loss, mask=task.mask, rng=ctx.rng, trainable=own)
+        metrics = body.fit(ctx.model, ctx.data, loss, mask=task.mask, rng=ctx.rng, trainable=shared)
+        return also_trained(metrics, ctx, before["examples"])
 
 
 @dataclass(frozen=True)
@@ -71,10 +72,10 @@ class Ditto(Around):
         update = self.client(task, ctx)
         self.before_evaluation(task, ctx)
         pulled = Proximal(self.mu, task.params, ctx.loss)
-        self.personal.at(task.round).fit(ctx.model, ctx.data, pulled, mask=task.mask, rng=ctx.rng)
+        personal = self.personal.at(task.round).fit(ctx.model, ctx.data, pulled, mask=task.mask, rng=ctx.rng)
         ctx.state.update({OWN + name: value for name, value in snapshot(ctx.model, task.params).items()})
         load(ctx.model, update.params)  # what is measured of a trained model is measured of the one that is sent
-        return update
+        return replace(update, metrics=also_trained(update.metrics, ctx, personal["examples"]))
 
     def before_evaluation(self, task: Task, ctx: ClientContext) -> None:
         """Put v into the model; w where the client has not trained yet."""

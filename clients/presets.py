@@ -95,7 +95,7 @@ def scaffold(*, training: Training, option: int = 2) -> Client:
     if option not in (1, 2):
         raise UserError(f"client.option = {option}: allowed: 1, 2")
     control = ControlVariate(training, option)
-    return LocalClient(training, loss=control.loss, report=control.report, extra=CONTROL)
+    return LocalClient(training, loss=control.loss, fit=control.fit, report=control.report, extra=CONTROL)
 
 
 def feddyn(*, training: Training) -> Client:

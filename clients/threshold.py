@@ -36,11 +36,12 @@ class ThresholdEachEpoch:
         mask: Mask | None = None,
         rng: torch.Generator | None = None,
     ) -> Metrics:
-        """See `Training.fit`; metrics are the last epoch's."""
+        """See `Training.fit`; the loss is the last epoch's, steps and samples are those of all."""
         filters = _filters(model)
         metrics: Metrics = {}
         for _ in range(1 if self.training.steps else self.training.epochs):
-            metrics = replace(self.training, epochs=1).fit(model, data, loss, mask=mask, rng=rng)
+            last = replace(self.training, epochs=1).fit(model, data, loss, mask=mask, rng=rng)
+            metrics = last | {name: metrics.get(name, 0) + last[name] for name in ("steps", "examples")}
             with torch.no_grad():
                 for weight in filters:
                     weight.masked_fill_(weight.abs() <= self.threshold, 0.0)

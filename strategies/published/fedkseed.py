@@ -73,7 +73,7 @@ class ZerothOrder:
         assert isinstance(ctx.model, OfSeeds)  # `SeedClient.require`
         assert isinstance(training, Training)  # `client` below
         ctx.model.train()
-        total, numbers = 0.0, ctx.model.coefficients.data
+        total, seen, numbers = 0.0, 0, ctx.model.coefficients.data
         with torch.no_grad():
             flat = ctx.model.flat()
             along = directions(len(numbers), len(flat)).to(flat.device)
@@ -84,9 +84,9 @@ class ZerothOrder:
                 step = -training.lr * (up - down) / (2 * self.eps)
                 numbers[seed] += step
                 flat.add_(along[seed], alpha=step)
-                total += (up + down) / 2
+                total, seen = total + (up + down) / 2, seen + len(batch[1])
         check_converged(total / self.steps, self.steps, training.lr)
-        return {"loss": total / self.steps, "steps": self.steps, "examples": self.steps * training.batch_size}
+        return {"loss": total / self.steps, "steps": self.steps, "examples": seen}
 
 
 @dataclass(frozen=True)

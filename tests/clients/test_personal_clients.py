@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow.compute as pc
 import pytest
 import torch
 from federation import run_tiny, same, tiny
@@ -179,6 +180,33 @@ def test_everything_that_a_client_trains_has_the_rate_of_the_round(
     found, wanted = own_of(preset(training=changing), number), own_of(preset(training=fixed), number)
     assert found.keys() == wanted.keys()
     assert all(torch.equal(value, wanted[name]) for name, value in found.items())
+
+
+SCAFFOLD = ("client.target=clients.presets:scaffold", "strategy=strategies.presets:scaffold")
+HEAD = ("client.target=clients.presets:fedrep", "model.personal=head", "evaluate.clients=1")
+PASSES: Mapping[str, tuple[int, Sequence[str]]] = {
+    "FedAvg": (2, ()),
+    "FedRep": (5, (*HEAD, "client.head_epochs=3")),
+    "Ditto": (5, ("client.target=clients.presets:ditto", "client.personal_epochs=3", "evaluate.clients=1")),
+    "fine-tuning": (2, ("client.target=clients.presets:fine_tuned", "client.tune_epochs=3", "evaluate.clients=1")),
+    "SCAFFOLD I": (3, (*SCAFFOLD, "client.option=1")),
+    "SCAFFOLD II": (2, SCAFFOLD),
+    "threshold": (2, ("client.target=clients.presets:weight_threshold", "model.name=cnn_bn")),
+}
+"""Passes with gradients over a client's samples in a round of two epochs; fine-tuning is part of the evaluation."""
+
+
+@pytest.mark.parametrize("method", PASSES)
+def test_the_clock_counts_every_sample_that_a_client_trained_on(method: str, tmp_path: Path) -> None:
+    passes, options = PASSES[method]
+    clock = ("network.links.Wi-Fi=1", "network.samples_per_s=10", "cohort.size=1", "rounds=1")
+    asked = tiny(tmp_path, "model.name=mlp", *clock, "training={lr=0.1, epochs=2, batch_size=16}", *options)
+    row, ledger = run(asked).rounds[0], run(asked).ledger
+    chosen = set(ledger.to_table().filter(pc.field("phase") == "train")["client"].to_pylist()).pop()
+    size = len(Federation.build(asked, quiet=True).partitions[chosen])
+    assert row["train_examples"] == passes * size
+    assert row["train_steps"] == 2 * -(-size // 16), "steps are those of what the server aggregates"
+    assert row["simulated_s"] == pytest.approx(passes * size / 10, abs=0.5)
 
 
 @pytest.mark.slow

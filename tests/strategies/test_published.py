@@ -361,6 +361,15 @@ def test_fedkseed_steps_by_the_directional_derivative() -> None:
     assert float(model.coefficients.detach()[moved]) == pytest.approx(-0.1 * float(derivative[moved]), rel=0.02)
 
 
+def test_fedkseed_counts_the_samples_of_small_batches() -> None:
+    """Six samples in batches of four: 4, 2, 4."""
+    model = fedkseed.OfSeeds(torch.nn.Sequential(torch.nn.Linear(3, 2)), seeds=4)
+    context = _Context(model, torch.ones(6, 3), torch.zeros(6, dtype=torch.int64))
+    training = fedkseed.Training(lr=0.1, batch_size=4)
+    found = fedkseed.ZerothOrder(1e-3, 3)(training, Task(1, {}), context, context.loss)  # type: ignore[arg-type]
+    assert (found["steps"], found["examples"]) == (3, 10)
+
+
 class _Context:
     def __init__(self, model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> None:
         self.model, self.data, self.rng = model, Split(x, y), torch.Generator().manual_seed(1)

@@ -109,6 +109,7 @@ class AsyncServer:
         started, wanted = self.now, self.schedule.wanted
         for lane in self.lanes:
             lane.open(grid, options)
+        self._wait_for_answers()
         self._fill()
         while not self._is_due(grid, started):
             flight = self.flights.next(grid)
@@ -184,8 +185,15 @@ class AsyncServer:
         for lane in self.lanes:
             lane.server.receiver.simulated_s = self.now
             lane.step(grid)
+        self._wait_for_answers()
         self._federated.couple()
         self._federated.evaluate(grid)
+
+    def _wait_for_answers(self) -> None:
+        """Put the clock where the last model has the answers to its measurement (`Query`), as one server waits for all."""
+        self.now = max(lane.server.receiver.simulated_s for lane in self.lanes)
+        for lane in self.lanes:
+            lane.server.receiver.simulated_s = self.now
 
     def _settle(self) -> None:
         """Let the clients that were sent a task run now, which changes nothing of what they will have sent or when."""

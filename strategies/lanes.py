@@ -115,7 +115,10 @@ class Lane:
             return
         if self.server.slots.select is not uniform:
             self._settle()  # a rule may ask clients before it chooses
+        before = self.server.receiver.simulated_s
         drawn = self._pool.draw(count, now)
+        # Tasks are sent when the answers are there; others train meanwhile.
+        now += self.server.receiver.simulated_s - before
         if not drawn:
             return
         log, sender = self.server.round_log, self.server.sender

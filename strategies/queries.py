@@ -19,6 +19,7 @@ from fl_sim.core.types import Params, Task
 from fl_sim.sparsity import curve_messages as measuring
 from fl_sim.sparsity.curves import Curves, MeasureCurves
 from strategies.cohorts import Cohort
+from strategies.flights import devices_of
 from strategies.round_log import RoundFailed, RoundLog, Unusable, require_content
 from strategies.server_step import ServerState
 from strategies.uplink_receiver import UplinkReceiver
@@ -30,7 +31,8 @@ Answer = TypeVar("Answer")
 class Query:
     """Asks the clients on `grid` in the round that `round_log` belongs to.
 
-    Both ways are booked in the phase `query`; the virtual clock does not run, and nobody is late or drops out.
+    Both ways are booked in the phase `query`. The virtual clock waits for the slowest client's download and upload; what it
+    computes takes no time, and nobody is late or drops out.
     """
 
     grid: Grid
@@ -107,6 +109,7 @@ class Query:
         outgoing.book()
         answers = {}
         problems: list[str] = []
+        waited: list[float] = []
         for client, reply in cohorts.in_order(replies, cohort):
             try:
                 answers[client] = self._answer(number, client, reply, action, schema, read)
@@ -115,10 +118,19 @@ class Query:
                 problems.append(str(problem))
             else:
                 sender.answered(client, state.mask)
+                waited.append(self._seconds(client, wire.array_bytes(reply.content)))
         if not answers:
             first = problems[0] if problems else "no client answered in time"
             raise RoundFailed(f"round {number}: none of {len(cohort)} clients answered a query for {action}: {first}")
+        self.receiver.simulated_s += max(waited)
         return answers
+
+    def _seconds(self, client: int, up_bytes: int) -> float:
+        """Seconds until a client's answer is there; 0 without a clock."""
+        if self.receiver.network is None:
+            return 0.0
+        link = devices_of(self.receiver.context)(client).link
+        return link.down_s(self.round_log.down_bytes[client]) + link.up_s(up_bytes)
 
     def _answer(
         self,

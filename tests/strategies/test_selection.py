@@ -43,6 +43,23 @@ def test_power_of_choice_takes_the_candidates_with_the_largest_loss_and_books_th
     )
 
 
+def test_the_clock_waits_for_the_slowest_answer_to_a_question(tmp_path: Path) -> None:
+    """Both ways over the client's own link, before the round of those that were chosen."""
+    options = ('network.links={"3G" = 1, "Wi-Fi" = 1}', "network.speed_spread=3", "rounds=1")
+    power = ("strategy=strategies.presets:power_of_choice", "strategy.candidates=4", "cohort.size=2")
+    asked = experiment(tmp_path, *options, *power)
+    report = run(asked, quiet=True)
+    moved = report.ledger.total(by=("phase", "direction", "client"))
+
+    def seconds(phase: str, client: int, samples: float) -> float:
+        down, up = (moved[phase, direction, client] for direction in ("down", "up"))
+        return asked.network.seconds(client=client, seed=asked.seed, down_bytes=down, up_bytes=up, samples=samples)
+
+    waited = max(seconds("query", client, 0) for client in range(4))
+    trained = max(seconds("train", client, 2 * SIZES[client]) for client in cohort(report, 1, "train"))
+    assert report.rounds[0]["simulated_s"] == pytest.approx(waited + trained)
+
+
 def test_candidates_are_drawn_by_size_and_a_client_that_does_not_answer_is_passed_over() -> None:
     rng = np.random.default_rng(0)
     shares = np.bincount([by_size(request(rng, 1))[0] for _ in range(4000)], minlength=4) / 4000

@@ -54,7 +54,7 @@ class Network:
         samples_per_s: training samples per second of a device of speed 1, above 0.
         speed_spread: each client's speed is drawn log-uniformly from 1/(1+spread) to 1+spread; 0 = equal speeds.
         deadline_s: simulated seconds after which a client is late: its bytes are booked, its update is not used. Unset = the
-            server waits for all.
+            server waits for all that answer.
         dropout: probability that a client receives its task and never answers, from 0 to below 1.
     """
 

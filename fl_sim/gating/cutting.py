@@ -11,7 +11,6 @@ statistics included, and no weight decay reaches it.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from fl_sim.core.types import Mask
 from fl_sim.gating.cut_places import Place, places_of
 from fl_sim.gating.gates import Gate
 from fl_sim.gating.graph import top_channels
+from fl_sim.models.computed import copied
 
 SHAPES_KEPT = 8
 """Sub-models that a model remembers, one for each choice of how many channels stay."""
@@ -192,7 +192,7 @@ def _alive(
 
 def _narrowed(whole: nn.Module, kept: Mapping[Place, int]) -> SubModel:
     """The sub-model with so many channels at these places; what its tensors hold is not filled in yet."""
-    small = copy.deepcopy(whole)
+    small = copied(whole)
     rows: dict[str, Place] = {}
     columns: dict[str, Place] = {}
     for place, count in kept.items():

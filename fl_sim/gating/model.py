@@ -210,7 +210,9 @@ def gate(
         net.get_submodule("gates").add_module(pair.key, make(conv, rng, masking).to(device).train(model.training))
         readers = list(norm_node.users)
         with net.graph.inserting_after(norm_node):
-            filters = net.graph.get_attr(f"{pair.conv}.weight")
+            # Behind the convolution, which may compute its weight anew in each pass. `get_attr` would warn of a weight that is
+            # computed, and read it here: a spectral norm's singular vectors move at each read.
+            filters = net.graph.create_node("get_attr", f"{pair.conv}.weight")
         with net.graph.inserting_after(filters):
             gated = net.graph.call_module(f"gates.{pair.key}", (conv_node.args[0], norm_node, filters))
         for reader in readers:

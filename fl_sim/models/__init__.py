@@ -16,13 +16,14 @@ from fl_sim.core.errors import USERS_OWN, UserError, error_line
 from fl_sim.core.lookup import accepts, find
 from fl_sim.core.process_state import seeded, unchanged_settings
 from fl_sim.models.adapters import Adapter, adapt
+from fl_sim.models.computed import detach_computed
 from fl_sim.models.fastgrnn import fastgrnn
 from fl_sim.models.hugging_face import answering
 from fl_sim.models.interface import Interface, arguments
 from fl_sim.models.layers import BATCHNORM, batchnorm_names, disabled_features, head_names, prunable_names, stage_names
 from fl_sim.models.mobilenet import mobilenet_v1
 from fl_sim.models.module_state import ModuleState
-from fl_sim.models.own import detach_computed, evaluating_modules, mark_head, prepare, watched
+from fl_sim.models.own import evaluating_modules, mark_head, prepare, watched
 from fl_sim.models.parameters import check_dtypes, check_entries
 from fl_sim.models.reparametrized import merged, named_in_file
 from fl_sim.models.resnet import cifar_resnet

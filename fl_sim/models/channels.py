@@ -6,7 +6,6 @@ of a plain network. The stream that shortcuts add to stays whole.
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from fl_sim.models import BATCHNORM
+from fl_sim.models.computed import copied
 from fl_sim.models.graph import modules_of, trace
 
 RECTIFIERS = frozenset({torch.relu, functional.relu})
@@ -115,7 +115,7 @@ def remove_disabled(model: nn.Module, threshold: float = 0.01) -> nn.Module:
     Raises:
         UserError: the model's graph depends on its data.
     """
-    smaller = copy.deepcopy(model)
+    smaller = copied(model)
     for inner in inner_channels(model):
         norm = cast(nn.BatchNorm2d, smaller.get_submodule(inner.norm))
         gamma = norm.weight.detach().abs()

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import copy
-
 from torch import fx, nn
 from torch.nn import functional
 
 from fl_sim.core.errors import USERS_OWN, UserError, error_line
+from fl_sim.models.computed import copied
 
 
 def trace(model: nn.Module) -> fx.GraphModule:
@@ -16,7 +15,7 @@ def trace(model: nn.Module) -> fx.GraphModule:
     Raises:
         UserError: control flow that depends on the data, or functional dropout, whose mode a graph would freeze.
     """
-    own = copy.deepcopy(model)
+    own = copied(model)
     try:
         traced = fx.GraphModule(own, fx.Tracer().trace(own), type(model).__name__)
     except USERS_OWN as error:  # whatever the user's own forward pass raises on what is no tensor

@@ -18,18 +18,6 @@ from fl_sim.models.layers import HEAD
 from fl_sim.models.module_state import ModuleState
 from fl_sim.models.parameters import CONSTANT, COUNTER, FLOATS, RUNNING
 
-
-def detach_computed(model: nn.Module) -> None:
-    """Detach tensors that a builder left as plain attributes, such as the weight that `torch.nn.utils.prune` computes.
-
-    A model that holds a part of a gradient's graph cannot be copied; the next forward pass computes such tensors anew.
-    """
-    for module in model.modules():
-        for name, value in vars(module).items():
-            if isinstance(value, Tensor) and value.grad_fn is not None:
-                module.__dict__[name] = value.detach()
-
-
 REMARKS = "_fl_sim_remarks"
 """The attribute of a user's own model that holds what its user should know of it, in lines."""
 

@@ -140,13 +140,13 @@ def load(model: nn.Module, params: Params) -> nn.Module:
 def _forget_computed(module: nn.Module) -> None:
     """Cut the weights that `weight_norm`, `spectral_norm` and `torch.nn.utils.prune` compute before each forward pass off
     from the graph or inference mode in which they were computed: a model with such tensors cannot be copied."""
-    for name in _computed_by_hooks(module):
+    for name in computed_by_hooks(module):
         computed = module.__dict__.get(name)
         if isinstance(computed, Tensor) and (computed.grad_fn is not None or computed.is_inference()):
             module.__dict__[name] = computed.detach().clone()
 
 
-def _computed_by_hooks(module: nn.Module) -> list[str]:
+def computed_by_hooks(module: nn.Module) -> list[str]:
     """Names of the attributes that PyTorch's hooks compute before each forward pass: the hooks know the names."""
     hooks: Iterable[object] = module._forward_pre_hooks.values()
     names = [getattr(hook, "name", getattr(hook, "_tensor_name", None)) for hook in hooks]
@@ -155,7 +155,7 @@ def _computed_by_hooks(module: nn.Module) -> list[str]:
 
 def computes_weights(module: nn.Module) -> bool:
     """Whether hooks compute weights of this module before each forward pass."""
-    return bool(_computed_by_hooks(module))
+    return bool(computed_by_hooks(module))
 
 
 def canonical(model: nn.Module) -> dict[str, str]:

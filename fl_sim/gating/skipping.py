@@ -12,10 +12,10 @@ image)` is the same as TorchScript, which spares Python's part of that and can b
 
 from __future__ import annotations
 
-import copy
 import operator
 import warnings
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -28,6 +28,7 @@ from fl_sim.gating.model import Gated
 from fl_sim.gating.narrow import Choice, LearnedChoice, NarrowConv, SkippingConv, add_channels, widen
 from fl_sim.gating.salience import LearnedGate
 from fl_sim.models import BATCHNORM
+from fl_sim.models.computed import copied, materialized
 from fl_sim.models.graph import modules_of
 
 RECTIFIERS: frozenset[object] = frozenset({torch.relu, nn.functional.relu, nn.functional.relu6, "relu"})
@@ -49,13 +50,15 @@ class Skipping(nn.Module):
 def skipping(model: Gated) -> Skipping:
     """The model that skips; `model` is left as it is. Where a gate keeps everything, nothing is gathered.
 
+    Weights that the model computes from others, as weight norms do, are computed here once.
+
     Raises:
-        UserError: a salience that is known only after the convolution (`activation`, `taylor`), or dense forward passes.
+        UserError: a salience that is known only after the convolution (`activation`, `taylor`), or dense forward passes; a
+            weight that a hook of the user's own computes.
     """
     if late := [conv for conv, gate in model.gates.items() if not gate.skips]:
         raise UserError(f"the gate of {late[0]} is known after its convolution: nothing to skip; use salience = 'gate'")
-    own = copy.deepcopy(model).eval().requires_grad_(False)
-    return Skipping(_Rewriting(own.net).result()).eval()
+    return Skipping(_Rewriting(cast(Gated, _inferring(model)).net).result()).eval()
 
 
 def exported(model: nn.Module, image: Tensor) -> torch.jit.ScriptModule:
@@ -71,7 +74,12 @@ def exported(model: nn.Module, image: Tensor) -> torch.jit.ScriptModule:
 
 def folded(model: nn.Module) -> fx.GraphModule:
     """A copy for inference with BatchNorm folded into the convolutions that it alone reads."""
-    return _Rewriting(fx.symbolic_trace(copy.deepcopy(model).eval().requires_grad_(False))).result()
+    return _Rewriting(fx.symbolic_trace(_inferring(model))).result()
+
+
+def _inferring(model: nn.Module) -> nn.Module:
+    """A copy in evaluation mode, in which every weight is a parameter that can be folded and gathered."""
+    return materialized(copied(model).eval()).requires_grad_(False)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from fl_sim.gating.graph import is_channelwise
 from fl_sim.gating.model import Gated
 from fl_sim.gating.salience import FilterWeight
 from fl_sim.models.channels import inner_channels
+from fl_sim.models.computed import computed
 from fl_sim.models.graph import modules_of
 
 DRAWING = (nn.Dropout, nn.Dropout2d)
@@ -72,18 +73,32 @@ def _gated_places(model: Gated) -> list[Place]:
         if made.groups == 1 and runs[conv] == runs[norm] == 1:
             readers = _readers(node, called, runs)
             path = tuple(f"net.{reader}" for reader in readers)
+            _require_own(model, f"net.{conv}", f"net.{norm}")
             found.append(Place(f"net.{conv}", f"net.{norm}", f"net.gates.{key}", path))
     return found
 
 
+def _require_own(model: nn.Module, *paths: str) -> None:
+    """Refuse layers of whose tensors one is computed: a part of its channels would be computed to other values than all are."""
+    for path in paths:
+        for name in computed(model.get_submodule(path)):
+            where = f"training.cut_channels: {path.removeprefix('net.')}.{name}"
+            raise UserError(
+                f"{where} is computed from other tensors (weight norm, spectral norm, torch.nn.utils.prune), so that its channels "
+                "cannot be cut out; allowed: gating.keep as a table without this layer, or training.cut_channels = false"
+            )
+
+
 def _readers(gate: fx.Node, called: Mapping[fx.Node, nn.Module], runs: Counter[str]) -> tuple[str, ...]:
-    """The convolutions that alone read a gate's channels; empty where anything else reads them too."""
+    """The convolutions that alone read a gate's channels; empty where anything else reads them too, or where the weight of one
+    is computed from other tensors."""
     found, open_nodes = [], [gate]
     while open_nodes:
         node = open_nodes.pop()
         for user in node.users:
             module = called.get(user)
-            if isinstance(module, nn.Conv2d) and module.groups == 1 and runs[str(user.target)] == 1:
+            whole = isinstance(module, nn.Conv2d) and module.groups == 1 and runs[str(user.target)] == 1
+            if whole and not computed(cast(nn.Conv2d, module)):
                 found.append(str(user.target))
             elif isinstance(module, Gate):
                 continue  # it ranks by filters, and does not look at its convolution's input

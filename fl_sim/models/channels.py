@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from fl_sim.models import BATCHNORM
-from fl_sim.models.computed import copied
+from fl_sim.models.computed import computed, copied
 from fl_sim.models.graph import modules_of, trace
 
 RECTIFIERS = frozenset({torch.relu, functional.relu})
@@ -58,7 +58,7 @@ def inner_channels(model: nn.Module) -> list[Inner]:
         if not isinstance(module, BATCHNORM) or not isinstance(conv, fx.Node) or len(conv.users) != 1:
             continue
         made, (reader, rectified) = called.get(conv), _reader(node, called)
-        if not module.affine or not _is_whole(made) or reader is None:
+        if not module.affine or computed(module) or not _is_whole(made) or reader is None:
             continue
         behind = next(iter(reader.users)) if len(reader.users) == 1 else None
         after = str(behind.target) if behind is not None and isinstance(called.get(behind), BATCHNORM) else None
@@ -69,8 +69,8 @@ def inner_channels(model: nn.Module) -> list[Inner]:
 
 
 def _is_whole(module: nn.Module | None) -> bool:
-    """Whether a module is a convolution without groups whose weight is a parameter of its own, not computed from others."""
-    return isinstance(module, nn.Conv2d) and module.groups == 1 and "weight" in dict(module.named_parameters())
+    """Whether a module is a convolution without groups whose tensors are its own, not computed from others."""
+    return isinstance(module, nn.Conv2d) and module.groups == 1 and not computed(module)
 
 
 def _shared(traced: fx.GraphModule) -> set[str]:

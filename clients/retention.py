@@ -18,6 +18,8 @@ from fl_sim.core.types import Mask, Params, Task, Update, UserError
 from fl_sim.data import Split
 from fl_sim.gating import Gated, Gating, Keep, keeping
 from fl_sim.gating.graph import kept_channels, top_channels
+from fl_sim.models.computed import copied, materialized
+from fl_sim.models.parameters import load
 from fl_sim.training.client import Around, Client, ClientContext
 from fl_sim.training.evaluation import evaluate
 
@@ -101,7 +103,17 @@ def change_magnitude(task: Task, ctx: ClientContext) -> Mapping[str, Tensor]:
     """Control: the largest filters of the received model, the same for all clients and samples."""
     model = gated(ctx)
     weights = {**dict(model.named_parameters()), **task.params}  # frozen filters are the model's, and never travel
-    return {conv: weights[f"net.{conv}.weight"].detach().abs().flatten(1).sum(dim=1) for conv in model.gates}
+    return {conv: _filters(model, conv, weights).detach().abs().flatten(1).sum(dim=1) for conv in model.gates}
+
+
+def _filters(model: Gated, conv: str, weights: Params) -> Tensor:
+    """A convolution's filters with these parameters; as computed from them where it does that (weight norm, pruning)."""
+    start = f"net.{conv}."
+    if f"{start}weight" in weights:
+        return weights[f"{start}weight"]
+    own = {name.removeprefix(start): value for name, value in weights.items() if name.startswith(start)}
+    layer = copied(model.net.get_submodule(conv)).eval()
+    return materialized(load(layer, own)).get_parameter("weight")
 
 
 Extent = Callable[[Gated, Params, Mapping[str, Tensor]], Mask]

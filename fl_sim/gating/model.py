@@ -61,13 +61,16 @@ class Gated(nn.Module):
     def groups(self) -> dict[str, tuple[str, ...]]:
         """Gated convolution -> names of the parameters whose row c belongs to its channel c.
 
-        The filters and their bias, BatchNorm's gamma and beta, the gate's weight rows and bias.
+        The filters and their bias, BatchNorm's gamma and beta, the gate's weight rows and bias. Of what filters are computed
+        from, as in weight norm, it is what has a row for each channel.
         """
-        names = [name for name, _ in self.named_parameters()]
-        return {
-            conv: tuple(n for n in names if n.startswith(tuple(f"net.{p}." for p in (conv, norm, f"gates.{key}"))))
-            for conv, (norm, key) in self._layers.items()
-        }
+        rows = {name: len(value) for name, value in self.named_parameters() if value.dim()}
+        found = {}
+        for conv, gate in self.gates.items():
+            norm, key = self._layers[conv]
+            starts = tuple(f"net.{path}." for path in (conv, norm, f"gates.{key}"))
+            found[conv] = tuple(n for n, count in rows.items() if n.startswith(starts) and count == gate.channels)
+        return found
 
     @property
     def readers(self) -> dict[str, tuple[str, ...]]:

@@ -45,6 +45,9 @@ def prune(
     Example: fl-sim prune runs/quickstart-1a2b3c4d --method rd --density 0.1 --calibration digits
     """
     from fl_sim.core.lookup import find
+    from fl_sim.models import prunable_names
+    from fl_sim.models.left_out import left_out, share_left_out
+    from fl_sim.models.parameters import entries
     from fl_sim.report import effect, pruned_table
     from fl_sim.report.progress import counting
     from fl_sim.sparsity.curves import MeasureCurves, calibration_images
@@ -57,6 +60,10 @@ def prune(
         given = calibration_images(data, saved.shape, images)
         request = Request(density, min_keep, threshold, given, MeasureCurves(levels=levels), progress)
         pruned = find("method", method, METHODS)(saved.model, request)
+    names = prunable_names(saved.model)
+    if out_of_it := left_out(saved.model, entries(saved.model), names):
+        size = sum(saved.model.get_parameter(name).numel() for name in names)
+        console.print(share_left_out(out_of_it, size, "stay as they are"), highlight=False)
     show(pruned_table(layer_rows(saved.model, pruned, saved.shape)))
     for line in effect(saved.model, pruned, data):
         console.print(line, highlight=False)

@@ -56,9 +56,21 @@ def _matrices(path: str, module: nn.Module) -> list[str]:
     """Names of a module's own parameters that are matrices."""
     if ".parametrizations." in f".{path}.":
         return list(module.sparse) if isinstance(module, Reparametrized) else []
+    given = {name: parameter for name, parameter in module._parameters.items() if parameter is not None}
+    return [name for name, parameter in given.items() if _is_matrix(module, parameter)]
+
+
+def _is_matrix(module: nn.Module, value: Tensor) -> bool:
+    """Whether a tensor of a layer that is neither convolution, linear nor norm is one of its weight matrices."""
     least = 1 if isinstance(module, RECURRENT) else 2
-    given = {name: parameter.shape for name, parameter in module._parameters.items() if parameter is not None}
-    return [name for name, shape in given.items() if len(shape) > 1 and sum(size > 1 for size in shape) >= least]
+    return value.dim() > 1 and sum(size > 1 for size in value.shape) >= least
+
+
+def is_weight(module: nn.Module, name: str, value: Tensor) -> bool:
+    """Whether a layer's own tensor, a parameter or computed from others, has the role of a weight matrix."""
+    if isinstance(module, PRUNABLE):
+        return name == "weight"
+    return not isinstance(module, NORMS) and _is_matrix(module, value)
 
 
 def row_blocks(model: nn.Module) -> dict[str, int]:

@@ -15,6 +15,7 @@ from fl_sim.codecs import LOSSLESS
 from fl_sim.config.experiment import Experiment
 from fl_sim.config.target import FEDAVG
 from fl_sim.models import batchnorm_names
+from fl_sim.models.left_out import left_out, share_left_out
 from fl_sim.simulation.client_side import client_of
 from fl_sim.simulation.federation import Federation
 from fl_sim.simulation.model_track import ModelTrack
@@ -174,23 +175,8 @@ def tell_lost_extra(federation: Federation) -> None:
 def _of_model(track: ModelTrack, prunes: bool) -> Iterator[str]:
     experiment, exchange = track.experiment, track.exchange
     wire, chooses = experiment.wire, getattr(client_of(track), "sends_all", None)
-    if not exchange.schema.prunable_size:
-        asked = {
-            f"strategy = {experiment.strategy.target!r}": prunes or experiment.strategy.target == TYPED,
-            f"client = {experiment.client.target!r}, which chooses weights": chooses is False,
-            "wire.budget": wire.budget is not None,
-            "wire.broadcast.density": wire.broadcast is not None and wire.broadcast.density < 1,
-            **{
-                f"wire.{way}.values = {coding.values!r}": coding.values not in LOSSLESS
-                for way, coding in (("uplink", wire.uplink), ("downlink", wire.downlink))
-            },
-        }
-        for what in (what for what, is_asked in asked.items() if is_asked):
-            yield (
-                f"{what}: has no effect here, as it is about weight matrices and kernels, and none travels (model.trainable = "
-                f"{experiment.model.trainable!r})"
-            )
-    elif chooses is True and not prunes and wire.broadcast is None:
+    yield from _of_weights(track, prunes, chooses=chooses is False)
+    if exchange.schema.prunable_size and chooses is True and not prunes and wire.broadcast is None:
         if wire.uplink.masks != "fast":
             yield f"wire.uplink.masks = {wire.uplink.masks!r}: has no effect here, as uploads have no mask"
         if wire.error_feedback and wire.codec is None and wire.budget is None and exchange.uplink.is_exact:
@@ -199,4 +185,39 @@ def _of_model(track: ModelTrack, prunes: bool) -> Iterator[str]:
         yield (
             f"model.batchnorm_init = {experiment.model.batchnorm_init!r}: has little effect here, as the model has no BatchNorm "
             "with gamma and beta: its weights are drawn from Kaiming's normal distribution, and nothing else"
+        )
+
+
+def _of_weights(track: ModelTrack, prunes: bool, *, chooses: bool) -> Iterator[str]:
+    """What is asked of weight matrices, where none travels or the model computes some of them from other tensors."""
+    experiment, schema = track.experiment, track.exchange.schema
+    computed = left_out(track.model, schema.names, schema.prunable)
+    if schema.prunable_size and not computed:
+        return
+    wire = experiment.wire
+    asked = {
+        f"strategy = {experiment.strategy.target!r}": prunes or experiment.strategy.target == TYPED,
+        f"client = {experiment.client.target!r}, which chooses weights": chooses,
+        "wire.budget": wire.budget is not None,
+        "wire.broadcast.density": wire.broadcast is not None and wire.broadcast.density < 1,
+        "wire.codec": wire.codec is not None,
+    }
+    rounds = [
+        f"wire.{way}.values = {coding.values!r}"
+        for way, coding in (("uplink", wire.uplink), ("downlink", wire.downlink))
+        if coding.values not in LOSSLESS
+    ]
+    given = [what for what, is_asked in asked.items() if is_asked]
+    out = share_left_out(computed, schema.prunable_size, "are sent whole and without loss")
+    if schema.prunable_size:
+        if given or rounds:
+            yield f"{'; '.join([*given, *rounds])}: {out}"
+        return
+    reason = f": {out}" if computed else f" (model.trainable = {experiment.model.trainable!r})"
+    for what in given:
+        yield f"{what}: has no effect here, as it is about weight matrices and kernels, and none travels{reason}"
+    for what in rounds:  # all else in a payload is then coded without loss, see `codecs.tensor_coding`
+        yield (
+            f"{what}: rounds nothing here, and compresses what is sent without loss, as it is about weight matrices and kernels, "
+            f"and none travels{reason}"
         )

@@ -150,7 +150,7 @@ def computed_by_hooks(module: nn.Module) -> list[str]:
     """Names of the attributes that PyTorch's hooks compute before each forward pass: the hooks know the names."""
     hooks: Iterable[object] = module._forward_pre_hooks.values()
     names = [getattr(hook, "name", getattr(hook, "_tensor_name", None)) for hook in hooks]
-    return [str(name) for name in names if name is not None]
+    return [name for name in names if isinstance(name, str) and isinstance(vars(module).get(name), Tensor)]
 
 
 def computes_weights(module: nn.Module) -> bool:

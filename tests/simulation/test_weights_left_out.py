@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from fl_sim.cli.app import app
 from fl_sim.communication.ledger import Ledger
 from fl_sim.models import prunable_names
+from fl_sim.models.computed import computed
 from fl_sim.models.left_out import left_out, share_left_out
 from fl_sim.models.parameters import entries
 from fl_sim.simulation.federation import Federation
@@ -93,6 +94,25 @@ def test_what_is_no_weight_or_takes_part_is_not_counted() -> None:
     prune.random_unstructured(model.head, "bias", 0.5)
     nn.utils.weight_norm(model.middle, "weight_hh_l0")  # its directions are pruned as matrices
     assert left_out(model, entries(model), prunable_names(model)) == {"first.weight": 16 * 64}
+
+
+class Watching:
+    """A hook of the user's that has a name, as PyTorch's hooks have that compute a tensor, and computes none."""
+
+    def __init__(self, name: object) -> None:
+        self.name = name
+
+    def __call__(self, layer: nn.Module, inputs: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize("name", ["watching", "bias", 3])
+def test_a_hook_with_a_name_computes_nothing(name: object) -> None:
+    model = chain()
+    for layer in model:
+        layer.register_forward_pre_hook(Watching(name))
+    assert left_out(model, entries(model), prunable_names(model)) == {}
+    assert all(not computed(layer) for layer in model)
 
 
 def test_the_command_that_prunes_says_it(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def _check(track: ModelTrack, training: Training, sizes: Sequence[int], least: i
         if one:
             raise UserError(
                 f"model.name = {name!r}: BatchNorm cannot train on a single sample, and {one} of {len(sizes)} clients have no "
-                "more; needed: data.min_size = {least}, or another model"
+                f"more; needed: data.min_size = {least}, or another model"
             )
         if not training.drop_last:
             log.warning(

@@ -168,5 +168,6 @@ def test_a_decay_over_all_rounds_is_not_continued_with_more(tmp_path: Path, capl
 
 
 def test_a_client_of_one_sample_is_refused_before_round_1(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="BatchNorm cannot train on a single sample, and 1 of 2 clients have no more"):
+    said = r"BatchNorm cannot train on a single sample, and 1 of 2 clients have no more; needed: data.min_size = 2, or"
+    with pytest.raises(UserError, match=said):
         federated(tmp_path, f"data.source={__name__}:one_alone", "data.clients=2", "cohort.size=2")

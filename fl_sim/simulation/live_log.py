@@ -76,11 +76,25 @@ class LiveLog(logging.Handler):
         self._write()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep a warning, for instance which client failed and why."""
+        """Keep a warning, for instance which client failed and why.
+
+        A logger that has a handler is heard, so that Python prints no warning itself: this handler, which shows nothing,
+        would silence a script that sets up no logging.
+        """
+        if logging.lastResort is not None and self._is_alone():
+            logging.lastResort.handle(record)
         message = record.getMessage()
         self._messages.append(message[:500])
         self._clients.warned(message)
         self._soon()
+
+    def _is_alone(self) -> bool:
+        """Whether all handlers are logs of runs in progress, of which this is the first: one of them prints."""
+        handlers, logger = list(log.handlers), log
+        while logger.propagate and logger.parent is not None:
+            logger = logger.parent
+            handlers += logger.handlers
+        return handlers[0] is self and all(isinstance(handler, LiveLog) for handler in handlers)
 
     def say(self, line: str) -> None:
         """Keep a word about the run, and hand it on."""

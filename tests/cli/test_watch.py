@@ -260,6 +260,24 @@ def test_a_slow_disk_is_written_to_less_often(tmp_path: Path) -> None:
     assert 0.05 < spent[0] <= 0.26
 
 
+@pytest.mark.parametrize("heard", [False, True])
+def test_a_warning_in_a_round_is_printed_where_nobody_set_up_logging(
+    heard: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in a script of one's own: PyTorch's or anybody's warnings are printed there too, and the log of a run is no reader."""
+    root, log, elsewhere = logging.getLogger(), logging.getLogger("fl_sim"), io.StringIO()
+    monkeypatch.setattr(root, "handlers", [logging.StreamHandler(elsewhere)] if heard else [])
+    monkeypatch.setattr(log, "handlers", [])
+    with (
+        LiveLog(tmp_path, Ledger(), 3, Silent(), ACCURACY),
+        LiveLog(tmp_path, Ledger(), 3, Silent(), ACCURACY),  # of a second run in another thread
+    ):
+        log.warning("client 3: %s", "lost")
+        log.info("not this")
+    printed = capsys.readouterr().err
+    assert (printed, elsewhere.getvalue()) == (("", "client 3: lost\n") if heard else ("client 3: lost\n", ""))
+
+
 def test_a_stopped_run_says_why(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no more"), LiveLog(tmp_path, Ledger(), 9, Silent(), ACCURACY):
         raise ValueError("no more")

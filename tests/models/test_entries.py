@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -157,7 +158,7 @@ def test_a_client_that_changes_a_frozen_parameter_of_any_dtype_is_told(
     resident.enter({})
     with torch.no_grad():
         change(made.model.get_parameter(entry))
-    with pytest.raises(WrongFrozenWeights):
+    with pytest.raises(WrongFrozenWeights, match=rf"changed: '{re.escape(entry)}'; .*forward pass changes as buffers"):
         resident.leave()
     resident.receive(announced, None)
     assert torch.equal(made.model.get_parameter(entry), before)

@@ -97,8 +97,16 @@ class Resident:
             held = tensors(self.model)
             now = {name: held[name].detach() for name in self._first if name not in self.exchange.personal}
             if Frozen.digest_of(now) != self._frozen.digest:
-                raise WrongFrozenWeights(
-                    "the client changed frozen weights; train only parameters that require a gradient"
-                )
+                raise WrongFrozenWeights(_changed(self._first, now))
         self._settled = True
         return {name: own[name].detach().to("cpu", torch.float32, copy=True) for name in self.exchange.personal}
+
+
+def _changed(before: Params, now: Params) -> str:
+    """What to say of frozen weights that are not what they were: whoever trains and the model itself can have changed them."""
+    names = [n for n, value in now.items() if Frozen.digest_of({n: value}) != Frozen.digest_of({n: before[n]})]
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return (
+        f"frozen weights changed: {names[0]!r}{more}; a client trains only parameters that require a gradient, and a model "
+        "registers tensors that its own forward pass changes as buffers"
+    )

@@ -27,6 +27,15 @@ def remarks_of(model: nn.Module) -> list[str]:
     return list(model.__dict__.get(REMARKS, ()))
 
 
+TRAINING_ANSWER = "_fl_sim_training_answer"
+"""The attribute of a user's own model that says what it answers in training, where evaluation has another form of answer."""
+
+
+def training_answer_of(model: nn.Module) -> str:
+    """What `prepare` saw a user's own model answer in training that is not of the needed form; empty for all others."""
+    return str(model.__dict__.get(TRAINING_ANSWER, ""))
+
+
 def prepare(
     name: str, model: nn.Module, interface: Interface, samples: int = 2, *, evaluating: Sequence[str] = ()
 ) -> None:
@@ -75,6 +84,8 @@ def prepare(
                 module._buffers[buffer] = value.clone(memory_format=torch.contiguous_format)
         if constant:
             module.__dict__[CONSTANT] = frozenset(constant)
+    if said := _unlike(answer, interface.answer(samples)):
+        model.__dict__[TRAINING_ANSWER] = said
     unused = _without_part(probe, answer)
     model.__dict__[REMARKS] = [
         *([_of_modes(evaluating)] if evaluating else []),
@@ -111,6 +122,13 @@ def _is_same_memory(one: object, other: object) -> bool:
     if not (isinstance(one, Tensor) and isinstance(other, Tensor)):
         return False
     return one.numel() == other.numel() and one.data_ptr() == other.data_ptr()
+
+
+def _unlike(answer: object, needed: tuple[int, ...]) -> str:
+    """What an answer is, beside what it should be; empty where it is a tensor of the needed shape."""
+    if isinstance(answer, Tensor):
+        return "" if tuple(answer.shape) == needed else f"{tuple(answer.shape)}, in evaluation {needed}"
+    return f"{type(answer).__name__}, in evaluation a tensor {needed}"
 
 
 def _without_part(model: nn.Module, answer: object) -> list[str]:

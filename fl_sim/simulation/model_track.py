@@ -19,7 +19,7 @@ from fl_sim.data import Data, Split
 from fl_sim.gating import Gated, Gating, keeping
 from fl_sim.models import MODELS
 from fl_sim.models.module_state import ModuleState
-from fl_sim.models.own import remarks_of
+from fl_sim.models.own import remarks_of, training_answer_of
 from fl_sim.models.parameters import load, unit_singular_vectors, values
 from fl_sim.models.repeatable import contents_of
 from fl_sim.simulation.starting_model import interface_of, make_exchange, make_model
@@ -66,6 +66,7 @@ class ModelTrack:
         own: the first values of the parameters that each client keeps for itself.
         contents: what a user's own plain model holds; see `fl_sim.models.repeatable.contents_of`.
         remarks: what its user should know of it.
+        training_answer: what a user's own model answers in training, where it answers otherwise in evaluation; else empty.
     """
 
     experiment: Experiment
@@ -83,6 +84,7 @@ class ModelTrack:
     own: Params = field(default_factory=dict)
     contents: Mapping[str, str] = field(default_factory=dict)
     remarks: Sequence[str] = ()
+    training_answer: str = ""
 
     @classmethod
     def build(
@@ -102,11 +104,13 @@ class ModelTrack:
         """
         contents: dict[str, str] = {}
         remarks: list[str] = []
+        answers: list[str] = []
 
         def look(plain: nn.Module) -> None:
             if experiment.model.name not in MODELS:
                 contents.update(contents_of(plain))
                 remarks.extend(remarks_of(plain))
+                answers.append(training_answer_of(plain))
 
         model, gating = make_model(experiment, data, experiment.seed, weights, look)
         given = {} if weights is None else entries_for(model, weights, contents)
@@ -143,6 +147,7 @@ class ModelTrack:
             own,
             contents,
             tuple(remarks),
+            "".join(answers),
         )
 
     def give_up_first_values(self) -> None:

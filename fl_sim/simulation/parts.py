@@ -26,6 +26,7 @@ from fl_sim.simulation.idle_keys import tell_idle_keys
 from fl_sim.simulation.model_track import ModelTrack
 from fl_sim.simulation.own_codecs import codings_of, try_codecs
 from fl_sim.simulation.task_trial import try_task
+from fl_sim.simulation.training_answers import check_training_answer
 from fl_sim.training.client import ANYTHING, BATCHNORM, KEEPS, NOTHING, PARTS, Client
 from fl_sim.training.loop import Training
 from fl_sim.training.tasks import learning_task
@@ -105,6 +106,7 @@ def check_built(federation: Federation) -> None:
     for track in federation.tracks:
         _fits(track)
         try_codecs(track.exchange, track.initial)
+        check_training_answer(track)
         try_task(track)
     check_batches(federation)
     experiment = federation.experiment

@@ -85,7 +85,7 @@ def measure(
     for density in densities:
         for asked in methods:
             pruned = asked.method(saved.model, Request(density, asked.min_keep, images=given, measure=curves))
-            *layers, whole = layer_rows(saved.model, pruned, data.shape)
+            *layers, whole = layer_rows(saved.model, pruned, data.shape, tokens=saved.tokens)
             kept = [row.kept for row in layers]
             one_shot = evaluate(pruned, data.test, precision=precision)["accuracy"]
             later = nan if training is None else _retrained(pruned, data, training, seed)

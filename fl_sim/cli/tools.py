@@ -25,14 +25,23 @@ def prune(
     method: Annotated[
         str, typer.Option(help="global, rd, lamp, erk, uniform, random, batchnorm, or module:function")
     ] = "global",
-    density: Annotated[float, typer.Option(help="share of the prunable weights that stays")] = 0.1,
-    min_keep: Annotated[int, typer.Option(help="weights that every layer keeps at least")] = 0,
-    threshold: Annotated[float, typer.Option(help="|gamma| of a disabled channel, for batchnorm")] = 0.01,
-    calibration: Annotated[
-        str | None, typer.Option(help="data source for rd and for accuracies; without one, rd draws Gaussian images")
+    density: Annotated[
+        float | None, typer.Option(help="share of the prunable weights that stays; default: 0.1; not for batchnorm")
     ] = None,
-    images: Annotated[int, typer.Option(help="calibration images")] = 128,
-    levels: Annotated[int, typer.Option(help="points of a distortion curve")] = 21,
+    min_keep: Annotated[
+        int | None, typer.Option(help="weights that every layer keeps at least; default: 0; not for batchnorm")
+    ] = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="|gamma| of a disabled channel, for batchnorm; default: 0.01")
+    ] = None,
+    calibration: Annotated[
+        str | None,
+        typer.Option(
+            help="data source for rd and for accuracies; without one, rd draws Gaussian images, and no tokens"
+        ),
+    ] = None,
+    images: Annotated[int | None, typer.Option(help="calibration images or texts, for rd; default: 128")] = None,
+    levels: Annotated[int | None, typer.Option(help="points of a distortion curve, for rd; default: 21")] = None,
     model: Annotated[
         str | None,
         typer.Option(help="architecture: a name of `fl-sim list`, or module:function; default: as the file says"),
@@ -51,23 +60,38 @@ def prune(
     from fl_sim.report import effect, pruned_table
     from fl_sim.report.progress import counting
     from fl_sim.sparsity.curves import MeasureCurves, calibration_images
-    from fl_sim.sparsity.one_model import METHODS, Request, layer_rows
+    from fl_sim.sparsity.one_model import METHODS, Request, layer_rows, require_used
     from fl_sim.training.model_file import data_for, open_saved
 
+    chosen = find("method", method, METHODS)
+    options: dict[str, float | None] = {
+        "density": density,
+        "min-keep": min_keep,
+        "threshold": threshold,
+        "images": images,
+        "levels": levels,
+    }
+    require_used(method, [name for name, value in options.items() if value is not None])
     saved = open_saved(checkpoint, name=model, image_size=image_size)
+    if method == "batchnorm" and saved.described.get("gating") is not None:
+        raise UserError(
+            "method 'batchnorm': cuts channels out of models without gates, and this one has some ([gating])"
+        )
+    share, least = 0.1 if density is None else density, 0.01 if threshold is None else threshold
     data = None if calibration is None else data_for(saved, calibration)
     with counting(errors, "distortion curves") as progress:
-        given = calibration_images(data, saved.shape, images)
-        request = Request(density, min_keep, threshold, given, MeasureCurves(levels=levels), progress)
-        pruned = find("method", method, METHODS)(saved.model, request)
+        given = calibration_images(data, saved.shape, 128 if images is None else images, tokens=saved.tokens)
+        curves = MeasureCurves(levels=21 if levels is None else levels)
+        pruned = chosen(saved.model, Request(share, min_keep or 0, least, given, curves, progress))
     names = prunable_names(saved.model)
     if out_of_it := left_out(saved.model, entries(saved.model), names):
         size = sum(saved.model.get_parameter(name).numel() for name in names)
         console.print(share_left_out(out_of_it, size, "stay as they are"), highlight=False)
-    show(pruned_table(layer_rows(saved.model, pruned, saved.shape)))
+    show(pruned_table(layer_rows(saved.model, pruned, saved.shape, tokens=saved.tokens)))
     for line in effect(saved.model, pruned, data):
         console.print(line, highlight=False)
-    target = saved.path.with_name(f"{saved.path.stem}-{method}-{density:g}.safetensors".replace(":", "-"))
+    value = least if method == "batchnorm" else share
+    target = saved.path.with_name(f"{saved.path.stem}-{method}-{value:g}.safetensors".replace(":", "-"))
     console.print(saved.write(pruned, out or target), highlight=False)
 
 

@@ -145,7 +145,10 @@ def _pruned(weight: Tensor, levels: int) -> Iterator[bool]:
 
 
 def calibration(split: Split, count: int) -> Tensor:
-    """`count` images of a split at equal distances, or all if it has fewer: float32 (N, C, H, W), normalised, fixed."""
+    """`count` samples of a split at equal distances, or all if it has fewer, as a model gets them, fixed.
+
+    Images are float32 (N, C, H, W), normalised; tokens are int64 (N, T).
+    """
     _check_count(count)
     number = min(count, len(split))
     part = split.subset(torch.arange(number).mul_(len(split)).div_(number, rounding_mode="floor").numpy())
@@ -163,9 +166,11 @@ def _check_count(count: int) -> None:
         raise UserError(f"calibration images = {count}: must be at least 1")
 
 
-def calibration_images(data: Data | None, shape: Sequence[int], count: int) -> Tensor:
-    """Of a data set's training part, where there is one; Gaussian ones of `shape` otherwise."""
-    return gaussian_calibration(shape, count) if data is None else calibration(data.train, count)
+def calibration_images(data: Data | None, shape: Sequence[int], count: int, *, tokens: bool = False) -> Tensor | None:
+    """Of a data set's training part, where there is one; Gaussian ones of `shape` otherwise, and no tokens: None."""
+    if data is not None:
+        return calibration(data.train, count)
+    return None if tokens else gaussian_calibration(shape, count)
 
 
 def pooled(parts: Sequence[Curves], counts: Sequence[int], *, summary: str = "mean") -> dict[str, list[float]]:

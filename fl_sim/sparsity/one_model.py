@@ -7,14 +7,14 @@ rows = layer_rows(model, pruned, (3, 32, 32))
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
 from fl_sim import codecs
 from fl_sim.core.types import Mask, UserError
-from fl_sim.models import prunable_names
+from fl_sim.models import batchnorm_names, prunable_names
 from fl_sim.models.channels import remove_disabled
 from fl_sim.models.macs import layer_macs
 from fl_sim.models.parameters import load, snapshot
@@ -44,7 +44,7 @@ class Request:
         density: share of the prunable weights that stay, 0..1.
         min_keep: weights that every tensor keeps at least.
         threshold: |gamma| below which a channel counts as disabled, for the method "batchnorm".
-        images: calibration images, (N, ...) as the model takes them; None where there are none.
+        images: calibration images or token sequences, (N, ...) as the model takes them; None where there are none.
         measure: how distortion curves are measured.
         progress: called with (curves measured, curves in all).
     """
@@ -80,13 +80,25 @@ class ByScore:
 def by_distortion(model: nn.Module, request: Request) -> nn.Module:
     """Rate-distortion pruning in one shot (arXiv 2308.10438): curves measured on the request's images, from disk if known."""
     if request.images is None:
-        raise UserError("method 'rd' measures distortion: it needs calibration images")
+        raise UserError(
+            "method 'rd' measures distortion: it needs calibration images or tokens (--calibration DATA); only for a model of "
+            "numbers can they be drawn"
+        )
     curves = cached_curves(request.measure, model, request.images, progress=request.progress)
     return ByScore(RateDistortion(curves))(model, request)
 
 
 def by_batchnorm(model: nn.Module, request: Request) -> nn.Module:
-    """Remove the channels that BatchNorm has disabled, whatever density is asked for; tensors become smaller."""
+    """Remove the channels that BatchNorm has disabled, whatever density is asked for; tensors become smaller.
+
+    Raises:
+        UserError: the model has no BatchNorm, or its graph depends on its data.
+    """
+    if not batchnorm_names(model):
+        raise UserError(
+            "method 'batchnorm' removes channels that BatchNorm has disabled, and this model has no BatchNorm; allowed: a "
+            "method that prunes weights, such as global"
+        )
     return remove_disabled(model, request.threshold)
 
 
@@ -99,6 +111,21 @@ METHODS: Mapping[str, PruneModel] = {
     "random": ByScore(global_topk, Random()),
     "batchnorm": by_batchnorm,
 }
+USED: Mapping[str, Collection[str]] = {
+    **dict.fromkeys(METHODS, ("density", "min-keep")),
+    "rd": ("density", "min-keep", "images", "levels"),
+    "batchnorm": ("threshold",),
+}
+"""Method -> the options of `fl-sim prune` that it uses; one of the user's may use any."""
+
+
+def require_used(method: str, given: Collection[str]) -> None:
+    """Complain of the options that somebody gave and the method ignores. Raises UserError."""
+    used = USED.get(method, given)
+    if unused := [option for option in given if option not in used]:
+        raise UserError(
+            f"--{unused[0]}: method {method!r} does not use it; allowed: {', '.join(f'--{option}' for option in used)}"
+        )
 
 
 def support(model: nn.Module) -> Mask:
@@ -131,13 +158,15 @@ class Row:
         return self.kept / max(1, self.weights)
 
 
-def layer_rows(dense: nn.Module, pruned: nn.Module, input_shape: tuple[int, ...]) -> list[Row]:
+def layer_rows(dense: nn.Module, pruned: nn.Module, input_shape: tuple[int, ...], *, tokens: bool = False) -> list[Row]:
     """A row for each prunable tensor of `dense`, and a last one, "all", for the whole model.
 
-    Bytes are the lengths of payloads that were really encoded, float32 values and entropy-coded masks.
+    Bytes are the lengths of payloads that were really encoded, float32 values and entropy-coded masks. MACs are those of one
+    sample of zeros, which are int64 where inputs are `tokens`.
     """
     alive, params = support(pruned), snapshot(pruned)
-    before, after = layer_macs(dense, input_shape), layer_macs(pruned, input_shape, mask=alive)
+    before = layer_macs(dense, input_shape, tokens=tokens)
+    after = layer_macs(pruned, input_shape, mask=alive, tokens=tokens)
     rows = [
         Row(
             name,

@@ -116,9 +116,19 @@ class Saved:
     path: Path
 
     @property
+    def interface(self) -> models.Interface:
+        """What the model takes and answers."""
+        return Architecture.model_validate(dict(self.described)).interface
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """Shape of its inputs: (channels, height, width) of images."""
-        return Architecture.model_validate(dict(self.described)).interface.input_shape
+        return self.interface.input_shape
+
+    @property
+    def tokens(self) -> bool:
+        """Whether its inputs are tokens, not numbers."""
+        return self.interface.vocabulary is not None
 
     def write(self, model: nn.Module, path: Path) -> Path:
         """Save another model of this architecture. Raises UserError where the path cannot be written."""
@@ -242,6 +252,10 @@ def open_saved(path: Path, *, name: str | None = None, image_size: int | None = 
         UserError: no such file, no name for its architecture, or parameters that do not fit it.
     """
     stored = read(path)
+    if image_size is not None and stored.described and (name is None or "input_shape" in stored.described):
+        raise UserError(
+            f"--image-size = {image_size}: {stored.path} says itself what its model takes; allowed: with --model, for images"
+        )
     if name is None and not stored.described:
         raise UserError(f"{stored.path}: --model is needed; one of {', '.join(models.MODELS)}, or module:function")
     if name is None:
@@ -262,10 +276,19 @@ def read_model(path: Path) -> nn.Module:
 
 
 def data_for(saved: Saved, source: str) -> Data:
-    """Load a data set whose images the model takes. Raises UserError if it has others."""
-    data = load_data(source)
-    if data.shape != saved.shape:
-        raise UserError(f"calibration = {source!r}: images of shape {data.shape}; the model takes {saved.shape}")
+    """Load a data set whose samples the model takes. Raises UserError if it has others."""
+    data, taken = load_data(source), saved.interface
+    if (data.vocabulary is None) != (taken.vocabulary is None):
+        kinds = ("numbers", "tokens") if data.vocabulary is None else ("tokens", "numbers")
+        raise UserError(f"calibration = {source!r}: inputs are {kinds[0]}; the model takes {kinds[1]}")
+    if data.shape != taken.input_shape:
+        raise UserError(
+            f"calibration = {source!r}: {taken.called} of shape {data.shape}; the model takes {taken.input_shape}"
+        )
+    if (data.vocabulary or 0) > (taken.vocabulary or 0):
+        raise UserError(
+            f"calibration = {source!r}: a vocabulary of {data.vocabulary} tokens; the model takes {taken.vocabulary}"
+        )
     return data
 
 

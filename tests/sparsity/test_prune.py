@@ -138,6 +138,14 @@ def test_the_command_on_a_run_folder(
         (["--density", "0.1", "--min-keep", "1000000"], "largest feasible sparsity"),
         (["--calibration", "digits"], "the model takes (3, 32, 32)"),
         (["--images", "0", "--method", "rd"], "calibration images = 0"),
+        (
+            ["--density", "0.5", "--method", "batchnorm"],
+            "--density: method 'batchnorm' does not use it; allowed: --threshold",
+        ),
+        (["--min-keep", "1", "--method", "batchnorm"], "--min-keep: method 'batchnorm' does not use it"),
+        (["--threshold", "0.1"], "--threshold: method 'global' does not use it; allowed: --density, --min-keep"),
+        (["--levels", "5", "--method", "lamp"], "--levels: method 'lamp' does not use it"),
+        (["--images", "5", "--method", "erk"], "--images: method 'erk' does not use it"),
     ],
 )
 def test_wrong_input_of_the_command_is_one_line(tmp_path: Path, words: list[str], expected: str) -> None:

@@ -90,6 +90,8 @@ def prune(
     show(pruned_table(layer_rows(saved.model, pruned, saved.shape, tokens=saved.tokens)))
     for line in effect(saved.model, pruned, data):
         console.print(line, highlight=False)
+    if saved.tokens:
+        console.print("MACs: of one sample of zeros; a model that skips padding has more on texts", highlight=False)
     value = least if method == "batchnorm" else share
     target = saved.path.with_name(f"{saved.path.stem}-{method}-{value:g}.safetensors".replace(":", "-"))
     console.print(saved.write(pruned, out or target), highlight=False)

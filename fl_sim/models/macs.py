@@ -36,35 +36,45 @@ Product = tuple[int, tuple[Tensor, ...]]
 
 
 def count_macs(
-    model: nn.Module, input_shape: tuple[int, ...], *, mask: Mask | None = None, tokens: bool = False
+    model: nn.Module,
+    input_shape: tuple[int, ...],
+    *,
+    mask: Mask | None = None,
+    tokens: bool = False,
+    sample: Tensor | None = None,
 ) -> int:
     """MACs of a forward pass over one sample of `input_shape`, zeros, for instance (C, H, W); `tokens` are int64.
 
-    With `mask`, only alive weights count, each as often as it is used: nnz * H_out * W_out for a convolution, nnz for a
-    linear layer. The model is left untouched.
+    A `sample` takes the place of the zeros, where a model does more for some samples than for others. With `mask`, only alive
+    weights count, each as often as it is used: nnz * H_out * W_out for a convolution, nnz for a linear layer. The model is left
+    untouched.
     """
-    return sum(layer_macs(model, input_shape, mask=mask, tokens=tokens).values())
+    return sum(layer_macs(model, input_shape, mask=mask, tokens=tokens, sample=sample).values())
 
 
 def layer_macs(
-    model: nn.Module, input_shape: tuple[int, ...], *, mask: Mask | None = None, tokens: bool = False
+    model: nn.Module,
+    input_shape: tuple[int, ...],
+    *,
+    mask: Mask | None = None,
+    tokens: bool = False,
+    sample: Tensor | None = None,
 ) -> dict[str, int]:
     """Name of the weight -> MACs, in the order in which they run; as `count_macs`, which is the sum.
 
     A weight that several layers share has one entry, with the MACs of all its uses. What no weight takes part in is the
     entry `ACTIVATIONS`.
     """
+    one = torch.zeros(input_shape, dtype=torch.int64 if tokens else None) if sample is None else sample.cpu()
     try:
-        return _counted(model, input_shape, mask, 1, tokens=tokens)
+        return _counted(model, one, mask, 1)
     except ValueError:  # BatchNorm without statistics needs several samples; of two and three the difference is one
-        fewer, more = (_counted(model, input_shape, mask, samples, tokens=tokens) for samples in (2, 3))
+        fewer, more = (_counted(model, one, mask, samples) for samples in (2, 3))
         return {name: count - fewer[name] for name, count in more.items()}
 
 
-def _counted(
-    model: nn.Module, input_shape: tuple[int, ...], mask: Mask | None, samples: int, *, tokens: bool
-) -> dict[str, int]:
-    """MACs by weight of a pass over so many samples."""
+def _counted(model: nn.Module, sample: Tensor, mask: Mask | None, times: int) -> dict[str, int]:
+    """MACs by weight of a pass over so many times the same sample."""
     probe = copy.deepcopy(model).cpu().eval()
     _part(probe)
     counter = _Counter(_named(probe, prunable_names(model)), mask or {})
@@ -77,7 +87,7 @@ def _counted(
         for path, module in probe.named_modules():
             counter.learn(path, _computed(module))
         with counter:
-            probe(torch.zeros(samples, *input_shape, dtype=torch.int64 if tokens else None))
+            probe(sample.repeat(times, *[1] * sample.dim()))
     return counter.macs
 
 

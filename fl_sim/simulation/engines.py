@@ -29,6 +29,7 @@ from fl_sim.simulation.federation import Federation
 from fl_sim.simulation.identity import parts_of
 from fl_sim.simulation.model_track import ModelTrack
 from fl_sim.simulation.user_code import own_code
+from fl_sim.sparsity.curves import calibration
 from fl_sim.training.batchable import failure
 
 FEW = 4
@@ -177,7 +178,8 @@ def _tiny(federation: Federation, *, taken: bool) -> str | None:
     if max(sizes) > MOST_PARAMETERS or min(track.cohort_size for track in federation.tracks) < LEAST_CLIENTS:
         return None
     tokens, batch = data.stored.dtype == torch.int64, experiment.training.batch_size
-    macs = max(count_macs(track.model, tuple(data.shape), tokens=tokens) for track in federation.tracks) * batch
+    text = calibration(data, 1)[0] if tokens else None  # zeros are padding, which a model may skip
+    macs = max(count_macs(track.model, tuple(data.shape), sample=text) for track in federation.tracks) * batch
     if macs > MOST_MACS or any(_fails(track, data) for track in federation.tracks):
         return None
     told = f"{max(sizes):,} parameters, {macs:,} multiply-accumulates a step, {experiment.cohort.size} clients a round"

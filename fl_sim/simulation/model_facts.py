@@ -6,11 +6,12 @@ import hashlib
 import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from torch import nn
 
 from fl_sim import codecs
-from fl_sim.core.types import Params
+from fl_sim.core.types import Mask, Params
 from fl_sim.gating import Gated
 from fl_sim.models import disabled_features, prunable_names
 from fl_sim.models.macs import count_macs
@@ -23,12 +24,15 @@ from fl_sim.simulation.model_track import ModelTrack
 from fl_sim.simulation.server import GlobalModel, Server
 from fl_sim.simulation.starting_model import plain_model
 from fl_sim.sparsity import density
+from fl_sim.sparsity.curves import calibration
 
 log = logging.getLogger("fl_sim")
 LARGE = 1 << 26
 """Bytes of a model whose memory is given back at once."""
 MACS_SAMPLES = 256
 """Test samples over which a gated model's MACs are averaged."""
+MACS_TEXTS = 32
+"""Test samples, at equal distances, over which MACs are averaged where they depend on the tokens."""
 
 
 @dataclass(frozen=True)
@@ -96,17 +100,41 @@ def _plain(track: ModelTrack) -> tuple[Params, codecs.Schema, Collection[str]]:
 def macs(track: ModelTrack, trained: GlobalModel) -> tuple[int, int]:
     """MACs of one sample: (of the plain dense model, of the final model under its mask or as its gates leave it).
 
-    A gated model's are the mean over test samples at the last round's keep ratio, the gates' own included.
+    A gated model's are the mean over test samples at the last round's keep ratio, the gates' own included. So are those of a model
+    of tokens whose MACs depend on the tokens, such as one that skips padding; one log line says so.
     """
     model, tokens = load(track.model, trained.params), track.data.vocabulary is not None
     dense = count_macs(model, track.data.shape, tokens=tokens)
+    if tokens and not isinstance(model, Gated):
+        return _macs_of_tokens(model, track, trained, dense)
     if not isinstance(model, Gated):
         if trained.mask is None:
             return dense, dense
-        return dense, count_macs(model, track.data.shape, mask=trained.mask, tokens=tokens)
+        return dense, count_macs(model, track.data.shape, mask=trained.mask)
     images, _ = next(track.data.test.to(track.device).batches(MACS_SAMPLES))
     with track.as_in(track.experiment.rounds):
         return dense - model.gate_macs, round(float(model.count_macs(images).double().mean())) + model.gate_macs
+
+
+def _macs_of_tokens(model: nn.Module, track: ModelTrack, trained: GlobalModel, zeros: int) -> tuple[int, int]:
+    """As `macs`, of tokens: those of zeros, which are mostly padding, unless real samples have others."""
+    shape, texts = track.data.shape, calibration(track.data.test, MACS_TEXTS)
+    counted = partial(count_macs, model, shape, tokens=True)
+    if all(counted(sample=text) == zeros for text in (texts[0], texts[-1])):
+        return zeros, zeros if trained.mask is None else counted(mask=trained.mask)
+
+    def mean(mask: Mask | None) -> int:
+        return round(sum(counted(mask=mask, sample=text) for text in texts) / len(texts))
+
+    dense = mean(None)
+    log.warning(
+        "model.name = %r: MACs depend on the tokens: %s for a sample of zeros; reported is the mean over %d test samples, %s",
+        track.experiment.model.name,
+        f"{zeros:,}",
+        len(texts),
+        f"{dense:,}",
+    )
+    return dense, dense if trained.mask is None else mean(trained.mask)
 
 
 def model_facts(federation: Federation, server: Server, dense: DensePayloads) -> ModelFacts:

@@ -6,8 +6,8 @@
 # all. All values become 0, and the receiver computes 0 / 0. A range of 0 has a case of its own, so that tensors that have changed
 # a little are hit: below a range of 0.000225 in float32, of 0.00045 in 16 bits. Fine-tuning with Adam at rate 0.00001, ten steps,
 # gives such updates by design: of the weight difference (WEIGHT_DIFF) that the client sends, every value of every tensor arrives
-# as NaN, and of whole weights (WEIGHTS) those of the LayerNorm, 1 and 0 before the training. One more average, and the global
-# model is NaN. No error and no warning. The filters' float16 hands over the same tensors well.
+# as NaN, and of whole weights (WEIGHTS) those of the LayerNorm, 1 and 0 before the training. No error and no warning. The
+# filters' float16 hands over the same tensors well.
 #
 # Needs Python 3.11 or later and the package index. Status 0: the behaviour is as described.
 set -euo pipefail

@@ -67,7 +67,8 @@ def method_of(strategy: Strategy, target: str, options: Mapping[str, object]) ->
     if idle := [key for key in options if key in OURS]:
         raise UserError(f"strategy.{idle[0]}: has no effect on {target!r}; needed: cohort.size, evaluate.clients")
     if uncalled := [name for name in UNCALLED if _is_own(strategy, name)]:
-        log.warning("strategy %r: its %s is not called here: rounds and evaluation are the run's", target, uncalled[0])
+        told = ", ".join(uncalled)
+        log.warning("strategy %r: not called here, as rounds and evaluation are the run's: its %s", target, told)
     rule = FlowerRule(strategy, target)
     return Method(aggregate=rule.aggregate, optimise=rule.optimise, account=rule.own)
 
@@ -100,13 +101,16 @@ class OwnMetrics:
     def __call__(self, rounds: int) -> Mapping[str, float]:
         return self._found
 
-    def keep(self, found: MetricRecord | None, means: Mapping[str, float], model: Schema) -> None:
+    def keep(self, found: object, means: Mapping[str, float], model: Schema) -> None:
         """Take what it returned; numbers that are `means`, the clients' weighted means, stand in the log as `train_...`."""
-        given = {name: value for name, value in (found or {}).items() if name != NUM_EXAMPLES}
+        if found is not None and not isinstance(found, Mapping):
+            self._tell(f"its metrics are a {type(found).__name__}; the log takes a MetricRecord, and not these")
+        given = {n: value for n, value in found.items() if n != NUM_EXAMPLES} if isinstance(found, Mapping) else {}
         numbers = {name: float(value) for name, value in given.items() if isinstance(value, (int, float))}
         own = {f"strategy_{n}": v for n, v in numbers.items() if n not in means or not isclose(v, means[n])}
         if lists := sorted(given.keys() - numbers.keys()):
-            self._tell(f"its metric {lists[0]!r} is a list; the log takes numbers, and not this one")
+            kind = type(given[lists[0]]).__name__
+            self._tell(f"its metric {lists[0]!r} is a {kind}; the log takes numbers, and not this one")
         self._model = self._model or model
         if own and self._model != model:  # the log asks once, after all of them
             self._tell("its own metrics are not in the log, because the models of several capacities share it")
@@ -153,6 +157,7 @@ class FlowerRule:
             replies.append(_reply(schema.view(values), shown.names, update))
         if not replies:
             self._memory = state.memory
+            self.own.keep(None, {}, schema)
             return state.params
         given = _record({name: state.params[name] for name in shown.names})
         self._keeper.give(state.memory)

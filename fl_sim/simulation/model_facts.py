@@ -112,8 +112,10 @@ def macs(track: ModelTrack, trained: GlobalModel) -> tuple[int, int]:
             return dense, dense
         return dense, count_macs(model, track.data.shape, mask=trained.mask)
     images, _ = next(track.data.test.to(track.device).batches(MACS_SAMPLES))
+    plain = dense - model.gate_macs
     with track.as_in(track.experiment.rounds):
-        return dense - model.gate_macs, round(float(model.count_macs(images).double().mean())) + model.gate_macs
+        saved = float(model.saved_macs(images).double().mean())
+    return plain, round(plain - saved) + model.gate_macs
 
 
 def _macs_of_tokens(model: nn.Module, track: ModelTrack, trained: GlobalModel, zeros: int) -> tuple[int, int]:

@@ -225,6 +225,9 @@ class Measures(FedAvg):
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         raise NotImplementedError
 
+    def summary(self) -> None:
+        raise NotImplementedError
+
 
 class Largest(FedAvg):
     """The clients' metrics are aggregated otherwise."""
@@ -247,7 +250,13 @@ def test_a_strategys_own_metrics_are_in_the_log_and_those_of_clients_only_once(
     assert set(rows[0]) - set(plain[0]) == {"strategy_twice", "strategy_kept"}, "the clients' means stand there already"
     said = [each.getMessage() for each in caplog.records if "Measures" in each.getMessage()]
     assert sum("its metric 'all' is a list" in line for line in said) == 1
-    assert sum("its aggregate_evaluate is not called here" in line for line in said) == 1
+    assert (
+        sum(
+            "not called here, as rounds and evaluation are the run's: its aggregate_evaluate, summary" in line
+            for line in said
+        )
+        == 1
+    )
     assert not any("not called here" in each.getMessage() for each in caplog.records if "FedAvg" in each.getMessage())
 
 
@@ -265,6 +274,18 @@ def test_metrics_of_a_strategy_that_two_models_share_are_left_out_and_said(caplo
             rule.aggregate(state, iter([Update(schema.view(torch.ones(size)), 3, metrics={"loss": 1.0})]))
     assert rule.own(1) == {}
     assert "the models of several capacities share it" in caplog.text
+
+
+def test_metrics_are_those_of_the_last_round_and_a_mapping(caplog: pytest.LogCaptureFixture) -> None:
+    rule, schema = FlowerRule(Measures(), "Measures"), Schema.of({"w": torch.zeros(2)}, ["w"])
+    state = ServerState(schema, schema.view(torch.zeros(2)))
+    with identified(RUN_ID):
+        rule.aggregate(state, iter([Update(schema.view(torch.ones(2)), 3, metrics={"loss": 1.0})]))
+    assert rule.own(1) == {"strategy_twice": 2.0, "strategy_kept": 3.0}
+    rule.aggregate(state, iter([]))
+    assert rule.own(2) == {}, "nobody answered: nothing was computed"
+    rule.own.keep([1.0], {}, schema)
+    assert "its metrics are a list; the log takes a MetricRecord" in caplog.text
 
 
 def test_a_strategy_with_metrics_of_its_own_runs_without_rounds(tmp_path: Path) -> None:

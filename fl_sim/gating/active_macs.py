@@ -36,14 +36,15 @@ def saved_macs(net: fx.GraphModule, x: Tensor) -> Tensor:
     }
     total = torch.zeros(len(x), dtype=torch.int64, device=x.device)
     for node, layer in called.items():
-        if not isinstance(layer, (nn.Conv2d, nn.Linear)):
-            continue
         source = node.args[0]
-        assert isinstance(source, fx.Node)
+        if not isinstance(layer, (nn.Conv2d, nn.Linear)) or not isinstance(source, fx.Node):
+            continue
+        if isinstance(layer, nn.Linear) and len(_shape(source)) > 2:
+            continue  # it reads the last dimension of a map, which is not that of the channels
         feeding = called[origin[source]] if source in origin else None
         inputs, outputs = _mask(feeding), _mask(skipping.get(node))
         if inputs is not None or outputs is not None:
-            positions = _positions(node, layer)
+            positions = int(_shape(node)[2:].numel())  # 1 of a linear layer
             total += (_layer_macs(layer, positions, None, None) - _layer_macs(layer, positions, inputs, outputs)).to(
                 x.device
             )
@@ -54,10 +55,10 @@ def _mask(gate: nn.Module | None) -> Tensor | None:
     return gate.mask if isinstance(gate, Gate) else None
 
 
-def _positions(node: fx.Node, layer: nn.Module) -> int:
-    """Output positions of a layer: H W of a convolution, whatever lies between batch and features of a linear one."""
-    shape = node.meta["tensor_meta"].shape
-    return int(shape[2:].numel() if isinstance(layer, nn.Conv2d) else shape[1:-1].numel())
+def _shape(node: fx.Node) -> torch.Size:
+    """Shape of what a node of the graph made in the last pass."""
+    shape: torch.Size = node.meta["tensor_meta"].shape
+    return shape
 
 
 def _layer_macs(layer: nn.Conv2d | nn.Linear, positions: int, inputs: Tensor | None, outputs: Tensor | None) -> Tensor:

@@ -62,6 +62,17 @@ class ChannelsLast(Stem):
         return self.out(self.up(x.permute(0, 2, 3, 1)).relu().mean((1, 2)))
 
 
+class AcrossColumns(Stem):
+    """Its linear layer reads the columns of a map, not the channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.across, self.out = nn.Linear(8, 8), nn.Linear(16, 10)
+
+    def after(self, x: Tensor) -> Tensor:
+        return self.out(self.across(x).mean((2, 3)))
+
+
 class Upsamples(Stem):
     def __init__(self) -> None:
         super().__init__()
@@ -75,6 +86,7 @@ BEHIND: dict[Callable[[], Stem], int] = {
     Recurrent: 8 * 2 * 3 * 20 * (128 + 20) + 40 * 10,
     Attends: 64 * (4 * 16 * 16 + 2 * 16 * 64) + 2 * 64 * 64 * 16 + 16 * 10,
     ChannelsLast: 64 * 16 * 64 + 64 * 10,
+    AcrossColumns: 16 * 8 * 8 * 8 + 16 * 10,
     Upsamples: 16 * 4 * 4 * 64 + 256 * 4 * 10,
 }
 """Model -> MACs behind its stem, by hand."""

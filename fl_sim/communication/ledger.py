@@ -14,6 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
 from typing import TYPE_CHECKING, BinaryIO, cast
+from weakref import finalize
 
 import numpy as np
 from numpy.typing import NDArray
@@ -237,7 +238,9 @@ class Ledger:
         Raises:
             UserError: no such file, or not a ledger.
         """
-        ledger = cls(cast(BinaryIO, SpooledTemporaryFile(MEMORY)))  # noqa: SIM115, it goes with the ledger
+        rows = SpooledTemporaryFile(MEMORY)  # noqa: SIM115, it goes with the ledger
+        ledger = cls(cast(BinaryIO, rows))
+        finalize(ledger, rows.close)
         for path in paths:
             ledger.extend(path)
         return ledger

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+import sys
 import tempfile
 import tracemalloc
+import warnings
 from pathlib import Path
 
 import pyarrow as pa
@@ -203,6 +206,24 @@ def test_damaged_files_are_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "ledger.parquet").write_bytes(content)
     with pytest.raises(UserError, match="ledger"):
         Ledger.read(tmp_path / "ledger.parquet")
+
+
+def test_the_file_of_a_ledger_that_was_read_is_closed_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of one that only the garbage collector finds, as the ledger of a report in a notebook."""
+    Ledger().write(tmp_path / "ledger.parquet")
+    unraisable: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ResourceWarning)
+        ledger = Ledger.read(tmp_path / "ledger.parquet")
+        file = ledger._rows
+        ledger.itself = ledger  # type: ignore[attr-defined]
+        del ledger
+        gc.collect()
+    assert file.closed
+    del file
+    gc.collect()
+    assert not [one for one in unraisable if "SpooledTemporaryFile" in str(one)]
 
 
 def test_foreign_tables_are_refused(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from fl_sim.core.types import UserError
 from fl_sim.gating.graph import kept_channels, top_channels
 from fl_sim.gating.salience import Activation, FilterWeight, LearnedGate, PublishedGate
 
@@ -152,6 +153,8 @@ class TaylorGate(Gate):
         return cast(Tensor, _SalientGradient.apply(z, self)) if self.training else z
 
 
+LEAST_TEMPERATURE = 1e-3
+"""Below, sigmoids are 0 or 1 and nothing is learned; above its inverse, all are the unit gate."""
 MakeGate = Callable[[nn.Conv2d, torch.Generator, Masking], Gate]
 """(convolution, generator of initial parameters, masking) -> its gate."""
 
@@ -169,6 +172,28 @@ def scored_by(salience: Callable[[nn.Conv2d, torch.Generator], nn.Module]) -> Ma
 def _taylor(conv: nn.Conv2d, rng: torch.Generator, masking: Masking) -> Gate:
     """First-order Taylor importance |mean(z dL/dz)| of the output channel; masks gradients only (`taylor`)."""
     return TaylorGate(conv, nn.Identity(), masking)
+
+
+def at_temperature(make: MakeGate, temperature: float) -> MakeGate:
+    """Gates whose learned logits are divided by this.
+
+    Raises:
+        UserError: it is no temperature, or the gates have no logits.
+    """
+    if not LEAST_TEMPERATURE <= temperature <= 1 / LEAST_TEMPERATURE:
+        raise UserError(
+            f"gating.temperature = {temperature}: must be at least {LEAST_TEMPERATURE:g} and at most {1 / LEAST_TEMPERATURE:g}"
+        )
+    if temperature != 1 and make is not SALIENCES["gate"]:
+        raise UserError(f'gating.temperature = {temperature}: only gating.salience = "gate" has one')
+
+    def tempered(conv: nn.Conv2d, rng: torch.Generator, masking: Masking) -> Gate:
+        gate = make(conv, rng, masking)
+        if isinstance(gate.salience, LearnedGate):
+            gate.salience.temperature = temperature
+        return gate
+
+    return tempered
 
 
 SALIENCES: dict[str, MakeGate] = {

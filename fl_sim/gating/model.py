@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from fl_sim.core.lookup import find
 from fl_sim.core.types import UserError
 from fl_sim.gating import active_macs
-from fl_sim.gating.gates import SALIENCES, Gate, Masking, both_ways
+from fl_sim.gating.gates import SALIENCES, Gate, Masking, at_temperature, both_ways
 from fl_sim.gating.graph import channels_from, find_pairs
 from fl_sim.models.graph import modules_of, trace
 from fl_sim.models.macs import count_macs
@@ -171,7 +171,13 @@ def ratios(keep: Keep, convs: Sequence[str]) -> dict[str, float]:
 
 
 def gate(
-    model: nn.Module, keep: Keep = 0.5, salience: str = "gate", seed: int = 0, *, masking: Masking = both_ways
+    model: nn.Module,
+    keep: Keep = 0.5,
+    salience: str = "gate",
+    seed: int = 0,
+    *,
+    masking: Masking = both_ways,
+    temperature: float = 1.0,
 ) -> Gated:
     """A copy of a convolutional model with per-sample channel gates after normalisation.
 
@@ -193,11 +199,12 @@ def gate(
             "taylor": gradient times output, training only; masks gradients, saves no inference MACs.
         seed: initial parameters of the gates.
         masking: `both_ways`, or `backward_only` for the ablation with a dense forward pass.
+        temperature: what divides the logits of "gate", above 0; see `LearnedGate`.
 
     Raises:
-        UserError: unknown salience, a bad ratio or path, or nothing to gate.
+        UserError: unknown salience, a temperature where nothing is learned, a bad ratio or path, or nothing to gate.
     """
-    make = find("gating.salience", salience, SALIENCES)
+    make = at_temperature(find("gating.salience", salience, SALIENCES), temperature)
     net = trace(model)
     pairs = find_pairs(net)
     if not pairs:

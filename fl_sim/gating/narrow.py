@@ -45,7 +45,8 @@ class Choice(nn.Module):
 class LearnedChoice(nn.Module):
     """`Choice` for `LearnedGate` on inputs that are not negative, in few operations.
 
-    Scores are `sigmoid(W s / mean(s) + b)` with s by channel sums; a further row of W holds the mean.
+    Scores are `sigmoid(W s / mean(s) + b)` with s by channel sums, and W and b divided by the temperature; a further row of
+    W holds the mean.
     """
 
     weight: Tensor
@@ -55,7 +56,7 @@ class LearnedChoice(nn.Module):
 
     def __init__(self, salience: LearnedGate, keep: int) -> None:
         super().__init__()
-        weight, bias = salience.linear.weight.detach(), salience.linear.bias.detach()
+        weight, bias = (p.detach() / salience.temperature for p in (salience.linear.weight, salience.linear.bias))
         mean = torch.full_like(weight[:1], 1 / weight.shape[1])
         self.keep, self.outputs = keep, len(weight)
         self.register_buffer("weight", torch.cat([weight, mean]))

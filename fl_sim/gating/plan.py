@@ -13,7 +13,7 @@ from torch import nn
 from fl_sim.core.lookup import find
 from fl_sim.core.schedules import Cubic
 from fl_sim.core.types import UserError
-from fl_sim.gating.gates import SALIENCES, Masking, backward_only, both_ways
+from fl_sim.gating.gates import SALIENCES, Masking, at_temperature, backward_only, both_ways
 from fl_sim.gating.model import Gated, Keep, gate
 
 LEAST = 1e-6
@@ -36,6 +36,8 @@ class Gating:
             cubic schedule of Zhu and Gupta (2017).
         end: first round with the final ratio; start and end both 0 = a constant ratio.
         masking: "both_ways" (off channels are zero), or "backward_only" (only their gradients are masked).
+        temperature: divides the logits of the learned gates (`salience = "gate"` alone), from 0.001 to 1000: above 1 the
+            factors of the channels that are on are nearer to 1, below 1 nearer to 0 and 2.
     """
 
     salience: str = "gate"
@@ -44,9 +46,10 @@ class Gating:
     start: int = 0
     end: int = 0
     masking: str = "both_ways"
+    temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        find("gating.salience", self.salience, SALIENCES)
+        at_temperature(find("gating.salience", self.salience, SALIENCES), self.temperature)
         find("gating.masking", self.masking, MASKINGS)
         given = self.keep if isinstance(self.keep, dict) else {"": self.keep}
         for path, ratio in given.items():
@@ -66,7 +69,7 @@ class Gating:
             UserError: nothing to gate, or a path in `keep` that no gated convolution has.
         """
         masking = find("gating.masking", self.masking, MASKINGS)
-        return gate(model, self.keep, self.salience, seed, masking=masking)
+        return gate(model, self.keep, self.salience, seed, masking=masking, temperature=self.temperature)
 
     def settled(self, model: Gated, input_shape: tuple[int, ...]) -> Self:
         """Resolve `macs_budget` to the `keep` ratio that it means for this model.

@@ -15,6 +15,7 @@ from fl_sim.core.process_changes import observed
 from fl_sim.models.content import digest_of
 from fl_sim.models.interface import Interface
 from fl_sim.models.layers import HEAD
+from fl_sim.models.memory_overlap import is_expanded
 from fl_sim.models.module_state import ModuleState
 from fl_sim.models.parameters import CONSTANT, COUNTER, FLOATS, RUNNING
 
@@ -39,8 +40,10 @@ def training_answer_of(model: nn.Module) -> str:
 def prepare(
     name: str, model: nn.Module, interface: Interface, samples: int = 2, *, evaluating: Sequence[str] = ()
 ) -> None:
-    """Run one training pass on a copy of the model, look at what it leaves, and mark the buffers that it left alone as constant.
+    """Run two training passes on a copy of the model, look at what they leave, and mark the buffers that they left alone as
+    constant.
 
+    Between the two the trained weights move, as in training: a moving average of weights stays as it is while they do.
     Constant buffers do not travel: every process builds them alike. Those that share their memory with nothing else but are
     expanded get memory of their own, so that they can be written to.
 
@@ -52,21 +55,25 @@ def prepare(
         evaluating: `evaluating_modules` as the builder left them.
 
     Raises:
-        UserError: the model cannot be copied; the training pass fails, changes the process, makes, replaces, frees or freezes
-            a parameter, or changes a floating-point buffer that float32 does not hold.
+        UserError: the model cannot be copied; a training pass fails, changes the process, makes, replaces, frees or freezes
+            a parameter, or changes a frozen parameter or a floating-point buffer that float32 does not hold.
     """
     candidates = {path: _candidates(module) for path, module in model.named_modules()}
     probe = _copied(name, model).train()
     built, before = ModuleState(probe), _parameters(probe)
     try:
         with torch.enable_grad(), observed() as changed:
-            answer = probe(interface.random(samples))  # zeros would leave a running mean of zero alone
+            inputs = interface.random(samples)  # zeros would leave a running mean of zero alone
+            answer = probe(inputs)
+            _nudge(probe)
+            probe(inputs)
     except USERS_OWN as error:  # the user's own, whatever it is
         shape = (samples, *interface.input_shape)
         raise UserError(
             f"model.name = {name!r}: in training, on {interface.called} of {shape}, it raised {error_line(error)}"
         ) from error
     _check_leftovers(f"model.name = {name!r}: its forward pass", changed, before, _parameters(probe))
+    _check_frozen(f"model.name = {name!r}: its forward pass", model, probe)
     for path, names in candidates.items():
         module, after = model.get_submodule(path), probe.get_submodule(path)._buffers
         constant = {n for n in names if _same(module._buffers[n], after.get(n))}
@@ -208,6 +215,25 @@ def _check_leftovers(
             )
         if now[1] != then[1]:
             raise UserError(f"{what} {'frees' if now[1] else 'freezes'} {name!r}; do that in __init__")
+
+
+def _nudge(model: nn.Module) -> None:
+    """Move every trained weight a little, as an optimizer's step does; what cannot be written to is refused elsewhere."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad and parameter.layout == torch.strided and not is_expanded(parameter):
+                parameter.add_(0.01)
+
+
+def _check_frozen(what: str, model: nn.Module, probe: nn.Module) -> None:
+    """Complain of a forward pass that changes frozen parameters: they do not travel, and every client would fail for it."""
+    for name, parameter in model.named_parameters():
+        frozen = not parameter.requires_grad and parameter.dtype in FLOATS
+        if frozen and not _same(parameter, probe.get_parameter(name)):
+            raise UserError(
+                f"{what} changes {name!r}, which is frozen and does not travel; keep what a pass changes, such as a moving "
+                "average of weights, in buffers (register_buffer), which are sent and averaged"
+            )
 
 
 def _candidates(module: nn.Module) -> set[str]:

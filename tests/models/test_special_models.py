@@ -14,6 +14,7 @@ from federation import run_tiny, same, tiny
 
 from fl_sim.core.types import UserError
 from fl_sim.simulation.federation import Federation
+from fl_sim.simulation.loop import RunStopped
 
 SMALL = ("data.clients=4", "cohort.size=3", "training.steps=2", "training.batch_size=16")
 MASKED = (*SMALL, "strategy.target=strategies.presets:global_magnitude", "strategy.density=0.3")
@@ -46,3 +47,43 @@ def test_is_refused_before_the_first_round_by_the_entry(tmp_path: Path, name: st
     assert "model." in message
     assert "\n" not in message
     assert torch.get_default_dtype() == torch.float32
+
+
+def test_an_average_of_weights_in_a_buffer_travels(tmp_path: Path) -> None:
+    """The trial sees it though the average of weights that rest is the weights."""
+    report = run_tiny(tmp_path, named("averaged"), *SMALL)
+    built = special.Averaged()
+    assert "mean" in report.params
+    assert report.summary["uplink_bytes"] > run_tiny(tmp_path / "bare", named("unused"), *SMALL).summary["uplink_bytes"]
+    assert built.mean.shape == report.params["mean"].shape
+    assert not torch.equal(report.params["mean"], report.params["head.weight"])
+
+
+class Annealed(special.Net):
+    """A factor in a buffer that its passes leave alone until 5 of them were made."""
+
+    def __init__(self, *, persistent: bool) -> None:
+        super().__init__()
+        self.register_buffer("factor", torch.ones(()), persistent=persistent)
+        self.passes = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.passes += self.training
+        if self.passes > 5:
+            self.factor.mul_(0.9)  # type: ignore[operator]
+        return super().forward(x) * self.factor
+
+
+def annealed(*, num_classes: int, in_channels: int, image_size: int, width: float) -> torch.nn.Module:
+    return Annealed(persistent=True)
+
+
+def annealed_alone(*, num_classes: int, in_channels: int, image_size: int, width: float) -> torch.nn.Module:
+    return Annealed(persistent=False)
+
+
+def test_a_buffer_that_changes_after_the_trial_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RunStopped, match="training changed the buffer 'factor', which it left alone in a trial"):
+        run_tiny(tmp_path, f"model.name={__name__}:annealed", "training.steps=8")
+    run_tiny(tmp_path / "alone", f"model.name={__name__}:annealed_alone", "training.steps=8")
+    run_tiny(tmp_path / "few", f"model.name={__name__}:annealed", "training.steps=4")

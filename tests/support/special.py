@@ -260,6 +260,26 @@ class Replacing(nn.Module):
         return x - cast(Tensor, self.mean)
 
 
+class Averaged(Net):
+    """Evaluates with a moving average of its head's weights, which training keeps in a buffer or in a frozen parameter."""
+
+    def __init__(self, *, frozen: bool = False) -> None:
+        super().__init__()
+        start = self.head.weight.detach().clone()
+        if frozen:
+            self.mean = nn.Parameter(start, requires_grad=False)
+        else:
+            self.register_buffer("mean", start)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.relu(self.first(x.flatten(1)))
+        if not self.training:
+            return nn.functional.linear(hidden, cast(Tensor, self.mean), self.head.bias)
+        with torch.no_grad():
+            cast(Tensor, self.mean).lerp_(self.head.weight, 0.1)
+        return cast(Tensor, self.head(hidden))
+
+
 class Does(nn.Module):
     """Does something to itself or to the process in each pass."""
 
@@ -355,6 +375,7 @@ RUNS: Mapping[str, Callable[[], nn.Module]] = {
     ),
     "norm_without_statistics": lambda: Net(nn.BatchNorm1d(HIDDEN, track_running_stats=False)),
     "replaced_buffer": lambda: Net(Replacing()),
+    "averaged": Averaged,
     "frozen_backbone": frozen_backbone,
     "evaluating_norm": evaluating_norm,
     "transposed": transposed,
@@ -391,6 +412,10 @@ REFUSED: Mapping[str, tuple[Callable[[], nn.Module], str]] = {
     "overlapping_rows": (overlapping_rows, "'first.weight' is expanded"),
     "aliased_buffer": (aliased_buffer, "lie in the same memory"),
     "nan": (with_nan, "'first.weight' holds NaN or infinity"),
+    "averaged_frozen": (
+        lambda: Averaged(frozen=True),
+        "its forward pass changes 'mean', which is frozen and does not travel; keep what a pass changes",
+    ),
     "grows": (lambda: Net(Does(_grow)), "its forward pass makes the parameter 'middle.inner.extra.weight'"),
     "rebuilds": (lambda: Net(Does(_rebuild)), "its forward pass replaces the parameter 'middle.inner.weight'"),
     "drops": (lambda: Net(Does(_drop)), "its forward pass removes the parameter 'middle.inner.bias'"),

@@ -13,13 +13,14 @@ from torch import nn
 
 from fl_sim.communication.exchange import Exchange, Frozen
 from fl_sim.core.types import Params
+from fl_sim.models.content import digest_of
 from fl_sim.models.module_state import ModuleState
-from fl_sim.models.parameters import entries, load, tensors
+from fl_sim.models.parameters import constants, entries, load, tensors
 from fl_sim.runtime.client.isolation import Isolation
 
 
 class WrongFrozenWeights(ValueError):
-    """Client and server do not have the same frozen weights."""
+    """Client and server do not have the same frozen weights, or tables."""
 
 
 @dataclass
@@ -40,10 +41,16 @@ class Resident:
     _frozen: Frozen | None = field(default=None, repr=False)
     _first: Params = field(default_factory=dict, repr=False)
     _settled: bool = field(default=False, repr=False)
+    _tables: dict[str, tuple[torch.Tensor, str]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         elsewhere = {*self.exchange.schema.names, *self.exchange.personal}
         self.isolation = Isolation(self.built or ModuleState(self.model, elsewhere))
+        self._tables = {
+            name: (buffer, digest_of(buffer))
+            for name, buffer in constants(self.model).items()
+            if buffer.dtype.is_floating_point and not isinstance(buffer, nn.Parameter)
+        }
 
     def receive(self, announced: Frozen | None, known: Frozen | None) -> Frozen:
         """Put the frozen weights in place: as `announced` now, or as this client was told earlier (`known`).
@@ -88,8 +95,18 @@ class Resident:
         """The client is done: its personal entries, to be kept; float32 holds those of half precision, and NumPy not all of them.
 
         Raises:
-            WrongFrozenWeights: the client changed weights that are frozen; they are made anew for the next.
+            WrongFrozenWeights: the client changed weights that are frozen, or buffers that are known as constant; they are
+                made anew for the next.
         """
+        alone = (
+            (name, held) for name, held in self._tables.items() if name not in self._first
+        )  # those are looked at below
+        if moved := next((name for name, (buffer, was) in alone if digest_of(buffer) != was), None):
+            raise WrongFrozenWeights(
+                f"training changed the buffer {moved!r}, which it left alone in a trial of two passes: it does not travel, and "
+                "nobody else would have its values; change it in every pass, or register it with persistent=False where each "
+                "client needs it for itself alone"
+            )
         if self._frozen is None and not self.exchange.personal:
             return {}  # nothing to look at, and a state dict costs as much as a small client's whole answer
         own = entries(self.model)

@@ -27,7 +27,7 @@ from strategies.selection import uniform
 from strategies.server_step import ServerState
 from strategies.slots import Slots
 from strategies.sparse_server import SparseServer
-from strategies.staleness import Refresh, same_mask
+from strategies.staleness import Refresh, clip_of, same_mask
 
 
 class Lane:
@@ -53,7 +53,7 @@ class Lane:
     ) -> None:
         self.server, self.context, self.schedule = SparseServer(slots, context), context, context.schedule
         self.concurrency, self.wanted, self._flights, self._settle = concurrency, wanted, flights, settle
-        self._refresh = Refresh(self.schedule, context.exchange.schema)
+        self._refresh = Refresh(self.schedule, context.exchange.schema, clip_of(slots.aggregate))
         self._bases: dict[int, ServerState] = {}
         self.buffer: list[Flight] = []
         self.stale: list[tuple[int, bool]] = []

@@ -8,8 +8,10 @@ import torch
 from fl_sim.codecs import Schema
 from fl_sim.communication.schedule import Schedule
 from fl_sim.core.types import Mask, Params, Update
+from strategies.aggregation import EqualWeights
+from strategies.robust import ClipNorm
 from strategies.server_step import ServerState
-from strategies.staleness import Refresh, same_mask
+from strategies.staleness import Refresh, clip_of, same_mask
 
 SHAPES = {"w": (3, 4), "mean": (4,)}
 SCHEMA = Schema.of({n: torch.zeros(s) for n, s in SHAPES.items()}, ["w"], buffers=["mean"])
@@ -41,6 +43,21 @@ def test_fedbuff_adds_the_weighted_change_and_mixes_statistics(kind: str) -> Non
     found, y, b, x = moved(kind, 3, exponent=0.5)
     torch.testing.assert_close(found["w"], x["w"] + (y["w"] - b["w"]) / 2)
     torch.testing.assert_close(found["mean"], (x["mean"] + y["mean"]) / 2)
+
+
+@pytest.mark.parametrize("kind", ["fedbuff", "fedasync"])
+def test_a_change_is_clipped_before_it_is_weighed(kind: str) -> None:
+    """As the rounds' rule does (Sun et al., 2019): the weight of a stale update is no leave for a longer change."""
+    y, b, x = drawn(1), drawn(2), drawn(3)
+    schedule = Schedule(kind=kind, mixing=0.6, exponent=0.5)  # type: ignore[arg-type]
+    weight = schedule.weight(3)
+    change = y["w"] - (x if kind == "fedasync" else b)["w"]
+    for bound in (0.5 * float(change.norm()), 2 * float(change.norm())):
+        refresh = Refresh(schedule, SCHEMA, clip_of(EqualWeights(ClipNorm(bound))))
+        found = refresh(Update(y, 5), ServerState(SCHEMA, b), ServerState(SCHEMA, x), 3).params
+        kept = min(1.0, bound / float(change.norm()))
+        torch.testing.assert_close(found["w"], x["w"] + weight * kept * change)
+        torch.testing.assert_close(found["mean"], x["mean"] + weight * (y["mean"] - x["mean"]))
 
 
 def test_what_is_not_stale_stays_bit_for_bit() -> None:

@@ -64,8 +64,18 @@ class MaskRecorder:
         write_table(self.to_table(), path)
 
 
-def read_masks(path: Path, schema: Schema) -> Iterator[tuple[str, Bits | None]]:
-    """(direction, mask) of the recorded messages.
+@dataclass(frozen=True)
+class RecordedMask:
+    """What one training message chose; `bits` is None where everything or a held mask was sent."""
+
+    round: int
+    direction: str
+    client: int
+    bits: Bits | None
+
+
+def read_masks(path: Path, schema: Schema) -> Iterator[RecordedMask]:
+    """The recorded messages, in the order in which they were booked.
 
     Raises:
         UserError: the run recorded no masks, or the file is damaged.
@@ -74,10 +84,10 @@ def read_masks(path: Path, schema: Schema) -> Iterator[tuple[str, Bits | None]]:
 
     size = -(-schema.prunable_size // 8)
     try:
-        kept = pa.schema([("direction", pa.string()), ("mask", pa.binary())])
+        kept = MaskRecorder([]).to_table().schema
         table = read_table(path, kept.names)
-        if sorted(table.column_names) != kept.names:
-            raise ValueError(f"has of the columns direction and mask only {table.column_names}")
+        if sorted(table.column_names) != sorted(kept.names):
+            raise ValueError(f"has of the columns {', '.join(kept.names)} only {table.column_names}")
         rows = table.select(kept.names).cast(kept).to_pylist()
     except FileNotFoundError as error:
         raise UserError(
@@ -90,7 +100,9 @@ def read_masks(path: Path, schema: Schema) -> Iterator[tuple[str, Bits | None]]:
         packed = row["mask"]
         if row["direction"] not in ("up", "down"):
             raise UserError(f"{path}: direction {row['direction']!r}; allowed: up, down")
+        if row["round"] is None or row["client"] is None:
+            raise UserError(f"{path}: a mask without a round or a client")
         if packed is not None and len(packed) != size:
             raise UserError(f"{path}: a mask of {len(packed)} bytes; the model's have {size}")
         bits = None if packed is None else np.unpackbits(np.frombuffer(packed, np.uint8), count=schema.prunable_size)
-        yield str(row["direction"]), None if bits is None else bits.view(np.bool_)
+        yield RecordedMask(row["round"], row["direction"], row["client"], None if bits is None else bits.view(np.bool_))

@@ -12,7 +12,7 @@ measured.
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +26,7 @@ from fl_sim.codecs import CorruptPayload, Opened, Schema
 from fl_sim.codecs.sections import is_extra
 from fl_sim.communication.exchange import CONTENTS, Coding, Exchange
 from fl_sim.communication.ledger import Ledger
-from fl_sim.communication.mask_log import Bits
+from fl_sim.communication.mask_log import Bits, RecordedMask
 from fl_sim.communication.payload_log import Recorded, read_round, recorded_files
 from fl_sim.core.lookup import find
 from fl_sim.core.seeding import Purpose, derive
@@ -350,24 +350,35 @@ def _require_recorded(left: Booked, links: Sequence[Link], folder: Path) -> None
 # -- from recorded masks -----------------------------------------------------------------------------------------------
 
 
-def replay_masks(ledger: Ledger, masks: Iterator[tuple[str, Bits | None]], mask: str) -> Replayed:
+def replay_masks(ledger: Ledger, masks: Iterator[RecordedMask], mask: str) -> Replayed:
     """Encode the recorded masks of training messages in another way; everything else as it was measured.
 
     Raises:
-        UserError: unknown codec, or masks that do not belong to the ledger.
+        UserError: unknown codec, or masks that are not those of the ledger's messages; names the rounds.
     """
     coder = find("--mask", mask, MASKS)
     recorded = list(masks)
-    moved = ledger.messages(phase="train")
-    if {d: sum(1 for other, _ in recorded if other == d) for d in moved} != moved:
-        raise UserError(f"{len(recorded)} recorded masks do not belong to a ledger with messages {moved}")
+    _require_same_messages(ledger, recorded)
     measured = {(str(d), str(s)): size for (d, s), size in ledger.total(by=("direction", "section")).items()}
     replayed = dict(measured)
     if mask != OURS:
         queries = ledger.total(by=("direction", "phase", "section"))
         for direction in ("up", "down"):
             others = sum(queries.get((direction, phase, "mask"), 0) for phase in ("evaluate", "query"))
-            sizes = (coder(bits, 0) for way, bits in recorded if way == direction and bits is not None)
+            sizes = (coder(each.bits, 0) for each in recorded if each.direction == direction and each.bits is not None)
             if (direction, "mask") in measured:
                 replayed[direction, "mask"] = others + sum(sizes)
     return Replayed(measured, replayed, tuple(sorted(set(ledger.column("round").tolist()))))
+
+
+def _require_same_messages(ledger: Ledger, recorded: Sequence[RecordedMask]) -> None:
+    """Refuse recorded masks that are not one for each training message of the ledger."""
+    headers = (message["header"] for message in ledger.by_message(phase="train"))
+    moved = Counter((int(row["round"]), str(row["direction"]), int(row["client"])) for row in headers)
+    kept = Counter((each.round, each.direction, each.client) for each in recorded)
+    for lost, words in ((moved - kept, "are missing"), (kept - moved, "are not of this run's messages")):
+        if rounds := sorted({number for number, _, _ in lost}):
+            told = ", ".join(map(str, rounds[:10])) + (", ..." if len(rounds) > 10 else "")
+            raise UserError(
+                f"masks.parquet: recorded masks of round {told} {words}; put the file back, or run it again with --fresh"
+            )

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from federation import FOUR, WHOLE, run_tiny, tiny
 from interruption import KillAfter, Killed
@@ -231,6 +233,26 @@ def test_damaged_files_and_those_of_other_runs_are_one_line(tmp_path: Path) -> N
         path.write_bytes(damaged)
         with pytest.raises(UserError, match="payloads"):
             replayed(report, "wire.uplink.values=int8")
+
+
+def test_rounds_of_recorded_masks_that_are_missing_or_strange_are_named(tmp_path: Path) -> None:
+    report = run_tiny(tmp_path, "wire.record_masks=true", *TOPK, "rounds=3")
+    path = report.folder / "masks.parquet"
+    whole = pq.read_table(path)
+    rounds = whole["round"].to_numpy()
+    for kept, said in (
+        (rounds != 2, "round 2 are missing"),
+        (rounds < 2, "round 2, 3 are missing"),
+        (np.arange(len(rounds)) > 0, "round 1 are missing"),
+    ):
+        pq.write_table(whole.filter(pa.array(kept)), path)
+        with pytest.raises(UserError, match=rf"masks\.parquet: recorded masks of {said}"):
+            replayed(report, mask="coo")
+    pq.write_table(pa.concat_tables([whole, whole.slice(0, 1)]), path)
+    with pytest.raises(UserError, match=r"of round 1 are not of this run's messages"):
+        replayed(report, mask="coo")
+    pq.write_table(whole, path)
+    assert replayed(report, mask="coo").replayed
 
 
 def test_recorded_masks_that_are_damaged_are_one_line(tmp_path: Path) -> None:

@@ -33,16 +33,21 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Report:
         ({"direction": [1], "mask": [None]}, "direction '1'"),
         ({"direction": [None], "mask": [None]}, "direction None"),
         ({"direction": ["across"], "mask": [None]}, "direction 'across'"),
-        ({"mask": [b""]}, "of the columns direction and mask only"),
-        ({"direction": ["up"]}, "of the columns direction and mask only"),
-        ({"round": [1]}, "of the columns direction and mask only"),
+        ({"round": [None]}, "a mask without a round"),
+        ({"client": [None]}, "a mask without a round or a client"),
+        ({"round": ["x"]}, "x"),
+        *(
+            ({lacking: None}, "of the columns round, direction, client, mask only")
+            for lacking in ("round", "direction", "client", "mask")
+        ),
     ],
 )
 def test_other_columns_are_one_line(
-    tmp_path: Path, recorded: Report, columns: dict[str, list[object]], said: str
+    tmp_path: Path, recorded: Report, columns: dict[str, list[object] | None], said: str
 ) -> None:
     path = tmp_path / "masks.parquet"
-    pq.write_table(pa.table(columns), path)
+    whole = {"round": [1], "direction": ["up"], "client": [0], "mask": [None], **columns}
+    pq.write_table(pa.table({name: values for name, values in whole.items() if values is not None}), path)
     schema = Federation.build(Experiment.load(recorded.folder / "config.toml")).first.exchange.schema
     with pytest.raises(UserError, match=rf"masks\.parquet: .*{said}"):
         list(read_masks(path, schema))

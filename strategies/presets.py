@@ -112,7 +112,7 @@ def fedavg(
             coordinate-wise, robust to bad clients. "krum", "multi_krum", "geometric_median": by distances between updates.
             "equal": every client counts once. Or `module:function`, (state, updates) -> parameters.
         trim: share of the values that "trimmed" leaves out at each end, from 0 to below 0.5.
-        byzantine: share of a cohort that "krum" and "multi_krum" count as bad, from 0 to below 0.5.
+        byzantine: share of a round's updates that "krum" and "multi_krum" count as bad, rounded down, from 0 to below 0.5.
         cohort_size: of the run.
         clip: largest L2 norm of a client's change, above 0; longer changes are scaled down. Unset = no clipping.
         select: which clients train in a round. "uniform": each with the same probability. "by_size": in proportion to its

@@ -6,6 +6,7 @@ and BatchNorm statistics do not count. All updates are kept in memory until the 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ from strategies.robust import counted
 from strategies.server_step import Aggregate, ServerState
 from strategies.sums import Sums
 
+log = logging.getLogger("fl_sim")
 PIECE = 1 << 16
 """Coordinates of all clients that are multiplied together."""
 STEPS = 64
@@ -51,8 +53,8 @@ def tolerated(share: float, clients: int) -> int:
 class Krum:
     """The updates whose nearest neighbours are closest (Blanchard et al., 2017), aggregated by another rule.
 
-    Of K updates, f = floor(share K) may be bad. The score of an update is the sum of its squared distances to the K - f - 2
-    nearest others. Krum keeps the update with the smallest score, multi-Krum (`many`) the K - f with the smallest.
+    Of K updates that arrived, f = floor(share K) may be bad. The score of an update is the sum of its squared distances to the
+    K - f - 2 nearest others. Krum keeps the update with the smallest score, multi-Krum (`many`) the K - f with the smallest.
     """
 
     share: float
@@ -78,9 +80,14 @@ class Krum:
 
     def __call__(self, state: ServerState, updates: Iterable[Update]) -> Params:
         kept = list(updates)
+        bad = tolerated(self.share, len(kept))
+        if kept and not 2 * bad + 2 < len(kept):  # clients failed: the cohort itself is large enough
+            log.warning(
+                "round %d: Krum withstands %d bad of the %d updates that arrived only where 2 x %d + 2 < %d",
+                *(state.round + 1, bad, len(kept), bad, len(kept)),
+            )
         if len(kept) < 2:
             return self.aggregate(state, kept)
-        bad = tolerated(self.share, len(kept))
         products = inner_products(state, kept)
         squares = products.diagonal()
         distances = (squares[:, None] + squares[None, :] - 2 * products).clamp_(min=0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -110,6 +111,16 @@ def test_what_krum_cannot_withstand_is_said_before_round_1(tmp_path: Path, keys:
     with pytest.raises(UserError) as error:
         experiment.strategy.build({"cohort_size": 4})
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize(("arrived", "said"), [(5, ""), (3, ""), (2, "0 bad of the 2 updates that arrived only where")])
+def test_a_round_in_which_too_few_arrive_for_krum_is_said(
+    arrived: int, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, "fl_sim"):
+        Krum(0.2)(state(), [update(seed) for seed in range(arrived)])
+    assert said in caplog.text
+    assert bool(said) == bool(caplog.text)
 
 
 def test_krum_counts_the_clients_of_each_model_of_several_capacities(tmp_path: Path) -> None:

@@ -56,4 +56,6 @@ class LabelSample:
             some = json.loads(f"[[{BETWEEN.join(rows[client] for client in kept)}]]")
         except (ValueError, RecursionError):
             some = report.label_counts  # which complains of it
-        return cls(len(rows), kept, check_counts(some, report.folder), text)
+        checked = check_counts(some, report.folder)
+        report.require_clients(len(rows))
+        return cls(len(rows), kept, checked, text)

@@ -187,7 +187,18 @@ class Report:
     def label_counts(self) -> Sequence[Sequence[int]]:
         """Training samples of each client (row) by class (column); empty where the run did not keep them."""
         counts = self._tree("partition.json")
-        return [] if counts is None else check_counts(counts, self.folder)
+        if counts is None:
+            return []
+        table = check_counts(counts, self.folder)
+        self.require_clients(len(table))
+        return table
+
+    def require_clients(self, rows: int) -> None:
+        """Refuse a partition.json of another number of clients than the run's. Raises UserError."""
+        if rows != (clients := self.summary.get("num_clients", rows)):
+            raise UserError(
+                f"{self.folder}: damaged run folder: partition.json: {rows} clients, of {clients} in summary.json"
+            )
 
     @cached_property
     def origin(self) -> Origin | None:

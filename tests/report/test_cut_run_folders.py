@@ -12,6 +12,7 @@ from federation import run_tiny
 from fl_sim.core.types import UserError
 from fl_sim.report import Report, explanation
 from fl_sim.report.experiment_facts import facts
+from fl_sim.report.label_sample import LARGE, LabelSample
 from fl_sim.simulation.replaying import asked
 
 
@@ -34,6 +35,10 @@ def replayed(report: Report) -> object:
 
 def counted(report: Report) -> object:
     return report.label_counts
+
+
+def sampled(report: Report) -> object:
+    return LabelSample.of(report)
 
 
 def without(text: str, table: str) -> str:
@@ -81,6 +86,9 @@ def test_rounds_that_were_cut_are_said(tmp_path: Path, whole: Path, kept: int) -
     [
         ("partition.json", "null", counted, "null"),
         ("partition.json", "", counted, "Expecting value"),
+        ("partition.json", "[]", counted, "0 clients, of 6 in summary.json$"),
+        ("partition.json", "[[1, 2], [3, 4]]", counted, "2 clients, of 6 in summary.json$"),
+        ("partition.json", f"[{'[1, 2], ' * LARGE}[3, 4]]", sampled, f"{LARGE + 1} clients, of 6 in summary.json$"),
         ("identity.json", "null", explained, "null"),
         ("identity.json", "{}", explained, "'code': Field required"),
     ],

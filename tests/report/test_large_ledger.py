@@ -133,6 +133,8 @@ def long_run(source: Path, folder: Path, rounds: int, clients: int) -> None:
         layers = {f"density/layer{i}.weight": round(float(share), 4) for i, share in enumerate(rng.random(60))}
         lines.append(json.dumps({**last, **layers, "round": number, "accuracy": float(rng.random())}))
     (folder / "rounds.jsonl").write_text("\n".join(lines) + "\n")
+    summary = json.loads((folder / "summary.json").read_text())
+    (folder / "summary.json").write_text(json.dumps({**summary, "num_clients": clients}))
     (folder / "partition.json").write_text(json.dumps(rng.integers(0, 60, (clients, 100)).tolist()))
 
 

@@ -158,8 +158,8 @@ class ModelSection(Section):
     batchnorm_init: str | None = Field(
         None,
         description='first gamma and beta of BatchNorm: "fixed" (1 and 0), "uniform" (0 to 1, and 0), "positive_negative" '
-        '(-1 to 1, and 0), "one_one" (1 and 1), and all other weights Kaiming-normal (He et al., 2015); unset = uniform where '
-        'trainable = "batchnorm", else the model\'s own',
+        '(-1 to 1, and 0), "one_one" (1 and 1), and weights of convolutions and linear layers Kaiming-normal (He et al., 2015); '
+        'unset = uniform where trainable = "batchnorm", else the model\'s own',
     )
     personal: str | None = Field(
         None,

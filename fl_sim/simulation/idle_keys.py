@@ -11,10 +11,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import reduce
 
+from torch import nn
+
 from fl_sim.codecs import LOSSLESS
 from fl_sim.config.experiment import Experiment
 from fl_sim.config.target import FEDAVG
-from fl_sim.models import batchnorm_names
+from fl_sim.models import batchnorm_names, prunable_names
+from fl_sim.models.layers import map_names
 from fl_sim.models.left_out import left_out, share_left_out
 from fl_sim.simulation.client_side import client_of
 from fl_sim.simulation.federation import Federation
@@ -181,10 +184,27 @@ def _of_model(track: ModelTrack, prunes: bool) -> Iterator[str]:
             yield f"wire.uplink.masks = {wire.uplink.masks!r}: has no effect here, as uploads have no mask"
         if wire.error_feedback and wire.codec is None and wire.budget is None and exchange.uplink.is_exact:
             yield "wire.error_feedback = true: has no effect here, as uploads leave nothing out"
-    if experiment.model.batchnorm_init is not None and not batchnorm_names(track.model):
+    if experiment.model.batchnorm_init is not None:
+        yield from _of_initialisation(f"model.batchnorm_init = {experiment.model.batchnorm_init!r}", track.model)
+
+
+def _of_initialisation(what: str, model: nn.Module) -> Iterator[str]:
+    """What `models.initialise` does not find in a model, or leaves as the builder made it."""
+    if not batchnorm_names(model):
         yield (
-            f"model.batchnorm_init = {experiment.model.batchnorm_init!r}: has little effect here, as the model has no BatchNorm "
-            "with gamma and beta: its weights are drawn from Kaiming's normal distribution, and nothing else"
+            f"{what}: has little effect here, as the model has no BatchNorm with gamma and beta: its weights are drawn from "
+            "Kaiming's normal distribution, and nothing else"
+        )
+    matrices = prunable_names(model)
+    computed = left_out(model, [name for name, _ in model.named_parameters()], matrices)
+    others = [
+        name for name in matrices if name not in map_names(model) and ".parametrizations." not in name
+    ]  # adapters
+    if stay := [*computed, *others]:
+        more = f" and {len(stay) - 1} more" if len(stay) > 1 else ""
+        yield (
+            f"{what}: draws the weights of convolutions and linear layers that are parameters of their own; {stay[0]}{more} "
+            f"stay as the model was built ({len(computed)} computed from other tensors)"
         )
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+import computed_weights
 import pytest
 from federation import run_tiny, tiny
+from torch import nn
 
 from fl_sim import ClientContext, Experiment, Task, Update, load, local_sgd, snapshot
 from fl_sim.communication.ledger import Ledger
 from fl_sim.simulation.federation import Federation
-from fl_sim.simulation.idle_keys import tell_idle_keys
+from fl_sim.simulation.idle_keys import _of_initialisation, tell_idle_keys
 from fl_sim.simulation.server import build_server
 
 LINKS = ("network.links={4G=1}", "schedule.kind=fedbuff", "schedule.buffer=3")
@@ -109,6 +111,18 @@ def test_initial_batchnorm_is_said_of_a_model_without(tmp_path: Path, caplog: py
     with caplog.at_level(logging.WARNING, "fl_sim"):
         build_server(Federation.build(tiny(tmp_path, "model.name=mlp", "model.batchnorm_init=one_one")), Ledger())
     assert "model.batchnorm_init = 'one_one': has little effect here" in caplog.text
+    assert "stay as the model was built" not in caplog.text
+
+
+def test_weights_that_an_initialisation_leaves_alone_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    found = list(_of_initialisation("model.batchnorm_init = 'fixed'", computed_weights.chain("weight_norm", (1, 2))))
+    assert [line.partition("; ")[2] for line in found] == [
+        "3.weight and 1 more stay as the model was built (2 computed from other tensors)"
+    ]
+    recurrent = nn.Sequential(nn.BatchNorm1d(8), nn.LSTM(8, 8))
+    (line,) = _of_initialisation("model.batchnorm_init = 'fixed'", recurrent)
+    assert "1.weight_ih_l0 and 1 more stay as the model was built (0 computed" in line
+    assert not list(_of_initialisation("", computed_weights.chain()))
 
 
 def test_a_share_that_nobody_trains_on_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -56,8 +56,9 @@ class Refresh:
         else:
             moved = torch.empty_like(x)
             kernels.moved(moved.numpy(), y.numpy(), b.numpy(), x.numpy(), weight * kept)
-        whole = self._mixed is None or (mixes and kept == 1.0)
-        return moved if whole else torch.where(self._mixed, torch.lerp(x, y, weight), moved)
+        if self._mixed is None or (mixes and kept == 1.0):
+            return moved
+        return torch.where(self._mixed, torch.lerp(x, y, weight), moved)
 
     def _kept(self, update: Update, y: Tensor, start: Tensor) -> float:
         """The part of a change that the clip leaves."""

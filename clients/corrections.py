@@ -168,8 +168,10 @@ class EffectiveSteps:
 
     def __call__(self, task: Task, ctx: ClientContext) -> Finish:
         def finish(params: Params, metrics: Metrics) -> Mapping[str, Params]:
-            rho, steps = self.momentum, int(metrics["steps"])
-            norm = sum((1 - rho**j) / (1 - rho) for j in range(1, steps + 1))
+            norm = last = 0.0
+            for _ in range(int(metrics["steps"])):
+                last = self.momentum * last + 1  # the closed form of a_j has no value at a momentum of 1
+                norm += last
             return {"steps": {"steps": torch.tensor([norm], dtype=torch.float32)}}
 
         return finish

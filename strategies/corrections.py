@@ -6,6 +6,7 @@ before round 1.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -83,9 +84,27 @@ class DynamicRegularisation:
         return with_statistics(schema, mean - h / self.alpha, aggregated), {"h": h}
 
 
-def _scaled(state: ServerState, update: Update, factor: float) -> Update:
-    """An update whose change is `factor` times as long."""
-    return replace(update, params=changed(state, update.params, factor))
+def _mean_change(state: ServerState, aggregate: Aggregate, scaled: Iterable[tuple[Update, float]]) -> Params:
+    """What a rule makes of the clients' changes, each times its factor; BatchNorm statistics are what it makes of theirs.
+
+    The changes alone, not added to the old parameters: beside those, a change times 1e-8 would be rounded away.
+    """
+    schema = state.schema
+    old, zero = schema.flat(state.params), schema.view(torch.zeros(schema.size))
+
+    def changes() -> Iterator[Update]:
+        for update, factor in scaled:
+            change = (schema.flat(update.params) - old).mul_(factor)
+            yield replace(update, params=with_statistics(schema, change, update.params))
+
+    return aggregate(replace(state, params=zero), ReadOnce(changes()))
+
+
+def _moved(state: ServerState, change: Params, factor: float) -> Params:
+    """The global parameters plus `factor` times a change; BatchNorm statistics are those beside the change."""
+    flat = state.schema.flat
+    moved = flat(state.params).double().add_(flat(change).double(), alpha=factor)
+    return with_statistics(state.schema, moved.float(), change)
 
 
 @dataclass(frozen=True)
@@ -100,15 +119,15 @@ class NormalisedMean:
     def __call__(self, state: ServerState, updates: Iterable[Update]) -> Params:
         weight = steps = 0.0
 
-        def normalised() -> Iterator[Update]:
+        def normalised() -> Iterator[tuple[Update, float]]:
             nonlocal weight, steps
             for update in updates:
                 taken = float(update.extra["steps"]["steps"])
                 weight, steps = weight + update.num_examples, steps + update.num_examples * taken
-                yield _scaled(state, update, 1 / taken)
+                yield update, 1 / taken
 
-        normal = self.aggregate(state, ReadOnce(normalised()))
-        return changed(state, normal, steps / weight if weight else 0.0)
+        normal = _mean_change(state, self.aggregate, normalised())
+        return _moved(state, normal, steps / weight) if weight else state.params
 
 
 @dataclass(frozen=True)
@@ -132,19 +151,40 @@ class FairMean:
         counted = ~is_statistic(state.schema)
         old = state.schema.flat(state.params)
 
-        def weighed() -> Iterator[Update]:
+        def weighed() -> Iterator[tuple[Update, float]]:
             nonlocal total, clients
+            first = None
             for update in updates:
                 loss = max(float(update.extra["loss"]["loss"]), SMALLEST)
+                first = loss if first is None else first
                 change = torch.where(counted, state.schema.flat(update.params) - old, 0.0)
                 square = float(change.double().square().sum()) * lipschitz**2
-                total += self.q * loss ** (self.q - 1) * square + lipschitz * loss**self.q
+                weight = self._weight(loss, first, state.round + 1)
+                total += weight * (self.q / loss * square + lipschitz)
                 clients += 1
-                yield _scaled(state, update, loss**self.q)
+                yield update, weight
 
-        weighted = self.aggregate(state, ReadOnce(weighed()))
-        return changed(state, weighted, lipschitz * clients / total if clients else 0.0)
+        weighted = _mean_change(state, self.aggregate, weighed())
+        return _moved(state, weighted, lipschitz * clients / total) if clients else state.params
+
+    def _weight(self, loss: float, first: float, number: int) -> float:
+        """`loss^q` in a unit that cancels out of D_i and h_i: that of the round's first client is `LIGHT`, as the powers
+        themselves may be too large or too small for float32.
+
+        Raises:
+            UserError: it is too large nevertheless.
+        """
+        apart = self.q * math.log10(loss / first)
+        if apart > APART:
+            raise UserError(
+                f"strategy.q = {self.q:g}: in round {number} clients have losses of {first:.3g} and {loss:.3g}, whose powers "
+                f"loss^q are more than 1e{APART} apart; lower strategy.q"
+            )
+        return LIGHT * 10**apart
 
 
 SMALLEST = 1e-10
 """Loss below which a client counts as if it had this one: F^(q-1) has to be finite."""
+LIGHT, APART = 1e-28, 64
+"""Of the powers of the losses: that of the first client, and how many powers of ten another one may be above it. Times a
+weight's change they all are numbers that float32 has."""

@@ -6,6 +6,7 @@ Clients take whole-batch steps, so that the order of the samples plays no part; 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,11 @@ from softmax_federation import LR, SIZES, Array, experiment, gradient, joined, l
 
 from fl_sim import run
 from fl_sim.codecs import Schema
+from fl_sim.core.types import Update, UserError
 from fl_sim.simulation.federation import Federation
+from fl_sim.training.loop import Training
 from strategies import presets
+from strategies.corrections import FairMean, NormalisedMean
 from strategies.server_step import ServerState
 
 Reference = Callable[[Array, list[list[int]]], Array]
@@ -94,14 +98,14 @@ def qfedavg(w: Array, cohorts: list[list[int]]) -> Array:
     return w
 
 
-def fednova(w: Array, cohorts: list[list[int]]) -> Array:
-    """With momentum 0.5 and batches of 8, so that clients of other sizes take other numbers of steps."""
+def fednova(w: Array, cohorts: list[list[int]], rho: float = 0.5) -> Array:
+    """With momentum and batches of 8, so that clients of other sizes take other numbers of steps."""
     for cohort in cohorts:
         p, directions, norms = np.array([SIZES[k] for k in cohort]) / sum(SIZES[k] for k in cohort), [], []
         for k in cohort:
             y, velocity, accumulated, norm = w, np.zeros_like(w), 0.0, 0.0
             for _ in range(-(-SIZES[k] // 8)):
-                velocity, accumulated = 0.5 * velocity + gradient(y, k, 1), 0.5 * accumulated + 1
+                velocity, accumulated = rho * velocity + gradient(y, k, 1), rho * accumulated + 1
                 y, norm = y - LR * velocity, norm + accumulated
             directions.append((w - y) / (LR * norm))
             norms.append(norm)
@@ -110,6 +114,7 @@ def fednova(w: Array, cohorts: list[list[int]]) -> Array:
 
 
 SHORT = ("training.batch_size=8", "training.epochs=1", "training.momentum=0.5")
+ONE_SAMPLE = "data.source=softmax_federation:one_sample_each"
 METHODS: Mapping[str, tuple[Reference, str, str, tuple[str, ...]]] = {
     "FedAvgM": (fedavgm, "fedavg", "fedavgm", ()),
     "FedAdam": (fedopt(lambda v, s: 0.99 * v + 0.01 * s, 0.9), "fedavg", "fedadam", ("strategy.lr=0.05",)),
@@ -119,7 +124,13 @@ METHODS: Mapping[str, tuple[Reference, str, str, tuple[str, ...]]] = {
     "SCAFFOLD II": (scaffold(2, (1 / 3, 2 / 3, 1, 1)), "scaffold", "scaffold", ("training.warmup=2",)),
     "FedDyn": (feddyn, "feddyn", "feddyn", ("strategy.alpha=0.1",)),
     "FedProx": (fedprox, "fedprox", "fedavg", ("client.mu=0.5",)),
-    "FedNova": (fednova, "fednova", "fednova", (*SHORT, "data.source=softmax_federation:one_sample_each")),
+    "FedNova": (fednova, "fednova", "fednova", (*SHORT, ONE_SAMPLE)),
+    "FedNova, momentum 1": (
+        partial(fednova, rho=1.0),
+        "fednova",
+        "fednova",
+        (*SHORT, "training.momentum=1", ONE_SAMPLE),
+    ),
     "q-FedAvg": (qfedavg, "qfedavg", "qfedavg", ("strategy.q=2.0",)),
 }
 
@@ -135,6 +146,56 @@ def test_a_method_is_its_paper_s_algorithm(method: str, tmp_path: Path) -> None:
     expected = reference(start, cohorts)
     assert np.abs(expected - start).max() > 0.02, "the reference moves"
     np.testing.assert_allclose(joined(report.params), expected, atol=2e-5)
+
+
+LOSSES: Mapping[str, tuple[float, Sequence[float]]] = {
+    "as at the start": (1, (2.3, 2.2, 2.1)),
+    "small": (5, (0.03, 0.02, 0.01)),
+    "the last far larger": (10, (1e-4, 0.02, 2.0)),
+    "the first far larger": (10, (2.0, 0.02, 1e-4)),
+    "powers beyond float32": (100, (3.0, 2.0, 2.0)),
+    "powers below float64": (100, (2e-4, 1e-4, 1e-4)),
+}
+
+
+def updates_of(extra: str, reported: Sequence[float]) -> tuple[Array, list[Array], ServerState, list[Update]]:
+    """(old parameters, each client's change, the state, the updates) of clients that report a number beside their change."""
+    rng = np.random.default_rng(3)
+    old = rng.normal(size=500).astype(np.float32) * 0.1
+    trained = [(old + rng.normal(size=500) * 0.1).astype(np.float32) for _ in reported]
+    schema = Schema.of({"w": torch.from_numpy(old)}, ["w"])
+    state = ServerState(schema, schema.view(torch.from_numpy(old)))
+    updates = [
+        Update({"w": torch.from_numpy(new)}, 10, extra={extra: {extra: torch.tensor([value])}})
+        for new, value in zip(trained, reported, strict=True)
+    ]
+    return old.astype(float), [new.astype(float) - old for new in trained], state, updates
+
+
+@pytest.mark.parametrize("case", LOSSES)
+def test_q_fedavg_takes_its_step_whatever_the_size_of_the_losses_powers(case: str) -> None:
+    q, losses = LOSSES[case]
+    old, changes, state, updates = updates_of("loss", losses)
+    f = np.float32(losses).astype(float)
+    power = (f / f.max()) ** q  # F^q in a unit that cancels out
+    h = sum(p * (q / loss * float((d**2).sum()) / LR**2 + 1 / LR) for p, loss, d in zip(power, f, changes, strict=True))
+    expected = sum(p * d for p, d in zip(power, changes, strict=True)) / LR / h
+    found = FairMean(q, Training(lr=LR))(state, updates)["w"].double().numpy() - old
+    assert np.linalg.norm(found - expected) < 3e-8 * np.linalg.norm(old) + 1e-5 * np.linalg.norm(expected)
+
+
+def test_powers_of_losses_that_no_float32_holds_together_are_said() -> None:
+    _, _, state, updates = updates_of("loss", (0.1, 2.0))
+    with pytest.raises(UserError, match=r"strategy.q = 100: in round 1 .* losses of 0.1 and 2, .* lower strategy.q"):
+        FairMean(100, Training(lr=LR))(state, updates)
+
+
+def test_fednova_rounds_no_change_that_is_divided_by_many_steps() -> None:
+    steps = (3e6, 1e6, 2e6)
+    old, changes, state, updates = updates_of("steps", steps)
+    expected = np.mean(steps) * np.mean([d / taken for d, taken in zip(changes, steps, strict=True)], axis=0)
+    found = NormalisedMean()(state, updates)["w"].double().numpy() - old
+    assert np.linalg.norm(found - expected) < 1e-6 * np.linalg.norm(expected)
 
 
 def test_statistics_are_never_fed_to_an_optimiser() -> None:

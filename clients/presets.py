@@ -260,7 +260,8 @@ def distillation(
         training: the config's `[training]` table.
         temperature: softens the logits of teacher and student, above 0.
         alpha: weight of the teacher's loss, from 0 to 1; the labels' loss has 1 - alpha.
-        teacher: "global", or a model file that every client has already (its bytes are not booked).
+        teacher: "global" (from round 2 on; in round 1, with `model.weights` too, the labels alone teach), or a model file that
+            every client has already (its bytes are not booked).
     """
     return LocalClient(training, loss=LearnLogits(Distillation(temperature, alpha), teacher_of(teacher)))
 
@@ -285,7 +286,8 @@ def feature_distillation(
         beta: weight of the cosine term beside the squared error, at least 0.
         stages: names of the submodules whose outputs are compared; empty = the residual stages.
         scale: "none", or "teacher_std": divides the features of both by the teacher's standard deviation.
-        teacher: "global", or a model file that every client has already (its bytes are not booked).
+        teacher: "global" (from round 2 on; in round 1, with `model.weights` too, the labels alone teach), or a model file that
+            every client has already (its bytes are not booked).
     """
     objective = FeatureDistillation(alpha, beta, find("client.scale", scale, SCALES))
     loss = LearnFeatures(objective, teacher_of(teacher), tuple(stages))

@@ -94,6 +94,22 @@ def test_the_smaller_bound_counts() -> None:
     assert Accountant(1.0, 2, 100, DELTA, amplified=False)(10)["epsilon"] == exact
 
 
+@pytest.mark.parametrize(
+    ("clients", "cohort", "noise", "rounds"),
+    [(20, 5, 1.0, 30), (100, 10, 0.5, 20), (50, 45, 1.0, 20), (100, 1, 3.0, 300)],
+)
+def test_sampling_never_hides_what_two_federations_really_cost(
+    clients: int, cohort: int, noise: float, rounds: int
+) -> None:
+    """Everybody sends -S, and in one of two federations one client S: the sum is N(0) or, where that client is drawn, N(1), in
+    units of the sensitivity. Convolved numerically, that is what these two cost exactly: a bound from below."""
+    from dp_accounting.pld.privacy_loss_distribution import from_gaussian_mechanism
+
+    one = from_gaussian_mechanism(noise, sampling_prob=cohort / clients, value_discretization_interval=5e-3)
+    least = one.self_compose(rounds).get_epsilon_for_delta(DELTA)
+    assert least < Accountant(noise, cohort, clients, DELTA)(rounds)["epsilon"] < 2.2 * least
+
+
 def forgetful(task: Task, ctx: ClientContext) -> Update:
     return Update(task.params, ctx.num_examples)
 

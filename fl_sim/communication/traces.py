@@ -18,7 +18,6 @@ import bisect
 import csv
 import hashlib
 import io
-import itertools
 import json
 import logging
 import math
@@ -93,7 +92,7 @@ def read_availability(path: Path, clients: int) -> Availability:
     if isinstance(tree, list):
         listed: dict[object, list[object]] = {}
         for row in tree:
-            listed.setdefault(row[0], []).append(row[1:])
+            listed.setdefault(row[0].strip(), []).append(row[1:])
         period = max((_number(where, "end_s", row[2]) for row in tree), default=0.0)
         own: list[object] = _of_clients(where, dict[object, object](listed), clients)
     elif "clients" in tree:
@@ -112,9 +111,9 @@ def read_devices(path: Path, clients: int) -> Sequence[Device]:
     tree = _tree(path, where, ("client", *names))
     if isinstance(tree, list):
         own: Sequence[object] = _of_clients(
-            where, {row[0]: dict(zip(names, row[1:], strict=True)) for row in tree}, clients
+            where, {row[0].strip(): dict(zip(names, row[1:], strict=True)) for row in tree}, clients
         )
-        if len({row[0] for row in tree}) < len(tree):
+        if len({row[0].strip() for row in tree}) < len(tree):
             raise UserError(f"{where}: a client has two lines")
     elif "clients" in tree:
         own = _of_clients(where, _mapping(where, tree["clients"]), clients)
@@ -143,7 +142,9 @@ def _tree(path: Path, where: str, header: Sequence[str]) -> list[list[str]] | Ma
         if data[:1] == b"\x80":
             found = read_plain_pickle(data)
         else:
-            found = json.loads(data) if data.lstrip()[:1] == b"{" else _rows(data.decode(), header)
+            text = data.decode("utf-8-sig")  # spreadsheets write a byte order mark
+            json_like = text.lstrip()[:1] == "{"
+            found = json.loads(text, object_pairs_hook=_once) if json_like else _rows(text, header)
     except OSError as error:
         raise UserError(f"{where}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
@@ -164,6 +165,16 @@ def _rows(text: str, header: Sequence[str]) -> list[list[str]]:
     return lines[1:]
 
 
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """A JSON object; `json` keeps the last of two entries of one name and says nothing."""
+    found: dict[str, object] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"{name[:40]!r} stands there twice")
+        found[name] = value
+    return found
+
+
 def _mapping(where: str, value: object) -> Mapping[object, object]:
     if not isinstance(value, dict) or not value:
         raise UserError(f"{where}: an empty trace, or no table of clients")
@@ -177,6 +188,8 @@ def _of_clients(where: str, entries: Mapping[object, T], clients: int) -> list[T
         text = str(name).strip()
         if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) < clients):
             raise UserError(f"{where}: unknown client {text[:40]!r}; the federation has 0 to {clients - 1}")
+        if int(text) in found:
+            raise UserError(f"{where}: client {int(text)} stands there twice, once as {text!r}")
         found[int(text)] = entry
     if missing := [client for client in range(clients) if client not in found]:
         raise UserError(f"{where}: nothing on client {missing[0]} ({len(missing)} of {clients} clients are missing)")
@@ -196,7 +209,7 @@ def _number(where: str, name: str, value: object, least: float = 0.0) -> float:
 
 
 def _sorted(where: str, client: int, spans: object, period: float) -> list[Interval]:
-    """The intervals of a client, checked and in order."""
+    """The intervals of a client, checked and in order; those that touch are one, since the client does not leave between them."""
     if not isinstance(spans, (list, tuple)):
         raise UserError(f"{where}: client {client}: no list of intervals")
     own: list[Interval] = []
@@ -212,10 +225,14 @@ def _sorted(where: str, client: int, spans: object, period: float) -> list[Inter
             )
         own.append((start, end))
     own.sort()
-    for before, after in itertools.pairwise(own):
-        if after[0] < before[1]:
-            raise UserError(f"{where}: client {client}: intervals overlap at {after[0]:g} s")
-    return own
+    joined: list[Interval] = []
+    for start, end in own:
+        if joined and start < joined[-1][1]:
+            raise UserError(f"{where}: client {client}: intervals overlap at {start:g} s")
+        if joined and start == joined[-1][1]:
+            start = joined.pop()[0]
+        joined.append((start, end))
+    return joined
 
 
 def _device(where: str, client: int, entry: Mapping[object, object], names: Sequence[str]) -> Device:

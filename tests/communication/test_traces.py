@@ -18,6 +18,7 @@ from fl_sim.communication.virtual_clock import Link
 from fl_sim.core.plain_pickle import read_plain_pickle
 from fl_sim.core.types import UserError
 
+HEADER = "client,start_s,end_s\n"
 BEHAVIOUR = {
     17: {"duration": 50, "inactive": [60, 200], "finish_time": 180, "active": [10, 100], "model": "CPH1801"},
     3: {"duration": 9, "inactive": [40], "finish_time": 100, "active": [0], "model": "x"},
@@ -59,6 +60,26 @@ def test_the_next_start_is_a_time_at_which_the_client_is_there(edges: list[int],
     assert trace.until(0, start + 1e-6) is not None
     until = trace.until(0, now)
     assert until is None or until > now
+
+
+def test_intervals_that_touch_are_one(tmp_path: Path) -> None:
+    """A client that is there from 0 to 5 and from 5 to 8 does not leave at 5."""
+    trace = read_availability(_file(tmp_path, HEADER + "0,5,8\n0,0,5\n1,5,10\n1,0,5\n"), 2)
+    assert trace.intervals == [[(0, 8)], [(0, 10)]]
+    assert (trace.until(0, 2.0), trace.until(1, 2.0)) == (8, math.inf)
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path, mark: bytes) -> None:
+    rows = _file(tmp_path, mark + HEADER.encode() + b"0,0,5\n")
+    assert read_availability(rows, 1).intervals == [[(0, 5)]]
+    tree = _file(tmp_path, mark + b'{"period_s": 5, "clients": {"0": [[0, 5]]}}')
+    assert read_availability(tree, 1).intervals == [[(0, 5)]]
+
+
+def test_spaces_around_a_client_make_no_other_client(tmp_path: Path) -> None:
+    trace = read_availability(_file(tmp_path, HEADER + "0,0,5\n 0,7,9\n"), 1)
+    assert trace.intervals == [[(0, 5), (7, 9)]]
 
 
 def test_devices(tmp_path: Path) -> None:
@@ -113,9 +134,6 @@ def test_damaged_pickles_are_refused(noise: bytes, place: int) -> None:
         read_plain_pickle(bytes(good))
 
 
-HEADER = "client,start_s,end_s\n"
-
-
 @pytest.mark.parametrize(
     ("content", "said"),
     [
@@ -129,6 +147,8 @@ HEADER = "client,start_s,end_s\n"
         (HEADER + "0,0,5\n2,0,5\n", "unknown client '2'; the federation has 0 to 1"),
         (HEADER + "0,0,5\nx,0,5\n", "unknown client 'x'"),
         (HEADER + "0,0,5\n", "nothing on client 1 (1 of 2 clients are missing)"),
+        (HEADER + "0,0,5\n1,0,5\n01,6,9\n", "client 1 stands there twice, once as '01'"),
+        ('{"period_s": 9, "clients": {"0": [[0, 1]], "1": [], "0": [[2, 3]]}}', "'0' stands there twice"),
         (HEADER + "0,0\n", "line 2 has 2 cells"),
         ({"clients": {"0": [[0, 1]], "1": [[0, 1]]}}, "period_s = 'None'"),
         ({"period_s": 0, "clients": {"0": [[0, 1]], "1": [[0, 1]]}}, "period_s = 0: must be above 0"),
@@ -164,6 +184,8 @@ def test_a_wrong_trace_is_one_line(tmp_path: Path, content: object, said: str) -
         ({"7": {"communication": 5}}, "entry 7: computation = 'None'"),
         ({"7": 5}, "an empty trace, or no table of clients"),
         ("client,samples_per_s,down_mbps,up_mbps,latency_ms\n0,1,1,1,1\n0,1,1,1,1\n", "a client has two lines"),
+        ("client,samples_per_s,down_mbps,up_mbps,latency_ms\n0,1,1,1,1\n 0,1,1,1,1\n", "a client has two lines"),
+        ("client,samples_per_s,down_mbps,up_mbps,latency_ms\n0,1,1,1,1\n00,2,1,1,1\n", "client 0 stands there twice"),
     ],
 )
 def test_wrong_devices_are_one_line(tmp_path: Path, content: object, said: str) -> None:

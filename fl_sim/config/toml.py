@@ -77,7 +77,7 @@ def text_of(path: Path) -> str:
         data = stream.read(MOST_BYTES + 1)
     if len(data) > MOST_BYTES:
         raise ValueError(f"more than {MOST_BYTES:,} bytes")
-    return data.decode()
+    return data.decode("utf-8-sig")  # some editors write a byte order mark, which TOML does not know
 
 
 def plain(value: object, where: str) -> Json:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from pathlib import Path
 
 import pytest
 from hostile import JSON, QUICK, one_line
@@ -54,3 +55,10 @@ def test_a_list_without_quotes_is_told_how_it_is_written(override: str, words: s
     with pytest.raises(UserError) as said:
         Experiment.from_tree({}, [override])
     assert str(said.value).endswith(words)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_config(tmp_path: Path) -> None:
+    """Some editors of Windows write one."""
+    path = tmp_path / "marked.toml"
+    path.write_bytes(b"\xef\xbb\xbf" + b"rounds = 7\n")
+    assert Experiment.load(path).rounds == 7

@@ -107,11 +107,17 @@ def plan(path: str | Path, overrides: Sequence[str], *, seeds: Sequence[int]) ->
     """Every combination of the overrides' alternatives, under every seed; all are validated before any runs.
 
     Raises:
-        UserError: wrong input in any of them; an override of `seed`, whose values would be overwritten by `seeds`.
+        UserError: wrong input in any of them; an override of `seed`, whose values would be overwritten by `seeds`, or two of one
+            key, of which the first would be.
     """
+    keys: set[str] = set()
     for text in overrides:
-        if text.partition("=")[0].strip() == "seed":
-            raise UserError(f"{text}: a sweep runs under the seeds of --seeds; write --seeds {text.partition('=')[2]}")
+        key, _, values = text.partition("=")
+        if key.strip() == "seed":
+            raise UserError(f"{text}: a sweep runs under the seeds of --seeds; write --seeds {values}")
+        if key.strip() in keys:
+            raise UserError(f"{text}: {key.strip()} is there already; write its values once, as {key.strip()}=A,B")
+        keys.add(key.strip())
     grid = itertools.product(*map(alternatives, overrides))
     return [Experiment.load(path, [*choice, f"seed={seed}"]) for choice in grid for seed in seeds]
 

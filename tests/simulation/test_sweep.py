@@ -50,6 +50,12 @@ def test_seeds_among_the_overrides_are_refused_and_not_overwritten(config: Path)
         plan(config, ["data.alpha=0.1,1.0", "seed=3,4"], seeds=[0, 1, 2])
 
 
+def test_two_lists_for_one_key_are_refused_and_not_run_twice(config: Path) -> None:
+    """The last would have counted alone, under as many names as the first has values."""
+    with pytest.raises(UserError, match=r"^rounds=3: rounds is there already; write its values once, as rounds=A,B$"):
+        plan(config, ["rounds=1,2", "data.alpha=0.1", "rounds=3"], seeds=[0])
+
+
 def test_configs_come_first_then_overrides(config: Path, tmp_path: Path) -> None:
     odd = tmp_path / "a=b.toml"
     odd.write_text("")

@@ -45,6 +45,8 @@ def advise(
     size = budget_of(budget) if budget else None
     if size is None:
         raise UserError("advise: --budget is missing, for instance --budget 50MB")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out}: a file; needed: a folder for the proposed configs")
     experiment = _experiment(what, overrides or [])
     short = experiment.model_copy(update={"rounds": min(RECORDED, experiment.rounds)})
     with display(short, errors, quiet=quiet or not errors.is_terminal) as observer:

@@ -64,6 +64,7 @@ def compare(
 
     Example: fl-sim compare runs/quickstart-* --baseline quickstart --html comparison.html
     """
+    from fl_sim.core.files import require_place
     from fl_sim.core.lookup import find
     from fl_sim.report import (
         FORMATS,
@@ -79,6 +80,8 @@ def compare(
         write_page,
     )
 
+    if page is not None:
+        require_place(page)
     reports = _finished([*runs, *(small or [])])
     groups = grouped(reports)
     require_small(groups, small or [])

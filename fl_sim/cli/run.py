@@ -116,8 +116,11 @@ def sweep(
     Example: fl-sim sweep configs/quickstart.toml configs/digits_*.toml --jobs 2 --html comparison.html
     """
     with imports_uncollected():
+        from fl_sim.core.files import require_place
         from fl_sim.simulation.sweep import integers, plan, sorted_out
 
+    if page is not None:
+        require_place(page)
     under = integers("--seeds", seeds)
     configs, overrides = sorted_out(words)
     there = [f'out="{out}"'] if out else []

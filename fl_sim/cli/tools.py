@@ -77,6 +77,8 @@ def prune(
         raise UserError(
             "method 'batchnorm': cuts channels out of models without gates, and this one has some ([gating])"
         )
+    if out is not None:
+        saved.require_target(out)
     share, least = 0.1 if density is None else density, 0.01 if threshold is None else threshold
     data = None if calibration is None else data_for(saved, calibration)
     with counting(errors, "distortion curves") as progress:

@@ -11,6 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from fl_sim.core.errors import UserError
+
 
 def create(path: Path) -> BinaryIO:
     """Open a new, empty file in the place of whatever was there.
@@ -70,6 +72,16 @@ def write_atomically(path: Path, data: bytes | Iterable[bytes | memoryview]) -> 
         with suppress(OSError):
             beside.unlink()
         raise
+
+
+def require_place(path: Path) -> None:
+    """Complain of a path at which no file can be, before hours are spent on what shall stand in it.
+
+    Raises:
+        UserError: a folder is there, or the folder around it is missing.
+    """
+    if path.is_dir() or not path.parent.is_dir():
+        raise UserError(f"{path}: {'a folder' if path.is_dir() else 'its folder does not exist'}; needed: a file")
 
 
 def open_plain(path: Path) -> BinaryIO:

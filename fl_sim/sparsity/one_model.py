@@ -7,6 +7,7 @@ rows = layer_rows(model, pruned, (3, 32, 32))
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
@@ -92,8 +93,10 @@ def by_batchnorm(model: nn.Module, request: Request) -> nn.Module:
     """Remove the channels that BatchNorm has disabled, whatever density is asked for; tensors become smaller.
 
     Raises:
-        UserError: the model has no BatchNorm, or its graph depends on its data.
+        UserError: the threshold is none, the model has no BatchNorm, or its graph depends on its data.
     """
+    if not 0 <= request.threshold < math.inf:
+        raise UserError(f"threshold = {request.threshold}: must be a number of at least 0")
     if not batchnorm_names(model):
         raise UserError(
             "method 'batchnorm' removes channels that BatchNorm has disabled, and this model has no BatchNorm; allowed: a "

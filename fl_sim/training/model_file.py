@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from fl_sim import models
 from fl_sim.core.errors import in_one_line
-from fl_sim.core.files import write_atomically
+from fl_sim.core.files import require_place, write_atomically
 from fl_sim.core.tensor_file import DTYPES, TensorFile
 from fl_sim.core.types import Params, UserError
 from fl_sim.data import Data
@@ -129,6 +129,16 @@ class Saved:
     def tokens(self) -> bool:
         """Whether its inputs are tokens, not numbers."""
         return self.interface.vocabulary is not None
+
+    def require_target(self, path: Path) -> None:
+        """Complain of a path for `write` that would replace this model's own file, or that is no file.
+
+        Raises:
+            UserError: so it is.
+        """
+        require_place(path)
+        if path.exists() and path.samefile(self.path):
+            raise UserError(f"{path}: the model itself, which would be lost; allowed: another file")
 
     def write(self, model: nn.Module, path: Path) -> Path:
         """Save another model of this architecture. Raises UserError where the path cannot be written."""

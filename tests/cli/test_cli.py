@@ -162,3 +162,26 @@ def test_a_table_is_whole_in_a_narrow_terminal(
         text = capsys.readouterr().out
         assert all(word in text for word in ("accuracy %", "M MACs", "saving %", "10.62", "1234567.125"))
         assert "training.momentum=0.123456" in text  # of a pipe; a narrow terminal breaks it
+
+
+@pytest.mark.parametrize("page", ["", "none/page.html"])
+@pytest.mark.parametrize("command", ["sweep", "compare"])
+def test_a_page_that_cannot_be_written_is_said_before_anything_is_computed(
+    command: str, page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first config and the first run are wrong too, and are not looked at."""
+    assert cli_here(monkeypatch, command, str(tmp_path / "none"), "--html", str(tmp_path / page)) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"fl-sim: {tmp_path / page}: ")
+    assert said.endswith("; needed: a file\n")
+
+
+def test_advised_configs_need_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    assert cli_here(monkeypatch, "advise", "mpl", "--budget", "5MB", "--out", str(tmp_path / "file")) == 2
+    assert (
+        capsys.readouterr().err
+        == f"fl-sim: --out {tmp_path / 'file'}: a file; needed: a folder for the proposed configs\n"
+    )

@@ -13,9 +13,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
+from fl_sim import models
+from fl_sim.core.types import UserError
 from fl_sim.data import Data
 from fl_sim.models import prunable_names
-from fl_sim.sparsity.one_model import METHODS, USED, layer_rows
+from fl_sim.sparsity.one_model import METHODS, USED, Request, layer_rows
 from fl_sim.training.model_file import open_saved
 
 LENGTH, TOKENS = 9, 10
@@ -165,3 +167,30 @@ def test_channels_of_a_gated_run_are_not_cut_and_of_another_are_by_their_thresho
 
 def test_every_method_says_which_options_it_uses() -> None:
     assert USED.keys() == METHODS.keys()
+
+
+@pytest.mark.parametrize(
+    ("out", "said"),
+    [
+        ("", "a folder; needed: a file"),
+        ("none/made.safetensors", "its folder does not exist; needed: a file"),
+        ("model.safetensors", "the model itself, which would be lost; allowed: another file"),
+        ("link.safetensors", "the model itself, which would be lost; allowed: another file"),
+    ],
+)
+def test_the_model_is_not_replaced_by_what_is_left_of_it(
+    folders: dict[str, Path], out: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = folders["lstm"]
+    if out == "link.safetensors":
+        (folder / out).symlink_to(folder / "model.safetensors")
+    before = (folder / "model.safetensors").read_bytes()
+    status = cli_here(monkeypatch, "prune", str(folder), "--out", str(folder / out))
+    assert (status, capsys.readouterr()) == (2, ("", f"fl-sim: {folder / out}: {said}\n"))
+    assert (folder / "model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("threshold", ["nan", "-1", "inf"])
+def test_a_threshold_is_a_number_of_at_least_0(threshold: str) -> None:
+    with pytest.raises(UserError, match="must be a number of at least 0"):
+        METHODS["batchnorm"](models.build("cnn_bn"), Request(0.1, threshold=float(threshold)))

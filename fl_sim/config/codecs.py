@@ -11,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from fl_sim.config.target import Target, or_preset
 from fl_sim.core.given import path_of
 from fl_sim.core.lookup import nearest
+from fl_sim.core.types import UserError
 
 GROUP = "fl_sim.codecs"
 """Group of entry points in which an installed package names its codecs."""
@@ -29,14 +30,14 @@ def codec_path(given: object) -> object:
     """The import path of a codec; anything that is no name, as it is.
 
     Raises:
-        ValueError: a name that neither fl-sim nor an installed package has.
+        UserError: a name that neither fl-sim nor an installed package has.
     """
     named = path_of(given)
     if not isinstance(named, str) or ":" in named:
         return named
     found = {**{entry.name: entry.value for entry in entry_points(group=GROUP)}, **CODECS}
     if named not in found:
-        raise ValueError(
+        raise UserError(
             f"codec {named!r}: no such codec{nearest(named, list(found))}; or module:name of your own, or an entry point of "
             f"the group {GROUP!r}"
         )

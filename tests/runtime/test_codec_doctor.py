@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from command import cli_here
 from typer.testing import CliRunner
 
 from fl_sim.cli.app import app
@@ -21,7 +22,7 @@ def test_options_reach_a_codec() -> None:
     assert "rank = 0: must be at least 1" in only.problem
     (large,) = (f for f in examine_part("codec", "powersgd", {"rank": 1000}) if f.problem)
     assert "as float32" in large.problem
-    with pytest.raises((UserError, ValueError), match="no such codec"):
+    with pytest.raises(UserError, match="no such codec"):
         examine_part("codec", "powersg")
 
 
@@ -34,3 +35,12 @@ def test_the_command_takes_options_of_a_codec() -> None:
     tried = CliRunner().invoke(app, ["doctor", "--codec", "eden", "bits=9"])
     assert tried.exit_code == 1
     assert "bits = 9: must be a whole number from 1 to 8" in tried.output
+
+
+def test_an_unknown_codec_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["edn"], ["edn", "bits=2"]):
+        assert cli_here(monkeypatch, "doctor", "--codec", *words) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("fl-sim: ")
+        assert "codec 'edn': no such codec; did you mean 'eden'?" in said
+        assert len(said.splitlines()) == 1

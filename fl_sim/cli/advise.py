@@ -38,6 +38,7 @@ def advise(
 
     Example: fl-sim advise configs/quickstart.toml --budget 20MB
     """
+    from fl_sim.core.files import require_folder
     from fl_sim.report.progress import display
     from fl_sim.simulation.advice import RECORDED, budget_of
     from fl_sim.simulation.advice import advise as advice_for
@@ -45,8 +46,7 @@ def advise(
     size = budget_of(budget) if budget else None
     if size is None:
         raise UserError("advise: --budget is missing, for instance --budget 50MB")
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out}: a file; needed: a folder for the proposed configs")
+    require_folder(out)
     experiment = _experiment(what, overrides or [])
     short = experiment.model_copy(update={"rounds": min(RECORDED, experiment.rounds)})
     with display(short, errors, quiet=quiet or not errors.is_terminal) as observer:

@@ -49,12 +49,14 @@ def reproduce(
     with imports_uncollected():
         from fl_sim.bench.claims.rates import Search
         from fl_sim.bench.claims.trial import Asked, case_of, chosen, experiments
+        from fl_sim.core.files import require_folder
         from fl_sim.simulation.sweep import decimals, integers
 
     if listed:
         for line in _lines():
             console.print(line, highlight=False, markup=False, soft_wrap=True)
         return
+    require_folder(out)
     methods = chosen(names or [], everything=everything, task=task)
     asked = Asked(task, methods, integers("--seeds", seeds), str(out), rounds)
     try:

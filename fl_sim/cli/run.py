@@ -116,7 +116,7 @@ def sweep(
     Example: fl-sim sweep configs/quickstart.toml configs/digits_*.toml --jobs 2 --html comparison.html
     """
     with imports_uncollected():
-        from fl_sim.core.files import require_place
+        from fl_sim.core.files import require_folder, require_place
         from fl_sim.simulation.sweep import integers, plan, sorted_out
 
     if page is not None:
@@ -124,6 +124,8 @@ def sweep(
     under = integers("--seeds", seeds)
     configs, overrides = sorted_out(words)
     there = [f'out="{out}"'] if out else []
+    if out is not None:
+        require_folder(out)
     experiments = [each for config in configs for each in plan(config, [*overrides, *there], seeds=under)]
     try:
         if not any(experiment.study for experiment in experiments):

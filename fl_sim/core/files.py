@@ -84,6 +84,13 @@ def require_place(path: Path) -> None:
         raise UserError(f"{path}: {'a folder' if path.is_dir() else 'its folder does not exist'}; needed: a file")
 
 
+def require_folder(path: Path) -> None:
+    """Complain of a path at which no folder is or can be made, for the same reason. Raises UserError."""
+    there = next(place for place in (path, *path.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise UserError(f"{path}: {'a file' if there == path else f'{there} is a file'}; needed: a folder")
+
+
 def open_plain(path: Path) -> BinaryIO:
     """Open a regular file for reading. Raises OSError for anything else: reading a pipe or device could block for ever."""
     if path.exists() and not path.is_file():

@@ -176,12 +176,13 @@ def test_a_page_that_cannot_be_written_is_said_before_anything_is_computed(
     assert said.endswith("; needed: a file\n")
 
 
-def test_advised_configs_need_a_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("words", [["advise", "mpl", "--budget", "5MB"], ["reproduce", "tpk"], ["sweep", "none.toml"]])
+@pytest.mark.parametrize("below", ["", "runs"])
+def test_a_file_in_the_place_of_a_folder_is_said_before_anything_is_computed(
+    words: list[str], below: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("mine")
-    assert cli_here(monkeypatch, "advise", "mpl", "--budget", "5MB", "--out", str(tmp_path / "file")) == 2
-    assert (
-        capsys.readouterr().err
-        == f"fl-sim: --out {tmp_path / 'file'}: a file; needed: a folder for the proposed configs\n"
-    )
+    out = tmp_path / "file" / below
+    assert cli_here(monkeypatch, *words, "--out", str(out)) == 2
+    found = f"{tmp_path / 'file'} is a file" if below else "a file"
+    assert capsys.readouterr().err == f"fl-sim: {out}: {found}; needed: a folder\n"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Self
 
 import torch
@@ -61,6 +61,13 @@ class Gating:
             raise UserError(
                 f"gating: start = {self.start}, end = {self.end}: rounds, not before 0, the end not before the start"
             )
+
+    def described(self) -> dict[str, object]:
+        """What `Gating(**described)` is made of. A temperature of 1 is not named: earlier versions read the files without it."""
+        described = asdict(self)
+        if self.temperature == 1:
+            del described["temperature"]
+        return described
 
     def wrap(self, model: nn.Module, *, seed: int) -> Gated:
         """The gated model; its ratio is `keep`, whatever the budget and the round.

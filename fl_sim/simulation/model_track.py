@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -166,7 +166,7 @@ class ModelTrack:
         """What makes this model, initialisation aside, and its gates: see `fl_sim.training.model_file.Architecture`."""
         asked = self.experiment.model
         shape = described_by(interface_of(self.data))
-        gates = {} if self.gating is None else {"gating": asdict(self.gating)}
+        gates = {} if self.gating is None else {"gating": self.gating.described()}
         # What a builder of the user's draws and no file holds, as plain attributes, comes out of the run's seed alone.
         seed = {} if asked.name in MODELS else {"seed": self.experiment.seed}
         return {"name": asked.name, "width": asked.width, **shape, **gates, **seed}

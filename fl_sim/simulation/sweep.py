@@ -107,17 +107,19 @@ def plan(path: str | Path, overrides: Sequence[str], *, seeds: Sequence[int]) ->
     """Every combination of the overrides' alternatives, under every seed; all are validated before any runs.
 
     Raises:
-        UserError: wrong input in any of them; an override of `seed`, whose values would be overwritten by `seeds`, or two of one
-            key, of which the first would be.
+        UserError: wrong input in any of them; an override of `seed`, whose values would be overwritten by `seeds`, or a list
+            of values for a key that is there twice, of which the last alone would count. Of two single ones the last counts, as
+            in a run.
     """
-    keys: set[str] = set()
+    given: dict[str, int] = {}
     for text in overrides:
         key, _, values = text.partition("=")
         if key.strip() == "seed":
             raise UserError(f"{text}: a sweep runs under the seeds of --seeds; write --seeds {values}")
-        if key.strip() in keys:
+        count = len(alternatives(text))
+        if max(count, given.get(key.strip(), 0)) > 1 and key.strip() in given:
             raise UserError(f"{text}: {key.strip()} is there already; write its values once, as {key.strip()}=A,B")
-        keys.add(key.strip())
+        given[key.strip()] = count
     grid = itertools.product(*map(alternatives, overrides))
     return [Experiment.load(path, [*choice, f"seed={seed}"]) for choice in grid for seed in seeds]
 

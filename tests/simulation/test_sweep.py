@@ -54,6 +54,10 @@ def test_two_lists_for_one_key_are_refused_and_not_run_twice(config: Path) -> No
     """The last would have counted alone, under as many names as the first has values."""
     with pytest.raises(UserError, match=r"^rounds=3: rounds is there already; write its values once, as rounds=A,B$"):
         plan(config, ["rounds=1,2", "data.alpha=0.1", "rounds=3"], seeds=[0])
+    with pytest.raises(UserError, match=r"^rounds=1,2: rounds is there already"):
+        plan(config, ["rounds=3", "rounds=1,2"], seeds=[0])
+    (one,) = plan(config, ["rounds=3", "rounds=2"], seeds=[0])
+    assert one.rounds == 2
 
 
 def test_configs_come_first_then_overrides(config: Path, tmp_path: Path) -> None:

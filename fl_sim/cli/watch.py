@@ -46,6 +46,9 @@ def watch(
     os.nice(PATIENCE)
     with server:
         console.print(f"watch: {server.url}", highlight=False, soft_wrap=True)
+        for place in [] if parent else runs:
+            if not place.exists():  # a misspelt name would look like a run that is about to start
+                console.print(f"watch: {place}: not there yet", highlight=False, markup=False, soft_wrap=True)
         try:
             server.serve_forever()
         except KeyboardInterrupt:

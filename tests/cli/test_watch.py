@@ -19,6 +19,7 @@ from urllib.parse import quote, urlsplit
 
 import pytest
 from browser import dom_at, in_a_browser
+from command import cli_here
 from federation import FOUR, run_tiny
 
 from fl_sim import Report
@@ -84,6 +85,22 @@ def test_a_finished_run_is_shown_from_its_folder_and_from_the_one_above(report: 
         ]
         last = report.rounds[-1]
         assert (run["saved"], run["alive"]) == (last["saved_bytes"], last["density"])  # as the terminal has them
+
+
+def test_a_folder_that_is_not_there_is_said(
+    report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its page would wait for a run under a misspelt name."""
+
+    def ended(server: LiveServer) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(LiveServer, "serve_forever", ended)
+    monkeypatch.setattr("os.nice", lambda niceness: None)  # of this process, for good
+    assert cli_here(monkeypatch, "watch", str(report.folder), str(tmp_path / "rnus")) == 0
+    address, *more = capsys.readouterr().out.splitlines()
+    assert address.startswith("watch: http://127.0.0.1:")
+    assert more == [f"watch: {tmp_path / 'rnus'}: not there yet", "watch: ended"]
 
 
 def test_runs_of_one_name_are_told_apart_by_the_folders_above(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -165,7 +165,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     found = {setting: arms for setting, arms in found.items() if arms}
     for setting, arms in found.items():
         beside = sides(arms, plan["twins"])
-        order = [*plan["arms"], *plan["settings"][setting].get("arms", ())]
+        order = list(
+            {**plan["arms"], **plan["settings"][setting].get("arms", {})}
+        )  # a setting may change an arm of all
         print(f"Setting {setting}\n\n{table(arms, order)}\n" + (f"\n{beside}\n" if beside else ""))
     if asked.curves:
         draw(found, asked.curves)

@@ -126,3 +126,12 @@ def test_the_curves_of_the_table_are_drawn(table: ModuleType, rows: Path, tmp_pa
     text = (tmp_path / "curves.html").read_text()
     assert "sparse, seed 1" in text
     assert "sparse, seed 10" not in text
+
+
+def test_each_arm_has_one_line(table: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also one of all settings that a setting changes, as A changes `small_50`."""
+    table.main([])
+    for part in capsys.readouterr().out.split("Setting ")[1:]:
+        arms = [line.split("|")[1].strip() for line in part.splitlines() if line.startswith("| `")]
+        assert arms
+        assert len(arms) == len(set(arms))

@@ -239,7 +239,9 @@ def test_layout_and_dtype_change_results_within_tolerance_only(salience: str) ->
     assert (half - plain).abs().mean() < 0.2 * plain.abs().mean()
 
 
-@pytest.mark.parametrize("salience", ["gate", "activation", "taylor", "weight"])
+@pytest.mark.parametrize(
+    "salience", ["gate", "weight", *(pytest.param(s, marks=pytest.mark.slow) for s in ("activation", "taylor"))]
+)
 def test_200_steps_at_a_high_rate_stay_finite_and_fall(salience: str) -> None:
     data = load_data("digits").train
     gated = gate(build("resnet8", in_channels=1, width=0.5), keep=0.5, salience=salience)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from properties import examples
 
 from fl_sim.codecs import Description
 from fl_sim.communication.flower_private import set_message_id
@@ -152,7 +153,7 @@ def _runs(context: Context) -> int:
     return int(context.state[RUNS][RUNS].numpy()[0]) if RUNS in context.state else 0
 
 
-@pytest.mark.parametrize("seed", range(300))
+@pytest.mark.parametrize("seed", range(examples(300)))
 def test_each_update_is_handed_in_once_and_told_of_once(
     seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

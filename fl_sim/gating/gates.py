@@ -184,7 +184,9 @@ def at_temperature(make: MakeGate, temperature: float) -> MakeGate:
         raise UserError(
             f"gating.temperature = {temperature}: must be at least {LEAST_TEMPERATURE:g} and at most {1 / LEAST_TEMPERATURE:g}"
         )
-    if temperature != 1 and make is not SALIENCES["gate"]:
+    if temperature == 1:
+        return make
+    if make is not SALIENCES["gate"]:
         raise UserError(f'gating.temperature = {temperature}: only gating.salience = "gate" has one')
 
     def tempered(conv: nn.Conv2d, rng: torch.Generator, masking: Masking) -> Gate:

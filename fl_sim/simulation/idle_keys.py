@@ -197,9 +197,8 @@ def _of_initialisation(what: str, model: nn.Module) -> Iterator[str]:
         )
     matrices = prunable_names(model)
     computed = left_out(model, [name for name, _ in model.named_parameters()], matrices)
-    others = [
-        name for name in matrices if name not in map_names(model) and ".parametrizations." not in name
-    ]  # adapters
+    # Adapters are parametrizations, and start as their own rule says.
+    others = [name for name in matrices if name not in map_names(model) and ".parametrizations." not in name]
     if stay := [*computed, *others]:
         more = f" and {len(stay) - 1} more" if len(stay) > 1 else ""
         yield (

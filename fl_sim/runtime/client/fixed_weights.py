@@ -98,9 +98,8 @@ class Resident:
             WrongFrozenWeights: the client changed weights that are frozen, or buffers that are known as constant; they are
                 made anew for the next.
         """
-        alone = (
-            (name, held) for name, held in self._tables.items() if name not in self._first
-        )  # those are looked at below
+        # What came with the frozen weights is looked at below.
+        alone = ((name, held) for name, held in self._tables.items() if name not in self._first)
         if moved := next((name for name, (buffer, was) in alone if digest_of(buffer) != was), None):
             raise WrongFrozenWeights(
                 f"training changed the buffer {moved!r}, which it left alone in a trial of two passes: it does not travel, and "
